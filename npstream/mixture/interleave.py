@@ -5,11 +5,13 @@ rounded up or down. This holds if and only if unit i of source s is in its *wind
 ``floor(i * L / n_s)`` to before slot ``ceil((i + 1) * L / n_s)``, the unit's *deadline*.
 
 Slots are filled one after the other, each by a random unit whose window is open. The chance of a
-unit is 1 / (slots left in its window), so that a source alone would fill all its slots equally
-often. A unit may be drawn only if all other units can still meet their deadlines. They can if, for
-every D, the number of unplaced units with deadlines up to D is at most the number of free slots
-before D. (Later starts of windows never make this fail.) A deadline D without slack is *tight*. A
-tree over deadlines finds the first tight one, and units with later deadlines must wait.
+unit is 1 / (slots left in its window). With these chances, and without other sources, each slot of
+a window would be equally likely.
+
+A unit may be drawn only if all other units can still meet their deadlines. They can if, for every
+D, the number of unplaced units with deadlines up to D is at most the number of free slots before D.
+(The starts of windows need no check.) A deadline D without slack is *tight*. A tree over deadlines
+finds the first tight one, and units with later deadlines must wait.
 
 Placing the unit with the earliest deadline in each slot would be valid, too. But its patterns are
 almost periodic, so a reader of every tenth slot might see only one source.
@@ -26,7 +28,11 @@ PATTERN_VERSION = 1
 """Version of the patterns; it must change whenever this module computes others."""
 
 _CLASSES = 24
-"""Number of chance classes: windows have fewer than ``2**_CLASSES`` slots left."""
+"""Number of classes of sources with similar chances.
+
+Class k has the sources with a chance above ``2**-(k + 1)``, up to ``2**-k``. A draw chooses a class
+first, so it need not go through all sources. Windows must have fewer than ``2**_CLASSES`` slots.
+"""
 
 _MAX_DRAWS = 16
 """Maximum number of draws for a slot; then the unit with the earliest deadline is placed."""
@@ -38,8 +44,7 @@ def interleave_sources(counts: Int64, key: int, sources: AnyArray) -> None:
     length = sources.size
     placed = np.zeros(counts.size, np.int64)  # units of each source
     ends = np.zeros(counts.size, np.int64)  # deadline of each source's next unit
-    sums, lows = _slack(counts, length)
-    # Class k has the sources with a chance above 2**-(k+1), up to 2**-k.
+    sums, lows = _make_slack_tree(counts, length)
     members = np.empty((_CLASSES, counts.size), np.int32)
     sizes = np.zeros(_CLASSES, np.int64)
     class_of = np.full(counts.size, -1)
@@ -68,6 +73,8 @@ def interleave_sources(counts: Int64, key: int, sources: AnyArray) -> None:
             index_of[source] = sizes[number]
             members[number, sizes[number]] = source
             sizes[number] += 1
+            # Set when the class must be found again: after a slot that is shared with the window
+            # before (see `_chance`), else when the growing chance exceeds the class.
             if slot * count < placed[source] * length:
                 _add_to_slot(source, slot + 1, heads, after, before, due)
             elif number:
@@ -105,6 +112,8 @@ def _draw_source(
     sizes: Int64,
 ) -> tuple[int, int]:
     """Draw a source whose deadline is at most `tight`; return it and the counter of draws."""
+    # Rejection sampling: draw as if each source of class k had the chance 2**-k. Then accept the
+    # source with probability chance / 2**-k, which is above 1/2.
     total = 0
     for number in range(_CLASSES):
         total += int(sizes[number]) << (_CLASSES - number)
@@ -120,6 +129,7 @@ def _draw_source(
         counter += 2
         if is_accepted and ends[source] <= tight:
             return source, counter
+    # Look for the earliest deadline in the first class only: its units have the fewest slots left.
     number = 0
     while sizes[number] == 0:
         number += 1
@@ -135,8 +145,9 @@ def _draw_source(
 def _chance(slot: int, count: int, number: int, length: int) -> tuple[int, int]:
     """Return the chance of unit `number` in a slot, as numerator and denominator.
 
-    A window that begins within a slot shares this slot with the window before. The chance there
-    accounts for the part of the slot that belongs to the window before.
+    The bounds of a window may be fractions. If a window begins within a slot, the window before
+    shares this slot. Then a part of the slot belongs to the unit before, and the chance of this
+    unit is smaller.
     """
     reached = slot * count
     if reached >= number * length:
@@ -146,12 +157,12 @@ def _chance(slot: int, count: int, number: int, length: int) -> tuple[int, int]:
 
 
 @kernel
-def _slack(counts: Int64, length: int) -> tuple[AnyArray, AnyArray]:
+def _make_slack_tree(counts: Int64, length: int) -> tuple[AnyArray, AnyArray]:
     """Return a segment tree over deadlines, as two arrays of nodes: sums and minimum prefix sums.
 
-    A leaf is 1 minus the number of units with this deadline. A node has the sum of its leaves, and
-    the minimum of the sums of its first leaves. The slack before D is the sum of the leaves from
-    the next slot to D.
+    There is a leaf for each deadline: 1 minus the number of unplaced units with this deadline. A
+    node has the sum of its leaves, and the minimum of their prefix sums. The slack of a deadline D
+    is the sum of the leaves from the next slot to D.
     """
     size = 1
     while size < length:
@@ -174,7 +185,8 @@ def _first_tight_deadline(slot: int, sums: AnyArray, lows: AnyArray) -> int:
     size = sums.size // 2
     node = size + slot
     slack = 0
-    while slack + lows[node] > 0:  # stops at the latest at the end of the pattern, without slack
+    # This ends, because the last deadline of a pattern has no slack.
+    while slack + lows[node] > 0:
         slack += int(sums[node])
         while node & 1:
             node >>= 1

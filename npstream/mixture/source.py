@@ -1,7 +1,8 @@
-"""Provide `MixedSource`: the samples of several views, read like those of one source.
+"""Provide `MixedSource`, which reads the samples of several views like those of one dataset.
 
-Rows count through the views, one after the other. One look-up converts rows to *union ids*: ids of
-samples in the union of all datasets, which is read like one dataset.
+Each view is one source of a mixture. The rows of a `MixedSource` are those of the first view, then
+those of the second, and so on. One look-up converts rows to *union ids*, the ids of samples in the
+union of all datasets. The union is read like one dataset.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 SOURCE = "source"
 """Name of the computed column with the name of each row's source."""
 
-PIECE_ROWS = 1 << 20
-"""Rows that are looked up together."""
+LOOKUP_ROWS = 1 << 20
+"""Number of rows that are converted to union ids together."""
 
 
 class SourceNames:
@@ -67,7 +68,7 @@ class SourceNames:
         return self._names[bisect_right(self._bounds, row) - 1]
 
     def equal(self, rows: Int64, text: bytes) -> Bools:
-        """Return True for rows whose source has this name, as UTF-8."""
+        """Return True for rows whose source has the name `text`, which is in UTF-8."""
         equal = np.array([name.encode() == text for name in self._names])
         return equal[self._rows.view_numbers(rows)]
 
@@ -81,8 +82,8 @@ class MixedSource(Source):
         The views, none empty. Views of the same dataset share its memory.
     fields : mapping of str to Field
         The columns that all views have, with the same declaration.
-    partial : mapping of str to str
-        What is wrong with each of the others.
+    column_errors : mapping of str to str
+        For each other column, an error message that says why it cannot be read.
     names_sources : bool, default: False
         Whether there is a column `SOURCE`, of the names of the sources.
 
@@ -93,11 +94,11 @@ class MixedSource(Source):
     """
 
     __slots__ = (
+        "_datasets",
         "_has_transforms",
         "_members",
-        "_parts",
         "_remotes",
-        "_total",
+        "_total_bytes",
         "rows",
     )  # fmt: skip
 
@@ -105,16 +106,16 @@ class MixedSource(Source):
         self,
         members: Sequence[Member],
         fields: Mapping[str, Field],
-        partial: Mapping[str, str],
+        column_errors: Mapping[str, str],
         names_sources: bool = False,
     ) -> None:
         self._members = tuple(members)
-        parts = {id(member.source): member.source for member in self.members}
-        self._parts = tuple(parts.values())
-        union = ShardUnion([part.fetcher.shards for part in self._parts])
-        self._remotes = [part for part in self._parts if part.remote is not None]
-        limits = [part.limit for part in self._remotes if part.limit is not None]
-        firsts = dict(zip(parts, union.first_samples, strict=False))
+        datasets = {id(member.source): member.source for member in self.members}
+        self._datasets = tuple(datasets.values())
+        union = ShardUnion([dataset.fetcher.shards for dataset in self._datasets])
+        self._remotes = [dataset for dataset in self._datasets if dataset.remote is not None]
+        limits = [dataset.limit for dataset in self._remotes if dataset.limit is not None]
+        firsts = dict(zip(datasets, union.first_samples, strict=False))
         self.rows = Concatenation(
             [member.selection for member in self.members],
             [firsts[id(member.source)] for member in self.members],
@@ -122,8 +123,8 @@ class MixedSource(Source):
         if names_sources:
             names = SourceNames([member.name for member in self.members], self.rows)
             fields = {**fields, SOURCE: Field(SOURCE, parse("str"), computation=names)}
-        super().__init__(Fetcher(union), fields, partial, min(limits, default=None))
-        self._total = sum(map(self.member_bytes, range(len(self.members))))
+        super().__init__(Fetcher(union), fields, column_errors, min(limits, default=None))
+        self._total_bytes = sum(map(self.member_bytes, range(len(self.members))))
         self._has_transforms = any(member.transform is not None for member in self.members)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -134,7 +135,7 @@ class MixedSource(Source):
             self.members,
             stored,
             self.column_errors,
-            len(stored) < len(self.fields),
+            len(stored) < len(self.fields),  # `SOURCE` is the only computed column
         )
 
     @property
@@ -154,7 +155,7 @@ class MixedSource(Source):
         return member.source.estimate_bytes(member.selection.size)
 
     def member_chunks(self, number: int) -> AnyArray:
-        """Return the first row of each chunk of a view, counted in it, then its number of rows."""
+        """Return the first position of each chunk of a view in this view, then the view's size."""
         member = self.members[number]
         return view_chunks(member.source.chunk_starts(), member.selection)
 
@@ -166,34 +167,35 @@ class MixedSource(Source):
 
     def read_ahead(
         self,
-        pieces: Iterable[T],
+        items: Iterable[T],
         rows_of: Callable[[T], Int64],
         step: int = 0,
         is_rowwise: bool = False,
     ) -> Iterator[tuple[T, Lookup]]:
-        """Yield pieces and the look-ups of their rows, with prefetch."""
-        return super().read_ahead(
-            pieces, rows_of, step if self.rows.is_ascending else 0, is_rowwise
-        )
+        """Yield items and the lookups of their rows, while the next items are fetched.
+
+        Union ids may be out of order although rows are in order. Then this passes 0 as `step`.
+        """
+        return super().read_ahead(items, rows_of, step if self.rows.is_ascending else 0, is_rowwise)
 
     def _stored_columns(
         self, plan: Plan, lookup: Lookup, out: Mapping[str, AnyArray]
     ) -> dict[str, AnyArray | Ragged]:
-        """Read stored columns of the samples with union ids."""
+        """Read stored columns: a single column from each dataset, if side-cars may have it."""
         ids = lookup.samples
-        one = len(plan.fields) == 1 and len(ids) > 0
-        if not (one and any(part.sidecar_column_name(plan) for part in self.remotes)):
+        is_single = len(plan.fields) == 1 and len(ids) > 0
+        if not (is_single and any(dataset.sidecar_column_name(plan) for dataset in self.remotes)):
             return self._batch_columns(plan, lookup, out)
         # Values may be in side-cars, which only the datasets themselves can read.
         (field,) = plan.fields
         column = out[field.name] if field.name in out else field.allocate(len(ids))
 
         def read(number: int, rows: Rows) -> None:
-            part = self._parts[number]
-            mine = part.look_up(ids[rows] - self._shards.first_samples[number])
-            column[rows] = part.columns(Plan(plan.fields), mine, {})[field.name]
+            dataset = self._datasets[number]
+            dataset_lookup = dataset.look_up(ids[rows] - self._shards.first_samples[number])
+            column[rows] = dataset.columns(Plan(plan.fields), dataset_lookup, {})[field.name]
 
-        self._shards.for_each_part(self._by_part(ids), read)
+        self._shards.for_each_part(self._group_by_dataset(ids), read)
         return {field.name: column}
 
     @property
@@ -201,11 +203,9 @@ class MixedSource(Source):
         shards: Any = self.fetcher.shards
         return shards  # type: ignore[no-any-return]
 
-    def _by_part(self, stored: Int64) -> Iterator[tuple[int, Rows]]:
-        """Yield the number of each dataset, with the indices of its samples in `stored`."""
-        return group_positions(
-            np.searchsorted(self._shards.first_samples, stored, side="right") - 1
-        )
+    def _group_by_dataset(self, ids: Int64) -> Iterator[tuple[int, Rows]]:
+        """Yield the number of each dataset, with the indices of its samples in `ids`."""
+        return group_positions(np.searchsorted(self._shards.first_samples, ids, side="right") - 1)
 
     def samples(self, names: tuple[str, ...], lookup: Lookup) -> Iterator[Any]:
         """Read samples together, and yield them after the transforms of their sources."""
@@ -222,7 +222,7 @@ class MixedSource(Source):
         return _RowReader(self, self._stored_reader(plan), plan if plan.computed else None)
 
     def value_reader(self, field: Field) -> Reader:
-        """Return a reader of one value of a column by its row; `field` may be redeclared."""
+        """Return a function that reads one value of a column, which may be redeclared."""
         read = super().value_reader(field)
         return read if field.computation is not None else _ValueReader(self, read)
 
@@ -239,18 +239,21 @@ class MixedSource(Source):
         return self._remotes
 
     def split_by_dataset(self, selection: Selection) -> Iterator[tuple[Source, Selection]]:
-        """Yield each dataset of a view's samples, with the selection of them, in any order."""
+        """Yield each dataset that a selection of rows reads, in any order.
+
+        The second value is the selection of this dataset's samples.
+        """
         if selection.affine is not None:
-            for number, mine in self.rows.pieces(selection):
-                yield self.members[number].source, mine
+            for number, chosen in self.rows.pieces(selection):
+                yield self.members[number].source, chosen
             return
-        for begin in range(0, selection.size, PIECE_ROWS):
-            stored = self.rows.at(selection.ids(begin, begin + PIECE_ROWS))
-            for number, rows in self._by_part(stored):
-                part = self._parts[number]
+        for begin in range(0, selection.size, LOOKUP_ROWS):
+            stored = self.rows.at(selection.ids(begin, begin + LOOKUP_ROWS))
+            for number, rows in self._group_by_dataset(stored):
+                dataset = self._datasets[number]
                 ids = stored[rows] - self._shards.first_samples[number]
-                chosen: Any = Selection.all(part.index.samples).select(ids)
-                yield part, chosen
+                samples: Any = Selection.all(dataset.index.samples).select(ids)
+                yield dataset, samples
 
     def sidecar_column_name(self, plan: Plan) -> str | None:
         """Return None: a mixture has no side-car, only its datasets have."""
@@ -262,15 +265,15 @@ class MixedSource(Source):
 
     def estimate_bytes(self, samples: int) -> int:
         """Return the bytes of `samples` average samples."""
-        return self._total * samples // len(self.rows)
+        return self._total_bytes * samples // len(self.rows)
 
     def estimate_rows(self, nbytes: int) -> int:
         """Return how many average samples take about `nbytes`, at least 1."""
-        return max(1, nbytes * len(self.rows) // max(self._total, 1))
+        return max(1, nbytes * len(self.rows) // max(self._total_bytes, 1))
 
     def chunk_starts(self) -> AnyArray:
         """Return the first row of each chunk of the views, then the number of rows."""
-        starts = {id(part): part.chunk_starts() for part in self._parts}
+        starts = {id(dataset): dataset.chunk_starts() for dataset in self._datasets}
         dtype = np.int32 if len(self.rows) < 1 << 31 else np.int64
         bounds = self.rows.bounds
         chunks = [
@@ -291,8 +294,8 @@ class _ValueReader:
 
     def __call__(self, row: int) -> Any:
         number = bisect_right(self._bounds, row) - 1
-        sample: Any = self._members[number].selection.select(row - self._bounds[number])
-        return self._read(sample + self._firsts[number])
+        sample_id: Any = self._members[number].selection.select(row - self._bounds[number])
+        return self._read(sample_id + self._firsts[number])
 
 
 class _RowReader(_ValueReader):
@@ -308,8 +311,8 @@ class _RowReader(_ValueReader):
     def __call__(self, row: int) -> Any:
         number = bisect_right(self._bounds, row) - 1
         member = self._members[number]
-        stored: Any = member.selection.select(row - self._bounds[number])
-        sample = self._read(stored + self._firsts[number])
+        sample_id: Any = member.selection.select(row - self._bounds[number])
+        sample = self._read(sample_id + self._firsts[number])
         if self._plan is not None:
             sample = self._plan.add_computed(sample, row)
         return sample if member.transform is None else _transform(sample, member)

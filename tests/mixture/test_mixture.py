@@ -180,7 +180,7 @@ def test_repr_and_properties_of_a_mixture(made):
     assert repr(mixed[::2]).startswith(f"<npstream.Dataset: {len(mixed[::2])} samples of 300 in ")
     assert f"<td>{ids[4]}</td>" in mixed._repr_html_()
     assert len(mixed.version) == 16
-    assert len(mixed.shards) == sum(len(part.index) for part in mixed._source._parts)
+    assert len(mixed.shards) == sum(len(part.index) for part in mixed._source._datasets)
     assert mixed["id"].shape == (SIZE,)
     assert mixed.dtypes["x"] == np.float32
 
@@ -188,7 +188,7 @@ def test_repr_and_properties_of_a_mixture(made):
 def test_views_of_one_dataset_share_its_memory(tmp_path):
     a = write(tmp_path / "a")
     mixed = npstream.mix({"even": a[::2], "odd": a[1::2], "all": a})
-    assert len(mixed._source._parts) == 1
+    assert len(mixed._source._datasets) == 1
     assert len(mixed.shards) == len(a.shards)
     assert mixed.version != a.version
     assert_batch(mixed[[3, 65, 120]].load(), [6, 11, 0])
@@ -386,7 +386,7 @@ def test_mixtures_can_be_pickled(made):
     assert isinstance(again, npstream.Mixture)
     assert (again.names, again.weights) == (mixed.names, mixed.weights)
     assert_batch(again[::-5].load(), ids[::-5])
-    assert len(again._source._parts) == 4
+    assert len(again._source._datasets) == 4
     column = pickle.loads(pickle.dumps(mixed["x"][::3, 1]))
     np.testing.assert_array_equal(column.load(), ids[::3] + 1)
 
