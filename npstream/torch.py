@@ -1,7 +1,8 @@
 """Provide the DataLoader for iterations, and all other code that imports torch.
 
 No other module imports torch. Lower modules import this one by name, through
-`npstream._core.optional`: to make tensors, or to ask torch something if it is already imported.
+`npstream._core.optional`: to make tensors and, if torch is already imported, to find the rank, the
+worker and the mode of Accelerate.
 """
 
 from __future__ import annotations
@@ -41,9 +42,9 @@ if TYPE_CHECKING:
 __all__ = ["DataLoader"]
 
 
-def tensor(array: AnyArray) -> torch.Tensor:
-    """Return a tensor that shares memory with `array`, or with a copy if it is read-only."""
-    # Torch has no read-only tensors: writes would change the read-only array.
+def to_tensor(array: AnyArray) -> torch.Tensor:
+    """Return a tensor of an array's values, which shares its memory unless it is read-only."""
+    # Torch has no read-only tensors: without a copy, a write to the tensor would change the array.
     array = array if array.flags.writeable else array.copy()
     if (bits := ML_DTYPES.get(array.dtype.name)) is not None:
         dtype = getattr(torch, array.dtype.name, None)
@@ -60,7 +61,7 @@ def has_dtype(dtype: np.dtype[Any]) -> bool:
     return dtype.kind in "biufc" or (dtype.name in ML_DTYPES and hasattr(torch, dtype.name))
 
 
-def array(tensor: torch.Tensor) -> AnyArray:
+def to_array(tensor: torch.Tensor) -> AnyArray:
     """Return an array of a tensor's values, which shares its memory if NumPy can access it."""
     if tensor.layout is not torch.strided or tensor.is_quantized:
         kind = "quantized" if tensor.is_quantized else str(tensor.layout)
@@ -72,12 +73,12 @@ def array(tensor: torch.Tensor) -> AnyArray:
     return tensor.numpy()
 
 
-def nested(values: AnyArray, offsets: Int64) -> torch.Tensor:
+def to_nested_tensor(values: AnyArray, offsets: Int64) -> torch.Tensor:
     """Return the jagged nested tensor whose row i is ``values[offsets[i]:offsets[i + 1]]``."""
-    return torch.nested.nested_tensor_from_jagged(tensor(values), tensor(offsets))
+    return torch.nested.nested_tensor_from_jagged(to_tensor(values), to_tensor(offsets))
 
 
-def register(iterable: type) -> None:
+def register_iterable(iterable: type) -> None:
     """Register a class as an IterableDataset, so that torch's DataLoader iterates over it."""
     torch.utils.data.IterableDataset.register(iterable)
 
@@ -89,8 +90,8 @@ def rank_and_world() -> tuple[int, int] | None:
     return None
 
 
-def worker() -> tuple[int, int]:
-    """Return this DataLoader worker's number and the number of workers; (0, 0) if it is none."""
+def worker_and_workers() -> tuple[int, int]:
+    """Return the number of this DataLoader worker and of all workers; (0, 0) outside of workers."""
     info = torch.utils.data.get_worker_info()
     return (0, 0) if info is None else (info.id, info.num_workers)
 
@@ -126,9 +127,10 @@ default_collate_fn_map.update(
 
 
 class _Columns:
-    """The pytree context of a batch: the names of its columns, and the ids of its samples.
+    """The pytree context of a batch: the names of its columns, and its `ids` and `repeated`.
 
-    Two contexts are equal if their names are equal.
+    Two contexts are equal if their names are equal: torch treats batches with unequal contexts as
+    different structures.
     """
 
     def __init__(self, names: Iterable[str], ids: Any = None, repeated: Any = None) -> None:
@@ -159,12 +161,14 @@ def _unflatten(values: Iterable[Any], columns: _Columns) -> Batch:
     """Return a batch; it has the ids of its samples if each column has one row per id."""
     batch = Batch(zip(columns.names, values, strict=True))
     ids = columns.ids
-    if ids is None or not all(np.shape(ids)[:1] == _rows(column) for column in batch.values()):
+    if ids is None or not all(
+        np.shape(ids)[:1] == _leading_shape(column) for column in batch.values()
+    ):
         return batch
     return Batch(batch, ids, columns.repeated)
 
 
-def _rows(column: Any) -> tuple[int, ...] | None:
+def _leading_shape(column: Any) -> tuple[int, ...] | None:
     if isinstance(column, Ragged):
         return (len(column),)
     return tuple(column.shape[:1]) if isinstance(column, torch.Tensor | np.ndarray) else None
@@ -186,7 +190,7 @@ _ALIGNMENT = 64
 
 
 def _reduce_batch(batch: Batch) -> tuple[Any, ...]:
-    """Reduce a batch for another process, with all its tensors in one block of shared memory.
+    """Pickle a batch for another process, with all its tensors in one block of shared memory.
 
     Each block of shared memory costs both processes more than copying most tensors.
     """
@@ -237,9 +241,10 @@ def accelerate_mode(dataset: Any) -> tuple[str | None, int]:
     The modes are:
 
     - "shards": Accelerate divides the items among its processes.
-    - "skips": it skips items of the next epoch, to resume from a checkpoint of any epoch.
-    - "prefetches": it reads a batch before it yields the one before.
-    - None: it does nothing that needs care.
+    - "skips": it resumes from a checkpoint. It skips the items before the checkpoint, but in the
+      next epoch that is read, which may be another epoch than the checkpoint's.
+    - "prefetches": it always reads one batch ahead, which saved states would count as yielded.
+    - None: Accelerate changes neither the items nor the states.
     """
     loaders: Any = sys.modules.get("accelerate.data_loader")
     if loaders is None:
@@ -256,13 +261,17 @@ def accelerate_mode(dataset: Any) -> tuple[str | None, int]:
     if isinstance(loader, loaders.SkipDataLoader):
         return "skips", loader.skip_batches * (loader.batch_size or 1)
     if isinstance(loader, loaders.DataLoaderShard | loaders.DataLoaderDispatcher):
-        is_counted = hasattr(loader.base_dataloader, "state_dict")
-        return None if is_counted or loader.end_of_dataloader else "prefetches", 0
+        is_stateful = hasattr(loader.base_dataloader, "state_dict")
+        return None if is_stateful or loader.end_of_dataloader else "prefetches", 0
     return None, 0
 
 
 class _StopIterationGuard:
-    """Wraps a user's function, and raises RuntimeError if it raises StopIteration."""
+    """Wraps a user's function so that a StopIteration in it becomes a RuntimeError.
+
+    Without this, torch would take the StopIteration for the end of the data. Items that Accelerate
+    skips do not reach the function. Pickling raises if a worker could not import the function.
+    """
 
     def __init__(self, function: Callable[..., Any], name: str) -> None:
         self._function, self._name = function, name
@@ -291,14 +300,14 @@ class _EpochSampler(torch.utils.data.Sampler[None]):
         return repeat(None)
 
     def set_epoch(self, epoch: int) -> None:
-        """Record that a trainer begins its epoch of this number."""
+        """Record that a trainer begins the epoch that it numbers `epoch`."""
         self._iteration.set_trainer_epoch(epoch)
 
 
 class DataLoader(torch.utils.data.DataLoader[Any]):
     """Torch's DataLoader for the iterations that ``ds.iter`` returns, with exact states.
 
-    It counts the batches that it yielded, without those that its workers have prefetched. It tells
+    Its states count only batches that it yielded, not batches that its workers prefetched. It tells
     its workers which epoch is next, so that they always read the same epoch.
 
     Parameters
@@ -306,8 +315,8 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
     dataset : Iteration
         The result of ``ds.iter``.
     batch_size : int, optional
-        Samples of which torch makes a batch. By default torch makes no batches, and the loader
-        yields the items of `dataset`.
+        Number of samples in each batch that torch makes. By default torch makes no batches, and
+        the loader yields the items of `dataset`.
     **options : Any
         Other parameters of ``torch.utils.data.DataLoader``.
 
@@ -332,8 +341,8 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
 
     dataset: Iteration  # type: ignore[assignment]
 
-    # Accelerate does not change such loaders. It would read other loaders on rank 0 only, and
-    # divide their data among the ranks.
+    # Accelerate does not change a loader with this attribute. It would read any other loader on
+    # rank 0 only, and divide its data among the ranks.
     _is_accelerate_prepared = True
 
     def __init__(self, dataset: Iteration, batch_size: int | None = None, **options: Any) -> None:
@@ -380,7 +389,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
     def _items(self, progress: EpochProgress) -> Iterator[Any]:
         """Let torch's DataLoader read the rest of the epoch after `progress`."""
         if progress.resume_cursor(progress.position + progress.failed) is None:
-            return iter(())
+            return iter(())  # nothing is left: starts no workers
         return self._checked_batches(self.dataset.coordinate(progress, super().__iter__), progress)
 
     def _checked_batches(self, batches: Iterator[Any], progress: EpochProgress) -> Iterator[Any]:
@@ -419,7 +428,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         Returns
         -------
         dict
-            Plain JSON.
+            It holds only values that JSON can represent.
 
         Examples
         --------
@@ -432,7 +441,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Let the next iteration begin at a saved state.
 
-        The state may be of another number of workers.
+        The state may come from a loader with another number of workers.
 
         Parameters
         ----------
@@ -451,7 +460,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         self.dataset.load_state_dict(state)
 
     def set_epoch(self, epoch: int) -> None:
-        """Let all further iterations read one epoch, until the next call.
+        """Make all further iterations read this epoch, until the next call.
 
         Parameters
         ----------
@@ -468,7 +477,10 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         self.dataset.set_epoch(epoch)
 
     def skip(self, start: int, stop: int) -> None:
-        """Skip batches of an epoch; in a loop, the current epoch skips them.
+        """Skip batches of an epoch.
+
+        In a loop, the current epoch skips them, from its next batch on. Outside of a loop, the next
+        iteration skips them.
 
         Parameters
         ----------

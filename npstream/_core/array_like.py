@@ -81,7 +81,7 @@ def as_array(value: Any) -> AnyArray:
     if isinstance(value, np.ndarray):
         return _unmask(value)
     if is_tensor(value):
-        return import_npstream_torch().array(value)  # type: ignore[no-any-return]
+        return import_npstream_torch().to_array(value)  # type: ignore[no-any-return]
     if is_arrow(value):
         return arrow_numbers(arrow_array(value))
     if hasattr(value, "__array__"):

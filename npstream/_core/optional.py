@@ -111,7 +111,7 @@ def to_nested(values: AnyArray, levels: Levels) -> Any:
     """Return rows as a nested torch tensor in jagged layout; only the first axis may vary."""
     torch = import_npstream_torch()
     if not levels:
-        return torch.tensor(values)
+        return torch.to_tensor(values)
     offsets, *inner = levels
     if not all(isinstance(level, int) for level in inner):
         raise ValueError(
@@ -119,7 +119,7 @@ def to_nested(values: AnyArray, levels: Levels) -> Any:
             "pad them (padding=0), or convert row by row"
         )
     lists = int(offsets[-1])  # type: ignore[index]
-    return torch.nested(values.reshape(lists, *inner), offsets)
+    return torch.to_nested_tensor(values.reshape(lists, *inner), offsets)
 
 
 def _nest(

@@ -489,7 +489,7 @@ class Column(ArrayMethods, elementwise.Operators):
         column = self.load()
         if isinstance(column, Ragged):
             return column.to_torch()
-        return import_npstream_torch().tensor(column)
+        return import_npstream_torch().to_tensor(column)
 
     def __iter__(self) -> Iterator[Any]:
         if not self.shape:
@@ -623,7 +623,7 @@ class Column(ArrayMethods, elementwise.Operators):
             return result
         if result.dtype != np.bool_ and any(getattr(item, "requires_grad", 0) for item in inputs):
             raise TypeError(f"NumPy has no gradients: compute with {self.name!r}.to_torch()")
-        return import_npstream_torch().tensor(result).to(tensor.device)
+        return import_npstream_torch().to_tensor(result).to(tensor.device)
 
     def _apply(
         self,

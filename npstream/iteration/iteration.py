@@ -110,7 +110,7 @@ class Iteration(Resumable):
         # even if torch was imported later. DataLoader checks it before it starts workers, so
         # forked workers inherit the counter's shared memory.
         if "torch.utils.data" in sys.modules:
-            import_npstream_torch().register(Iteration)
+            import_npstream_torch().register_iterable(Iteration)
             self._counter.share()
         return type(self)
 
@@ -297,7 +297,7 @@ class Iteration(Resumable):
 
     def _smaller_block(self, cursor: EpochCursor, fits: Callable[[ReadOrder], bool]) -> str:
         """Return the part of an error message that names a shuffle setting the cache can hold."""
-        nbytes = self._source.index.total
+        nbytes = self._source.index.total_nbytes
         while (nbytes := nbytes // 2) and (smaller := self._epochs.with_block(nbytes)):
             epochs, setting = smaller
             if fits(self._order(cursor, epochs)):

@@ -108,7 +108,9 @@ def make_ranks(rank: Any, world: Any, per_node: int | None) -> Ranks:
 
 def this_worker() -> tuple[int, int]:
     """Return this DataLoader worker's number and the number of workers; (0, 0) if it is none."""
-    worker: tuple[int, int] = import_npstream_torch().worker() if "torch" in sys.modules else (0, 0)
+    worker: tuple[int, int] = (
+        import_npstream_torch().worker_and_workers() if "torch" in sys.modules else (0, 0)
+    )
     return worker
 
 

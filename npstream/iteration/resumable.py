@@ -317,8 +317,8 @@ class Resumable(RankEpochs):
         Returns
         -------
         dict
-            Plain JSON. After the last batch of an epoch, it is the state of the beginning of the
-            next epoch.
+            It holds only values that JSON can represent. After the last batch of an epoch, it is
+            the state of the beginning of the next epoch.
 
         Examples
         --------

@@ -147,7 +147,7 @@ class Batch(dict[str, Any]):
                 if column.kind != "str" and torch.has_dtype(column.dtype):
                     tensors[name] = column.to_torch()
             elif isinstance(column, np.ndarray) and torch.has_dtype(column.dtype):
-                tensors[name] = torch.tensor(column)
+                tensors[name] = torch.to_tensor(column)
         return tensors
 
     def to(self, device: Any, **options: Any) -> Batch:
@@ -177,7 +177,7 @@ class Batch(dict[str, Any]):
         moved = self.copy()
         for name, column in self.items():
             if isinstance(column, np.ndarray) and torch.has_dtype(column.dtype):
-                column = torch.tensor(column)
+                column = torch.to_tensor(column)
             if hasattr(column, "to"):
                 moved[name] = column.to(device, **options)
         return moved

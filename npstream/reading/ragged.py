@@ -473,7 +473,7 @@ class Ragged:
                 [4, 0, 0]])
         """
         if padding is not None:
-            return optional.import_npstream_torch().tensor(self.pad(padding, length))
+            return optional.import_npstream_torch().to_tensor(self.pad(padding, length))
         if length is not None:
             raise ValueError("length without padding: pass padding=, the value to fill with")
         return optional.to_nested(*self._arrow_levels())
