@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Parameters
     ----------
-    arguments
+    arguments : sequence of str, optional
         The command line's arguments; by default those of this process.
     """
     words = sys.argv[1:] if arguments is None else arguments
@@ -35,7 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
-    """Return the parser of the command line, given its arguments."""
+    """Return the parser of the command line.
+
+    It removes the secrets of URLs in `words`, the arguments to parse, from its error messages.
+    """
 
     class Parser(argparse.ArgumentParser):
         """A parser whose error messages do not contain the secrets of URLs."""
@@ -47,7 +50,7 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
     root.add_argument("--version", action="version", version=f"npstream {__version__}")
     commands = root.add_subparsers(required=True, metavar="COMMAND")
 
-    demo = commands.add_parser("demo", help="a tour over the sources of Python's library")
+    demo = commands.add_parser("demo", help="a tour, with Python's standard library as data")
     demo.add_argument("--out", metavar="DIRECTORY", help="keep the dataset in this new directory")
     demo.set_defaults(command=run_demo)
 
@@ -63,13 +66,13 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
         ("clear", run_cache_clear, "remove its files; running programs are not affected"),
     ):
         action = actions.add_parser(name, help=summary)
-        action.add_argument("directory", nargs="?", help="another cache than the default one")
+        action.add_argument("directory", nargs="?", help="the cache, if not the default one")
         action.set_defaults(command=run)
 
     fetch = actions.add_parser("fetch", help="fetch a dataset into the cache before it is read")
     fetch.add_argument("url", help="the dataset's URL")
     fetch.add_argument("--split", help="the sub-directory to fetch")
-    fetch.add_argument("--cache", metavar="DIRECTORY", help="another cache than the default one")
+    fetch.add_argument("--cache", metavar="DIRECTORY", help="the cache, if not the default one")
     fetch.add_argument("--limit", help="the bytes that the cache may take, such as 100GB")
     fetch.add_argument("--index", help="the side-car's directory or URL, if not the dataset's")
     fetch.set_defaults(command=run_cache_fetch)
@@ -78,7 +81,7 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
     index.add_argument("url", help="the dataset's directory, or its URL")
     index.add_argument("--out", help="the side-car's directory or URL, if not the dataset's")
     index.add_argument("--columns", nargs="*", help="the scalar columns to store; all by default")
-    index.add_argument("--no-hashes", action="store_true", help="leave out the hashes of pieces")
+    index.add_argument("--no-hashes", action="store_true", help="omit the hashes of shard parts")
     index.set_defaults(command=run_index)
 
     verify = commands.add_parser("verify", help="read and check a whole dataset")
@@ -87,7 +90,7 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
     verify.set_defaults(command=run_verify)
 
     precompile = commands.add_parser(
-        "precompile", help="compile all kernels now, for the first load of later processes"
+        "precompile", help="compile all kernels now, for a fast first load in later processes"
     )
     precompile.set_defaults(command=run_precompile)
     check = commands.add_parser("selftest", help="check this installation, in under a minute")
