@@ -22,6 +22,7 @@ from npstream.errors import FormatError, MissingDependencyError
 
 __all__ = ["Compression", "compress", "compress_pieces", "decompress", "parse_compression"]
 
+# Codec -> levels; none if the codec has no levels.
 _LEVELS = {
     "br": range(12),
     "bz2": range(1, 10),
@@ -38,7 +39,8 @@ _ALIASES |= {"bzip2": "bz2", "lz4": "zstd:1", "lzma": "zstd:19", "xz": "zstd:19"
 _MAX_BLOCK = 1 << 20
 """Decoders yield at most about this many bytes at once."""
 
-_FIRST_INPUT = 1 << 12
+_FIRST_INPUT_BYTES = 1 << 12
+"""A decoder of a stream gets this much input first; see `_decode_streams`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,8 @@ def parse_compression(spec: str | None) -> Compression | None:
     Parameters
     ----------
     spec : str or None
-        ``"name"`` or ``"name:level"``, from an index or a user. None means no compression.
+        ``"name"`` or ``"name:level"``, from an index or a user. The name alone means the codec's
+        default level. None means no compression.
 
     Raises
     ------
@@ -92,6 +95,12 @@ def compress(data: Body, spec: str) -> bytes:
 
     The result is deterministic: the gzip header holds no timestamp.
 
+    Parameters
+    ----------
+    data : bytes or memoryview
+    spec : str
+        The codec and level, as in `parse_compression`.
+
     Examples
     --------
     >>> len(compress(bytes(10_000), "zstd:7")) < 100
@@ -113,7 +122,10 @@ def compress(data: Body, spec: str) -> bytes:
 
 
 def compress_pieces(data: Body, spec: str) -> Iterator[bytes]:
-    """Yield the compressed bytes of a file in pieces, which need no large buffer.
+    """Yield the compressed bytes of a file in pieces.
+
+    Only zstd yields several pieces and needs no buffer for the whole result. Other codecs yield one
+    piece.
 
     Examples
     --------
@@ -127,7 +139,7 @@ def compress_pieces(data: Body, spec: str) -> Iterator[bytes]:
         return
     whole = memoryview(data)
     compressor = _zstd().ZstdCompressor(level=compression.level)
-    compressor.set_pledged_input_size(len(whole))  # readers want it in the header
+    compressor.set_pledged_input_size(len(whole))  # stored in the header, for other readers
     for start in range(0, len(whole), _MAX_BLOCK):
         yield compressor.compress(whole[start : start + _MAX_BLOCK])
     yield compressor.flush()
@@ -186,9 +198,10 @@ def _decoder_errors(name: str) -> tuple[type[Exception], ...]:
     return EOFError, OSError
 
 
-# Each decoder yields the decompressed data in blocks of bounded size. It raises if the data are
-# damaged, end early, or are followed by other bytes. Data of all codecs except brotli and snappy
-# may consist of several concatenated streams.
+# Each decoder yields the decompressed data in blocks of bounded size. `size` is the expected size
+# of all blocks; only snappy uses it. A decoder raises if the data are damaged, end early, or are
+# followed by other bytes. Data of all codecs except brotli and snappy may consist of several
+# concatenated streams.
 
 
 def _decode_br(data: Body, size: int) -> Iterator[bytes]:
@@ -209,7 +222,8 @@ def _decode_gz(data: Body, size: int) -> Iterator[bytes]:
 
 def _decode_snappy(data: Body, size: int) -> Iterator[bytes]:
     snappy = _cramjam().snappy
-    # cramjam allocates the claimed length at once. Snappy stores up to 64 bytes in three.
+    # cramjam allocates the claimed length at once. Three bytes of snappy data hold at most 64
+    # bytes, so a claim of more than 64 times the input is false.
     claimed = snappy.decompress_raw_len(data)
     if claimed != size or claimed > 64 * len(data):
         raise ValueError(
@@ -230,9 +244,10 @@ def _decode_zstd(data: Body, size: int) -> Iterator[bytes]:
 def _decode_streams(data: Body, new_decoder: Callable[[], Any]) -> Iterator[bytes]:
     rest = memoryview(data)
     while True:
-        # A decoder copies all input beyond the end of its stream. Inputs that start small and
-        # double keep the time linear for a long sequence of short streams.
-        decoder, length = new_decoder(), _FIRST_INPUT
+        # A decoder copies all input beyond the end of its stream. With large inputs, many short
+        # streams would take quadratic time. Hence each stream's first input is small, and the next
+        # ones double.
+        decoder, length = new_decoder(), _FIRST_INPUT_BYTES
         while not decoder.eof:
             compressed = rest[:length] if decoder.needs_input else rest[:0]
             if decoder.needs_input and not compressed:

@@ -3,7 +3,7 @@
 The format is version 2 of MosaicML Streaming's: one entry for each shard, in sample order. The
 top-level key ``"npstream"``, which Streaming ignores, holds npstream's `Annotations`. An index is
 untrusted input: a violation of the format raises `FormatError`, which names the file and the shard.
-Readers also compare each shard's head with the index.
+Readers also compare each shard's head with the index: the bytes before its first sample.
 """
 
 from __future__ import annotations
@@ -41,13 +41,15 @@ _COMMON_KEYS = {
 }  # fmt: skip
 _META_KEYS = {"newline", "raw_meta", "zip_meta"}
 _COLUMN_KEYS = {"column_encodings", "column_names"}
-FORMATS = {
+FORMAT_KEYS = {
     "mds": _COMMON_KEYS | _COLUMN_KEYS | {"column_sizes"},
     "json": _COMMON_KEYS | _META_KEYS | {"columns"},
     "csv": _COMMON_KEYS | _META_KEYS | _COLUMN_KEYS,
     "tsv": _COMMON_KEYS | _META_KEYS | _COLUMN_KEYS,
     "xsv": _COMMON_KEYS | _META_KEYS | _COLUMN_KEYS | {"separator"},
 }
+"""Shard format -> the keys that an index entry of this format may have."""
+
 _SEPARATORS = {"csv": ",", "tsv": "\t"}
 
 # A path below the dataset's directory: no root, drive, scheme or "..". The pattern also excludes
@@ -66,18 +68,21 @@ _PARSED_BYTES = {b"[": 72, b"{": 200, b",": 40, b":": 24}
 """Character of JSON -> approximate bytes of Python objects for each occurrence."""
 
 _MAX_CONFIGURATION_BYTES = 1 << 20
-"""A larger configuration is not compared with the index."""
+"""`check_configuration` ignores a larger configuration of a shard."""
 
 MAX_FILE_BYTES = 1 << 40
-"""Far above the range of a shard's uint32 offsets; sums over 2**23 files still fit int64."""
+"""A file of this size or larger is rejected.
+
+The limit is far above the range of a shard's uint32 offsets. Sums over 2**23 files still fit int64.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Schema:
     """The columns of a shard's samples, from its index entry.
 
-    ``sizes`` holds the bytes of each column's values, or None for a variable size. ``newline`` and
-    ``separator`` apply to the text formats only.
+    ``sizes`` holds the bytes of each column's values, or None for a variable size; it is empty for
+    text formats. ``newline`` and ``separator`` apply to the text formats only.
     """
 
     format: str
@@ -97,7 +102,7 @@ class Annotations:
     dtypes : dict of str to str
         The dtype of each column whose encoding does not imply it, such as ``"bool"``.
     order : tuple of str
-        The columns in the order that the writer was given; empty if this is the stored order.
+        The columns in the order of the writer's input; empty if the stored order is the same.
     """
 
     dtypes: Mapping[str, str] = field(default_factory=dict)
@@ -106,14 +111,14 @@ class Annotations:
     def __bool__(self) -> bool:
         return bool(self.dtypes or self.order)
 
-    def document(self, schema: Schema | None = None) -> dict[str, Any]:
+    def to_document(self, schema: Schema | None = None) -> dict[str, Any]:
         """Return the value of the key ``"npstream"``.
 
         Pass `schema` only for an index without shards, which has no other record of its schema.
 
         Examples
         --------
-        >>> Annotations({"seen": "bool"}).document()
+        >>> Annotations({"seen": "bool"}).to_document()
         {'version': 1, 'dtypes': {'seen': 'bool'}}
         """
         parts: dict[str, Any] = {"dtypes": dict(self.dtypes), "columns": list(self.order)}
@@ -140,7 +145,11 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class ShardFiles:
-    """The files of a shard. Only text formats have ``meta``. ``zip_*`` are the compressed files."""
+    """The files of a shard. Only text formats have ``meta``.
+
+    ``zip_*`` are the compressed files. ``compression`` is their codec, such as ``"zstd:3"``; None
+    if there are none.
+    """
 
     data: File
     zip_data: File | None
@@ -171,7 +180,7 @@ class Catalog(Protocol):
         """Return the name of a shard's (uncompressed) data file."""
 
     def fingerprint(self, index: Index) -> str:
-        """Return the result of `Index.fingerprint`."""
+        """Return a hash of the content and sample order; see `Index.fingerprint`."""
 
 
 class Index:
@@ -191,14 +200,14 @@ class Index:
         Column metadata in addition to the encodings.
     schema_ids : ndarray of int32, shape (shards,)
         The position of each shard's schema in `schemas`.
-    total : int
+    total_nbytes : int
         Uncompressed bytes of all shards.
     guide, shift : ndarray of int64, int
         Lookup table from sample to shard; see `shard_lookup_table`.
     where : str
         The path or URL of the index, for messages.
     chunk_bytes : int
-        Bytes of a chunk, about; see `npstream.formats.chunks`.
+        Approximate size of a chunk, in bytes; see `npstream.formats.chunks`.
     """
 
     __slots__ = (
@@ -212,7 +221,7 @@ class Index:
         "schemas",
         "shift",
         "starts",
-        "total",
+        "total_nbytes",
         "where",
     )  # fmt: skip
 
@@ -225,7 +234,7 @@ class Index:
         self.starts = np.zeros(len(self.nbytes) + 1, np.int64)
         np.cumsum(arrays.samples, out=self.starts[1:])
         self.guide, self.shift = shard_lookup_table(self.starts)
-        self.total = int(self.nbytes.sum())
+        self.total_nbytes = int(self.nbytes.sum())
         self.chunk_bytes = chunks.CHUNK_BYTES
 
     def __len__(self) -> int:
@@ -275,7 +284,11 @@ def check_size(nbytes: int, where: str) -> None:
 
 
 def estimate_parsed_size(text: bytes) -> int:
-    """Return an estimate of the memory that parsing takes, at most twice the actual bytes."""
+    """Return an estimate of the bytes of memory that parsing takes.
+
+    The estimate is at most twice the memory that is actually taken.
+    """
+    # The quotes of keys, two for each colon, are not counted: the parser shares equal keys.
     strings = max(text.count(b'"') - 2 * text.count(b":"), 0)
     parsed = sum(text.count(character) * nbytes for character, nbytes in _PARSED_BYTES.items())
     return 2 * (1 if text.isascii() else 4) * len(text) + parsed + 16 * strings
@@ -290,8 +303,8 @@ def parse_index(text: bytes, where: str, trusted: bool = False) -> Index:
         Content of the file.
     where : str
         Path or URL of the file, for messages.
-    trusted : bool
-        Whether this process wrote the file. Then its size is not limited.
+    trusted : bool, default: False
+        True if this process wrote the file. The limits on size and memory then do not apply.
 
     Raises
     ------
@@ -367,7 +380,7 @@ def parse_annotations(document: Any, where: str) -> tuple[tuple[Schema, ...], An
     schemas: tuple[Schema, ...] = ()
     if schema is not None:
         try:
-            lists = _lists(schema, "column_names", "column_encodings", "column_sizes")
+            lists = _require_lists(schema, "column_names", "column_encodings", "column_sizes")
         except (FormatError, LookupError, TypeError) as error:
             fail(f"'schema': {error}")
         schemas = (check_schema(("mds", *lists, "", ""), where),)
@@ -385,10 +398,10 @@ class _Entries:
         entry = self._entries[shard]
         where = f"{self._where}: shard {shard}"
         return ShardFiles(
-            data=_file(entry, "raw_data", where),
-            zip_data=_optional_file(entry, "zip_data", where),
-            meta=_optional_file(entry, "raw_meta", where),
-            zip_meta=_optional_file(entry, "zip_meta", where),
+            data=_parse_file(entry, "raw_data", where),
+            zip_data=_parse_optional_file(entry, "zip_data", where),
+            meta=_parse_optional_file(entry, "raw_meta", where),
+            zip_meta=_parse_optional_file(entry, "zip_meta", where),
             compression=entry.get("compression"),
         )
 
@@ -405,13 +418,13 @@ class _Entries:
         for shard, entry in enumerate(self._entries):
             hashes, zipped = entry["raw_data"].get("hashes"), entry.get("zip_data")
             if hashes or zipped:
-                known = [shard, hashes, zipped is not None]
-                digest.update(json.dumps(known, sort_keys=True).encode())
+                recorded = [shard, hashes, zipped is not None]
+                digest.update(json.dumps(recorded, sort_keys=True).encode())
         return digest.hexdigest()
 
 
 def _build_index(
-    entries: list[Any], recorded: tuple[Schema, ...], annotations: Annotations, where: str
+    entries: list[Any], recorded_schemas: tuple[Schema, ...], annotations: Annotations, where: str
 ) -> Index:
     count = len(entries)
     keys: dict[Any, int] = {}
@@ -425,7 +438,7 @@ def _build_index(
         check_schema(key, f"{where}: shard {np.argmax(schema_ids == number)}")
         for key, number in keys.items()
     )
-    schemas = schemas or recorded
+    schemas = schemas or recorded_schemas
     annotations = _drop_absent_columns(annotations, schemas)
     arrays = ShardArrays(samples, nbytes, schema_ids, compressed, schemas, annotations)
     return Index(arrays, _Entries(entries, where), where)
@@ -469,10 +482,12 @@ def _check_entry(entry: Any, shard: int, where: str) -> tuple[Any, int, int]:
             raise FormatError(
                 f"version {short_repr(entry['version'])}; this release reads {INDEX_VERSION}"
             )
-        if kind not in FORMATS:
-            raise FormatError(f"format {short_repr(kind)}; known: {', '.join(FORMATS)}")
-        if not entry.keys() <= FORMATS[kind]:
-            raise FormatError(f"unknown keys {short_repr(sorted(entry.keys() - FORMATS[kind]))}")
+        if kind not in FORMAT_KEYS:
+            raise FormatError(f"format {short_repr(kind)}; known: {', '.join(FORMAT_KEYS)}")
+        if not entry.keys() <= FORMAT_KEYS[kind]:
+            raise FormatError(
+                f"unknown keys {short_repr(sorted(entry.keys() - FORMAT_KEYS[kind]))}"
+            )
         raw = entry["raw_data"]
         samples, nbytes = entry["samples"], raw["bytes"]
         if type(samples) is not int or not 0 <= samples < 2**32:
@@ -485,10 +500,16 @@ def _check_entry(entry: Any, shard: int, where: str) -> tuple[Any, int, int]:
             )
         if kind == "mds":
             head = nbytes
-            key = kind, *_lists(entry, "column_names", "column_encodings", "column_sizes"), "", ""
+            key = (
+                kind,
+                *_require_lists(entry, "column_names", "column_encodings", "column_sizes"),
+                "",
+                "",
+            )
         else:
             head = entry["raw_meta"]["bytes"]
-            key = _text_key(kind, entry)
+            key = _text_schema_key(kind, entry)
+        # The head has a count and `samples` + 1 offsets. A sample takes at least one byte.
         if head < 8 + 4 * samples or nbytes < samples:
             raise FormatError(
                 f"{quantity(samples, 'sample')} cannot lie in {quantity(min(head, nbytes), 'byte')}"
@@ -499,7 +520,7 @@ def _check_entry(entry: Any, shard: int, where: str) -> tuple[Any, int, int]:
                 raise FormatError(
                     f"'basename' {short_repr(file['basename'])} leaves the dataset's directory"
                 )
-        hash(key)
+        hash(key)  # raises TypeError if a column list contains lists or objects
     except FormatError as error:
         raise FormatError(f"{where}: shard {shard}: {error}") from None
     except KeyError as error:
@@ -509,16 +530,16 @@ def _check_entry(entry: Any, shard: int, where: str) -> tuple[Any, int, int]:
     return key, samples, nbytes
 
 
-def _text_key(kind: str, entry: dict[str, Any]) -> tuple[Any, ...]:
+def _text_schema_key(kind: str, entry: dict[str, Any]) -> tuple[Any, ...]:
     if kind == "json":
         names, encodings = tuple(entry["columns"]), tuple(entry["columns"].values())
     else:
-        names, encodings = _lists(entry, "column_names", "column_encodings")
+        names, encodings = _require_lists(entry, "column_names", "column_encodings")
     separator = entry["separator"] if kind == "xsv" else _SEPARATORS.get(kind, "")
     return kind, names, encodings, (), entry["newline"], separator
 
 
-def _lists(entry: dict[str, Any], *keys: str) -> tuple[tuple[Any, ...], ...]:
+def _require_lists(entry: dict[str, Any], *keys: str) -> tuple[tuple[Any, ...], ...]:
     for key in keys:
         if not isinstance(entry[key], list):
             raise FormatError(f"{key!r} is {short_repr(entry[key])}; expected a list")
@@ -526,7 +547,20 @@ def _lists(entry: dict[str, Any], *keys: str) -> tuple[tuple[Any, ...], ...]:
 
 
 def check_schema(key: Any, where: str) -> Schema:
-    """Validate the field values of a `Schema`, given in order, and return the schema."""
+    """Return a schema after validating it.
+
+    Parameters
+    ----------
+    key : tuple
+        The values of the fields of `Schema`, in order.
+    where : str
+        The place of the schema, for messages.
+
+    Raises
+    ------
+    FormatError
+        If a value has the wrong type, or the values contradict each other.
+    """
     kind, names, encodings, sizes, newline, separator = key
 
     def fail(message: str) -> NoReturn:
@@ -556,11 +590,11 @@ def check_schema(key: Any, where: str) -> Schema:
     return Schema(kind, names, encodings, sizes, newline, separator)
 
 
-def _optional_file(entry: dict[str, Any], key: str, where: str) -> File | None:
-    return None if entry.get(key) is None else _file(entry, key, where)
+def _parse_optional_file(entry: dict[str, Any], key: str, where: str) -> File | None:
+    return None if entry.get(key) is None else _parse_file(entry, key, where)
 
 
-def _file(entry: dict[str, Any], key: str, where: str) -> File:
+def _parse_file(entry: dict[str, Any], key: str, where: str) -> File:
     file = entry[key]
     name, nbytes, hashes = file["basename"], file.get("bytes"), file.get("hashes") or {}
     if type(nbytes) is not int or not 0 <= nbytes < MAX_FILE_BYTES:
@@ -595,7 +629,7 @@ def shard_table(index: Index) -> AnyArray:
 def check_ascending(offsets: np.ndarray[Any, np.dtype[np.uint32]]) -> None:
     """Raise `FormatError` unless a shard's offsets ascend strictly.
 
-    Damaged offsets could otherwise return a whole sample in place of another one.
+    Without this check, a damaged offset could select another sample unnoticed.
     """
     if (descends := offsets[1:] <= offsets[:-1]).any():
         row = int(descends.argmax())
@@ -612,7 +646,7 @@ def check_configuration(schema: Schema, configuration: Bytes) -> None:
     ----------
     schema : Schema
     configuration : ndarray of uint8
-        The JSON object that the shard stores. Bytes that do not start with one are ignored.
+        The JSON object that the shard stores. Bytes that do not start with an object are ignored.
 
     Raises
     ------

@@ -47,20 +47,21 @@ class ColumnLayout:
 class SampleLayout:
     """The layout of a schema's samples.
 
-    ``nvariable`` is the number of variable columns; ``nfixed`` is the bytes of all fixed columns.
+    ``nvariable`` is the number of variable columns. ``fixed_nbytes`` is the size of all fixed
+    columns together.
     """
 
     columns: dict[str, ColumnLayout]
     nvariable: int
-    nfixed: int
+    fixed_nbytes: int
 
     @property
     def stride(self) -> int:
         """Bytes of each sample, or 0 if samples vary in size."""
-        return 0 if self.nvariable else self.nfixed
+        return 0 if self.nvariable else self.fixed_nbytes
 
 
-def layout(schema: Schema) -> SampleLayout:
+def sample_layout(schema: Schema) -> SampleLayout:
     """Return the sample layout of an MDS schema."""
     columns, variable_before, offset = {}, 0, 0
     for name, size in zip(schema.names, schema.sizes, strict=True):
@@ -73,7 +74,7 @@ def layout(schema: Schema) -> SampleLayout:
 
 
 def has_consistent_sizes(layout: SampleLayout, sample: bytes) -> bool:
-    """Return True if the column sizes in a sample add up to the sample's length.
+    """Return True if the sizes of all columns add up to the sample's length.
 
     Examples
     --------
@@ -85,7 +86,7 @@ def has_consistent_sizes(layout: SampleLayout, sample: bytes) -> bool:
     if len(sample) < 4 * layout.nvariable:
         return False
     sizes: tuple[int, ...] = struct.unpack_from(f"<{layout.nvariable}I", sample)
-    return 4 * layout.nvariable + layout.nfixed + sum(sizes) == len(sample)
+    return 4 * layout.nvariable + layout.fixed_nbytes + sum(sizes) == len(sample)
 
 
 def check_mds_head(

@@ -195,7 +195,7 @@ def _scan_pieces(
     submit: Callable[..., Future[None]] | None,
 ) -> Generator[int, memoryview, ScanResult]:
     """Yield the number of bytes needed next; the caller sends these in one of two buffers."""
-    layout = mds.layout(schema) if schema.format == "mds" else None
+    layout = mds.sample_layout(schema) if schema.format == "mds" else None
     stride = layout.stride if layout else 0
     first = b"" if meta is not None else bytes((yield 4 * (samples + 2)))
     words = np.frombuffer(first if meta is None else _meta_head(meta, samples), "<u4")
@@ -262,7 +262,7 @@ def _column_extractor(
         return lambda data, offsets, first: line_scalars(
             bytes(data), offsets, parse, columns, first
         )
-    layout = mds.layout(schema)
+    layout = mds.sample_layout(schema)
 
     def extract(data: memoryview, offsets: Int64, first: int) -> dict[str, AnyArray]:
         body: Bytes = np.frombuffer(data, np.uint8)
@@ -363,11 +363,11 @@ def sample_chunk(data: Bytes, offsets: Int64, layout: SampleLayout, first: int =
     """
     begins, lengths = offsets[:-1], np.diff(offsets)
     body = 4 * layout.nvariable
-    _check_sizes(lengths >= body + layout.nfixed, first)
+    _check_sizes(lengths >= body + layout.fixed_nbytes, first)
     sizes = np.stack(
         [_numbers_at(data, begins + 4 * k, np.dtype("<u4")) for k in range(layout.nvariable)]
     ).astype(np.int64)
-    _check_sizes(body + layout.nfixed + sizes.sum(axis=0) == lengths, first)
+    _check_sizes(body + layout.fixed_nbytes + sizes.sum(axis=0) == lengths, first)
     before = np.concatenate([np.zeros((1, len(begins)), np.int64), np.cumsum(sizes, axis=0)])
     places = {
         name: begins + body + column.offset + before[column.variable_before]

@@ -56,7 +56,7 @@ def check_text_head(
     ----------
     schema : Schema
     data, meta : ndarray of uint8
-        The whole files. `data` may be only the bytes before the first line.
+        The whole files. Of `data`, the bytes before the first line are enough.
     samples : int
         Number of samples according to the index.
     nbytes : int, optional
@@ -102,7 +102,7 @@ def parser(schema: Schema, names: Sequence[str]) -> Parser:
 
 
 def _json_parser(schema: Schema, names: Sequence[str]) -> Parser:
-    kinds = dict(zip(schema.names, schema.encodings, strict=True))
+    encodings = dict(zip(schema.names, schema.encodings, strict=True))
 
     def parse(line: bytes) -> dict[str, Any]:
         try:
@@ -111,22 +111,23 @@ def _json_parser(schema: Schema, names: Sequence[str]) -> Parser:
             raise FormatError("JSON is nested too deeply") from None
         if not isinstance(record, dict):
             raise FormatError(f"the line holds {type(record).__name__}; expected an object")
-        return {name: _json_value(record, name, kinds[name]) for name in names}
+        return {name: _json_value(record, name, encodings[name]) for name in names}
 
     return parse
 
 
-def _json_value(record: dict[str, Any], name: str, kind: str) -> Any:
+def _json_value(record: dict[str, Any], name: str, encoding: str) -> Any:
     if name not in record:
         raise FormatError(f"the line has no {name!r}")
     value = record[name]
-    if kind != "str" and isinstance(value, int):
+    if encoding != "str" and isinstance(value, int):
         try:
-            return CASTS[kind](value)  # Streaming's writer stores a bool as ``true``
+            # A bool is an int: Streaming's writer stores True in an int column as ``true``.
+            return CASTS[encoding](value)
         except OverflowError as error:
             raise FormatError(f"column {name!r}: {error}") from None
-    if type(value) is not CASTS[kind]:
-        raise FormatError(f"column {name!r}: {value!r} is not of type {kind}")
+    if type(value) is not CASTS[encoding]:
+        raise FormatError(f"column {name!r}: {value!r} is not of type {encoding}")
     return value
 
 

@@ -304,11 +304,11 @@ def _affine_counts(starts: Int64, start: int, step: int, size: int) -> Int64:
 def _max_bytes(source: Source, selection: Selection, parts: set[Source]) -> int:
     """Return a cheap upper bound of the bytes that a view may fetch from some datasets."""
     if selection.affine is None:
-        return sum(part.index.total for part in parts)
+        return sum(part.index.total_nbytes for part in parts)
     bound = 0
     for part, view in source.split_by_dataset(selection):
         if part in parts:
-            total = part.index.total
+            total = part.index.total_nbytes
             if view.affine is not None:
                 rows = abs(view.affine[1]) * view.size
                 total = min(total, part.estimate_bytes(rows) + 2 * part.index.chunk_bytes)

@@ -1,4 +1,4 @@
-"""Provide `gather`: read samples, split them into columns, and copy each into one allocation.
+"""Provide `gather`, which reads samples and copies each of their columns into one array.
 
 A column is gathered in its *stored* form. That is an ndarray if all values have one size, and a
 Ragged of bytes or array elements if sizes vary. It is a list for a text format, and an object array
@@ -41,15 +41,20 @@ KERNEL_ROWS = 1 << 16
 """Rows for one kernel call. Their tables of addresses then fit the processor's cache."""
 
 _ITEMSIZES = np.zeros(256, np.int64)
+"""Dtype code of an array header -> bytes of an element; 0 for an unknown code."""
+
 for _code, _dtype in DTYPE_CODES.items():
     _ITEMSIZES[_code] = _dtype.itemsize
-_UNSIGNED = {dtype.itemsize: code for code, dtype in DTYPE_CODES.items() if dtype.kind == "u"}
+
+_UNSIGNED_CODES = {dtype.itemsize: code for code, dtype in DTYPE_CODES.items() if dtype.kind == "u"}
+"""Bytes of an element -> code of the unsigned dtype of that size."""
+
 _COMPLEX_PARTS = 2
 """A complex number is stored as two numbers, along a last axis."""
 
 
 class Lookup(NamedTuple):
-    """Rows of a source, and the numbers of their samples in the index.
+    """Row numbers of a source, and the sample number of each row. They differ in mixtures.
 
     Attributes
     ----------
@@ -79,7 +84,7 @@ def gather(
     ----------
     fetcher : Fetcher
     plan : Plan
-        Only of stored columns. If it has no columns, no shard is read.
+        A plan without computed columns. If it has no columns, no shard is read.
     ids : ndarray of int64, shape (n,)
         Sample numbers, in any order, with duplicates.
     out : mapping of str to ndarray, optional
@@ -120,6 +125,7 @@ def _merge(pieces: list[RawColumn], order: Int64, column: AnyArray | None) -> Ra
     if len(arrays) == len(pieces):
         rows_by_schema: AnyArray = np.concatenate(arrays) if column is None else column
         return rows_by_schema[order]
+    # A Ragged without a kind holds arrays, whose dtypes may differ between pieces.
     raggeds = [piece for piece in pieces if isinstance(piece, Ragged) and piece.kind is not None]
     if len(raggeds) == len(pieces):
         values = np.concatenate([piece.values for piece in raggeds])
@@ -145,8 +151,8 @@ def _gather_schema(
     split = plan.split(schema, layout)
     columns: dict[str, Any] = {}
     blocks: list[Int64] = []
-    owners: list[object] = []  # of the memory of the spans
-    fixed = split.arguments.fixed.copy()
+    owners: list[object] = []  # keep the memory of the spans alive
+    fixed = split.arguments.fixed.copy()  # its last column has the addresses of the outputs
     for number, f in enumerate(split.fixed):
         column = out.get(f.name)
         if column is None:
@@ -179,7 +185,7 @@ def _copy_parts(
     ids: Int64,
     columns: dict[str, AnyArray],
 ) -> bool:
-    """Copy columns of one size, if it is cheaper to read some samples in parts.
+    """Copy fixed columns, if it is cheaper to read some samples in parts.
 
     Samples that are not read in parts are then read whole.
 
@@ -217,7 +223,7 @@ def _copy_parts(
 
 
 def _rows_of_bytes(column: AnyArray) -> Ragged:
-    """Return values of one size that are no arrays, such as text, as a Ragged of bytes."""
+    """Return opaque values of one size, such as text, as a Ragged of bytes."""
     n, size = column.shape
     return Ragged(column.reshape(-1), np.arange(n + 1, dtype=np.int64) * size, "bytes")
 
@@ -297,12 +303,13 @@ def _gather_declared_fixed(
     field, encoding = values.field, values.field.encoding
     assert encoding.size is not None
     values.raise_if(lengths != encoding.size, f"{encoding.name!r} takes {encoding.size}")
-    first, last = (field.part.first, field.part.stop) if field.part else (0, encoding.size)
+    first, stop = (field.part.first, field.part.stop) if field.part else (0, encoding.size)
     values.spans = [
-        np.stack((at + first, np.full_like(at, last - first))) for at, _ in values.spans
+        np.stack((address + first, np.full_like(address, stop - first)))
+        for address, _ in values.spans
     ]
     column = field.allocate(len(lengths)) if out is None else out
-    values.copy(np.arange(len(lengths), dtype=np.int64) * (last - first), column)
+    values.copy(np.arange(len(lengths), dtype=np.int64) * (stop - first), column)
     return column
 
 
@@ -324,9 +331,9 @@ def _gather_arrays(values: _VariableColumn) -> RawColumn:
     """Gather arrays with headers: as a Ragged if ranks and dtypes agree, otherwise as objects."""
     encoding, n = values.field.encoding, len(values.ids)
     typed = int(encoding.dtype == object)
-    number = storage_dtype(encoding.dtype) or encoding.dtype
-    # Headers depend only on the size of a number, so any dtype of that size reads them.
-    codes = np.full(n, 0 if typed else _UNSIGNED[number.itemsize], np.int64)
+    item_dtype = storage_dtype(encoding.dtype) or encoding.dtype
+    # Without a stored code, only the size of an element matters to the kernel.
+    codes = np.full(n, 0 if typed else _UNSIGNED_CODES[item_dtype.itemsize], np.int64)
     header_sizes, ndims = np.zeros((2, n), np.int64)
     start = 0
     for address, nbytes in values.spans:
@@ -336,7 +343,7 @@ def _gather_arrays(values: _VariableColumn) -> RawColumn:
             codes[start:stop], header_sizes[start:stop], ndims[start:stop],
         )  # fmt: skip
         if code < 0:
-            is_wrong = np.arange(n) == start - 1 - code
+            is_wrong = np.arange(n) == start - 1 - code  # code is -1 - k for row k of the block
             values.raise_if(is_wrong, f"they are no array of {encoding.name!r}")
         start = stop
     if n == 0:
@@ -347,12 +354,13 @@ def _gather_arrays(values: _VariableColumn) -> RawColumn:
     shapes = None
     if ndims[0] > 1 or encoding.dtype.kind == "c":
         shapes = np.empty((n, int(ndims[0])), np.int64)
-        address = np.concatenate([at for at, _ in values.spans])
+        address = np.concatenate([addresses for addresses, _ in values.spans])
         kernels.read_array_shapes.for_size(n)(address, typed, shapes)
         if encoding.dtype.kind == "c":
             is_wrong = (shapes[:, -1] != _COMPLEX_PARTS) | (ndims == 1)
             values.raise_if(is_wrong, f"{encoding.dtype} takes a last axis of {_COMPLEX_PARTS}")
             shapes = shapes[:, :-1] if ndims[0] > 2 else None
+    # From here on, the spans hold the elements only, without the headers.
     start = 0
     for span in values.spans:
         stop = start + span.shape[1]
@@ -383,7 +391,7 @@ def find_bodies(fetcher: Fetcher, plan: Plan, ids: Int64) -> dict[str, Bodies]:
     ----------
     fetcher : Fetcher
     plan : Plan
-        Only of whole stored columns. If it has no columns, no shard is read.
+        A plan of whole columns, none of them computed. If it has no columns, no shard is read.
     ids : ndarray of int64, shape (n,)
         Sample numbers, in any order, with duplicates.
     """
@@ -399,7 +407,7 @@ def find_bodies(fetcher: Fetcher, plan: Plan, ids: Int64) -> dict[str, Bodies]:
         rows = np.flatnonzero(schema_ids == schema)
         for name, part in _find_schema_bodies(fetcher, schema, plan, ids[rows]).items():
             spans[name][:, rows] = part.address, part.nbytes
-            owners.append(part.held)
+            owners.append(part.owner)
     return {name: Bodies(address, nbytes, owners) for name, (address, nbytes) in spans.items()}
 
 
@@ -409,7 +417,7 @@ def _find_schema_bodies(fetcher: Fetcher, schema: int, plan: Plan, ids: Int64) -
     if layout is None:
         return _encode_lines(fetcher, schema, plan, ids)
     address, nbytes, owner = fetcher.locate_and_prefetch(ids)
-    _check_sizes(fetcher, ids, nbytes < 4 * layout.nvariable + layout.nfixed)
+    _check_sizes(fetcher, ids, nbytes < 4 * layout.nvariable + layout.fixed_nbytes)
     sizes = np.empty((len(ids), layout.nvariable), "<u4")
     header = np.full(len(ids), 4 * layout.nvariable, np.int64)
     offsets = header * np.arange(len(ids))
@@ -464,8 +472,8 @@ def column_bodies(column: AnyArray | Ragged) -> Bodies:
         return Bodies.of(column.values, column.offsets)
     rows = np.ascontiguousarray(column)
     size = rows.dtype.itemsize * prod(rows.shape[1:])
-    ends = np.arange(len(rows) + 1, dtype=np.int64) * size
-    return Bodies.of(rows.reshape(-1).view(np.uint8), ends)
+    offsets = np.arange(len(rows) + 1, dtype=np.int64) * size
+    return Bodies.of(rows.reshape(-1).view(np.uint8), offsets)
 
 
 def equal_text(fetcher: Fetcher, plan: Plan, ids: Int64, value: bytes) -> Bools:
@@ -524,8 +532,8 @@ def read_lines(
     address, nbytes, owner = fetcher.locate(ids)
     parse = line_parser(fetcher, schema, names)
     guard = text.guard_nbytes(fetcher.index.schemas[schema])
-    for sample, at, length in zip(ids.tolist(), address.tolist(), nbytes.tolist(), strict=True):
-        values = parse(sample, ctypes.string_at(at - guard, length + guard))
+    for sample, begin, length in zip(ids.tolist(), address.tolist(), nbytes.tolist(), strict=True):
+        values = parse(sample, ctypes.string_at(begin - guard, length + guard))
         for name, column in columns.items():
             column.append(values[name])
     del owner  # the addresses were in use until here
@@ -535,16 +543,19 @@ def read_lines(
 def line_parser(
     fetcher: Fetcher, schema: int, names: Sequence[str]
 ) -> Callable[[int, bytes], dict[str, Any]]:
-    """Return a function that parses a sample from its line with its guard bytes."""
-    layout = fetcher.index.schemas[schema]
-    parse = text.parser(layout, names)
-    newline = layout.newline.encode()[: text.guard_nbytes(layout)]
+    """Return a function that parses a sample, given its number and its line.
+
+    The line includes its guard bytes; see `text.guard_nbytes`.
+    """
+    text_schema = fetcher.index.schemas[schema]
+    parse = text.parser(text_schema, names)
+    guard_bytes = text_schema.newline.encode()[: text.guard_nbytes(text_schema)]
 
     def parse_checked(sample: int, line: bytes) -> dict[str, Any]:
         try:
-            if not line.startswith(newline):
+            if not line.startswith(guard_bytes):
                 raise FormatError("it does not begin where a line ends")
-            return parse(line[len(newline) :])
+            return parse(line[len(guard_bytes) :])
         except ValueError as error:
             fetcher.raise_damaged(sample, str(error), error)
 

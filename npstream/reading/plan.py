@@ -29,11 +29,11 @@ class Computation(Protocol):
     """Computes the values of a column that is not stored, from row numbers."""
 
     def column(self, rows: Int64) -> AnyArray | Ragged:
-        """Return the values at rows, in the form of a gathered column of the field's encoding."""
+        """Return the values at rows, in the form in which `gather` returns a stored column."""
         ...
 
     def value(self, row: int) -> Any:
-        """Return the value at one row, in the form of a sample's value."""
+        """Return the value at one row, as a sample contains it."""
         ...
 
     def equal(self, rows: Int64, text: bytes) -> Bools:
@@ -51,12 +51,12 @@ class ValuePart(NamedTuple):
     shape : tuple of int
         The shape of the copied elements: that of the part if it is contiguous, otherwise flat.
     cell : Cell
-        The part.
+        The position of the part: an int or a range for each axis of a value.
     is_contiguous : bool
         True if the part is one contiguous byte range.
     elements : sequence of sequence of int
-        The needed positions on each axis of a value, ascending. If samples are read in parts, the
-        other elements are undefined.
+        For each axis of a value, the positions that are needed, ascending. Elements at other
+        positions may be left unread; their values are then undefined.
     """
 
     first: int
@@ -86,7 +86,12 @@ class Field:
         return self.part.shape if self.part else self.encoding.shape
 
     def view(self, meaning: Any) -> Field:
-        """Return the column with another declared meaning of its bytes.
+        """Return the column with its bytes reinterpreted.
+
+        Parameters
+        ----------
+        meaning : str or dtype
+            The name of an encoding, or a dtype, as in `view_as`.
 
         Raises
         ------
@@ -106,9 +111,10 @@ class Field:
         Parameters
         ----------
         cell : Cell
-            The part.
+            The position of the part.
         elements : sequence of sequence of int, optional
-            The needed positions on each axis of a value, ascending; by default all of the part.
+            For each axis of a value, the positions that are needed, ascending; by default all
+            positions of the part.
         """
         shape, itemsize = self.encoding.shape, self.encoding.dtype.itemsize
         assert shape is not None
@@ -150,7 +156,10 @@ class Field:
         return part.cell.strided(values, shape)
 
     def allocate(self, n: int) -> AnyArray:
-        """Return a new array for `n` values of one size: of the column's dtype, or of bytes."""
+        """Return a new array for `n` values that all have one size.
+
+        It has the column's dtype if the values are numbers or arrays, and uint8 otherwise.
+        """
         shape, dtype = self.shape, self.encoding.dtype
         if self.encoding.kind != "fixed":
             assert self.encoding.size is not None
@@ -158,7 +167,7 @@ class Field:
         assert shape is not None
         nbytes = n * dtype.itemsize * prod(shape)
         memory.ensure_fits(nbytes, "rows ({:,}) of column {!r}", n, self.name)
-        # Elements that are not needed may not be fetched, but bools are checked: they must be 0.
+        # Unneeded elements may be left unread. Bools are checked later, so unread bools must be 0.
         new = np.zeros if self.part is not None and dtype.kind == "b" else np.empty
         return new((n, *shape), dtype)
 
@@ -172,10 +181,10 @@ class SampleSplit:
     arguments : SplitArguments
         The arguments of the kernel.
     fixed, variable : list of Field
-        The columns of fixed size, which the kernel copies, and those of variable size, whose spans
-        it finds. In the order of the arguments.
+        The columns of fixed and of variable size, in the order of the arguments. The kernel copies
+        fixed columns. For variable columns, it returns the address and length of each value.
     opaque : list of Field
-        Those of `fixed` that are no arrays of numbers, but for example text of one size.
+        The columns in `fixed` whose values are bytes, for example text that always has one size.
     """
 
     arguments: SplitArguments
@@ -252,17 +261,22 @@ class Plan:
     def partial_read(self, schema: int, layout: SampleLayout | None) -> PartialRead | None:
         """Return the byte ranges to read of samples; None to read whole samples.
 
-        Samples are read whole if they vary in size, or if byte ranges cost about as much.
+        Samples are read whole if they vary in size, or if reading byte ranges would take about as
+        long.
         """
         if schema not in self._partial_reads:
-            fixed = layout if layout is not None and layout.stride and not self.is_empty else None
-            self._partial_reads[schema] = None if fixed is None else self._make_partial_read(fixed)
+            partial_read = None
+            if layout is not None and layout.stride and not self.is_empty:
+                partial_read = self._make_partial_read(layout)
+            self._partial_reads[schema] = partial_read
         return self._partial_reads[schema]
 
     def _make_partial_read(self, layout: SampleLayout) -> PartialRead | None:
         whole_cost = transfer_cost(1, layout.stride)
         if not is_worthwhile(transfer_cost(1, 1), whole_cost):
-            return None
+            return None  # even one byte of each sample would take about as long as the whole
+        # For each byte range: its begin and end in the sample, its begin in the value as read, and
+        # the column.
         needed = []
         for f in self.fields:
             offset, first = layout.columns[f.name].offset, f.part.first if f.part else 0
@@ -294,13 +308,14 @@ class Plan:
                 variable.append(f)
                 variable_rows.append((column.variable_before, column.offset))
             else:
-                first, last = (f.part.first, f.part.stop) if f.part else (0, column.size)
+                first, stop = (f.part.first, f.part.stop) if f.part else (0, column.size)
                 fixed.append(f)
                 offset = column.offset + first
-                fixed_rows.append((column.variable_before, offset, last - first, 0))
+                # The 0 stands for the output's address, which each read sets.
+                fixed_rows.append((column.variable_before, offset, stop - first, 0))
         arguments = SplitArguments(
             layout.nvariable,
-            layout.nfixed,
+            layout.fixed_nbytes,
             np.array(fixed_rows, np.int64).reshape(-1, 4),
             np.array(variable_rows, np.int64).reshape(-1, 2),
         )

@@ -358,11 +358,11 @@ class Source:
 
     def estimate_bytes(self, samples: int) -> int:
         """Return the bytes of `samples` samples of average size."""
-        return self.index.total * samples // max(self.index.samples, 1)
+        return self.index.total_nbytes * samples // max(self.index.samples, 1)
 
     def estimate_rows(self, nbytes: int) -> int:
         """Return how many samples of average size have about `nbytes`, at least one."""
-        return max(1, nbytes * self.index.samples // max(self.index.total, 1))
+        return max(1, nbytes * self.index.samples // max(self.index.total_nbytes, 1))
 
     def block_rows(self, plan: Plan, nbytes: int) -> int:
         """Return how many rows to read at once, given a size of whole samples.

@@ -128,7 +128,7 @@ class Shards(Protocol[Remote]):
         """Open and check shards; skip those whose opening takes a request to a store."""
 
     def buffer_bytes(self, shard: int) -> int | None:
-        """Return the bytes of buffers that an open shard takes, not counting maps.
+        """Return the bytes of memory that an open shard takes, without memory-mapped files.
 
         Returns
         -------

@@ -94,7 +94,7 @@ def split(
     address: Int64,
     nbytes: Int64,
     nvariable: int,
-    nfixed: int,
+    fixed_nbytes: int,
     fixed: Int64,
     variable: Int64,
     spans: Int64,
@@ -112,10 +112,10 @@ def split(
     for k in range(address.size):
         prefetch_span(address, nbytes, k + PREFETCH_DISTANCE)
         source = address[k]
-        if nbytes[k] < header + nfixed:
+        if nbytes[k] < header + fixed_nbytes:
             return -1 - k
         if nvariable:
-            total = header + nfixed
+            total = header + fixed_nbytes
             for v in range(nvariable):
                 total += load_u32(source + 4 * v)
             if total != nbytes[k]:
@@ -149,7 +149,7 @@ def read(
     entries: Int64,
     samples: Int64,
     nvariable: int,
-    nfixed: int,
+    fixed_nbytes: int,
     fixed: Int64,
     variable: Int64,
     spans: Int64,
@@ -164,7 +164,7 @@ def read(
     if steps & LOCATE:
         code = locate(ids, starts, guide, shift, entries, address, nbytes)
     if code == 0 and steps & SPLIT:
-        code = split(address, nbytes, nvariable, nfixed, fixed, variable, spans)
+        code = split(address, nbytes, nvariable, fixed_nbytes, fixed, variable, spans)
     return code
 
 

@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from npstream.storage.local import Store
 
 _ALL_RESIDENT: Bytes = np.empty(0, np.uint8)
+"""`LoadedShard.resident` of a shard that is mapped or in memory as a whole."""
 
 _MAX_OFFSET = 1 << 32
-"""The first byte that offsets of four bytes cannot reach."""
+"""Offsets are stored in four bytes, so they are less than this."""
 
 
 class LocalShards:
@@ -38,6 +39,7 @@ class LocalShards:
     index : Index
     store : LocalStore or RemoteStore
     verify : bool or str
+        Which hashes to check, as in `npstream.open`.
     snapshot : Snapshot, optional
         The index as it was when the dataset was opened. With it, errors say if the dataset was
         replaced.
@@ -78,7 +80,7 @@ class LocalShards:
         yield from ()
 
     def buffer_bytes(self, shard: int) -> int | None:
-        """Return the bytes of buffers that an open shard takes, not counting maps."""
+        """Return the bytes of memory that an open shard takes, without memory-mapped files."""
         files = self.index.files(shard)
         pairs = ((files.data, files.zip_data), (files.meta, files.zip_meta))
         return sum(
@@ -115,6 +117,7 @@ class LocalShards:
         if memory.is_mapped(header):
             layout = self.layouts[self.index.schema_ids[shard]]
             end = 4 * (self._sample_count(shard) + 2)
+            # `end + 1` adds the page of the configuration, which begins at `end`.
             if layout is None or not layout.stride:
                 memory.will_need(header[: end + 1])
             else:  # `_check_shard` reads only the first and the last offset
@@ -135,8 +138,8 @@ class LocalShards:
         resident : ndarray of uint8
             As in `LoadedShard`.
         """
-        number = int(self.index.schema_ids[shard])
-        schema, layout = self.index.schemas[number], self.layouts[number]
+        schema_id = int(self.index.schema_ids[shard])
+        schema, layout = self.index.schemas[schema_id], self.layouts[schema_id]
         samples, stride = self._sample_count(shard), layout.stride if layout is not None else 0
         try:
             if layout is not None:
@@ -168,8 +171,8 @@ class LocalShards:
         address, nbytes = np.empty((2, len(ids)), np.int64)
         owners: list[object] = []
         for shard in np.unique(shard_of).tolist():
-            samples = np.flatnonzero(shard_of == shard)
-            rows = ids[samples] - self.index.starts[shard]
+            positions = np.flatnonzero(shard_of == shard)
+            rows = ids[positions] - self.index.starts[shard]
             loaded = self._open_whole(shard)
             if loaded is None:
                 begins, ends = self._read_bounds(shard, rows)
@@ -177,9 +180,9 @@ class LocalShards:
                 name, begins = self.index.files(shard).data.name, begins - guard
                 spans = zip(begins.tolist(), (ends - begins).tolist(), strict=True)
                 parts = self.store.ranges((name, begin, size) for begin, size in spans)
-                address[samples], nbytes[samples], buffer = concatenate_parts(parts, guard)
+                address[positions], nbytes[positions], buffer = concatenate_parts(parts, guard)
             else:
-                address[samples], nbytes[samples], buffer = self._copy_rows(shard, loaded, rows)
+                address[positions], nbytes[positions], buffer = self._copy_rows(shard, loaded, rows)
             owners.append(buffer)
         return address, nbytes, owners
 
@@ -208,17 +211,17 @@ class LocalShards:
             begins = loaded.begin + rows * loaded.stride
             ends = begins + loaded.stride
         else:
-            begins, ends = (loaded.offsets[at].astype(np.int64) for at in (rows, rows + 1))
+            begins, ends = (loaded.offsets[row].astype(np.int64) for row in (rows, rows + 1))
         guard = self.check_bounds(shard, rows, begins, ends)
         spans = zip((begins - guard).tolist(), ends.tolist(), strict=True)
         return concatenate_parts([loaded.data[begin:end].tobytes() for begin, end in spans], guard)
 
     def check_bounds(self, shard: int, rows: Int64, begins: Int64, ends: Int64) -> int:
-        """Raise FormatError unless rows lie within their shard; return the shard's guard."""
+        """Raise FormatError unless rows lie within their shard; return its `guard_nbytes`."""
         files = self.index.files(shard)
         guard = int(self.guard_nbytes[shard])
-        low = 0 if files.meta else 4 * (self._sample_count(shard) + 2)
-        wrong = (begins < max(low, guard)) | (ends < begins) | (ends > files.data.nbytes)
+        head_size = 0 if files.meta else 4 * (self._sample_count(shard) + 2)
+        wrong = (begins < max(head_size, guard)) | (ends < begins) | (ends > files.data.nbytes)
         if wrong.any():
             sample = int(self.index.starts[shard]) + int(rows[wrong.argmax()])
             self.raise_damaged(sample, "its offsets do not fit the shard")
@@ -260,7 +263,15 @@ class LocalShards:
             )
 
     def _verify(self, data: Bytes | bytes, file: File, is_required: bool) -> None:
-        """Compare the hash of a file's bytes with the recorded one, if `verify` requires it."""
+        """Compare the hash of a file's bytes with the recorded one.
+
+        Parameters
+        ----------
+        data : ndarray of uint8 or bytes
+        file : File
+        is_required : bool
+            False if the current mode of `verify` does not check this file.
+        """
         if not self.verify or not is_required:
             return
         is_named = isinstance(self.verify, str) and self.verify != "auto"
@@ -304,4 +315,6 @@ class LocalShards:
 
 def layouts_of(index: Index) -> list[SampleLayout | None]:
     """Return the sample layout of each schema of an index; None for a text format."""
-    return [mds.layout(schema) if schema.format == "mds" else None for schema in index.schemas]
+    return [
+        mds.sample_layout(schema) if schema.format == "mds" else None for schema in index.schemas
+    ]

@@ -69,7 +69,7 @@ class SplitArguments:
     ----------
     nvariable : int
         The number of variable columns of the dataset.
-    nfixed : int
+    fixed_nbytes : int
         The bytes of all fixed columns of a sample.
     fixed : ndarray of int64, shape (fixed columns to read, 4)
         As `split` describes. The addresses of the outputs, in the last column, are not set.
@@ -78,7 +78,7 @@ class SplitArguments:
     """
 
     nvariable: int
-    nfixed: int
+    fixed_nbytes: int
     fixed: Int64
     variable: Int64
 
@@ -230,7 +230,7 @@ class Fetcher:
             samples = np.empty((2, n), np.int64)
             status = kernels.read.for_size(n)(
                 kernels.LOCATE | kernels.SPLIT, ids, *self._lookup, table.entries, samples,
-                split.nvariable, split.nfixed, fixed, split.variable, spans,
+                split.nvariable, split.fixed_nbytes, fixed, split.variable, spans,
             )  # fmt: skip
             if not is_prefetched:
                 self._pages.count_rows(n)
@@ -240,7 +240,7 @@ class Fetcher:
         self._pages.prefetch(samples[0], samples[1])
         status = kernels.read.for_size(n)(
             kernels.SPLIT, ids, *self._lookup, _NO_ENTRIES, samples,
-            split.nvariable, split.nfixed, fixed, split.variable, spans,
+            split.nvariable, split.fixed_nbytes, fixed, split.variable, spans,
         )  # fmt: skip
         if status < 0:
             sample = int(ids[-1 - status])

@@ -155,7 +155,7 @@ class ShardUnion:
         return loaded
 
     def buffer_bytes(self, shard: int) -> int | None:
-        """Return the bytes of buffers that an open shard takes, not counting maps."""
+        """Return the bytes of memory that an open shard takes, without memory-mapped files."""
         part, number = self._find_shard(shard)
         return part.buffer_bytes(number)
 

@@ -140,7 +140,7 @@ def verify_dataset(
                 check.shard(shard, result)
     check.finish()
     return VerifyReport(
-        parsed.where, len(parsed), parsed.samples, parsed.total,
+        parsed.where, len(parsed), parsed.samples, parsed.total_nbytes,
         sidecar.where if sidecar else "", tuple(dict.fromkeys(problems)),
     )  # fmt: skip
 

@@ -281,7 +281,7 @@ class WriterEngine:
         index: dict[str, Any] = {"shards": entries, "version": 2}
         if self._format.annotations or not entries:
             schema = None if entries else self._format.empty_schema
-            index[ANNOTATIONS_KEY] = self._format.annotations.document(schema)
+            index[ANNOTATIONS_KEY] = self._format.annotations.to_document(schema)
         text = json.dumps(index, sort_keys=True).encode()
         self._shards.begin()
         if spool is None:

@@ -58,19 +58,19 @@ _CODES = {dtype: code for code, dtype in DTYPE_CODES.items()}
 
 @dataclass(frozen=True, slots=True)
 class Bodies:
-    """Encoded values of a column, wherever they lie.
+    """Encoded values of a column, each at its own address.
 
     Attributes
     ----------
     address, nbytes : ndarray of int64, shape (n,)
-        Where each value lies, and its length.
-    held : object
-        What must be referred to while the addresses are in use.
+        The address and the length of each value.
+    owner : object
+        The owner of that memory. Keep it alive while the addresses are in use.
     """
 
     address: Int64
     nbytes: Int64
-    held: object
+    owner: object
 
     @classmethod
     def of(cls, values: Bytes, offsets: Int64) -> Bodies:
@@ -480,7 +480,7 @@ class StoredFile:
 
 
 def _ends(nbytes: Int64) -> Int64:
-    """Return 0, and where each of some runs of bytes ends that lie back to back."""
+    """Return 0, and the end of each of several contiguous byte runs, given their sizes."""
     ends = np.zeros(len(nbytes) + 1, np.int64)
     np.cumsum(nbytes, out=ends[1:])
     return ends
@@ -529,17 +529,17 @@ def _join_columns(parts: Sequence[AnyArray | Bodies | list[bytes]], destination:
     """Write rows of all columns back to back."""
     columns = np.zeros((len(parts), 3), np.int64)
     spans: list[tuple[Int64, Int64]] = []
-    held: list[object] = []
+    owners: list[object] = []  # keep the memory alive
     for column, part in zip(columns, parts, strict=True):
         if isinstance(part, np.ndarray):
             values = _little(part)
             column[:] = -1, address_of(values), values.itemsize * prod(values.shape[1:])
-            held.append(values)
+            owners.append(values)
         else:
             bodies = _as_bodies(part)
             column[0] = len(spans)
             spans.append((bodies.address, bodies.nbytes))
-            held.append(bodies)
+            owners.append(bodies)
     both: Int64 = np.array(spans, np.int64).reshape(len(spans), 2, len(parts[0]))
     join_columns(len(parts[0]), columns, both, destination)
 

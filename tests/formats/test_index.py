@@ -42,17 +42,17 @@ TEXT = {
     "zip_data": None,
     "zip_meta": None,
 }
-LISTED = {"column_encodings": ["str", "int"], "column_names": ["a", "b"]}
+COLUMN_LISTS = {"column_encodings": ["str", "int"], "column_names": ["a", "b"]}
 ENTRIES = {
     "mds": MDS,
     "json": TEXT | {"format": "json", "columns": {"a": "str", "b": "int"}},
-    "csv": TEXT | {"format": "csv"} | LISTED,
-    "tsv": TEXT | {"format": "tsv"} | LISTED,
-    "xsv": TEXT | {"format": "xsv", "separator": "||"} | LISTED,
+    "csv": TEXT | {"format": "csv"} | COLUMN_LISTS,
+    "tsv": TEXT | {"format": "tsv"} | COLUMN_LISTS,
+    "xsv": TEXT | {"format": "xsv", "separator": "||"} | COLUMN_LISTS,
 }
 
 
-def changed(entry, *path_and_value):
+def with_value(entry, *path_and_value):
     """Return a copy of an entry with one value replaced, or removed if the value is `DEL`."""
     *path, key, value = path_and_value
     entry = copy.deepcopy(entry)
@@ -69,7 +69,7 @@ def changed(entry, *path_and_value):
 DEL = object()
 
 
-def index_of(*entries, **top):
+def parse_entries(*entries, **top):
     return parse_index(
         json.dumps({"shards": entries, "version": 2, **top}).encode(), "here/index.json"
     )
@@ -80,7 +80,7 @@ def index_of(*entries, **top):
 
 @pytest.mark.parametrize("name", ENTRIES)
 def test_schema_of_each_format(name):
-    index = index_of(ENTRIES[name], ENTRIES[name])
+    index = parse_entries(ENTRIES[name], ENTRIES[name])
     (schema,) = index.schemas
     assert schema.format == name
     assert schema.names == ("a", "b")
@@ -92,9 +92,9 @@ def test_schema_of_each_format(name):
 
 
 def test_arrays_of_an_index():
-    entries = [changed(MDS, "samples", count) for count in (3, 0, 5)]
-    entries[1] = changed(entries[1], "column_sizes", [8, 8])
-    index = index_of(*entries)
+    entries = [with_value(MDS, "samples", count) for count in (3, 0, 5)]
+    entries[1] = with_value(entries[1], "column_sizes", [8, 8])
+    index = parse_entries(*entries)
     assert index.starts.tolist() == [0, 3, 3, 8]
     assert index.nbytes.tolist() == [1000] * 3
     assert index.schema_ids.tolist() == [0, 1, 0]
@@ -104,14 +104,14 @@ def test_arrays_of_an_index():
 
 def test_files_of_a_shard():
     packed = {"basename": "x.zstd", "bytes": 7, "hashes": {"md5": "ff"}}
-    entry = changed(ENTRIES["json"], "zip_meta", packed) | {"compression": "zstd:3"}
-    files = index_of(entry).files(0)
+    entry = with_value(ENTRIES["json"], "zip_meta", packed) | {"compression": "zstd:3"}
+    files = parse_entries(entry).files(0)
     assert (files.data.name, files.data.nbytes, files.data.hashes) == ("shard.00000.x", 100, {})
     assert (files.meta.name, files.zip_data) == ("shard.00000.x.meta", None)
     assert (files.zip_meta.name, files.zip_meta.nbytes) == ("x.zstd", 7)
     assert files.zip_meta.hashes == {"md5": "ff"}
     assert files.compression == "zstd:3"
-    assert index_of(MDS).files(0).meta is None
+    assert parse_entries(MDS).files(0).meta is None
 
 
 @pytest.mark.parametrize(
@@ -146,14 +146,15 @@ def test_an_index_without_shards_is_empty(text):
     ],
 )
 def test_relative_file_names_are_accepted(name):
-    assert index_of(changed(MDS, "raw_data", "basename", name)).name(0) == name
+    assert parse_entries(with_value(MDS, "raw_data", "basename", name)).name(0) == name
 
 
 # Invalid indexes, rejected when the dataset is opened
 
 
-def assert_rejected(text, match, shard=True):
-    target = r"here/index\.json: shard 1: .*" if shard else r"here/index\.json: "
+def assert_rejected(text, match, in_shard=True):
+    """Assert that an index is rejected, with a message that names shard 1 if `in_shard` is True."""
+    target = r"here/index\.json: shard 1: .*" if in_shard else r"here/index\.json: "
     with pytest.raises(FormatError, match=target + match):
         parse_index(text, "here/index.json")
 
@@ -187,7 +188,7 @@ def assert_entry_rejected(entry, match):
     ],
 )
 def test_invalid_documents_raise(text, match):
-    assert_rejected(text, match, shard=False)
+    assert_rejected(text, match, in_shard=False)
 
 
 NOT_COUNTS = [
@@ -210,23 +211,23 @@ NOT_COUNTS = [
 @pytest.mark.parametrize("count", NOT_COUNTS, ids=repr)
 @pytest.mark.parametrize("name", ENTRIES)
 def test_invalid_counts_raise(name, count):
-    assert_entry_rejected(changed(ENTRIES[name], "samples", count), "'samples' is")
-    assert_entry_rejected(changed(ENTRIES[name], "raw_data", "bytes", count), "'bytes' is")
+    assert_entry_rejected(with_value(ENTRIES[name], "samples", count), "'samples' is")
+    assert_entry_rejected(with_value(ENTRIES[name], "raw_data", "bytes", count), "'bytes' is")
 
 
 @pytest.mark.parametrize("name", ENTRIES)
 def test_more_samples_than_the_bytes_allow_raise(name):
     head = "raw_data" if name == "mds" else "raw_meta"
     for samples in (3, 1000, 2**31, 2**32 - 1):
-        entry = changed(ENTRIES[name], "samples", samples)
-        entry = changed(entry, "raw_data", "bytes", 2**39)
-        index_of(changed(entry, head, "bytes", 8 + 4 * samples))
+        entry = with_value(ENTRIES[name], "samples", samples)
+        entry = with_value(entry, "raw_data", "bytes", 2**39)
+        parse_entries(with_value(entry, head, "bytes", 8 + 4 * samples))
         assert_entry_rejected(
-            changed(entry, head, "bytes", 7 + 4 * samples), f"{samples:,} samples cannot lie in"
+            with_value(entry, head, "bytes", 7 + 4 * samples), f"{samples:,} samples cannot lie in"
         )
-    assert_entry_rejected(changed(ENTRIES[name], "samples", 2**32), "'samples' is 4294967296")
+    assert_entry_rejected(with_value(ENTRIES[name], "samples", 2**32), "'samples' is 4294967296")
     if name != "mds":
-        entry = changed(ENTRIES[name], "raw_data", "bytes", 2)
+        entry = with_value(ENTRIES[name], "raw_data", "bytes", 2)
         assert_entry_rejected(entry, "3 samples cannot lie in 2 bytes")
 
 
@@ -236,12 +237,14 @@ def test_unknown_and_missing_keys_raise(name):
     assert_entry_rejected(entry | {"more": 1}, r"unknown keys \['more'\]")
     needed = entry.keys() - {"compression", "hashes", "size_limit", "zip_data", "zip_meta"}
     for key in needed:
-        assert_entry_rejected(changed(entry, key, DEL), f"the key '{key}' is missing")
-        assert_entry_rejected(changed(entry, key, None), "")
+        assert_entry_rejected(with_value(entry, key, DEL), f"the key '{key}' is missing")
+        assert_entry_rejected(with_value(entry, key, None), "")
     for key in ("basename", "bytes"):
-        assert_entry_rejected(changed(entry, "raw_data", key, DEL), f"the key '{key}' is missing")
+        assert_entry_rejected(
+            with_value(entry, "raw_data", key, DEL), f"the key '{key}' is missing"
+        )
     for key in entry.keys() - needed:
-        index_of(changed(entry, key, DEL)).files(0)
+        parse_entries(with_value(entry, key, DEL)).files(0)
 
 
 @pytest.mark.parametrize("entry", [None, 1, "mds", [], {}, [[]], True], ids=repr)
@@ -251,18 +254,18 @@ def test_entries_of_a_wrong_type_raise(entry):
 
 @pytest.mark.parametrize("kind", ["", "MDS", "parquet", None, 1, ["mds"], {"mds": 1}], ids=repr)
 def test_unknown_formats_raise(kind):
-    assert_entry_rejected(changed(MDS, "format", kind), "")
+    assert_entry_rejected(with_value(MDS, "format", kind), "")
 
 
 @pytest.mark.parametrize("version", [1, 3, None, "2", [2], float("nan"), 10**30], ids=repr)
 def test_unknown_versions_raise(version):
-    assert_entry_rejected(changed(MDS, "version", version), "version")
+    assert_entry_rejected(with_value(MDS, "version", version), "version")
 
 
 @pytest.mark.parametrize("key", ["column_names", "column_encodings", "column_sizes"])
 @pytest.mark.parametrize("value", ["ab", 2, None, {"a": 1, "b": 2}, True, 1.5], ids=repr)
 def test_column_lists_of_a_wrong_type_raise(key, value):
-    assert_entry_rejected(changed(MDS, key, value), f"'{key}' is .* expected a list")
+    assert_entry_rejected(with_value(MDS, key, value), f"'{key}' is .* expected a list")
 
 
 @pytest.mark.parametrize(
@@ -291,7 +294,7 @@ def test_column_lists_of_a_wrong_type_raise(key, value):
 )
 def test_invalid_columns_raise(key, value, match):
     with pytest.raises(FormatError, match=rf"here/index\.json: shard 0: .*{match}"):
-        index_of(changed(MDS, key, value))
+        parse_entries(with_value(MDS, key, value))
 
 
 @pytest.mark.parametrize("name", ENTRIES)
@@ -300,7 +303,7 @@ def test_a_shard_without_columns_raises(name):
     for key in entry.keys() & {"columns", "column_names", "column_encodings", "column_sizes"}:
         entry[key] = type(entry[key])()
     with pytest.raises(FormatError, match=r"here/index\.json: shard 0: a shard has no columns"):
-        index_of(entry)
+        parse_entries(entry)
 
 
 @pytest.mark.parametrize(
@@ -326,7 +329,7 @@ def test_a_shard_without_columns_raises(name):
 )
 def test_invalid_entries_of_text_formats_raise(name, key, value, match):
     with pytest.raises(FormatError, match=rf"here/index\.json: shard 0: .*{match}"):
-        index_of(changed(ENTRIES[name], key, value))
+        parse_entries(with_value(ENTRIES[name], key, value))
 
 
 HOSTILE_NAMES = [
@@ -337,37 +340,37 @@ HOSTILE_NAMES = [
 
 
 @pytest.mark.parametrize("basename", [*HOSTILE_NAMES, None, 5, ["x"], {}], ids=repr)
-@pytest.mark.parametrize("which", ["raw_data", "zip_data", "raw_meta", "zip_meta"])
-def test_file_names_outside_the_directory_raise(which, basename):
+@pytest.mark.parametrize("file_key", ["raw_data", "zip_data", "raw_meta", "zip_meta"])
+def test_file_names_outside_the_directory_raise(file_key, basename):
     entry = copy.deepcopy(ENTRIES["json"])
-    entry[which] = {"basename": basename, "bytes": 100, "hashes": {}}
+    entry[file_key] = {"basename": basename, "bytes": 100, "hashes": {}}
     match = "leaves the dataset's directory" if isinstance(basename, str) else "wrong type"
     assert_entry_rejected(entry, match)
 
 
 @pytest.mark.parametrize("compression", [1, True, ["zstd"], {}, 1.5], ids=repr)
 def test_compressions_of_a_wrong_type_raise(compression):
-    assert_entry_rejected(changed(MDS, "compression", compression), "'compression' is")
+    assert_entry_rejected(with_value(MDS, "compression", compression), "'compression' is")
 
 
 def test_deeply_nested_values_raise_or_are_ignored():
     deep = json.loads("[" * 500 + "]" * 500)
-    assert_entry_rejected(changed(MDS, "column_names", ["a", deep]), "wrong type")
-    assert_entry_rejected(changed(MDS, "column_sizes", deep), "")
-    assert_entry_rejected(changed(MDS, "format", deep), "")
-    index_of(changed(MDS, "size_limit", deep))
+    assert_entry_rejected(with_value(MDS, "column_names", ["a", deep]), "wrong type")
+    assert_entry_rejected(with_value(MDS, "column_sizes", deep), "")
+    assert_entry_rejected(with_value(MDS, "format", deep), "")
+    parse_entries(with_value(MDS, "size_limit", deep))
 
 
 # Invalid entries, rejected when a shard is read
 
 
-@pytest.mark.parametrize("which", ["zip_data", "raw_meta", "zip_meta"])
+@pytest.mark.parametrize("file_key", ["zip_data", "raw_meta", "zip_meta"])
 @pytest.mark.parametrize("nbytes", [*NOT_COUNTS, DEL], ids=[*map(repr, NOT_COUNTS), "left out"])
-def test_invalid_sizes_of_other_files_raise(which, nbytes):
+def test_invalid_sizes_of_other_files_raise(file_key, nbytes):
     entry = copy.deepcopy(ENTRIES["json"])
-    entry[which] = changed({"basename": "x", "bytes": 100, "hashes": {}}, "bytes", nbytes)
+    entry[file_key] = with_value({"basename": "x", "bytes": 100, "hashes": {}}, "bytes", nbytes)
     with pytest.raises(FormatError, match=r"here/index\.json: shard 0: "):
-        index_of(entry).files(0)
+        parse_entries(entry).files(0)
 
 
 @pytest.mark.parametrize(
@@ -375,7 +378,7 @@ def test_invalid_sizes_of_other_files_raise(which, nbytes):
 )
 def test_invalid_hashes_raise(hashes):
     with pytest.raises(FormatError, match=r"here/index\.json: shard 0: raw_data has 'hashes'"):
-        index_of(changed(MDS, "raw_data", "hashes", hashes)).files(0)
+        parse_entries(with_value(MDS, "raw_data", "hashes", hashes)).files(0)
 
 
 # Opening datasets
@@ -446,8 +449,8 @@ def test_an_index_that_contradicts_its_shards_raises(tmp_path):
         shard["column_names"] = [name + "x" for name in shard["column_names"]]
 
     def retype(shard):
-        twins = {"float32": "int32", "int64": "float64", "uint16": "float16"}
-        shard["column_encodings"] = [twins.get(e, e) for e in shard["column_encodings"]]
+        same_size = {"float32": "int32", "int64": "float64", "uint16": "float16"}
+        shard["column_encodings"] = [same_size.get(e, e) for e in shard["column_encodings"]]
 
     def reorder(shard):
         for key in ("column_names", "column_encodings", "column_sizes"):
@@ -473,7 +476,7 @@ def test_shards_without_a_configuration_are_read(tmp_path, configuration):
     begin = 4 * (2 + 2) + len(configuration)
     shard = struct.pack("<4I", 2, begin, begin + 8, begin + 16) + configuration
     shard += np.array([5, 6]).tobytes()
-    entry = changed(MDS, "raw_data", "bytes", len(shard)) | {"samples": 2}
+    entry = with_value(MDS, "raw_data", "bytes", len(shard)) | {"samples": 2}
     entry |= {"column_names": ["a"], "column_encodings": ["int"], "column_sizes": [8]}
     (tmp_path / "shard.00000.mds").write_bytes(shard)
     (tmp_path / "index.json").write_text(json.dumps({"shards": [entry], "version": 2}))
@@ -494,7 +497,7 @@ def test_the_lookup_table_bounds_the_shard_of_each_sample(counts):
     shard = np.searchsorted(starts, samples, "right") - 1
     assert (guide[samples >> shift] <= shard).all()
     assert (shard <= guide[(samples >> shift) + 1]).all()
-    # For equal shards, a lookup takes at most one step of a search.
+    # If all shards are equally large, the bounds leave at most three candidates: a short search.
     if len(set(counts)) == 1 and n:
         assert (np.diff(guide) <= 2).all()
 
@@ -519,8 +522,8 @@ def test_offsets_must_ascend(offsets):
 
 
 def test_sums_stay_within_int64():
-    entries = [changed(MDS, "raw_data", "bytes", 2**40 - 1) for _ in range(1000)]
-    entries = [changed(entry, "samples", 2**32 - 1) for entry in entries]
-    index = index_of(*entries)
+    entries = [with_value(MDS, "raw_data", "bytes", 2**40 - 1) for _ in range(1000)]
+    entries = [with_value(entry, "samples", 2**32 - 1) for entry in entries]
+    index = parse_entries(*entries)
     assert index.samples == 1000 * (2**32 - 1)
     assert int(index.nbytes.sum()) == 1000 * (2**40 - 1)

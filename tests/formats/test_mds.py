@@ -9,7 +9,7 @@ import pytest
 
 from npstream.errors import FormatError
 from npstream.formats.index import Schema
-from npstream.formats.mds import ColumnLayout, SampleLayout, check_mds_head, layout
+from npstream.formats.mds import ColumnLayout, SampleLayout, check_mds_head, sample_layout
 
 VARIABLE = Schema("mds", ("a", "b", "c"), ("int32", "str", "uint8"), (4, None, 1))
 FIXED = Schema("mds", ("a", "c"), ("int32", "uint8"), (4, 1))
@@ -17,13 +17,13 @@ BODIES = [b"xxxxxxxxx", b"yyyyyyyyyyyy", b"zzzzzzzzzz"]
 
 
 def test_layout_of_a_schema():
-    assert layout(VARIABLE) == SampleLayout(
+    assert sample_layout(VARIABLE) == SampleLayout(
         {"a": ColumnLayout(0, 0, 4), "b": ColumnLayout(0, 4, None), "c": ColumnLayout(1, 4, 1)},
         nvariable=1,
-        nfixed=5,
+        fixed_nbytes=5,
     )
-    assert layout(VARIABLE).stride == 0
-    assert layout(FIXED).stride == 5
+    assert sample_layout(VARIABLE).stride == 0
+    assert sample_layout(FIXED).stride == 5
 
 
 def shard(bodies, configuration=b"{}", **changed):

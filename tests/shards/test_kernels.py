@@ -216,7 +216,7 @@ def layout(sizes):
 @given(samples(), st.data())
 def test_split_copies_fixed_columns_and_finds_variable_ones(run, drawn, data):
     sizes, rows = drawn
-    columns, nvariable, nfixed = layout(sizes)
+    columns, nvariable, fixed_nbytes = layout(sizes)
     address, nbytes, owners = spans_of([encode_sample(sizes, row) for row in rows])
     parts = []
     for column, size in enumerate(sizes):
@@ -231,7 +231,7 @@ def test_split_copies_fixed_columns_and_finds_variable_ones(run, drawn, data):
     variable = [column for column, size in enumerate(sizes) if size is None]
     spans = np.full((len(variable) + 1, 2, len(rows)), -7, np.int64)
     code = run(kernels.split)(
-        address, nbytes, nvariable, nfixed,
+        address, nbytes, nvariable, fixed_nbytes,
         np.array(fixed, np.int64).reshape(-1, 4),
         np.array([columns[column] for column in variable], np.int64).reshape(-1, 2),
         spans,
@@ -250,15 +250,15 @@ def test_split_copies_fixed_columns_and_finds_variable_ones(run, drawn, data):
 @given(samples().filter(lambda drawn: drawn[1]), st.data())
 def test_split_rejects_samples_of_another_length(run, drawn, data):
     sizes, rows = drawn
-    columns, nvariable, nfixed = layout(sizes)
+    columns, nvariable, fixed_nbytes = layout(sizes)
     samples = [encode_sample(sizes, row) for row in rows]
     k = data.draw(st.integers(0, len(rows) - 1))
     length = data.draw(st.integers(0, len(samples[k]) + 3))
-    if length == len(samples[k]) or (nvariable == 0 and length > nfixed):
+    if length == len(samples[k]) or (nvariable == 0 and length > fixed_nbytes):
         return  # without variable columns, `locate` gives every sample the right length
     samples[k] = (samples[k] + bytes(3))[:length]
     address, nbytes, _owners = spans_of(samples)
-    output, is_intact = canary_array(len(rows) * nfixed)
+    output, is_intact = canary_array(len(rows) * fixed_nbytes)
     fixed = [
         (*column, size, address_of(output))
         for column, size in zip(columns, sizes, strict=True)
@@ -267,7 +267,7 @@ def test_split_rejects_samples_of_another_length(run, drawn, data):
     variable = [column for column, size in zip(columns, sizes, strict=True) if size is None]
     spans = np.zeros((nvariable, 2, len(rows)), np.int64)
     code = run(kernels.split)(
-        address, nbytes, nvariable, nfixed, np.array(fixed, np.int64).reshape(-1, 4),
+        address, nbytes, nvariable, fixed_nbytes, np.array(fixed, np.int64).reshape(-1, 4),
         np.array(variable, np.int64).reshape(-1, 2), spans,
     )  # fmt: skip
     assert code == -1 - k

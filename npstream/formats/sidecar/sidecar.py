@@ -37,7 +37,7 @@ from npstream.formats import chunks
 from npstream.formats.chunks import chunk_counts
 from npstream.formats.index import (
     ANNOTATIONS_KEY,
-    FORMATS,
+    FORMAT_KEYS,
     MAX_FILE_BYTES,
     Index,
     Schema,
@@ -144,7 +144,7 @@ def encode_sidecar(
         "columns": [[column.name, column.dtype.str, column.file] for column in columns],
     }
     if index.annotations:
-        entries[ANNOTATIONS_KEY] = index.annotations.document()
+        entries[ANNOTATIONS_KEY] = index.annotations.to_document()
     arrays = {
         "samples": smallest_uint(np.diff(index.starts)),
         "bytes": smallest_uint(index.nbytes),
@@ -378,8 +378,8 @@ class Sidecar:
         schemas = []
         for number, schema in enumerate(self._sections.typed("schemas", list)):
             row = self._sections.row(schema, str, list, list, list, str, str)
-            if row[0] not in FORMATS:
-                raise self._sections.damaged(f"format {row[0]!r}; known: {', '.join(FORMATS)}")
+            if row[0] not in FORMAT_KEYS:
+                raise self._sections.damaged(f"format {row[0]!r}; known: {', '.join(FORMAT_KEYS)}")
             key = [tuple(value) if type(value) is list else value for value in row]
             schemas.append(check_schema(key, f"{self.where}: schema {number}"))
         return tuple(schemas)

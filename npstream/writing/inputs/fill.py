@@ -61,10 +61,10 @@ class Fill:
                 target.shape or ()
             )
             return filled
-        held = np.frombuffer(body, np.uint8)
-        address = np.where(missing, address_of(held), block.address)
+        owner = np.frombuffer(body, np.uint8)
+        address = np.where(missing, address_of(owner), block.address)
         nbytes = np.where(missing, len(body), block.nbytes)
-        return Bodies(address, nbytes, (block.held, held))
+        return Bodies(address, nbytes, (block.owner, owner))
 
     def body(self, target: Encoding) -> bytes:
         """Return the encoded value."""
