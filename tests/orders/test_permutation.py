@@ -1,8 +1,9 @@
 """Permutations follow their description, are invertible, and look random.
 
-The quality tests count what a random permutation would do, and compare by chi-square: z is its
-distance from the expectation in standard deviations, about normal for a good permutation.
-Everything is computed from fixed keys, so that a test passes always or never.
+The statistical tests count events that are equally likely in random permutations, and do a
+chi-square test. `z_score` returns chi-square as its distance from the mean in standard deviations.
+For a good permutation it is about normally distributed. All keys are fixed, so a test passes always
+or never.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ GOLDEN_KEYS = [
 ]
 
 GOLDEN = {
-    # length: first elements, first digits of the sha256 of up to 1000, as little-endian int64
+    # length: (first four elements, first 16 hex digits of a sha256). The hash is that of the first
+    # 1000 elements, as little-endian int64.
     8: ([2, 5, 4, 7], "13fe196adb8108df"),
     16: ([11, 5, 4, 7], "85ed603817031591"),
     1000: ([179, 310, 702, 90], "c95b78221a70687b"),
@@ -71,7 +73,7 @@ def elements(n, key=1):
     return Permutation(n, key).at(np.arange(n))
 
 
-# The kernels run compiled and as plain Python. This is a third implementation, by the description.
+# A reference, which implements the description in `npstream.orders.permutation` independently.
 
 
 def draw(counter, bound):
@@ -81,8 +83,8 @@ def draw(counter, bound):
     return x * bound // 2**64
 
 
-def described(n, key, position):
-    """Compute one element of a large permutation by its description."""
+def reference_element(n, key, position):
+    """Return one element of a permutation that is a Feistel network."""
     a = math.isqrt(n - 1) + 1
     b = math.ceil(n / a)
     digits = list(divmod(position, b))
@@ -91,11 +93,11 @@ def described(n, key, position):
         digits[moved] += draw(key ^ (r << 32) ^ digits[other], radix)
         digits[moved] %= radix
     element = digits[0] * b + digits[1]
-    return element if element < n else described(n, key, element)
+    return element if element < n else reference_element(n, key, element)
 
 
-def described_table(n, key):
-    """Compute a small permutation by its description."""
+def reference_table(n, key):
+    """Return the elements of a permutation that is a Fisher-Yates shuffle."""
     table = []
     for i in range(n):
         j = draw(key ^ i, i + 1)
@@ -108,7 +110,7 @@ def described_table(n, key):
 @pytest.mark.parametrize("n", [0, 1, 2, 5, 1000])
 def test_small_permutations_follow_their_description(n):
     key = make_key(n)
-    assert elements(n, key).tolist() == described_table(n, key)
+    assert elements(n, key).tolist() == reference_table(n, key)
 
 
 @pytest.mark.usefixtures("kernel_mode")
@@ -118,7 +120,7 @@ def test_small_permutations_follow_their_description(n):
 def test_large_permutations_follow_their_description(n):
     key = make_key(n)
     positions = np.array([*range(100), *range(n - 100, n)])
-    want = [described(n, key, position) for position in positions.tolist()]
+    want = [reference_element(n, key, position) for position in positions.tolist()]
     permutation = Permutation(n, key)
     assert permutation.at(positions).tolist() == want
     assert np.array_equal(permutation.find(np.array(want)), positions)
@@ -188,9 +190,9 @@ def test_positions_out_of_bounds_raise(n):
 def test_pickles_of_permutations_contain_no_table():
     permutation = Permutation(MAX_TABLE_LENGTH, make_key(3))
     ids = permutation.at(np.arange(9))
-    again = pickle.dumps(permutation)
-    assert len(again) < 200
-    assert np.array_equal(pickle.loads(again).at(np.arange(9)), ids)
+    pickled = pickle.dumps(permutation)
+    assert len(pickled) < 200
+    assert np.array_equal(pickle.loads(pickled).at(np.arange(9)), ids)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +211,7 @@ def test_invalid_permutations_raise(n, key, error, match):
         Permutation(n, key)
 
 
-WORDS = [
+INTEGERS = [
     0,
     1,
     2,
@@ -230,10 +232,11 @@ WORDS = [
 
 
 def test_keys_of_different_arguments_differ():
-    """Especially for arguments with equal sums, or with equal concatenated digits."""
-    keys = [make_key(*words) for words in itertools.product(range(-2, 12), repeat=4)]
-    keys += [make_key(seed, epoch) for seed in WORDS[4:] for epoch in WORDS[4:]]
-    assert len(set(keys)) >= len(keys) - len(range(-2, 12))  # -1, -2 and 10 are in both
+    """Arguments with equal sums or equal concatenated digits must have different keys, too."""
+    keys = [make_key(*arguments) for arguments in itertools.product(range(-2, 12), repeat=4)]
+    keys += [make_key(seed, epoch) for seed in INTEGERS[4:] for epoch in INTEGERS[4:]]
+    # Pairs of -1, -2 and 10 are in both lists.
+    assert len(set(keys)) == len(keys) - 3 * 3
     assert all(type(key) is int and 0 <= key < 2**63 for key in keys)
 
 
@@ -241,11 +244,11 @@ def test_keys_take_any_integer_type():
     assert make_key(np.int64(3), np.uint8(1)) == make_key(3, 1, 0, 0)
 
 
-@pytest.mark.parametrize("word", ["seed", "epoch", "lane", "level"])
+@pytest.mark.parametrize("name", ["seed", "epoch", "lane", "level"])
 @pytest.mark.parametrize("value", [True, np.True_, 1.0, np.float64(2), "1", None])
-def test_keys_of_other_types_raise(word, value):
-    with pytest.raises(TypeError, match=f"{word}=.*: expected an integer"):
-        make_key(**{"seed": 0, word: value})
+def test_keys_of_other_types_raise(name, value):
+    with pytest.raises(TypeError, match=f"{name}=.*: expected an integer"):
+        make_key(**{"seed": 0, name: value})
 
 
 # The order is part of what a release promises: with PERMUTATION_VERSION 1, these values never
@@ -257,8 +260,8 @@ def test_the_version_is_unchanged():
 
 
 def test_keys_equal_recorded_values():
-    words = [(0, 0, 0, 0), (0, 1, 0, 0), (1, 0, 0, 0), (-1, 2, 3, 4), (2**70, 0, 0, 9)]
-    assert [make_key(*each) for each in words] == GOLDEN_KEYS
+    arguments = [(0, 0, 0, 0), (0, 1, 0, 0), (1, 0, 0, 0), (-1, 2, 3, 4), (2**70, 0, 0, 9)]
+    assert [make_key(*each) for each in arguments] == GOLDEN_KEYS
 
 
 @pytest.mark.parametrize("n", GOLDEN)
@@ -271,7 +274,7 @@ def test_permutations_equal_recorded_values(n):
 def z_score(counts):
     """Compare counts with uniform ones: return chi-square in standard deviations.
 
-    Each axis of a table takes a degree of freedom, as its sums are given.
+    The sums along each axis are given, so an axis of length n has n - 1 degrees of freedom.
     """
     expected = counts.sum() / counts.size
     free = math.prod(length - 1 for length in counts.shape)
@@ -281,7 +284,7 @@ def z_score(counts):
 @pytest.mark.parametrize("n", [2, 3, 4, 5, 6])
 def test_tiny_permutations_are_uniform(n):
     """Each of the n! permutations is equally frequent; a Feistel network fails this clearly."""
-    permutation.shuffle.compiled()
+    permutation.shuffle.compiled()  # thousands of tables take too long in plain Python
     seen = {each: 0 for each in itertools.permutations(range(n))}
     for seed in range(20 * len(seen) + 1000):
         seen[tuple(elements(n, make_key(seed)).tolist())] += 1
@@ -296,8 +299,8 @@ def test_differences_of_neighbors_are_uniform(n, lag):
     """Weak round functions fail here first."""
     permutation, bins = Permutation(n, make_key(5)), 512
     start = np.arange(min(n - lag, 200_000))
-    apart = (permutation.at(start + lag) - permutation.at(start)) % n
-    assert abs(z_score(np.bincount(apart * bins // n, minlength=bins))) < 3.5
+    distances = (permutation.at(start + lag) - permutation.at(start)) % n
+    assert abs(z_score(np.bincount(distances * bins // n, minlength=bins))) < 3.5
 
 
 @pytest.mark.parametrize("n", [MAX_TABLE_LENGTH, MAX_TABLE_LENGTH + 1, 1_000_003])
@@ -308,7 +311,7 @@ def test_elements_are_spread_evenly_over_positions(n):
         assert abs(z_score(counts)) < 3
 
 
-def test_windows_hold_random_numbers_of_each_part():
+def test_counts_of_each_range_of_elements_in_each_window_are_random():
     """For instance, the number of samples of each shard in a batch is random."""
     for n in (MAX_TABLE_LENGTH, 1 << 20):
         ids = elements(n, make_key(7))
@@ -316,7 +319,7 @@ def test_windows_hold_random_numbers_of_each_part():
         assert abs(z_score(counts)) < 3
 
 
-def test_pairs_of_neighbors_are_uniform_in_a_dozen():
+def test_neighbors_in_permutations_of_12_elements_are_uniform():
     counts = np.zeros((12, 12))
     for seed in range(6000):
         ids = elements(12, make_key(seed))
@@ -336,22 +339,25 @@ def longest_rise(ids):
     """Return the length of the longest increasing subsequence."""
     tails: list[int] = []
     for each in ids:
-        at = bisect.bisect_left(tails, each)
-        tails[at : at + 1] = [each]
+        index = bisect.bisect_left(tails, each)
+        tails[index : index + 1] = [each]
     return len(tails)
 
 
 @pytest.mark.parametrize("n", [10_000, MAX_TABLE_LENGTH + 1])
 def test_the_longest_increasing_subsequence_has_the_expected_length(n):
-    """It measures the remaining order: about 2 sqrt(n) - 1.77 n^(1/6), plus or minus n^(1/6)."""
+    """A permutation that is not random enough has a longer one.
+
+    Source of the expected length: Baik, Deift and Johansson, 1999, arXiv:math/9810105.
+    """
     lengths = [longest_rise(elements(n, make_key(seed)).tolist()) for seed in range(8)]
     assert abs(np.mean(lengths) - (2 * n**0.5 - 1.77 * n ** (1 / 6))) < n ** (1 / 6)
 
 
 @pytest.mark.parametrize("n", [1000, 100_003])
 def test_permutations_of_different_epochs_and_seeds_are_independent(n):
-    words = [(0, 0, 0, 0), (0, 1, 0, 0), (1, 0, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]
-    orders = [elements(n, make_key(*each)) for each in words]
+    arguments = [(0, 0, 0, 0), (0, 1, 0, 0), (1, 0, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]
+    orders = [elements(n, make_key(*each)) for each in arguments]
     for x, y in itertools.combinations(orders, 2):
         assert (x == y).sum() < 8
         assert abs(np.corrcoef(x, y)[0, 1]) * n**0.5 < 3.5
