@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import operator
 import re
 from typing import Any, overload
@@ -27,10 +28,10 @@ _SIZE = re.compile(r"(\d{1,30})|(\d{1,30}\.?\d*|\.\d+)\s*(?:([kmgtpezy])i?)?b", 
 
 
 @overload
-def parse_size(size: None) -> None: ...
+def parse_size(size: None, name: str = "") -> None: ...
 @overload
-def parse_size(size: int | float | str) -> int: ...
-def parse_size(size: int | float | str | None) -> int | None:
+def parse_size(size: int | float | str, name: str = "") -> int: ...
+def parse_size(size: int | float | str | None, name: str = "") -> int | None:
     """Return a size as a number of bytes.
 
     Parameters
@@ -38,6 +39,8 @@ def parse_size(size: int | float | str | None) -> int | None:
     size : int, float, str or None
         A number of bytes, or text: digits alone, or a number and a unit. KB and KiB are both
         1024 bytes, MB and MiB are both 1024 KiB, and so on. Letter case does not matter.
+    name : str, default: ""
+        The name of the parameter, with which messages begin.
 
     Returns
     -------
@@ -48,6 +51,8 @@ def parse_size(size: int | float | str | None) -> int | None:
     ------
     ValueError
         If the text is not a size, or the size is negative or not finite.
+    TypeError
+        If the size is neither a number nor text.
 
     Examples
     --------
@@ -58,19 +63,27 @@ def parse_size(size: int | float | str | None) -> int | None:
     """
     if size is None:
         return None
+    where = f"{name}={short_repr(size)}: " if name else ""
     if isinstance(size, str):
-        return _parse(size)
+        return _parse(size, where)
+    if not is_number(size):
+        raise TypeError(f"{where}a size is a number of bytes or text, not {short_repr(size)}")
     if not 0 <= size < float("inf"):
-        raise ValueError(f"a size is a finite number of bytes, 0 or more, not {size!r}")
+        raise ValueError(f"{where}a size is a finite number of bytes, 0 or more, not {size!r}")
     return int(size)
 
 
-def _parse(text: str) -> int:
+def is_number(value: Any) -> bool:
+    """Return True for a real number of Python or NumPy, but not for a bool."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_)
+
+
+def _parse(text: str, where: str) -> int:
     match = _SIZE.fullmatch(text.strip().lower())
     if match is None:
         raise ValueError(
-            f"cannot read the size {text!r}: write a number of bytes, or a number and a unit "
-            "(B, KB, MB, GB, TB, ... or KiB, MiB, GiB, TiB, ...; all powers of 1024)"
+            f"{where}cannot read the size {text!r}: write a number of bytes, or a number and a "
+            "unit (B, KB, MB, GB, TB, ... or KiB, MiB, GiB, TiB, ...; all powers of 1024)"
         )
     digits, number, letter = match.groups()
     if digits is not None:

@@ -9,7 +9,7 @@ from npstream._core.arguments import name_list, parse_size, quantity
 from npstream._core.log import log
 from npstream.dataset.dataset import Dataset
 from npstream.dataset.missing_dataset import explain_missing_dataset
-from npstream.errors import StorageError, short_traceback
+from npstream.errors import StorageError, short_repr, short_traceback
 from npstream.formats.hashes import HASHES
 from npstream.indexing.selection import Selection
 from npstream.reading.source import open_source
@@ -17,7 +17,7 @@ from npstream.shards.local import LocalShards
 from npstream.shards.manifest import read_manifest
 from npstream.shards.table import Fetcher
 from npstream.storage.local import LocalStore, open_store, options_for
-from npstream.storage.urls import join_url, local_path
+from npstream.storage.urls import join_url, local_path, location_str
 
 if TYPE_CHECKING:
     import os
@@ -116,13 +116,15 @@ def open_dataset(
             raise ValueError(
                 f"verify={verify!r}: expected True, False, 'auto' or one of {', '.join(HASHES)}"
             )
-        limit = parse_size(implicit_read_limit)
+        limit = parse_size(implicit_read_limit, "implicit_read_limit")
+        _check_arguments(cache_limit, version, allow_pickle)
         if cache is not None:
             cache = local_path(cache, "cache")
         root = url if split is None else join_url(url, split)
         store = open_store(root, storage_options, timeout=timeout, retries=retries, argument="url")
         sidecar_store = None
         if index is not None:
+            index = location_str(index, "index")
             options = options_for(url, storage_options, index)
             sidecar_store = open_store(
                 index, options, timeout=timeout, retries=retries, argument="index"
@@ -148,6 +150,18 @@ def open_dataset(
             quantity(len(shard_index), "shard"), ", ".join(names), verify,
         )  # fmt: skip
         return Dataset(source, Selection.all(shard_index.samples), names)
+
+
+def _check_arguments(cache_limit: Any, version: Any, allow_pickle: Any) -> None:
+    """Raise TypeError or ValueError for an invalid argument, also if only remote data need it."""
+    if cache_limit != "auto":
+        parse_size(cache_limit, "cache_limit")
+    if version is not None and not isinstance(version, str):
+        raise TypeError(
+            f"version={short_repr(version)}: expected the fingerprint of an index, as ds.version"
+        )
+    if not isinstance(allow_pickle, bool):
+        raise TypeError(f"allow_pickle={short_repr(allow_pickle)}: expected True or False")
 
 
 def _open_remote(

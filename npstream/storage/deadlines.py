@@ -13,7 +13,10 @@ import time
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["Deadlines", "inherit_deadline", "shared_deadline"]
+from npstream._core.arguments import integer, is_number
+from npstream.errors import short_repr
+
+__all__ = ["Deadlines", "inherit_deadline", "require_limits", "shared_deadline"]
 
 
 class _Read:
@@ -140,3 +143,20 @@ class Deadlines:
     def deadline(self, start: float, timeout: float) -> float:
         """Return the deadline of a wait since `start`. Each answer of the store moves it."""
         return max(start, self.last_arrival) + timeout
+
+
+def require_limits(timeout: float, retries: int) -> None:
+    """Raise TypeError or ValueError unless a store's requests can have these limits.
+
+    Parameters
+    ----------
+    timeout : float
+        Seconds of a request.
+    retries : int
+        How often a request is retried.
+    """
+    if not is_number(timeout):
+        raise TypeError(f"timeout={short_repr(timeout)}: expected seconds, more than 0")
+    if not timeout > 0:
+        raise ValueError(f"timeout={timeout}: expected seconds, more than 0")
+    integer("retries", retries, 0)

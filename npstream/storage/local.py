@@ -15,6 +15,7 @@ from npstream._core.memory import ensure_fits, map_file, open_file
 from npstream._core.redaction import redacted_url
 from npstream._core.typing import Body, Bytes, Span
 from npstream.errors import StorageError
+from npstream.storage.deadlines import require_limits
 from npstream.storage.urls import Location, local_path, location_str, scheme_of
 
 if TYPE_CHECKING:
@@ -88,6 +89,12 @@ def open_store(
     """
     text = location_str(url, argument)
     scheme = scheme_of(text)
+    require_limits(timeout, retries)
+    if storage_options is not None and not isinstance(storage_options, Mapping):
+        raise TypeError(
+            f"storage_options of type {type(storage_options).__name__}: expected a mapping from "
+            "the names of options to values"
+        )
     if scheme in ("", "file"):
         if storage_options:
             shown = redacted_url(text)

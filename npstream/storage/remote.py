@@ -25,7 +25,7 @@ from npstream._core.memory import ensure_fits
 from npstream._core.redaction import Redactor, location_hash, redacted_url
 from npstream._core.typing import Bytes, Span
 from npstream.errors import NpstreamError, StorageError
-from npstream.storage.deadlines import Deadlines
+from npstream.storage.deadlines import Deadlines, require_limits
 from npstream.storage.drivers import SCHEMES, Driver, Route, find_route, import_lock, missing_driver
 from npstream.storage.obstore import fast_ranges
 from npstream.storage.requests import Cancellation, Request, run_requests, run_with_retries
@@ -102,10 +102,7 @@ class RemoteStore:
         timeout: float = 60.0,
         retries: int = 4,
     ) -> None:
-        if not timeout > 0:
-            raise ValueError(f"timeout={timeout}: expected seconds, more than 0")
-        if retries < 0:
-            raise ValueError(f"retries={retries}: expected 0 or more")
+        require_limits(timeout, retries)
         if is_http(url) and "#" in url:
             raise ValueError(
                 f"{redacted_url(url)!r}: a '#' begins a fragment, which is not sent to "

@@ -34,6 +34,37 @@ def test_columns_are_selected_or_reinterpreted(path):
         npstream.open(path, columns={"lable": "float32"})
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("cache_limit", "100 bananas", ValueError),
+        ("cache_limit", -1, ValueError),
+        ("cache_limit", True, TypeError),
+        ("cache_limit", ["1GB"], TypeError),
+        ("cache", 3, TypeError),
+        ("cache", "s3://bucket/cache", ValueError),
+        ("implicit_read_limit", "much", ValueError),
+        ("implicit_read_limit", {}, TypeError),
+        ("timeout", "soon", TypeError),
+        ("timeout", 0, ValueError),
+        ("timeout", float("nan"), ValueError),
+        ("retries", -1, ValueError),
+        ("retries", 2.5, TypeError),
+        ("storage_options", "key", TypeError),
+        ("version", 3, TypeError),
+        ("allow_pickle", "no", TypeError),
+        ("verify", "sometimes", ValueError),
+        ("index", 3, TypeError),
+        ("split", 3, TypeError),
+    ],
+)
+def test_invalid_arguments_raise_before_anything_is_read(tmp_path, name, value, error):
+    for url in (tmp_path / "absent", "memory://absent/dataset"):
+        with pytest.raises(error, match=f"^{name}"):
+            npstream.open(url, **{"cache": tmp_path / "cache", name: value})
+    assert not (tmp_path / "cache").exists()
+
+
 def test_a_dataset_may_have_no_columns(path):
     ds = npstream.open(path, columns=[])
     assert (ds.columns, len(ds)) == ((), N)
