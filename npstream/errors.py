@@ -211,6 +211,20 @@ def read_only_error(target: str) -> TypeError:
     )
 
 
+def refuse_assignment(_owner: Any, index: Any, _value: Any) -> NoReturn:
+    """Raise TypeError for ``ds[index] = value``; the ``__setitem__`` of a dataset."""
+    raise read_only_error(f"ds[{short_repr(index)}]")
+
+
+def refuse_deletion(owner: Any, index: Any) -> NoReturn:
+    """Raise TypeError for ``ds[index]`` in a ``del`` statement; the ``__delitem__`` of views."""
+    raise TypeError(
+        f"del {type(owner).__name__.lower()}[{short_repr(index)}] is refused, as datasets are "
+        "read-only: select what to keep, by rows, a mask, names of columns or ds.filter, and store "
+        "it with npstream.write"
+    )
+
+
 def missing_attribute(owner: Any, name: str) -> NoReturn:
     """Raise AttributeError for `name`; the ``__getattr__`` of classes that have `columns`."""
     message = f"{type(owner).__name__!r} object has no attribute {name!r}"
@@ -249,6 +263,7 @@ def shorten(error: BaseException) -> None:
 
     Of consecutive frames of this package, the first and the last remain. At the start of a cause's
     traceback, only the last remains. Frames of other code, such as a user's transform, all remain.
+    A cause that only this package raised is removed if the message repeats its text.
     Call this function in an ``except`` clause that then raises.
 
     Examples
@@ -268,7 +283,16 @@ def shorten(error: BaseException) -> None:
         while is_own_frame(cause.__traceback__) and is_own_frame(_next(cause.__traceback__)):
             cause.__traceback__ = _next(cause.__traceback__)
         _cut_frames(cause.__traceback__)
+        if _is_repeated(cause, error):
+            error.__cause__, error.__suppress_context__ = None, True
+            return
         error = cause
+
+
+def _is_repeated(cause: BaseException, error: BaseException) -> bool:
+    """Return True if a cause says nothing that the message of the error does not say."""
+    frame = cause.__traceback__
+    return is_own_frame(frame) and _next(frame) is None and str(cause) in str(error)
 
 
 def _cut_frames(first: TracebackType | None) -> None:

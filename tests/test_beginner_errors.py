@@ -86,6 +86,13 @@ MISTAKES: dict[str, tuple[Mistake, type[Exception], list[str]]] = {
         lambda ds, at: npstream.open(at / "data", verify="sha257"),
         ValueError, ["verify='sha257'", "expected True", "sha256"],
     ),
+    "a batch size as rank": (
+        lambda ds, at: ds.iter(32),
+        ValueError, ["rank=32 and world=None", "did you mean batch_size=32?"],
+    ),
+    "a missing value": (
+        _write([{"x": 1}, {"x": None}]), TypeError, ["sample 1", "'x'", "expected an int", "None"]
+    ),
     # Indexing
     "a column with a typo": (
         lambda ds, at: ds["lable"], KeyError, ["no column 'lable'", "did you mean 'label'"]
@@ -103,6 +110,12 @@ MISTAKES: dict[str, tuple[Mistake, type[Exception], list[str]]] = {
     ),
     "a mask of another length": (
         lambda ds, at: ds[np.ones(4, bool)], IndexError, ["4", "9", "boolean"]
+    ),
+    "a deletion": (
+        lambda ds, at: ds.__delitem__(0), TypeError, ["del dataset[0]", "read-only", "ds.filter"]
+    ),
+    "a deletion from a column": (
+        lambda ds, at: ds["label"].__delitem__(0), TypeError, ["del column[0]", "read-only"]
     ),
     "an assignment": (
         lambda ds, at: ds.__setitem__(0, {"label": 1}), TypeError, ["ds[0]", "read-only", "write"]
@@ -254,6 +267,8 @@ def test_a_mistake_raises_a_helpful_error(name: str, at: Path) -> None:
     message = str(caught.value)
     assert [word for word in words if word not in message] == [], message
     assert len(message) < 600
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
     assert len(frames := own_frames(caught.value)) <= MAX_FRAMES, frames
 
 

@@ -18,7 +18,7 @@ from npstream._core.typing import AnyArray
 from npstream.dataset.docstrings import documented
 from npstream.dataset.reductions import reduce_blocks
 from npstream.dataset.ufuncs import apply_in_blocks, blockwise_shape
-from npstream.errors import short_traceback
+from npstream.errors import refuse_deletion, short_traceback
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike
@@ -71,6 +71,7 @@ class ArrayMethods:
     """Methods that a column shares with an ndarray."""
 
     __slots__ = ()
+    __delitem__ = refuse_deletion
 
     @documented("ndarray or scalar", "sum()", "np.int64(3)")
     def sum(

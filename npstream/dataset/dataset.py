@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_index
@@ -15,8 +15,8 @@ from npstream.dataset.splits import chained, filter_mask, split_view
 from npstream.errors import (
     ColumnError,
     missing_attribute,
-    read_only_error,
-    short_repr,
+    refuse_assignment,
+    refuse_deletion,
     short_traceback,
     shorten,
     stop_iteration_error,
@@ -201,8 +201,8 @@ class Dataset:
     if not TYPE_CHECKING:  # type checkers would let any name pass
         __getattr__ = missing_attribute
 
-    def __setitem__(self, index: Any, value: Any) -> NoReturn:
-        raise read_only_error(f"ds[{short_repr(index)}]")
+    __setitem__ = refuse_assignment
+    __delitem__ = refuse_deletion
 
     def __getitems__(self, rows: list[int]) -> list[Any]:
         """Return several samples at once; ``torch.utils.data.DataLoader(ds)`` calls this."""

@@ -245,11 +245,13 @@ class Selection:
         try:
             position = self._rows[index]
         except IndexError:
-            self._raise_index_error(index)
-        if not self._stages:
-            return position
-        index %= len(self._rows)
-        return int(self.ids(index, index + 1)[0])
+            pass  # raised below, so that Python's error is not its context
+        else:
+            if not self._stages:
+                return position
+            index %= len(self._rows)
+            return int(self.ids(index, index + 1)[0])
+        return self._raise_index_error(index)
 
     def _select(self, normalized: Any, index: Any) -> int | Selection:
         """Select from a 1-d view that is not an array of ids; `index` is for errors."""

@@ -44,7 +44,10 @@ class IterationSettings:
 
     def __post_init__(self) -> None:
         if (self.rank is None) != (self.world is None):
-            raise ValueError(f"rank={self.rank!r} and world={self.world!r}: give both, or neither")
+            hint = f"; did you mean batch_size={self.rank!r}?" if self.world is None else ""
+            raise ValueError(
+                f"rank={self.rank!r} and world={self.world!r}: give both, or neither{hint}"
+            )
         if not isinstance(self.batched, bool):
             raise TypeError(f"batched={self.batched!r}: expected True or False")
         if self.last not in LAST_BATCH_MODES:
