@@ -205,7 +205,7 @@ def read_gaps(state: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
 
 
 def require_keys(state: Any, keys: Iterable[str]) -> None:
-    """Raise TypeError if `state` is no mapping, or ValueError if it lacks one of `keys`."""
+    """Raise TypeError if `state` is not a mapping, or ValueError if it lacks one of `keys`."""
     if not isinstance(state, Mapping):
         raise TypeError(f"a state is a dict that state_dict() returned, not {short_repr(state)}")
     if missing := [key for key in keys if key not in state]:
@@ -215,7 +215,7 @@ def require_keys(state: Any, keys: Iterable[str]) -> None:
                 "; it looks like a state of Streaming: load it into an iteration with Streaming's "
                 "order, such as shuffle='py1e'"
             )
-        raise ValueError(f"this is no state of an iteration: {', '.join(missing)} missing{hint}")
+        raise ValueError(f"this is not a state of an iteration: {', '.join(missing)} missing{hint}")
 
 
 def difference_message(key: str, there: Any, here: Any) -> str:

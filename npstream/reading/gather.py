@@ -321,7 +321,10 @@ def _gather_elements(
     shapes: Int64 | None = None,
 ) -> Ragged:
     """Gather rows of array elements as a Ragged."""
-    values.raise_if(lengths % dtype.itemsize != 0, f"that is no multiple of {dtype}")
+    values.raise_if(
+        lengths % dtype.itemsize != 0,
+        f"that is not a multiple of {dtype.itemsize}, the bytes of {dtype}",
+    )
     elements = values.allocate(int(offsets[-1]) // dtype.itemsize, dtype)
     values.copy(offsets, elements)
     return Ragged(elements, offsets // dtype.itemsize, None, shapes)
@@ -344,7 +347,7 @@ def _gather_arrays(values: _VariableColumn) -> RawColumn:
         )  # fmt: skip
         if code < 0:
             is_wrong = np.arange(n) == start - 1 - code  # code is -1 - k for row k of the block
-            values.raise_if(is_wrong, f"they are no array of {encoding.name!r}")
+            values.raise_if(is_wrong, f"they are not an array of {encoding.name!r}")
         start = stop
     if n == 0:
         no_rows = _offsets_from_lengths(header_sizes)

@@ -117,7 +117,7 @@ def stored_table(
         return None
     if selection.ndim != 1:
         raise ValueError(
-            f"a view of shape {selection.shape} is no sequence of samples: write its ravel()"
+            f"a view of shape {selection.shape} is not a sequence of samples: write its ravel()"
         )
     return StoredTable(source, selection, source.plan(names).fields)
 

@@ -377,7 +377,7 @@ def test_views_have_states(ds, index):
 
 @pytest.mark.parametrize("state", [{}, {"position": 3}, {"epoch": 0, "sample_in_epoch": 4}])
 def test_invalid_states_raise(ds, state):
-    with pytest.raises(ValueError, match=r"no state of an iteration: version, .* missing"):
+    with pytest.raises(ValueError, match=r"not a state of an iteration: version, .* missing"):
         ds.iter(0, 1).load_state_dict(state)
     with pytest.raises(TypeError, match="a state is a dict"):
         ds.iter(0, 1).load_state_dict(json.dumps(state))

@@ -77,7 +77,7 @@ def alone(streams):
 WORK = [case for case in golden("orders") if case["kind"] == "work"]
 
 
-@pytest.mark.filterwarnings("ignore:sample_in_epoch=.* is no multiple of the global:UserWarning")
+@pytest.mark.filterwarnings("ignore:sample_in_epoch=.* is not a multiple of the global:UserWarning")
 @pytest.mark.parametrize("case", WORK, ids=[case["id"] for case in WORK])
 def test_golden_samples_of_workers(case, tmp_path):
     params, workers = case["params"], case["params"]["workers_per_rank"]
@@ -551,7 +551,7 @@ def test_states_of_other_orders_raise(ds):
         native.load_state_dict(ours.state_dict())
     with pytest.raises(ValueError, match=r"looks like a state of Streaming.* shuffle='py1e'"):
         native.load_state_dict(STATE)
-    with pytest.raises(ValueError, match="no state of Streaming: num_canonical_nodes"):
+    with pytest.raises(ValueError, match="not a state of Streaming: num_canonical_nodes"):
         ours.load_state_dict({"epoch": 0, "sample_in_epoch": 3})
     with pytest.raises(ValueError, match="sample_in_epoch=10000: expected a number of samples"):
         ours.load_state_dict(STATE | {"sample_in_epoch": 10_000})

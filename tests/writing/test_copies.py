@@ -165,7 +165,7 @@ def test_parts_of_columns(source, tmp_path):
     assert_same(copy["picked"].load(), tokens[::2, [0, 3]])
     with pytest.raises(ValueError, match="column 'x': column 'text' has 2 axes"):
         npstream.write(tmp_path / "b", {"x": ds["text"][np.arange(20).reshape(10, 2)]})
-    with pytest.raises(ValueError, match=r"shape \(10, 2\) is no sequence of samples.*ravel"):
+    with pytest.raises(ValueError, match=r"shape \(10, 2\) is not a sequence of samples.*ravel"):
         npstream.write(tmp_path / "b", ds[np.arange(20).reshape(10, 2)])
     with pytest.raises(TypeError, match="a Ragged is a column without a name"):
         npstream.write(tmp_path / "b", ds["text"].load())

@@ -103,8 +103,8 @@ class BlockArray:
         begin, end = start * self.dtype.itemsize, stop * self.dtype.itemsize
         if begin >= end:
             return np.empty(0, self.dtype)
-        first, last = begin // HASH_BLOCK, -(-end // HASH_BLOCK)
-        body = self._read_blocks(first, last)
+        first = begin // HASH_BLOCK
+        body = self._read_blocks(first, -(-end // HASH_BLOCK))
         skipped = first * HASH_BLOCK
         return np.frombuffer(body, np.uint8)[begin - skipped : end - skipped].view(self.dtype)
 
@@ -123,9 +123,9 @@ class BlockArray:
             body = self._cached.setdefault(number, self._read_blocks(number, number + 1))
         return body
 
-    def _read_blocks(self, first: int, last: int) -> bytes:
+    def _read_blocks(self, first: int, stop: int) -> bytes:
         """Return whole blocks; if a hash is wrong, drop cached copies and read once more."""
-        begin, end = first * HASH_BLOCK, min(last * HASH_BLOCK, self.count * self.dtype.itemsize)
+        begin, end = first * HASH_BLOCK, min(stop * HASH_BLOCK, self.count * self.dtype.itemsize)
         ensure_fits(2 * (end - begin), f"reading {self.store.where(self.name)}")
         spans = [
             (self.name, self.offset + at, min(_REQUEST_BYTES, end - at))
@@ -134,7 +134,7 @@ class BlockArray:
         for _ in range(2):
             parts = self.store.ranges(spans)
             body = parts[0] if len(parts) == 1 else b"".join(parts)
-            wrong = block_hashes(body) != self.hashes[first:last]
+            wrong = block_hashes(body) != self.hashes[first:stop]
             if not wrong.any():
                 return body
             self.store.forget(spans)

@@ -297,11 +297,11 @@ class Sidecar:
         """Return the byte ranges that `column` reads if `start` is less than `stop`."""
         column = self._column(name)
         begin, end = start * column.dtype.itemsize, stop * column.dtype.itemsize
-        first = begin - begin % HASH_BLOCK
-        last = min(-(-end // HASH_BLOCK) * HASH_BLOCK, self.samples * column.dtype.itemsize)
+        block_begin = begin - begin % HASH_BLOCK
+        block_end = min(-(-end // HASH_BLOCK) * HASH_BLOCK, self.samples * column.dtype.itemsize)
         return [
             (column.file, 0, NPY_HEADER_BYTES),
-            (column.file, NPY_HEADER_BYTES + first, last - first),
+            (column.file, NPY_HEADER_BYTES + block_begin, block_end - block_begin),
         ]
 
     def drop_column(self, name: str) -> None:

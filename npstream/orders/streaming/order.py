@@ -146,7 +146,7 @@ class StreamingOrder:
         batches, rest = divmod(sample_in_epoch, global_batch)
         if rest:
             warnings.warn(
-                f"sample_in_epoch={sample_in_epoch} is no multiple of the global batch of "
+                f"sample_in_epoch={sample_in_epoch} is not a multiple of the global batch of "
                 f"{quantity(global_batch, 'sample')}: {quantity(rest, 'sample')} will be read "
                 "again",
                 stacklevel=2,
@@ -178,7 +178,7 @@ class StreamingOrder:
         """
         missing = [name for name in STATE_KEYS if name not in state]
         if missing:
-            raise ValueError(f"this is no state of Streaming: {', '.join(missing)} missing")
+            raise ValueError(f"this is not a state of Streaming: {', '.join(missing)} missing")
         number, sample_in_epoch, lanes, seed = (int(state[name]) for name in STATE_KEYS)
         if number < 0:  # a state from before the first epoch
             return self, 0, 0

@@ -239,12 +239,12 @@ class CachedOrder:
         first = 0
         while first < len(positions):
             low = int(positions[first])
-            last = int(positions.searchsorted(low + self.lookup_size))
-            rows = self._order.rows(low, int(positions[last - 1]) + 1)
-            _copy_rows.for_size(last - first)(
-                numbers, indices[first:last], positions[first:last] - low, rows
+            end = int(positions.searchsorted(low + self.lookup_size))
+            rows = self._order.rows(low, int(positions[end - 1]) + 1)
+            _copy_rows.for_size(end - first)(
+                numbers, indices[first:end], positions[first:end] - low, rows
             )
-            first = last
+            first = end
 
     def _rows(self, lane: int, start: int, stop: int, readahead: int) -> tuple[int, AnyArray]:
         """Return a position, at most `start`, and the numbers from it on, at least up to `stop`."""

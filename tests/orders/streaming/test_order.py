@@ -58,7 +58,7 @@ def world_of(params):
 def epoch_of():
     def epoch(params):
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "sample_in_epoch=.* is no multiple of the global")
+            warnings.filterwarnings("ignore", "sample_in_epoch=.* is not a multiple of the global")
             return order_of(params).epoch(
                 params["epoch"], world_of(params), params["sample_in_epoch"]
             )

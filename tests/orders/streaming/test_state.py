@@ -39,7 +39,9 @@ def test_states_near_the_end_of_an_epoch_resume_by_their_batches(method, left):
 
 def test_a_resumed_epoch_warns_of_repeated_samples():
     order = StreamingOrder(shards=[np.array([90])], batch_size=3, batching_method="per_stream")
-    with pytest.warns(UserWarning, match="no multiple of the global batch of 6 samples: 4 samples"):
+    with pytest.warns(
+        UserWarning, match="not a multiple of the global batch of 6 samples: 4 samples"
+    ):
         epoch = order.epoch(0, World(1, 2), 16)
     assert epoch.ids(0, 0, range(1)).tolist() == [[12, 14, 16]]
     assert epoch.batches == 13
