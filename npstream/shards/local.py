@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _ALL_RESIDENT: Bytes = np.empty(0, np.uint8)
 """`LoadedShard.resident` of a shard that is mapped or in memory as a whole."""
 
-_MAX_OFFSET = 1 << 32
+_OFFSET_LIMIT = 1 << 32
 """Offsets are stored in four bytes, so they are less than this."""
 
 
@@ -237,9 +237,9 @@ class LocalShards:
         where = self.store.where(compressed.name)
         if compression is None:
             raise FormatError(f"{where}: compressed, but the index names no compression")
-        if file.nbytes > _MAX_OFFSET:
+        if file.nbytes > _OFFSET_LIMIT:
             raise FormatError(
-                f"{where}: {quantity(file.nbytes, 'byte')} unpacked; offsets reach {_MAX_OFFSET:,}"
+                f"{where}: {quantity(file.nbytes, 'byte')} unpacked; offsets reach {_OFFSET_LIMIT:,}"
             )
         if self.store.is_local:
             self._check_size(self.store.size(compressed.name), compressed)
@@ -297,7 +297,7 @@ class LocalShards:
         raise FormatError(f"{self.describe(sample)}: {reason}") from cause
 
     def require_hash(self, name: str) -> None:
-        """Raise ValueError unless the index records the hash `name`."""
+        """Raise ValueError unless the index records the hash `name` for the first shard."""
         files = self.index.files(0)
         recorded = sorted(files.data.hashes)
         if name not in recorded:
