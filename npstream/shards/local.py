@@ -239,7 +239,8 @@ class LocalShards:
             raise FormatError(f"{where}: compressed, but the index names no compression")
         if file.nbytes > _OFFSET_LIMIT:
             raise FormatError(
-                f"{where}: {quantity(file.nbytes, 'byte')} unpacked; offsets reach {_OFFSET_LIMIT:,}"
+                f"{where}: {quantity(file.nbytes, 'byte')} unpacked; offsets reach "
+                f"{_OFFSET_LIMIT:,}"
             )
         if self.store.is_local:
             self._check_size(self.store.size(compressed.name), compressed)
