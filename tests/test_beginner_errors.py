@@ -61,7 +61,7 @@ MISTAKES: dict[str, tuple[Mistake, type[Exception], list[str]]] = {
     ),
     "a CSV file": (
         lambda ds, at: npstream.open(at / "table.csv"),
-        NotADirectoryError, ["table.csv", "npstream.write('new', dict(pandas.read_csv("],
+        NotADirectoryError, ["table.csv", "npstream.write('new', pandas.read_csv("],
     ),
     "no path": (lambda ds, at: npstream.open(""), ValueError, ["url is empty", "give a path"]),
     "a number": (lambda ds, at: npstream.open(3), TypeError, ["url", "expected str", "int"]),

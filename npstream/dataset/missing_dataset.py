@@ -15,6 +15,7 @@ from npstream.errors import StorageError
 from npstream.formats.index import INDEX
 from npstream.shards.snapshot import MEMORY_ADVICE, is_in_memory
 from npstream.storage.local import LocalStore
+from npstream.storage.urls import scheme_of
 
 if TYPE_CHECKING:
     from npstream.storage.local import Store
@@ -33,17 +34,24 @@ _MAX_NAMES = 3
 _READ_TEXT = "pathlib.Path({path!r}).read_text()"
 
 _READ_CODE = {
-    ".csv": "dict(pandas.read_csv({path!r}))",
-    ".tsv": "dict(pandas.read_table({path!r}))",
-    ".parquet": "dict(pandas.read_parquet({path!r}))",
-    ".feather": "dict(pandas.read_feather({path!r}))",
-    ".arrow": "dict(pandas.read_feather({path!r}))",
-    ".npz": "dict(numpy.load({path!r}))",
-    ".npy": "{{'x': numpy.load({path!r}, mmap_mode='r')}}",
-    ".json": f"json.loads({_READ_TEXT})",
-    ".jsonl": f"map(json.loads, {_READ_TEXT}.splitlines())",
+    ".csv": ("pandas", "pandas.read_csv({path!r})"),
+    ".tsv": ("pandas", "pandas.read_table({path!r})"),
+    ".parquet": ("pandas", "pandas.read_parquet({path!r})"),
+    ".feather": ("pandas", "pandas.read_feather({path!r})"),
+    ".arrow": ("pandas", "pandas.read_feather({path!r})"),
+    ".npz": ("numpy", "dict(numpy.load({path!r}))"),
+    ".npy": ("numpy", "{{'x': numpy.load({path!r}, mmap_mode='r')}}"),
+    ".json": ("json, pathlib", f"json.loads({_READ_TEXT})"),
+    ".jsonl": ("json, pathlib", f"map(json.loads, {_READ_TEXT}.splitlines())"),
 }
-"""For each suffix of another format, code that reads a file for `npstream.write`."""
+"""For each suffix of another format, the modules to import, and code that reads a file."""
+
+_READ_IMAGES = (
+    "pathlib, PIL.Image",
+    "({{'image': PIL.Image.open(file)}} "
+    "for file in sorted(pathlib.Path({folder!r}).glob({glob!r})))",
+)
+"""The same for images: code that reads all images of a directory with one suffix."""
 
 _IMAGES = frozenset((".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"))
 
@@ -75,6 +83,8 @@ def explain_missing_dataset(
     if split is not None:
         description = f"split={split!r}: {description}"
     reason = os.strerror(error.errno or errno.ENOENT)
+    if store.root.endswith(f"/{INDEX}"):  # the user gave the path of the index
+        path = store.root
     return StorageError(error.errno, f"{reason}: no dataset is here; {description}", path)
 
 
@@ -148,12 +158,15 @@ def _describe_index(folder: str) -> str:
 
 def _advise_write(path: str) -> str:
     """Return advice on how to write a dataset from a file."""
-    suffix = os.path.splitext(path.lower())[1]
-    if suffix in _IMAGES:
-        code = "({'image': PIL.Image.open(file)} for file in files)"
-    else:
-        code = _READ_CODE.get(suffix, "samples").format(path=path)
-    return f"to write a dataset, call npstream.write('new', {code})"
+    folder, name = os.path.split(path)
+    suffix = os.path.splitext(name)[1]
+    modules, code = _READ_CODE.get(suffix.lower(), ("", ""))
+    if suffix.lower() in _IMAGES and not scheme_of(path):
+        modules, code = _READ_IMAGES
+    if not code:
+        return "npstream.write writes a dataset, from samples, arrays or tables"
+    code = code.format(path=path, folder=folder, glob=f"*{suffix}")
+    return f"to write one: import npstream, {modules}; npstream.write('new', {code})"
 
 
 def _describe_missing(root: str) -> str:
@@ -203,7 +216,7 @@ def _describe_directory(root: str, names: Sequence[str], datasets: Sequence[str]
             f"path {root + '/' + datasets[0]!r}"
         )
     if not names:
-        return "the directory is empty: npstream.write(path, samples) writes a dataset"
+        return "the directory is empty: npstream.write writes a dataset"
     if any(name == f"{INDEX}.lock" or name.startswith(f".{INDEX}") for name in names):
         return f"a write is under way, or was interrupted: {INDEX} is stored last"
     shards = [name for name in names if name.endswith(_SHARDS)]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 
 import numpy as np
 import pytest
 from servers import RemoteDirectory
 
 import npstream
+from npstream.dataset import missing_dataset
 from npstream.errors import StorageError
 
 
@@ -65,6 +68,7 @@ def test_a_file_of_a_dataset_names_the_directory_to_open(splits):
     hint = f"give the directory that holds index.json, {str(train)!r}"
     assert hint in open_error(train / "index.json")
     assert hint in open_error(f"{train}/index.json/")
+    assert open_error(train / "index.json").endswith(f"{str(train / 'index.json')!r}")
     assert "file of the dataset in" in open_error(train / "shard.00000.mds")
     (train / "index.json").unlink()
     assert "it is a shard" in open_error(train / "shard.00000.mds")
@@ -83,13 +87,13 @@ def test_temporary_files_show_an_unfinished_write(tmp_path):
 @pytest.mark.parametrize(
     ("name", "advice"),
     [
-        ("a.csv", "dict(pandas.read_csv('"),
-        ("a.parquet", "dict(pandas.read_parquet('"),
+        ("a.csv", "import npstream, pandas; npstream.write('new', pandas.read_csv('"),
+        ("a.parquet", "pandas.read_parquet('"),
         ("a.npy", "{'x': numpy.load('"),
         ("a.npz", "dict(numpy.load('"),
         ("a.jsonl", "map(json.loads, pathlib.Path('"),
         ("a.jpg", "PIL.Image.open"),
-        ("a.bin", "npstream.write('new', samples)"),
+        ("a.bin", "npstream.write writes a dataset, from samples, arrays or tables"),
     ],
 )
 def test_files_of_other_formats_show_how_to_convert_them(tmp_path, name, advice):
@@ -101,23 +105,43 @@ def test_files_of_other_formats_show_how_to_convert_them(tmp_path, name, advice)
     assert f"holds 'README', {name!r}" in open_error(tmp_path)
 
 
-def test_the_suggested_conversions_work(tmp_path):
-    np.save(tmp_path / "a.npy", np.arange(3))
-    np.savez(tmp_path / "a.npz", x=np.arange(3))
-    (tmp_path / "a.jsonl").write_text('{"x": 0}\n{"x": 1}\n{"x": 2}\n')
-    (tmp_path / "a.json").write_text('[{"x": 0}, {"x": 1}, {"x": 2}]')
-    (tmp_path / "a.csv").write_text("x\n0\n1\n2\n")
-    for number, kind in enumerate(("npy", "npz", "jsonl", "json", "csv")):
-        advice = re.search(r"npstream\.write\('new', (.*)\): '", open_error(tmp_path / f"a.{kind}"))
-        code = advice[0][:-3].replace("'new'", "new", 1)
-        run = (
-            f"import json, numpy, pathlib, npstream\nnew = {str(tmp_path / str(number))!r}\n{code}"
-        )
-        if kind == "csv":
-            pytest.importorskip("pandas")
-            run = "import pandas\n" + run
-        exec(run, {})
-        assert [row["x"] for row in npstream.open(tmp_path / str(number))] == [0, 1, 2]
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # PIL's open files
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+@pytest.mark.parametrize("suffix", [*missing_dataset._READ_CODE, *sorted(missing_dataset._IMAGES)])
+def test_the_code_of_each_hint_runs_as_it_is(tmp_path, monkeypatch, suffix):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / f"a{suffix}"
+    rows = [{"x": 0}, {"x": 1}, {"x": 2}]
+    if suffix in missing_dataset._IMAGES:
+        PIL = pytest.importorskip("PIL.Image")
+        PIL.new("RGB", (3, 2)).save(path)
+    elif suffix == ".npy":
+        np.save(path, np.arange(3))
+    elif suffix == ".npz":
+        np.savez(path, x=np.arange(3))
+    elif suffix == ".json":
+        path.write_text(json.dumps(rows))
+    elif suffix == ".jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)))
+    else:
+        table = pytest.importorskip("pandas").DataFrame(rows)
+        if suffix in (".csv", ".tsv"):
+            table.to_csv(path, index=False, sep="\t" if suffix == ".tsv" else ",")
+        elif suffix == ".parquet":
+            table.to_parquet(path)
+        else:
+            table.to_feather(path)
+    (tmp_path / "README").touch()
+    for place in (path, tmp_path):
+        message = open_error(place)
+        code = re.search(r"import npstream, .*; npstream\.write\('new', .*\)(?=: ')", message)[0]
+        exec(code, {})
+        ds = npstream.open("new")
+        if suffix in missing_dataset._IMAGES:
+            assert ds[0]["image"].size == (3, 2)
+        else:
+            assert [row["x"] for row in ds] == [0, 1, 2]
+        shutil.rmtree("new")
 
 
 def test_a_directory_that_cannot_be_listed_says_why(tmp_path, monkeypatch):
