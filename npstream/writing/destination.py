@@ -109,7 +109,7 @@ class Destination:
     def begin(self) -> None:
         """Claim the place for this write, before its first file."""
 
-    def parallel(self, compressed: bool) -> int:
+    def max_parallel(self, compressed: bool) -> int:
         """Return how many shards are stored at once."""
         raise NotImplementedError
 
@@ -132,7 +132,7 @@ class Destination:
         return _run_now(job, *arguments)  # as the interpreter ends, no thread can be started
 
     def _most_threads(self) -> int:
-        return self.parallel(compressed=True)
+        return self.max_parallel(compressed=True)
 
     def put(self, name: str, pieces: Iterable[Body]) -> None:
         """Store a new file; each piece is used before the next is asked for.
@@ -219,7 +219,7 @@ class LocalDestination(Destination):
         super().__init__(store)
         self._token = os.urandom(8).hex()
 
-    def parallel(self, compressed: bool) -> int:
+    def max_parallel(self, compressed: bool) -> int:
         """Return how many shards are stored at once: a few, as each is in memory."""
         if not compressed:
             return _MOST_PLAIN
@@ -341,7 +341,7 @@ class RemoteDestination(Destination):
         """Store a new file."""
         self._upload(name, b"".join(map(bytes, pieces)))
 
-    def parallel(self, compressed: bool) -> int:
+    def max_parallel(self, compressed: bool) -> int:
         """Return how many files the store takes at once."""
         return self._most
 

@@ -1,4 +1,4 @@
-"""The engine of a Writer: it encodes samples and tables, and publishes them as a whole.
+"""Provide the steps of a Writer: encode samples and tables, store shards, publish the index.
 
 Tested in tests/writing/test_writer.py.
 """
@@ -23,14 +23,14 @@ from npstream.writing.destination import destination
 from npstream.writing.formats import parse_settings
 from npstream.writing.inputs.fill import check_fill, fill_sample
 from npstream.writing.inputs.recognition import as_mapping, foreign_table, table_of
-from npstream.writing.mapping import MapFunction, Position, mapped, rows_of, watched
+from npstream.writing.mapping import MapFunction, Position, apply_map, table_rows, track_position
 from npstream.writing.pipeline import ShardPipeline
-from npstream.writing.report import REFUSALS, Rejected, WriteReport, rejects_for
+from npstream.writing.report import REFUSALS, Rejected, WriteReport, make_rejects
 from npstream.writing.rows import (
     SampleEncoder,
     check_mapping,
     encode_none,
-    refuse_surplus,
+    refuse_unknown_columns,
 )
 from npstream.writing.settings import (
     check_shard_samples,
@@ -55,17 +55,17 @@ if TYPE_CHECKING:
 __all__ = ["WriterEngine", "sample_numbers"]
 
 BLOCK_BYTES = 1 << 23
-"""Bytes of a table that are put together at once."""
+"""Approximate bytes of a block of a table's rows, which are encoded together."""
 
 BLOCK_ROWS = 1 << 16
-"""Rows of it, so that the kernels' tables of addresses stay in the processor's cache."""
+"""Maximum rows of a block, so that the kernels' address arrays stay in the processor's cache."""
 
 FIRST_ROWS = 64
-"""Rows of the first block, where nothing tells how large rows are."""
+"""Rows of the first block if the size of rows is unknown."""
 
 
 class WriterEngine:
-    """What a Writer does; its public methods are in the subclass."""
+    """The private methods of `Writer`, which is the only subclass."""
 
     def _configure(
         self,
@@ -82,7 +82,7 @@ class WriterEngine:
         compression: str | None,
         hashes: Iterable[str],
     ) -> None:
-        """Check and keep the settings of how samples are encoded."""
+        """Check and store the settings of the encoding of samples."""
         self._start = time.perf_counter()
         self._settings = parse_settings(format, separator, newline, shard_size, compression, hashes)
         self._fill = check_fill(fill)
@@ -92,7 +92,7 @@ class WriterEngine:
         self._position: Position | None = None
         if columns is not None:
             self._encoder = SampleEncoder(self._settings.new_format(columns), False, self._fill)
-        self._rejects = rejects_for(on_error, max_errors, rejects)
+        self._rejects = make_rejects(on_error, max_errors, rejects)
 
     def _connect(
         self,
@@ -103,12 +103,12 @@ class WriterEngine:
         timeout: float,
         retries: int,
     ) -> None:
-        """Open the place to write to."""
+        """Open the destination, and create its directory."""
         count = check_shard_samples(shard_samples)
         store = open_store(path, storage_options, timeout=timeout, retries=retries)
         self._destination = destination(store)
-        # Also when this Writer is given up without a word.
-        self._given_up = weakref.finalize(self, _remove, self._destination)
+        # Removes the files also if this Writer is garbage-collected without `close`.
+        self._finalizer = weakref.finalize(self, _remove, self._destination)
         self._destination.prepare()
         self._shards = ShardPipeline(self._destination, count, sidecar=sidecar)
         self._row_bytes = 0
@@ -130,12 +130,12 @@ class WriterEngine:
         shards = self._shards
         cost = len(row) + shards.sample_bytes
         nbytes = shards.nbytes + cost
-        if nbytes > shards.pause:
-            nbytes = self._cut(cost)
+        if nbytes > shards.soft_limit:
+            nbytes = self._reserve(cost)
         try:
             shards.rows.append(row)
             shards.nbytes = nbytes
-        except BaseException as error:  # an interruption, which may have come in between
+        except BaseException as error:  # an interruption between the two statements
             self._discard(error)
             raise
 
@@ -144,45 +144,45 @@ class WriterEngine:
         try:
             self._write_all(samples)
         except Exception as error:
-            # A frame of `_write_all` that called no function of this package called the iterator.
+            # If the frame after `_write_all` is not of this package, the iterator raised.
             frame = error.__traceback__ and error.__traceback__.tb_next
             if self._position is None and frame and not is_own_frame(frame.tb_next):
-                number = self._number()
-                error.add_note(f"raised by data, which was to give sample {number}")
+                number = self._next_number()
+                error.add_note(f"raised by data, instead of sample {number}")
             raise
 
     def _write_all(self, samples: Iterable[Any]) -> None:
         shards, encode = self._shards, self._encode_dict
-        append, nbytes, pause = shards.rows.append, shards.nbytes, shards.pause
+        append, nbytes, soft_limit = shards.rows.append, shards.nbytes, shards.soft_limit
         for sample in samples:
             row = encode(sample) if type(sample) is dict else None
             if row is None:
                 shards.nbytes = nbytes
                 row = self._encode_any(sample)
-                encode, nbytes, pause = self._encode_dict, shards.nbytes, shards.pause
+                encode, nbytes, soft_limit = self._encode_dict, shards.nbytes, shards.soft_limit
                 if row is None:
                     continue
             end = nbytes + len(row) + shards.sample_bytes
-            if end > pause:
+            if end > soft_limit:
                 shards.nbytes = nbytes
-                end = self._cut(len(row) + shards.sample_bytes)
-                pause = shards.pause
+                end = self._reserve(len(row) + shards.sample_bytes)
+                soft_limit = shards.soft_limit
             append(row)
             nbytes = end
         shards.nbytes = nbytes
 
-    def _cut(self, nbytes: int) -> int:
-        """Make room for a sample, and return where the shard will end with it."""
-        with self._all_or_nothing():
-            self._shards.cut(nbytes)
+    def _reserve(self, nbytes: int) -> int:
+        """Store the shard if a sample of `nbytes` does not fit, and return the new shard size."""
+        with self._discard_on_error():
+            self._shards.reserve(nbytes)
         end = self._shards.nbytes + nbytes
         self._shards.layout.check_end(end, self._shards.samples)
         return end
 
     def _encode_any(self, sample: Any) -> bytes | None:
-        """Return the bytes of any sample; None if nothing more is to be done.
+        """Return the bytes of any sample; None if the caller has nothing to write.
 
-        That is so for a table, whose rows are then written, and for a sample that is left out.
+        It returns None after it wrote the rows of a table, and for a sample that is left out.
         """
         self._check_open()
         if type(sample) is not dict and hasattr(type(sample), "_to_write"):
@@ -192,15 +192,15 @@ class WriterEngine:
                 if self._fill:
                     self._write_rows(table)
                 else:
-                    self._write_given(table, at_once=isinstance(sample, Mapping))
+                    self._write_any_table(table, at_once=isinstance(sample, Mapping))
                 return None
-        number = self._number()
+        number = self._next_number()
         is_tuple = isinstance(sample, tuple | list)
         if not is_tuple and not isinstance(sample, Mapping) and self._write_foreign(sample, number):
             return None
         try:
             if not isinstance(sample, dict):
-                sample = as_mapping(sample, self._chosen_names(), number)
+                sample = as_mapping(sample, self._user_columns(), number)
             if self._encoder is None:
                 check_mapping(sample, number)
                 first = fill_sample(sample, self._fill, {})
@@ -212,7 +212,7 @@ class WriterEngine:
         except REFUSALS as error:
             if self._rejects is None:
                 raise
-            self._reject(Rejected.of(sample, number, error))
+            self._reject(Rejected.from_sample(sample, number, error))
             return None
         if self._encoder is None:
             self._set_format(layout)
@@ -220,22 +220,22 @@ class WriterEngine:
         self._encode_dict = self._encoder.fast
         return row
 
-    def _chosen_names(self) -> Collection[str] | None:
-        """Return the columns that the user chose, in their order; None if there is no choice."""
+    def _user_columns(self) -> Collection[str] | None:
+        """Return the columns that the user named, in the user's order; None without `columns`."""
         if self._format is None or self._is_inferred:
             return None
         return self._format.annotations.order or list(self._format.columns)
 
-    def _number(self) -> int:
-        """Return the number of the sample of the input that comes next."""
+    def _next_number(self) -> int:
+        """Return the number that the next sample has in the input."""
         if self._position is not None:
             return self._position.number
         return self._shards.samples + (0 if self._rejects is None else self._rejects.count)
 
     def _reject(self, rejected: Rejected) -> None:
-        """Record a sample that is left out; too many of them end the write."""
+        """Record a sample that is left out; raise if there are more than `max_errors`."""
         assert self._rejects is not None
-        with self._all_or_nothing():
+        with self._discard_on_error():
             self._rejects.add(rejected)
 
     def _set_format(self, layout: ShardFormat) -> None:
@@ -243,11 +243,11 @@ class WriterEngine:
             self._encoder = SampleEncoder(layout, self._is_inferred, self._fill)
             self._shards.start(layout)
 
-    def _mapped(self, function: MapFunction, samples: Iterable[Any]) -> Iterator[Any]:
+    def _map_samples(self, function: MapFunction, samples: Iterable[Any]) -> Iterator[Any]:
         """Yield the results of the user's function for samples."""
         self._position = position = Position()
-        for sample in watched(samples, position):
-            yield from mapped(function, sample, position.number)
+        for sample in track_position(samples, position):
+            yield from apply_map(function, sample, position.number)
 
     def _start_workers(self, count: int, function: MapFunction | None) -> WorkerPool:
         from npstream.writing.workers import Task, WorkerPool
@@ -274,7 +274,7 @@ class WriterEngine:
     def _publish(self) -> None:
         """Store the remaining samples, and then the index."""
         if self._format is None:
-            raise ValueError("no samples, and no columns=: nothing says what the dataset holds")
+            raise ValueError("no samples and no columns=: the columns of the dataset are unknown")
         self._shards.flush()
         self._shards.finish()
         entries, spool = self._shards.entries, self._shards.spool
@@ -292,21 +292,24 @@ class WriterEngine:
     def _check_open(self) -> None:
         if not self._open:
             raise ValueError(
-                "this Writer is closed: it published its dataset, or failed and left; open another "
-                "npstream.Writer, for another directory"
+                "this Writer is closed: it published its dataset, or it failed; open another "
+                "npstream.Writer for another directory"
             )
 
     def _write_foreign(self, data: Any, number: int) -> bool:
-        """Write a table of another library all at once; return False if it is none."""
+        """Write `data` if it is a table of another library; return False if it is not a table.
+
+        If a row cannot be encoded, no row is written.
+        """
         columns = self._format.columns if self._format and not self._is_inferred else None
         with sample_numbers(number):
             table = foreign_table(data, columns, self._fill)
         if table is not None:
-            self._write_given(table, at_once=True)
+            self._write_any_table(table, at_once=True)
         return table is not None
 
-    def _write_given(self, table: GivenTable | TableStream, at_once: bool = False) -> None:
-        """Write a table, or tables one after another; or their rows if some may be left out."""
+    def _write_any_table(self, table: GivenTable | TableStream, at_once: bool = False) -> None:
+        """Write a table or a stream of tables: by columns, or by rows if rows may be left out."""
         if self._rejects is not None:
             self._write_rows(table)
         elif isinstance(table, TableStream):
@@ -317,12 +320,12 @@ class WriterEngine:
     def _write_rows(self, table: GivenTable | TableStream) -> None:
         """Write the rows of a table one by one."""
         reject = None if self._rejects is None else self._reject_row
-        for sample in rows_of(table, reject):
+        for sample in table_rows(table, reject):
             self._write(sample)
 
     def _reject_row(self, error: RowError) -> None:
-        """Leave out a row that a table cannot give."""
-        number = self._number()
+        """Record a row that a table cannot return."""
+        number = self._next_number()
         reason = str(error.at(number - error.row))
         self._reject(Rejected(number, reason, "a row of a table"))
 
@@ -340,9 +343,11 @@ class WriterEngine:
     def _write_table(
         self, table: GivenTable, at_once: bool = False, as_records: bool = True
     ) -> None:
-        """Write columns of a common length, block by block, or all or nothing of them.
+        """Write the rows of a table.
 
-        Arrays of fixed columns make shards of their own, unless `as_records` is False.
+        If `at_once` is True, all rows are encoded before any is added, so that an error adds
+        none. Otherwise rows are written block by block. If `as_records` is True, a table whose
+        columns are all fixed arrays starts a new shard, and shards are written from the arrays.
         """
         with sample_numbers(self._shards.samples):
             self._write_columns(table, at_once, as_records)
@@ -352,14 +357,14 @@ class WriterEngine:
         layout = self._format or self._settings.new_format(table_encodings(table))
         columns = layout.columns
         if self._is_inferred:
-            refuse_surplus(columns, names, number)
+            refuse_unknown_columns(columns, names, number)
         for name in columns:
             if name not in names:
                 where = f"sample {number}: " if number else ""
                 raise ColumnError(name, getattr(table, "given", names), where)
         if not at_once:
             self._set_format(layout)
-            if layout.is_records and table.is_arrays and as_records:
+            if layout.has_fixed_size and table.is_arrays and as_records:
                 self._write_records(table)
                 return
         bounds = [(0, table.length)] if at_once else self._bounds(table, 0, table.length)
@@ -370,7 +375,7 @@ class WriterEngine:
             self._append(*samples)
 
     def _bounds(self, table: GivenTable, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """Yield where blocks of a table begin and end, of about `BLOCK_BYTES` each."""
+        """Yield the first row of each block and the row after its last, for about `BLOCK_BYTES`."""
         while start < stop:
             nbytes = table.row_bytes or self._row_bytes
             rows = min(BLOCK_BYTES // nbytes, BLOCK_ROWS) if nbytes else FIRST_ROWS
@@ -379,35 +384,39 @@ class WriterEngine:
             start = end
 
     def _write_records(self, table: GivenTable) -> None:
-        """Write arrays of fixed columns, with no Python per sample."""
-        with self._all_or_nothing():
+        """Write arrays of fixed columns, without Python code for each sample."""
+        with self._discard_on_error():
             self._shards.flush()
         layout, samples = self._shards.layout, table.length
-        each = sum(encoding.size or 0 for encoding in layout.columns.values()) + 4
+        sample_bytes = sum(encoding.size or 0 for encoding in layout.columns.values()) + 4
         per_shard = samples
         if layout.size_limit:
-            per_shard = min(samples, max(1, (layout.size_limit - layout.empty) // each))
+            per_shard = min(
+                samples, max(1, (layout.size_limit - layout.empty_bytes) // sample_bytes)
+            )
         if self._shards.shard_samples is not None:
             per_shard = min(per_shard, self._shards.shard_samples)
-        layout.check_end(layout.empty + per_shard * each, self._shards.samples + per_shard - 1)
+        layout.check_end(
+            layout.empty_bytes + per_shard * sample_bytes, self._shards.samples + per_shard - 1
+        )
         for start in range(0, samples, max(per_shard, 1)):
             stop = min(start + per_shard, samples)
             blocks = self._arrays(table, start, stop, self._shards.samples)
-            with self._all_or_nothing():
-                pieces, nbytes = layout.records(blocks, stop - start), (stop - start) * each
-                self._shards.store(pieces, stop - start, layout.empty + nbytes)
+            with self._discard_on_error():
+                pieces, nbytes = layout.records(blocks, stop - start), (stop - start) * sample_bytes
+                self._shards.store(pieces, stop - start, layout.empty_bytes + nbytes)
 
     def _arrays(
         self, table: GivenTable, start: int, stop: int, number: int
     ) -> Iterator[dict[str, AnyArray]]:
-        """Yield rows of fixed columns as arrays of their dtypes; `number` is the first sample's."""
+        """Yield rows of fixed columns as arrays; `number` is that of the first sample."""
         assert self._format is not None
         for block in table.blocks(self._bounds(table, start, stop), self._format.columns):
             yield {name: self._array(name, part, number) for name, part in block.items()}
             number += len(next(iter(block.values())))
 
     def _array(self, name: str, part: ColumnBlock, number: int) -> AnyArray:
-        """Return rows of a fixed column as an array; values are encoded, or refused, one by one."""
+        """Return rows of a fixed column as an array; Python values are encoded one by one."""
         assert self._format is not None
         if isinstance(part, np.ndarray):
             return part
@@ -418,20 +427,20 @@ class WriterEngine:
         return values.reshape(-1, *(encoding.shape or ()))
 
     def _append(self, data: Bytes, nbytes: Int64) -> None:
-        """Add samples that lie back to back."""
+        """Add contiguous encoded samples; `nbytes` has the size of each."""
         layout = self._shards.layout
         costs = nbytes + layout.sample_bytes
         self._row_bytes = -(-len(data) // max(len(nbytes), 1))
-        if layout.size_limit:  # a sample that does not fit begins a shard
-            layout.check_ends(layout.empty + costs, self._shards.samples)
+        if layout.size_limit:  # a sample that does not fit starts a new shard
+            layout.check_ends(layout.empty_bytes + costs, self._shards.samples)
         else:
             layout.check_ends(self._shards.nbytes + np.cumsum(costs), self._shards.samples)
-        with self._all_or_nothing():
+        with self._discard_on_error():
             self._shards.add_rows(data, nbytes)
 
     @contextmanager
-    def _all_or_nothing(self) -> Iterator[None]:
-        """Give the dataset up if the block fails, which may have lost a shard."""
+    def _discard_on_error(self) -> Iterator[None]:
+        """Discard the dataset if the block raises, because a shard may be lost."""
         try:
             yield
         except BaseException as error:
@@ -444,9 +453,9 @@ class WriterEngine:
         self._open = False
         self._encode_dict = encode_none
         self._shards.close()
-        if left := self._destination.remove():
-            error.add_note(left)
-        self._given_up.detach()
+        if message := self._destination.remove():
+            error.add_note(message)
+        self._finalizer.detach()
 
     def _make_report(self) -> WriteReport:
         entries = self._shards.entries
@@ -473,16 +482,19 @@ class WriterEngine:
 
 @contextmanager
 def sample_numbers(first: int) -> Iterator[None]:
-    """Raise errors of a table's rows by numbers of samples; its first row is sample `first`."""
+    """Replace the row in a RowError by the sample number; row 0 is sample `first`."""
     try:
         yield
     except RowError as error:
         raise error.at(first) from error.__cause__
 
 
-def _remove(place: Destination) -> None:
-    """Remove the files of a Writer that was not closed; block no thread that has other work."""
+def _remove(destination: Destination) -> None:
+    """Remove the files of a Writer that was not closed.
+
+    Garbage collection may run in any thread, which must not wait for requests to a store.
+    """
     if threading.current_thread() is threading.main_thread():
-        place.remove()
+        destination.remove()
     else:
-        threading.Thread(target=place.remove, name="npstream-remove").start()
+        threading.Thread(target=destination.remove, name="npstream-remove").start()

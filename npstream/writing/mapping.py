@@ -1,4 +1,4 @@
-"""The user's function from a sample to samples, and the place of an exception in user code.
+"""Call the user's `map` function, and add the sample's number to exceptions in user code.
 
 Tested in tests/writing/test_workers.py.
 """
@@ -19,22 +19,22 @@ from npstream.writing.tables import GivenTable, RowError, TableStream, table_enc
 if TYPE_CHECKING:
     from npstream.formats.encodings.encodings import Encoding
 
-__all__ = ["MapFunction", "Position", "mapped", "noted", "rows_of", "watched"]
+__all__ = ["MapFunction", "Position", "apply_map", "table_rows", "track_position", "with_note"]
 
 MapFunction: TypeAlias = "Callable[[Any], Mapping[str, Any] | Iterable[Mapping[str, Any]] | None]"
 
-_ROWS = 256
-"""Rows of a table that become samples at once."""
+_BLOCK_ROWS = 256
+"""Rows of a table that are converted to samples together."""
 
 
 @dataclass(slots=True)
 class Position:
-    """The number of the sample of the input that is being written."""
+    """The number of the input sample that is being written."""
 
     number: int = 0
 
 
-def rows_of(
+def table_rows(
     table: GivenTable | TableStream, reject: Callable[[RowError], None] | None = None
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of a table as samples.
@@ -43,12 +43,13 @@ def rows_of(
     ----------
     table : GivenTable or TableStream
     reject : callable, optional
-        Is given the error of each row that the table cannot give, which is then left out.
+        Called with the error of each row that cannot be converted. The row is left out. By default
+        the error is raised.
     """
     if isinstance(table, TableStream):
         encodings = table_encodings(table.head)
-        for each in table.tables:
-            yield from _rows(each, encodings, reject)
+        for part in table.tables:
+            yield from _rows(part, encodings, reject)
     else:
         yield from _rows(table, table_encodings(table), reject)
 
@@ -60,9 +61,11 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     start = end = 0
     while start < table.length:
-        bounds = [(k, min(k + _ROWS, table.length)) for k in range(start, table.length, _ROWS)]
+        bounds = [
+            (k, min(k + _BLOCK_ROWS, table.length)) for k in range(start, table.length, _BLOCK_ROWS)
+        ]
         if start < end:
-            bounds = [(start, end)]  # the rows before one that is left out
+            bounds = [(start, end)]  # the block of the failed row: now only the rows before it
         try:
             for block in table.blocks(bounds, encodings):
                 columns = [_values(part, encodings[name]) for name, part in block.items()]
@@ -82,24 +85,27 @@ def _values(part: ColumnBlock, encoding: Encoding) -> Iterable[Any]:
     return map(encoding.decode, part.to_list()) if isinstance(part, Bodies) else part
 
 
-def watched(samples: Iterable[Any], position: Position) -> Iterator[Any]:
-    """Yield samples, keep their number, and note it on an exception of the iterator."""
-    given = iter(samples)
+def track_position(samples: Iterable[Any], position: Position) -> Iterator[Any]:
+    """Yield samples, and set `position` to the number of each.
+
+    An exception of the iterator gets a note with the number.
+    """
+    iterator = iter(samples)
     number = 0
     while True:
         try:
-            sample = next(given)
+            sample = next(iterator)
         except StopIteration:
             return
         except Exception as error:
-            raise noted(error, f"raised by data, which was to give sample {number}") from None
+            raise with_note(error, f"raised by data, instead of sample {number}") from None
         position.number = number
         yield sample
         number += 1
 
 
-def mapped(function: MapFunction, sample: Any, number: int) -> Iterator[Any]:
-    """Yield the samples that a user's function makes of sample `number`."""
+def apply_map(function: MapFunction, sample: Any, number: int) -> Iterator[Any]:
+    """Yield the samples that the user's function returns for sample `number`."""
     try:
         result = function(sample)
         if result is None:
@@ -107,7 +113,7 @@ def mapped(function: MapFunction, sample: Any, number: int) -> Iterator[Any]:
         if isinstance(result, Mapping) and not hasattr(type(result), "_to_write"):
             results: Iterator[Any] = iter((result,))
         elif hasattr(type(result), "_to_write") and (table := table_of(result)) is not None:
-            results = rows_of(table)
+            results = table_rows(table)
         elif isinstance(result, str | bytes | np.ndarray) or not hasattr(result, "__iter__"):
             raise TypeError(
                 f"map= returned a {type(result).__name__}; expected a mapping from column name to "
@@ -116,20 +122,20 @@ def mapped(function: MapFunction, sample: Any, number: int) -> Iterator[Any]:
         else:
             results = iter(result)
     except StopIteration:
-        raise noted(stop_iteration_error("map="), f"in map=, sample {number} of data") from None
+        raise with_note(stop_iteration_error("map="), f"in map=, sample {number} of data") from None
     except Exception as error:
-        raise noted(error, f"in map=, sample {number} of data") from None
+        raise with_note(error, f"in map=, sample {number} of data") from None
     while True:
         try:
-            one = next(results)
+            mapped_sample = next(results)
         except StopIteration:
             return
         except Exception as error:
-            raise noted(error, f"in map=, sample {number} of data") from None
-        yield one
+            raise with_note(error, f"in map=, sample {number} of data") from None
+        yield mapped_sample
 
 
-def noted(error: Exception, note: str) -> Exception:
-    """Return an exception with a note of the place."""
+def with_note(error: Exception, note: str) -> Exception:
+    """Add a note to an exception, and return it."""
     error.add_note(note)
     return error

@@ -1,7 +1,7 @@
-"""Shards on their way from encoded samples to the destination.
+"""Provide `ShardPipeline`, which groups encoded samples into shards and stores them.
 
-`ShardPipeline` cuts encoded samples into shards. Threads compress and store a finished shard
-while the next one is filled. Results are collected in the order of the shards.
+The caller appends samples. Threads compress and store a finished shard while the next one is
+filled. Results are collected in the order of the shards.
 """
 
 from __future__ import annotations
@@ -28,45 +28,46 @@ if TYPE_CHECKING:
 __all__ = ["ShardPipeline"]
 
 _BLOCK_BYTES = 1 << 20
-"""Bytes of rows that are joined at a time, while they are in the processor's cache."""
+"""Approximate bytes of rows that are joined at a time, while they are in the processor's cache."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Stored:
-    """A shard that was stored: its entry in the index, and its part of the side-car, if any."""
+class _StoredShard:
+    """The index entry of a stored shard, and the scan for the side-car, if there is one."""
 
     entry: dict[str, Any]
     scan: ScanResult | None
 
 
 class ShardPipeline:
-    """Encoded samples that are cut into shards and stored in the background.
+    """Groups encoded samples into shards, and stores them in the background.
 
-    Its methods are called in one thread. If one of them raises, a shard may be lost: the caller
+    Only one thread may call its methods. If one of them raises, a shard may be lost: the caller
     must remove all files that were written.
 
     Parameters
     ----------
     destination : Destination
     shard_samples : int, optional
-        Samples of a shard, at most.
+        Maximum number of samples of a shard.
     sidecar : bool, default: True
         Whether to gather the parts of the side-car.
 
     Attributes
     ----------
     rows : list of bytes
-        The last samples, each encoded. A caller appends to it and adds the cost to `nbytes`.
+        The last encoded samples. The caller appends to it, and adds the sample's size and
+        `sample_bytes` to `nbytes`.
     nbytes : int
         Bytes of the shard that is being filled.
-    pause : int
-        The caller must call `cut` before it lets `nbytes` exceed this.
+    soft_limit : int
+        If the next sample would make `nbytes` exceed this, the caller must first call `reserve`.
     sample_bytes : int
-        What a sample costs in addition to its own bytes.
+        Bytes that the shard stores for each sample in addition to its own bytes.
     entries : list of dict
-        What the index says of the shards that are stored.
+        The index entries of the stored shards, in order.
     spool : Spool or None
-        The parts of the side-car; None before the first shard, or without a side-car.
+        Collects the side-car; None before the first shard, or without a side-car.
     """
 
     def __init__(
@@ -78,73 +79,74 @@ class ShardPipeline:
     ) -> None:
         self.rows: list[bytes] = []
         self.nbytes = 0
-        self.pause = 0
+        self.soft_limit = 0
         self.sample_bytes = 0
         self.entries: list[dict[str, Any]] = []
         self.spool: Spool | None = None
         self.shard_samples = shard_samples
         self._destination = destination
         self._has_sidecar = sidecar
-        self._is_begun = False
+        self._is_claimed = False
         self._layout: ShardFormat | None = None
         self._blocks: list[Body] = []
         self._sizes: list[Int64] = []
         self._samples = 0
         self._joined_bytes = 0
-        self._cut_samples = 0
-        self._cut_bytes = 0
+        self._submitted_samples = 0
+        self._submitted_bytes = 0
         self._shards = 0
-        self._pending: deque[Future[_Stored]] = deque()
+        self._pending: deque[Future[_StoredShard]] = deque()
 
     @property
     def samples(self) -> int:
         """The number of samples so far."""
-        return self._cut_samples + self._samples + len(self.rows)
+        return self._submitted_samples + self._samples + len(self.rows)
 
     @property
     def total_bytes(self) -> int:
         """The bytes of all shards so far, before compression."""
-        return self._cut_bytes + self.nbytes
+        return self._submitted_bytes + self.nbytes
 
     @property
     def layout(self) -> ShardFormat:
-        """What all shards have in common; it is set before the first sample."""
+        """The format of all shards, which `start` sets before the first sample."""
         assert self._layout is not None
         return self._layout
 
     def start(self, layout: ShardFormat) -> None:
-        """Set the layout of the shards."""
+        """Set the format of the shards."""
         self._layout = layout
         self.sample_bytes = layout.sample_bytes
         if not self.samples:
             self._begin_shard()
 
     def _begin_shard(self) -> None:
-        self.nbytes = self._joined_bytes = self.layout.empty
-        self._set_pause(self.nbytes, 0)
+        self.nbytes = self._joined_bytes = self.layout.empty_bytes
+        self._set_soft_limit(self.nbytes, 0)
 
-    def _set_pause(self, nbytes: int, samples: int) -> None:
-        """Set `pause`, for a shard that has `nbytes` and `samples`."""
-        pause = min(self.layout.most, nbytes + _BLOCK_BYTES)
+    def _set_soft_limit(self, nbytes: int, samples: int) -> None:
+        """Set `soft_limit` for a shard of `nbytes` bytes and `samples` samples."""
+        soft_limit = min(self.layout.max_bytes, nbytes + _BLOCK_BYTES)
         if self.shard_samples is not None:
-            # The shard cannot have too many samples before it has the bytes of the smallest ones.
-            more = self.shard_samples - samples + 1
-            pause = min(pause, nbytes + more * self.layout.min_sample_bytes - 1)
-        self.pause = pause
+            # A smaller shard has at most `shard_samples` samples, even if all have the minimum
+            # size.
+            remaining = self.shard_samples - samples + 1
+            soft_limit = min(soft_limit, nbytes + remaining * self.layout.min_sample_bytes - 1)
+        self.soft_limit = soft_limit
 
-    def cut(self, nbytes: int) -> None:
-        """Make room for a sample that adds `nbytes` to the shard: store the shard if it is full."""
+    def reserve(self, nbytes: int) -> None:
+        """Store the shard if it cannot take another sample that adds `nbytes` to it."""
         if self.nbytes - self._joined_bytes >= _BLOCK_BYTES:
             self._join_rows()
         samples = self._samples + len(self.rows)
-        is_large = self.layout.size_limit and self.nbytes + nbytes > self.layout.most
+        is_large = self.layout.size_limit and self.nbytes + nbytes > self.layout.max_bytes
         if samples and (is_large or samples == self.shard_samples):
             self.flush()
             samples = 0
-        self._set_pause(self.nbytes + nbytes, samples + 1)
+        self._set_soft_limit(self.nbytes + nbytes, samples + 1)
 
     def _join_rows(self) -> None:
-        """Join the last samples to one block."""
+        """Join the last samples into one block."""
         if rows := self.rows:
             self._sizes.append(np.fromiter(map(len, rows), np.int64, len(rows)))
             self._blocks.append(b"".join(rows))
@@ -153,11 +155,11 @@ class ShardPipeline:
         self._joined_bytes = self.nbytes
 
     def add_rows(self, data: Bytes, nbytes: Int64) -> None:
-        """Add encoded samples that lie back to back; `nbytes` has the size of each."""
+        """Add contiguous encoded samples; `nbytes` has the size of each."""
         ends = np.concatenate([[0], np.cumsum(nbytes)])
         costs = ends + self.sample_bytes * np.arange(len(ends))
         self._join_rows()
-        row, count, limit = 0, len(nbytes), self.layout.most
+        row, count, limit = 0, len(nbytes), self.layout.max_bytes
         while row < count:
             available = int(costs[row]) + limit - self.nbytes
             stop = int(np.searchsorted(costs, available, side="right")) - 1
@@ -176,7 +178,7 @@ class ShardPipeline:
             self.nbytes += int(costs[stop] - costs[row])
             row = stop
         self._joined_bytes = self.nbytes
-        self._set_pause(self.nbytes, self._samples)
+        self._set_soft_limit(self.nbytes, self._samples)
 
     def flush(self) -> None:
         """Store the samples of the last shard, if there are any."""
@@ -187,14 +189,14 @@ class ShardPipeline:
         self._sizes, self._blocks, self._samples = [], [], 0
         ends = np.cumsum(sizes)
         pieces, meta = [self.layout.head(ends), *blocks], self.layout.meta(ends)
-        self.store(pieces, len(sizes), self.nbytes, meta=meta, is_whole=True)
+        self.store(pieces, len(sizes), self.nbytes, meta=meta, in_memory=True)
         self._begin_shard()
 
     def begin(self) -> None:
-        """Claim the destination, before the first file."""
-        if not self._is_begun:
+        """Claim the destination once, before the first file is stored."""
+        if not self._is_claimed:
             self._destination.begin()
-            self._is_begun = True
+            self._is_claimed = True
 
     def _new_spool(self) -> Spool:
         schema = self.layout.schema
@@ -208,7 +210,7 @@ class ShardPipeline:
         nbytes: int,
         *,
         meta: bytes | None = None,
-        is_whole: bool = False,
+        in_memory: bool = False,
     ) -> None:
         """Store a shard.
 
@@ -217,23 +219,27 @@ class ShardPipeline:
         pieces : iterable of bytes-like
             Its content.
         samples, nbytes : int
-            The number of its samples, and of its bytes before compression.
+            Its number of samples, and its bytes before compression.
         meta : bytes, optional
             The content of its second file, if its format has one.
-        is_whole : bool
-            Whether all pieces are in memory and stay unchanged. If not, each one is used before
-            the next is asked for.
+        in_memory : bool
+            Whether all pieces are in memory and stay unchanged. If not, a piece is valid only
+            until the iterator returns the next one.
         """
-        # A forked process has the futures of its parent, and shares the files of its side-car.
+        # A forked process must not store shards: it has copies of its parent's futures, and shares
+        # the open files of the side-car.
         self._destination.check_process()
         self.begin()
         if self._has_sidecar and self.spool is None:
             self.spool = self._new_spool()
         number, self._shards = self._shards, self._shards + 1
-        self._cut_samples += samples
-        self._cut_bytes += nbytes
-        # If only one piece is in memory at a time, the shard is stored here and now.
-        is_now = not is_whole and self._destination.is_local and self.layout.compression is None
+        self._submitted_samples += samples
+        self._submitted_bytes += nbytes
+        # If only one piece is in memory at a time, this thread stores the shard, so that the
+        # pieces need not be joined.
+        is_synchronous = (
+            not in_memory and self._destination.is_local and self.layout.compression is None
+        )
         scan = None
         if self.spool is not None:
             compressed = self.layout.compression is not None
@@ -244,21 +250,23 @@ class ShardPipeline:
                 compressed=compressed,
                 meta=meta,
                 statistics=self.layout.annotations.dtypes,
-                submit=self._destination.submit if is_now else None,
+                submit=self._destination.submit if is_synchronous else None,
             )
-        job = partial(_store_shard, self._destination, self.layout, number, samples, scan, meta)
-        if is_now:
+        store_shard = partial(
+            _store_shard, self._destination, self.layout, number, samples, scan, meta
+        )
+        if is_synchronous:
             self.finish()
-            self._collect(job(pieces, None))
+            self._collect(store_shard(pieces, None))
             return
-        content = pieces if is_whole else [b"".join(map(bytes, pieces))]
-        most = self._destination.parallel(bool(self.layout.compression))
-        while self._pending and (len(self._pending) >= most or self._pending[0].done()):
+        content = pieces if in_memory else [b"".join(map(bytes, pieces))]
+        max_shards = self._destination.max_parallel(bool(self.layout.compression))
+        while self._pending and (len(self._pending) >= max_shards or self._pending[0].done()):
             self._collect(self._pending.popleft().result())
-        # The first shard claims a directory; a store has a lock file for that.
+        # A file of the first shard claims a directory; a remote store has a lock file instead.
         is_claimed = self.entries or not self._pending or not self._destination.is_local
         first = None if is_claimed else self._pending[0]
-        self._pending.append(self._destination.submit(job, content, first))
+        self._pending.append(self._destination.submit(store_shard, content, first))
 
     def finish(self) -> None:
         """Wait until all shards are stored."""
@@ -266,14 +274,14 @@ class ShardPipeline:
         while self._pending:
             self._collect(self._pending.popleft().result())
 
-    def _collect(self, stored: _Stored) -> None:
-        """Record a shard that is stored; shards come in order."""
+    def _collect(self, stored: _StoredShard) -> None:
+        """Record a stored shard; callers pass shards in order."""
         if self.spool is not None and stored.scan is not None:
             self.spool.add(stored.scan)
         self.entries.append(stored.entry)
 
     def close(self) -> None:
-        """Forget all samples."""
+        """Drop all samples and unfinished shards, and close the side-car's files."""
         self.rows.clear()
         self._blocks, self._sizes = [], []
         self._pending.clear()
@@ -289,19 +297,19 @@ def _store_shard(
     scan: Scan | None,
     meta: bytes | None,
     pieces: Iterable[Body],
-    first: Future[_Stored] | None,
-) -> _Stored:
-    """Scan, compress and store a shard, once the shard `first` is stored, if that is given."""
+    first: Future[_StoredShard] | None,
+) -> _StoredShard:
+    """Scan, compress and store a shard. If `first` is given, wait for that shard to be stored."""
     if layout.compression is not None:
-        pieces = [b"".join(pieces)]  # which the scan then need not copy
+        pieces = [b"".join(pieces)]  # a single piece, so that the scan does not copy it
     if scan is not None:
         pieces = scan.tee(pieces)
-    name, second = layout.name(number, destination.mark), None
+    name, meta_file = layout.name(number, destination.mark), None
     data = _store_file(destination, layout, name, pieces, first)
     if meta is not None:
-        second = _store_file(destination, layout, f"{name}.meta", [meta], None)
-    entry = layout.entry(samples, data, second)
-    return _Stored(entry, None if scan is None else scan.finish())
+        meta_file = _store_file(destination, layout, f"{name}.meta", [meta], None)
+    entry = layout.entry(samples, data, meta_file)
+    return _StoredShard(entry, None if scan is None else scan.finish())
 
 
 def _store_file(
@@ -309,21 +317,24 @@ def _store_file(
     layout: ShardFormat,
     name: str,
     pieces: Iterable[Body],
-    first: Future[_Stored] | None,
+    first: Future[_StoredShard] | None,
 ) -> StoredFile:
     """Compress and store a file of a shard."""
     file = raw = FileSummary(name, layout.hashes)
-    pieces, zipped = raw.watch(pieces), None
+    pieces, zipped = raw.tee(pieces), None
     compression = parse_compression(layout.compression)
     if compression is not None and layout.compression is not None:
         packed = compress_pieces(b"".join(pieces), layout.compression)
         file = zipped = FileSummary(f"{name}.{compression.extension}", layout.hashes)
-        pieces = zipped.watch(packed)
+        pieces = zipped.tee(packed)
     destination.put(file.name, pieces if first is None else _wait_at_end(pieces, first))
     return StoredFile(raw, zipped)
 
 
-def _wait_at_end(pieces: Iterable[Body], first: Future[_Stored]) -> Iterator[Body]:
-    """Yield the pieces of a file, which gets its name only once the first shard is stored."""
+def _wait_at_end(pieces: Iterable[Body], first: Future[_StoredShard]) -> Iterator[Body]:
+    """Yield the pieces of a file, and then wait for the first shard.
+
+    The file gets its name after the last piece, and so only after the first shard has its name.
+    """
     yield from pieces
     first.result()

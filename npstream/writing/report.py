@@ -1,4 +1,4 @@
-"""What a write returns, and the samples that it leaves out.
+"""Provide the summary of a write, and the record of samples that it leaves out.
 
 Tested in tests/writing/test_writer.py.
 """
@@ -15,7 +15,7 @@ from typing import Any
 from npstream._core.arguments import quantity
 from npstream.errors import StorageError
 
-__all__ = ["REFUSALS", "Rejected", "Rejects", "WriteReport", "rejects_for"]
+__all__ = ["REFUSALS", "Rejected", "Rejects", "WriteReport", "make_rejects"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class WriteReport:
     path : str
         The dataset's directory or URL.
     columns : dict of str to str
-        The encoding of each column, as ``columns=`` takes it, in the order they were given in.
+        The name of each column's encoding, as in ``columns=``, in the order of the input.
     samples : int
         Number of samples.
     shards : int
@@ -61,7 +61,7 @@ class WriteReport:
 
 
 REFUSALS = (TypeError, ValueError, KeyError)
-"""What an encoder raises at a sample that it refuses."""
+"""The exceptions of an encoder for a sample that it cannot encode."""
 
 
 class _SampleRepr(reprlib.Repr):
@@ -82,8 +82,8 @@ _repr.maxlevel = 4
 _repr.maxdict = _repr.maxlist = _repr.maxtuple = 16
 _repr.maxstring = _repr.maxother = _repr.maxlong = 200
 
-_LONGEST = 1000
-"""Characters of a sample's text."""
+_MAX_REPR_CHARACTERS = 1000
+"""Maximum characters of a sample's recorded repr."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,22 +93,22 @@ class Rejected:
     Attributes
     ----------
     number : int
-        Its number in the input.
+        The sample's number in the input.
     reason : str
         The message of the error.
-    text : str
-        Its repr, cut short.
+    sample_repr : str
+        Its repr, shortened.
     """
 
     number: int
     reason: str
-    text: str
+    sample_repr: str
 
     @classmethod
-    def of(cls, sample: Any, number: int, error: Exception) -> Rejected:
-        """Return a sample as it is recorded."""
+    def from_sample(cls, sample: Any, number: int, error: Exception) -> Rejected:
+        """Return the record of a sample that `error` refuses."""
         try:
-            text = _repr.repr(sample)[:_LONGEST]
+            text = _repr.repr(sample)[:_MAX_REPR_CHARACTERS]
         except Exception as failed:  # a value's own __repr__ may raise anything
             text = f"<{type(sample).__name__} whose repr raised {type(failed).__name__}>"
         return cls(number, str(error), text)
@@ -122,12 +122,12 @@ class Rejects:
     path : str or os.PathLike, optional
         The file, which is replaced. It stays if the write fails.
     max_errors : int, optional
-        How many samples may be left out.
+        Number of samples that may be left out; by default any number.
 
     Attributes
     ----------
     count : int
-        How many were left out so far.
+        Number of samples that were left out so far.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, max_errors: int | None) -> None:
@@ -137,18 +137,22 @@ class Rejects:
         self._write("w", "")
 
     def add(self, rejected: Rejected) -> None:
-        """Record a sample.
+        """Record a sample that is left out.
 
         Raises
         ------
         ValueError
-            If there are more than may be.
+            If there are more than `max_errors`.
         StorageError
             If the file cannot be written.
         """
         self.count += 1
-        facts = {"sample": rejected.number, "reason": rejected.reason, "value": rejected.text}
-        self._write("a", json.dumps(facts) + "\n")
+        record = {
+            "sample": rejected.number,
+            "reason": rejected.reason,
+            "value": rejected.sample_repr,
+        }
+        self._write("a", json.dumps(record) + "\n")
         if self._max_errors is not None and self.count > self._max_errors:
             raise ValueError(
                 f"{quantity(self.count, 'sample')} were refused, more than "
@@ -163,14 +167,17 @@ class Rejects:
                 file.write(text)
         except OSError as error:
             reason = error.strerror or str(error)
-            what = f"{reason}: cannot write rejects="
-            raise StorageError(error.errno, what, os.fspath(self._path)) from error
+            message = f"{reason}: cannot write rejects="
+            raise StorageError(error.errno, message, os.fspath(self._path)) from error
 
 
-def rejects_for(
+def make_rejects(
     on_error: str, max_errors: int | None, path: str | os.PathLike[str] | None
 ) -> Rejects | None:
-    """Return where refused samples go; None if they raise."""
+    """Check the arguments of `write`, and return the record of rejected samples.
+
+    None if `on_error` is "raise".
+    """
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error={on_error!r}: it is 'raise' or 'skip'")
     if max_errors is not None and (type(max_errors) is not int or max_errors < 0):
@@ -178,6 +185,6 @@ def rejects_for(
     if on_error == "skip":
         return Rejects(path, max_errors)
     if max_errors is not None or path is not None:
-        given = "rejects" if path is not None else "max_errors"
-        raise ValueError(f"{given}= is for on_error='skip', which leaves refused samples out")
+        option = "rejects" if path is not None else "max_errors"
+        raise ValueError(f"{option}= is for on_error='skip', which leaves refused samples out")
     return None

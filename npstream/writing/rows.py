@@ -1,8 +1,8 @@
 """Encoders of samples, shared by a writer and its worker processes.
 
-`compile_encoder` writes the source of a function that has no loop over columns and no chain of
-tests on types. It takes only values whose bytes need no further check. It leaves all others to
-`ShardFormat.encode`, which encodes them or raises the error for users.
+`compile_encoder` generates a function without a loop over columns and without chains of type
+checks. The function encodes only values whose bytes need no further check. For other values it
+returns None, and the caller uses `ShardFormat.encode`, which may raise the error for users.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = [
     "check_mapping",
     "compile_encoder",
     "encode_none",
-    "refuse_surplus",
+    "refuse_unknown_columns",
 ]
 
 _INTEGERS = frozenset((int, *(d.type for d in NUMBERS.values() if d.kind in "iu")))
@@ -38,24 +38,24 @@ _STRUCT_CODES = {
     **{"float16": "e", "float32": "f", "float64": "d", "bool": "?"},
 }
 _NUMBERS = frozenset(NUMBERS.values())
-_MAX_HEADS = 1 << 12
-"""Shapes whose heads one column keeps."""
+_MAX_CACHED_HEADS = 1 << 12
+"""Maximum number of shapes in a column's cache of heads."""
 
 
-class _Heads(dict[tuple[int, ...], bytes]):
-    """The heads of arrays by their shape."""
+class _HeadCache(dict[tuple[int, ...], bytes]):
+    """A cache of encoded array heads by shape."""
 
     def __missing__(self, shape: tuple[int, ...]) -> bytes:
         if not 0 < len(shape) <= MAX_NDIM or 0 in shape:
             raise ValueError(f"no array of shape {shape} can be stored")
-        if len(self) >= _MAX_HEADS:
+        if len(self) >= _MAX_CACHED_HEADS:
             self.clear()
         head = self[shape] = shape_head(shape)
         return head
 
 
-class _Source:
-    """The parts of a function's source, and the objects that it names."""
+class _FunctionSource:
+    """Collects the source code of a function, and the objects that it uses as globals."""
 
     def __init__(self) -> None:
         self.names: dict[str, Any] = {"join": b"".join, "ndarray": np.ndarray}
@@ -65,26 +65,26 @@ class _Source:
         self._codes = ""
         self._values: list[str] = []
 
-    def refer(self, kind: str, value: Any) -> str:
-        """Return a name for an object."""
+    def add_global(self, kind: str, value: Any) -> str:
+        """Add an object to the function's globals, and return its name."""
         name = f"{kind}{len(self.names)}"
         self.names[name] = value
         return name
 
-    def pack(self, code: str, value: str) -> None:
-        """Add a number that `struct` packs together with its neighbors."""
+    def add_number(self, code: str, value: str) -> None:
+        """Add a number; one `struct` packs all consecutive numbers."""
         self._codes += code
         self._values.append(value)
 
-    def part(self, expression: str) -> None:
-        """Add bytes."""
-        self.end_run()
+    def add_part(self, expression: str) -> None:
+        """Add an expression whose value is bytes."""
+        self.pack_numbers()
         self.parts.append(expression)
 
-    def end_run(self) -> None:
-        """Add the numbers since the last part as one part."""
+    def pack_numbers(self) -> None:
+        """Add the pending numbers as one part."""
         if self._codes:
-            pack = self.refer("pack", struct.Struct(f"<{self._codes}").pack)
+            pack = self.add_global("pack", struct.Struct(f"<{self._codes}").pack)
             self.parts.append(f"{pack}({', '.join(self._values)})")
         self._codes, self._values = "", []
 
@@ -96,34 +96,35 @@ def compile_encoder(
     only_columns: bool = False,
     filled: Container[str] = (),
 ) -> Callable[[dict[str, Any]], bytes | None]:
-    """Return a function that encodes samples whose values have the types of a given sample's.
+    """Return a function that encodes samples with the same types of values as `sample`.
 
-    It returns None for a sample that it does not take.
+    The function returns None for other samples.
 
     Parameters
     ----------
     layout : ShardFormat
     sample : mapping of str to object
     only_columns : bool
-        Whether samples with keys that are no columns are not taken.
+        Whether the function returns None for a sample with a key that is not a column.
     filled : container of str
-        Columns whose values must not be missing, also where their encoding stores them.
+        Columns with a fill value. The function returns None if such a value is missing, even if
+        the encoding can store missing values.
     """
     columns, inferred = layout.columns, layout.inferred
-    source = _Source()
-    gets = []
+    source = _FunctionSource()
+    lookups = []
     varying = [k for k, encoding in enumerate(columns.values()) if encoding.size is None]
     for k in varying:
-        source.pack("I", f"len(b{k})")
+        source.add_number("I", f"len(b{k})")
     for k, (name, encoding) in enumerate(columns.items()):
-        gets.append(f"v{k} = sample[{source.refer('key', name)}]")
+        lookups.append(f"v{k} = sample[{source.add_global('key', name)}]")
         value = sample.get(name)
         if not (_add_number(source, k, encoding, value) or _add_array(source, k, encoding, value)):
             _add_bytes(source, k, encoding, layout.encoders[name], value, inferred, name in filled)
-    source.end_run()
+    source.pack_numbers()
     if only_columns:
         source.checks.append(f"len(sample) != {len(columns)}")
-    lines = [*gets]
+    lines = [*lookups]
     if source.checks:
         lines += [f"if {' or '.join(source.checks)}:", " return None"]
     lines += source.bodies
@@ -139,54 +140,56 @@ def compile_encoder(
     return function
 
 
-def _add_number(source: _Source, k: int, encoding: Encoding, value: Any) -> bool:
-    """Add a column of numbers if `struct` stores the value's type exactly, or refuses it."""
+def _add_number(source: _FunctionSource, k: int, encoding: Encoding, value: Any) -> bool:
+    """Add a column of numbers if `struct` either stores `value` exactly or raises."""
     dtype = encoding.dtype
     code = _STRUCT_CODES.get(dtype.name)
     if encoding.kind != "fixed" or encoding.shape != () or code is None:
         return False
-    given = type(value)
-    if dtype.kind in "iu" and given in _INTEGERS:
+    value_type = type(value)
+    if dtype.kind in "iu" and value_type in _INTEGERS:
         types = _INTEGERS
-    elif dtype.kind == "b" and given in (bool, np.bool_):
+    elif dtype.kind == "b" and value_type in (bool, np.bool_):
         types = frozenset((bool, np.bool_))
-    elif code == "d" and given in (float, np.float64):
+    elif code == "d" and value_type in (float, np.float64):
         types = frozenset((float, np.float64))
-    elif dtype.kind == "f" and given is float:
+    elif dtype.kind == "f" and value_type is float:
         types = frozenset((float,))
-    elif dtype.kind == "f" and given is dtype.type:
+    elif dtype.kind == "f" and value_type is dtype.type:
         # `struct` would pass the value through a double, which changes some NaNs.
-        source.checks.append(f"type(v{k}) is not {source.refer('type', given)}")
-        source.part(f"v{k}.tobytes()")
+        source.checks.append(f"type(v{k}) is not {source.add_global('type', value_type)}")
+        source.add_part(f"v{k}.tobytes()")
         return True
     else:
         return False
-    source.checks.append(f"type(v{k}) not in {source.refer('types', types)}")
-    source.pack(code, f"v{k}")
+    source.checks.append(f"type(v{k}) not in {source.add_global('types', types)}")
+    source.add_number(code, f"v{k}")
     return True
 
 
-def _add_array(source: _Source, k: int, encoding: Encoding, value: Any) -> bool:
-    """Add a column of arrays of one dtype, all of whose bit patterns are values."""
+def _add_array(source: _FunctionSource, k: int, encoding: Encoding, value: Any) -> bool:
+    """Add a column of arrays, if every bit pattern of the dtype is valid."""
     dtype, shape = encoding.dtype, encoding.shape
     if type(value) is not np.ndarray or dtype not in _NUMBERS or encoding.headless:
         return False
     if encoding.kind not in ("fixed", "ndarray") or shape == ():
         return False
     source.checks.append(
-        f"type(v{k}) is not ndarray or v{k}.dtype != {source.refer('dtype', dtype)}"
+        f"type(v{k}) is not ndarray or v{k}.dtype != {source.add_global('dtype', dtype)}"
     )
     if shape is not None:
-        source.checks.append(f"v{k}.shape != {source.refer('shape', shape)}")
-        source.part(f"v{k}.tobytes()")
+        source.checks.append(f"v{k}.shape != {source.add_global('shape', shape)}")
+        source.add_part(f"v{k}.tobytes()")
         return True
-    source.bodies.append(f"b{k} = {source.refer('heads', _Heads())}[v{k}.shape] + v{k}.tobytes()")
-    source.part(f"b{k}")
+    source.bodies.append(
+        f"b{k} = {source.add_global('heads', _HeadCache())}[v{k}.shape] + v{k}.tobytes()"
+    )
+    source.add_part(f"b{k}")
     return True
 
 
 def _add_bytes(
-    source: _Source,
+    source: _FunctionSource,
     k: int,
     encoding: Encoding,
     encode: Callable[[Any], bytes],
@@ -194,7 +197,7 @@ def _add_bytes(
     inferred: bool,
     is_filled: bool,
 ) -> None:
-    """Add a column of text, of encoded values, or one that only its general encoder takes."""
+    """Add a column of text or encoded values; call `encode` for any other column."""
     is_varying = encoding.size is None
     if is_varying and type(value) is bytes and (encoding.kind == "bytes" or not inferred):
         source.checks.append(f"type(v{k}) is not bytes")
@@ -204,14 +207,14 @@ def _add_bytes(
         source.bodies.append(f"b{k} = v{k}.encode()")
     else:
         if is_filled:
-            check = source.refer("check", partial(is_absent, encoding=encoding))
+            check = source.add_global("check", partial(is_absent, encoding=encoding))
             source.checks.append(f"{check}(v{k})")
-        source.bodies.append(f"b{k} = {source.refer('encode', encode)}(v{k})")
-    source.part(f"b{k}")
+        source.bodies.append(f"b{k} = {source.add_global('encode', encode)}(v{k})")
+    source.add_part(f"b{k}")
 
 
 _COMPILE_AFTER = 16
-"""Samples that the general encoder takes before an encoder is compiled for their types."""
+"""Samples that the general encoder encodes before an encoder is compiled for their types."""
 
 
 class SampleEncoder:
@@ -221,24 +224,24 @@ class SampleEncoder:
     ----------
     layout : ShardFormat
     only_columns : bool
-        Whether a sample with a key that is no column is refused.
+        Whether a sample with a key that is not a column raises.
     fill : mapping of str to Fill
         Values of columns for samples that lack them.
 
     Attributes
     ----------
     layout : ShardFormat
-        As given.
+        The parameter.
     fast : callable
-        Returns the bytes of a dict, or None for one that it does not take. It may change in
-        `encode`.
+        Returns the bytes of a dict, or None if the caller must use `encode`. `encode` replaces
+        this function once it has compiled a better one.
 
     Raises
     ------
     TypeError, ValueError
         If a column cannot hold its value in `fill`.
     ColumnError
-        If `fill` names a column that there is not.
+        If `fill` names an unknown column.
     """
 
     def __init__(self, layout: ShardFormat, only_columns: bool, fill: Mapping[str, Fill]) -> None:
@@ -261,7 +264,7 @@ class SampleEncoder:
         """Return the bytes of a sample; `number` is for messages."""
         check_mapping(sample, number)
         if self._only_columns and len(sample) > len(self.layout.columns):
-            refuse_surplus(self.layout.columns, sample, number)
+            refuse_unknown_columns(self.layout.columns, sample, number)
         if self._fill:
             sample = fill_sample(sample, self._fill, self.layout.columns)
             row = self.fast(sample) if type(sample) is dict else None
@@ -278,7 +281,7 @@ class SampleEncoder:
 
 
 def encode_none(sample: dict[str, Any]) -> None:
-    """Leave a sample to the general encoder."""
+    """Return None, so that the caller uses the general encoder."""
 
 
 def check_mapping(sample: Any, number: int) -> None:
@@ -290,11 +293,11 @@ def check_mapping(sample: Any, number: int) -> None:
         )
 
 
-def refuse_surplus(columns: Mapping[str, Any], names: Iterable[Any], number: int) -> None:
-    """Raise ValueError if there are names of which no column was made."""
-    if surplus := [name for name in names if name not in columns]:
+def refuse_unknown_columns(columns: Mapping[str, Any], names: Iterable[Any], number: int) -> None:
+    """Raise ValueError if a name is not a column."""
+    if unknown := [name for name in names if name not in columns]:
         raise ValueError(
-            f"sample {number} has {surplus[0]!r}, which the first sample lacks, so there is no "
+            f"sample {number} has {unknown[0]!r}, which the first sample lacks, so there is no "
             "column for it: name all columns in columns=, and give every sample all of them; "
             "or leave that key out"
         )

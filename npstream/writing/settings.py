@@ -20,7 +20,7 @@ __all__ = [
 
 
 def size_limit(shard_size: int | str | None) -> int | None:
-    """Return the bytes that a shard may have; None for no limit."""
+    """Return the maximum bytes of a shard; None for no limit."""
     limit = parse_size(shard_size)
     if limit and limit >= 2**32:
         raise ValueError(
@@ -38,7 +38,7 @@ def check_workers(workers: int) -> int:
 
 
 def check_shard_samples(samples: int | None) -> int | None:
-    """Return the samples of a shard; None for no limit."""
+    """Return the maximum number of samples of a shard; None for no limit."""
     if samples is None:
         return None
     if isinstance(samples, bool) or not hasattr(samples, "__index__") or samples < 1:
@@ -47,8 +47,8 @@ def check_shard_samples(samples: int | None) -> int | None:
 
 
 def hash_names(hashes: Iterable[str]) -> list[str]:
-    """Return the names of hashes, all of which are known."""
+    """Return the names of hashes; raise ValueError for an unknown one."""
     names = [hashes] if isinstance(hashes, str) else list(hashes)
     for name in names:
-        digest(name, b"")  # refuses an unknown one
+        digest(name, b"")  # raises for an unknown name
     return names

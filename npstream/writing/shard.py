@@ -147,9 +147,9 @@ class ShardFormat:
         What the index says of the columns.
     sample_bytes : int
         Bytes that a sample adds to a shard's size in addition to its own.
-    empty : int
+    empty_bytes : int
         The size of a shard without samples, as the size limit counts it.
-    uncounted : int
+    uncounted_bytes : int
         Bytes before the samples that the size limit does not count.
     min_sample_bytes : int
         Bytes that a sample adds at least.
@@ -163,8 +163,8 @@ class ShardFormat:
 
     schema: Schema
     sample_bytes = 0
-    empty = 0
-    uncounted = 0
+    empty_bytes = 0
+    uncounted_bytes = 0
     min_sample_bytes = 1
     inferred = False
     has_fast_encoder = False
@@ -200,7 +200,7 @@ class ShardFormat:
         return {name: self.columns[name] for name in self.annotations.order or self.columns}
 
     @property
-    def is_records(self) -> bool:
+    def has_fixed_size(self) -> bool:
         """Whether all samples have one size, so that `records` can write whole arrays."""
         return False
 
@@ -241,7 +241,7 @@ class ShardFormat:
         return None
 
     def records(self, blocks: Iterable[Mapping[str, AnyArray]], count: int) -> Iterator[Body]:
-        """Yield the pieces of a shard of `count` samples, if `is_records`."""
+        """Yield the pieces of a shard of `count` samples, if `has_fixed_size`."""
         raise NotImplementedError
 
     def bodies(self, name: str, values: Iterable[Any], number: int) -> list[Any]:
@@ -276,19 +276,19 @@ class ShardFormat:
         )
 
     @property
-    def most(self) -> int:
+    def max_bytes(self) -> int:
         """Bytes that a shard of more than one sample may have."""
-        most = MAX_SHARD_BYTES - self.uncounted
+        most = MAX_SHARD_BYTES - self.uncounted_bytes
         return min(self.size_limit or most, most)
 
     def check_end(self, nbytes: int, number: int) -> None:
         """Raise ValueError if the shard would be too long for its offsets with sample `number`."""
-        if nbytes + self.uncounted > MAX_SHARD_BYTES:
-            raise self._too_long(nbytes + self.uncounted, number)
+        if nbytes + self.uncounted_bytes > MAX_SHARD_BYTES:
+            raise self._too_long(nbytes + self.uncounted_bytes, number)
 
     def check_ends(self, ends: Int64, number: int) -> None:
         """Do so for several samples, given where a shard would end; `number` is the first's."""
-        if (beyond := ends + self.uncounted > MAX_SHARD_BYTES).any():
+        if (beyond := ends + self.uncounted_bytes > MAX_SHARD_BYTES).any():
             row = int(beyond.argmax())
             self.check_end(int(ends[row]), number + row)
 
@@ -345,14 +345,14 @@ class MdsFormat(ShardFormat):
             (name, self.encoders[name], sizes[k] is None) for k, name in enumerate(self.columns)
         ]
         self._sizes = struct.Struct(f"<{sizes.count(None)}I")
-        self.empty = 8 + len(self._configuration)
+        self.empty_bytes = 8 + len(self._configuration)
         self.min_sample_bytes = 4 + sum(4 if size is None else size for size in sizes)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(type(self), inferred=self.inferred), (self.given_columns, self.options)
 
     @property
-    def is_records(self) -> bool:
+    def has_fixed_size(self) -> bool:
         """Whether all columns are fixed."""
         return all(encoding.kind == "fixed" for encoding in self.columns.values())
 
@@ -418,7 +418,7 @@ class MdsFormat(ShardFormat):
 
     def head(self, ends: Int64) -> bytes:
         """Return the offsets and the configuration, given where each sample ends."""
-        begin = self.empty + 4 * len(ends)
+        begin = self.empty_bytes + 4 * len(ends)
         words = np.empty(len(ends) + 2, "<u4")
         words[:2] = len(ends), begin
         np.add(ends, begin, out=words[2:], casting="unsafe")
@@ -453,7 +453,7 @@ class FileSummary:
         self.nbytes = 0
         self._hashers = {algorithm: hasher(algorithm) for algorithm in hashes}
 
-    def watch(self, pieces: Iterable[Body]) -> Iterator[Body]:
+    def tee(self, pieces: Iterable[Body]) -> Iterator[Body]:
         """Yield the pieces of the file, and take note of them."""
         for piece in pieces:
             self.nbytes += len(piece)

@@ -163,7 +163,7 @@ class TextFormat(ShardFormat):
         self._template = template + _escaped(self._newline)
         self._configuration = json.dumps(self._facts, sort_keys=True).encode()
         self._header = b"" if self._is_json else self._header_line(names).encode()
-        self.uncounted = len(self._header)
+        self.uncounted_bytes = len(self._header)
         self.min_sample_bytes = len(self._newline.encode())
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""Processes that run the user's `map` and encode samples, in the order of the input.
+"""Provide worker processes that run the user's `map` and encode samples, in input order.
 
 The parent pickles samples in batches and sends them over pipes. A worker sends encoded rows back.
 A thread in each worker receives batches at any time, so that neither side waits for the other to
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from npstream._core.typing import Bytes, Int64
-from npstream.writing.mapping import MapFunction, Position, mapped, noted, watched
+from npstream.writing.mapping import MapFunction, Position, apply_map, track_position, with_note
 from npstream.writing.report import REFUSALS, Rejected
 from npstream.writing.rows import SampleEncoder
 
@@ -37,35 +37,36 @@ if TYPE_CHECKING:
 
 __all__ = ["Task", "WorkerPool", "WorkerResult"]
 
-_AHEAD = 2
-"""Batches that a worker has at once: one that it works on, and the next."""
+_BATCHES_PER_WORKER = 2
+"""Unfinished batches of a worker: the current one, and the next."""
 
 _BATCH_BYTES = 1 << 20
-"""Bytes of a pickled batch, about."""
+"""Approximate maximum bytes of a pickled batch."""
 
 _BATCH_SECONDS = 0.1
-"""Seconds that a worker takes for a batch, about."""
+"""Approximate seconds that a worker spends on a batch."""
 
-_MOST_SAMPLES = 1 << 12
+_MAX_BATCH_SAMPLES = 1 << 12
+"""Maximum samples of a batch."""
 
-_PATIENCE = 5.0
-"""Seconds after which a worker that was terminated is killed."""
+_EXIT_TIMEOUT = 5.0
+"""Seconds to wait for a worker to exit, before it is killed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What each worker does with samples.
+    """The settings that each worker receives when it starts.
 
     Attributes
     ----------
     function : callable or None
         The user's `map`.
     fill : mapping of str to Fill
-        As `SampleEncoder` takes it.
+        The parameter of `SampleEncoder`.
     skips : bool
-        Whether samples that are refused are left out.
+        Whether samples that cannot be encoded are left out, instead of an exception.
     encoding : tuple of (ShardFormat, bool) or None
-        The layout, and whether other keys are refused. None if the first sample decides.
+        The format, and whether keys without a column raise. None if the first sample defines it.
     """
 
     function: MapFunction | None
@@ -76,18 +77,20 @@ class Task:
 
 @dataclass(slots=True)
 class WorkerResult:
-    """The result of a worker for a batch.
+    """A worker's result for a batch.
 
     Attributes
     ----------
     rows : list of bytes
-        Encoded samples; in the parent they are in `data`.
+        Encoded samples; `pack` moves them to `data` and `sizes`.
     samples : list of (int, object)
-        Samples with their numbers in the input, where no layout was known.
+        Samples with their numbers in the input, if the worker has no format yet.
     rejected : list of Rejected
         The samples that were left out.
     seconds : float
-        The time that it took.
+        The time that the worker spent on the batch.
+    data, sizes : bytes
+        The encoded samples, joined; and their sizes as int64.
     """
 
     rows: list[bytes] = field(default_factory=list)
@@ -98,18 +101,21 @@ class WorkerResult:
     sizes: bytes = b""
 
     def pack(self) -> None:
-        """Join the rows, which then are pickled fast."""
+        """Join the rows, because one bytes object is pickled faster than a list."""
         sizes = np.fromiter(map(len, self.rows), np.int64, len(self.rows))
         self.data, self.sizes, self.rows = b"".join(self.rows), sizes.tobytes(), []
 
     def encoded(self) -> tuple[Bytes, Int64]:
-        """Return the rows back to back, and the size of each."""
+        """Return the contiguous rows as uint8, and the size of each."""
         return np.frombuffer(self.data, np.uint8), np.frombuffer(self.sizes, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """An exception of a worker, which may be one that cannot be pickled."""
+    """An exception of a worker.
+
+    `error` is None if the exception cannot be pickled; `summary` then replaces it.
+    """
 
     error: BaseException | None
     summary: str
@@ -117,11 +123,11 @@ class _Failure:
     trace: str
 
     @classmethod
-    def of(cls, error: BaseException) -> _Failure:
-        is_refusal = isinstance(error, _RefusedError)
-        if is_refusal and error.__cause__ is not None:
+    def from_error(cls, error: BaseException) -> _Failure:
+        is_refused = isinstance(error, _RefusedError)
+        if is_refused and error.__cause__ is not None:
             error = error.__cause__
-        trace = "" if is_refusal else "".join(traceback.format_exception(error))
+        trace = "" if is_refused else "".join(traceback.format_exception(error))
         notes = list(getattr(error, "__notes__", ()))
         summary = f"{type(error).__qualname__}: {error}"
         sent: BaseException | None = error
@@ -131,14 +137,14 @@ class _Failure:
             sent = None
         return cls(sent, summary, notes, trace)
 
-    def raised(self) -> BaseException:
-        """Return the exception that the parent raises."""
+    def exception(self) -> BaseException:
+        """Return the exception for the parent to raise."""
         error = self.error
         if error is None:
             error = RuntimeError(f"a worker raised {self.summary}")
-        there = getattr(error, "__notes__", ())
+        existing = getattr(error, "__notes__", ())
         for note in self.notes:
-            if note not in there:
+            if note not in existing:
                 error.add_note(note)
         if self.trace:
             error.add_note(f"in a worker process:\n{self.trace}")
@@ -146,22 +152,25 @@ class _Failure:
 
 
 class _RefusedError(Exception):
-    """A sample was refused; its cause is the error for users."""
+    """A sample cannot be encoded; `__cause__` is the error for users."""
 
 
 class WorkerPool:
-    """Worker processes; they start at once, and so before threads and clients of this write.
+    """Worker processes, which start in `__init__`.
+
+    A write creates the pool before any threads and storage clients, which do not survive a fork.
 
     Parameters
     ----------
     count : int
+        Number of processes.
     task : Task
     """
 
     def __init__(self, count: int, task: Task) -> None:
         context = multiprocessing.get_context()
         self._workers: list[_Worker] = []
-        self._is_single = task.encoding is None
+        self._sends_single_samples = task.encoding is None
         try:
             for _ in range(count):
                 others = [worker.connection for worker in self._workers]
@@ -171,26 +180,26 @@ class WorkerPool:
             raise
 
     def set_layout(self, layout: ShardFormat, only_columns: bool) -> None:
-        """Let the workers encode the batches that are sent from now on."""
-        self._is_single = False
+        """Send the format to the workers; they encode all batches that are sent later."""
+        self._sends_single_samples = False
         for worker in self._workers:
             worker.send(_dumps((layout, only_columns)))
 
     def run(self, samples: Iterable[Any]) -> Iterator[WorkerResult]:
         """Yield the results of workers for samples, in the order of the input.
 
-        Until the layout is known, a batch is one sample, and its result comes before the next
-        sample is taken.
+        Until `set_layout` is called, each batch is one sample. Its result is yielded before the
+        next sample is read.
         """
-        batches = _Batches(samples)
+        batches = _Batcher(samples)
         results: dict[int, WorkerResult | _Failure] = {}
         sent = used = 0
         while True:
-            while not batches.are_over and sent - used < self._most():
+            while not batches.is_exhausted and sent - used < self._max_pending():
                 worker = min(self._workers, key=lambda worker: len(worker.batches))
-                if len(worker.batches) >= _AHEAD:
+                if len(worker.batches) >= _BATCHES_PER_WORKER:
                     break
-                payload = batches.next(1 if self._is_single else None)
+                payload = batches.next(1 if self._sends_single_samples else None)
                 if payload is not None:
                     worker.batches.append(sent)
                     worker.send(payload)
@@ -202,32 +211,32 @@ class WorkerPool:
             result = results.pop(used)
             used += 1
             if isinstance(result, _Failure):
-                raise result.raised()
+                raise result.exception()
             batches.adapt(result.seconds)
             yield result
 
-    def _most(self) -> int:
-        """Return how many batches may be sent and not yet be used, as each is in memory."""
-        return 1 if self._is_single else (_AHEAD + 1) * len(self._workers)
+    def _max_pending(self) -> int:
+        """Return the maximum number of batches that are sent but not yet yielded."""
+        return 1 if self._sends_single_samples else (_BATCHES_PER_WORKER + 1) * len(self._workers)
 
     def _receive(self, results: dict[int, WorkerResult | _Failure]) -> None:
-        """Wait for results of any workers."""
+        """Wait until a worker has a result, and put all available ones into `results`."""
         busy = [worker for worker in self._workers if worker.batches]
         ready = wait([worker.connection for worker in busy] + [w.process.sentinel for w in busy])
         for worker in busy:
             if worker.connection in ready:
                 results[worker.batches.popleft()] = worker.receive()
             elif worker.process.sentinel in ready:
-                raise worker.death()
+                raise worker.exit_error()
 
     def stop(self) -> None:
-        """End the workers, whatever they do."""
+        """Stop the workers; a worker with unfinished batches is terminated."""
         for worker in self._workers:
             worker.connection.close()
             if worker.batches:
                 worker.process.terminate()
         for worker in self._workers:
-            worker.process.join(_PATIENCE)
+            worker.process.join(_EXIT_TIMEOUT)
             if worker.process.is_alive():
                 worker.process.kill()
                 worker.process.join()
@@ -236,46 +245,50 @@ class WorkerPool:
 
 
 class _Worker:
-    """A process, and the parent's end of its pipe."""
+    """A worker process, and the parent's end of its pipe."""
 
     def __init__(self, context: Any, task: Task, others: list[Connection]) -> None:
-        self.connection, theirs = context.Pipe()
+        self.connection, child_connection = context.Pipe()
         self.batches: deque[int] = deque()
-        # A forked process closes the parent's ends, so that the parent's end shows on its pipe.
+        # A forked process inherits the parent's ends of all pipes. It closes them, because its
+        # own pipe signals the exit of the parent only when no process has the other end open.
         is_forked = context.get_start_method() == "fork"
         inherited = [*others, self.connection] if is_forked else []
         self.process: BaseProcess = context.Process(
-            target=_work, args=(theirs, inherited, task), daemon=True, name="npstream-write"
+            target=_run_worker,
+            args=(child_connection, inherited, task),
+            daemon=True,
+            name="npstream-write",
         )
         try:
             self.process.start()
         except Exception as error:
             self.connection.close()
-            raise noted(
+            raise with_note(
                 error,
                 "workers= starts processes by the method "
                 f"{context.get_start_method()!r}, to which map= and its data are pickled: define "
                 "them at the top of a module",
             ) from None
         finally:
-            theirs.close()
+            child_connection.close()
 
     def send(self, payload: bytes) -> None:
         try:
             self.connection.send_bytes(payload)
         except OSError:
-            raise self.death() from None
+            raise self.exit_error() from None
 
     def receive(self) -> WorkerResult | _Failure:
         try:
             result: WorkerResult | _Failure = ForkingPickler.loads(self.connection.recv_bytes())
         except (EOFError, OSError):
-            raise self.death() from None
+            raise self.exit_error() from None
         return result
 
-    def death(self) -> RuntimeError:
-        """Return the error that says how the process ended."""
-        self.process.join(_PATIENCE)
+    def exit_error(self) -> RuntimeError:
+        """Return an error with the exit code or signal of the process."""
+        self.process.join(_EXIT_TIMEOUT)
         code = self.process.exitcode
         how = f"with exit code {code}"
         if code is not None and code < 0:
@@ -287,21 +300,21 @@ class _Worker:
         return RuntimeError(f"worker process {self.process.pid} ended, {how}: nothing is published")
 
 
-class _Batches:
-    """Samples in pickled batches, whose length adapts to their bytes and to the workers' time."""
+class _Batcher:
+    """Pickles samples in batches, whose length adapts to their bytes and the workers' time."""
 
     def __init__(self, samples: Iterable[Any]) -> None:
-        self.are_over = False
+        self.is_exhausted = False
         self._position = Position()
-        self._samples = watched(samples, self._position)
+        self._samples = track_position(samples, self._position)
         self._count = self._limit = 1
         self._number = 0
 
     def next(self, count: int | None) -> bytes | None:
-        """Return the next batch, of `count` samples if that is given; None if there is none."""
+        """Return the next batch; None at the end. `count` replaces the adaptive length."""
         samples = list(islice(self._samples, count or self._count))
         if len(samples) < (count or self._count):
-            self.are_over = True
+            self.is_exhausted = True
         if not samples:
             return None
         payload = _dumps((self._number, samples))
@@ -311,23 +324,23 @@ class _Batches:
         return payload
 
     def adapt(self, seconds: float) -> None:
-        """Change the length of batches, after one for which a worker took some time."""
+        """Change the length of batches; a worker spent `seconds` on the last one."""
         count = self._count * 2 if seconds < _BATCH_SECONDS else self._count // 2
-        self._count = max(1, min(count, self._limit, _MOST_SAMPLES))
+        self._count = max(1, min(count, self._limit, _MAX_BATCH_SAMPLES))
 
 
 def _dumps(value: Any) -> bytes:
     try:
         return bytes(ForkingPickler.dumps(value, 5))
     except Exception as error:
-        raise noted(error, "workers= pickles samples, to send them to its processes") from None
+        raise with_note(error, "workers= pickles samples, to send them to its processes") from None
 
 
-def _work(connection: Connection, inherited: list[Connection], task: Task) -> None:
-    """Run in a worker: answer each batch until the parent closes the pipe."""
+def _run_worker(connection: Connection, inherited: list[Connection], task: Task) -> None:
+    """Run in a worker: send a result for each batch until the parent closes the pipe."""
     for other in inherited:
         other.close()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent stops its workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     messages: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     threading.Thread(target=_receive_all, args=(connection, messages), daemon=True).start()
@@ -340,15 +353,15 @@ def _work(connection: Connection, inherited: list[Connection], task: Task) -> No
             if not isinstance(rest, list):
                 encoder = SampleEncoder(first, rest, task.fill)
                 continue
-            result: WorkerResult | _Failure = _process(task, encoder, first, rest)
+            result: WorkerResult | _Failure = _process_batch(task, encoder, first, rest)
         except BaseException as error:
-            result = _Failure.of(error)
-        with suppress(OSError):  # the parent has given up, or ended
+            result = _Failure.from_error(error)
+        with suppress(OSError):  # the parent has closed the pipe
             connection.send_bytes(ForkingPickler.dumps(result, 5))
 
 
 def _receive_all(connection: Connection, messages: queue.SimpleQueue[bytes | None]) -> None:
-    """Receive messages until the parent closes the pipe, and then None."""
+    """Put each message into `messages`, and None after the parent has closed the pipe."""
     try:
         while True:
             messages.put(connection.recv_bytes())
@@ -356,17 +369,17 @@ def _receive_all(connection: Connection, messages: queue.SimpleQueue[bytes | Non
         messages.put(None)
 
 
-def _process(
+def _process_batch(
     task: Task, encoder: SampleEncoder | None, first: int, samples: list[Any]
 ) -> WorkerResult:
-    """Map samples, and encode them if their layout is known."""
+    """Map samples, and encode them if there is an encoder; `first` is the number of the first."""
     start = time.perf_counter()
     result = WorkerResult()
-    for number, given in enumerate(samples, first):
-        one_or_more: Iterable[Any] = (given,)
+    for number, source_sample in enumerate(samples, first):
+        mapped_samples: Iterable[Any] = (source_sample,)
         if task.function is not None:
-            one_or_more = mapped(task.function, given, number)
-        for sample in one_or_more:
+            mapped_samples = apply_map(task.function, source_sample, number)
+        for sample in mapped_samples:
             if encoder is None:
                 result.samples.append((number, sample))
                 continue
@@ -377,7 +390,7 @@ def _process(
                 except REFUSALS as error:
                     if not task.skips:
                         raise _RefusedError from error
-                    result.rejected.append(Rejected.of(sample, number, error))
+                    result.rejected.append(Rejected.from_sample(sample, number, error))
                     continue
             result.rows.append(row)
     result.pack()

@@ -1,4 +1,4 @@
-"""Writing datasets: samples or whole columns in, a directory of shards and its index out."""
+"""Provide `write` and `Writer`, which store samples or whole columns as a dataset."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from npstream.errors import short_traceback, shorten
 from npstream.writing.engine import WriterEngine, sample_numbers
 from npstream.writing.inputs.fill import check_fill
 from npstream.writing.inputs.recognition import iterate, samples_of, table_of
-from npstream.writing.mapping import MapFunction, rows_of
+from npstream.writing.mapping import MapFunction, table_rows
 from npstream.writing.report import WriteReport
 from npstream.writing.rows import (
     encode_none,
@@ -64,87 +64,93 @@ def write(
     path : str or os.PathLike
         A local directory or a URL such as ``s3://bucket/corpus``; it must not hold a dataset.
     data : iterable of samples, mapping of columns, table or Dataset
-        Samples, each a mapping from column name to value, or a tuple that `columns` names. Or a
-        mapping from column name to a list, or to an array of any library. Or a table: a DataFrame
-        of pandas or polars, what lends Arrow's tables, a structured array. Or a Dataset of Hugging
-        Face or torch. Or a Dataset, view, column or Batch of npstream, whose values are copied as
-        they are stored.
+        One of these:
+
+        - samples. A sample is a mapping from column name to value, or a tuple whose values
+          `columns` names in order.
+        - a mapping from column name to a list or to an array of any library.
+        - a table: a DataFrame of pandas or polars, an object with Arrow's interface for tables,
+          or a structured array.
+        - a Dataset of Hugging Face or torch.
+        - a Dataset, view, column or Batch of npstream. Its values are copied as they are stored.
     columns : mapping of str to str, optional
         The encoding of each column, such as ``"int64"``, ``"str"``, ``"ndarray:uint16:1024"``,
-        ``"bool"``, ``"datetime64[s]"``; other columns are left out. By default all, with the
-        encodings that suit the first sample, or the types of the table. Types such as ``int``
-        and dtypes stand for the encodings of their values.
+        ``"bool"`` or ``"datetime64[s]"``. It can also be a type such as ``int``, or a dtype.
+        Other columns are left out. By default all columns are written. Their encodings are
+        inferred from the first sample or from the types of the table.
     map : callable, optional
-        Is called with each sample, or row of a table, which then need not be a mapping. It returns
-        a sample, None for no sample, or an iterable of samples.
+        A function that is called with each sample or row of a table. It returns a sample, an
+        iterable of samples, or None to leave the sample out. Its argument need not be a mapping.
     workers : int, default: 0
-        Processes that run `map` and encode samples; 0 for this process. The order of the samples
-        stays. Samples are pickled to be sent to a process, and with the start methods "spawn" and
-        "forkserver" `map`, too. Tables that are written without `map` do not need them.
+        Number of processes that run `map` and encode samples; 0 for this process. The order of
+        the samples is kept. Samples are pickled to send them to a process. The start methods
+        "spawn" and "forkserver" also pickle `map`. Tables without `map` are written without
+        worker processes.
     fill : mapping of str to object, optional
-        The value of a column in samples without its key, or with None, and in tables' nulls.
+        The value of a column for samples that lack its key or have None, and for nulls in tables.
     on_error : {"raise", "skip"}, default: "raise"
-        Whether a sample that is refused raises, or is left out.
+        Whether a sample that cannot be encoded raises, or is left out.
     max_errors : int, optional
-        How many samples may be left out; one more raises ValueError. By default any number.
+        Number of samples that may be left out; one more raises ValueError. By default any number.
     rejects : str or os.PathLike, optional
-        A local file of JSON lines, which is replaced: number in the input, reason and shortened
-        repr of each sample that is left out.
+        A local file of JSON lines that records each sample that is left out: its number in the
+        input, the reason, and its shortened repr. An existing file is replaced.
     format : str, default: "mds"
-        ``"mds"``, or text: ``"jsonl"``, ``"csv"``, ``"tsv"`` or ``"xsv"``. Columns of text are
-        ``"str"``, ``"int"`` and ``"float"``.
+        ``"mds"``, or a text format: ``"jsonl"``, ``"csv"``, ``"tsv"`` or ``"xsv"``. The
+        encodings of text formats are ``"str"``, ``"int"`` and ``"float"``.
     separator : str, optional
-        The text between two fields of ``"xsv"``, which has no default.
+        The text between two fields of ``"xsv"``. That format requires it.
     newline : str, optional
         The text after each line of a text format; a line feed by default.
     sidecar : bool, default: True
-        Whether to write the side-car, too.
+        Whether to also write the side-car.
     shard_size : int, str or None, default: "64MiB"
-        Bytes of a shard before compression, less than 4 GiB; None (or 0) for a single shard. A
-        sample that is larger makes a shard of its own.
+        Maximum bytes of a shard before compression, less than 4 GiB; None (or 0) for a single
+        shard. A larger sample is stored in a shard of its own.
     shard_samples : int, optional
-        Samples of a shard. A shard ends where either limit is reached.
+        Maximum number of samples of a shard. A shard ends when either limit is reached.
     compression : str, optional
         ``"zstd"``, ``"gz"``, ``"bz2"``, ``"br"``, each also with ``":level"``, or ``"snappy"``. By
         default shards are not compressed.
     hashes : iterable of str, default: ()
-        Hashes that the index shall record of every file, such as ``"xxh3_64"`` and ``"sha256"``.
+        Hashes of each file that the index records, such as ``"xxh3_64"`` and ``"sha256"``.
     progress : bool, optional
-        Whether to show samples, bytes and their rate on standard error, by tqdm if it is
-        installed. By default in a terminal or notebook, if writing takes more than a second.
+        Whether to show samples, bytes and their rate on standard error, with tqdm if it is
+        installed. By default they are shown in a terminal or notebook after a second.
     storage_options : mapping, optional
-        Options of the driver, if the dataset is written to a URL.
+        Options of the storage driver, if the dataset is written to a URL.
     timeout : float, default: 60.0
-        Seconds that a request to the store may take, with all its attempts.
+        Seconds that a request to the store may take, including all retries.
     retries : int, default: 4
-        How often a request is tried again.
+        Number of retries of a request.
 
     Returns
     -------
     WriteReport
-        What was written, and where.
+        The summary of the written dataset.
 
     Raises
     ------
     TypeError, ValueError
-        If a value is not one that its column's encoding holds exactly, a sample has a key that
-        the first one lacks, or nothing says which columns there are. The message names sample and
-        column. Also if an encoding, codec, hash or size is not known, or if more samples were
-        refused than `max_errors`.
+        If a column's encoding cannot store a value exactly, or a sample has a key that the first
+        sample lacks. The message names the sample and the column. Also raised if there are
+        neither samples nor `columns`, if an encoding, codec, hash or size is invalid, or if more
+        than `max_errors` samples are left out.
     ColumnError
         If a sample lacks a column.
     RuntimeError
         If a worker process was killed.
     FileExistsError
-        If there is a dataset, or a part of one: another write is under way, or was interrupted.
+        If `path` holds a dataset or a part of one. A part belongs to another write, which is in
+        progress or was interrupted.
     StorageError
         If a file cannot be stored.
     MissingDependencyError
-        If a codec, a dtype, images or the store's driver need a package that is not installed.
+        If a codec, a dtype, an image or the storage driver needs a package that is not installed.
 
     See Also
     --------
-    Writer : The same, sample by sample.
+    Writer : Writes a dataset sample by sample.
 
     Examples
     --------
@@ -164,33 +170,36 @@ def write(
                 samples = iterate(data) if map is not None else samples_of(data, names, fills)
         if isinstance(samples, TableStream):
             table, samples = samples, ()
-        chosen: Mapping[str, str | Encoding] | None = columns
+        encodings: Mapping[str, str | Encoding] | None = columns
         if columns is None and map is None and table is not None:
-            chosen = table_encodings(table.head if isinstance(table, TableStream) else table)
+            encodings = table_encodings(table.head if isinstance(table, TableStream) else table)
         if table is not None and map is not None:
-            samples, table = rows_of(table), None
+            samples, table = table_rows(table), None
         writer = Writer.__new__(Writer)
         writer._configure(
-            chosen, fill=fill, on_error=on_error, max_errors=max_errors, rejects=rejects,
+            encodings, fill=fill, on_error=on_error, max_errors=max_errors, rejects=rejects,
             format=format, separator=separator, newline=newline,
             shard_size=shard_size, compression=compression, hashes=hashes,
         )  # fmt: skip
         writer._is_inferred = columns is None
         pool = None
         if check_workers(workers) and table is None:
-            # Before clients of the store and threads are made, which forks do not survive.
+            # A forked process cannot use the threads and storage clients of its parent, so the
+            # workers start before this write creates any.
             pool = writer._start_workers(workers, map)
         try:
             writer._connect(path, sidecar, shard_samples, storage_options, timeout, retries)
             with writer, show_progress(writer._shards, progress):
                 if table is not None and fill is not None and hasattr(type(data), "_to_write"):
-                    writer._write_rows(table)  # npstream's own tables are not filled as columns
+                    writer._write_rows(table)  # these columns do not apply `fill`
                 elif table is not None:
-                    writer._write_given(table)
+                    writer._write_any_table(table)
                 elif pool is not None:
                     writer._write_results(pool, samples)
                 else:
-                    writer._write_samples(samples if map is None else writer._mapped(map, samples))
+                    writer._write_samples(
+                        samples if map is None else writer._map_samples(map, samples)
+                    )
         finally:
             if pool is not None:
                 pool.stop()
@@ -208,53 +217,54 @@ class Writer(WriterEngine):
     path : str or os.PathLike
         A local directory or a URL; it must not hold a dataset.
     columns : mapping of str to str, optional
-        The encoding of each column; other keys of samples are ignored. By default the columns are
-        the keys of the first sample, with the encodings that suit its values.
+        The encoding of each column, as for `write`; other keys of samples are ignored. By default
+        the columns are the keys of the first sample, with encodings inferred from its values.
     fill : mapping of str to object, optional
-        The value of a column in samples that have no such key, or None there.
+        The value of a column for samples that lack its key or have None.
     on_error : {"raise", "skip"}, default: "raise"
-        Whether a sample that is refused raises, or is left out.
+        Whether a sample that cannot be encoded raises, or is left out.
     max_errors : int, optional
-        How many samples may be left out; one more raises ValueError. By default any number.
+        Number of samples that may be left out; one more raises ValueError. By default any number.
     rejects : str or os.PathLike, optional
         A local file of JSON lines that records the samples that are left out, as for `write`.
     format : str, default: "mds"
-        ``"mds"``, or text: ``"jsonl"``, ``"csv"``, ``"tsv"`` or ``"xsv"``, as for `write`.
+        ``"mds"``, or a text format: ``"jsonl"``, ``"csv"``, ``"tsv"`` or ``"xsv"``.
     separator : str, optional
-        The text between two fields of ``"xsv"``, which has no default.
+        The text between two fields of ``"xsv"``. That format requires it.
     newline : str, optional
         The text after each line of a text format; a line feed by default.
     sidecar : bool, default: True
-        Whether to write the side-car, too.
+        Whether to also write the side-car.
     shard_size : int, str or None, default: "64MiB"
-        Bytes of a shard before compression, less than 4 GiB; None (or 0) for a single shard.
+        Maximum bytes of a shard before compression, less than 4 GiB; None (or 0) for a single
+        shard.
     shard_samples : int, optional
-        Samples of a shard. A shard ends where either limit is reached.
+        Maximum number of samples of a shard. A shard ends when either limit is reached.
     compression : str, optional
         The codec of the shards, as for `write`. By default they are not compressed.
     hashes : iterable of str, default: ()
-        Hashes that the index shall record of every file.
+        Hashes of each file that the index records, as for `write`.
     storage_options : mapping, optional
-        Options of the driver, if the dataset is written to a URL.
+        Options of the storage driver, if the dataset is written to a URL.
     timeout : float, default: 60.0
-        Seconds that a request to the store may take, with all its attempts.
+        Seconds that a request to the store may take, including all retries.
     retries : int, default: 4
-        How often a request is tried again.
+        Number of retries of a request.
 
     Raises
     ------
     TypeError, ValueError
-        If an encoding, codec, hash or size is not known.
+        If an encoding, codec, hash or size is invalid.
     FileExistsError
-        If there is a dataset, or a part of one.
+        If `path` holds a dataset or a part of one.
     StorageError
-        If the directory cannot be made, or the store cannot be asked.
+        If the directory cannot be created, or a request to the store fails.
     MissingDependencyError
-        If a codec, a dtype, images or the store's driver need a package that is not installed.
+        If a codec, a dtype, an image or the storage driver needs a package that is not installed.
 
     See Also
     --------
-    write : All samples, or whole columns, at once.
+    write : Writes all samples, or whole columns, at once.
 
     Examples
     --------
@@ -306,7 +316,7 @@ class Writer(WriterEngine):
             if error is None:
                 self.close()
         except BaseException as failure:
-            self._discard(failure)  # after an interruption, when `close` has not done that
+            self._discard(failure)  # an interruption can skip the cleanup in `close`
             raise
         if error is not None:
             self._discard(error)
@@ -314,25 +324,26 @@ class Writer(WriterEngine):
     def write(self, sample: Mapping[str, Any] | ArrowStream) -> None:
         """Add a sample, or the rows of a Batch, Dataset or table.
 
-        A sample, Batch or table that is refused with an exception is as if it had not been given.
-        An exception of storing a shard, and an interruption meanwhile, closes the Writer: nothing
-        is published. Shards are stored in the background, so a later call may raise.
+        After a TypeError, ValueError or ColumnError, none of `sample` is written, and the Writer
+        stays usable. If a shard cannot be stored, or storing it is interrupted, the Writer is
+        closed and publishes nothing. Shards are stored in the background. The error can
+        therefore come from a later call.
 
         Parameters
         ----------
         sample : mapping of str to object, Batch, Dataset, Column or table
-            A value for each column. If columns were named to the Writer, other keys are ignored;
-            if not, the columns are the keys of the first sample, and others are refused.
+            A value for each column. If the Writer has the argument `columns`, other keys are
+            ignored. Otherwise the columns are the keys of the first sample, and other keys raise.
 
         Raises
         ------
         TypeError, ValueError
-            If a value is not one that its column's encoding holds exactly, there is a key without
-            a column, or the Writer is closed.
+            If a column's encoding cannot store a value exactly, a key has no column, or the
+            Writer is closed.
         ColumnError
             If the sample lacks a column.
         FileExistsError
-            If another write has begun here.
+            If another write to the same `path` has begun.
         StorageError
             If a shard cannot be stored.
 
@@ -351,18 +362,19 @@ class Writer(WriterEngine):
             raise
 
     def close(self) -> WriteReport:
-        """Publish the dataset, unless it is published already, and return a summary.
+        """Publish the dataset unless it is already published, and return its summary.
 
         Returns
         -------
         WriteReport
+            The same object in each call.
 
         Raises
         ------
         ValueError
-            If nothing says what the dataset holds, or the Writer was closed by an exception.
+            If there are neither samples nor `columns`, or an exception closed the Writer.
         FileExistsError
-            If another write has begun, or published, here.
+            If another write to the same `path` has begun or was published.
         StorageError
             If a file cannot be stored.
 
@@ -376,9 +388,9 @@ class Writer(WriterEngine):
         with short_traceback:
             if self._report is None:
                 self._check_open()
-                with self._all_or_nothing():
+                with self._discard_on_error():
                     self._publish()
-                    self._given_up.detach()
+                    self._finalizer.detach()
                 self._open = False
                 self._encode_dict = encode_none
                 self._report = self._make_report()

@@ -149,7 +149,7 @@ def test_nothing_that_says_what_a_dataset_holds(data, tmp_path):
 
 def test_a_writer_that_was_given_nothing(tmp_path):
     with (
-        pytest.raises(ValueError, match="no samples, and no columns=: nothing says"),
+        pytest.raises(ValueError, match="no samples and no columns=: the columns"),
         Writer(tmp_path / "out"),
     ):
         pass
@@ -293,7 +293,7 @@ def test_a_shard_ends_where_its_offsets_can_say(data, tmp_path, monkeypatch):
 
 def test_offsets_up_to_the_last_byte():
     shards = mds_encode.MdsFormat({"x": parse("uint8")}, mds_encode.ShardOptions())
-    begin = shards.empty + 8
+    begin = shards.empty_bytes + 8
     head = shards.head(np.array([2**31, mds_encode.MAX_SHARD_BYTES - begin]))
     assert struct.unpack_from("<4I", head) == (2, begin, begin + 2**31, 2**32 - 1)
 

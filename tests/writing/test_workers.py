@@ -20,7 +20,7 @@ import npstream
 from npstream.errors import ColumnError
 from npstream.writing import workers as module
 from npstream.writing.inputs.recognition import table_of
-from npstream.writing.mapping import rows_of
+from npstream.writing.mapping import table_rows
 
 
 def read(path):
@@ -125,7 +125,7 @@ def test_the_first_sample_decides_on_columns(workers, tmp_path):
     report = npstream.write(tmp_path / "a", range(50), map=late, workers=workers)
     assert report.columns == {"x": "float32"}
     assert npstream.open(tmp_path / "a")["x"].load().tolist() == list(range(21, 50))
-    with pytest.raises(ValueError, match="no samples, and no columns="):
+    with pytest.raises(ValueError, match="no samples and no columns="):
         npstream.write(tmp_path / "b", range(50), map=lambda number: None, workers=workers)
     assert_nothing(str(tmp_path / "b"))
 
@@ -155,7 +155,7 @@ def test_rows_of_a_dataset_as_samples(tmp_path):
     columns = {"i": "int", "f": "float32", "s": "str", "b": "bytes", "a": "ndarray:uint8:2"}
     npstream.write(tmp_path, data, columns={**columns, "j": "json", "r": "ndarray:int64"})
     ds = npstream.open(tmp_path)
-    for sample, expected in zip(rows_of(table_of(ds)), ds, strict=True):
+    for sample, expected in zip(table_rows(table_of(ds)), ds, strict=True):
         assert list(sample) == list(expected)
         for name, value in expected.items():
             assert np.array_equal(sample[name], value)

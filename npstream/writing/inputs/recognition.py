@@ -452,8 +452,8 @@ def samples_of(
         return TableStream(head, _tables(table, samples, names, fill or {}))
     if names is None:
         raise ValueError(
-            "no samples, and no columns=: nothing says what the dataset holds (an iterator can be "
-            "gone through once only)"
+            "no samples and no columns=: the columns of the dataset are unknown (an iterator can "
+            "be read only once)"
         )
     return ()
 
