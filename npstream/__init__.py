@@ -74,6 +74,19 @@ _EXPORTS = {
 }
 """The definition of each public name, which is imported at the first access."""
 
+_ALTERNATIVES = {
+    **dict.fromkeys(("load", "read", "load_dataset", "load_from_disk"), "npstream.open"),
+    **dict.fromkeys(("StreamingDataset", "IterableDataset", "from_disk"), "npstream.open"),
+    **dict.fromkeys(("save", "dump", "to_disk", "write_dataset", "from_dict"), "npstream.write"),
+    **dict.fromkeys(("MDSWriter", "ShardWriter", "open_writer"), "npstream.Writer"),
+    **dict.fromkeys(("concat", "concatenate", "interleave", "chain", "Stream"), "npstream.mix"),
+    **dict.fromkeys(
+        ("Loader", "DataLoader", "StreamingDataLoader"),
+        "npstream.torch.DataLoader, after import npstream.torch; or ds.iter, without torch",
+    ),
+}
+"""Names of other libraries, and what npstream has instead."""
+
 
 def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
@@ -92,6 +105,8 @@ def _hint(name: str) -> str:
         return f": write import {__name__}.{name}"
     if name.startswith("_"):
         return ""
+    if name in _ALTERNATIVES:
+        return f"; use {_ALTERNATIVES[name]}"
     import difflib
 
     near = difflib.get_close_matches(name, _EXPORTS, n=1)

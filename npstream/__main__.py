@@ -44,10 +44,12 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
         """A parser whose error messages do not contain the secrets of URLs."""
 
         def error(self, message: str) -> NoReturn:
+            if message.endswith("required: COMMAND"):
+                message = f"{' '.join(map(repr, words))} names no command; see npstream --help"
             super().error(redact(message, (part for word in words for part in url_secrets(word))))
 
     root = Parser(prog="npstream", description="Training data as a lazily loaded NumPy array.")
-    root.add_argument("--version", action="version", version=f"npstream {__version__}")
+    root.add_argument("-v", "-V", "--version", action="version", version=f"npstream {__version__}")
     commands = root.add_subparsers(required=True, metavar="COMMAND")
 
     demo = commands.add_parser("demo", help="a tour, with Python's standard library as data")
@@ -59,8 +61,8 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
     info.add_argument("--split", help="the sub-directory to open")
     info.set_defaults(command=run_info)
 
-    cache = commands.add_parser("cache", help="show or empty the cache of remote datasets")
-    actions = cache.add_subparsers(required=True, metavar="ACTION")
+    cache = commands.add_parser("cache", help="show, fill or empty the cache of remote datasets")
+    actions = cache.add_subparsers(required=True, metavar="{info,clear,fetch}")
     for name, run, summary in (
         ("info", run_cache_info, "show its directory, its size and its limit"),
         ("clear", run_cache_clear, "remove its files; running programs are not affected"),

@@ -63,6 +63,10 @@ MISTAKES: dict[str, tuple[Mistake, type[Exception], list[str]]] = {
         lambda ds, at: npstream.open(at / "table.csv"),
         NotADirectoryError, ["table.csv", "npstream.write('new', pandas.read_csv("],
     ),
+    "several paths": (
+        lambda ds, at: npstream.open([at / "data", at / "data"]),
+        TypeError, ["url is of type list", "npstream.mix"],
+    ),
     "no path": (lambda ds, at: npstream.open(""), ValueError, ["url is empty", "give a path"]),
     "a number": (lambda ds, at: npstream.open(3), TypeError, ["url", "expected str", "int"]),
     "a URL without a slash": (_remote("s3:/bucket/x"), ValueError, ["'s3:/", "begins with 's3://"]),
@@ -174,7 +178,8 @@ MISTAKES: dict[str, tuple[Mistake, type[Exception], list[str]]] = {
     ),
     # Mixing
     "a list of sources": (
-        lambda ds, at: npstream.mix([ds, ds]), TypeError, ["sources=", "by name", "{'web': ds}"]
+        lambda ds, at: npstream.mix([ds, ds]),
+        TypeError, ["sources is of type list", "a mapping from names to datasets", "{'web': web"],
     ),
     "a negative weight": (
         lambda ds, at: npstream.mix({"a": ds, "b": ds}, weights={"a": 1, "b": -1}),

@@ -71,3 +71,16 @@ def test_an_editable_install_adds_a_path():
     settings = configparser.ConfigParser()
     settings.read(Path(npstream.__file__).parents[1] / "setup.cfg")
     assert settings["options"]["package_dir"].split() == ["=", "."]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("load", "use npstream.open"), ("read", "use npstream.open"), ("save", "use npstream.write"),
+     ("Loader", "npstream.torch.DataLoader"), ("concat", "use npstream.mix")],
+)  # fmt: skip
+def test_names_of_other_libraries_lead_to_those_of_npstream(name, words):
+    import npstream
+
+    with pytest.raises(AttributeError, match=words):
+        getattr(npstream, name)
+    assert not set(npstream._ALTERNATIVES) & set(npstream._EXPORTS)

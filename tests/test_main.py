@@ -89,3 +89,16 @@ def test_an_unknown_command_fails(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["opan"])
     assert "'opan'" in capsys.readouterr().err
+
+
+def test_errors_of_the_command_line_say_what_to_write(capsys):
+    for words, said in {
+        ("cache",): "{info,clear,fetch}",
+        ("--vebose",): "'--vebose' names no command; see npstream --help",
+    }.items():
+        with pytest.raises(SystemExit):
+            main(words)
+        assert said in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["-v"])
+    assert capsys.readouterr().out == f"npstream {npstream.__version__}\n"

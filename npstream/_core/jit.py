@@ -196,7 +196,6 @@ def _warn_compiling(dispatcher: Any) -> None:
         return
     _has_warned = True
     prefix = _cache_prefix(dispatcher)
-    name = f"{dispatcher.py_func.__module__}.{dispatcher.py_func.__name__}"
     if prefix is None:
         when = "in every process, as no directory can be written: set NUMBA_CACHE_DIR to one"
     else:
@@ -207,7 +206,7 @@ def _warn_compiling(dispatcher: Any) -> None:
             return
         except OSError as error:  # later processes warn again
             log("cannot keep compiled code in %s: %s", os.path.dirname(prefix), error)
-    warn("npstream compiles its kernels (now %s): seconds, %s", name, when)
+    warn("npstream compiles its kernels: seconds, %s", when)
 
 
 def _cache_prefix(dispatcher: Any) -> str | None:

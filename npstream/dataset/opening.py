@@ -110,6 +110,11 @@ def open_dataset(
     {'x': np.int64(3)}
     """
     with short_traceback:
+        if isinstance(url, list | tuple | Mapping):
+            raise TypeError(
+                f"url is of type {type(url).__name__}: open takes one dataset; open each, and join "
+                "them with npstream.mix({'a': npstream.open(...), 'b': npstream.open(...)})"
+            )
         if isinstance(columns, str):
             name_list(columns)  # raises
         if not isinstance(verify, bool) and verify != "auto" and verify not in HASHES:

@@ -455,7 +455,10 @@ def mix(
 def _members(sources: Mapping[str, Dataset]) -> list[Member]:
     """Return the sources as members; raise TypeError or ValueError if one is invalid."""
     if not isinstance(sources, Mapping):
-        raise TypeError(f"sources={sources!r}: expected datasets by name, as in {{'web': ds}}")
+        raise TypeError(
+            f"sources is of type {type(sources).__name__}: mix takes a mapping from names to "
+            "datasets, as in npstream.mix({'web': web, 'books': books})"
+        )
     if not sources:
         raise ValueError("a mixture needs at least one source: give datasets by name")
     members = []

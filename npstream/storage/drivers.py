@@ -184,6 +184,7 @@ class Route:
     driver: Driver
     url: str = field(repr=False)  # may contain secrets
     options: Options = field(repr=False)
+    scheme: str  # as the user wrote it
 
 
 def find_route(
@@ -219,15 +220,15 @@ def find_route(
         with import_lock.lock:
             merged = _merge(driver.options(settings), options)
     except ImportError as error:
-        raise missing_driver(driver, error) from error
-    return Route(driver, f"{driver.protocol}://{rest}", merged)
+        raise missing_driver(driver, scheme.lower(), error) from error
+    return Route(driver, f"{driver.protocol}://{rest}", merged, scheme.lower())
 
 
-def missing_driver(driver: Driver, error: ImportError) -> MissingDependencyError:
-    """Return an error that names the package to install for a driver."""
+def missing_driver(driver: Driver, scheme: str, error: ImportError) -> MissingDependencyError:
+    """Return an error that names the package to install for the driver of a URL's scheme."""
     absent = getattr(error.__cause__, "name", None) or error.name
     package = driver.package or absent or driver.protocol
-    return MissingDependencyError(f"{driver.protocol}://", package, driver.extra)
+    return MissingDependencyError(f"{scheme}://", package, driver.extra)
 
 
 def same_service(url: str, other: str) -> bool:

@@ -34,6 +34,9 @@ _SYNC_THREADS = 32
 _FEW_FILES = 4
 """Up to this many files are synced one after the other: threads would take longer."""
 
+_SCHEMES = ("s3", "gs", "az", "oci", "sftp", "https", "hf", "memory", "file")
+"""The schemes that a message names: one for each driver that docs/stores.md describes."""
+
 Store: TypeAlias = Union["LocalStore", "RemoteStore"]
 
 
@@ -102,14 +105,14 @@ def open_store(
         return LocalStore(local_path(text, argument))
     from npstream.storage.remote import RemoteStore, known_schemes
 
-    if scheme not in (known := known_schemes()):
+    if scheme not in known_schemes():
         import difflib
 
-        near = difflib.get_close_matches(scheme, known, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(scheme, _SCHEMES, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(
             f"{redacted_url(text)!r}: unknown scheme {scheme!r}; {hint}expected a local path, or a "
-            f"URL of one of {', '.join(known)}"
+            f"URL of one of {', '.join(_SCHEMES)}, or of another scheme of fsspec"
         )
     return RemoteStore(text, storage_options, timeout, retries)
 

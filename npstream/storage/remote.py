@@ -575,7 +575,7 @@ def _filesystem_class(route: Route) -> Any:
         with import_lock.lock:
             return driver.load() if driver.load else get_filesystem_class(driver.protocol)
     except ImportError as error:
-        raise missing_driver(driver, error) from error
+        raise missing_driver(driver, route.scheme, error) from error
 
 
 def _parse_url(kind: Any, url: str) -> tuple[str, dict[str, Any]]:

@@ -258,7 +258,7 @@ def test_invalid_sources_raise(tmp_path):
     a, b = write(tmp_path / "a"), write(tmp_path / "b", columns={"id": "int32", "text": "str"})
     for sources, error, message in (
         ({}, ValueError, "a mixture needs at least one source"),
-        ([a, b], TypeError, "expected datasets by name"),
+        ([a, b], TypeError, "type list: mix takes a mapping from names to datasets"),
         ({"a": a, "b": b[:0]}, ValueError, "source 'b' is empty: leave it out"),
         ({"a": a, 3: b}, TypeError, "the name of a source is 3"),
         ({"a": a["id"]}, TypeError, "source 'a' is a Column; expected a Dataset"),
