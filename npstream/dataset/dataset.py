@@ -409,7 +409,7 @@ class Dataset:
         Parameters
         ----------
         seed : int
-            Seed of the order, which is the same on any machine and in any release.
+            Any integer. A seed gives the same order on any machine and in any release.
         epoch : int, default: 0
             Number of the epoch. Each epoch has its own order.
         block : int, str or None, default: "auto"
@@ -443,7 +443,7 @@ class Dataset:
         Parameters
         ----------
         seed : int
-            Seed of the order, which is the same on any machine and in any release.
+            Any integer. A seed gives the same order on any machine and in any release.
         epoch : int, default: 0
             Number of the epoch. Each epoch has its own order.
         block : int, str or None, default: "auto"
@@ -605,7 +605,7 @@ class Dataset:
             or `npstream.StreamingShuffle`). "py1e", "py1s", "py1br", "py2s" and "naive" are orders
             of Streaming, for whole datasets only. False keeps the view's order.
         seed : int, default: 0
-            Seed of the orders. Orders of Streaming do not use it.
+            Seed of the orders, any integer. Orders of Streaming do not use it.
         epoch : int, default: 0
             Number of the first epoch.
         epoch_size : int, float or str, optional

@@ -267,7 +267,7 @@ class Mixture(Dataset):
             Whether each pass has a random order of its own, or the order's settings. Orders of
             Streaming take whole datasets as sources, and the mixture must have no weights.
         seed : int, default: 0
-            Seed of the orders. Orders of Streaming do not use it.
+            Seed of the orders, any integer. Orders of Streaming do not use it.
         epoch : int, default: 0
             Number of the first epoch.
         epoch_size : int, float or str, optional

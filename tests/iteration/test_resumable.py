@@ -317,6 +317,19 @@ def test_an_epoch_has_a_limited_number_of_skipped_ranges(ds):
         batches.skip(92, 93)
 
 
+def test_a_seed_is_any_integer(ds):
+    orders = {}
+    for seed in (-1, 1, 0, 2**70):
+        batches = ds.iter(0, 1, shuffle=True, seed=seed, batch_size=N)
+        again = ds.iter(0, 1, shuffle=True, seed=seed, batch_size=N)
+        again.load_state_dict(json.loads(json.dumps(batches.state_dict())))
+        (batch,), (other,) = batches, again
+        assert sorted(batch.ids.tolist()) == list(range(N))
+        assert batch.ids.tolist() == other.ids.tolist()
+        orders[seed] = tuple(batch.ids.tolist())
+    assert len(set(orders.values())) == 4
+
+
 # States that do not fit
 
 
