@@ -1,8 +1,9 @@
 """Redaction of secrets in messages: secrets in URLs, in drivers' options, in the environment.
 
-Drivers quote their input: a bucket's name after a key, a URL with its query, a header. So every
-message of a driver passes through a `Redactor` before it is shown. URLs are shown as `redacted_url`
-returns them.
+The messages of drivers quote their input, and so may contain secrets: a URL with its query, a
+header, or text of the form ``key:secret@bucket`` that a driver takes for the name of a bucket. So
+every message of a driver passes through a `Redactor` before it is shown. URLs are shown as
+`redact_url` returns them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
-__all__ = ["Redactor", "location_hash", "redact", "redacted_url", "secret_strings", "url_secrets"]
+__all__ = ["Redactor", "location_hash", "redact", "redact_url", "secret_strings", "url_secrets"]
 
 MASK = "***"
 
@@ -34,6 +35,8 @@ _SECRET_NAME = re.compile(
     r"key|secret|token|pass|pwd|cred|sas|connection|auth|sign|cookie|header|private|bearer|jwt",
     re.IGNORECASE,
 )
+"""Parts of the names of options that are secret, unless `_PUBLIC_NAME` matches the whole name."""
+
 _PUBLIC_NAME = re.compile(
     r"(?:\w*_)?(?:url|uri|host|hostname|endpoint|port|region|region_name|bucket|container|project"
     r"|namespace|profile|user|username|account_name|account_host|protocol|location|encoding"
@@ -47,14 +50,17 @@ If such a value is a URL, only the URL's secrets are removed. Values of other op
 entirely.
 """
 
-_SERVICE = {
+_SERVICE_OPTIONS = {
     **dict.fromkeys(("endpoint", "endpoint_url", "service_endpoint", "blobendpoint"), "endpoint"),
     **dict.fromkeys(("host", "hostname", "account_host", "endpointsuffix"), "host"),
     "port": "port",
     **dict.fromkeys(("account_name", "accountname"), "account"),
     **dict.fromkeys(("region", "region_name"), "region"),
 }
-"""Options, and fields of connection strings, that identify a service."""
+"""Options, and fields of connection strings, that identify a service.
+
+Each maps to the name that it has in the location that `location_hash` hashes.
+"""
 
 _SERVICE_VARIABLES = {
     "s3": {
@@ -74,12 +80,12 @@ _SERVICE_VARIABLES = {
 }
 """Environment variables from which drivers read such options, by scheme."""
 
-_SCHEMES = {
+_SCHEME_ALIASES = {
     "s3a": "s3",
     "gcs": "gs",
     **dict.fromkeys(("abfs", "abfss", "azure", "azure-dl"), "az"),
 }
-"""Aliases of schemes."""
+"""Alias of a scheme -> key of `_SERVICE_VARIABLES`."""
 
 _PUBLIC_VALUES = {
     *("true", "false", "none", "null", "auto", "default"),
@@ -95,64 +101,82 @@ redacted only as whole words.
 """
 
 _MAX_DEPTH, _MAX_VALUES = 6, 2000
-"""Limits of the search in options, whose objects may refer to the whole program."""
+"""Limits of the levels and of the values that are searched in options.
+
+Objects in options may refer to the whole program.
+"""
 
 _MAX_CHARACTERS = 1 << 16
 """Characters of an exception's message that are searched."""
 
 _CREDENTIALS = re.compile(r"\b(Basic|Bearer|Signature|SharedKey)\s+[\w+/=.~:-]{6,}", re.IGNORECASE)
-_FIELD = re.compile(r"((?:Account|SharedAccess)(?:Key|Signature))=[^;\s'\"]+", re.IGNORECASE)
-_USER = re.compile(r"://[^/\s'\"@]+@")
+"""Credentials in a header, after the word for their kind."""
+
+_SECRET_FIELD = re.compile(r"((?:Account|SharedAccess)(?:Key|Signature))=[^;\s'\"]+", re.IGNORECASE)
+"""A secret field of a connection string of Azure."""
+
+_USER_INFO = re.compile(r"://[^/\s'\"@]+@")
+"""The user of a URL, with or without a password."""
+
 _QUERY = re.compile(r"[?#][^\s'\"<>)\]]+=[^\s'\"<>)\]]*")
+"""The query or the fragment of a URL, if it has an equals sign."""
+
 _DELIMITERS = re.compile(r"[/@:?#&;,\s]+")
-_PAIRS = re.compile(r"\s*\w+=[^;]*(?:;\s*\w+=[^;]*)+;?\s*")
+"""Characters at which drivers split URLs, paths and headers."""
+
+_CONNECTION_STRING = re.compile(r"\s*\w+=[^;]*(?:;\s*\w+=[^;]*)+;?\s*")
+"""Two or more pairs ``name=value``, separated by semicolons."""
 
 
-def redacted_url(url: str) -> str:
+def redact_url(url: str) -> str:
     """Return a URL without user, password, parameters, query and fragment, for messages.
 
-    A user without a password stays if the scheme's users are not secret. A string that is not a
-    URL is returned unchanged.
+    A user without a password stays if users are public in URLs of this scheme; elsewhere they may
+    be access keys. A string that is not a URL is returned unchanged.
 
     Examples
     --------
-    >>> redacted_url("s3://KEY:SECRET@bucket/corpus/"), redacted_url("sftp://me@host/a")
+    >>> redact_url("s3://KEY:SECRET@bucket/corpus/"), redact_url("sftp://me@host/a")
     ('s3://bucket/corpus', 'sftp://me@host/a')
-    >>> redacted_url("https://host/corpus?sig=abc"), redacted_url("az://box/corpus?sig=abc")
+    >>> redact_url("https://host/corpus?sig=abc"), redact_url("az://box/corpus?sig=abc")
     ('https://host/corpus', 'az://box/corpus?***')
     """
-    begin, scheme, user, rest = _split(url)
+    prefix, scheme, user, rest = _split(url)
     if not scheme:
         return url
-    path, mark, _ = _split_query(rest)
-    host, slash, below = path.partition("/")
+    location, separator, _ = _split_query(rest)
+    host, slash, path = location.partition("/")
     if ":" in host and _HOST.fullmatch(host) is None:
         host = MASK
     if user and ":" not in unquote(user) and scheme in _USER_SCHEMES:
         host = f"{user}@{host}"
-    below = "/".join(re.sub(r";.*", f";{MASK}", part) for part in below.split("/"))
-    redacted = f"{begin}{host}{slash}{below}".rstrip("/")
-    # Over HTTP, file names are appended to the path, so nothing may stand after it.
-    return f"{redacted}{mark}{MASK}" if mark and scheme not in ("http", "https") else redacted
+    # Each part of a path may have parameters, after a semicolon.
+    path = "/".join(re.sub(r";.*", f";{MASK}", part) for part in path.split("/"))
+    redacted = f"{prefix}{host}{slash}{path}".rstrip("/")
+    # Over HTTP, file names are appended to the result, so it must end with the path.
+    if separator and scheme not in ("http", "https"):
+        redacted += separator + MASK
+    return redacted
 
 
 def _split(url: str) -> tuple[str, str, str, str]:
     """Split a URL into its prefix, scheme, user and rest; without a scheme, the prefix is empty.
 
-    An unquoted password may contain any character.
+    A password that is not URL-quoted may contain any character, such as a slash. So if the text
+    before the first slash has a colon but no port, the user and password end at the last ``@``.
     """
     match = _SCHEME.match(url)
-    begin = "" if match is None else match[0]
-    scheme, rest = begin.partition(":")[0].lower(), url[len(begin) :]
+    prefix = "" if match is None else match[0]
+    scheme, rest = prefix.partition(":")[0].lower(), url[len(prefix) :]
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     if "@" in authority:
         user, _, host = authority.rpartition("@")
-        return begin, scheme, user, host + rest[len(authority) :]
+        return prefix, scheme, user, host + rest[len(authority) :]
     has_port = _HOST.fullmatch(authority) is not None and scheme in _PORT_SCHEMES
     if ":" in authority and "@" in rest and not has_port:
         user, _, rest = rest.rpartition("@")
-        return begin, scheme, user, rest
-    return begin, scheme, "", rest
+        return prefix, scheme, user, rest
+    return prefix, scheme, "", rest
 
 
 def _split_query(rest: str) -> tuple[str, str, str]:
@@ -164,7 +188,9 @@ def _split_query(rest: str) -> tuple[str, str, str]:
 
 
 def location_hash(url: str, options: Mapping[str, Any]) -> str:
-    """Return a hash of a location, which differs even where `redacted_url` would be the same.
+    """Return a hash that differs between locations, even if `redact_url` returns the same for both.
+
+    Passwords, access keys and the queries of HTTP URLs do not enter the hash: they may be renewed.
 
     Parameters
     ----------
@@ -184,37 +210,38 @@ def location_hash(url: str, options: Mapping[str, Any]) -> str:
     """
     from hashlib import blake2b
 
-    begin, scheme, user, rest = _split(url)
+    prefix, scheme, user, rest = _split(url)
     if scheme in ("http", "https"):
         rest = _split_query(rest)[0]
     if ":" in unquote(user) or scheme not in _USER_SCHEMES:
         user = ""
-    variables = _SERVICE_VARIABLES.get(_SCHEMES.get(scheme, scheme), {})
+    variables = _SERVICE_VARIABLES.get(_SCHEME_ALIASES.get(scheme, scheme), {})
     from_environment = {
         option: os.environ[name] for name, option in variables.items() if name in os.environ
     }
-    service = sorted(set(_service({**from_environment, **options})))
-    location = "\0".join((begin, user, rest.rstrip("/"), *service))
+    service = sorted(set(_service_items({**from_environment, **options})))
+    location = "\0".join((prefix, user, rest.rstrip("/"), *service))
     return blake2b(location.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
-def _service(options: Mapping[str, Any], depth: int = 0) -> Iterator[str]:
+def _service_items(options: Mapping[str, Any], depth: int = 0) -> Iterator[str]:
     """Yield the options that identify the service, as "name=value"."""
     for name, value in options.items():
         if isinstance(value, Mapping) and depth < _MAX_DEPTH:
-            yield from _service(value, depth + 1)
-        elif isinstance(value, str) and _PAIRS.fullmatch(value):  # a connection string
+            yield from _service_items(value, depth + 1)
+        elif isinstance(value, str) and _CONNECTION_STRING.fullmatch(value):
             pairs = (pair.partition("=") for pair in value.split(";"))
-            yield from _service({key.strip(): text for key, _, text in pairs}, _MAX_DEPTH)
-        elif isinstance(value, str | int) and (field := _SERVICE.get(str(name).lower())):
+            fields = {key.strip(): text for key, _, text in pairs}
+            yield from _service_items(fields, _MAX_DEPTH)  # fields are text, so nothing is nested
+        elif isinstance(value, str | int) and (field := _SERVICE_OPTIONS.get(str(name).lower())):
             yield f"{field}={str(value).rstrip('/')}"
 
 
 def url_secrets(url: str) -> Iterator[str]:
     """Yield the parts of a URL that may be secrets, and the pieces a driver may quote alone."""
-    begin, scheme, user, rest = _split(url)
+    prefix, scheme, user, rest = _split(url)
     name, colon, password = user.partition(":")
-    if not colon:
+    if not colon:  # the colon may be URL-quoted
         name, colon, password = unquote(user).partition(":")
     if colon:
         yield from (user, password, *_pieces(password))
@@ -224,11 +251,11 @@ def url_secrets(url: str) -> Iterator[str]:
     for text in (extra, *(part.partition(";")[2] for part in path.split("/"))):
         yield text
         for pair in re.split(r"[?#&;]", text):
-            name, mark, value = pair.partition("=")
-            secret = value if mark else name
+            name, equals, value = pair.partition("=")
+            secret = value if equals else name
             yield from (secret, *_pieces(secret))
     host, _, _ = path.partition("/")
-    if begin and ":" in host and _HOST.fullmatch(host) is None:
+    if prefix and ":" in host and _HOST.fullmatch(host) is None:
         yield from (host, host.partition(":")[2])
 
 
@@ -266,6 +293,7 @@ def _option_secrets(
             yield str(value)
     elif value is not None and not isinstance(value, type | float):
         for key, inner in _attributes(value):
+            # Inside a secret option, numbers and nested objects need a secret name of their own.
             inner_hidden = is_hidden and isinstance(inner, str | bytes)
             yield from _option_secrets(key, inner, inner_hidden, False, depth - 1, budget)
 
@@ -286,9 +314,15 @@ def _attributes(value: object) -> Iterator[tuple[str, Any]]:
 
 
 def _secrets_in_text(name: str, text: str, is_hidden: bool, from_user: bool) -> Iterator[str]:
+    """Yield the secrets in the text of an option, as `_option_secrets` does.
+
+    From a connection string, these are its secret fields and the whole text. A public option may
+    contain a URL with secrets. Any other option is secret as a whole, if `is_hidden` or `from_user`
+    is True.
+    """
     if text.lower() in _PUBLIC_VALUES:
         return
-    if _PAIRS.fullmatch(text):  # a connection string, as Azure's
+    if _CONNECTION_STRING.fullmatch(text):  # for example Azure's
         for pair in text.split(";"):
             key, _, value = pair.partition("=")
             if _is_secret(key):
@@ -309,7 +343,10 @@ def _is_secret(name: str) -> bool:
 
 
 def _pieces(secret: str) -> list[str]:
-    """Return the parts of a secret that a driver may quote alone, as a bucket, path or line."""
+    """Return the parts of a secret that a message may quote alone.
+
+    A driver may take a part for a bucket, a path or a line of a header.
+    """
     return [piece for piece in _DELIMITERS.split(secret) if len(piece) >= _MIN_EMBEDDED_LENGTH]
 
 
@@ -318,7 +355,8 @@ def _environment_secrets() -> Iterator[str]:
     for name, value in os.environ.items():
         if "://" in value and "@" in value:
             yield from url_secrets(value)  # such as a proxy's URL
-        # The path of an existing file is not a secret.
+        # The path of an existing file is not a secret. Redacting short values, such as "true" or
+        # "1", would damage other words of messages.
         if _is_secret(name) and len(value) >= 8 and not os.path.lexists(value):
             yield from _secrets_in_text(name, value, True, True)
 
@@ -342,13 +380,13 @@ def redact(text: str, secrets: Iterable[str]) -> str:
             # Ignore case: a driver that takes a secret for a host shows it in lower case.
             matches = pattern.format("|".join(map(re.escape, selected)))
             text = re.sub(matches, MASK, text, flags=re.IGNORECASE)
-    text = _CREDENTIALS.sub(rf"\1 {MASK}", _USER.sub("://", text))
-    return _QUERY.sub("", _FIELD.sub(rf"\1={MASK}", text))
+    text = _CREDENTIALS.sub(rf"\1 {MASK}", _USER_INFO.sub("://", text))
+    return _QUERY.sub("", _SECRET_FIELD.sub(rf"\1={MASK}", text))
 
 
 def _variants(secret: str) -> Iterator[str]:
     """Yield the spellings that a secret may have in a message, such as a URL-quoted one."""
-    if not secret.strip(" ."):
+    if not secret.strip(" ."):  # would match spaces and periods of the message
         return
     lines = [line.strip() for line in secret.splitlines()]
     for text in (secret, unquote(secret), unquote_plus(secret), *lines):
@@ -357,13 +395,13 @@ def _variants(secret: str) -> Iterator[str]:
 
 
 class Redactor:
-    """A function that removes the secrets of a URL, driver's options and environment from text.
+    """Removes secrets from text, when called: those in a URL, in options and in the environment.
 
     Parameters
     ----------
     url : str
     options : mapping of str to object
-        Searched again at each call, because drivers renew credentials in them.
+        Options of the driver. They are searched at each call, because drivers renew credentials.
     """
 
     __slots__ = ("_options", "_url")
@@ -378,7 +416,10 @@ class Redactor:
         return redact(text, [*secrets, *_environment_secrets()])
 
     def describe(self, error: BaseException, max_length: int = 300) -> str:
-        """Return an exception's type and message in one line, without secrets."""
+        """Return an exception's type and message in one line, without secrets.
+
+        The message is cut to `max_length` characters.
+        """
         # Redact before truncating, or half a secret could remain.
         message = " ".join(self(str(error)[:_MAX_CHARACTERS]).split())
         if not message:

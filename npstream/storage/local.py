@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, Union
 
 from npstream._core.arguments import quantity
 from npstream._core.memory import ensure_fits, map_file, open_file
-from npstream._core.redaction import redacted_url
+from npstream._core.redaction import redact_url
 from npstream._core.typing import Body, Bytes, Span
 from npstream.errors import StorageError
 from npstream.storage.deadlines import require_limits
@@ -100,7 +100,7 @@ def open_store(
         )
     if scheme in ("", "file"):
         if storage_options:
-            shown = redacted_url(text)
+            shown = redact_url(text)
             raise ValueError(f"storage_options are for remote stores; {shown!r} is local")
         return LocalStore(local_path(text, argument))
     from npstream.storage.remote import RemoteStore, known_schemes
@@ -111,7 +111,7 @@ def open_store(
         near = difflib.get_close_matches(scheme, _SCHEMES, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(
-            f"{redacted_url(text)!r}: unknown scheme {scheme!r}; {hint}expected a local path, or a "
+            f"{redact_url(text)!r}: unknown scheme {scheme!r}; {hint}expected a local path, or a "
             f"URL of one of {', '.join(_SCHEMES)}, or of another scheme of fsspec"
         )
     return RemoteStore(text, storage_options, timeout, retries)

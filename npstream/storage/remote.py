@@ -22,7 +22,7 @@ import numpy as np
 
 from npstream._core.arguments import quantity
 from npstream._core.memory import ensure_fits
-from npstream._core.redaction import Redactor, location_hash, redacted_url
+from npstream._core.redaction import Redactor, location_hash, redact_url
 from npstream._core.typing import Bytes, Span
 from npstream.errors import NpstreamError, StorageError
 from npstream.storage.deadlines import Deadlines, require_limits
@@ -105,13 +105,13 @@ class RemoteStore:
         require_limits(timeout, retries)
         if is_http(url) and "#" in url:
             raise ValueError(
-                f"{redacted_url(url)!r}: a '#' begins a fragment, which is not sent to "
+                f"{redact_url(url)!r}: a '#' begins a fragment, which is not sent to "
                 "servers: where it is part of a name, write %23"
             )
         self._url = url
         self._options = dict(storage_options or {})
         self.timeout, self.retries = float(timeout), int(retries)
-        self.root = redacted_url(url)
+        self.root = redact_url(url)
         self.identity = location_hash(url, self._options)
         self._cancellation = Cancellation(self.root)
         scheme, _, rest = url.partition("://")
@@ -373,7 +373,7 @@ class _StoreConnection:
         from fsspec.asyn import get_loop
 
         self.pid = os.getpid()
-        self._where = redacted_url(url)
+        self._where = redact_url(url)
         self.loop: asyncio.AbstractEventLoop = get_loop()
         base, _, self._query = url.partition("?") if is_http(url) else (url, "", "")
         limit = max_requests()

@@ -11,7 +11,7 @@ import re
 from typing import TypeAlias
 from urllib.parse import unquote
 
-from npstream._core.redaction import redacted_url
+from npstream._core.redaction import redact_url
 
 __all__ = ["Location", "is_http", "join_url", "local_path", "location_str", "scheme_of"]
 
@@ -128,7 +128,7 @@ def local_path(location: Location, argument: str = "path") -> str:
             "its file:// URL"
         )
     if not slash or not path.strip("/"):
-        raise ValueError(f"{argument}: {redacted_url(text)!r} names no directory")
+        raise ValueError(f"{argument}: {redact_url(text)!r} names no directory")
     return os.path.abspath("/" + unquote(path))
 
 
@@ -137,7 +137,7 @@ def _check_parts(path: str, argument: str) -> None:
     parts = path.split("/")
     for number, part in enumerate(parts):
         if _STORE_SCHEME.fullmatch(part) and not os.path.isdir("/".join(parts[: number + 1])):
-            shown = redacted_url("/".join(parts[number:]))
+            shown = redact_url("/".join(parts[number:]))
             raise ValueError(
                 f"{argument}: {shown!r} is a URL that lost a slash, as in pathlib.Path: give a URL "
                 f"as a str that begins with '{part}//'"

@@ -26,7 +26,7 @@ from npstream._core.redaction import (
     Redactor,
     location_hash,
     redact,
-    redacted_url,
+    redact_url,
     secret_strings,
     url_secrets,
 )
@@ -67,7 +67,7 @@ HALVES = ["Sw0rdFish", "Xyl0phone"]
     ],
 )
 def test_urls_are_shown_without_secrets(url, expected):
-    assert redacted_url(url) == expected
+    assert redact_url(url) == expected
     assert (SECRET in url) == any(SECRET in text for text in url_secrets(url))
 
 
