@@ -81,7 +81,7 @@ class FileMap:
                 code, f"cannot map {quantity(self.nbytes, 'byte')}: {os.strerror(code)}", path
             )
         self.address = int(address)
-        # npstream plans its own readahead. The kernel's would read megabytes for a cold row.
+        # npstream plans its own readahead. The kernel would read megabytes for one missing row.
         _libc.madvise(self.address, self.nbytes, _MADV_RANDOM)
         with _lock:
             _map_count += 1
@@ -136,13 +136,16 @@ def will_need(pages: Bytes) -> None:
 
 
 def is_mapped(array: Bytes) -> bool:
-    """Return True if an array is a mapped file, or a slice from its beginning."""
+    """Return True if an array is a mapped file, or a slice or view of one."""
     base: object = array.base
     return isinstance(base.base if isinstance(base, np.ndarray) else base, FileMap)
 
 
 def map_budget() -> int:
-    """Return how many more files may be mapped: half of the kernel's limit, minus current maps."""
+    """Return how many more files this module may map.
+
+    It may use half of the kernel's limit. The other half is left to the rest of the process.
+    """
     return _map_limit() // 2 - _map_count
 
 
@@ -165,17 +168,19 @@ def writable_address(array: np.ndarray[Any, Any]) -> int:
         return address_of(array)  # the buffer protocol lacks dates and some float dtypes
 
 
-def move_spans(address: Int64, nbytes: Int64, offsets: Int64, destination: int) -> None:
-    """Copy span k to ``destination + offsets[k]``, for all k, in a third of a microsecond each."""
-    for at, source, size in zip(offsets.tolist(), address.tolist(), nbytes.tolist(), strict=True):
-        ctypes.memmove(destination + at, source, size)
+def copy_spans_in_python(address: Int64, nbytes: Int64, offsets: Int64, destination: int) -> None:
+    """Copy each span k to ``destination + offsets[k]``, in a third of a microsecond per span."""
+    spans = zip(offsets.tolist(), address.tolist(), nbytes.tolist(), strict=True)
+    for offset, source, size in spans:
+        ctypes.memmove(destination + offset, source, size)
 
 
 def huge_empty(count: int, dtype: DTypeLike) -> np.ndarray[Any, Any]:
     """Return a new, uninitialized array; one of 2 MiB or more is aligned to a huge page.
 
-    NumPy requests huge pages from 4 MiB on, but does not align its arrays to them. Then up to half
-    of an array is backed by pages of 4 KiB, and faulting those in takes longer than a pass over it.
+    NumPy requests huge pages from 4 MiB on, but does not align its arrays to them. So up to half of
+    its arrays' memory is in pages of 4 KiB. The page faults of these take longer than one pass over
+    the array.
     """
     dtype = np.dtype(dtype)
     nbytes = count * dtype.itemsize
@@ -192,15 +197,15 @@ def available_memory() -> int:
     return min(bound for bound in bounds if bound is not None)
 
 
-def ensure_fits(nbytes: int, what: str, *values: object) -> None:
+def ensure_fits(nbytes: int, subject: str, *values: object) -> None:
     """Raise MemoryError, before an allocation, if `nbytes` exceeds the free memory.
 
-    The message begins with ``what.format(*values)``, which is formatted only if it is raised.
+    The message begins with ``subject.format(*values)``. It is formatted only for the error.
     """
     if nbytes > _UNCHECKED_BYTES and nbytes > available_memory():
-        subject = what.format(*values) if values else what
+        text = subject.format(*values) if values else subject
         raise MemoryError(
-            f"{subject} takes {quantity(nbytes, 'byte')} and {available_memory():,} are free: read "
+            f"{text} takes {quantity(nbytes, 'byte')} and {available_memory():,} are free: read "
             "a part of it, fewer columns, or iterate"
         )
 
@@ -211,7 +216,7 @@ def fits_in_memory(nbytes: int) -> bool:
 
 
 def too_large_text(nbytes: int) -> str:
-    """Return the message for a file whose decompressed size exceeds the free memory."""
+    """Return the end of an error message about a file that does not fit in memory decompressed."""
     return (
         f"{quantity(nbytes, 'byte')} when decompressed, as its index says, and free memory "
         f"has {available_memory():,}"
@@ -222,21 +227,24 @@ _UNCHECKED_BYTES = 1 << 26
 """Up to this size, an allocation is not checked, because reading /proc costs more."""
 
 
+_cached_map_limit = 0
+"""Result of `_map_limit`; 0 before the first call."""
+
+
 def _map_limit() -> int:
-    global _limit
-    if _limit == 0:
+    """Return the maximum number of maps of a process."""
+    global _cached_map_limit
+    if _cached_map_limit == 0:
         try:
             with open("/proc/sys/vm/max_map_count") as file:
-                _limit = int(file.read())
+                _cached_map_limit = int(file.read())
         except (OSError, ValueError):
-            _limit = 65_530  # Linux's default; macOS sets no such limit
-    return _limit
-
-
-_limit = 0
+            _cached_map_limit = 65_530  # Linux's default; macOS sets no such limit
+    return _cached_map_limit
 
 
 def _system_free() -> int:
+    """Return the available bytes of memory on Linux; elsewhere, the bytes of all memory."""
     if sys.platform == "linux":
         with open("/proc/meminfo") as file:
             for line in file:
@@ -255,6 +263,10 @@ def _address_space() -> int | None:
 
 
 def _cgroup_free() -> int | None:
+    """Return the available bytes of this process's control group, or None without a limit.
+
+    The page cache counts as available, because the kernel evicts it for an allocation.
+    """
     try:
         with open("/sys/fs/cgroup/memory.max") as file:
             maximum = int(file.read())

@@ -21,7 +21,7 @@ import numpy as np
 
 from npstream._core.arguments import quantity
 from npstream._core.array_like import HOW_TO_FILL, is_missing
-from npstream._core.memory import address_of, ensure_fits, huge_empty, move_spans
+from npstream._core.memory import address_of, copy_spans_in_python, ensure_fits, huge_empty
 from npstream._core.spans import copy_spans, join_columns
 from npstream._core.typing import AnyArray, Body, Bytes, Int64
 from npstream.errors import ColumnError, MissingDependencyError, short_repr
@@ -551,7 +551,7 @@ def _copy_spans(address: Int64, nbytes: Int64, offsets: Int64, destination: int)
         copy_spans(address, nbytes, offsets, destination)
     else:
         _spans_in_python += len(address)
-        move_spans(address, nbytes, offsets, destination)
+        copy_spans_in_python(address, nbytes, offsets, destination)
 
 
 _spans_in_python = 0

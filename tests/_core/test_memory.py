@@ -93,9 +93,9 @@ def test_an_error_of_mmap_is_raised_and_not_counted(path, monkeypatch):
 
 def test_the_budget_is_half_of_the_limit_of_the_system(monkeypatch):
     monkeypatch.setattr(memory, "_map_count", 7)
-    monkeypatch.setattr(memory, "_limit", 0)
-    assert memory.map_budget() == memory._limit // 2 - 7 > 10_000
-    monkeypatch.setattr(memory, "_limit", 100)
+    monkeypatch.setattr(memory, "_cached_map_limit", 0)
+    assert memory.map_budget() == memory._cached_map_limit // 2 - 7 > 10_000
+    monkeypatch.setattr(memory, "_cached_map_limit", 100)
     assert memory.map_budget() == 43
 
 
