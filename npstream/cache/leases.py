@@ -1,4 +1,4 @@
-"""Leases of pieces that this process downloads into the cache.
+"""Leases for the downloads of this process into the cache, which stores files in pieces.
 
 A piece has at most one lease at a time. The thread with the lease downloads the piece, and other
 threads that need it wait. Between processes, locks on the cache's files have the same purpose.
@@ -20,7 +20,7 @@ PieceKey: TypeAlias = tuple[str, int]
 
 
 class _Registry:
-    """The lease of each piece that has one."""
+    """The lease of each piece that has one. `condition` is notified when pieces are dropped."""
 
     def __init__(self) -> None:
         self.renew_locks()
@@ -28,12 +28,14 @@ class _Registry:
 
     def renew_locks(self) -> None:
         """Reset the registry in a forked process, which has none of the downloading threads."""
-        self.changed = threading.Condition()
+        self.condition = threading.Condition()
         self.leases: dict[PieceKey, Lease] = {}
 
 
 class Lease:
     """The pieces that one owner downloads, or will download.
+
+    The pieces are not an attribute: `_Registry.leases` maps each piece to its lease.
 
     Examples
     --------
@@ -65,7 +67,7 @@ class Lease:
             The pieces that this lease now has. The other pieces have another lease.
         """
         taken = []
-        with _registry.changed:
+        with _registry.condition:
             leases = _registry.leases
             for piece in pieces:
                 lease = leases.get(piece)
@@ -77,14 +79,17 @@ class Lease:
     def drop(self, pieces: Iterable[PieceKey]) -> None:
         """Give up pieces: they are downloaded, or will not be downloaded."""
         pieces = list(pieces)
-        with _registry.changed:
+        with _registry.condition:
             for piece in pieces:
                 if _registry.leases.get(piece) is self:
                     del _registry.leases[piece]
-            _registry.changed.notify_all()
+            _registry.condition.notify_all()
 
     def start(self) -> None:
-        """Start a delayed download, because another thread waits for its pieces."""
+        """Start the downloads, because another thread waits for a piece.
+
+        A subclass that delays downloads overrides this. Here it does nothing.
+        """
 
 
 def is_leased(piece: PieceKey) -> bool:
@@ -104,9 +109,9 @@ def wait_for_leases(pieces: Iterable[PieceKey], timeout: float) -> None:
         for lease in not_started():
             lease.start()  # without the registry's lock, which `start` may need
             started.add(lease)
-        with _registry.changed:
+        with _registry.condition:
             # A piece that one lease dropped may have another lease by now, which must start, too.
-            _registry.changed.wait_for(
+            _registry.condition.wait_for(
                 lambda: not_started() or not any(map(is_leased, pieces)), remaining
             )
             if not any(map(is_leased, pieces)):

@@ -1,4 +1,7 @@
-"""Indices of columns, split into an index of the rows and one of each value's elements.
+"""Indices of columns: splits them into rows and elements, and finds the bytes of the elements.
+
+The index of a column has items for the row axes, then items for the axes of each value. A `Cell` is
+the part of every value that the latter items select, if it is an int or a range for each axis.
 
 Tested in tests/dataset/test_column.py.
 """
@@ -18,6 +21,7 @@ from npstream.errors import short_repr
 from npstream.indexing.selection import normalize_item
 
 Items: TypeAlias = tuple[Any, ...]
+"""Items of an index. After `split_index`, each item is an int, a slice or an array."""
 
 
 def raise_if_names(index: Any) -> None:
@@ -47,12 +51,12 @@ def _index_text(item: Any) -> str:
     """Return an item of an index as a user writes it in brackets."""
     if not isinstance(item, slice):
         return short_repr(item)
-    ends = [item.start, item.stop] + [item.step] * (item.step is not None)
-    return ":".join("" if end is None else short_repr(end) for end in ends)
+    parts = [item.start, item.stop] + [item.step] * (item.step is not None)
+    return ":".join("" if part is None else short_repr(part) for part in parts)
 
 
 def split_index(index: Any, row_axes: int, shape: Shape) -> tuple[Items, Items, bool]:
-    """Split an index of a whole array into one of its rows and one of its values.
+    """Split an index of a column into one for its rows and one for the axes of each value.
 
     Parameters
     ----------
@@ -61,13 +65,14 @@ def split_index(index: Any, row_axes: int, shape: Shape) -> tuple[Items, Items, 
     row_axes : int
         Number of row axes, which are the array's first axes.
     shape : tuple of int
-        Shape of the array.
+        Shape of the array: its row axes, then the axes of a value.
 
     Returns
     -------
     rows, cells : tuple
-        Ints, slices and arrays, one for each axis; `cells` may have fewer items. An Ellipsis before
-        the rows means that the result is an array even if it has no axes.
+        Ints, slices and arrays. `rows` has one item for each row axis. `cells` has items for the
+        first axes of a value. If `rows` begins with an Ellipsis, the result of indexing is an
+        array, even if it has no axes.
     separable : bool
         True if NumPy's result equals ``array[rows][(slice(None),) * k + cells]``, where k is the
         number of row axes that ``array[rows]`` still has.
@@ -75,7 +80,8 @@ def split_index(index: Any, row_axes: int, shape: Shape) -> tuple[Items, Items, 
     Raises
     ------
     IndexError, TypeError
-        The exceptions that NumPy raises, except for those about rows alone.
+        If NumPy raises it for this index. Errors that concern `rows` alone are left to
+        `Selection.select`.
 
     Examples
     --------
@@ -85,17 +91,18 @@ def split_index(index: Any, row_axes: int, shape: Shape) -> tuple[Items, Items, 
     if row_axes == 1 and (
         type(index) in (int, slice) or (type(index) is np.ndarray and index.ndim == 1)
     ):
-        return (index,), (), True
+        return (index,), (), True  # the most common indices, which need none of the checks below
     index_items = index if isinstance(index, tuple) else (index,)
     items = _expand_index(tuple(map(normalize_item, index_items)), index, shape)
     rows, cells = items[:row_axes], items[row_axes:]
     row_kinds, cell_kinds = set(map(type, rows)), set(map(type, cells))
     if not cell_kinds <= {int, slice}:
-        # Only for its exceptions. Sliced axes raise none and may be long, so they get length 1.
+        # This call only raises NumPy's exceptions. Sliced axes cause none and may be long, so they
+        # get length 1.
         lengths = shape[row_axes : row_axes + len(cells)]
-        short = tuple(1 if isinstance(c, slice) else n for n, c in zip(lengths, cells, strict=True))
-        full = tuple(slice(None) if isinstance(c, slice) else c for c in cells)
-        checked_indexed_shape((1,) * row_axes + short, (slice(None),) * row_axes + full)
+        cell_shape = [1 if isinstance(c, slice) else n for n, c in zip(lengths, cells, strict=True)]
+        checked = [slice(None) if isinstance(c, slice) else c for c in cells]
+        indexed_shape((1,) * row_axes + (*cell_shape,), (slice(None),) * row_axes + (*checked,))
     for item, length in zip(cells, shape[row_axes:], strict=False):
         if type(item) is int and not -length <= item < length:
             _raise_index_error(index, shape)
@@ -103,24 +110,27 @@ def split_index(index: Any, row_axes: int, shape: Shape) -> tuple[Items, Items, 
     # array's axis moves to the front.
     if np.ndarray in cell_kinds or (int in cell_kinds and {np.ndarray, slice} <= row_kinds):
         return rows, cells, False
-    one_element = {int} >= row_kinds | cell_kinds
+    # If all items are ints, NumPy returns an array only if there is an Ellipsis. Without row axes,
+    # the result is an array if `cells` select one, so the empty `rows` must not select an element.
+    one_element = row_kinds | cell_kinds <= {int}
     is_array = any(item is Ellipsis for item in index_items) if one_element else not rows
     return ((..., *rows) if is_array else rows), cells, True
 
 
-def checked_indexed_shape(shape: Shape, index: Items) -> Shape:
-    """Return the shape of an indexed array, or raise the error that NumPy raises.
+def indexed_shape(shape: Shape, index: Items) -> Shape:
+    """Return the shape of ``array[index]`` for an array of `shape`, or raise NumPy's exception.
 
-    Leading axes that the index takes whole cost no memory, whatever their length.
+    This takes no memory for leading axes with the item ``slice(None)``, whatever their length.
     """
     leading = 0
     for item in index:
         if not isinstance(item, slice) or item != slice(None):
             break
         leading += 1
-    # Index two arrays whose whole axes have lengths 1 and 0: axes that differ in the two results
-    # are the whole axes. The empty array comes second, because NumPy 2.0 only warns of an index
-    # that is out of bounds in an empty array.
+    # Give these leading axes length 1 in one array and 0 in another, and index both arrays. An axis
+    # whose length differs between the results is one of them, and has its length in `shape`. The
+    # empty array comes second, because NumPy 2.0 only warns of an index that is out of bounds in an
+    # empty array.
     single, empty = (
         np.broadcast_to(np.False_, (length,) * leading + shape[leading:])[index].shape
         for length in (1, 0)
@@ -154,8 +164,9 @@ def _expand_index(items: Items, index: Any, shape: Shape) -> Items:
 
 def _raise_index_error(index: Any, shape: Shape) -> NoReturn:
     """Raise the exception that NumPy raises for an index."""
-    placeholder: AnyArray = np.broadcast_to(np.False_, shape)
+    placeholder: AnyArray = np.broadcast_to(np.False_, shape)  # takes no memory
     placeholder[index]
+    # NumPy accepts the index.
     raise IndexError(f"{index!r} does not index an array of shape {shape}")
 
 
@@ -176,7 +187,10 @@ class Cell:
         return tuple(len(axis) for axis in self.axes if isinstance(axis, range))
 
     def select(self, index: tuple[int | slice, ...]) -> Cell:
-        """Return a part of this part; ints in `index` must be within bounds."""
+        """Return the part of this part that an index of an array of `self.shape` selects.
+
+        Axes without an item in `index` stay whole. Ints must be within bounds.
+        """
         remaining = iter(index)
         axes = [
             axis[next(remaining, slice(None))] if isinstance(axis, range) else axis
@@ -197,7 +211,7 @@ class Cell:
             for axis in self.axes
         )
 
-    def contiguous(self, shape: tuple[int, ...], itemsize: int) -> tuple[int, int] | None:
+    def byte_range(self, shape: tuple[int, ...], itemsize: int) -> tuple[int, int] | None:
         """Return the part's byte range in a value of `shape`, or None if it is not contiguous."""
         first, step = 0, itemsize * prod(shape)
         axes = list(zip(self.axes, shape, strict=True))
@@ -218,7 +232,7 @@ class Cell:
         return first, first + len(axis) * step
 
     def bounds(self, shape: tuple[int, ...]) -> tuple[int, int]:
-        """Return the range of flat positions in a value that contains the part."""
+        """Return the smallest range of positions in a flattened value that contains the part."""
         if 0 in self.shape:
             return 0, 0
         first = last = 0
@@ -227,8 +241,8 @@ class Cell:
             first, last = first * length + low, last * length + high
         return first, last + 1
 
-    def strided(self, values: AnyArray, shape: tuple[int, ...]) -> AnyArray:
-        """Return the part as a view of the elements in `bounds`.
+    def strided_view(self, values: AnyArray, shape: tuple[int, ...]) -> AnyArray:
+        """Return the part of each value as a view of arrays that hold only the range `bounds`.
 
         Parameters
         ----------
@@ -283,6 +297,7 @@ def byte_runs(
             stride = positions.step
         else:
             stride = max((b - a for a, b in pairwise(positions)), default=1)
+        # One range covers all positions if even the largest gap between them is to be merged.
         if len(runs) == 1 and stride * step <= end - begin + gap:
             runs = [(begin + positions[0] * step, end + positions[-1] * step)]
         else:
@@ -308,5 +323,6 @@ def as_slice(axis: range) -> slice:
     """Return the slice that selects the positions in a range, none of them negative."""
     if len(axis) == 0:
         return slice(0, 0)
+    # In a slice, a negative `stop` would count from the end.
     stop: Any = axis.stop if axis.stop >= 0 else None
     return slice(axis.start, stop, axis.step)

@@ -123,7 +123,7 @@ class Field:
         positions = cell.positions if elements is None else elements
         if self.computation is not None:  # a computation returns whole values
             part = ValuePart(0, itemsize * prod(shape), shape, cell, False, positions)
-        elif (byte_range := cell.contiguous(shape, itemsize)) is not None:
+        elif (byte_range := cell.byte_range(shape, itemsize)) is not None:
             part = ValuePart(*byte_range, cell.shape, cell, True, positions)
         else:
             first, stop = cell.bounds(shape)
@@ -153,7 +153,7 @@ class Field:
             part_values: AnyArray = values[(..., *part.cell.index)]
             return part_values
         assert shape is not None
-        return part.cell.strided(values, shape)
+        return part.cell.strided_view(values, shape)
 
     def allocate(self, n: int) -> AnyArray:
         """Return a new array for `n` values that all have one size.

@@ -11,13 +11,23 @@ Common arguments, for n samples and S shards:
 ids           int64[n]    sample numbers, each in [0, starts[S])
 starts        int64[S+1]  first sample of each shard
 guide, shift              see `npstream.formats.index.shard_lookup_table`
-entries       int64[S,7]  for each shard: address of its bytes (0: not in memory), address of
-                          its offsets, first byte of the samples, end of the samples, bytes of
-                          every sample (0: see the offsets), address of one byte for each chunk
-                          that is 1 if the chunk is in memory (0: all are), number of chunks
+entries       int64[S,7]  for each shard, the row described below
 address       int64[n]    first byte of each span
 nbytes        int64[n]    length of each span
 ============  ==========  =========================================================
+
+Columns of `entries`, for a shard:
+
+=========  ========================================================================
+0          address of its bytes, or 0 if it is not in memory
+_OFFSETS   address of its offsets
+_BEGIN     offset of the first byte of its samples
+_END       offset of the end of its samples
+_STRIDE    bytes of every sample, or 0 if samples differ and need the offsets
+_RESIDENT  address of one byte for each chunk, which is 1 if the chunk is in memory;
+           0 if all chunks are in memory
+_CHUNKS    number of chunks
+=========  ========================================================================
 """
 
 from __future__ import annotations
@@ -34,7 +44,11 @@ from npstream._core.spans import PREFETCH_DISTANCE, copy_short, prefetch_span
 from npstream._core.typing import Int64
 
 _OFFSETS, _BEGIN, _END, _STRIDE, _RESIDENT, _CHUNKS = range(1, 7)
-"""Columns of `entries`. Column 0 is the address of the shard's bytes, read with acquire order."""
+"""Columns of `entries`, after column 0.
+
+Another thread writes column 0 last. A kernel reads it with acquire order, so a kernel that finds an
+address also finds the other columns.
+"""
 
 
 @kernel
@@ -67,6 +81,7 @@ def locate(
         base = load_acquire(entries, low)
         row = i - starts[low]
         if base and entries[low, _RESIDENT]:
+            # The last chunk whose first row, ``chunk * rows // chunks``, is at most `row`.
             chunk = ((row + 1) * entries[low, _CHUNKS] - 1) // (starts[low + 1] - starts[low])
             if load_u8_acquire(entries[low, _RESIDENT] + chunk) != 1:
                 base = 0
@@ -101,10 +116,17 @@ def split(
 ) -> int:
     """Split MDS samples into columns: copy fixed columns, and find the spans of variable ones.
 
-    Each row of `fixed` is a column to copy: the number of variable columns before it, the bytes of
-    fixed columns before it, the bytes to copy, the address of the output. Each row of `variable` is
-    a column whose spans go to ``spans[column, :, k]``: the number of variable columns before it,
-    the bytes of fixed columns before it.
+    `nvariable` is the number of variable columns; `nfixed` is the bytes of all fixed columns.
+
+    Row c of `fixed` is a column to copy:
+
+    - the number of variable columns before it
+    - the bytes of fixed columns before it
+    - the bytes to copy from each sample
+    - the address of the output
+
+    Row c of `variable` is a column of variable size, with the first two of these numbers. Its spans
+    are written to ``spans[c, :, k]``, as address and length, for each sample k.
 
     Returns 0, or -1 - k if the column sizes of sample k do not add up to its length.
     """
@@ -121,17 +143,19 @@ def split(
             if total != nbytes[k]:
                 return -1 - k
         for c in range(fixed.shape[0]):
-            body = source + header + fixed[c, 1]
-            for v in range(fixed[c, 0]):
+            variable_before, fixed_before = fixed[c, 0], fixed[c, 1]
+            size, output = fixed[c, 2], fixed[c, 3]
+            body = source + header + fixed_before
+            for v in range(variable_before):
                 body += load_u32(source + 4 * v)
-            size = fixed[c, 2]
-            copy_short(fixed[c, 3] + k * size, body, size)
+            copy_short(output + k * size, body, size)
         for c in range(variable.shape[0]):
-            body = source + header + variable[c, 1]
-            for v in range(variable[c, 0]):
+            variable_before, fixed_before = variable[c, 0], variable[c, 1]
+            body = source + header + fixed_before
+            for v in range(variable_before):
                 body += load_u32(source + 4 * v)
             spans[c, 0, k] = body
-            spans[c, 1, k] = load_u32(source + 4 * variable[c, 0])
+            spans[c, 1, k] = load_u32(source + 4 * variable_before)
     return 0
 
 
@@ -172,7 +196,7 @@ def read(
 def read_array_headers(
     address: Int64,
     nbytes: Int64,
-    typed: int,
+    has_code: int,
     itemsizes: Int64,
     codes: Int64,
     header_sizes: Int64,
@@ -180,51 +204,57 @@ def read_array_headers(
 ) -> int:
     """Read the headers of arrays, which precede their values.
 
-    A header is a dtype code (if `typed`), then the byte ``ndim << 2 | w``, then ndim lengths of
-    2**w bytes each. ``itemsizes[code]`` is 0 for an unknown code. For each span,
-    ``header_sizes[k]`` receives the bytes of the header and ``ndims[k]`` the number of axes.
-    ``codes[k]`` receives the dtype code if `typed`; otherwise the caller provides it.
+    A header begins with a dtype code if `has_code` is 1, but not if it is 0. Then it has the byte
+    ``ndim << 2 | w``, and a length of 2**w bytes for each axis. ``itemsizes[code]`` is 0 for an
+    unknown code.
+
+    For each span k, the kernel writes the length of the header in bytes to ``header_sizes[k]``, and
+    the number of axes to ``ndims[k]``. It writes the dtype code to ``codes[k]``, or reads it there
+    if `has_code` is 0.
 
     Returns 0, or -1 - k if the header of span k is damaged or the values do not fill the span.
     """
     for k in range(address.size):
-        at = address[k]
-        end = at + nbytes[k]
-        if end - at < typed + 1:
+        cursor = address[k]
+        end = cursor + nbytes[k]
+        if end - cursor < has_code + 1:
             return -1 - k
-        if typed:
-            codes[k] = load_u8(at)
-            at += 1
+        if has_code:
+            codes[k] = load_u8(cursor)
+            cursor += 1
         itemsize = itemsizes[codes[k]]
-        ndim = load_u8(at) >> 2
-        width = 1 << (load_u8(at) & 3)
-        at += 1
-        if itemsize == 0 or ndim == 0 or end - at < ndim * width:
+        ndim = load_u8(cursor) >> 2
+        width = 1 << (load_u8(cursor) & 3)
+        cursor += 1
+        if itemsize == 0 or ndim == 0 or end - cursor < ndim * width:
             return -1 - k
-        values = int(end - at - ndim * width) // int(itemsize)
+        max_size = int(end - cursor - ndim * width) // int(itemsize)
         size = 1
         for _ in range(ndim):
-            length = load_little_endian(at, width)
-            at += width
+            length = load_little_endian(cursor, width)
+            cursor += width
             # Dividing keeps a malicious product of lengths from wrapping around.
-            if length <= 0 or size > values // length:
+            if length <= 0 or size > max_size // length:
                 return -1 - k
             size *= length
-        if size * itemsize != end - at:
+        if size * itemsize != end - cursor:
             return -1 - k
-        header_sizes[k] = at - address[k]
+        header_sizes[k] = cursor - address[k]
         ndims[k] = ndim
     return 0
 
 
 @kernel
-def read_array_shapes(address: Int64, typed: int, shapes: Int64) -> None:
-    """Read the shapes of arrays of one rank, whose headers `read_array_headers` has checked."""
+def read_array_shapes(address: Int64, has_code: int, shapes: Int64) -> None:
+    """Read the shapes of arrays with the same number of axes.
+
+    `read_array_headers` has checked their headers. `has_code` is the same as there.
+    """
     for k in range(address.size):
-        at = address[k] + typed
-        width = 1 << (load_u8(at) & 3)
+        header = address[k] + has_code
+        width = 1 << (load_u8(header) & 3)
         for axis in range(shapes.shape[1]):
-            shapes[k, axis] = load_little_endian(at + 1 + axis * width, width)
+            shapes[k, axis] = load_little_endian(header + 1 + axis * width, width)
 
 
 @kernel
@@ -238,8 +268,11 @@ def load_little_endian(address: int, width: int) -> int:
 
 @kernel
 def will_need_spans(address: Int64, nbytes: Int64, page: int, gap: int) -> None:
-    """Call madvise(WILLNEED) for spans sorted by address, merging gaps of up to `gap` bytes."""
-    first = 0
+    """Call madvise(WILLNEED) for the pages of spans, sorted by address.
+
+    `page` is the size of a page in bytes. Spans that are at most `gap` bytes apart share a call.
+    """
+    first = 0  # 0: there was no span yet
     last = 0
     for k in range(address.size):
         begin = address[k] // page * page
@@ -256,8 +289,11 @@ def will_need_spans(address: Int64, nbytes: Int64, page: int, gap: int) -> None:
 
 
 @kernel
-def touch(address: Int64, nbytes: Int64) -> int:
-    """Read one byte of each span that is not empty, to bring its page into memory."""
+def touch_pages(address: Int64, nbytes: Int64) -> int:
+    """Read one byte of each span that is not empty, to bring its page into memory.
+
+    Returns the sum of the bytes, only so that the compiler keeps the reads.
+    """
     total = 0
     for k in range(address.size):
         if nbytes[k] > 0:

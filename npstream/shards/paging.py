@@ -46,7 +46,7 @@ class PagePrefetcher:
         """Prefetch the pages of spans if pages are missing."""
         if not self._reads_to_prefetch:
             before = _major_faults()
-            kernels.touch.for_size(PROBE_ROWS)(address[:PROBE_ROWS], nbytes[:PROBE_ROWS])
+            kernels.touch_pages.for_size(PROBE_ROWS)(address[:PROBE_ROWS], nbytes[:PROBE_ROWS])
             self._faults, self._unchecked_rows = _major_faults(), 0
             self.is_resident = self._faults - before <= min(len(address), PROBE_ROWS) >> 3
             if self.is_resident:

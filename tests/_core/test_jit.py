@@ -17,13 +17,13 @@ BEGIN = """
 import logging, os, signal, sys, threading
 import numpy as np
 from npstream._core import jit
-from npstream.shards.kernels import load_little_endian, touch
+from npstream.shards.kernels import load_little_endian, touch_pages
 
 NONE = np.zeros(0, np.int64)
 NUMBER = np.frombuffer(b"\\x07\\x02", np.uint8)
 
 def check():
-    assert touch.compiled()(NONE, NONE) == 0
+    assert touch_pages.compiled()(NONE, NONE) == 0
     assert load_little_endian.compiled()(NUMBER.ctypes.data, 2) == 0x207
 
 def before_compiling(action):
@@ -80,7 +80,7 @@ def test_kernels_run_as_python_for_few_rows(run, tmp_path):
     run(
         """
         for _ in range(1 << 5):
-            assert touch.for_size(1 << 10) is touch.py_func
+            assert touch_pages.for_size(1 << 10) is touch_pages.py_func
         assert "numba" not in sys.modules
         """
     )
@@ -91,22 +91,22 @@ def test_a_kernel_without_code_on_disk_is_compiled_only_for_more_rows(run, tmp_p
     """Between the two thresholds, Numba is imported, but only a cached kernel is used."""
     code = """
         assert jit.IMPORT_THRESHOLD < 40_000 < jit.COMPILE_THRESHOLD
-        function = touch.for_size(40_000)
-        assert function is touch.{}
-        assert touch.is_loaded is {}
+        function = touch_pages.for_size(40_000)
+        assert function is touch_pages.{}
+        assert touch_pages.is_loaded is {}
         check()
-        assert touch.is_loaded
+        assert touch_pages.is_loaded
     """
     run(code.format("py_func", False))
     run(code.format("compiled()", True))
 
 
 def test_kernels_are_compiled_at_once_for_many_rows(run):
-    run("assert touch.for_size(jit.COMPILE_THRESHOLD + 1) is touch.compiled()")
+    run("assert touch_pages.for_size(jit.COMPILE_THRESHOLD + 1) is touch_pages.compiled()")
 
 
 def test_always_compile_compiles_for_a_single_row(run):
-    run("jit.always_compile(); assert touch.for_size(1) is touch.compiled()")
+    run("jit.always_compile(); assert touch_pages.for_size(1) is touch_pages.compiled()")
 
 
 # The warning about compilation.
@@ -148,7 +148,7 @@ def test_a_short_compilation_logs_no_warning(run):
 def test_a_second_process_uses_the_cached_code(run, tmp_path):
     run("check()")
     before = [(path, path.stat().st_mtime_ns) for path in files(tmp_path)]
-    run("check(); assert not touch.compiled().stats.cache_misses")
+    run("check(); assert not touch_pages.compiled().stats.cache_misses")
     assert [(path, path.stat().st_mtime_ns) for path in files(tmp_path)] == before
     assert len(before) == 4
 
@@ -190,9 +190,9 @@ def test_kernels_run_if_no_directory_is_writable(run, tmp_path):
 def test_cached_code_of_another_processor_is_not_used(run, tmp_path):
     run("check()", NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="")
     generic = files(tmp_path)
-    run("check(); assert touch.compiled().stats.cache_misses")
+    run("check(); assert touch_pages.compiled().stats.cache_misses")
     assert len(files(tmp_path)) > len(generic)
-    run("check(); assert touch.compiled().stats.cache_hits")
+    run("check(); assert touch_pages.compiled().stats.cache_hits")
 
 
 def test_processes_share_a_cache_directory(tmp_path):
@@ -212,7 +212,7 @@ def test_an_interrupt_ends_the_wait_but_not_the_compilation(run):
             os.kill(os.getpid(), signal.SIGINT)
             assert interrupted.wait(60)
         before_compiling(interrupt)
-        dispatcher = touch.compiled()
+        dispatcher = touch_pages.compiled()
         try:
             dispatcher(NONE, NONE)
         except KeyboardInterrupt:
@@ -237,7 +237,7 @@ def test_an_interrupt_ends_the_wait_for_the_import_of_numba(run):
             return primitives()
         jit._primitives = interrupted_primitives
         try:
-            touch.compiled()
+            touch_pages.compiled()
         except KeyboardInterrupt:
             interrupted.set()
         assert interrupted.is_set()
