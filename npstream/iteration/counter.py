@@ -79,7 +79,7 @@ class EpochCounter:
     epoch : int
         The first epoch.
     context_bytes : int
-        Maximum length of a cursor's context in shared memory.
+        Maximum bytes of `EpochCursor.context`; shared memory is reserved for them.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Provide the samples of a view, epoch after epoch, in its native orders.
+"""Provide the samples of a view, epoch after epoch: in the view's order or shuffled by `Shuffle`.
 
 Tested in tests/iteration/test_iteration.py.
 """
@@ -36,17 +36,20 @@ if TYPE_CHECKING:
 
 
 class AnyEpochs(Protocol):
-    """Samples at positions of epochs: of a view, of a mixture, or in an order of Streaming."""
+    """Interface of the epochs of a view, of a mixture, or in an order of Streaming."""
 
     @property
     def context_bytes(self) -> int:
-        """Maximum length of a cursor's context in shared memory."""
+        """Maximum bytes of `EpochCursor.context`; shared memory is reserved for them."""
 
     def merge_replicas(self, ranks: Ranks, replication: int) -> Ranks:
         """Return ranks in which each `replication` consecutive ranks count as one."""
 
     def part(self, cursor: EpochCursor, ranks: Ranks, batch_size: int, last: str) -> Partition:
-        """Return a rank's part of the rest of an epoch."""
+        """Return the part of this rank in the epoch, from the cursor on.
+
+        `batch_size` and `last` are parameters of `Partition`.
+        """
 
     @property
     def is_stored_order(self) -> bool:
@@ -57,26 +60,26 @@ class AnyEpochs(Protocol):
         """Whether `epoch_size` changes only where epochs end, not the order of samples."""
 
     def needs_state(self, ranks: Ranks) -> bool:
-        """Return True if `ranks` are valid only after a state was loaded."""
+        """Return True if `ranks` are valid only for iterations that have loaded a state."""
 
     def nodes_per_chunk(self, nodes: int) -> int:
-        """Return how many of `nodes` nodes read each chunk; 1 if that is not due to lanes."""
+        """Return how many of `nodes` nodes read each chunk; 1 if lanes are not the cause."""
 
     def chunk_share(self, nodes: int) -> float:
         """Return the fraction of a chunk's samples that one of `nodes` nodes reads."""
 
     def with_block(self, nbytes: int) -> tuple[AnyEpochs, str] | None:
-        """Return epochs with this block size and the setting for it; None without a shuffle."""
+        """Return epochs with blocks of `nbytes`, and this setting as text; None if not shuffled."""
 
     def state(self, cursor: EpochCursor, ranks: Ranks) -> dict[str, Any]:
         """Return the state of an iteration at `cursor`."""
 
     def load_cursor(self, state: Mapping[str, Any], ranks: Ranks) -> EpochCursor:
-        """Return the cursor of a state; raise ValueError if the state is of other epochs."""
+        """Return the cursor of a state; raise ValueError if it is from other data or settings."""
 
 
 class Epochs:
-    """Sample ids at positions of epochs.
+    """Maps positions in epochs to samples of a view.
 
     Parameters
     ----------
@@ -103,7 +106,7 @@ class Epochs:
         self._fingerprint = ViewFingerprint(DatasetFingerprint(source), selection)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_last_order": None}
+        return {**self.__dict__, "_last_order": None}  # computed again on first use
 
     @property
     def size(self) -> int:
@@ -127,7 +130,8 @@ class Epochs:
         return ranks.merge_replicas(replication)
 
     def part(self, cursor: EpochCursor, ranks: Ranks, batch_size: int, last: str) -> Partition:
-        """Return a rank's part of the rest of an epoch."""
+        """Return the part of this rank in the epoch, from the cursor on."""
+        # A Partition counts only the positions that are outside of gaps.
         size, start = (
             to_unskipped_position(position, cursor.gaps)
             for position in (self.size, cursor.position)
@@ -152,7 +156,7 @@ class Epochs:
         return False
 
     def nodes_per_chunk(self, nodes: int) -> int:
-        """Return how many of `nodes` nodes read each chunk; 1 if that is not due to lanes."""
+        """Return how many of `nodes` nodes read each chunk; 1 if lanes are not the cause."""
         lanes = 1 if self.shuffle is None else self.shuffle.lanes or 1
         return nodes // math.gcd(nodes, lanes) if lanes > 1 else 1
 
@@ -162,7 +166,7 @@ class Epochs:
         return math.gcd(nodes, lanes) / nodes
 
     def with_block(self, nbytes: int) -> tuple[Epochs, str] | None:
-        """Return epochs with this block size and the setting for it; None without a shuffle."""
+        """Return epochs with blocks of `nbytes`, and this setting as text; None if not shuffled."""
         if self.shuffle is None:
             return None
         other = copy(self)
@@ -187,17 +191,17 @@ class Epochs:
         passes, positions = np.divmod(positions + epoch * self.size, samples)
         rows = np.empty_like(positions)
         for number in np.unique(passes).tolist():
-            here = passes == number
-            rows[here] = self._rows(number, positions[here])
+            in_pass = passes == number
+            rows[in_pass] = self._rows(number, positions[in_pass])
         return self._selection.at(rows)
 
-    def _rows(self, number: int, positions: Int64) -> Int64:
+    def _rows(self, pass_number: int, positions: Int64) -> Int64:
         """Return the rows of the view at positions in a pass."""
         if self.shuffle is None:
             return positions
-        if self._last_order is None or self._last_order[0] != number:
-            order = view_order(self._source, self._selection, self.shuffle, self._seed, number)
-            self._last_order = number, order
+        if self._last_order is None or self._last_order[0] != pass_number:
+            order = view_order(self._source, self._selection, self.shuffle, self._seed, pass_number)
+            self._last_order = pass_number, order
         return self._last_order[1].at(positions)
 
 

@@ -42,7 +42,10 @@ class Ranks(NamedTuple):
 
 
 def detect_ranks(per_node: int | None) -> Ranks:
-    """Return the ranks of torch.distributed, or else of the environment, or else rank 0 of 1."""
+    """Return the ranks of torch.distributed, or else of the environment, or else rank 0 of 1.
+
+    By default, `per_node` is LOCAL_WORLD_SIZE of the environment, or else the number of ranks.
+    """
     rank, world = torch_ranks() or launcher_ranks()
     if per_node is None:
         per_node = _environment_integer("LOCAL_WORLD_SIZE", world)
@@ -52,7 +55,7 @@ def detect_ranks(per_node: int | None) -> Ranks:
 def torch_ranks() -> tuple[int, int] | None:
     """Return the rank and the number of ranks of torch.distributed, if it is initialized."""
     ranks: tuple[int, int] | None = None
-    if "torch" in sys.modules:
+    if "torch" in sys.modules:  # otherwise torch.distributed cannot be initialized
         ranks = import_npstream_torch().rank_and_world()
     return ranks
 
@@ -73,11 +76,15 @@ def launcher_ranks() -> tuple[int, int]:
 
 
 def unread_launcher_warning(ranks: Ranks) -> str | None:
-    """Return a warning if only variables that npstream does not read name several ranks."""
+    """Return a warning if a launcher started several ranks, but npstream cannot detect them.
+
+    Such a launcher sets only variables that npstream does not read, as those of `_LAUNCHERS`.
+    """
     if ranks.world > 1 or torch_ranks() is not None or "WORLD_SIZE" in os.environ:
         return None
     for rank, world in _LAUNCHERS:
         values = {name: value for name in (rank, world) if (value := os.environ.get(name))}
+        # Without these variables, or if they say rank 0 of 1, there is nothing to warn of.
         if values.get(rank, "0").strip() == "0" and values.get(world, "1").strip() == "1":
             continue
         variables = " and ".join(f"{name}={value}" for name, value in values.items())
@@ -91,7 +98,7 @@ def unread_launcher_warning(ranks: Ranks) -> str | None:
 
 
 def make_ranks(rank: Any, world: Any, per_node: int | None) -> Ranks:
-    """Return checked ranks; by default, all are on one node."""
+    """Return `Ranks`, or raise if they are invalid. If `per_node` is None, there is one node."""
     world = integer("world", world, 1)
     rank = integer("rank", rank, 0)
     if rank >= world:
@@ -107,7 +114,7 @@ def make_ranks(rank: Any, world: Any, per_node: int | None) -> Ranks:
 
 
 def this_worker() -> tuple[int, int]:
-    """Return this DataLoader worker's number and the number of workers; (0, 0) if it is none."""
+    """Return the number of this DataLoader worker and of all workers; (0, 0) outside of workers."""
     worker: tuple[int, int] = (
         import_npstream_torch().worker_and_workers() if "torch" in sys.modules else (0, 0)
     )

@@ -97,7 +97,7 @@ class StreamingEpochs:
         return Ranks(ranks.rank // replication, world.ranks, world.ranks_per_node)
 
     def part(self, cursor: EpochCursor, ranks: Ranks, batch_size: int, last: str) -> Partition:
-        """Return a rank's part of the rest of an epoch."""
+        """Return the part of this rank in the epoch, from the cursor on."""
         if last == "short":
             raise ValueError(
                 "last='short': Streaming's orders repeat samples so that all ranks read the same "
@@ -165,7 +165,7 @@ class StreamingEpochs:
         return 1 / nodes
 
     def with_block(self, nbytes: int) -> tuple[StreamingEpochs, str] | None:
-        """Return epochs with this block size and the setting for it; None without a shuffle."""
+        """Return epochs with blocks of `nbytes`, and this setting as text; None if not shuffled."""
         if self._settings.shuffle_algo is None:
             return None
         samples = self._source.estimate_rows(nbytes)

@@ -132,7 +132,7 @@ class MixtureEpochs:
         return 1 / nodes
 
     def with_block(self, nbytes: int) -> tuple[MixtureEpochs, str] | None:
-        """Return epochs with this block size and the setting for it; None without a shuffle."""
+        """Return epochs with blocks of `nbytes`, and this setting as text; None if not shuffled."""
         if self._settings is None:
             return None
         other = copy(self)
@@ -140,7 +140,7 @@ class MixtureEpochs:
         return other, f"shuffle=npstream.Shuffle(block={nbytes})"
 
     def part(self, cursor: EpochCursor, ranks: Ranks, batch_size: int, last: str) -> Partition:
-        """Return a rank's part of the rest of an epoch."""
+        """Return the part of this rank in the epoch, from the cursor on."""
         run, stream = self._stream(cursor.context, ranks)
         cuts = [cursor.position, *(cut for gap in cursor.gaps for cut in gap)]
         if any(cut % run.grain for cut in cuts if cut < run.size and self._batching != "random"):
@@ -186,7 +186,7 @@ class MixtureEpochs:
         }
 
     def load_cursor(self, state: Mapping[str, Any], ranks: Ranks) -> EpochCursor:
-        """Return the cursor of a state; raise ValueError if the state is of other epochs."""
+        """Return the cursor of a state; raise ValueError if it is from other data or settings."""
         if isinstance(state, Mapping) and "mixture" not in state and "fingerprint" in state:
             raise ValueError("the state is of an iteration over one dataset, and this is a mixture")
         require_keys(state, ("mixture",))

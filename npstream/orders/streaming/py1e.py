@@ -1,8 +1,9 @@
-"""Provide Streaming's shuffle py1e: pieces are shuffled, then each sample moves along its lane.
+"""Provide Streaming's shuffle py1e, of which any part is computed separately.
 
-Every sample draws a *place*, a random float near its position, and each lane is sorted by place. A
-sample moves less than `ExpandedOrder.reach`. So any part of a lane can be sorted separately, in
-three steps:
+A lane is the range of positions of one of Streaming's canonical nodes. It consists of pieces, which
+are ranges of consecutive samples. First, the samples of each piece are shuffled. Then every sample
+draws a *place*, a random float near its position, and each lane is sorted by place. A sample moves
+less than `ExpandedOrder.reach`. So any part of a lane can be sorted separately, in three steps:
 
 1. A first pass over all samples that may move into the part counts the samples in each bucket of
    places. The counts tell which buckets contain the part.
@@ -10,7 +11,7 @@ three steps:
 3. Each bucket is sorted in the processor's cache.
 
 Two samples of a lane may draw the same place, but rarely: about one pair in a lane of 10**8
-samples. Here they keep their order. In Streaming their order depends on the processor.
+samples. Then npstream keeps their order. In Streaming their order depends on the processor.
 
 Tested in tests/orders/streaming/test_shuffle.py.
 """
@@ -36,11 +37,11 @@ from npstream.orders.streaming.pcg64 import (
 )
 from npstream.orders.streaming.runs import Pieces, Snapshots, write_piece
 
-SHIFT = 14
-"""A bucket holds 2**14 consecutive integer parts of places, to be sorted in the L1 or L2 cache."""
+BUCKET_BITS = 14
+"""A bucket covers a range of 2**14 places, so that it is sorted in the L1 or L2 cache."""
 
 MoveParameters: TypeAlias = tuple[int, int, int]
-"""Samples of a lane, the minimum random width of a piece, and the number of possible widths."""
+"""Samples of a lane, minimum of the range of a piece's places, and number of possible ranges."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +59,10 @@ class ExpandedOrder:
     shuffles : Snapshots
         Snapshots of the generator before it shuffles pieces.
     moves : ndarray
-        States of the generator before it draws the places of the same pieces.
-    least, most : int
-        Bounds of the random widths of pieces: `least` to ``most - 1``.
+        States of the generator before it draws the places of the pieces ``shuffles.runs``.
+    min_width, width_stop : int
+        The samples of a piece draw places in a range of random width. The width is at least
+        `min_width` and below `width_stop`, and is not used if the piece is longer.
     """
 
     pieces: Pieces
@@ -68,15 +70,15 @@ class ExpandedOrder:
     firsts: Int64
     shuffles: Snapshots
     moves: State
-    least: int
-    most: int
+    min_width: int
+    width_stop: int
 
     @classmethod
     def draw(
         cls, state: State, pieces: Pieces, lanes: Int64, firsts: Int64, widths: tuple[int, int]
     ) -> ExpandedOrder:
         """Draw the random numbers of each lane: for the shuffles of its pieces, then for places."""
-        least, most = widths
+        min_width, width_stop = widths
         shuffles, moves = [], []
         for lane in range(len(lanes) - 1):
             offsets = pieces.offsets[firsts[lane] : firsts[lane + 1] + 1]
@@ -84,60 +86,70 @@ class ExpandedOrder:
             shuffles.append(snapshots)
             moves.append(np.empty_like(snapshots.states))
             _skip_moves.for_size(len(offsets))(
-                state, np.diff(offsets), most - least, snapshots.runs, moves[-1]
+                state, np.diff(offsets), width_stop - min_width, snapshots.runs, moves[-1]
             )
-        joined = Snapshots.concatenate(shuffles, firsts[:-1])
-        return cls(pieces, lanes, firsts, joined, np.concatenate(moves), least, most)
+        snapshots = Snapshots.concatenate(shuffles, firsts[:-1])
+        return cls(pieces, lanes, firsts, snapshots, np.concatenate(moves), min_width, width_stop)
 
     @property
     def reach(self) -> int:
-        """A bound that no sample's move reaches."""
-        return self.most // 2 + 1
+        """Bound of the moves of samples: each sample moves by fewer positions."""
+        return self.width_stop // 2 + 1
 
     @property
     def lookup_size(self) -> int:
-        """Number of positions to compute together."""
+        """Number of positions to compute together.
+
+        It is several times `reach`, because each part also draws the places of the samples that are
+        up to `reach` away from it.
+        """
         return 4 * max(self.reach, int(self.pieces.sizes.max()))
 
     def rows(self, start: int, stop: int) -> AnyArray:
-        """Return the numbers at positions `start` to `stop`, all in one lane."""
-        # The number of samples below place p differs from p by the samples that moved across p, in
-        # one direction. It is less than the reach, and mostly far less: moves to both sides cancel.
-        part = self._part(start, stop, self.reach // 4)
+        """Return the numbers of the samples at positions `start` to `stop`, all in one lane."""
+        # Some samples move up across a place p, others down. The difference of their counts is how
+        # much p differs from the number of samples below p. It is less than the reach, and mostly
+        # far less, because moves up and down cancel. So try a small slack first.
+        part = self._sort_part(start, stop, self.reach // 4)
         if part is None:
-            part = self._part(start, stop, self.reach)
+            part = self._sort_part(start, stop, self.reach)
         assert part is not None
         return part
 
-    def _part(self, start: int, stop: int, slack: int) -> AnyArray | None:
-        """Sort the samples with places from ``start - slack`` to ``stop + slack``.
+    def _sort_part(self, start: int, stop: int, slack: int) -> AnyArray | None:
+        """Sort the samples whose places are in the range ``start - slack`` to ``stop + slack``.
 
-        Return the numbers at positions `start` to `stop`, or None if the slack is too small.
+        Return the numbers of the samples at positions `start` to `stop`. Return None if the samples
+        with these places are not all that belong there, because `slack` is too small.
         """
         lane = int(self.lanes.searchsorted(start, "right")) - 1
         origin, end = int(self.lanes[lane]), int(self.lanes[lane + 1])
+        # Relative to `origin`: `floor` and `ceiling`, the places where the buckets begin and end,
+        # the `offsets` of pieces, and below also `start` and `stop`.
         floor = max(start - origin - slack, 0)
-        buckets = -(-(min(stop + slack, end) - origin - floor) >> SHIFT)
-        ceiling = floor + (buckets << SHIFT)
+        buckets = -(-(min(stop + slack, end) - origin - floor) >> BUCKET_BITS)
+        ceiling = floor + (buckets << BUCKET_BITS)
 
         snapshot = self.shuffles.before(origin + max(floor - self.reach, 0))
         first = int(self.shuffles.runs[snapshot])
         last = int(self.pieces.offsets.searchsorted(origin + ceiling + self.reach))
         last = min(last, int(self.firsts[lane + 1]))
         offsets = self.pieces.offsets[first : last + 1] - origin
-        move = end - origin, self.least, self.most - self.least
+        move = end - origin, self.min_width, self.width_stop - self.min_width
         samples = int(offsets[-1] - offsets[0])
 
         counts = np.zeros(buckets + 2, np.int64)
         _count.for_size(samples)(self.moves[snapshot].copy(), offsets, move, floor, counts)
-        ranks = offsets[0] + counts[:-1].cumsum()
+        # The first position of each bucket, then the end of the last bucket.
+        starts = offsets[0] + counts[:-1].cumsum()
         start, stop = start - origin, stop - origin
-        if not ranks[0] <= start <= stop <= ranks[-1]:
+        if not starts[0] <= start <= stop <= starts[-1]:
             return None
-        needed = slice(int(ranks.searchsorted(start, "right")) - 1, int(ranks.searchsorted(stop)))
-        base = int(ranks[needed.start])
-        bounds = ranks[needed.start : needed.stop + 1] - base
-        floor += needed.start << SHIFT
+        first_bucket = int(starts.searchsorted(start, "right")) - 1
+        stop_bucket = int(starts.searchsorted(stop))
+        base = int(starts[first_bucket])
+        bounds = starts[first_bucket : stop_bucket + 1] - base
+        floor += first_bucket << BUCKET_BITS
 
         places = np.empty(bounds[-1])
         picks = self.pieces.picks
@@ -155,23 +167,26 @@ class ExpandedOrder:
             numbers,
             np.empty(int(np.diff(offsets).max()), numbers.dtype),
         )
-        cells = np.empty(min(1 << SHIFT, end - origin - floor) + 1, np.int32)
-        most = int(np.diff(bounds).max())
+        cells = np.empty(min(1 << BUCKET_BITS, end - origin - floor) + 1, np.int32)
+        largest_bucket = int(np.diff(bounds).max())
         _sort.for_size(samples)(
             places,
             numbers,
             bounds,
             floor,
             cells,
-            np.empty(most, np.int64),
-            np.empty(most, numbers.dtype),
+            np.empty(largest_bucket, np.int64),
+            np.empty(largest_bucket, numbers.dtype),
         )
         return numbers[start - base : stop - base]
 
 
 @kernel
 def _skip_moves(state: State, sizes: Int64, widths: int, snapshots: Int64, states: State) -> None:
-    """Advance the state like drawing the places of pieces; write states before `snapshots`."""
+    """Advance the state as if the places of pieces were drawn, but without drawing them.
+
+    The states before the pieces with the numbers `snapshots` are written to `states`.
+    """
     snapshot = 0
     for k in range(sizes.size):
         if snapshot < snapshots.size and snapshots[snapshot] == k:
@@ -183,16 +198,22 @@ def _skip_moves(state: State, sizes: Int64, widths: int, snapshots: Int64, state
 
 @kernel
 def _move_range(state: State, offset: int, size: int, move: MoveParameters) -> tuple[float, float]:
-    """Draw the range of moves of a piece's samples; return its negative start, and its length."""
-    length, least, widths = move
-    reach = max((least + draw_below(state, widths) - size) / 2, 0.0)
+    """Draw the range of the moves of a piece's samples; return its negative start, and its length.
+
+    The range ends where a sample would leave the lane.
+    """
+    lane_size, min_width, widths = move
+    reach = max((min_width + draw_below(state, widths) - size) / 2, 0.0)
     left = max(-reach, -float(offset))
-    return left, min(reach, float(length - offset - size)) - left
+    return left, min(reach, float(lane_size - offset - size)) - left
 
 
 @kernel
 def _count(state: State, offsets: Int64, move: MoveParameters, floor: int, counts: Int64) -> None:
-    """Count the places below `floor`, then in each bucket from `floor` on, then above buckets."""
+    """Count the places in each bucket; buckets begin at `floor`.
+
+    ``counts[0]`` counts the places below `floor`. The last count is of places above all buckets.
+    """
     last = counts.size - 1
     for k in range(offsets.size - 1):
         left, span = _move_range(state, offsets[k], offsets[k + 1] - offsets[k], move)
@@ -200,7 +221,7 @@ def _count(state: State, offsets: Int64, move: MoveParameters, floor: int, count
         for i in range(offsets[k], offsets[k + 1]):
             hi, lo, word = step(hi, lo, inc_hi, inc_lo)
             place = i + (left + span * ((word >> u64(11)) * 2.0**-53))
-            bucket = ((int(place) - floor) >> SHIFT) + 1
+            bucket = ((int(place) - floor) >> BUCKET_BITS) + 1
             counts[min(max(bucket, 0), last)] += 1
         state[0], state[1] = hi, lo
 
@@ -219,8 +240,12 @@ def _scatter(
     numbers: AnyArray,
     piece: AnyArray,
 ) -> None:
-    """Write the samples in buckets, and their places; `cursors` has each bucket's next index."""
-    ceiling = floor + (cursors.size << SHIFT)
+    """Write the numbers and the places of the samples in buckets, ordered by bucket.
+
+    `cursors` holds the index at which each bucket's next sample is written. `piece` is a buffer for
+    the numbers of one piece.
+    """
+    ceiling = floor + (cursors.size << BUCKET_BITS)
     for k in range(begins.size):
         offset, size = offsets[k], offsets[k + 1] - offsets[k]
         left, span = _move_range(moves, offset, size, move)
@@ -234,7 +259,7 @@ def _scatter(
         for i in range(size):
             hi, lo, word = step(hi, lo, inc_hi, inc_lo)
             place = offset + i + (left + span * ((word >> u64(11)) * 2.0**-53))
-            bucket = (int(place) - floor) >> SHIFT
+            bucket = (int(place) - floor) >> BUCKET_BITS
             if 0 <= bucket < cursors.size:
                 index = cursors[bucket]
                 cursors[bucket] = index + 1
@@ -255,18 +280,19 @@ def _sort(
 ) -> None:
     """Sort the numbers of each bucket by place.
 
-    A counting sort by the integer part of places comes first, into *cells*. The sorted keys have a
-    place in their upper bits, relative to the bucket and with the fraction bits that fit. Their
-    lower bits are the index in the bucket.
+    A key of 63 bits stands for each sample. Its lower bits are the sample's index in the bucket.
+    Its upper bits are the place, relative to the bucket, with as many fraction bits as fit. First,
+    a counting sort orders the keys by the integer part of places. Samples with the same integer
+    part are a *cell*. Then the keys of cells are sorted. `keys` and `spare` are buffers.
     """
     index_bits = 0
     while keys.size >> index_bits:
         index_bits += 1
-    fine_bits = 63 - SHIFT - index_bits
+    fine_bits = 63 - BUCKET_BITS - index_bits
     index, fine = (1 << index_bits) - 1, 2.0**fine_bits
     for bucket in range(bounds.size - 1):
         start, size = bounds[bucket], bounds[bucket + 1] - bounds[bucket]
-        base = floor + (bucket << SHIFT)
+        base = floor + (bucket << BUCKET_BITS)
         cells[:] = 0
         for i in range(start, start + size):
             cells[int(places[i]) - base + 1] += 1
@@ -288,6 +314,8 @@ def _sort(
                 keys[i - 1] = min(largest, key)
                 largest = max(largest, key)
             keys[size - 1] = largest
+        # An insertion sort moves the remaining keys. If two keys do not differ in their place bits,
+        # the whole places decide.
         for i in range(1, size):
             if keys[i] >> index_bits > keys[i - 1] >> index_bits:
                 continue
