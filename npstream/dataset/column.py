@@ -550,7 +550,7 @@ class Column(ArrayMethods, elementwise.Operators):
 
     # Writing
 
-    def _to_write(self) -> StoredColumn | ArrayColumn:
+    def _writer_input(self) -> StoredColumn | ArrayColumn:
         """Return this column in the form that `npstream.writing.tables` writes."""
         if not self._shape:
             raise TypeError(f"column {self.name!r} is a single value, not one value a sample")

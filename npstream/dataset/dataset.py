@@ -11,7 +11,7 @@ from numpy.lib.array_utils import normalize_axis_index
 from npstream._core.arguments import name_list
 from npstream._core.typing import AnyArray, Sample
 from npstream.dataset.column import Column
-from npstream.dataset.splits import chained, filter_mask, split_view
+from npstream.dataset.splits import chain_transforms, filter_mask, split_view
 from npstream.errors import (
     ColumnError,
     missing_attribute,
@@ -51,8 +51,8 @@ class Dataset:
     """An array of the samples of an opened dataset, or a lazy view of some of them.
 
     Made by `npstream.open`. An integer index reads one sample. Any other row index returns a lazy
-    view. A name, or a list of names, selects columns. NumPy functions, `load` and iteration read.
-    ``==`` compares identity.
+    view. A name, or a list of names, selects columns. NumPy functions, `load` and iteration read
+    the view's data. ``==`` compares identity.
 
     Examples
     --------
@@ -74,7 +74,7 @@ class Dataset:
     ) -> None:
         self._source, self._selection = source, selection
         self._names, self._transform = names, transform
-        self._reader: Any = None
+        self._reader: Callable[[int], Sample] | None = None  # made when the first sample is read
 
     def _view(self, selection: Selection) -> Dataset:
         return Dataset(self._source, selection, self._names, self._transform)
@@ -147,7 +147,7 @@ class Dataset:
         Returns
         -------
         shard, row : int or ndarray of int64
-            Number of the shard, and of the sample in it, both from 0.
+            Number of the shard, and position of the sample in that shard; both count from 0.
 
         Examples
         --------
@@ -183,7 +183,7 @@ class Dataset:
     def __getitem__(self, index: Any) -> Dataset: ...
     def __getitem__(self, index: Any) -> Any:
         try:
-            if type(index) is not int:  # reading a sample takes only as long as a few such checks
+            if type(index) is not int:  # the checks would slow down the read of a single sample
                 if isinstance(index, str):
                     return self._column(index)
                 if isinstance(index, list) and any(isinstance(name, str) for name in index):
@@ -198,7 +198,7 @@ class Dataset:
             raise
         return self._view(selected)
 
-    if not TYPE_CHECKING:  # type checkers would let any name pass
+    if not TYPE_CHECKING:  # with `__getattr__`, type checkers accept misspelled attributes
         __getattr__ = missing_attribute
 
     __setitem__ = refuse_assignment
@@ -219,13 +219,13 @@ class Dataset:
         for name in names:
             if not isinstance(name, str):
                 raise TypeError(f"a list is all column names or all rows, not both: {name!r}")
-            self._column(name)
+            self._column(name)  # only to raise if there is no such column
         if len(set(names)) != len(names):
             raise ValueError(f"a column is listed twice in {list(names)}")
-        return self._like(tuple(names), self._transform)
+        return self._replace(tuple(names), self._transform)
 
-    def _like(self, names: tuple[str, ...], transform: Transform | None) -> Dataset:
-        """Return this view with other columns, or with another transform."""
+    def _replace(self, names: tuple[str, ...], transform: Transform | None) -> Dataset:
+        """Return a view of the same rows with these columns and this transform."""
         return Dataset(self._source, self._selection, names, transform)
 
     def _sample(self, sample: int) -> Any:
@@ -256,13 +256,13 @@ class Dataset:
         Parameters
         ----------
         out : mapping of str to array_like, optional
-            Arrays (or tensors, such as in pinned memory) to fill and return, only for columns of
-            fixed-size values, with the column's dtype and shape. By default, new arrays.
+            Arrays to fill and return, or tensors, such as in pinned memory. They need the shape and
+            dtype of their columns, whose values must have a fixed size. By default, new arrays.
 
         Returns
         -------
         Batch
-            An array has the view's shape followed by a value's. A Ragged has one row a sample.
+            The shape of an array is the view's, then a value's. A Ragged has a row for each sample.
 
         Raises
         ------
@@ -336,7 +336,7 @@ class Dataset:
             return selected
 
     def explain(self) -> Cost:
-        """Return the cost of `load` of this view now, such as the bytes to download.
+        """Return the cost of `load` with the present cache, such as the bytes to download.
 
         Returns
         -------
@@ -419,7 +419,7 @@ class Dataset:
 
         Returns
         -------
-        Order
+        RowOrder
             Array-like; ``order.find(rows)`` is its inverse.
 
         Raises
@@ -477,13 +477,13 @@ class Dataset:
         Parameters
         ----------
         lengths : sequence of int or float
-            Samples of each part, or fractions that sum to 1, rounded as in torch's function.
+            Samples of each part, or fractions that sum to 1, rounded as in torch's random_split.
         seed : int, default: 0
             Seed of the split.
         by : {"sample", "chunk"}, default: "sample"
             "sample" draws single samples: parts are slices of ``shuffle(seed, block=None)``.
-            "chunk" draws whole chunks, so that reading a part fetches no others. Then the samples
-            of a part keep the view's order.
+            "chunk" draws whole chunks, so that reading a part fetches only its own chunks. Then the
+            samples of a part keep the view's order.
 
         Returns
         -------
@@ -524,7 +524,7 @@ class Dataset:
         >>> [*ds.with_transform(lambda sample: sample["text"].upper())]
         ['ZERO', 'ONE', 'TWO']
         """
-        return self._like(self._names, chained(self._transform, transform))
+        return self._replace(self._names, chain_transforms(self._transform, transform))
 
     def filter(
         self,
@@ -591,7 +591,7 @@ class Dataset:
         rank, world : int, optional
             Number of this process among the processes that share the view, and their count. By
             default those of ``torch.distributed`` if it is initialized, else RANK and WORLD_SIZE of
-            the environment, else 0 and 1. Defaults are looked up only when they are needed.
+            the environment, else 0 and 1. Defaults are looked up on the first use that needs them.
         batch_size : int, optional
             Samples of this rank in a batch. By default, samples are yielded, not batches.
         global_batch_size : int, optional
@@ -611,15 +611,15 @@ class Dataset:
         epoch_size : int, float or str, optional
             Samples in an epoch; by default the view's size. May be text such as "100k", " 64 M",
             "1.5B" or "2T", or a float such as 5e5, rounded down. Each epoch continues where the
-            previous one ended, in one order until every sample of the view has been read. With an
-            order of Streaming, each epoch selects its samples as Streaming does.
+            previous one ended. The order changes after all samples of the view have been read. With
+            an order of Streaming, each epoch selects its samples as Streaming does.
         last : {"repeat", "drop", "short"}, default: "repeat"
             How to treat the last batch if samples are too few for a full batch on every rank.
             "repeat" fills it with the first samples of the epoch, marked in ``batch.repeated``
             (single samples carry no mark). "drop" omits it, as torch's ``drop_last=True`` does.
             With either, all ranks have the same number of batches of the same size. "short" reads
-            each sample once, so that ranks may differ. Orders of Streaming accept "repeat" and
-            "drop". They repeat only until ranks are equal, so the last batch may be short.
+            each sample once, so ranks may differ in both. Orders of Streaming accept "repeat" and
+            "drop". They repeat only until the ranks' counts are equal. The last batch may be short.
         ranks_per_node : int, optional
             Ranks on each machine, numbered one machine after the other. If the number of machines
             divides the number of lanes, no two machines read the same chunk. By default
@@ -673,13 +673,13 @@ class Dataset:
 
         return epochs_for(self._source, self._selection, settings)
 
-    def _to_write(self) -> StoredTable | None:
+    def _writer_input(self) -> StoredTable | None:
         """Return this view for a writer to copy; None if its samples are transformed."""
         is_stored = self._transform is None
         return stored_table(self._source, self._selection, self._names) if is_stored else None
 
     def close(self) -> None:
-        """Release the maps and buffers of this dataset and all its views, after current reads.
+        """Release the maps and buffers of this dataset and all its views, after reads in progress.
 
         A dataset is also a context manager, which closes it.
 

@@ -167,7 +167,7 @@ def filter_mask(view: View, fn: Callable[[Any], Any], batch_size: int | None, bl
     return mask
 
 
-def chained(
+def chain_transforms(
     first: Callable[[Any], Any] | None, second: Callable[[Any], Any] | None
 ) -> Callable[[Any], Any] | None:
     """Return a function that applies two transforms in turn; None if there is no second one."""

@@ -191,7 +191,7 @@ class Batch(dict[str, Any]):
 
         return record_batch(self, self._encodings).__arrow_c_stream__(requested_schema)
 
-    def _to_write(self) -> Columns:
+    def _writer_input(self) -> Columns:
         """Return the batch in the form of `npstream.writing.tables`."""
         if self._repeated is not None and self._repeated.any():
             raise ValueError(

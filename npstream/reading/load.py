@@ -313,7 +313,7 @@ def output_array(out: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[An
 
 
 def _is_read_only(out: Any) -> bool:
-    return not hasattr(out, "__setitem__") or hasattr(type(out), "_to_write")
+    return not hasattr(out, "__setitem__") or hasattr(type(out), "_writer_input")
 
 
 def _find_field(plan: Plan, name: str) -> Field:

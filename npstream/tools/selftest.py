@@ -18,9 +18,11 @@ from npstream._core.arguments import quantity
 
 __all__ = ["CHECKS", "EXTRAS", "selftest"]
 
-_Data: TypeAlias = "dict[str, Any]"
+_Columns: TypeAlias = "dict[str, Any]"
+"""Name of a column -> its values: an array or a list."""
 
 SAMPLES = 1000
+"""Number of samples in the test dataset."""
 
 EXTRAS = {
     "torch": "torch", "s3": "s3fs", "gcs": "gcsfs", "azure": "adlfs", "oci": "ocifs",
@@ -36,7 +38,7 @@ def selftest(show: Callable[[str], None] = print) -> bool:
 
     Parameters
     ----------
-    show : callable
+    show : callable, default: print
         Called with each line of output.
 
     Examples
@@ -52,7 +54,7 @@ def selftest(show: Callable[[str], None] = print) -> bool:
     show(f"extras that are not installed: {', '.join(absent) or 'none'}")
     failed = 0
     with tempfile.TemporaryDirectory(prefix="npstream-selftest-") as directory:
-        data = arrays()
+        data = make_columns()
         for name, check in CHECKS.items():
             start = time.perf_counter()
             try:
@@ -66,8 +68,8 @@ def selftest(show: Callable[[str], None] = print) -> bool:
     return not failed
 
 
-def arrays() -> _Data:
-    """Return the columns of the test dataset: fixed, ragged and text."""
+def make_columns() -> _Columns:
+    """Return columns of numbers, arrays of one shape, arrays of several shapes, and text."""
     rng = np.random.default_rng(0)
     return {
         "label": np.arange(SAMPLES),
@@ -81,7 +83,7 @@ def _equal(actual: Any, expected: Any) -> None:
     np.testing.assert_array_equal(np.asarray(actual), np.asarray(expected))
 
 
-def _write(directory: str, data: _Data) -> None:
+def _check_write(directory: str, data: _Columns) -> None:
     path = f"{directory}/data"
     report = npstream.write(path, data, shard_size="32KiB", compression="zstd", hashes=["xxh3_64"])
     _equal(report.samples, SAMPLES)
@@ -89,7 +91,7 @@ def _write(directory: str, data: _Data) -> None:
         _equal(len(ds), SAMPLES)
 
 
-def _samples(directory: str, data: _Data) -> None:
+def _check_samples(directory: str, data: _Columns) -> None:
     with npstream.open(f"{directory}/data") as ds:
         for row in (0, 17, -1):
             sample = ds[row]
@@ -98,7 +100,7 @@ def _samples(directory: str, data: _Data) -> None:
         _equal([sample["label"] for sample in ds[::-100]], data["label"][::-100])
 
 
-def _batches(directory: str, data: _Data) -> None:
+def _check_batches(directory: str, data: _Columns) -> None:
     with npstream.open(f"{directory}/data") as ds:
         rows = np.random.default_rng(1).integers(0, SAMPLES, 300)
         batch = ds[rows].load()
@@ -109,14 +111,14 @@ def _batches(directory: str, data: _Data) -> None:
         _equal(batch["text"].to_list(), [data["text"][row] for row in rows])
 
 
-def _columns(directory: str, data: _Data) -> None:
+def _check_columns(directory: str, data: _Columns) -> None:
     with npstream.open(f"{directory}/data") as ds:
         _equal(ds["pixels"][::3, 1], data["pixels"][::3, 1])
         _equal(ds[ds["label"] % 7 == 3]["label"], data["label"][3::7])
         np.testing.assert_allclose(ds["pixels"].mean(axis=0), data["pixels"].mean(axis=0), 1e-5)
 
 
-def _ranks(directory: str, data: _Data) -> None:
+def _check_resumed_ranks(directory: str, data: _Columns) -> None:
     seen: list[Any] = []
     with npstream.open(f"{directory}/data") as ds:
         for rank in range(2):
@@ -131,11 +133,11 @@ def _ranks(directory: str, data: _Data) -> None:
     _equal(np.sort(np.concatenate(seen)), np.arange(SAMPLES))
 
 
-def _verify(directory: str, data: _Data) -> None:
+def _check_hashes(directory: str, data: _Columns) -> None:
     _equal(npstream.verify_dataset(f"{directory}/data").problems, ())
 
 
-def _remote(directory: str, data: _Data) -> None:
+def _check_remote(directory: str, data: _Columns) -> None:
     url = f"memory://npstream-selftest{directory}"
     npstream.write(url, data)
     with npstream.open(url, cache=f"{directory}/cache") as remote:
@@ -144,13 +146,13 @@ def _remote(directory: str, data: _Data) -> None:
         _equal(remote[::2].load()["text"].to_list(), data["text"][::2])
 
 
-CHECKS: dict[str, Callable[[str, _Data], None]] = {
-    "write and open": _write,
-    "samples and views": _samples,
-    "batches": _batches,
-    "columns and filters": _columns,
-    "shuffled iteration of two ranks, resumed": _ranks,
-    "hashes and statistics of the side-car": _verify,
-    "an object store in memory, with a cache": _remote,
+CHECKS: dict[str, Callable[[str, _Columns], None]] = {
+    "write and open": _check_write,
+    "samples and views": _check_samples,
+    "batches": _check_batches,
+    "columns and filters": _check_columns,
+    "shuffled iteration of two ranks, resumed": _check_resumed_ranks,
+    "hashes and statistics of the side-car": _check_hashes,
+    "an object store in memory, with a cache": _check_remote,
 }
 """The checks in the order in which they run: the first writes the dataset that others read."""

@@ -185,7 +185,7 @@ class WriterEngine:
         It returns None after it wrote the rows of a table, and for a sample that is left out.
         """
         self._check_open()
-        if type(sample) is not dict and hasattr(type(sample), "_to_write"):
+        if type(sample) is not dict and hasattr(type(sample), "_writer_input"):
             table = table_of(sample)
             if table is not None:
                 assert not isinstance(table, TableStream)

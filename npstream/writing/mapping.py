@@ -110,9 +110,9 @@ def apply_map(function: MapFunction, sample: Any, number: int) -> Iterator[Any]:
         result = function(sample)
         if result is None:
             return
-        if isinstance(result, Mapping) and not hasattr(type(result), "_to_write"):
+        if isinstance(result, Mapping) and not hasattr(type(result), "_writer_input"):
             results: Iterator[Any] = iter((result,))
-        elif hasattr(type(result), "_to_write") and (table := table_of(result)) is not None:
+        elif hasattr(type(result), "_writer_input") and (table := table_of(result)) is not None:
             results = table_rows(table)
         elif isinstance(result, str | bytes | np.ndarray) or not hasattr(result, "__iter__"):
             raise TypeError(

@@ -1,7 +1,7 @@
 """Columns and tables to write: their encodings, and their rows in blocks.
 
 `npstream.writing.inputs.recognition` makes them from the objects that users give. Classes of
-npstream make them by a method ``_to_write``; see `Writable`.
+npstream make them by a method ``_writer_input``; see `Writable`.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class TableStream:
 class Writable(Protocol):
     """A class of npstream whose rows can be written."""
 
-    def _to_write(self) -> GivenColumn | GivenTable | None:
+    def _writer_input(self) -> GivenColumn | GivenTable | None:
         """Return a column, or a table; None for samples that are to be written one by one."""
 
 

@@ -190,7 +190,7 @@ def write(
         try:
             writer._connect(path, sidecar, shard_samples, storage_options, timeout, retries)
             with writer, show_progress(writer._shards, progress):
-                if table is not None and fill is not None and hasattr(type(data), "_to_write"):
+                if table is not None and fill is not None and hasattr(type(data), "_writer_input"):
                     writer._write_rows(table)  # these columns do not apply `fill`
                 elif table is not None:
                     writer._write_any_table(table)

@@ -88,7 +88,7 @@ def table_of(
 def _table_of(
     data: Any, names: Collection[str] | None, fill: Mapping[str, Fill]
 ) -> GivenTable | TableStream | None:
-    own = getattr(type(data), "_to_write", None)
+    own = getattr(type(data), "_writer_input", None)
     if own is not None:
         given: Any = own(data)
         if given is None or hasattr(given, "names"):
@@ -189,7 +189,7 @@ def column_of(values: Any, known: str | None = None, fill: Fill | None = None) -
         Replaces missing values.
     """
     fill = fill or NO_FILL
-    own = getattr(type(values), "_to_write", None)
+    own = getattr(type(values), "_writer_input", None)
     if own is not None and hasattr(given := own(values), "length") and not hasattr(given, "names"):
         return given  # type: ignore[no-any-return]
     if isinstance(values, str | bytes | Mapping) or not _has_length(values):
@@ -443,7 +443,7 @@ def samples_of(
     samples = iterate(data)
     for first in samples:
         rest = chain([first], samples)
-        if type(first) is dict or hasattr(type(first), "_to_write"):
+        if type(first) is dict or hasattr(type(first), "_writer_input"):
             return rest
         table = foreign_table(first, names, fill or {})
         if table is None:
@@ -538,7 +538,7 @@ def as_mapping(sample: Any, names: Collection[str] | None, number: int) -> Any:
     """
     if _is_a(sample, "tensordict", "TensorDictBase"):
         return _tensor_dict(sample)
-    if isinstance(sample, Mapping) or hasattr(type(sample), "_to_write"):
+    if isinstance(sample, Mapping) or hasattr(type(sample), "_writer_input"):
         return sample
     if hasattr(sample, "_asdict"):  # a named tuple
         return sample._asdict()
