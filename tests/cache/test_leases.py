@@ -79,7 +79,7 @@ def test_waiting_for_a_lease_ends_at_the_timeout():
 def test_a_forked_process_has_no_leases():
     """It has none of its parent's threads, not even the thread that holds the registry's lock."""
     Lease().take([("a", 0)])
-    with leases._registry.changed:
+    with leases._registry.condition:
         context = multiprocessing.get_context("fork")
         taken = context.SimpleQueue()
         child = context.Process(target=lambda: taken.put(Lease().take([("a", 0)])))

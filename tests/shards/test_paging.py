@@ -30,8 +30,8 @@ class FakeProcess:
         self.prefetches += 1
 
     @property
-    def touch(self):
-        """Stand in for the kernel `touch`."""
+    def touch_pages(self):
+        """Stand in for the kernel `touch_pages`."""
         return self
 
     def for_size(self, rows):
