@@ -54,7 +54,7 @@ def view(request, ds):
 
 def workers(monkeypatch, worker: int, workers: int) -> None:
     """Pretend to be one of DataLoader's workers."""
-    monkeypatch.setattr("npstream.torch.worker", lambda: (worker, workers))
+    monkeypatch.setattr("npstream.torch.worker_and_workers", lambda: (worker, workers))
 
 
 def in_turn(iterators):

@@ -153,7 +153,9 @@ def test_ranks_and_workers_read_the_same_samples_as_in_streaming(
         )
         samples.set_epoch(1)
         for worker in range(3):
-            monkeypatch.setattr("npstream.torch.worker", lambda worker=worker: (worker, 3))
+            monkeypatch.setattr(
+                "npstream.torch.worker_and_workers", lambda worker=worker: (worker, 3)
+            )
             batches.set_epoch(1)
             assert [batch.ids.tolist() for batch in batches] == want[worker::3]
             ids = [int(sample["id"]) for sample in samples]
