@@ -78,7 +78,7 @@ def launcher_ranks() -> tuple[int, int]:
 def unread_launcher_warning(ranks: Ranks) -> str | None:
     """Return a warning if a launcher started several ranks, but npstream cannot detect them.
 
-    Such a launcher sets only variables that npstream does not read, as those of `_LAUNCHERS`.
+    Such a launcher sets only variables that npstream does not read, those of `_LAUNCHERS`.
     """
     if ranks.world > 1 or torch_ranks() is not None or "WORLD_SIZE" in os.environ:
         return None

@@ -41,7 +41,7 @@ BUCKET_BITS = 14
 """A bucket covers a range of 2**14 places, so that it is sorted in the L1 or L2 cache."""
 
 MoveParameters: TypeAlias = tuple[int, int, int]
-"""Samples of a lane, minimum of the range of a piece's places, and number of possible ranges."""
+"""Samples of a lane, minimum width (see `ExpandedOrder`), and number of possible widths."""
 
 
 @dataclass(frozen=True, slots=True)
