@@ -465,18 +465,18 @@ def _encode_lines(fetcher: Fetcher, schema: int, plan: Plan, ids: Int64) -> dict
             except (ValueError, OverflowError) as error:
                 where = fetcher.shards.describe(sample)
                 raise type(error)(f"{where}: column {name!r}: {error}") from None
-        bodies[name] = Bodies.of_list(encoded)
+        bodies[name] = Bodies.from_list(encoded)
     return bodies
 
 
 def column_bodies(column: AnyArray | Ragged) -> Bodies:
     """Return the stored bytes of a gathered column's rows, for a writer to copy."""
     if isinstance(column, Ragged):
-        return Bodies.of(column.values, column.offsets)
+        return Bodies.from_offsets(column.values, column.offsets)
     rows = np.ascontiguousarray(column)
     size = rows.dtype.itemsize * prod(rows.shape[1:])
     offsets = np.arange(len(rows) + 1, dtype=np.int64) * size
-    return Bodies.of(rows.reshape(-1).view(np.uint8), offsets)
+    return Bodies.from_offsets(rows.reshape(-1).view(np.uint8), offsets)
 
 
 def equal_text(fetcher: Fetcher, plan: Plan, ids: Int64, value: bytes) -> Bools:

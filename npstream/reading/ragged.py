@@ -20,7 +20,7 @@ from npstream._core.spans import copy_spans
 from npstream._core.typing import AnyArray, Int64
 from npstream.errors import FormatError, NpstreamError
 from npstream.formats.encodings.encodings import Encoding, column_type, parse, type_of_array
-from npstream.writing.tables import RowsColumn
+from npstream.writing.tables import RaggedColumn
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike
@@ -277,10 +277,10 @@ class Ragged:
             out[i] = row  # `out[:] = rows` would broadcast rows of equal length
         return out
 
-    def _writer_input(self) -> RowsColumn:
+    def _to_write(self) -> RaggedColumn:
         """Return the rows in the form of `npstream.writing.tables`."""
         self._check_text()
-        return RowsColumn(
+        return RaggedColumn(
             self.values, self.offsets, self._stored_encoding(), self.shapes,
             lambda start, stop: list(self[start:stop]),
         )  # fmt: skip

@@ -15,7 +15,7 @@ from npstream.formats.encodings.encodings import Encoding, column_type, type_of_
 from npstream.reading.plan import Field, Plan
 from npstream.reading.ragged import Ragged
 from npstream.writing.shard import bodies_of_rows
-from npstream.writing.tables import rows_as
+from npstream.writing.tables import convert_rows
 
 if TYPE_CHECKING:
     from npstream.indexing.selection import Selection
@@ -95,7 +95,7 @@ class StoredTable:
         if field.encoding.kind == encoding.kind == "fixed":
             numbers = self._source.columns(plan, lookup, {})[field.name]
             assert isinstance(numbers, np.ndarray)
-            return rows_as(numbers, encoding)
+            return convert_rows(numbers, encoding)
         if field.encoding.headless and encoding.kind == "ndarray":
             rows = self._source.columns(plan, lookup, {})[field.name]
             assert isinstance(rows, Ragged)

@@ -27,7 +27,7 @@ from npstream.formats.sidecar.sidecar import NAME, IndexDigest, Sidecar, digest_
 from npstream.shards.manifest import size_in_version
 from npstream.storage.local import LocalStore, Store, open_store, options_for
 from npstream.tools.scan import ShardScanner
-from npstream.writing.sidecar import Spool, pieces_of
+from npstream.writing.sidecar import SidecarBuilder, read_pieces
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -101,7 +101,7 @@ def build_index(
     dtypes = _column_dtypes(index, columns)
     compressed = compressed_only_mask(store, index)
     with _locked_work_directory(store, target, index_digest) as directory:
-        spool = Spool(dtypes, hashes, directory)
+        sidecar_builder = SidecarBuilder(dtypes, hashes, directory)
         try:
             # The saved state is reused only if its key is equal. The index's digest alone is not
             # enough: a rewritten dataset may have an equal index, but it has another version.
@@ -109,10 +109,10 @@ def build_index(
             key += [[name, dtype.str] for name, dtype in dtypes.items()]
             if hashes or dtypes:
                 scanner = ShardScanner(index, store, compressed, dtypes)
-                _scan_remaining(scanner, spool, directory, key)
-            _publish(spool, target, index, index_digest)
+                _scan_remaining(scanner, sidecar_builder, directory, key)
+            _publish(sidecar_builder, target, index, index_digest)
         finally:
-            spool.close()
+            sidecar_builder.close()
         shutil.rmtree(directory, ignore_errors=True)
     log(
         "built %s: %s, columns %s",
@@ -169,25 +169,29 @@ def _column_dtypes(index: Index, names: Sequence[str] | None) -> dict[str, np.dt
     return {name: known[name] for name in names}
 
 
-def _scan_remaining(scanner: ShardScanner, spool: Spool, directory: str, key: list[Any]) -> None:
+def _scan_remaining(
+    scanner: ShardScanner, sidecar_builder: SidecarBuilder, directory: str, key: list[Any]
+) -> None:
     """Scan all shards, or only the remaining ones if an interrupted call has scanned some."""
     index = scanner.index
     scanned, digests = _load_state(directory, key, len(index))
-    # The spool keeps the results of these shards if its files have these digests, or else none.
-    done = spool.cut(index, scanned, digests)
+    # The builder keeps the results of these shards if its files have these digests, or else none.
+    done = sidecar_builder.truncate(index, scanned, digests)
     last_save = time.monotonic()
     for group in progress(scanner.groups(range(done, len(index))), "building the side-car"):
         for shard, result in scanner.scan_group(group):
             if isinstance(result, NpstreamError):
                 raise result
-            spool.add(result)
+            sidecar_builder.add(result)
             done = shard + 1
         if time.monotonic() - last_save > _SAVE_INTERVAL:
-            _save_state(directory, key, done, spool.sync())
+            _save_state(directory, key, done, sidecar_builder.sync())
             last_save = time.monotonic()
 
 
-def _publish(spool: Spool, target: Store, index: Index, index_digest: IndexDigest) -> None:
+def _publish(
+    sidecar_builder: SidecarBuilder, target: Store, index: Index, index_digest: IndexDigest
+) -> None:
     """Store the column files first, and then the side-car that refers to them.
 
     An existing side-car of the same index stays valid meanwhile: the new column files have the same
@@ -197,12 +201,12 @@ def _publish(spool: Spool, target: Store, index: Index, index_digest: IndexDiges
     written: list[str] = []
     try:
         if isinstance(target, LocalStore):
-            target.put_all(_recording_names(spool.finish(index), written))
+            target.put_all(_recording_names(sidecar_builder.finish(index), written))
         else:
-            for name, file in spool.finish(index):
+            for name, file in sidecar_builder.finish(index):
                 written.append(name)
                 target.put(name, file.name)
-        target.put(NAME, b"".join(spool.sidecar(index, index_digest)))
+        target.put(NAME, b"".join(sidecar_builder.sidecar(index, index_digest)))
     except BaseException:
         with suppress(StorageError):
             # Keep the files if a side-car refers to them: the store may have stored it although
@@ -219,7 +223,7 @@ def _recording_names(
     """Yield the names and contents of files, and append each name to `written`."""
     for name, file in files:
         written.append(name)
-        yield name, pieces_of(file)
+        yield name, read_pieces(file)
 
 
 def _remove_outdated_sidecar(target: Store, index_digest: IndexDigest) -> set[str]:
@@ -296,7 +300,7 @@ def _remove_foreign_entries(directory: str) -> None:
 
 
 def _load_state(directory: str, key: list[Any], shards: int) -> tuple[int, list[str]]:
-    """Return the number of scanned shards and the hashes of the spool's files.
+    """Return the number of scanned shards and the hashes of the sidecar_builder's files.
 
     Return 0 and no hashes if there is no valid state with this key.
     """

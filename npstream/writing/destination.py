@@ -1,4 +1,8 @@
-"""Where a dataset is written: every file appears whole, the index last, and no other's is touched.
+"""Provide `Destination`, which stores the files of one write, and removes them after an error.
+
+A file gets its name only when it is complete, and the index is the last file. Files of other writes
+are not changed.
+
 
 docs/design/writing.md says why this holds with several writers at once, and after every failure.
 """
@@ -33,23 +37,23 @@ __all__ = ["LOCK", "Destination", "LocalDestination", "RemoteDestination", "dest
 LOCK = "index.json.lock"
 """The file that identifies the write in progress at a URL."""
 
-_PARTS = (INDEX, "index.columns", SIDECAR, "shard.")
+_DATASET_PREFIXES = (INDEX, "index.columns", SIDECAR, "shard.")
 """Prefixes of the names of a dataset's files."""
 
 T = TypeVar("T")
 
-_MOST_PLAIN = 2
-"""Shards that are written to a disk at once."""
+_MAX_UNCOMPRESSED_SHARDS = 2
+"""Maximum number of uncompressed shards that are written to a disk at once."""
 
-_MOST_COMPRESSED = 4
-"""Shards that are compressed at once, at most, as each is in memory."""
+_MAX_COMPRESSED_SHARDS = 4
+"""Maximum number of shards that are compressed at once; each is in memory."""
 
 _LOCK_BYTES = 1 << 10
-"""No lock file is longer than this."""
+"""Maximum bytes of a lock file."""
 
 
 def destination(store: Store) -> Destination:
-    """Return the place of a store's URL or path, for a dataset to be written there."""
+    """Return the destination for a dataset in `store`."""
     return LocalDestination(store) if isinstance(store, LocalStore) else RemoteDestination(store)
 
 
@@ -66,7 +70,7 @@ def _run_now(job: Callable[..., T], *arguments: Any) -> Future[T]:
 
 
 class Destination:
-    """The place of a dataset that is being written, and the files there that one write made.
+    """Stores the files of one write, and knows which files it created.
 
     Parameters
     ----------
@@ -76,14 +80,14 @@ class Destination:
     ----------
     path : str
         The directory, or URL.
-    mark : str
-        What this write's names of files have in them; nothing where no two writers can create the
-        same file. It is known once `begin` was called.
+    write_id : str
+        The unique part of the names of this write's files, which `begin` sets. Empty if the store
+        can create a file exclusively.
     is_local : bool
         Whether this is a local directory.
     """
 
-    mark = ""
+    write_id = ""
 
     def __init__(self, store: Store) -> None:
         self.path = store.root
@@ -91,33 +95,36 @@ class Destination:
         self._store = store
         self._process = os.getpid()
         self._threads: ThreadPoolExecutor | None = None
-        self._made: dict[str, tuple[int, ...]] = {}
+        self._created: dict[str, tuple[int, ...]] = {}
         self._folders: list[str] = []
 
     def prepare(self) -> None:
-        """Make the directory if need be.
+        """Create the directory if it does not exist.
 
         Raises
         ------
         FileExistsError
-            If there is a dataset, or a part of one: a write is under way, or was interrupted.
+            If there is a dataset, or a part of one: a write is in progress or was interrupted.
         """
-        if found := [name for name in self._names() if name.lstrip(".").startswith(_PARTS)]:
-            raise self._taken(min(found, key=lambda name: (name != INDEX, name != LOCK, name)))
+        if found := [
+            name for name in self._names() if name.lstrip(".").startswith(_DATASET_PREFIXES)
+        ]:
+            raise self._occupied_error(
+                min(found, key=lambda name: (name != INDEX, name != LOCK, name))
+            )
         self._store.make_folders(self._folders)
 
     def begin(self) -> None:
-        """Claim the place for this write, before its first file."""
+        """Claim the directory or URL for this write, before its first file."""
 
     def max_parallel(self, compressed: bool) -> int:
-        """Return how many shards are stored at once."""
+        """Return the maximum number of shards that are stored at once."""
         raise NotImplementedError
 
     def submit(self, job: Callable[..., T], *arguments: Any) -> Future[T]:
         """Run a job that stores something in another thread.
 
-        An interruption of the calling thread then does not leave open whether it is done: `remove`
-        waits for it.
+        If the calling thread is interrupted, the job continues, and `remove` waits for its end.
         """
         self.check_process()
         try:
@@ -129,20 +136,22 @@ class Destination:
         except RuntimeError as error:
             if self._threads is not None and "interpreter shutdown" not in str(error):
                 raise
-        return _run_now(job, *arguments)  # as the interpreter ends, no thread can be started
+        return _run_now(
+            job, *arguments
+        )  # no thread can start during the shutdown of the interpreter
 
     def _most_threads(self) -> int:
         return self.max_parallel(compressed=True)
 
     def put(self, name: str, pieces: Iterable[Body]) -> None:
-        """Store a new file; each piece is used before the next is asked for.
+        """Store a new file; each piece is used before the next one is requested.
 
         Several threads may call it at once.
         """
         raise NotImplementedError
 
     def publish(self, index: bytes, files: Iterable[tuple[str, Iterable[Body]]]) -> None:
-        """Store the last files, and then the index, with which the dataset is there."""
+        """Store the last files, and then the index, which publishes the dataset."""
         raise NotImplementedError
 
     def remove(self) -> str:
@@ -153,12 +162,12 @@ class Destination:
         if os.getpid() != self._process:
             return ""
         try:
-            self._stop()
-            if self._made:
-                published = self._published()
-                self._discard([name for name in self._made if name not in published])
-                self._made.clear()
-            self._leave()
+            self._wait_for_jobs()
+            if self._created:
+                published = self._published_names()
+                self._discard([name for name in self._created if name not in published])
+                self._created.clear()
+            self._release()
             while self._folders:
                 self._store.remove_folder(self._folders[-1])
                 self._folders.pop()
@@ -176,42 +185,41 @@ class Destination:
             )
 
     def _names(self) -> Iterable[str]:
-        """Yield the names of files that are there."""
+        """Yield the names of existing files."""
         raise NotImplementedError
 
-    def _stop(self) -> None:
-        """Wait until nothing more is stored."""
+    def _wait_for_jobs(self) -> None:
+        """Wait for the running jobs, and cancel the others."""
         if self._threads is not None:
             self._threads.shutdown(cancel_futures=True)
 
-    def _published(self) -> Container[str]:
+    def _published_names(self) -> Container[str]:
         """Return the names of files that another write has published."""
         return ()
 
     def _discard(self, names: list[str]) -> None:
-        """Remove files that this write made."""
+        """Remove files that this write created."""
         raise NotImplementedError
 
-    def _leave(self) -> None:
-        """Let others write to this place."""
+    def _release(self) -> None:
+        """Release the claim, so that other writes can begin."""
 
-    def _taken(self, name: str) -> StorageError:
-        place = "directory" if self._store.is_local else "URL"
-        what = f"a dataset, or a part of one, is here: remove it, or choose another {place}"
+    def _occupied_error(self, name: str) -> StorageError:
+        kind = "directory" if self._store.is_local else "URL"
+        what = f"a dataset, or a part of one, is here: remove it, or choose another {kind}"
         with suppress(StorageError):
             if not self._store.exists(INDEX):
-                what += (
-                    f"; it has no index, as a write is under way or was interrupted{self._writer()}"
-                )
+                writer = self._describe_writer()
+                what += f"; it has no index, as a write is in progress or was interrupted{writer}"
         return StorageError(errno.EEXIST, what, self._store.where(name))
 
-    def _writer(self) -> str:
-        """Say who writes here, as far as that is known."""
+    def _describe_writer(self) -> str:
+        """Return a message about the writer that the lock file names; empty if there is none."""
         return ""
 
 
 class LocalDestination(Destination):
-    """A local directory; it is claimed by its first file, which only one writer can create."""
+    """A local directory. The first shard claims it, as only one writer can create that file."""
 
     _store: LocalStore
 
@@ -220,14 +228,14 @@ class LocalDestination(Destination):
         self._token = os.urandom(8).hex()
 
     def max_parallel(self, compressed: bool) -> int:
-        """Return how many shards are stored at once: a few, as each is in memory."""
+        """Return the maximum number of shards that are stored at once; each is in memory."""
         if not compressed:
-            return _MOST_PLAIN
+            return _MAX_UNCOMPRESSED_SHARDS
         cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-        return max(_MOST_PLAIN, min(cores, _MOST_COMPRESSED))
+        return max(_MAX_UNCOMPRESSED_SHARDS, min(cores, _MAX_COMPRESSED_SHARDS))
 
     def put(self, name: str, pieces: Iterable[Body]) -> None:
-        """Store a new file: it has its name once it is whole and on the disk."""
+        """Store a new file, which gets its name once it is complete and on the disk."""
         self._put_all([(name, pieces)])
 
     def publish(self, index: bytes, files: Iterable[tuple[str, Iterable[Body]]]) -> None:
@@ -236,35 +244,35 @@ class LocalDestination(Destination):
         self._sync()
         self.put(INDEX, [index])
         self._sync()
-        self._made.clear()
+        self._created.clear()
         self._folders.clear()
-        self._stop()
+        self._wait_for_jobs()
 
     def _put_all(self, files: Iterable[tuple[str, Iterable[Body]]]) -> None:
-        """Store new files: they have their names once all are whole and on the disk."""
+        """Store new files, which get their names once all are complete and on the disk."""
         self.check_process()
         with ExitStack() as stack:
             drafts: list[tuple[str, Draft]] = []
             for name, pieces in files:
-                written = self._store.draft(name, pieces, self._token, self._folders)
-                drafts.append((name, stack.enter_context(written)))
+                draft_context = self._store.draft(name, pieces, self._token, self._folders)
+                drafts.append((name, stack.enter_context(draft_context)))
             self._store.sync_all(drafts, "create")
             for name, draft in drafts:
                 self._link(name, draft)
 
     def _link(self, name: str, draft: Draft) -> None:
         """Give a file its name."""
-        self._made[name] = file_id(draft.path)
+        self._created[name] = file_id(draft.path)
         try:
-            with self._reporting(name):
+            with self._storage_errors(name):
                 draft.link()
         except FileExistsError:
-            del self._made[name]
-            raise self._taken(name) from None
+            del self._created[name]
+            raise self._occupied_error(name) from None
 
     @contextmanager
-    def _reporting(self, name: str) -> Iterator[None]:
-        """Raise an OSError as a StorageError that names the file."""
+    def _storage_errors(self, name: str) -> Iterator[None]:
+        """Convert an OSError to a StorageError that names the file."""
         try:
             yield
         except OSError as error:
@@ -282,13 +290,13 @@ class LocalDestination(Destination):
 
     def _discard(self, names: list[str]) -> None:
         for name in reversed(names):  # the index before all others
-            # It may have been created by another after this write was interrupted.
+            # If this write was interrupted, another one may have created the file.
             with suppress(FileNotFoundError):
-                if file_id(self._store.where(name)) == self._made[name]:
+                if file_id(self._store.where(name)) == self._created[name]:
                     self._store.remove(name)
 
-    def _leave(self) -> None:
-        """Remove hidden files, which are there if their own removal was interrupted."""
+    def _release(self) -> None:
+        """Remove the hidden drafts that remain after an interrupted removal."""
         for folder in (self.path, os.path.join(self.path, "index.columns")):
             with suppress(OSError):
                 for name in os.listdir(folder):
@@ -302,27 +310,27 @@ class LocalDestination(Destination):
 
 
 class RemoteDestination(Destination):
-    """The place of a dataset in a remote store.
+    """A URL of a remote store.
 
-    A few files are uploaded at once. The place is claimed by a lock file, where the store creates
-    files in one step; elsewhere every file has a name of this write's own.
+    If the store can create a file exclusively, a lock file claims the URL. Otherwise each file name
+    has a part that is unique to this write. Several files are uploaded at once.
     """
 
     _store: RemoteStore
 
     def __init__(self, store: RemoteStore) -> None:
         super().__init__(store)
-        self._lock = self._text = b""
-        self._unknown = False
+        self._lock = self._index_bytes = b""
+        self._is_index_uncertain = False
         self._uploads: deque[Future[None]] = deque()
-        self._most = store.max_uploads
+        self._max_uploads = store.max_uploads
 
     def prepare(self) -> None:
-        """Make the directory, where there are directories."""
+        """Create the directory, if the store has directories."""
         self.submit(super().prepare).result()
 
     def begin(self) -> None:
-        """Claim the place: create the lock file, and find out whether the store can do that."""
+        """Create the lock file, or set `write_id` if the store cannot create exclusively."""
         self.check_process()
         writer = {
             "writer": os.urandom(8).hex(),
@@ -332,78 +340,80 @@ class RemoteDestination(Destination):
         }
         self._lock = json.dumps(writer).encode()
         if not self.submit(self._is_exclusive).result():
-            self._leave()
-            self.mark = f"{writer['writer']}."
+            self._release()
+            self.write_id = f"{writer['writer']}."
         if self._store.exists(INDEX):
-            raise self._taken(INDEX)
+            raise self._occupied_error(INDEX)
 
     def put(self, name: str, pieces: Iterable[Body]) -> None:
         """Store a new file."""
         self._upload(name, b"".join(map(bytes, pieces)))
 
     def max_parallel(self, compressed: bool) -> int:
-        """Return how many files the store takes at once."""
-        return self._most
+        """Return the maximum number of concurrent uploads."""
+        return self._max_uploads
 
     def publish(self, index: bytes, files: Iterable[tuple[str, Iterable[Body]]]) -> None:
         """Store the last files, and then the index."""
         later = []
         for name, pieces in files:
-            if self.mark and name == SIDECAR:
-                # Its name is no write's own, so only the one who has published may store it.
+            if self.write_id and name == SIDECAR:
+                # The side-car has no unique name, so only a published write may store it.
                 later.append((name, b"".join(pieces)))
             else:
                 data = b"".join(map(bytes, pieces))
-                self._finish(self._most - 1)
+                self._wait_for_uploads(self._max_uploads - 1)
                 self._uploads.append(self.submit(self._upload, name, data))
-        self._finish(0)
+        self._wait_for_uploads(0)
         self._store_index(index)
-        self._made.clear()
+        self._created.clear()
         self._folders.clear()
-        super()._stop()
+        super()._wait_for_jobs()
         try:
             for name, data in later:
                 self._store.put(name, data)
-            self._leave()
+            self._release()
         except StorageError as error:
             log("%s was published, but not all of its side-car or lock file: %s", self.path, error)
 
     def _store_index(self, index: bytes) -> None:
-        """Store the index, and make sure that it is this write's."""
-        if self.mark and self._store.exists(INDEX):
-            raise self._taken(INDEX)
-        self._text = index
+        """Store the index, and check that no other write has replaced it."""
+        if self.write_id and self._store.exists(INDEX):
+            raise self._occupied_error(INDEX)
+        self._index_bytes = index
         try:
             self.submit(self._create, INDEX, index).result()
         except StorageError as error:
             with suppress(StorageError):
-                if self._holds(INDEX, index):  # only the answer was lost
+                if self._has_content(
+                    INDEX, index
+                ):  # the upload succeeded, and only its response was lost
                     return
             if error.errno == errno.ETIMEDOUT:
-                self._unknown = True
+                self._is_index_uncertain = True
             raise
-        if self.mark and not self._holds(INDEX, index):
-            raise self._taken(INDEX)
+        if self.write_id and not self._has_content(INDEX, index):
+            raise self._occupied_error(INDEX)
 
     def _upload(self, name: str, data: bytes) -> None:
-        """Create a file, and its directory where there are directories."""
+        """Create a file, and its directory if the store has directories."""
         if "/" in name:
             self._store.make_folders(self._folders, name.rpartition("/")[0])
         self._create(name, data)
 
     def _create(self, name: str, data: bytes) -> None:
-        """Store a new file now, unless another has one of that name."""
-        self._made[name] = ()
-        if self.mark:
+        """Store a new file; raise if another write has created a file of that name."""
+        self._created[name] = ()
+        if self.write_id:
             self._store.put(name, data)
             return
         try:
             self._store.create(name, data)
         except FileExistsError:
-            # It may be our own, if the answer to a first attempt was lost.
-            if not self._holds(name, data):
-                del self._made[name]
-                raise self._taken(name) from None
+            # This write has created it, if the response to its first attempt was lost.
+            if not self._has_content(name, data):
+                del self._created[name]
+                raise self._occupied_error(name) from None
 
     def _is_exclusive(self) -> bool:
         """Create the lock file, and return True if the store then refuses to create it again."""
@@ -412,43 +422,43 @@ class RemoteDestination(Destination):
         except StorageError as error:
             if error.errno != errno.EOPNOTSUPP:
                 raise
-            del self._made[LOCK]
+            del self._created[LOCK]
             return False
-        del self._made[LOCK]
+        del self._created[LOCK]
         try:
             self._store.create(LOCK, self._lock)
         except FileExistsError:
             return True
         return False
 
-    def _finish(self, left: int) -> None:
-        """Wait until at most `left` uploads are in progress; raise the error of a failed one."""
-        while len(self._uploads) > left:
+    def _wait_for_uploads(self, max_pending: int) -> None:
+        """Wait until at most `max_pending` uploads are in progress; raise the first error."""
+        while len(self._uploads) > max_pending:
             self._uploads.popleft().result()
 
     def _names(self) -> Iterable[str]:
         return [name for name, _ in self._store.names()]
 
-    def _stop(self) -> None:
-        # What is under way would appear after it was removed.
-        super()._stop()
-        if self._unknown:
+    def _wait_for_jobs(self) -> None:
+        # An upload in progress would create its file after the removal.
+        super()._wait_for_jobs()
+        if self._is_index_uncertain:
             raise StorageError(
                 errno.ETIMEDOUT,
-                "no answer came to the upload of the index, which may still appear, so its files "
-                "stay: look whether it is there, and else remove them",
+                "the upload of the index got no response and may still succeed, so its files stay: "
+                "check for the index, and remove the files if it is missing",
                 self._store.where(INDEX),
             )
 
-    def _published(self) -> Container[str]:
-        """Return the names of files of an index that is there, unless it is this write's own."""
-        is_made = self._made.pop(INDEX, None) is not None
+    def _published_names(self) -> Container[str]:
+        """Return the names of files in an existing index of another write."""
+        is_made = self._created.pop(INDEX, None) is not None
         try:
             text = self._store.read(INDEX)
         except FileNotFoundError:
             return ()
-        if is_made and text == self._text:
-            # Before all others, so that no reader finds it without them.
+        if is_made and text == self._index_bytes:
+            # The index is removed before all other files, so that no reader finds it without them.
             self._store.remove(INDEX)
             return ()
         index = parse_index(text, self._store.where(INDEX))
@@ -459,27 +469,27 @@ class RemoteDestination(Destination):
             names.update(file.name for file in named if file is not None)
         return names
 
-    def _leave(self) -> None:
+    def _release(self) -> None:
         self._store.remove_leftovers()
-        if self._lock and self._holds(LOCK, self._lock):
+        if self._lock and self._has_content(LOCK, self._lock):
             self._store.remove(LOCK)
         self._lock = b""
 
     def _discard(self, names: list[str]) -> None:
         self._store.remove_all(names)
 
-    def _holds(self, name: str, data: bytes) -> bool:
-        """Return True if a file has this content."""
+    def _has_content(self, name: str, data: bytes) -> bool:
+        """Return True if a file has the content `data`."""
         try:
             nbytes = len(data)
             return self._store.size(name) == nbytes and self._store.read(name, nbytes) == data
         except FileNotFoundError:
             return False
 
-    def _writer(self) -> str:
+    def _describe_writer(self) -> str:
         with suppress(FileNotFoundError, ValueError, LookupError, TypeError, RecursionError):
             nbytes = self._store.size(LOCK)
             if nbytes <= _LOCK_BYTES:
-                said = json.loads(self._store.read(LOCK, nbytes))
-                return f" (begun {said['begun']} by process {said['process']} on {said['host']})"
+                lock = json.loads(self._store.read(LOCK, nbytes))
+                return f" (begun {lock['begun']} by process {lock['process']} on {lock['host']})"
         return ""

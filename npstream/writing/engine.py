@@ -38,7 +38,7 @@ from npstream.writing.settings import (
 from npstream.writing.shard import Bodies, ColumnBlock, ShardFormat
 from npstream.writing.sidecar import sidecar_files
 from npstream.writing.tables import (
-    GivenTable,
+    InputTable,
     RowError,
     TableStream,
     infer_column,
@@ -277,17 +277,17 @@ class WriterEngine:
             raise ValueError("no samples and no columns=: the columns of the dataset are unknown")
         self._shards.flush()
         self._shards.finish()
-        entries, spool = self._shards.entries, self._shards.spool
+        entries, sidecar_builder = self._shards.entries, self._shards.sidecar_builder
         index: dict[str, Any] = {"shards": entries, "version": 2}
         if self._format.annotations or not entries:
             schema = None if entries else self._format.empty_schema
             index[ANNOTATIONS_KEY] = self._format.annotations.to_document(schema)
         text = json.dumps(index, sort_keys=True).encode()
         self._shards.begin()
-        if spool is None:
+        if sidecar_builder is None:
             self._destination.publish(text, ())
         else:
-            self._destination.publish(text, sidecar_files(spool, text))
+            self._destination.publish(text, sidecar_files(sidecar_builder, text))
 
     def _check_open(self) -> None:
         if not self._open:
@@ -308,7 +308,7 @@ class WriterEngine:
             self._write_any_table(table, at_once=True)
         return table is not None
 
-    def _write_any_table(self, table: GivenTable | TableStream, at_once: bool = False) -> None:
+    def _write_any_table(self, table: InputTable | TableStream, at_once: bool = False) -> None:
         """Write a table or a stream of tables: by columns, or by rows if rows may be left out."""
         if self._rejects is not None:
             self._write_rows(table)
@@ -317,7 +317,7 @@ class WriterEngine:
         else:
             self._write_table(table, at_once)
 
-    def _write_rows(self, table: GivenTable | TableStream) -> None:
+    def _write_rows(self, table: InputTable | TableStream) -> None:
         """Write the rows of a table one by one."""
         reject = None if self._rejects is None else self._reject_row
         for sample in table_rows(table, reject):
@@ -341,7 +341,7 @@ class WriterEngine:
             self._write_table(table, at_once, as_records=False)
 
     def _write_table(
-        self, table: GivenTable, at_once: bool = False, as_records: bool = True
+        self, table: InputTable, at_once: bool = False, as_records: bool = True
     ) -> None:
         """Write the rows of a table.
 
@@ -352,7 +352,7 @@ class WriterEngine:
         with sample_numbers(self._shards.samples):
             self._write_columns(table, at_once, as_records)
 
-    def _write_columns(self, table: GivenTable, at_once: bool, as_records: bool) -> None:
+    def _write_columns(self, table: InputTable, at_once: bool, as_records: bool) -> None:
         names, number = table.names(), self._shards.samples
         layout = self._format or self._settings.new_format(table_encodings(table))
         columns = layout.columns
@@ -374,7 +374,7 @@ class WriterEngine:
             self._set_format(layout)
             self._append(*samples)
 
-    def _bounds(self, table: GivenTable, start: int, stop: int) -> Iterator[tuple[int, int]]:
+    def _bounds(self, table: InputTable, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """Yield the first row of each block and the row after its last, for about `BLOCK_BYTES`."""
         while start < stop:
             nbytes = table.row_bytes or self._row_bytes
@@ -383,7 +383,7 @@ class WriterEngine:
             yield start, min(end, stop)
             start = end
 
-    def _write_records(self, table: GivenTable) -> None:
+    def _write_records(self, table: InputTable) -> None:
         """Write arrays of fixed columns, without Python code for each sample."""
         with self._discard_on_error():
             self._shards.flush()
@@ -407,7 +407,7 @@ class WriterEngine:
                 self._shards.store(pieces, stop - start, layout.empty_bytes + nbytes)
 
     def _arrays(
-        self, table: GivenTable, start: int, stop: int, number: int
+        self, table: InputTable, start: int, stop: int, number: int
     ) -> Iterator[dict[str, AnyArray]]:
         """Yield rows of fixed columns as arrays; `number` is that of the first sample."""
         assert self._format is not None

@@ -1,4 +1,4 @@
-"""The formats that a dataset can be written in, chosen by name and made from settings.
+"""Provide the formats that a dataset can be written in.
 
 Tested in tests/writing/test_text.py.
 """
@@ -15,7 +15,7 @@ from npstream.formats.encodings.encodings import Encoding, encoding_of_type
 from npstream.writing import text
 from npstream.writing.settings import hash_names, size_limit
 from npstream.writing.shard import MdsFormat, ShardFormat, ShardOptions
-from npstream.writing.tables import has_utf8_name, named, parse_column
+from npstream.writing.tables import is_utf8_text, parse_column, with_column
 from npstream.writing.text import TextFormat, TextOptions
 
 __all__ = ["FormatSettings", "parse_settings"]
@@ -25,7 +25,7 @@ WRITTEN_FORMATS = ("mds", *text.TEXT_FORMATS)
 
 @dataclass(frozen=True, slots=True)
 class FormatSettings:
-    """What a caller chose of a dataset's format, checked.
+    """The checked settings of a dataset's format.
 
     Attributes
     ----------
@@ -43,28 +43,30 @@ class FormatSettings:
         Parameters
         ----------
         columns : mapping of str to (str or Encoding)
-            Names of encodings, which a caller chose; or encodings, which suit the values.
+            The names of encodings that a caller chose, or encodings inferred from values.
 
         Raises
         ------
         TypeError, ValueError
-            If the columns are none, or the format cannot store them.
+            If there are no columns, or the format cannot store them.
         """
         if not isinstance(columns, Mapping):
             raise TypeError(f"columns maps names to encodings; got {columns!r}")
         if not columns:
             raise ValueError("a dataset has at least one column; columns is empty")
         parsed = {}
-        for name, chosen in columns.items():
-            encoding = encoding_of_type(chosen) or chosen
+        for name, value in columns.items():
+            encoding = encoding_of_type(value) or value
             if not isinstance(name, str) or not isinstance(encoding, str | Encoding):
                 shown = encoding.name if isinstance(encoding, Encoding) else encoding
                 raise TypeError(
                     f"columns maps names to encodings, such as 'int32', or types; got {name!r}: "
                     f"{shown!r}"
                 )
-            if not has_utf8_name(name):
-                raise ValueError(f"column {name!r}: its name has surrogates, which UTF-8 has not")
+            if not is_utf8_text(name):
+                raise ValueError(
+                    f"column {name!r}: its name has surrogates, which UTF-8 cannot encode"
+                )
             parsed[name] = self._column(name, encoding)
         if self.text is not None:
             return TextFormat(parsed, self.shards, self.text)
@@ -79,7 +81,7 @@ class FormatSettings:
                 return text.parse_text_type(encoding)
             return text.infer_text_type(encoding)
         except (TypeError, ValueError) as error:
-            raise named(name, error) from None
+            raise with_column(name, error) from None
 
 
 def parse_settings(
@@ -97,12 +99,14 @@ def parse_settings(
     Raises
     ------
     TypeError, ValueError
-        If there is no such format, separator, newline, size, compression or hash.
+        If a format, separator, newline, size, compression or hash is invalid.
     """
     if format not in WRITTEN_FORMATS:
         near = get_close_matches(str(format), WRITTEN_FORMATS, 1, 0.5)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"unknown format {format!r}: {hint}known are {', '.join(WRITTEN_FORMATS)}")
+        raise ValueError(
+            f"unknown format {format!r}: {hint}choose from {', '.join(WRITTEN_FORMATS)}"
+        )
     parse_compression(compression)
     shards = ShardOptions(size_limit(shard_size), compression, hash_names(hashes))
     if format != "mds":
@@ -110,5 +114,5 @@ def parse_settings(
             shards, TextOptions(format, separator, "\n" if newline is None else newline)
         )
     if separator is not None or newline is not None:
-        raise ValueError("separator= and newline= are for text: name the format, such as 'csv'")
+        raise ValueError("separator= and newline= need a text format: set format=, such as 'csv'")
     return FormatSettings(shards, None)

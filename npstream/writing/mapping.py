@@ -14,7 +14,7 @@ import numpy as np
 from npstream.errors import stop_iteration_error
 from npstream.writing.inputs.recognition import table_of
 from npstream.writing.shard import Bodies, ColumnBlock
-from npstream.writing.tables import GivenTable, RowError, TableStream, table_encodings
+from npstream.writing.tables import InputTable, RowError, TableStream, table_encodings
 
 if TYPE_CHECKING:
     from npstream.formats.encodings.encodings import Encoding
@@ -35,13 +35,13 @@ class Position:
 
 
 def table_rows(
-    table: GivenTable | TableStream, reject: Callable[[RowError], None] | None = None
+    table: InputTable | TableStream, reject: Callable[[RowError], None] | None = None
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of a table as samples.
 
     Parameters
     ----------
-    table : GivenTable or TableStream
+    table : InputTable or TableStream
     reject : callable, optional
         Called with the error of each row that cannot be converted. The row is left out. By default
         the error is raised.
@@ -55,7 +55,7 @@ def table_rows(
 
 
 def _rows(
-    table: GivenTable,
+    table: InputTable,
     encodings: Mapping[str, Encoding],
     reject: Callable[[RowError], None] | None,
 ) -> Iterator[dict[str, Any]]:

@@ -18,7 +18,7 @@ from npstream._core.typing import Body, Bytes, Int64
 from npstream.formats.compression import compress_pieces, parse_compression
 from npstream.formats.scan import Scan, ScanResult, scalar_columns
 from npstream.writing.shard import FileSummary, ShardFormat, StoredFile
-from npstream.writing.sidecar import Spool
+from npstream.writing.sidecar import SidecarBuilder
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -66,7 +66,7 @@ class ShardPipeline:
         Bytes that the shard stores for each sample in addition to its own bytes.
     entries : list of dict
         The index entries of the stored shards, in order.
-    spool : Spool or None
+    sidecar_builder : SidecarBuilder or None
         Collects the side-car; None before the first shard, or without a side-car.
     """
 
@@ -82,7 +82,7 @@ class ShardPipeline:
         self.soft_limit = 0
         self.sample_bytes = 0
         self.entries: list[dict[str, Any]] = []
-        self.spool: Spool | None = None
+        self.sidecar_builder: SidecarBuilder | None = None
         self.shard_samples = shard_samples
         self._destination = destination
         self._has_sidecar = sidecar
@@ -198,10 +198,10 @@ class ShardPipeline:
             self._destination.begin()
             self._is_claimed = True
 
-    def _new_spool(self) -> Spool:
+    def _new_spool(self) -> SidecarBuilder:
         schema = self.layout.schema
         columns = scalar_columns([schema]) if schema.format == "mds" else {}
-        return Spool(columns, hashed=True, mark=self._destination.mark)
+        return SidecarBuilder(columns, hashed=True, write_id=self._destination.write_id)
 
     def store(
         self,
@@ -230,8 +230,8 @@ class ShardPipeline:
         # the open files of the side-car.
         self._destination.check_process()
         self.begin()
-        if self._has_sidecar and self.spool is None:
-            self.spool = self._new_spool()
+        if self._has_sidecar and self.sidecar_builder is None:
+            self.sidecar_builder = self._new_spool()
         number, self._shards = self._shards, self._shards + 1
         self._submitted_samples += samples
         self._submitted_bytes += nbytes
@@ -241,12 +241,12 @@ class ShardPipeline:
             not in_memory and self._destination.is_local and self.layout.compression is None
         )
         scan = None
-        if self.spool is not None:
+        if self.sidecar_builder is not None:
             compressed = self.layout.compression is not None
             scan = Scan(
                 self.layout.schema,
                 samples,
-                self.spool.dtypes,
+                self.sidecar_builder.dtypes,
                 compressed=compressed,
                 meta=meta,
                 statistics=self.layout.annotations.dtypes,
@@ -276,8 +276,8 @@ class ShardPipeline:
 
     def _collect(self, stored: _StoredShard) -> None:
         """Record a stored shard; callers pass shards in order."""
-        if self.spool is not None and stored.scan is not None:
-            self.spool.add(stored.scan)
+        if self.sidecar_builder is not None and stored.scan is not None:
+            self.sidecar_builder.add(stored.scan)
         self.entries.append(stored.entry)
 
     def close(self) -> None:
@@ -285,8 +285,8 @@ class ShardPipeline:
         self.rows.clear()
         self._blocks, self._sizes = [], []
         self._pending.clear()
-        if self.spool is not None:
-            self.spool.close()
+        if self.sidecar_builder is not None:
+            self.sidecar_builder.close()
 
 
 def _store_shard(
@@ -304,7 +304,7 @@ def _store_shard(
         pieces = [b"".join(pieces)]  # a single piece, so that the scan does not copy it
     if scan is not None:
         pieces = scan.tee(pieces)
-    name, meta_file = layout.name(number, destination.mark), None
+    name, meta_file = layout.name(number, destination.write_id), None
     data = _store_file(destination, layout, name, pieces, first)
     if meta is not None:
         meta_file = _store_file(destination, layout, f"{name}.meta", [meta], None)

@@ -1,7 +1,7 @@
-"""Provide formats of written shards: samples and columns as bytes, and entries of the index.
+"""Provide the encoding of samples and columns as MDS shards, and the entries of the index.
 
-`ShardFormat` is the interface of a format for a Writer. `MdsFormat` is here. The text formats are
-in `npstream.writing.text`. `npstream.formats.mds` shows the layout of an MDS shard.
+`ShardFormat` is the interface of a format for a Writer. The text formats are in
+`npstream.writing.text`. `npstream.formats.mds` shows the layout of an MDS shard.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ __all__ = [
 ]
 
 MAX_SHARD_BYTES = 2**32 - 1
-"""Where a shard may end: its offsets are uint32."""
+"""Maximum bytes of a shard, because its offsets are uint32."""
 
-_PIECE = 1 << 20
-"""Bytes of records that are put together at a time, so that they stay in the CPU's cache."""
+_PIECE_BYTES = 1 << 20
+"""Bytes of records that are built at a time, so that they stay in the CPU's cache."""
 
-_PATIENCE = 1 << 20
-"""Spans that are copied in Python, over the process's life: a third of a second."""
+_MAX_PYTHON_SPANS = 1 << 20
+"""Spans that a process copies in Python before it imports Numba: about a third of a second."""
 
-_CODES = {dtype: code for code, dtype in DTYPE_CODES.items()}
+_CODE_OF_DTYPE = {dtype: code for code, dtype in DTYPE_CODES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +73,17 @@ class Bodies:
     owner: object
 
     @classmethod
-    def of(cls, values: Bytes, offsets: Int64) -> Bodies:
+    def from_offsets(cls, values: Bytes, offsets: Int64) -> Bodies:
         """Return the rows ``values[offsets[k]:offsets[k + 1]]``."""
         return cls(address_of(values) + offsets[:-1], np.diff(offsets), values)
 
     @classmethod
-    def of_list(cls, bodies: Sequence[bytes]) -> Bodies:
-        """Return bodies that are bytes objects."""
+    def from_list(cls, bodies: Sequence[bytes]) -> Bodies:
+        """Copy bytes objects into one array, and return its rows."""
         values = np.frombuffer(b"".join(bodies), np.uint8)
-        return cls.of(values, _ends(np.fromiter(map(len, bodies), np.int64, len(bodies))))
+        return cls.from_offsets(
+            values, _offsets(np.fromiter(map(len, bodies), np.int64, len(bodies)))
+        )
 
     def __len__(self) -> int:
         return len(self.address)
@@ -99,7 +101,7 @@ class ShardOptions:
     Attributes
     ----------
     size_limit : int or None
-        Bytes that a shard of more than one sample may have; None for no limit but the format's.
+        Maximum bytes of a shard of several samples; None for the format's limit.
     compression : str or None
         The codec of the stored files.
     hashes : sequence of str
@@ -112,53 +114,54 @@ class ShardOptions:
 
 
 ColumnBlock: TypeAlias = "AnyArray | Bodies | Sequence[Any]"
-"""Rows of a column: an array of its dtype and shape, encoded values, or values to be encoded."""
+"""Rows of a column: an array of its dtype and shape, encoded values, or values to encode."""
 
 
 class ShardFormat:
-    """What all shards of a dataset have in common.
+    """The format, columns and settings that all shards of a dataset share.
 
     Parameters
     ----------
     name : str
         The format's name in the index.
     columns : mapping of str to Encoding
-        The columns in the order in which they were given.
+        The columns, in the caller's order.
     options : ShardOptions
         The settings of the files.
     encode_value : callable
-        Returns the function that encodes a value, for an encoding, into a part that `pack` joins.
+        Takes an encoding, and returns the function that encodes a value to a part of a sample.
 
     Attributes
     ----------
     columns : dict of str to Encoding
-        The columns in stored order, which is that of their names.
+        The columns in stored order, sorted by name.
     annotations : Annotations
-        What the index records of the columns in addition to their encodings.
+        Facts about the columns that the index records in addition to their encodings.
     options : ShardOptions
-        As given.
+        The parameter.
     size_limit : int or None
-        Bytes that a shard of more than one sample may have; None for no limit but the format's.
+        Maximum bytes of a shard of several samples; None for the format's limit.
     compression : str or None
         The codec of the stored files.
     hashes : list of str
         The hashes that the index records of every file, sorted.
     schema : Schema
-        What the index says of the columns.
+        The columns, as the index records them.
     sample_bytes : int
-        Bytes that a sample adds to a shard's size in addition to its own.
+        Bytes that a shard stores for each sample in addition to the sample's own bytes.
     empty_bytes : int
-        The size of a shard without samples, as the size limit counts it.
+        Bytes of a shard without samples that count toward the size limit.
     uncounted_bytes : int
-        Bytes before the samples that the size limit does not count.
+        Bytes before the samples that do not count toward the size limit.
     min_sample_bytes : int
-        Bytes that a sample adds at least.
+        Minimum bytes that a sample adds to a shard.
     encoders : dict of str to callable
-        What encodes a value of each column.
+        The function that encodes a value of each column.
     inferred : bool
-        Whether nobody chose the encodings, so that `bytes` do not count as encoded values.
+        Whether the encodings were inferred. A `bytes` value is then a value to encode; otherwise
+        it is an already encoded value.
     has_fast_encoder : bool
-        Whether `npstream.writing.rows.compile_encoder` knows how samples are encoded.
+        Whether `npstream.writing.rows.compile_encoder` supports this format.
     """
 
     schema: Schema
@@ -185,7 +188,7 @@ class ShardFormat:
         self.compression = options.compression
         self.hashes = sorted(set(options.hashes))
         self._name = name
-        self._facts: dict[str, Any] = {
+        self._entry: dict[str, Any] = {
             "compression": self.compression,
             "format": name,
             "hashes": self.hashes,
@@ -196,12 +199,12 @@ class ShardFormat:
 
     @property
     def given_columns(self) -> dict[str, Encoding]:
-        """The columns in the order in which they were given."""
+        """The columns, in the caller's order."""
         return {name: self.columns[name] for name in self.annotations.order or self.columns}
 
     @property
     def has_fixed_size(self) -> bool:
-        """Whether all samples have one size, so that `records` can write whole arrays."""
+        """Whether all samples have the same size, so that `records` can write whole arrays."""
         return False
 
     @property
@@ -214,7 +217,7 @@ class ShardFormat:
         raise NotImplementedError
 
     def pack(self, columns: Mapping[str, ColumnBlock], number: int) -> tuple[Bytes, Int64]:
-        """Put columns together as samples.
+        """Join columns to encoded samples.
 
         Parameters
         ----------
@@ -226,26 +229,26 @@ class ShardFormat:
         Returns
         -------
         data : ndarray of uint8
-            The samples, back to back.
+            The encoded samples, contiguous.
         nbytes : ndarray of int64, shape (n,)
             The bytes of each.
         """
         raise NotImplementedError
 
     def head(self, ends: Int64) -> bytes:
-        """Return the bytes before the samples, given where each sample ends."""
+        """Return the bytes before the samples; `ends` is the end of each sample after them."""
         raise NotImplementedError
 
     def meta(self, ends: Int64) -> bytes | None:
-        """Return the content of the shard's second file, if the format has one."""
+        """Return the content of the shard's meta file; None if the format has none."""
         return None
 
     def records(self, blocks: Iterable[Mapping[str, AnyArray]], count: int) -> Iterator[Body]:
-        """Yield the pieces of a shard of `count` samples, if `has_fixed_size`."""
+        """Yield the pieces of a shard of `count` samples, if `has_fixed_size` is True."""
         raise NotImplementedError
 
     def bodies(self, name: str, values: Iterable[Any], number: int) -> list[Any]:
-        """Encode values of a column one by one; `number` is that of the first, for messages."""
+        """Encode values of a column one by one; `number` is the first sample's, for messages."""
         encode, bodies = self.encoders[name], []
         for value in values:
             try:
@@ -253,72 +256,71 @@ class ShardFormat:
             except (MemoryError, MissingDependencyError):
                 raise
             except Exception as error:
-                at = number + len(bodies)
-                raise self.refusal({name: value}, name, at, error) from error
+                raise self.encode_error({name: value}, name, number + len(bodies), error) from error
         return bodies
 
-    def refusal(
+    def encode_error(
         self, sample: Mapping[str, Any], name: str, number: int, error: Exception
     ) -> Exception:
-        """Return the exception that says which value of which sample could not be encoded."""
+        """Return an exception that names the sample, the column and the value of `error`."""
         if name not in sample:
             return ColumnError(name, map(str, sample), f"sample {number}: ")
         value = sample[name]
         kind = TypeError if isinstance(error, TypeError) else ValueError
-        lacks = is_missing(value) or (isinstance(value, float) and value != value)
+        is_null = is_missing(value) or (isinstance(value, float) and value != value)
         what = type(value).__name__
         if isinstance(value, str | int | float | np.number):
-            with suppress(ValueError):  # Python writes no integer of more than 4300 digits
+            with suppress(ValueError):  # Python does not format an integer of more than 4300 digits
                 what += f" {short_repr(value)}"
         return kind(
             f"sample {number}: column {name!r} is {self.columns[name].name!r} and cannot take "
-            f"this {what}: {error}" + (f"; {HOW_TO_FILL}" if lacks else "")
+            f"this {what}: {error}" + (f"; {HOW_TO_FILL}" if is_null else "")
         )
 
     @property
     def max_bytes(self) -> int:
-        """Bytes that a shard of more than one sample may have."""
-        most = MAX_SHARD_BYTES - self.uncounted_bytes
-        return min(self.size_limit or most, most)
+        """Maximum bytes of a shard of several samples, as the size limit counts them."""
+        limit = MAX_SHARD_BYTES - self.uncounted_bytes
+        return min(self.size_limit or limit, limit)
 
     def check_end(self, nbytes: int, number: int) -> None:
-        """Raise ValueError if the shard would be too long for its offsets with sample `number`."""
+        """Raise ValueError if a shard of `nbytes` is too long; sample `number` is its last."""
         if nbytes + self.uncounted_bytes > MAX_SHARD_BYTES:
             raise self._too_long(nbytes + self.uncounted_bytes, number)
 
     def check_ends(self, ends: Int64, number: int) -> None:
-        """Do so for several samples, given where a shard would end; `number` is the first's."""
+        """Call `check_end` for each sample; sample `number + k` ends at ``ends[k]``."""
         if (beyond := ends + self.uncounted_bytes > MAX_SHARD_BYTES).any():
             row = int(beyond.argmax())
             self.check_end(int(ends[row]), number + row)
 
     def _too_long(self, nbytes: int, number: int) -> ValueError:
-        mend = "split the sample" if self.size_limit else "set shard_size to less than 4 GiB"
+        fix = "split the sample" if self.size_limit else "set shard_size to less than 4 GiB"
         return ValueError(
             f"with sample {number} a shard would have {quantity(nbytes, 'byte')}, but its offsets "
-            f"are uint32 and end at {MAX_SHARD_BYTES}: {mend}"
+            f"are uint32 and end at {MAX_SHARD_BYTES}: {fix}"
         )
 
-    def name(self, number: int, mark: str = "") -> str:
-        """Return the name of a shard's file; `mark` makes it differ from names of other writes."""
-        return f"shard.{mark}{number:05}.{self._name}"
+    def name(self, number: int, write_id: str = "") -> str:
+        """Return the name of a shard's file; `write_id` makes it unique among writes."""
+        return f"shard.{write_id}{number:05}.{self._name}"
 
     def entry(self, samples: int, data: StoredFile, meta: StoredFile | None) -> dict[str, Any]:
         """Return the entry of a shard and its files in the index."""
-        return self._facts | {"samples": samples} | data.facts("data")
+        return self._entry | {"samples": samples} | data.entry("data")
 
 
 class MdsFormat(ShardFormat):
-    """MDS shards.
+    """The format of MDS shards.
 
     Parameters
     ----------
     columns : mapping of str to Encoding
-        The columns in the order in which they were given.
+        The columns, in the caller's order.
     options : ShardOptions
         The settings of the files.
     inferred : bool
-        Whether nobody chose these encodings, so that `bytes` do not count as encoded values.
+        Whether the encodings were inferred, as in `ShardFormat`.
     """
 
     sample_bytes = 4
@@ -335,12 +337,12 @@ class MdsFormat(ShardFormat):
         sizes = [encoding.size for encoding in self.columns.values()]
         encodings = [encoding.stored_name for encoding in self.columns.values()]
         self.schema = Schema("mds", tuple(self.columns), tuple(encodings), tuple(sizes))
-        self._facts |= {
+        self._entry |= {
             "column_encodings": encodings,
             "column_names": list(self.columns),
             "column_sizes": sizes,
         }
-        self._configuration = json.dumps(self._facts, sort_keys=True).encode()
+        self._configuration = json.dumps(self._entry, sort_keys=True).encode()
         self._plan = [
             (name, self.encoders[name], sizes[k] is None) for k, name in enumerate(self.columns)
         ]
@@ -365,7 +367,7 @@ class MdsFormat(ShardFormat):
             except (MemoryError, MissingDependencyError):
                 raise
             except Exception as error:
-                raise self.refusal(sample, name, number, error) from error
+                raise self.encode_error(sample, name, number, error) from error
             bodies.append(body)
             if varies:
                 sizes.append(len(body))
@@ -376,7 +378,7 @@ class MdsFormat(ShardFormat):
         return b"".join(bodies)
 
     def pack(self, columns: Mapping[str, ColumnBlock], number: int) -> tuple[Bytes, Int64]:
-        """Put columns together as samples; arrays are of columns whose values have one size."""
+        """Join columns to encoded samples; only columns of fixed size may be arrays."""
         parts: list[AnyArray | Bodies | list[bytes]] = []
         for name in self.columns:
             part = columns[name]
@@ -394,22 +396,22 @@ class MdsFormat(ShardFormat):
         ]
         head = 4 * len(varying)
         nbytes: Int64 = np.full(len(parts[0]), head, np.int64) + sum(sizes)
-        if len(nbytes) and (most := int(nbytes.max())) > MAX_SHARD_BYTES:
-            raise self._too_long(most, number + int(nbytes.argmax()))
+        if len(nbytes) and (largest := int(nbytes.max())) > MAX_SHARD_BYTES:
+            raise self._too_long(largest, number + int(nbytes.argmax()))
         ensure_fits(
             int(nbytes.sum()), f"{quantity(len(nbytes), 'sample')} that are written at once"
         )
-        if varying:  # they come before the bodies
+        if varying:  # a sample starts with the sizes of its values of variable size
             parts.insert(0, np.stack(varying, axis=1).astype("<u4"))
             sizes.insert(0, np.full(len(nbytes), head, np.int64))
         is_python = not any(isinstance(part, Bodies) for part in parts)
         if is_python and not copy_spans.is_loaded:
-            return _joined(parts), nbytes
+            return _join_in_python(parts), nbytes
         data: Bytes = huge_empty(int(nbytes.sum()), np.uint8)
-        if join_columns.is_loaded or _spans_in_python > _PATIENCE:
+        if join_columns.is_loaded or _spans_in_python > _MAX_PYTHON_SPANS:
             _join_columns(parts, address_of(data))
             return data, nbytes
-        at = _ends(nbytes)[:-1]
+        at = _offsets(nbytes)[:-1]
         for part, size in zip(parts, sizes, strict=True):
             spans = _as_bodies(part)
             _copy_spans(spans.address, size, at, address_of(data))
@@ -417,7 +419,7 @@ class MdsFormat(ShardFormat):
         return data, nbytes
 
     def head(self, ends: Int64) -> bytes:
-        """Return the offsets and the configuration, given where each sample ends."""
+        """Return the offsets and the configuration."""
         begin = self.empty_bytes + 4 * len(ends)
         words = np.empty(len(ends) + 2, "<u4")
         words[:2] = len(ends), begin
@@ -425,16 +427,16 @@ class MdsFormat(ShardFormat):
         return words.tobytes() + self._configuration
 
     def records(self, blocks: Iterable[Mapping[str, AnyArray]], count: int) -> Iterator[Body]:
-        """Yield the pieces of a shard of `count` samples, all of whose columns are fixed.
+        """Yield the pieces of a shard of `count` samples; all columns are fixed.
 
-        The columns come in blocks of rows. All pieces but the first lie in one buffer: the next
-        one overwrites the last.
+        Each block has some rows of all columns. Every piece after the first is a view of the same
+        buffer, so the next piece overwrites it.
         """
         record = np.dtype(
             [("", e.dtype.newbyteorder("<"), e.shape or ()) for e in self.columns.values()]
         )
         yield self.head(record.itemsize * np.arange(1, count + 1))
-        step = max(1, _PIECE // record.itemsize)
+        step = max(1, _PIECE_BYTES // record.itemsize)
         buffer = np.empty(min(step, count), record)
         for block in blocks:
             columns = [block[name] for name in self.columns]
@@ -446,7 +448,7 @@ class MdsFormat(ShardFormat):
 
 
 class FileSummary:
-    """What the index says of a file, gathered while its bytes go by."""
+    """The size and hashes of a file, which `tee` computes from its pieces."""
 
     def __init__(self, name: str, hashes: Iterable[str]) -> None:
         self.name = name
@@ -454,14 +456,14 @@ class FileSummary:
         self._hashers = {algorithm: hasher(algorithm) for algorithm in hashes}
 
     def tee(self, pieces: Iterable[Body]) -> Iterator[Body]:
-        """Yield the pieces of the file, and take note of them."""
+        """Yield the pieces of the file, and add them to the size and the hashes."""
         for piece in pieces:
             self.nbytes += len(piece)
             for each in self._hashers.values():
                 each.update(piece)
             yield piece
 
-    def facts(self) -> dict[str, Any]:
+    def entry(self) -> dict[str, Any]:
         """Return the file's entry in the index."""
         hashes = {algorithm: each.hexdigest() for algorithm, each in self._hashers.items()}
         return {"basename": self.name, "bytes": self.nbytes, "hashes": hashes}
@@ -469,18 +471,18 @@ class FileSummary:
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """A file of a shard, and the compressed file that is stored instead, if any."""
+    """A file of a shard, and the compressed file that replaces it, if there is one."""
 
     raw: FileSummary
     zipped: FileSummary | None = None
 
-    def facts(self, kind: str) -> dict[str, Any]:
-        """Return the entries of the index for both; `kind` is ``"data"`` or ``"meta"``."""
-        return {f"raw_{kind}": self.raw.facts(), f"zip_{kind}": self.zipped and self.zipped.facts()}
+    def entry(self, kind: str) -> dict[str, Any]:
+        """Return the index entries of both files; `kind` is ``"data"`` or ``"meta"``."""
+        return {f"raw_{kind}": self.raw.entry(), f"zip_{kind}": self.zipped and self.zipped.entry()}
 
 
-def _ends(nbytes: Int64) -> Int64:
-    """Return 0, and the end of each of several contiguous byte runs, given their sizes."""
+def _offsets(nbytes: Int64) -> Int64:
+    """Return the offsets of contiguous spans of `nbytes`, shape (n + 1,)."""
     ends = np.zeros(len(nbytes) + 1, np.int64)
     np.cumsum(nbytes, out=ends[1:])
     return ends
@@ -496,43 +498,43 @@ def _sizes(part: AnyArray | Bodies | list[bytes], encoding: Encoding) -> Int64:
     return np.full(len(part), encoding.size, np.int64)
 
 
-def _little(array: AnyArray) -> AnyArray:
-    """Return an array as it is stored: little-endian, and in C order."""
+def _stored_form(array: AnyArray) -> AnyArray:
+    """Return an array in stored form: little-endian and C-contiguous."""
     return np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
 
 
-def _joined(parts: Sequence[AnyArray | Bodies | list[bytes]]) -> Bytes:
-    """Return rows as bytes whose parts are arrays or bytes objects, with no kernel."""
+def _join_in_python(parts: Sequence[AnyArray | Bodies | list[bytes]]) -> Bytes:
+    """Join arrays and lists of bytes objects to contiguous rows, in Python."""
     columns: list[list[bytes]] = []
     for part in parts:
         if isinstance(part, np.ndarray):
             size = part.itemsize * prod(part.shape[1:])
-            columns.append(_little(part).reshape(-1).view(f"V{size}").tolist())
+            columns.append(_stored_form(part).reshape(-1).view(f"V{size}").tolist())
         elif isinstance(part, list):
             columns.append(part)
     return np.frombuffer(b"".join(chain.from_iterable(zip(*columns, strict=True))), np.uint8)
 
 
 def _as_bodies(part: AnyArray | Bodies | list[bytes]) -> Bodies:
-    """Return rows of an array, or bytes objects, as spans of memory."""
+    """Return the rows of an array, or bytes objects, by their addresses."""
     if isinstance(part, Bodies):
         return part
     if isinstance(part, list):
-        return Bodies.of_list(part)
-    values = _little(part)
+        return Bodies.from_list(part)
+    values = _stored_form(part)
     size = values.itemsize * prod(values.shape[1:])
     at = size * np.arange(len(values), dtype=np.int64)
     return Bodies(address_of(values) + at, np.full(len(values), size, np.int64), values)
 
 
 def _join_columns(parts: Sequence[AnyArray | Bodies | list[bytes]], destination: int) -> None:
-    """Write rows of all columns back to back."""
+    """Write the contiguous rows of all columns to the address `destination`."""
     columns = np.zeros((len(parts), 3), np.int64)
     spans: list[tuple[Int64, Int64]] = []
     owners: list[object] = []  # keep the memory alive
     for column, part in zip(columns, parts, strict=True):
         if isinstance(part, np.ndarray):
-            values = _little(part)
+            values = _stored_form(part)
             column[:] = -1, address_of(values), values.itemsize * prod(values.shape[1:])
             owners.append(values)
         else:
@@ -540,14 +542,17 @@ def _join_columns(parts: Sequence[AnyArray | Bodies | list[bytes]], destination:
             column[0] = len(spans)
             spans.append((bodies.address, bodies.nbytes))
             owners.append(bodies)
-    both: Int64 = np.array(spans, np.int64).reshape(len(spans), 2, len(parts[0]))
-    join_columns(len(parts[0]), columns, both, destination)
+    address_and_size: Int64 = np.array(spans, np.int64).reshape(len(spans), 2, len(parts[0]))
+    join_columns(len(parts[0]), columns, address_and_size, destination)
 
 
 def _copy_spans(address: Int64, nbytes: Int64, offsets: Int64, destination: int) -> None:
-    """Copy span k to ``destination + offsets[k]``: in Python, until Numba pays for its import."""
+    """Copy span k to ``destination + offsets[k]``.
+
+    Python copies the first spans of a process, as small writes need not wait to import Numba.
+    """
     global _spans_in_python
-    if copy_spans.is_loaded or _spans_in_python > _PATIENCE:
+    if copy_spans.is_loaded or _spans_in_python > _MAX_PYTHON_SPANS:
         copy_spans(address, nbytes, offsets, destination)
     else:
         _spans_in_python += len(address)
@@ -564,16 +569,18 @@ def bodies_of_rows(
     encoding: Encoding,
     first: int = 0,
 ) -> Bodies:
-    """Encode arrays of one rank that lie in one: a head each, and then its elements.
+    """Encode consecutive parts of an array as arrays of equal rank.
+
+    Each encoded array is a head and then its elements.
 
     Parameters
     ----------
     elements : ndarray, 1-d
-        Of the encoding's dtype, or any that an untyped one can hold.
+        Its dtype is the encoding's. If the encoding is ``"ndarray"``, any dtype with a code.
     offsets : ndarray of int64, shape (n + 1,)
-        Where rows begin and end among the elements.
+        Row k is ``elements[offsets[k]:offsets[k + 1]]``.
     shapes : ndarray of int64, shape (n, ndim), optional
-        Where rows are not 1-d.
+        The shape of each row; by default rows are 1-d.
     encoding : Encoding
         ``"ndarray"``, or one with a dtype and no shape.
     first : int
@@ -582,7 +589,7 @@ def bodies_of_rows(
     Raises
     ------
     ValueError
-        If a row has no elements, or a dtype that the encoding does not hold.
+        If a row has no elements, or the encoding cannot store the dtype.
     """
     lengths = np.diff(offsets)
     shapes = lengths[:, None] if shapes is None else shapes
@@ -595,17 +602,17 @@ def bodies_of_rows(
     dtype = elements.dtype.newbyteorder("=")
     code = b""
     if encoding.dtype == object:
-        if dtype not in _CODES:
-            raise ValueError(f"an 'ndarray' column holds no {dtype}: choose 'ndarray:{dtype}'")
-        code = bytes([_CODES[dtype]])
+        if dtype not in _CODE_OF_DTYPE:
+            raise ValueError(f"an 'ndarray' column cannot store {dtype}: choose 'ndarray:{dtype}'")
+        code = bytes([_CODE_OF_DTYPE[dtype]])
     elif encoding.dtype != dtype:
         raise ValueError(f"expected arrays of dtype {encoding.dtype}, got {dtype}")
     sides = np.array([stored_shape(dtype, ())], np.int64)
     shapes = np.hstack([shapes, np.repeat(sides, len(shapes), axis=0)])
-    most = shapes.max(axis=1, initial=0)
-    widths = np.searchsorted([1 << 8, 1 << 16, 1 << 32], most, side="right")
+    largest = shapes.max(axis=1, initial=0)
+    widths = np.searchsorted([1 << 8, 1 << 16, 1 << 32], largest, side="right")
     heads = len(code) + 1 + (shapes.shape[1] << widths)
-    ends = _ends(heads + lengths * dtype.itemsize)
+    ends = _offsets(heads + lengths * dtype.itemsize)
     data: Bytes = np.empty(int(ends[-1]), np.uint8)
     elements = np.ascontiguousarray(elements, dtype.newbyteorder("<"))
     at = address_of(elements) + offsets[:-1] * dtype.itemsize
@@ -619,4 +626,4 @@ def bodies_of_rows(
         size = written.shape[1]
         spans = address_of(written) + size * np.arange(len(rows))
         _copy_spans(spans, np.full(len(rows), size, np.int64), ends[rows], target)
-    return Bodies.of(data, ends)
+    return Bodies.from_offsets(data, ends)

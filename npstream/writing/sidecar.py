@@ -1,4 +1,4 @@
-"""What a side-car holds beyond the index, put down in files while shards are read or written.
+"""Provide `SidecarBuilder`, which collects the content of a side-car in temporary files.
 
 Tested in tests/tools/test_index_builder.py.
 """
@@ -37,60 +37,69 @@ if TYPE_CHECKING:
     from npstream.formats.scan import ScanResult
     from npstream.formats.statistics import ColumnStatistics
 
-__all__ = ["Spool", "column_files"]
+__all__ = ["SidecarBuilder", "column_files"]
 
-_LONGEST = 200
-_COPIED = 1 << 20
+_MAX_NAME = 200
+"""Maximum characters of a column's quoted name in a file name."""
+
+_READ_BYTES = 1 << 20
 _HASH = "xxh3_128"
 
 
-def column_files(columns: Mapping[str, np.dtype[Any]], mark: str = "") -> list[ColumnFile]:
-    """Name the files of columns, differently also where upper and lower case are the same.
+def column_files(columns: Mapping[str, np.dtype[Any]], write_id: str = "") -> list[ColumnFile]:
+    """Return the files of columns, with names that also differ if case is ignored.
 
     Parameters
     ----------
     columns : mapping of str to dtype
-    mark : str
-        What tells the files from those of other writes.
+    write_id : str
+        The unique part of the file names of a write.
 
     Examples
     --------
     >>> [column.file for column in column_files({"a/b": np.dtype("<i2")})]
     ['index.columns/a%2Fb.npy']
     """
-    files, taken = [], set()
+    files, used = [], set()
     for number, (name, dtype) in enumerate(columns.items()):
-        base = quote(name, safe="")[:_LONGEST]
-        if base.lower() in taken:
+        base = quote(name, safe="")[:_MAX_NAME]
+        if base.lower() in used:
             base += f"~{number}"
-        taken.add(base.lower())
-        files.append(ColumnFile(name, dtype, f"index.columns/{mark}{base}.npy"))
+        used.add(base.lower())
+        files.append(ColumnFile(name, dtype, f"index.columns/{write_id}{base}.npy"))
     return files
 
 
-class Spool:
-    """Files that grow by every shard, and become a side-car in the end.
+class SidecarBuilder:
+    """Collects the scans of shards in files, and builds a side-car from them.
 
-    There are four, however many columns: where samples begin, and hashes of meta files; hashes of
-    pieces; bounds of the columns; and their values, those of one shard after another.
+    The number of files does not depend on the number of columns. Four files grow with each shard:
+
+    - the offset of the first sample, and the hash of the meta file
+    - the hashes of pieces
+    - the bounds of each column
+    - the values of each column
+
+    A fifth file is reused for the content of each column's final file.
 
     Parameters
     ----------
     columns : mapping of str to dtype
         The scalar columns.
     hashed : bool
-        Whether hashes of pieces are kept.
+        Whether to store hashes of pieces.
     directory : str, optional
-        Where the files are, or come to be; by default they have no names, and vanish.
-    mark : str
-        What the names of the columns' files begin with.
+        The directory of the files, which are created if they do not exist. By default they are
+        temporary files.
+    write_id : str
+        The unique part of the names of the columns' files.
 
     Attributes
     ----------
     dtypes : dict of str to dtype
-        The columns, as given.
+        The parameter `columns`.
     columns : list of ColumnFile
-        The columns, and the files that hold them in the end.
+        The columns, and their files in the side-car.
     """
 
     def __init__(
@@ -98,22 +107,22 @@ class Spool:
         columns: Mapping[str, np.dtype[Any]],
         hashed: bool,
         directory: str | None = None,
-        mark: str = "",
+        write_id: str = "",
     ) -> None:
         self._files: list[IO[bytes]] = []
         self.dtypes = dict(columns)
-        self.columns = column_files(columns, mark)
+        self.columns = column_files(columns, write_id)
         self._hashed, self._directory = hashed, directory
         self._bounds = np.dtype([("", c.dtype) for c in self.columns for _ in ("min", "max")])
         self._hashes: dict[str, AnyArray] = {}
         try:
             for name in ("heads", "pieces", "bounds", "values", "column"):
-                with self._reporting():
+                with self._storage_errors():
                     self._files.append(_open(directory, name))
         except BaseException:
             self.close()
             raise
-        self._heads, self._pieces, self._ranges, self._values, self._column = self._files
+        self._heads, self._pieces, self._bounds_file, self._values, self._column = self._files
         self._hashers = [hasher(_HASH) for _ in range(4)]
         self._statistics: dict[str, ColumnStatistics] = {}
         self._shards = 0
@@ -122,47 +131,47 @@ class Spool:
     def __del__(self) -> None:
         self.close()
 
-    def add(self, found: ScanResult) -> None:
+    def add(self, scan: ScanResult) -> None:
         """Add the result of the scan of the next shard."""
         if not self._shards:
-            self._statistics = dict(found.statistics)
+            self._statistics = dict(scan.statistics)
         else:
-            merge_statistics(self._statistics, found.statistics)
+            merge_statistics(self._statistics, scan.statistics)
         self._shards += 1
-        with self._reporting():
+        with self._storage_errors():
             if self._hashed:
-                self._write(0, np.array([found.begin, found.meta], "<u8").tobytes())
-                self._write(1, found.pieces.astype("<u8").tobytes())
+                self._write(0, np.array([scan.begin, scan.meta], "<u8").tobytes())
+                self._write(1, scan.pieces.astype("<u8").tobytes())
             for column in self.columns:
-                values = found.columns[column.name]
+                values = scan.columns[column.name]
                 for bound in bounds(values):
                     self._write(2, bound.tobytes())
                 self._write(3, values.tobytes())
             for file in self._files:
-                file.flush()  # else a forked process that ends would write its buffers, too
+                file.flush()  # or a forked process would write its copy of the buffers at exit
 
-    def _write(self, number: int, body: bytes) -> None:
-        self._hashers[number].update(body)
-        self._files[number].write(body)
+    def _write(self, file: int, body: bytes) -> None:
+        self._hashers[file].update(body)
+        self._files[file].write(body)
 
     def sync(self) -> list[str]:
         """Flush the files to the disk, and return the hash of each."""
-        with self._reporting():
+        with self._storage_errors():
             for file in self._files:
                 file.flush()
                 os.fsync(file.fileno())
         return [*(hasher.hexdigest() for hasher in self._hashers), self._sync_statistics()]
 
     def _sync_statistics(self) -> str:
-        """Bring the statistics so far to the disk, in a file of their own; return its hash."""
+        """Write the statistics so far to a separate file on the disk, and return their hash."""
         body = encode_statistics(self._statistics)
         if self._directory is not None:
-            with self._reporting():
+            with self._storage_errors():
                 with open(self._snapshot(self._shards), "wb") as file:
                     file.write(body)
                     file.flush()
                     os.fsync(file.fileno())
-                # The one before stays until the caller has recorded this one.
+                # The previous file is kept until the caller has recorded the hash of this one.
                 for old in self._snapshots[:-1]:
                     os.unlink(self._snapshot(old))
             self._snapshots = [*self._snapshots[-1:], self._shards]
@@ -174,7 +183,7 @@ class Spool:
         return os.path.join(self._directory, f"statistics.{shards}")
 
     def _read_snapshot(self, shards: int, known: str) -> dict[str, ColumnStatistics] | None:
-        """Return the statistics of the first shards; None if they are not there."""
+        """Return the statistics of the first shards; None if the file is missing or damaged."""
         try:
             with open(self._snapshot(shards), "rb") as file:
                 body = file.read()
@@ -182,26 +191,27 @@ class Spool:
         except (OSError, ValueError):
             return None
 
-    def cut(self, index: Index, shards: int, digests: Sequence[str] = ()) -> int:
-        """Forget all but the first shards, and return how many are left.
+    def truncate(self, index: Index, shards: int, digests: Sequence[str] = ()) -> int:
+        """Truncate the files to the first `shards` shards, and return the number of shards.
 
-        That is none if the files do not hold them, or have other hashes than `sync` returned.
+        The number is 0 if the files are shorter or do not have the hashes `digests`, which `sync`
+        returned.
         """
         row = sum(column.dtype.itemsize for column in self.columns)
         ends = [shards * self._bounds.itemsize, int(index.starts[shards]) * row]
-        ends = [16 * shards, 8 * int(_pieces(index)[:shards].sum()), *ends]
+        ends = [16 * shards, 8 * int(_piece_counts(index)[:shards].sum()), *ends]
         if not self._hashed:
             ends[:2] = 0, 0
-        kept = list(zip(self._files, ends, strict=False))
-        with self._reporting():
-            self._hashers = [_hash_of(file, end) for file, end in kept]
-            found = [hasher.hexdigest() for hasher in self._hashers]
+        files_and_ends = list(zip(self._files, ends, strict=False))
+        with self._storage_errors():
+            self._hashers = [_hash_start(file, end) for file, end in files_and_ends]
+            current = [hasher.hexdigest() for hasher in self._hashers]
             statistics: dict[str, ColumnStatistics] | None = {}
             if shards:
                 statistics = self._read_snapshot(shards, digests[-1]) if digests else None
-                if found != list(digests[:-1]) or statistics is None:
-                    return self.cut(index, 0)
-            for file, end in kept:
+                if current != list(digests[:-1]) or statistics is None:
+                    return self.truncate(index, 0)
+            for file, end in files_and_ends:
                 file.truncate(end)
                 file.seek(end)
         self._shards, self._statistics = shards, statistics or {}
@@ -209,9 +219,9 @@ class Spool:
         return shards
 
     def finish(self, index: Index) -> Iterator[tuple[str, IO[bytes]]]:
-        """Yield the name and the content of each column's file, one after the other.
+        """Yield the name and the content of each column's file.
 
-        The content is a file at its start, which the next one overwrites.
+        The content is an open file at position 0. The next iteration overwrites it.
         """
         counts = np.diff(index.starts)
         row = sum(column.dtype.itemsize for column in self.columns)
@@ -219,7 +229,7 @@ class Spool:
         for column in self.columns:
             begins = index.starts[:-1] * row + counts * before
             before += column.dtype.itemsize
-            with self._reporting():
+            with self._storage_errors():
                 self._column.seek(0)
                 self._column.truncate()
                 self._column.write(npy_header(column.dtype, index.samples))
@@ -232,7 +242,7 @@ class Spool:
             yield column.file, self._column
 
     def sidecar(self, index: Index, mark: IndexDigest) -> Iterator[Body]:
-        """Return the parts of the side-car, once every shard was added and `finish` has run."""
+        """Return the pieces of the side-car; call it after `add` for all shards, and `finish`."""
         sections = dict(self._hashes)
         if self._statistics:
             body = encode_statistics(self._statistics)
@@ -244,23 +254,23 @@ class Spool:
                 sections["metas"] = heads[:, 1]
             sections["pieces"] = _content(self._pieces, np.dtype("<u8"))
         if self.columns:
-            ranges = _content(self._ranges, self._bounds)
+            ranges = _content(self._bounds_file, self._bounds)
             for k, column in enumerate(self.columns):
                 sections[f"min/{column.name}"] = ranges[f"f{2 * k}"]
                 sections[f"max/{column.name}"] = ranges[f"f{2 * k + 1}"]
         return encode_sidecar(index, mark, self.columns, sections)
 
     @contextmanager
-    def _reporting(self) -> Iterator[None]:
-        """Raise an OSError of these files as a StorageError."""
+    def _storage_errors(self) -> Iterator[None]:
+        """Convert an OSError of these files to a StorageError."""
         try:
             yield
         except OSError as error:
-            place, mend = self._directory, ""
-            if place is None:
-                place, mend = tempfile.gettempdir(), "; TMPDIR names another directory for them"
-            what = f"{error.strerror}: cannot store parts of the side-car{mend}"
-            raise StorageError(error.errno, what, place) from error
+            directory, fix = self._directory, ""
+            if directory is None:
+                directory, fix = tempfile.gettempdir(), "; TMPDIR names another directory for them"
+            message = f"{error.strerror}: cannot store parts of the side-car{fix}"
+            raise StorageError(error.errno, message, directory) from error
 
     def close(self) -> None:
         """Close the files."""
@@ -269,23 +279,27 @@ class Spool:
                 file.close()
 
 
-def sidecar_files(spool: Spool, text: bytes) -> Iterator[tuple[str, Iterator[Body]]]:
-    """Yield the names and contents of the files that go with an index, and close the spool."""
+def sidecar_files(
+    sidecar_builder: SidecarBuilder, text: bytes
+) -> Iterator[tuple[str, Iterator[Body]]]:
+    """Yield the names and contents of the side-car's files, and close the builder."""
     index = parse_index(text, INDEX, trusted=True)
-    for name, file in spool.finish(index):
-        yield name, pieces_of(file)
-    yield NAME, spool.sidecar(index, digest_index(text))
-    spool.close()
+    for name, file in sidecar_builder.finish(index):
+        yield name, read_pieces(file)
+    yield NAME, sidecar_builder.sidecar(index, digest_index(text))
+    sidecar_builder.close()
 
 
-def pieces_of(file: IO[bytes]) -> Iterator[bytes]:
-    """Yield the content of a file, from where it stands."""
-    while piece := file.read(_COPIED):
+def read_pieces(file: IO[bytes]) -> Iterator[bytes]:
+    """Yield the content of a file from its current position."""
+    while piece := file.read(_READ_BYTES):
         yield piece
 
 
 def bounds(values: AnyArray) -> tuple[AnyArray, AnyArray]:
-    """Return bounds of a shard's values, as `Sidecar.shard_range` describes them.
+    """Return the minimum and maximum of a shard's values for `Sidecar.shard_range`.
+
+    They are 0 without values, and -inf and inf if a value is NaN.
 
     Examples
     --------
@@ -300,14 +314,14 @@ def bounds(values: AnyArray) -> tuple[AnyArray, AnyArray]:
     return least, most
 
 
-def _hash_of(file: IO[bytes], nbytes: int) -> Hasher:
-    """Return the hash of the first bytes of a file, or of all if it has fewer."""
-    found = hasher(_HASH)
+def _hash_start(file: IO[bytes], nbytes: int) -> Hasher:
+    """Return the hash of the first `nbytes` of a file, or of the whole file if it is shorter."""
+    result = hasher(_HASH)
     file.seek(0)
-    while nbytes and (body := file.read(min(nbytes, _COPIED))):
-        found.update(body)
+    while nbytes and (body := file.read(min(nbytes, _READ_BYTES))):
+        result.update(body)
         nbytes -= len(body)
-    return found
+    return result
 
 
 def _open(directory: str | None, name: str) -> IO[bytes]:
@@ -322,7 +336,7 @@ def _content(file: IO[bytes], dtype: np.dtype[Any]) -> AnyArray:
     return np.frombuffer(file.read(), dtype)
 
 
-def _pieces(index: Index) -> AnyArray:
+def _piece_counts(index: Index) -> AnyArray:
     """Return the number of pieces of each shard."""
     samples = np.diff(index.starts)
     return chunk_counts(samples, index.nbytes, index.compressed, index.chunk_bytes) + 1

@@ -1,4 +1,4 @@
-"""Columns and tables to write: their encodings, and their rows in blocks.
+"""Provide columns and tables to write: their encodings, and their rows in blocks.
 
 `npstream.writing.inputs.recognition` makes them from the objects that users give. Classes of
 npstream make them by a method ``_writer_input``; see `Writable`.
@@ -27,10 +27,10 @@ from npstream.writing.inputs.fill import NO_FILL, Fill, is_absent, keeps_nan
 from npstream.writing.shard import Bodies, ColumnBlock, bodies_of_rows
 
 Bounds: TypeAlias = "Iterable[tuple[int, int]]"
-"""The first row of each block, and the row after its last. Blocks are consecutive."""
+"""Pairs of the first row of a block and the row after its last. Blocks are consecutive."""
 
 
-class GivenColumn(Protocol):
+class InputColumn(Protocol):
     """A column to write.
 
     ``row_bytes`` is the approximate size of a row, or None if it is unknown. ``chunk`` is the
@@ -45,11 +45,11 @@ class GivenColumn(Protocol):
         """Return the encoding that keeps the column's type."""
 
     def blocks(self, bounds: Bounds, target: Encoding) -> Iterator[ColumnBlock]:
-        """Yield blocks of rows, if possible in the form that `target` stores."""
+        """Yield blocks of rows. Prefer arrays or encoded values of `target` to Python values."""
 
 
-class GivenTable(Protocol):
-    """Columns of one length to write; see `GivenColumn`.
+class InputTable(Protocol):
+    """Columns of one length to write; see `InputColumn`.
 
     ``is_arrays`` is True if blocks of fixed encodings are arrays, or lists of Python values.
     """
@@ -77,20 +77,20 @@ class TableStream:
 
     Attributes
     ----------
-    head : GivenTable
+    head : InputTable
         A table that defines the encodings. Its rows are not written, unless `tables` repeats it.
-    tables : iterator of GivenTable
+    tables : iterator of InputTable
         The tables to write.
     """
 
-    head: GivenTable
-    tables: Iterator[GivenTable]
+    head: InputTable
+    tables: Iterator[InputTable]
 
 
 class Writable(Protocol):
     """A class of npstream whose rows can be written."""
 
-    def _writer_input(self) -> GivenColumn | GivenTable | None:
+    def _to_write(self) -> InputColumn | InputTable | None:
         """Return a column, or a table; None for samples that are to be written one by one."""
 
 
@@ -108,8 +108,8 @@ class MapDataset(Protocol):
         """Return a sample."""
 
 
-def named(column: object, error: Exception) -> Exception:
-    """Return an exception whose message begins with the column of `error`."""
+def with_column(column: object, error: Exception) -> Exception:
+    """Return an exception whose message starts with the name of the column."""
     if isinstance(error, RowError):
         error.column = column
         return error
@@ -129,6 +129,7 @@ class RowError(ValueError):
     message : str
         The reason and the fix.
     column : str, optional
+        The column's name, for the message.
     """
 
     def __init__(self, row: int, message: str, column: object = None) -> None:
@@ -151,25 +152,27 @@ class RowError(ValueError):
 class ListColumn:
     """A list of Python values of any types."""
 
-    def __init__(self, values: Any, known: str | None = None, fill: Fill = NO_FILL) -> None:
+    def __init__(
+        self, values: Any, source_encoding: str | None = None, fill: Fill = NO_FILL
+    ) -> None:
         self.length = len(values)
         self.row_bytes: int | None = None
         self.chunk = 1
         self._values = values
-        self._known = known
+        self._source_encoding = source_encoding
         self._fill = fill
 
     def encoding(self) -> Encoding:
-        """Return the encoding that the column had, or infer it from the first present value."""
-        if self._known is not None:
-            known = column_type(self._known)
+        """Return the source's encoding, or infer one from the first value that is not missing."""
+        if self._source_encoding is not None:
+            known = column_type(self._source_encoding)
             if known.kind in ("object", "ndarray") or not self.length:
                 return known
         if not self.length:
-            raise ValueError("it has no values to tell its encoding: name that in columns=")
+            raise ValueError("it has no values to infer an encoding from: name one in columns=")
         first = self._values[0]
         if self._fill:
-            text = column_type("str")  # for which NaN is missing, too
+            text = column_type("str")  # an encoding that cannot store NaN, so NaN counts as missing
             first = next((v for v in self._values if not is_absent(v, text)), self._fill.value)
         elif is_missing(first):
             first = next((v for v in self._values if not is_missing(v)), first)
@@ -189,14 +192,16 @@ class ArrayColumn:
     read : callable
         Returns rows ``start`` to ``stop``.
     length : int
-    dtype, shape
-        Of a row.
-    known : str, optional
-        The encoding that the column had where it was read.
-    chunk : int
-        Rows that are read at once.
+        Number of rows.
+    dtype : dtype
+    shape : tuple of int
+        The shape of a row.
+    source_encoding : str, optional
+        The encoding of the column in the dataset that it comes from.
+    chunk : int, default: 1
+        Number of rows that the source reads at once.
     fill : Fill
-        Used for NaN and NaT where the target encoding has neither.
+        Replaces NaN and NaT if the target encoding cannot store them.
     """
 
     is_array = True
@@ -207,7 +212,7 @@ class ArrayColumn:
         length: int,
         dtype: np.dtype[Any],
         shape: tuple[int, ...],
-        known: str | None = None,
+        source_encoding: str | None = None,
         chunk: int = 1,
         fill: Fill = NO_FILL,
     ) -> None:
@@ -218,16 +223,19 @@ class ArrayColumn:
         self._read = read
         self._dtype = dtype.newbyteorder("=")
         self._shape = shape
-        self._known = known
+        self._source_encoding = source_encoding
 
     def encoding(self) -> Encoding:
         """Return the encoding of the dtype and the shape of a row."""
-        if self._known is not None and (known := self._fitting(self._known)) is not None:
+        if (
+            self._source_encoding is not None
+            and (known := self._matching_encoding(self._source_encoding)) is not None
+        ):
             return known
         return type_of_array(self._dtype, self._shape)
 
-    def _fitting(self, name: str) -> Encoding | None:
-        """Return the encoding that the column had, if it fits the dtype and shape."""
+    def _matching_encoding(self, name: str) -> Encoding | None:
+        """Return the encoding `name`, if it matches the dtype and shape; otherwise None."""
         with suppress(ValueError, NpstreamError):
             known = column_type(name)
             fits = known.dtype == self._dtype and (known.shape or ()) == self._shape
@@ -240,16 +248,18 @@ class ArrayColumn:
         for start, stop in bounds:
             block = foreign.as_array(self._read(start, stop))
             if len(block) != stop - start:
-                raise ValueError(f"rows {start} to {stop} are {len(block)}: its length has changed")
-            missing = missing_numbers(block, target) if self._fill else None
+                raise ValueError(
+                    f"rows {start} to {stop} were read as {len(block)} rows: its length has changed"
+                )
+            missing = nan_mask(block, target) if self._fill else None
             if missing is None:
-                yield rows_as(block, target)
+                yield convert_rows(block, target)
             else:
-                rows = rows_as(np.where(missing, block.dtype.type(0), block), target)
+                rows = convert_rows(np.where(missing, block.dtype.type(0), block), target)
                 yield self._fill.block(rows, missing, target)
 
 
-def missing_numbers(block: AnyArray, target: Encoding) -> Bools | None:
+def nan_mask(block: AnyArray, target: Encoding) -> Bools | None:
     """Return a mask of NaN or NaT; None if there are none, or if `target` stores them."""
     if block.ndim != 1 or block.dtype.kind not in "fmM" or keeps_nan(target):
         return None
@@ -257,10 +267,10 @@ def missing_numbers(block: AnyArray, target: Encoding) -> Bools | None:
     return missing if missing.any() else None
 
 
-def rows_as(block: AnyArray, target: Encoding) -> ColumnBlock:
-    """Return rows in the dtype of an encoding, or else as values to be encoded one by one.
+def convert_rows(block: AnyArray, target: Encoding) -> ColumnBlock:
+    """Return rows as an array of the encoding's dtype, or as a list of values to encode.
 
-    Only numbers are converted; arrays must have the dtype and shape that the encoding says.
+    Only scalars are converted. Other arrays must have the dtype and shape of the encoding.
     """
     if target.kind != "fixed" or block.shape[1:] != target.shape:
         return list(block)
@@ -279,13 +289,15 @@ class MaskedColumn:
 
     Parameters
     ----------
-    column : GivenColumn
-        Its values in missing rows are ignored.
+    column : InputColumn
+        The values in missing rows are ignored.
     missing : ndarray of bool
+        The mask.
     fill : Fill
+        Replaces the missing rows.
     """
 
-    def __init__(self, column: GivenColumn, missing: Bools, fill: Fill) -> None:
+    def __init__(self, column: InputColumn, missing: Bools, fill: Fill) -> None:
         self.length, self.row_bytes, self.chunk = column.length, column.row_bytes, column.chunk
         self.is_array = getattr(column, "is_array", False)
         self._column, self._missing, self._fill = column, missing, fill
@@ -344,8 +356,8 @@ class ConstantColumn:
                 yield Bodies(at, np.full(stop - start, len(body), np.int64), body)
 
 
-class RowsColumn:
-    """Rows of varying length in one array.
+class RaggedColumn:
+    """Rows of different lengths in one array.
 
     Parameters
     ----------
@@ -379,7 +391,7 @@ class RowsColumn:
         """Return the encoding that was given."""
         if self._encoding is None:
             raise TypeError(
-                "nothing tells what its images are: name 'jpeg', 'png' or 'pil' in columns="
+                "the encoding of its images is unknown: name 'jpeg', 'png' or 'pil' in columns="
             )
         return self._encoding
 
@@ -391,7 +403,7 @@ class RowsColumn:
                 shapes = None if self._shapes is None else self._shapes[start:stop]
                 yield bodies_of_rows(self._elements, offsets, shapes, target, start)
             elif self._encoding is not None and target.stored_name == self._encoding.stored_name:
-                yield Bodies.of(self._elements, offsets)
+                yield Bodies.from_offsets(self._elements, offsets)
             else:
                 yield self._values(start, stop)
 
@@ -405,18 +417,18 @@ class Columns:
 
     Parameters
     ----------
-    columns : mapping of str to GivenColumn
+    columns : mapping of str to InputColumn
     given : collection of str, optional
         All column names of the user's table, for error messages.
 
     Raises
     ------
     ValueError
-        If they differ in length.
+        If the columns differ in length.
     """
 
     def __init__(
-        self, columns: Mapping[str, GivenColumn], given: Collection[str] | None = None
+        self, columns: Mapping[str, InputColumn], given: Collection[str] | None = None
     ) -> None:
         lengths = {name: column.length for name, column in columns.items()}
         if len(set(lengths.values())) > 1:
@@ -434,13 +446,13 @@ class Columns:
         return list(self._columns)
 
     def check(self) -> None:
-        """Raise RowError if it is known that rows cannot be written."""
+        """Raise RowError if a column has missing values and no fill."""
         for name, column in self._columns.items():
             if hasattr(column, "check"):
                 try:
                     column.check()
                 except RowError as error:
-                    raise named(name, error) from None
+                    raise with_column(name, error) from None
 
     def encoding(self, name: str) -> Encoding:
         """Return the encoding that keeps the type of a column."""
@@ -452,27 +464,27 @@ class Columns:
         """Yield blocks of rows of the columns in `target`."""
         each = tee(bounds, len(target))
         parts = [
-            _located(name, self._columns[name].blocks(mine, encoding))
+            _with_column_errors(name, self._columns[name].blocks(mine, encoding))
             for mine, (name, encoding) in zip(each, target.items(), strict=True)
         ]
         for row in zip(*parts, strict=True):
             yield dict(zip(target, row, strict=True))
 
 
-def _located(name: str, blocks: Iterator[ColumnBlock]) -> Iterator[ColumnBlock]:
-    """Yield the blocks of a column; exceptions name the column."""
+def _with_column_errors(name: str, blocks: Iterator[ColumnBlock]) -> Iterator[ColumnBlock]:
+    """Yield the blocks of a column, and add its name to exceptions."""
     try:
         yield from blocks
     except NpstreamError:
         raise
     except (TypeError, ValueError) as error:
-        raise named(name, error) from error
+        raise with_column(name, error) from error
 
 
-def has_utf8_name(name: str) -> bool:
-    """Return True if a name can be encoded as UTF-8."""
+def is_utf8_text(text: str) -> bool:
+    """Return True if UTF-8 can encode a text, which then has no surrogates."""
     try:
-        name.encode()
+        text.encode()
     except UnicodeEncodeError:
         return False
     return True
@@ -483,7 +495,7 @@ def infer_column(name: str, value: Any) -> Encoding:
     try:
         return infer(value)
     except (TypeError, ValueError) as error:
-        raise named(name, error) from error
+        raise with_column(name, error) from error
 
 
 def parse_column(name: str, encoding: str) -> Encoding:
@@ -493,10 +505,10 @@ def parse_column(name: str, encoding: str) -> Encoding:
     except NpstreamError:
         raise
     except ValueError as error:
-        raise named(name, error) from None
+        raise with_column(name, error) from None
 
 
-def table_encodings(table: GivenTable) -> dict[str, Encoding]:
+def table_encodings(table: InputTable) -> dict[str, Encoding]:
     """Return the encodings that keep the types of a table's columns."""
     encodings = {}
     for name in table.names():
@@ -505,5 +517,5 @@ def table_encodings(table: GivenTable) -> dict[str, Encoding]:
         except NpstreamError:
             raise
         except (TypeError, ValueError) as error:
-            raise named(name, error) from error
+            raise with_column(name, error) from error
     return encodings

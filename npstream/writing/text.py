@@ -1,7 +1,8 @@
-"""Provide written JSONL, CSV, TSV and XSV shards: a file of lines and a file of offsets each.
+"""Provide the encoding of samples as JSONL, CSV, TSV and XSV shards.
 
-`npstream.formats.text` describes the files. Nothing is quoted or escaped in XSV, so a value
-that would be read back as something else is refused.
+A shard is a file of lines and a file of offsets, as in `npstream.formats.text`. XSV, which includes
+CSV and TSV here, has no quotes or escapes. A field that would be read back differently therefore
+raises.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from npstream.formats.encodings.encodings import parse
 from npstream.formats.index import Schema
 from npstream.formats.text import CASTS
 from npstream.writing.shard import Bodies, ColumnBlock, ShardFormat, ShardOptions, StoredFile
-from npstream.writing.tables import has_utf8_name
+from npstream.writing.tables import is_utf8_text
 
 if TYPE_CHECKING:
     from npstream.formats.encodings.encodings import Encoding
@@ -30,15 +31,15 @@ if TYPE_CHECKING:
 __all__ = ["TEXT_FORMATS", "TextFormat", "TextOptions", "infer_text_type", "parse_text_type"]
 
 TEXT_FORMATS = {"jsonl": "json", "csv": "csv", "tsv": "tsv", "xsv": "xsv"}
-"""The names of the formats for users -> their names in the index."""
+"""The name of each format in the index, by its public name."""
 
 SEPARATORS = {"csv": ",", "tsv": "\t"}
 
-_BODIES = {"str": "str", "int": "str_int", "float": "str_float"}
-"""The encodings of text columns, and the MDS encodings whose bodies are the fields of XSV."""
+_MDS_ENCODINGS = {"str": "str", "int": "str_int", "float": "str_float"}
+"""The MDS encoding of each text encoding, with the same bytes as a field of XSV."""
 
-_MDS = {"str": ("str", None), "int": ("int", 8), "float": ("float64", 8)}
-"""The MDS columns that an index without shards records instead, and their sizes."""
+_EMPTY_INDEX_COLUMNS = {"str": ("str", None), "int": ("int", 8), "float": ("float64", 8)}
+"""The MDS encoding and size of each text encoding, for an index without shards."""
 
 _DOUBLE = np.dtype(np.float64)
 
@@ -52,14 +53,14 @@ class TextOptions:
     format : str
         One of `TEXT_FORMATS`.
     separator : str, optional
-        Text between the fields of XSV; the other formats have theirs.
+        Text between two fields; required for XSV, fixed for the other formats.
     newline : str, optional
         Text after each line; a line feed by default.
 
     Raises
     ------
     ValueError
-        If the format has no such separator or newline.
+        If the format does not allow the separator or newline.
     """
 
     format: str
@@ -73,14 +74,14 @@ class TextOptions:
             raise ValueError("format='xsv' needs separator=, the text between two fields")
         if self.format != "xsv" and separator not in (None, SEPARATORS.get(self.format)):
             raise ValueError(
-                f"separator={separator!r}: format={self.format!r} has no choice of it; "
+                f"separator={separator!r}: format={self.format!r} has a fixed separator; "
                 "choose format='xsv'"
             )
         for option, text in (("separator", separator), ("newline", newline)):
             if not isinstance(text, str | None):
                 raise TypeError(f"{option} must be a str; got {type(text).__name__}")
-            if text and not has_utf8_name(text):
-                raise ValueError(f"{option}={text!r} has surrogates, which UTF-8 has not")
+            if text and not is_utf8_text(text):
+                raise ValueError(f"{option}={text!r} has surrogates, which UTF-8 cannot encode")
         if not newline or (self.format == "jsonl" and newline.strip("\r\n\t")):
             expected = "\\n, \\r and \\t only" if self.format == "jsonl" else "at least a character"
             raise ValueError(f"newline={newline!r}: expected {expected}")
@@ -92,7 +93,7 @@ class TextOptions:
 
 
 def parse_text_type(name: str) -> Encoding:
-    """Return a column of text shards by the name that ``columns=`` takes.
+    """Return a text encoding by its name in ``columns=``.
 
     Examples
     --------
@@ -101,11 +102,11 @@ def parse_text_type(name: str) -> Encoding:
     """
     if name not in CASTS:
         raise ValueError(f"unknown encoding {name!r}: columns of text are {', '.join(CASTS)}")
-    return replace(parse(_BODIES[name]), name=name, stored_name=_BODIES[name])
+    return replace(parse(_MDS_ENCODINGS[name]), name=name, stored_name=_MDS_ENCODINGS[name])
 
 
 def infer_text_type(encoding: Encoding) -> Encoding:
-    """Return the column of text shards for values that MDS shards would store in `encoding`.
+    """Return the text encoding for values whose MDS encoding is `encoding`.
 
     Examples
     --------
@@ -125,12 +126,12 @@ def infer_text_type(encoding: Encoding) -> Encoding:
 
 
 class TextFormat(ShardFormat):
-    """Shards of lines of text.
+    """The format of text shards.
 
     Parameters
     ----------
     columns : mapping of str to Encoding
-        The columns in the order in which they were given, as `parse_text_type` returns them.
+        The columns in the caller's order, with encodings from `parse_text_type`.
     options : ShardOptions
         The settings of the files.
     text : TextOptions
@@ -151,17 +152,17 @@ class TextFormat(ShardFormat):
         encodings = tuple(encoding.name for encoding in self.columns.values())
         self.schema = Schema(self._name, names, encodings, (), self._newline, self._separator)
         if self._is_json:
-            self._facts["columns"] = dict(zip(names, encodings, strict=True))
-            parts = [f"{_escaped(json.dumps(name))}: %s" for name in names]
+            self._entry["columns"] = dict(zip(names, encodings, strict=True))
+            parts = [f"{_escape_percent(json.dumps(name))}: %s" for name in names]
             template = "{" + ", ".join(parts) + "}"
         else:
-            self._facts |= {"column_encodings": list(encodings), "column_names": list(names)}
+            self._entry |= {"column_encodings": list(encodings), "column_names": list(names)}
             if self._name == "xsv":
-                self._facts["separator"] = self._separator
-            template = _escaped(self._separator).join(["%s"] * len(names))
-        self._facts["newline"] = self._newline
-        self._template = template + _escaped(self._newline)
-        self._configuration = json.dumps(self._facts, sort_keys=True).encode()
+                self._entry["separator"] = self._separator
+            template = _escape_percent(self._separator).join(["%s"] * len(names))
+        self._entry["newline"] = self._newline
+        self._template = template + _escape_percent(self._newline)
+        self._configuration = json.dumps(self._entry, sort_keys=True).encode()
         self._header = b"" if self._is_json else self._header_line(names).encode()
         self.uncounted_bytes = len(self._header)
         self.min_sample_bytes = len(self._newline.encode())
@@ -171,17 +172,17 @@ class TextFormat(ShardFormat):
 
     @property
     def empty_schema(self) -> Schema:
-        """The MDS schema that an index without shards records: it has no other format to name."""
-        kinds = [_MDS[encoding.name] for encoding in self.columns.values()]
+        """The MDS schema for an index without shards, which cannot record a text format."""
+        kinds = [_EMPTY_INDEX_COLUMNS[encoding.name] for encoding in self.columns.values()]
         return Schema(
             "mds", self.schema.names, tuple(name for name, _ in kinds), tuple(n for _, n in kinds)
         )
 
     def _header_line(self, names: tuple[str, ...]) -> str:
         for name in names:
-            if problem := self._problem(name):
+            if problem := self._conflict(name):
                 raise ValueError(f"column {name!r}: its name {problem}")
-        if (column := self._misread(names)) is not None:
+        if (column := self._first_misread_column(names)) is not None:
             raise ValueError(
                 f"the first line of a shard could not be read back, because of column "
                 f"{names[column]!r}: choose another name, or another separator"
@@ -197,11 +198,11 @@ class TextFormat(ShardFormat):
             except (MemoryError, MissingDependencyError):
                 raise
             except Exception as error:
-                raise self.refusal(sample, name, number, error) from error
+                raise self.encode_error(sample, name, number, error) from error
         return self._line(tuple(fields), number)
 
     def pack(self, columns: Mapping[str, ColumnBlock], number: int) -> tuple[Bytes, Int64]:
-        """Put columns together as lines; encoded values are decoded first."""
+        """Join columns to lines; encoded values are decoded first."""
         fields = []
         for name, encoding in self.columns.items():
             part: Any = columns[name]
@@ -216,7 +217,7 @@ class TextFormat(ShardFormat):
         return np.frombuffer(b"".join(lines), np.uint8), nbytes
 
     def head(self, ends: Int64) -> bytes:
-        """Return the line of names of XSV; JSONL has none."""
+        """Return the line of column names for XSV; empty for JSONL."""
         return self._header
 
     def meta(self, ends: Int64) -> bytes:
@@ -230,12 +231,12 @@ class TextFormat(ShardFormat):
     def entry(self, samples: int, data: StoredFile, meta: StoredFile | None) -> dict[str, Any]:
         """Return the entry of a shard and its files in the index."""
         assert meta is not None
-        return super().entry(samples, data, None) | meta.facts("meta")
+        return super().entry(samples, data, None) | meta.entry("meta")
 
     # Fields: values as text
 
     def _field_of(self, encoding: Encoding) -> Callable[[Any], str]:
-        """Return the function that turns a value of a column into text, or raises."""
+        """Return the function that converts a value of a column to text, or raises."""
         if self._is_json:
             return _JSON_FIELDS[encoding.name]
         return partial(self._plain_field, _PLAIN_FIELDS[encoding.name])
@@ -243,29 +244,33 @@ class TextFormat(ShardFormat):
     def _plain_field(self, convert: Callable[[Any], str], value: Any) -> str:
         field = convert(value)
         if self._separator in field or self._newline in field:
-            raise ValueError(f"it {self._problem(field)}")
+            raise ValueError(f"it {self._conflict(field)}")
         return field
 
-    def _problem(self, field: str) -> str:
-        """Say which text that has a meaning in XSV is in a field; empty if none is."""
+    def _conflict(self, field: str) -> str:
+        """Return a message if a field contains the separator or newline; otherwise ""."""
         for what, text in (("separator", self._separator), ("newline", self._newline)):
             if text in field:
-                return f"contains the {what} {text!r}, and {self._name} has no quotes: {_MEND}"
+                return f"contains the {what} {text!r}, and {self._name} has no quotes: {_FIX}"
         return ""
 
     def _line(self, fields: tuple[str, ...], number: int) -> bytes:
-        """Return a line; a separator or newline may also arise where two fields meet."""
+        """Return the line of `fields`.
+
+        A separator or newline of several characters may also appear across the end of a field and
+        the separator after it.
+        """
         is_simple = self._is_json or (len(self._separator) == 1 == len(self._newline))
-        if not is_simple and (column := self._misread(fields)) is not None:
+        if not is_simple and (column := self._first_misread_column(fields)) is not None:
             name = list(self.columns)[column]
             raise ValueError(
                 f"sample {number}: column {name!r} cannot take {fields[column]!r}: with what "
-                f"follows it, it would be read as another separator or newline: {_MEND}"
+                f"follows it, it would be read as another separator or newline: {_FIX}"
             )
         return (self._template % fields).encode()
 
-    def _misread(self, fields: tuple[str, ...]) -> int | None:
-        """Return the first column whose field would be read back otherwise."""
+    def _first_misread_column(self, fields: tuple[str, ...]) -> int | None:
+        """Return the first column whose field would be read back differently, or None."""
         separator, newline = self._separator, self._newline
         text = separator.join(fields)
         if text.split(separator) == list(fields) and (text + newline).find(newline) == len(text):
@@ -279,18 +284,18 @@ class TextFormat(ShardFormat):
         return len(fields) - 1
 
 
-_MEND = "choose another separator (format='xsv'), format='jsonl' or format='mds'"
+_FIX = "choose another separator (format='xsv'), format='jsonl' or format='mds'"
 
 
-def _escaped(text: str) -> str:
-    """Return text as a part of a template for the operator ``%``."""
+def _escape_percent(text: str) -> str:
+    """Escape text for a template of the operator ``%``."""
     return text.replace("%", "%%")
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"expected a str, got {type(value).__name__}")
-    value.encode()  # refuses surrogates, which not every reader gives back
+    value.encode()  # raises for surrogates, which some readers do not return unchanged
     return str(value)
 
 

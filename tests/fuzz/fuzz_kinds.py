@@ -37,7 +37,7 @@ from npstream.storage import local as store
 from npstream.storage import requests
 from npstream.tools import index_builder as build
 from npstream.tools import scan as reread
-from npstream.writing import sidecar as spool
+from npstream.writing import sidecar as sidecar_module
 
 RunMutation = Callable[[Report], Counter[str]]
 
@@ -432,17 +432,17 @@ class UnfinishedBuild:
         self._expected = self._sidecar_files(self._whole)
         shutil.rmtree(self._whole / "index.columns")
         (self._whole / "index.msgpack").unlink()
-        add = spool.Spool.add
+        add = sidecar_module.SidecarBuilder.add
 
         done = itertools.count()
 
-        def add_or_interrupt(self: spool.Spool, result: Any) -> None:
+        def add_or_interrupt(self: sidecar_module.SidecarBuilder, result: Any) -> None:
             if next(done) == 4:
                 raise KeyboardInterrupt
             add(self, result)
 
         try:
-            with patched({(spool.Spool, "add"): add_or_interrupt}):
+            with patched({(sidecar_module.SidecarBuilder, "add"): add_or_interrupt}):
                 npstream.build_index(self._whole)
         except KeyboardInterrupt:
             pass

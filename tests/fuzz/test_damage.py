@@ -28,7 +28,7 @@ from npstream.formats.sidecar.sidecar import Sidecar
 from npstream.storage.local import LocalStore
 from npstream.tools import index_builder as build
 from npstream.tools import scan as reread
-from npstream.writing import sidecar as spool
+from npstream.writing import sidecar as sidecar_module
 
 KEY = "00112233445566ff"
 OTHER = "ffeeddccbbaa9988"
@@ -332,7 +332,7 @@ def unfinished(path, monkeypatch):
     npstream.build_index(path)
     expected = (path / "index.msgpack").read_bytes()
     (path / "index.msgpack").unlink()
-    add, remaining = spool.Spool.add, iter(range(3))
+    add, remaining = sidecar_module.SidecarBuilder.add, iter(range(3))
 
     def add_or_interrupt(self, result):
         if next(remaining, None) is None:
@@ -340,7 +340,7 @@ def unfinished(path, monkeypatch):
         add(self, result)
 
     with monkeypatch.context() as patched:
-        patched.setattr(spool.Spool, "add", add_or_interrupt)
+        patched.setattr(sidecar_module.SidecarBuilder, "add", add_or_interrupt)
         with pytest.raises(KeyboardInterrupt):
             npstream.build_index(path)
     return path, expected
@@ -350,9 +350,11 @@ def resume_build(unfinished, monkeypatch):
     """Resume the build; return the number of shards that it reads."""
     path, expected = unfinished
     read = []
-    add = spool.Spool.add
+    add = sidecar_module.SidecarBuilder.add
     monkeypatch.setattr(
-        spool.Spool, "add", lambda self, result: (read.append(1), add(self, result))
+        sidecar_module.SidecarBuilder,
+        "add",
+        lambda self, result: (read.append(1), add(self, result)),
     )
     npstream.build_index(path)
     assert (path / "index.msgpack").read_bytes() == expected
@@ -413,6 +415,8 @@ def test_a_build_on_a_full_disk_raises(path, monkeypatch):
         def write(self, body):
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(spool, "_open", lambda folder, name: Full(f"{folder}/{name}", "w+"))
+    monkeypatch.setattr(
+        sidecar_module, "_open", lambda folder, name: Full(f"{folder}/{name}", "w+")
+    )
     with pytest.raises(StorageError, match="No space left on device: cannot store"):
         npstream.build_index(path)

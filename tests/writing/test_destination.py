@@ -148,7 +148,7 @@ def test_a_refused_writer_leaves_what_another_is_writing(place, tmp_path):
     )
     add(early, 7, SAMPLES // 2)
     early._shards.finish()
-    message = r"is here.*no index, as a write is under way or was interrupted"
+    message = r"is here.*no index, as a write is in progress or was interrupted"
     with pytest.raises(FileExistsError, match=message), late:
         add(late, 8)
     with pytest.raises(FileExistsError, match=message):
@@ -330,7 +330,7 @@ def test_an_index_of_which_nobody_knows_whether_it_is_stored(memory, create):
     with pytest.raises(TimeoutError) as caught:
         write(memory, None, 7, timeout=0.3, retries=0)
     (note,) = caught.value.__notes__
-    assert "may still appear, so its files stay" in note
+    assert "may still succeed, so its files stay" in note
     before = names(memory)
     assert {LOCK, "shard.00000.mds", "index.msgpack"} <= set(before)
     with pytest.raises(FileExistsError, match=rf"begun .* by process {os.getpid()} on "):
@@ -346,7 +346,7 @@ def test_an_index_of_which_nobody_knows_whether_it_is_stored(memory, create):
 def test_a_damaged_lock_file(tmp_path, upload, body):
     (tmp_path / LOCK).write_bytes(body)
     memory = upload(tmp_path)
-    with pytest.raises(FileExistsError, match=r"is under way or was interrupted(?! \(begun)"):
+    with pytest.raises(FileExistsError, match=r"is in progress or was interrupted(?! \(begun)"):
         write(memory, None, 8)
 
 

@@ -77,7 +77,7 @@ def test_images_of_which_nothing_tells_the_encoding(tmp_path):
     files = npstream.Ragged.from_list([jpeg(0), jpeg(1)], "image")
     assert npstream.write(tmp_path / "a", {"x": files}).columns == {"x": "jpeg"}
     raw = npstream.Ragged.from_list([b"abc"], "image")
-    with pytest.raises(TypeError, match="column 'x': nothing tells what its images are"):
+    with pytest.raises(TypeError, match="column 'x': the encoding of its images is unknown"):
         npstream.write(tmp_path / "b", {"x": raw})
     _, ds = rewritten(tmp_path / "c", {"x": files}, columns={"x": "bytes"})
     assert list(ds["x"]) == [jpeg(0), jpeg(1)]

@@ -297,7 +297,7 @@ def test_a_writer_that_is_killed(kind, shards, tmp_path, servers):
     with pytest.raises(FileNotFoundError):
         npstream.open(url, storage_options=options, cache=tmp_path / "cache")
     if left:
-        with pytest.raises(FileExistsError, match="under way or was interrupted") as caught:
+        with pytest.raises(FileExistsError, match="in progress or was interrupted") as caught:
             write(url, options, 7)
         assert kind == "directory" or f"by process {process.pid} on " in str(caught.value)
         assert names(url, options) == left

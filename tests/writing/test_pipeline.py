@@ -95,7 +95,7 @@ def test_a_few_shards_are_in_memory(tmp_path, compressing, monkeypatch):
             yield sample
 
     written = []
-    monkeypatch.setattr(npstream.writing.destination, "_MOST_COMPRESSED", 2)
+    monkeypatch.setattr(npstream.writing.destination, "_MAX_COMPRESSED_SHARDS", 2)
     compressing(compress)
     npstream.write(tmp_path, source(), shard_size=5000, compression="zstd")
     per_shard = 1000 / len(npstream.open(tmp_path).shards)

@@ -160,7 +160,7 @@ assert "numba" not in sys.modules
 ragged = npstream.Ragged(np.zeros(100), np.arange(101))
 npstream.write(root + "/b", {"x": ragged, "y": np.arange(100)})
 assert "numba" not in sys.modules
-shard._PATIENCE = 0
+shard._MAX_PYTHON_SPANS = 0
 npstream.write(root + "/c", {"x": ragged, "y": np.arange(100)})
 assert "numba" in sys.modules
 for name in "bc":

@@ -358,11 +358,11 @@ def test_meta_files_hold_the_offsets(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"format": "json"}, "unknown format 'json': did you mean 'jsonl'. known are mds, jsonl"),
+        ({"format": "json"}, "unknown format 'json': did you mean 'jsonl'. choose from mds, jsonl"),
         ({"format": "xsv"}, "needs separator="),
         ({"format": "csv", "separator": ";"}, "choose format='xsv'"),
-        ({"format": "mds", "separator": ";"}, "are for text"),
-        ({"format": "mds", "newline": "\n"}, "are for text"),
+        ({"format": "mds", "separator": ";"}, "need a text format"),
+        ({"format": "mds", "newline": "\n"}, "need a text format"),
         ({"format": "xsv", "separator": "\n"}, "contain each other"),
         ({"format": "xsv", "separator": "\ud800"}, "has surrogates"),
         ({"format": "csv", "newline": ""}, "at least a character"),

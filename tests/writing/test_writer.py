@@ -174,7 +174,7 @@ def test_a_full_directory_of_temporary_files(how, tmp_path, monkeypatch):
     full = []
 
     def open_full(**options):
-        full.append(open("/dev/full", "w+b"))  # noqa: SIM115 - the spool closes it
+        full.append(open("/dev/full", "w+b"))  # noqa: SIM115 - the builder closes it
         return full[-1]
 
     monkeypatch.setattr(tempfile, "TemporaryFile", open_full)

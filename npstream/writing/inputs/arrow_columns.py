@@ -22,7 +22,7 @@ from npstream._core.typing import AnyArray, Bools, Int64
 from npstream.formats.encodings.encodings import Encoding, column_type, infer, parse, type_of_array
 from npstream.writing.inputs.fill import NO_FILL, Fill
 from npstream.writing.shard import Bodies, ColumnBlock, bodies_of_rows
-from npstream.writing.tables import Bounds, RowError, missing_numbers, rows_as
+from npstream.writing.tables import Bounds, RowError, convert_rows, nan_mask
 
 __all__ = ["ArrowColumn", "arrow_encoding"]
 
@@ -274,12 +274,12 @@ def _rows(part: Any, missing: Bools, target: Encoding, fill: Fill) -> ColumnBloc
             return _regular(part, missing, target)
     if text is None and not _is_ragged(kind) and _is_array(kind):
         numbers = _numbers(part, missing)
-        if fill and (more := missing_numbers(numbers, target)) is not None:
+        if fill and (more := nan_mask(numbers, target)) is not None:
             missing |= more
             numbers = np.where(missing, numbers.dtype.type(0), numbers)
         if target.kind == "fixed" and numbers.shape[1:] == target.shape:
             return _exact(numbers, target)
-        return rows_as(numbers, target)
+        return convert_rows(numbers, target)
     return _python_values(part)
 
 
@@ -303,11 +303,11 @@ def _python_values(array: Any) -> list[Any]:
 def _exact(numbers: AnyArray, target: Encoding) -> ColumnBlock:
     """Return numbers or arrays in the dtype of `target`, if that keeps their values."""
     if numbers.dtype == target.dtype or numbers.ndim == 1:
-        return rows_as(numbers, target)
+        return convert_rows(numbers, target)
     try:
         converted, wrong = convert_exactly(numbers, target.dtype)
     except TypeError:
-        return rows_as(numbers, target)
+        return convert_rows(numbers, target)
     _check_exact(numbers, wrong, np.arange(len(numbers) + 1) * numbers[:1].size, target)
     return converted
 

@@ -1,7 +1,7 @@
 """Replacement of missing values in samples and tables.
 
-A value is missing if its key is missing, or if it is None, NumPy's masked, or pandas's NA. NaN and
-NaT count as missing only if the encoding cannot store them, such as integers and text.
+A value is missing if its key is missing, or if it is None, `numpy.ma.masked` or `pandas.NA`. NaN
+and NaT are missing only if the encoding cannot store them, such as one of integers or text.
 
 Tested in tests/writing/test_fill.py.
 """
@@ -27,7 +27,7 @@ __all__ = ["NO_FILL", "Fill", "check_fill", "fill_sample", "is_absent", "keeps_n
 
 @dataclass(frozen=True, slots=True)
 class Fill:
-    """The value that replaces missing values of a column."""
+    """The value that replaces missing values of a column; falsy if there is none."""
 
     value: Any = None
     is_given: bool = True
@@ -72,11 +72,11 @@ class Fill:
             return target.encode(self.value)
         except (TypeError, ValueError) as error:
             kind = TypeError if isinstance(error, TypeError) else ValueError
-            raise kind(f"fill={self.value!r} is no {target.name!r}: {error}") from error
+            raise kind(f"fill={self.value!r} is not a {target.name!r}: {error}") from error
 
 
 NO_FILL = Fill(is_given=False)
-"""Missing values are refused."""
+"""A column without a fill value: missing values raise."""
 
 
 def check_fill(fill: Mapping[str, Any] | None) -> dict[str, Fill]:

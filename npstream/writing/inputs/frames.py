@@ -15,7 +15,7 @@ import numpy as np
 from npstream._core.optional import import_optional
 from npstream._core.typing import AnyArray
 from npstream.writing.inputs.arrow_columns import ArrowColumn
-from npstream.writing.tables import GivenColumn, ListColumn, MaskedColumn
+from npstream.writing.tables import InputColumn, ListColumn, MaskedColumn
 
 if TYPE_CHECKING:
     from npstream.writing.inputs.fill import Fill
@@ -70,8 +70,8 @@ def frame_columns(frame: Any, names: Collection[str] | None = None) -> dict[str,
 
 
 def series_column(
-    values: Any, fill: Fill, array_column: Callable[[Any, Fill], GivenColumn]
-) -> GivenColumn:
+    values: Any, fill: Fill, array_column: Callable[[Any, Fill], InputColumn]
+) -> InputColumn:
     """Return a Series, Index or array of pandas as a column.
 
     Parameters
@@ -128,8 +128,8 @@ def _with_missing(
     values: Any,
     missing: AnyArray,
     fill: Fill,
-    array_column: Callable[[Any, Fill], GivenColumn],
-) -> GivenColumn:
+    array_column: Callable[[Any, Fill], InputColumn],
+) -> InputColumn:
     """Return a column with a mask of missing values."""
     dtype = values.dtype
     number = getattr(dtype, "numpy_dtype", None)

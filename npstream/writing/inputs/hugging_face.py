@@ -20,12 +20,12 @@ from npstream.writing.inputs.fill import NO_FILL, Fill
 from npstream.writing.tables import (
     Columns,
     ConstantColumn,
-    GivenColumn,
-    GivenTable,
+    InputColumn,
+    InputTable,
     ListColumn,
     RowError,
     TableStream,
-    named,
+    with_column,
 )
 
 __all__ = ["dataset_stream"]
@@ -66,7 +66,7 @@ def dataset_stream(
     data = data.select_columns(kept).with_format("arrow")
     known: dict[str, str] = {}
 
-    def table(rows: Any) -> GivenTable:
+    def table(rows: Any) -> InputTable:
         return _table(rows, features, known, names, fill)
 
     batches = (table(rows) for rows in _batches(data, _batch_rows(data)))
@@ -118,19 +118,19 @@ def _table(
     fill: Mapping[str, Fill],
 ) -> Columns:
     """Return a batch as a table; `known` collects the encodings of images."""
-    columns: dict[str, GivenColumn] = {}
+    columns: dict[str, InputColumn] = {}
     for name, feature in features.items():
         try:
             columns[name] = _column(name, rows[name], feature, known, fill.get(name, NO_FILL))
         except (TypeError, ValueError) as error:
-            raise named(name, error) from error
+            raise with_column(name, error) from error
     for name, value in fill.items():
         if name not in columns and (names is None or name in names):
             columns[name] = ConstantColumn(len(rows), value)
     return Columns(columns, [*rows.column_names])
 
 
-def _column(name: str, array: Any, feature: Any, known: dict[str, str], fill: Fill) -> GivenColumn:
+def _column(name: str, array: Any, feature: Any, known: dict[str, str], fill: Fill) -> InputColumn:
     kind = type(feature).__name__
     pa = import_optional("pyarrow", "pyarrow", "arrow")
     if kind in _FILES and pa.types.is_struct(array.type):
@@ -179,7 +179,7 @@ def _image_encoding(files: Any) -> str:
     return "jpeg" if first.startswith(b"\xff\xd8") else "png"
 
 
-def _arrays(array: Any, feature: Any, fill: Fill) -> GivenColumn:
+def _arrays(array: Any, feature: Any, fill: Fill) -> InputColumn:
     """Return arrays of several axes, which Arrow stores as nested lists."""
     pa = import_optional("pyarrow", "pyarrow", "arrow")
     shape, dtype = tuple(feature.shape), np.dtype(feature.dtype)

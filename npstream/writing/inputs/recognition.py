@@ -30,11 +30,11 @@ from npstream.writing.tables import (
     ArrayColumn,
     Columns,
     ConstantColumn,
-    GivenColumn,
-    GivenTable,
+    InputColumn,
+    InputTable,
     ListColumn,
     TableStream,
-    named,
+    with_column,
 )
 
 __all__ = [
@@ -59,7 +59,7 @@ def table_of(
     fill: Mapping[str, Fill] | None = None,
     *,
     check: bool = True,
-) -> GivenTable | TableStream | None:
+) -> InputTable | TableStream | None:
     """Return the user's data as a table; None if it is an iterable of samples.
 
     Parameters
@@ -87,8 +87,8 @@ def table_of(
 
 def _table_of(
     data: Any, names: Collection[str] | None, fill: Mapping[str, Fill]
-) -> GivenTable | TableStream | None:
-    own = getattr(type(data), "_writer_input", None)
+) -> InputTable | TableStream | None:
+    own = getattr(type(data), "_to_write", None)
     if own is not None:
         given: Any = own(data)
         if given is None or hasattr(given, "names"):
@@ -114,7 +114,7 @@ def _table_of(
 
 def foreign_table(
     data: Any, names: Collection[str] | None, fill: Mapping[str, Fill]
-) -> GivenTable | TableStream | None:
+) -> InputTable | TableStream | None:
     """Return the table of another library; None if `data` is not one."""
     if _is_a(data, "pandas", "DataFrame"):
         return columns_of(frame_columns(data, names), None, names, fill)
@@ -157,12 +157,12 @@ def columns_of(
         try:
             columns[name] = column_of(values, (known or {}).get(name), (fill or {}).get(name))
         except (TypeError, ValueError, NotImplementedError) as error:
-            raise named(name, error) from error
+            raise with_column(name, error) from error
     return _complete(columns, list(data), names, fill or {})
 
 
 def _complete(
-    columns: Mapping[str, GivenColumn],
+    columns: Mapping[str, InputColumn],
     given: Collection[str],
     names: Collection[str] | None,
     fill: Mapping[str, Fill],
@@ -177,7 +177,7 @@ def _complete(
     return Columns({**columns, **lacking}, given)
 
 
-def column_of(values: Any, known: str | None = None, fill: Fill | None = None) -> GivenColumn:
+def column_of(values: Any, known: str | None = None, fill: Fill | None = None) -> InputColumn:
     """Return an array of any library, or a list, as a column.
 
     Parameters
@@ -219,7 +219,7 @@ def _has_length(values: Any) -> bool:
     return hasattr(values, "__len__")
 
 
-def _array_column(values: Any, fill: Fill = NO_FILL, known: str | None = None) -> GivenColumn:
+def _array_column(values: Any, fill: Fill = NO_FILL, known: str | None = None) -> InputColumn:
     """Return an array as a column; arrays of other libraries are read block by block."""
     is_here = isinstance(values, np.ndarray) or foreign.is_tensor(values)
     if is_here or not (hasattr(values, "__getitem__") and hasattr(values, "shape")):
@@ -352,7 +352,7 @@ def _tensors(
 
 def _arrow_table(
     data: Any, names: Collection[str] | None, fill: Mapping[str, Fill]
-) -> GivenTable | TableStream | None:
+) -> InputTable | TableStream | None:
     """Return the table of an object with Arrow's interfaces; None if `data` is not one."""
     if _is_a(data, "pyarrow", "Table", "RecordBatch"):
         return _arrow_columns(data, names, fill)
@@ -413,7 +413,7 @@ def _reader_stream(
 ) -> TableStream:
     """Return the record batches of a reader as a stream."""
 
-    def table(batch: Any) -> GivenTable:
+    def table(batch: Any) -> InputTable:
         return _arrow_columns(batch, names, fill)
 
     head = table(reader.schema.empty_table())
@@ -486,11 +486,11 @@ def iterate(data: Any) -> Iterator[Any]:
 
 
 def _tables(
-    first: GivenTable | TableStream,
+    first: InputTable | TableStream,
     others: Iterator[Any],
     names: Collection[str] | None,
     fill: Mapping[str, Fill],
-) -> Iterator[GivenTable]:
+) -> Iterator[InputTable]:
     """Yield the first table, then those of the remaining items."""
     for table in chain([first], (_next_table(item, names, fill) for item in others)):
         if isinstance(table, TableStream):
@@ -501,7 +501,7 @@ def _tables(
 
 def _next_table(
     item: Any, names: Collection[str] | None, fill: Mapping[str, Fill]
-) -> GivenTable | TableStream:
+) -> InputTable | TableStream:
     table = foreign_table(item, names, fill)
     if table is None:
         raise TypeError(
