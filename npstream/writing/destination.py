@@ -3,7 +3,6 @@
 A file gets its name only when it is complete, and the index is the last file. Files of other writes
 are not changed.
 
-
 docs/design/writing.md says why this holds with several writers at once, and after every failure.
 """
 

@@ -240,7 +240,7 @@ def test_an_array_of_another_dtype_is_converted_as_its_values_are(dtype, encodin
 
 
 def test_columns_longer_than_a_piece(tmp_path, monkeypatch):
-    monkeypatch.setattr(mds_encode, "_PIECE", 64)
+    monkeypatch.setattr(mds_encode, "_PIECE_BYTES", 64)
     array = np.arange(3000, dtype=np.uint16).reshape(-1, 3)
     options = {"shard_size": "4kb", "hashes": ["md5"], "compression": "zstd"}
     write(tmp_path / "one", {"x": array, "n": np.arange(1000)}, **options)
