@@ -277,7 +277,7 @@ class Ragged:
             out[i] = row  # `out[:] = rows` would broadcast rows of equal length
         return out
 
-    def _to_write(self) -> RaggedColumn:
+    def _writer_input(self) -> RaggedColumn:
         """Return the rows in the form of `npstream.writing.tables`."""
         self._check_text()
         return RaggedColumn(

@@ -90,7 +90,7 @@ class TableStream:
 class Writable(Protocol):
     """A class of npstream whose rows can be written."""
 
-    def _to_write(self) -> InputColumn | InputTable | None:
+    def _writer_input(self) -> InputColumn | InputTable | None:
         """Return a column, or a table; None for samples that are to be written one by one."""
 
 

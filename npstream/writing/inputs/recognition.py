@@ -88,7 +88,7 @@ def table_of(
 def _table_of(
     data: Any, names: Collection[str] | None, fill: Mapping[str, Fill]
 ) -> InputTable | TableStream | None:
-    own = getattr(type(data), "_to_write", None)
+    own = getattr(type(data), "_writer_input", None)
     if own is not None:
         given: Any = own(data)
         if given is None or hasattr(given, "names"):
