@@ -249,7 +249,8 @@ class ArrayColumn:
             block = foreign.as_array(self._read(start, stop))
             if len(block) != stop - start:
                 raise ValueError(
-                    f"rows {start} to {stop} were read as {len(block)} rows: its length has changed"
+                    f"rows {start} to {stop}: {quantity(len(block), 'row')} came, so the length "
+                    "has changed"
                 )
             missing = nan_mask(block, target) if self._fill else None
             if missing is None:

@@ -21,8 +21,8 @@ PLURALS = re.compile(
 """Plurals that an f-string must not put after a count that may be 1."""
 
 ABOVE_ONE = {
-    "ATTEMPTS", "HASH_BLOCK", "count", "_MAX_SIZE", "file.MAX_REQUEST_SIZE",
-    "max_axes", "initial_nodes", "max(longest, widths)", "samples / seconds", "self.lanes",
+    "ATTEMPTS", "HASH_BLOCK", "count", "_MAX_SIZE", "MAX_BOUND", "bound",
+    "file.MAX_REQUEST_SIZE", "max_axes", "initial_nodes", "samples / seconds", "self.lanes",
 }  # fmt: skip
 """Expressions in f-strings before a plural whose value is never 1."""
 

@@ -332,6 +332,8 @@ def test_a_shape_that_changes_on_the_way(tmp_path, monkeypatch):
         def __array__(self, dtype=None, copy=None):
             raise AssertionError("read at once")
 
-    with pytest.raises(ValueError, match="column 'x': rows 8 to 9 are 0: its length has changed"):
+    with pytest.raises(
+        ValueError, match="column 'x': rows 8 to 9: 0 rows came, so the length has changed"
+    ):
         npstream.write(tmp_path / "out", {"x": Shrinking()})
     assert not (tmp_path / "out").exists()

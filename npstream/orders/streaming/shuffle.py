@@ -103,8 +103,8 @@ class EpochShuffle:
         longest_run = {"naive": size, "py1br": most}.get(self.algorithm, longest_unit)
         if (bound := max(longest_run, choices)) > MAX_BOUND:
             raise ValueError(
-                f"{self.algorithm} would draw a number below {bound}; the largest bound is "
-                f"{MAX_BOUND}"
+                f"{self.algorithm} would draw one of {bound} numbers, and the maximum is "
+                f"{MAX_BOUND} numbers"
             )
 
     def order(self, units: Pieces) -> PieceOrder:
