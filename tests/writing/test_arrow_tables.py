@@ -167,11 +167,11 @@ UNKNOWN = {
     pa.time64("us"): (datetime.time(1), r"Arrow's time64\[us\]: cast the column to int64"),
     pa.month_day_nano_interval(): ((1, 2, 3), "interval: cast the column to int64 or string"),
     pa.timestamp("us", "UTC"): (TIME, "has a time zone, .*: cast the column to a timestamp"),
-    pa.struct({"a": pa.date32()}): ({"a": DAY}, r"JSON, which has nothing for date32\[day\]: make"),
-    pa.list_(pa.binary()): ([b"a"], "JSON, which has nothing for binary: cast what"),
+    pa.struct({"a": pa.date32()}): ({"a": DAY}, r"JSON, which cannot store date32\[day\]: make"),
+    pa.list_(pa.binary()): ([b"a"], "JSON, which cannot store binary: cast its values"),
     pa.list_(pa.struct({"a": pa.decimal128(5)})): (
         [{"a": 1}],
-        "nothing for decimal.*: cast",
+        "cannot store decimal.*: cast",
     ),
 }
 

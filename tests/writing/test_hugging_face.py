@@ -160,6 +160,6 @@ def test_datasets_that_are_refused(tmp_path):
         {"x": [[{"bytes": b"a", "path": None}]]},
         features=datasets.Features({"x": datasets.List(datasets.Image())}),
     )
-    with pytest.raises(TypeError, match=r"column 'x': .* JSON, which has nothing for binary: cast"):
+    with pytest.raises(TypeError, match=r"column 'x': .* JSON, which cannot store binary: cast"):
         npstream.write(tmp_path / "a", images)
     assert not (tmp_path / "a").exists()

@@ -150,7 +150,7 @@ def test_samples_that_name_their_values(tmp_path):
             None,
             "is several columns: write a mapping of them, {name: data.name. for .* in data.fields}",
         ),
-        ("file.csv", None, "data is of type str, a name and no samples: open it first"),
+        ("file.csv", None, "data is of type str, a name instead of samples: open it first"),
         (5, None, "data is of type int: expected samples"),
     ],
 )

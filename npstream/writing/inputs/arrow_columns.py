@@ -36,30 +36,34 @@ class ArrowColumn:
     ----------
     array : pyarrow.Array or pyarrow.ChunkedArray
     fill : Fill
-        Replaces nulls, and NaN and NaT if the target encoding cannot store them.
-    known : str, optional
-        The encoding, if it does not follow from the Arrow type.
+        Replaces nulls. It also replaces NaN and NaT if the target encoding cannot store them.
+    source_encoding : str, optional
+        The encoding of the column; by default that of the Arrow type.
     """
 
-    def __init__(self, array: Any, fill: Fill = NO_FILL, known: str | None = None) -> None:
+    def __init__(
+        self, array: Any, fill: Fill = NO_FILL, source_encoding: str | None = None
+    ) -> None:
         self.length = len(array)
         self.row_bytes: int | None = _total_bytes(array) // max(self.length, 1)
         self.chunk = 1
-        self._array, self._fill, self._known = array, fill, known
-        self._kind = plain_type(array.type)
-        self.is_array = _is_array(self._kind)
+        self._array, self._fill, self._source_encoding = array, fill, source_encoding
+        self._arrow_type = plain_type(array.type)
+        self.is_array = _is_array(self._arrow_type)
 
     def encoding(self) -> Encoding:
         """Return the encoding of the Arrow type."""
-        if self._known is not None:
-            return column_type(self._known)
-        if self._fill and import_optional("pyarrow.types", "pyarrow", "arrow").is_null(self._kind):
+        if self._source_encoding is not None:
+            return column_type(self._source_encoding)
+        if self._fill and import_optional("pyarrow.types", "pyarrow", "arrow").is_null(
+            self._arrow_type
+        ):
             return infer(self._fill.value)
-        return arrow_encoding(self._kind)
+        return arrow_encoding(self._arrow_type)
 
     def check(self) -> None:
         """Raise RowError if there are nulls and no fill."""
-        if not self._fill and not _is_nested(self._kind) and self._array.null_count:
+        if not self._fill and not _is_nested(self._arrow_type) and self._array.null_count:
             raise _null_error(self._array, self._array.null_count)
 
     def blocks(self, bounds: Bounds, target: Encoding) -> Iterator[ColumnBlock]:
@@ -75,14 +79,14 @@ class ArrowColumn:
     def _block(self, part: Any, target: Encoding) -> ColumnBlock:
         missing = _nulls(part)
         if missing.any() and not self._fill:
-            if target.kind != "object" or not _is_nested(self._kind):
+            if target.kind != "object" or not _is_nested(self._arrow_type):
                 raise _null_error(part, int(missing.sum()))
             missing[:] = False  # JSON has a null
-        rows = _rows(part, missing, target, self._fill)
+        rows = _convert(part, missing, target, self._fill)
         return self._fill.block(rows, missing, target) if self._fill else rows
 
 
-def arrow_encoding(kind: Any) -> Encoding:
+def arrow_encoding(arrow_type: Any) -> Encoding:
     """Return the encoding of an Arrow type.
 
     Raises
@@ -91,54 +95,54 @@ def arrow_encoding(kind: Any) -> Encoding:
         If there is none.
     """
     types = import_optional("pyarrow.types", "pyarrow", "arrow")
-    kind = plain_type(kind)
-    if (text := _text(kind)) is not None:
+    arrow_type = plain_type(arrow_type)
+    if (text := _text_encoding(arrow_type)) is not None:
         return parse(text)
-    if _is_ragged(kind):
-        return column_type(f"ndarray:{_empty(kind.value_type).dtype.name}")
-    if _is_array(kind):
-        empty = _empty(kind)
+    if _is_ragged(arrow_type):
+        return column_type(f"ndarray:{_empty_array(arrow_type.value_type).dtype.name}")
+    if _is_array(arrow_type):
+        empty = _empty_array(arrow_type)
         return type_of_array(empty.dtype, empty.shape[1:])
-    if _is_nested(kind):
-        if (leaf := _not_json(kind)) is not None:
-            how = "cast what it holds to a type that JSON has"
-            if types.is_struct(kind):
+    if _is_nested(arrow_type):
+        if (leaf := _first_non_json_type(arrow_type)) is not None:
+            how = "cast its values to a type that JSON supports"
+            if types.is_struct(arrow_type):
                 how = "make each field a column of its own, as with table.flatten()"
             raise TypeError(
-                f"Arrow's {kind} would become JSON, which has nothing for {leaf}: {how}, "
+                f"Arrow's {arrow_type} would become JSON, which cannot store {leaf}: {how}, "
                 f"{_LEAVE_OUT}"
             )
         return parse("json")
-    if types.is_time(kind) or types.is_interval(kind):
+    if types.is_time(arrow_type) or types.is_interval(arrow_type):
         raise TypeError(
-            f"no encoding follows from Arrow's {kind}: cast the column to int64 or string, "
+            f"no encoding follows from Arrow's {arrow_type}: cast the column to int64 or string, "
             f"{_LEAVE_OUT}"
         )
     raise TypeError(
-        f"no encoding follows from Arrow's {kind}: cast the column to a type of numbers, text or "
-        f"bytes, {_LEAVE_OUT}"
+        f"no encoding follows from Arrow's {arrow_type}: cast the column to a type of numbers, "
+        f"text or bytes, {_LEAVE_OUT}"
     )
 
 
-def plain_type(kind: Any) -> Any:
-    """Return an Arrow type without dictionaries, runs, list views and extensions."""
+def plain_type(arrow_type: Any) -> Any:
+    """Return the type of the values of a dictionary, run-end encoding, list view or extension."""
     pa = import_optional("pyarrow", "pyarrow", "arrow")
     types = pa.types
     while True:
-        if types.is_dictionary(kind) or types.is_run_end_encoded(kind):
-            kind = kind.value_type
-        elif types.is_list_view(kind) or types.is_large_list_view(kind):
-            return pa.large_list(kind.value_type)
-        elif isinstance(kind, pa.BaseExtensionType) and not _is_tensor(kind):
-            if getattr(kind, "extension_name", "") == "arrow.bool8":
+        if types.is_dictionary(arrow_type) or types.is_run_end_encoded(arrow_type):
+            arrow_type = arrow_type.value_type
+        elif types.is_list_view(arrow_type) or types.is_large_list_view(arrow_type):
+            return pa.large_list(arrow_type.value_type)
+        elif isinstance(arrow_type, pa.BaseExtensionType) and not _is_tensor(arrow_type):
+            if getattr(arrow_type, "extension_name", "") == "arrow.bool8":
                 return pa.bool_()
-            kind = kind.storage_type
+            arrow_type = arrow_type.storage_type
         else:
-            return kind
+            return arrow_type
 
 
 def plain(array: Any) -> Any:
-    """Return an Arrow array as one chunk of its plain type."""
+    """Return an Arrow array as one chunk of `plain_type`."""
     pa = import_optional("pyarrow", "pyarrow", "arrow")
     if isinstance(array, pa.ChunkedArray):
         array = _one_chunk(array)
@@ -150,7 +154,7 @@ def plain(array: Any) -> Any:
 
 
 def _one_chunk(array: Any) -> Any:
-    """Return a chunked array as one array, without copying it if it is one."""
+    """Return a chunked array as one array; a single chunk is not copied."""
     return array.chunk(0) if array.num_chunks == 1 else array.combine_chunks()
 
 
@@ -162,14 +166,14 @@ def _total_bytes(array: Any) -> int:
     pa = import_optional("pyarrow", "pyarrow", "arrow")
     if isinstance(array, pa.ChunkedArray):
         return sum(map(_total_bytes, array.chunks))
-    kind = array.type
-    if pa.types.is_dictionary(kind):
+    arrow_type = array.type
+    if pa.types.is_dictionary(arrow_type):
         return len(array) * _mean_bytes(array.dictionary)
-    if pa.types.is_run_end_encoded(kind):
+    if pa.types.is_run_end_encoded(arrow_type):
         return len(array) * _mean_bytes(array.values)
-    if pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):
+    if pa.types.is_string_view(arrow_type) or pa.types.is_binary_view(arrow_type):
         return int(_bodies(array, _nulls(array)).nbytes.sum())
-    if pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
+    if pa.types.is_list_view(arrow_type) or pa.types.is_large_list_view(arrow_type):
         lengths = array.value_lengths().fill_null(0).to_numpy()
         return int(lengths.sum()) * _mean_bytes(array.values)
     return int(array.nbytes)
@@ -179,66 +183,80 @@ def _mean_bytes(array: Any) -> int:
     return _total_bytes(array) // max(len(array), 1)
 
 
-def _is_nested(kind: Any) -> bool:
+def _is_nested(arrow_type: Any) -> bool:
     """Return True for a type whose values become JSON."""
     types = import_optional("pyarrow.types", "pyarrow", "arrow")
-    nested = types.is_struct(kind) or types.is_map(kind) or _is_list(kind)
-    return bool(nested or types.is_fixed_size_list(kind)) and not (
-        _is_ragged(kind) or _is_array(kind)
+    nested = types.is_struct(arrow_type) or types.is_map(arrow_type) or _is_list(arrow_type)
+    return bool(nested or types.is_fixed_size_list(arrow_type)) and not (
+        _is_ragged(arrow_type) or _is_array(arrow_type)
     )
 
 
-def _is_list(kind: Any) -> bool:
+def _is_list(arrow_type: Any) -> bool:
     types = import_optional("pyarrow.types", "pyarrow", "arrow")
-    return bool(types.is_list(kind) or types.is_large_list(kind))
+    return bool(types.is_list(arrow_type) or types.is_large_list(arrow_type))
 
 
-def _not_json(kind: Any) -> Any:
-    """Return the first type within a nested type that JSON lacks; None if it lacks none."""
+def _first_non_json_type(arrow_type: Any) -> Any:
+    """Return the first type within a nested type that JSON cannot store, or None."""
     types = import_optional("pyarrow.types", "pyarrow", "arrow")
-    kind = plain_type(kind)
-    for k in range(kind.num_fields):
-        if (found := _not_json(kind.field(k).type)) is not None:
-            return found
-    if kind.num_fields or types.is_boolean(kind) or types.is_null(kind):
+    arrow_type = plain_type(arrow_type)
+    for k in range(arrow_type.num_fields):
+        if (leaf := _first_non_json_type(arrow_type.field(k).type)) is not None:
+            return leaf
+    if arrow_type.num_fields or types.is_boolean(arrow_type) or types.is_null(arrow_type):
         return None
-    known = types.is_integer(kind) or types.is_floating(kind) or _text(kind) == "str"
-    return None if known else kind
+    known = (
+        types.is_integer(arrow_type)
+        or types.is_floating(arrow_type)
+        or _text_encoding(arrow_type) == "str"
+    )
+    return None if known else arrow_type
 
 
-def _text(kind: Any) -> str | None:
-    """Return the encoding of text, bytes or decimals; None for anything else."""
+def _text_encoding(arrow_type: Any) -> str | None:
+    """Return the name of the encoding for text, bytes or decimals; None for other types."""
     types = import_optional("pyarrow.types", "pyarrow", "arrow")
-    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+    if (
+        types.is_string(arrow_type)
+        or types.is_large_string(arrow_type)
+        or types.is_string_view(arrow_type)
+    ):
         return "str"
-    if types.is_decimal(kind):
+    if types.is_decimal(arrow_type):
         return "str_decimal"
-    binary = types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
-    return "bytes" if binary or types.is_fixed_size_binary(kind) else None
+    binary = (
+        types.is_binary(arrow_type)
+        or types.is_large_binary(arrow_type)
+        or types.is_binary_view(arrow_type)
+    )
+    return "bytes" if binary or types.is_fixed_size_binary(arrow_type) else None
 
 
-def _is_ragged(kind: Any) -> bool:
+def _is_ragged(arrow_type: Any) -> bool:
     """Return True if rows are arrays of numbers that vary in length."""
-    return _is_list(kind) and foreign.is_arrow_number(kind.value_type)
+    return _is_list(arrow_type) and foreign.is_arrow_number(arrow_type.value_type)
 
 
-def _is_array(kind: Any) -> bool:
+def _is_array(arrow_type: Any) -> bool:
     """Return True if rows are numbers, or arrays of them of one shape."""
     types = import_optional("pyarrow.types", "pyarrow", "arrow")
-    while types.is_fixed_size_list(kind):
-        kind = kind.value_type
-    return _is_tensor(kind) or foreign.is_arrow_number(kind)
+    while types.is_fixed_size_list(arrow_type):
+        arrow_type = arrow_type.value_type
+    return _is_tensor(arrow_type) or foreign.is_arrow_number(arrow_type)
 
 
-def _is_tensor(kind: Any) -> bool:
+def _is_tensor(arrow_type: Any) -> bool:
     """Return True for the type of arrays of one shape."""
-    return isinstance(kind, import_optional("pyarrow", "pyarrow", "arrow").FixedShapeTensorType)
+    return isinstance(
+        arrow_type, import_optional("pyarrow", "pyarrow", "arrow").FixedShapeTensorType
+    )
 
 
-def _empty(kind: Any) -> AnyArray:
-    """Return no rows of a type, in NumPy's dtype."""
+def _empty_array(arrow_type: Any) -> AnyArray:
+    """Return an empty array with the NumPy dtype and row shape of an Arrow type."""
     pa = import_optional("pyarrow", "pyarrow", "arrow")
-    return foreign.arrow_numbers(pa.nulls(0, kind))
+    return foreign.arrow_numbers(pa.nulls(0, arrow_type))
 
 
 def _nulls(array: Any) -> Bools:
@@ -256,10 +274,10 @@ def _null_error(array: Any, count: int) -> RowError:
     )
 
 
-def _rows(part: Any, missing: Bools, target: Encoding, fill: Fill) -> ColumnBlock:
-    """Return rows in the form that `target` stores; missing rows have arbitrary values."""
-    kind = part.type
-    text = _text(kind)
+def _convert(part: Any, missing: Bools, target: Encoding, fill: Fill) -> ColumnBlock:
+    """Return rows for the encoding `target`; missing rows have arbitrary values."""
+    arrow_type = part.type
+    text = _text_encoding(arrow_type)
     if text == "str_decimal" and target.name == text:
         pa = import_optional("pyarrow", "pyarrow", "arrow")
         return _bodies(part.cast(pa.string()), missing)
@@ -267,18 +285,18 @@ def _rows(part: Any, missing: Bools, target: Encoding, fill: Fill) -> ColumnBloc
         if text == "str":
             _check_text(part)
         return _bodies(part, missing)
-    if _is_ragged(kind) and not target.headless:
+    if _is_ragged(arrow_type) and not target.headless:
         if target.kind == "ndarray":
             return _ragged(part, missing, target)
         if target.kind == "fixed" and target.shape:
-            return _regular(part, missing, target)
-    if text is None and not _is_ragged(kind) and _is_array(kind):
+            return _equal_shapes(part, missing, target)
+    if text is None and not _is_ragged(arrow_type) and _is_array(arrow_type):
         numbers = _numbers(part, missing)
-        if fill and (more := nan_mask(numbers, target)) is not None:
-            missing |= more
+        if fill and (nan_rows := nan_mask(numbers, target)) is not None:
+            missing |= nan_rows
             numbers = np.where(missing, numbers.dtype.type(0), numbers)
         if target.kind == "fixed" and numbers.shape[1:] == target.shape:
-            return _exact(numbers, target)
+            return _convert_exactly(numbers, target)
         return convert_rows(numbers, target)
     return _python_values(part)
 
@@ -294,14 +312,14 @@ def _python_values(array: Any) -> list[Any]:
             except (KeyError, ValueError):
                 raise RowError(
                     row,
-                    "its keys or fields have one name twice, which a dict does not: rename one, "
+                    "its keys or fields have one name twice, and a dict cannot: rename one, "
                     "or leave the column out: columns= names those to write",
                 ) from error
         raise
 
 
-def _exact(numbers: AnyArray, target: Encoding) -> ColumnBlock:
-    """Return numbers or arrays in the dtype of `target`, if that keeps their values."""
+def _convert_exactly(numbers: AnyArray, target: Encoding) -> ColumnBlock:
+    """Convert scalars or arrays to the dtype of `target`; raise RowError if a value changes."""
     if numbers.dtype == target.dtype or numbers.ndim == 1:
         return convert_rows(numbers, target)
     try:
@@ -358,7 +376,7 @@ def _check_elements(elements: Any, offsets: Int64, missing: Bools) -> None:
     if len(rows):
         raise RowError(
             int(rows[0]),
-            "its list has a null, which arrays do not: fill it in, as with "
+            "its list has a null, and arrays cannot: fill it in, as with "
             "pyarrow.compute.fill_null of the list's values, or leave the sample out",
         )
 
@@ -380,15 +398,15 @@ def _check_text(array: Any) -> None:
 def _bodies(array: Any, missing: Bools) -> Bodies:
     """Return text or bytes by their addresses in Arrow's buffers."""
     types = import_optional("pyarrow.types", "pyarrow", "arrow")
-    kind, first, count = array.type, array.offset, len(array)
+    arrow_type, first, count = array.type, array.offset, len(array)
     buffers = array.buffers()
-    if types.is_string_view(kind) or types.is_binary_view(kind):
+    if types.is_string_view(arrow_type) or types.is_binary_view(arrow_type):
         return _views(array, buffers, missing)
-    if types.is_fixed_size_binary(kind):
-        width = kind.byte_width
+    if types.is_fixed_size_binary(arrow_type):
+        width = arrow_type.byte_width
         at = buffers[1].address + width * (first + np.arange(count, dtype=np.int64))
         return Bodies(at, np.full(count, width, np.int64), array)
-    large = types.is_large_string(kind) or types.is_large_binary(kind)
+    large = types.is_large_string(arrow_type) or types.is_large_binary(arrow_type)
     offsets = _offsets(buffers[1], np.dtype(np.int64 if large else np.int32), first, count)
     data = buffers[2]
     at = offsets[:-1] + (0 if data is None else data.address)
@@ -466,14 +484,14 @@ def _compact(array: Any) -> Any:
     return pa.LargeListArray.from_arrays(pa.array(offsets), array.flatten())
 
 
-def _regular(array: Any, missing: Bools, target: Encoding) -> ColumnBlock:
+def _equal_shapes(array: Any, missing: Bools, target: Encoding) -> ColumnBlock:
     """Return lists of numbers as arrays of the shape of `target`."""
     elements, offsets = _elements(array, missing)
     shape = target.shape or ()
     size = int(np.prod(shape))
     lengths = np.diff(offsets)
-    if (other := (lengths != size) & ~missing).any():
-        row = int(other.argmax())
+    if (wrong_length := (lengths != size) & ~missing).any():
+        row = int(wrong_length.argmax())
         raise RowError(
             row,
             f"its list has {quantity(int(lengths[row]), 'element')}, and {target.name!r} takes "
@@ -482,7 +500,7 @@ def _regular(array: Any, missing: Bools, target: Encoding) -> ColumnBlock:
         )
     rows = np.zeros((len(missing), size), elements.dtype)
     rows[~missing] = elements.reshape(-1, size)
-    return _exact(rows.reshape(-1, *shape), target)
+    return _convert_exactly(rows.reshape(-1, *shape), target)
 
 
 def arrow_columns(

@@ -30,12 +30,12 @@ def frame_columns(frame: Any, names: Collection[str] | None = None) -> dict[str,
     ----------
     frame : DataFrame
     names : collection of str, optional
-        The columns to return; by default all. An index without a name is then left out.
+        The columns to return; by default all. With `names`, an index without a name is left out.
 
     Raises
     ------
     TypeError, ValueError
-        If the index has values and no name, a name is not a str, or two columns have one name.
+        If the index has values but no name, a name is not a str, or a name occurs twice.
     """
     index = frame.index
     levels = list(index.names)
@@ -80,14 +80,14 @@ def series_column(
     fill : Fill
         Replaces missing values.
     array_column : callable
-        Makes a column of a NumPy array.
+        Returns the column for a NumPy array and a fill.
     """
     dtype = values.dtype
     is_text = dtype.name in ("str", "string")
     if hasattr(dtype, "pyarrow_dtype") or (is_text and _is_arrow_text(dtype)):
         return ArrowColumn(import_optional("pyarrow", "pyarrow", "arrow").array(values), fill)
     if (what := _unknown(dtype)) is not None:
-        raise TypeError(f"pandas's {dtype} {what}, or leave the column out: columns= names others")
+        raise TypeError(f"pandas's {dtype} {what}, or leave the column out of columns=")
     number = dtype if isinstance(dtype, np.dtype) else getattr(dtype, "numpy_dtype", None)
     is_category = hasattr(dtype, "categories")
     if is_category or is_text or hasattr(dtype, "numpy_dtype"):
@@ -100,7 +100,7 @@ def series_column(
             return array_column(values, fill)
         return series_column(values, fill, array_column)
     if hasattr(dtype, "subtype") and hasattr(dtype, "fill_value"):
-        number = dtype.subtype  # of a sparse array
+        number = dtype.subtype  # the dtype of a sparse array's values
     if number is not None and number.kind != "O":
         return array_column(values.to_numpy(dtype=number), fill)
     return ListColumn(values.tolist(), "str" if is_text and not len(values) else None, fill)

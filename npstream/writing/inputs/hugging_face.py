@@ -35,8 +35,8 @@ _BATCH_ROWS = 1 << 16
 _STREAM_ROWS = 1000
 """Rows of a batch, for a dataset of unknown size."""
 
-_FILES = {"Audio": "bytes", "Video": "bytes", "Pdf": "bytes", "Image": ""}
-"""Features of encoded files, and their encodings. That of images depends on the first file."""
+_FILE_ENCODINGS = {"Audio": "bytes", "Video": "bytes", "Pdf": "bytes", "Image": ""}
+"""The encodings of features that are files. The first file decides the encoding of images."""
 
 
 def dataset_stream(
@@ -54,20 +54,20 @@ def dataset_stream(
     Returns
     -------
     TableStream or None
-        None if the dataset has a transform of the user, or unknown features. It is then written
-        sample by sample.
+        None if the dataset has a user-defined transform or unknown features. The caller must
+        then write it sample by sample.
     """
-    form = getattr(data, "format", None) or {}
-    if form.get("type") == "custom" or data.features is None:
+    output_format = getattr(data, "format", None) or {}
+    if output_format.get("type") == "custom" or data.features is None:
         return None
-    shown = form.get("columns") or list(data.features)
-    kept = [name for name in shown if names is None or name in names]
-    features = {name: data.features[name] for name in kept}
-    data = data.select_columns(kept).with_format("arrow")
-    known: dict[str, str] = {}
+    visible = output_format.get("columns") or list(data.features)
+    selected = [name for name in visible if names is None or name in names]
+    features = {name: data.features[name] for name in selected}
+    data = data.select_columns(selected).with_format("arrow")
+    image_encodings: dict[str, str] = {}
 
     def table(rows: Any) -> InputTable:
-        return _table(rows, features, known, names, fill)
+        return _table(rows, features, image_encodings, names, fill)
 
     batches = (table(rows) for rows in _batches(data, _batch_rows(data)))
     for first in batches:
@@ -78,8 +78,8 @@ def dataset_stream(
 def _batches(data: Any, rows: int) -> Iterator[Any]:
     """Yield the rows of a dataset as Arrow tables.
 
-    A dataset that was shuffled or filtered has row numbers. `datasets` takes such rows one by one,
-    in 20 us each; here a batch takes all its rows of a record batch at once.
+    A shuffled or filtered dataset has an array of row numbers. `datasets` reads such rows one by
+    one, in 20 us each. This function reads all rows that a batch has in a record batch at once.
     """
     numbers = getattr(data, "_indices", None)
     source = getattr(getattr(data, "data", None), "table", None)
@@ -90,17 +90,17 @@ def _batches(data: Any, rows: int) -> Iterator[Any]:
     parts = source.to_batches()
     starts = np.concatenate([[0], np.cumsum([len(part) for part in parts], dtype=np.int64)])
     for start in range(0, len(data), rows):
-        ids = numbers.column(0).slice(start, rows).to_numpy().astype(np.int64)
-        which = np.searchsorted(starts, ids, side="right") - 1
-        order = np.argsort(which, kind="stable")
-        ends = np.flatnonzero(np.diff(which[order], append=-1)) + 1
-        taken = []
+        row_numbers = numbers.column(0).slice(start, rows).to_numpy().astype(np.int64)
+        part_numbers = np.searchsorted(starts, row_numbers, side="right") - 1
+        order = np.argsort(part_numbers, kind="stable")
+        ends = np.flatnonzero(np.diff(part_numbers[order], append=-1)) + 1
+        pieces = []
         for positions in np.split(order, ends[:-1]):
-            part = int(which[positions[0]])
-            taken.append(parts[part].take(pa.array(ids[positions] - starts[part])))
-        ranks = np.empty(len(order), np.int64)
-        ranks[order] = np.arange(len(order))
-        yield pa.Table.from_batches(taken).combine_chunks().take(pa.array(ranks))
+            part = int(part_numbers[positions[0]])
+            pieces.append(parts[part].take(pa.array(row_numbers[positions] - starts[part])))
+        inverse = np.empty(len(order), np.int64)
+        inverse[order] = np.arange(len(order))
+        yield pa.Table.from_batches(pieces).combine_chunks().take(pa.array(inverse))
 
 
 def _batch_rows(data: Any) -> int:
@@ -113,15 +113,17 @@ def _batch_rows(data: Any) -> int:
 def _table(
     rows: Any,
     features: Mapping[str, Any],
-    known: dict[str, str],
+    image_encodings: dict[str, str],
     names: Collection[str] | None,
     fill: Mapping[str, Fill],
 ) -> Columns:
-    """Return a batch as a table; `known` collects the encodings of images."""
+    """Return a batch as a table; add new encodings of images to `image_encodings`."""
     columns: dict[str, InputColumn] = {}
     for name, feature in features.items():
         try:
-            columns[name] = _column(name, rows[name], feature, known, fill.get(name, NO_FILL))
+            columns[name] = _column(
+                name, rows[name], feature, image_encodings, fill.get(name, NO_FILL)
+            )
         except (TypeError, ValueError) as error:
             raise with_column(name, error) from error
     for name, value in fill.items():
@@ -130,21 +132,23 @@ def _table(
     return Columns(columns, [*rows.column_names])
 
 
-def _column(name: str, array: Any, feature: Any, known: dict[str, str], fill: Fill) -> InputColumn:
+def _column(
+    name: str, array: Any, feature: Any, image_encodings: dict[str, str], fill: Fill
+) -> InputColumn:
     kind = type(feature).__name__
     pa = import_optional("pyarrow", "pyarrow", "arrow")
-    if kind in _FILES and pa.types.is_struct(array.type):
+    if kind in _FILE_ENCODINGS and pa.types.is_struct(array.type):
         files = _files(array)
-        if name not in known:
-            known[name] = _FILES[kind] or _image_encoding(files)
-        return ArrowColumn(files, fill, known[name])
+        if name not in image_encodings:
+            image_encodings[name] = _FILE_ENCODINGS[kind] or _image_encoding(files)
+        return ArrowColumn(files, fill, image_encodings[name])
     if kind in ("Array2D", "Array3D", "Array4D", "Array5D"):
         return _arrays(array, feature, fill)
     return ArrowColumn(array, fill)
 
 
 def _files(array: Any) -> Any:
-    """Return the bytes of files; reads files that are given by path only."""
+    """Return the bytes of files; read the files that have only a path."""
     pc = import_optional("pyarrow.compute", "pyarrow", "arrow")
     pa = import_optional("pyarrow", "pyarrow", "arrow")
     if isinstance(array, pa.ChunkedArray):
@@ -180,7 +184,7 @@ def _image_encoding(files: Any) -> str:
 
 
 def _arrays(array: Any, feature: Any, fill: Fill) -> InputColumn:
-    """Return arrays of several axes, which Arrow stores as nested lists."""
+    """Return arrays of several dimensions, which Arrow stores as nested lists, as a column."""
     pa = import_optional("pyarrow", "pyarrow", "arrow")
     shape, dtype = tuple(feature.shape), np.dtype(feature.dtype)
     storage = plain(array)

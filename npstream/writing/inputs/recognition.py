@@ -1,4 +1,4 @@
-"""Recognition of the objects that users write: as tables, columns or samples.
+"""Convert the objects that users write to tables, columns or samples.
 
 Objects of other libraries are recognized by a protocol, or by the names of their class and
 package. No library is imported for this.
@@ -47,10 +47,10 @@ __all__ = [
     "table_of",
 ]
 
-_TEXT = {"U": "str", "T": "str", "S": "bytes"}
-"""The encodings of NumPy's kinds of text, which matter where there are no rows."""
+_TEXT_ENCODINGS = {"U": "str", "T": "str", "S": "bytes"}
+"""The encoding of each text kind of NumPy dtypes, for arrays without rows."""
 
-_SEVERAL = "which is several columns: write it alone, or a mapping of its columns"
+_NOT_A_COLUMN = "which is several columns: write it alone, or a mapping of its columns"
 
 
 def table_of(
@@ -70,7 +70,7 @@ def table_of(
     fill : mapping of str to Fill, optional
         Replaces missing values, by column.
     check : bool
-        Whether to look for missing values now, and not only when their rows are written.
+        Whether to raise for missing values now, instead of when their rows are written.
 
     Raises
     ------
@@ -88,9 +88,9 @@ def table_of(
 def _table_of(
     data: Any, names: Collection[str] | None, fill: Mapping[str, Fill]
 ) -> InputTable | TableStream | None:
-    own = getattr(type(data), "_writer_input", None)
-    if own is not None:
-        given: Any = own(data)
+    to_write = getattr(type(data), "_writer_input", None)
+    if to_write is not None:
+        given: Any = to_write(data)
         if given is None or hasattr(given, "names"):
             return given  # type: ignore[no-any-return]
         if hasattr(given, "name"):
@@ -145,52 +145,61 @@ def _is_a(value: object, package: str, *names: str) -> bool:
 
 def columns_of(
     data: Mapping[str, Any],
-    known: Mapping[str, str] | None = None,
+    source_encodings: Mapping[str, str] | None = None,
     names: Collection[str] | None = None,
     fill: Mapping[str, Fill] | None = None,
 ) -> Columns:
-    """Return a mapping of columns as a table; `known` has the encodings that they had."""
+    """Return a mapping of columns as a table; `source_encodings` are theirs, if known."""
     columns = {}
     for name, values in data.items():
         if names is not None and name not in names:
             continue
         try:
-            columns[name] = column_of(values, (known or {}).get(name), (fill or {}).get(name))
+            columns[name] = column_of(
+                values, (source_encodings or {}).get(name), (fill or {}).get(name)
+            )
         except (TypeError, ValueError, NotImplementedError) as error:
             raise with_column(name, error) from error
-    return _complete(columns, list(data), names, fill or {})
+    return _with_constants(columns, list(data), names, fill or {})
 
 
-def _complete(
+def _with_constants(
     columns: Mapping[str, InputColumn],
     given: Collection[str],
     names: Collection[str] | None,
     fill: Mapping[str, Fill],
 ) -> Columns:
-    """Return a table of `columns`, and of the columns that it lacks and `fill` has."""
+    """Return a table of `columns`, with constant columns for other names in `fill`."""
     length = next((column.length for column in columns.values()), 0)
-    lacking = {
+    constants = {
         name: ConstantColumn(length, value)
         for name, value in fill.items()
         if name not in columns and (names is None or name in names)
     }
-    return Columns({**columns, **lacking}, given)
+    return Columns({**columns, **constants}, given)
 
 
-def column_of(values: Any, known: str | None = None, fill: Fill | None = None) -> InputColumn:
+def column_of(
+    values: Any, source_encoding: str | None = None, fill: Fill | None = None
+) -> InputColumn:
     """Return an array of any library, or a list, as a column.
 
     Parameters
     ----------
     values : array or sequence
-    known : str, optional
-        The encoding that the column had where it was read, which holds if it still fits.
+    source_encoding : str, optional
+        The encoding of the column in the dataset that it comes from. It is used if it matches
+        the dtype and shape.
     fill : Fill, optional
         Replaces missing values.
     """
     fill = fill or NO_FILL
-    own = getattr(type(values), "_writer_input", None)
-    if own is not None and hasattr(given := own(values), "length") and not hasattr(given, "names"):
+    to_write = getattr(type(values), "_writer_input", None)
+    if (
+        to_write is not None
+        and hasattr(given := to_write(values), "length")
+        and not hasattr(given, "names")
+    ):
         return given  # type: ignore[no-any-return]
     if isinstance(values, str | bytes | Mapping) or not _has_length(values):
         raise TypeError(
@@ -199,16 +208,16 @@ def column_of(values: Any, known: str | None = None, fill: Fill | None = None) -
         )
     if type(values).__module__.partition(".")[0] == "pandas":
         if getattr(values, "ndim", 1) != 1:
-            raise TypeError(f"it is a DataFrame, {_SEVERAL}")
+            raise TypeError(f"it is a DataFrame, {_NOT_A_COLUMN}")
         return series_column(values, fill, _array_column)
     if foreign.is_arrow(values):
         if hasattr(values, "schema"):
-            raise TypeError(f"it is a {type(values).__name__}, {_SEVERAL}")
+            raise TypeError(f"it is a {type(values).__name__}, {_NOT_A_COLUMN}")
         return ArrowColumn(foreign.arrow_array(values), fill)
     if foreign.is_tensor(values) and (rows := foreign.tensor_rows(values)) is not None:
         return ListColumn(rows)
     if foreign.is_array(values):
-        return _array_column(values, fill, known)
+        return _array_column(values, fill, source_encoding)
     return ListColumn(values, None, fill)
 
 
@@ -219,17 +228,21 @@ def _has_length(values: Any) -> bool:
     return hasattr(values, "__len__")
 
 
-def _array_column(values: Any, fill: Fill = NO_FILL, known: str | None = None) -> InputColumn:
+def _array_column(
+    values: Any, fill: Fill = NO_FILL, source_encoding: str | None = None
+) -> InputColumn:
     """Return an array as a column; arrays of other libraries are read block by block."""
-    is_here = isinstance(values, np.ndarray) or foreign.is_tensor(values)
-    if is_here or not (hasattr(values, "__getitem__") and hasattr(values, "shape")):
+    is_in_memory = isinstance(values, np.ndarray) or foreign.is_tensor(values)
+    if is_in_memory or not (hasattr(values, "__getitem__") and hasattr(values, "shape")):
         values = foreign.as_array(values)
     first = foreign.as_array(values[:1])
     if storage_dtype(first.dtype) is None and first.dtype.kind in "OUST":
-        return ListColumn(foreign.as_array(values), known or _TEXT.get(first.dtype.kind), fill)
+        return ListColumn(
+            foreign.as_array(values), source_encoding or _TEXT_ENCODINGS.get(first.dtype.kind), fill
+        )
     return ArrayColumn(
         lambda start, stop: values[start:stop], values.shape[0], first.dtype, first.shape[1:],
-        known, _chunk_rows(values), fill,
+        source_encoding, _chunk_rows(values), fill,
     )  # fmt: skip
 
 
@@ -242,7 +255,7 @@ def _chunk_rows(values: Any) -> int:
     return first if isinstance(first, int) and first > 0 else 1
 
 
-# Arrays that are tables, or a column
+# Structured arrays, and single arrays
 
 
 class _Field:
@@ -263,14 +276,14 @@ class _Field:
 
 
 class _LastRows:
-    """Rows of a structured array; the last block is kept."""
+    """Reads blocks of a structured array, and caches the last block."""
 
     def __init__(self, values: Any) -> None:
         self.values = values
         self._last: tuple[slice, Any] | None = None
 
     def read(self, rows: slice) -> Any:
-        """Return some rows as a NumPy array."""
+        """Return rows as a NumPy array."""
         if self._last is None or self._last[0] != rows:
             self._last = rows, foreign.as_array(self.values[rows])
         return self._last[1]
@@ -359,7 +372,7 @@ def _arrow_table(
     if _is_a(data, "pyarrow", "Dataset"):
         names = None if names is None else [*names]
         columns = names and [name for name in data.schema.names if name in names]
-        # By default 16 batches of each of 4 files are read ahead, whatever they take.
+        # By default pyarrow prefetches 16 batches of each of 4 files, without a memory limit.
         data = data.scanner(columns=columns, batch_readahead=2, fragment_readahead=1)
     if _is_a(data, "pyarrow", "Scanner"):
         return _reader_stream(data.to_reader(), names, fill)
@@ -370,13 +383,13 @@ def _arrow_table(
     pa = import_optional("pyarrow", "pyarrow", "arrow", "writing this table")
     if _is_a(data, "polars", "DataFrame"):
         _refuse_objects(data)
-        return _arrow_columns(pa.table(data), names, fill)  # without copying it
+        return _arrow_columns(pa.table(data), names, fill)  # no copy
     if hasattr(data, "__arrow_c_stream__"):
         try:
             reader = pa.RecordBatchReader.from_stream(data)
         except pa.ArrowInvalid as error:
             if "non-struct" in str(error):
-                return None  # a column
+                return None  # `data` is a column, not a table
             raise TypeError(
                 f"data is a {type(data).__name__} with a column of a type that pyarrow does not "
                 f"know: {error}: cast that column, or leave it out of data"
@@ -390,7 +403,7 @@ def _arrow_table(
 
 
 def _arrow_columns(table: Any, names: Collection[str] | None, fill: Mapping[str, Fill]) -> Columns:
-    return _complete(arrow_columns(table, fill, names), table.schema.names, names, fill)
+    return _with_constants(arrow_columns(table, fill, names), table.schema.names, names, fill)
 
 
 def _refuse_objects(frame: Any) -> None:
@@ -462,8 +475,8 @@ def iterate(data: Any) -> Iterator[Any]:
     """Return an iterator over the samples of `data`."""
     if isinstance(data, str | bytes | os.PathLike):
         raise TypeError(
-            f"data is of type {type(data).__name__}, a name and no samples: open it first, as with "
-            "pandas.read_csv or pyarrow.dataset.dataset"
+            f"data is of type {type(data).__name__}, a name instead of samples: open it first, as "
+            "with pandas.read_csv or pyarrow.dataset.dataset"
         )
     loader = getattr(sys.modules.get("torch.utils.data"), "DataLoader", None)
     if loader is not None and isinstance(data, loader):
