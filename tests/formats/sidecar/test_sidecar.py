@@ -77,7 +77,7 @@ def assert_equal(index, other):
     for name in ("starts", "nbytes", "compressed", "schema_ids", "guide"):
         ours, theirs = getattr(index, name), getattr(other, name)
         assert (ours.dtype, ours.tolist()) == (theirs.dtype, theirs.tolist()), name
-    for name in ("schemas", "shift", "total", "where", "samples"):
+    for name in ("schemas", "shift", "total_nbytes", "where", "samples"):
         assert getattr(index, name) == getattr(other, name)
     assert len(index) == len(other)
     assert index.fingerprint() == other.fingerprint()
