@@ -135,9 +135,8 @@ class Destination:
         except RuntimeError as error:
             if self._threads is not None and "interpreter shutdown" not in str(error):
                 raise
-        return _run_now(
-            job, *arguments
-        )  # no thread can start during the shutdown of the interpreter
+        # No thread can start during the shutdown of the interpreter.
+        return _run_now(job, *arguments)
 
     def _most_threads(self) -> int:
         return self.max_parallel(compressed=True)
@@ -384,10 +383,8 @@ class RemoteDestination(Destination):
             self.submit(self._create, INDEX, index).result()
         except StorageError as error:
             with suppress(StorageError):
-                if self._has_content(
-                    INDEX, index
-                ):  # the upload succeeded, and only its response was lost
-                    return
+                if self._has_content(INDEX, index):
+                    return  # the upload succeeded, and only its response was lost
             if error.errno == errno.ETIMEDOUT:
                 self._is_index_uncertain = True
             raise

@@ -198,7 +198,7 @@ class ShardPipeline:
             self._destination.begin()
             self._is_claimed = True
 
-    def _new_spool(self) -> SidecarBuilder:
+    def _new_sidecar_builder(self) -> SidecarBuilder:
         schema = self.layout.schema
         columns = scalar_columns([schema]) if schema.format == "mds" else {}
         return SidecarBuilder(columns, hashed=True, write_id=self._destination.write_id)
@@ -231,7 +231,7 @@ class ShardPipeline:
         self._destination.check_process()
         self.begin()
         if self._has_sidecar and self.sidecar_builder is None:
-            self.sidecar_builder = self._new_spool()
+            self.sidecar_builder = self._new_sidecar_builder()
         number, self._shards = self._shards, self._shards + 1
         self._submitted_samples += samples
         self._submitted_bytes += nbytes
