@@ -170,7 +170,7 @@ class ColumnStatistics:
         --------
         >>> one = ColumnStatistics("int64")
         >>> add_scalars(one, np.array([1, 2, 3, 6]))
-        >>> one.std() == np.std([1, 2, 3, 6])
+        >>> bool(one.std() == np.std([1, 2, 3, 6]))
         True
         """
         numbers = self.elements - self.missing

@@ -19,6 +19,9 @@ import numpy as np
 from npstream._core import jit
 from npstream.shards.kernels import load_little_endian, touch_pages
 
+# A shell that starts the tests in the background makes them ignore SIGINT.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 NONE = np.zeros(0, np.int64)
 NUMBER = np.frombuffer(b"\\x07\\x02", np.uint8)
 

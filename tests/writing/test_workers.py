@@ -346,6 +346,9 @@ def test_start_methods(method, tmp_path):
 INTERRUPTED = """
 import os, signal, sys, npstream
 
+# A shell that starts the tests in the background makes them ignore SIGINT.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 def stuck(number):
     if number == 30:
         print("here", flush=True)
