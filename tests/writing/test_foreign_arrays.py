@@ -196,7 +196,9 @@ def test_no_rows_of_other_libraries(name, tmp_path):
     if isinstance(given, Lent):
         return
     if name in UNKNOWN_WHEN_EMPTY:
-        with pytest.raises(ValueError, match="column 'x': it has no values to infer an encoding from"):
+        with pytest.raises(
+            ValueError, match="column 'x': it has no values to infer an encoding from"
+        ):
             npstream.write(tmp_path / "out", {"x": given[:0]})
         return
     report, ds = rewritten(tmp_path, {"x": given[:0]})
