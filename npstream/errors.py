@@ -225,15 +225,6 @@ def refuse_deletion(owner: Any, index: Any) -> NoReturn:
     )
 
 
-def missing_attribute(owner: Any, name: str) -> NoReturn:
-    """Raise AttributeError for `name`; the ``__getattr__`` of classes that have `columns`."""
-    message = f"{type(owner).__name__!r} object has no attribute {name!r}"
-    # Python looks up underscored names on objects without `columns` yet, such as for pickle.
-    if not name.startswith("_") and name in owner.columns:
-        message += f"; it is a column: write ds[{name!r}]"
-    raise AttributeError(message, name=name, obj=owner)
-
-
 def stop_iteration_error(what: str) -> RuntimeError:
     """Return the error for a user's function that raised StopIteration.
 

@@ -14,7 +14,6 @@ from npstream.dataset.column import Column
 from npstream.dataset.splits import chain_transforms, filter_mask, split_view
 from npstream.errors import (
     ColumnError,
-    missing_attribute,
     refuse_assignment,
     refuse_deletion,
     short_traceback,
@@ -197,9 +196,6 @@ class Dataset:
             shorten(error)
             raise
         return self._view(selected)
-
-    if not TYPE_CHECKING:  # with `__getattr__`, type checkers accept misspelled attributes
-        __getattr__ = missing_attribute
 
     __setitem__ = refuse_assignment
     __delitem__ = refuse_deletion

@@ -162,14 +162,6 @@ def test_an_unknown_column_raises_with_the_nearest_name(ds, name):
         ds[["text"]]["label"]
 
 
-def test_a_column_as_an_attribute_raises_with_the_right_syntax(ds):
-    with pytest.raises(AttributeError, match=r"'label'; it is a column: write ds\['label'\]$"):
-        _ = ds.label
-    with pytest.raises(AttributeError, match=r"no attribute 'label'$"):
-        _ = ds[["text"]].label
-    assert not hasattr(object.__new__(type(ds)), "_names")
-
-
 def test_an_empty_list_selects_no_rows(ds):
     assert ds[[]].shape == (0,)
     assert ds[[]].columns == ds.columns
