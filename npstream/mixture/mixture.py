@@ -67,7 +67,7 @@ class Mixture(Dataset):
         made = (self._source, self._selection, self._names, transform)
         return Mixture, (*made, spec.schedule, spec.block)
 
-    def _like(self, names: tuple[str, ...], transform: Transform | None) -> Dataset:
+    def _replace(self, names: tuple[str, ...], transform: Transform | None) -> Dataset:
         spec = self._spec
         return Mixture(self._source, self._selection, names, transform, spec.schedule, spec.block)
 

@@ -42,7 +42,7 @@ def test_a_dataset_is_written_to_each_server(writable):
 
 
 def test_columns_written_in_several_pieces(memory, tmp_path, monkeypatch):
-    monkeypatch.setattr(mds_encode, "_PIECE", 1 << 10)
+    monkeypatch.setattr(mds_encode, "_PIECE_BYTES", 1 << 10)
     columns = {"x": np.arange(4000).reshape(-1, 4), "id": np.arange(1000)}
     for url in (memory.root, tmp_path):
         npstream.write(url, columns)
