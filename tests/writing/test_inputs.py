@@ -275,3 +275,18 @@ for name in ("pandas", "polars", "pyarrow", "torch", "datasets", "tensordict", "
     assert name not in sys.modules, name
 """
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True)
+
+
+class UnknownFrame:
+    """A table of no known library: it yields the names of its columns."""
+
+    columns = ("a", "b")
+
+    def __iter__(self):
+        return iter(self.columns)
+
+
+def test_an_unknown_table_is_refused_with_the_mapping_to_write(tmp_path):
+    with pytest.raises(TypeError, match="type UnknownFrame, which yields names .* {name: data"):
+        npstream.write(tmp_path / "out", UnknownFrame())
+    assert not (tmp_path / "out").exists()

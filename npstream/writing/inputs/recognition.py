@@ -458,6 +458,12 @@ def samples_of(
         rest = chain([first], samples)
         if type(first) is dict or hasattr(type(first), "_writer_input"):
             return rest
+        if isinstance(first, str) and hasattr(data, "columns"):
+            raise TypeError(
+                f"data is of type {type(data).__name__}, which yields names of columns and not "
+                "samples: write a mapping of its columns, {name: data[name] for name in "
+                "data.columns}"
+            )
         table = foreign_table(first, names, fill or {})
         if table is None:
             return _named_samples(rest, names)
