@@ -287,6 +287,6 @@ class UnknownFrame:
 
 
 def test_an_unknown_table_is_refused_with_the_mapping_to_write(tmp_path):
-    with pytest.raises(TypeError, match="type UnknownFrame, which yields names .* {name: data"):
+    with pytest.raises(TypeError, match=r"type UnknownFrame, which yields names .* {name: data"):
         npstream.write(tmp_path / "out", UnknownFrame())
     assert not (tmp_path / "out").exists()
