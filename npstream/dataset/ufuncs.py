@@ -241,7 +241,7 @@ def _block(rows: Any) -> Any:
 
 
 def matrix_product(left: Any, right: Any, bounds: Callable[[Any], Iterable[Any]]) -> Any:
-    """Multiply matrices, at least one of which is a column, by blocks of the column's rows.
+    """Multiply a column and a matrix, or two columns, by blocks of the column's rows.
 
     Parameters
     ----------

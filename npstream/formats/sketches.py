@@ -50,7 +50,7 @@ class QuantileSketch:
         self.turn = turn
 
     def add(self, values: AnyArray, level: int = 0) -> None:
-        """Add sorted values, each of which stands for ``2**level``."""
+        """Add sorted values; each stands for ``2**level`` values."""
         while len(self.levels) <= level:
             self.levels.append(values[:0])
         kept = self.levels[level]

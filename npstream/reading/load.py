@@ -206,7 +206,7 @@ class _SampleBlocks:
         return self._read(self._source.look_up(row))
 
     def _blocks(self) -> Iterator[tuple[Int64, Lookup]]:
-        """Return the remaining blocks of rows, some of which are read ahead."""
+        """Return the remaining blocks of rows; the next ones are read ahead."""
         starts = range(self._row, len(self._selection), self._step)
         blocks = (self._selection.ids(start, start + self._step) for start in starts)
         rowwise = self._source.is_view_rowwise(self._selection)

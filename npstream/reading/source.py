@@ -43,7 +43,7 @@ Reader: TypeAlias = Callable[[int], Sample]
 """Reads a sample, given its row."""
 
 MAX_PART_ROWS = 1 << 8
-"""Rows of which parts are read at once, at most."""
+"""The maximum number of rows in one read of parts of samples."""
 
 MAX_SIDECAR_SPREAD = 16
 """A read may read up to this many values of a side-car column for each value that it needs."""

@@ -118,8 +118,8 @@ class Shards(Protocol[Remote]):
         Returns
         -------
         address, nbytes : ndarray of int64, shape (n,)
-            The address and the length of each sample. A sample's guard bytes, of which there are
-            `text.guard_nbytes`, precede its address.
+            The address and the length of each sample. The `text.guard_nbytes` guard bytes of
+            a sample precede its address.
         owners : list
             The owners of that memory. Keep them alive while the addresses are in use.
         """

@@ -157,7 +157,7 @@ class PointReader:
     # Parts of samples of one size
 
     def lacks_parts(self, ids: Int64, byte_ranges: Int64) -> Bools:
-        """Return True for samples of which some part is not in memory.
+        """Return True for samples with a part that is not in memory.
 
         Parameters
         ----------

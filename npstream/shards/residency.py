@@ -31,7 +31,7 @@ MAX_KEYS = 1 << 12
 
 
 class RemoteFiles:
-    """The files of a remote dataset's shards, of which the cache holds some pieces.
+    """The files of a remote dataset's shards; the cache holds some of their pieces.
 
     A shard has a data file. A shard of a text format also has a meta file, with its offsets.
 

@@ -429,7 +429,7 @@ class Fetcher:
         return ids[is_absent], samples[1][is_absent]  # see `_locate_loaded`
 
     def loaded_shard(self, shard: int) -> LoadedShard | None:
-        """Return a shard, of which some chunks may not be in memory.
+        """Return a shard; some of its chunks may not be in memory.
 
         Returns
         -------

@@ -1,4 +1,4 @@
-"""Provide Streaming's shuffle py1e, of which any part is computed separately.
+"""Provide Streaming's shuffle py1e; any part of it can be computed alone.
 
 A lane is the range of positions of one of Streaming's canonical nodes. It consists of pieces, which
 are ranges of consecutive samples. First, the samples of each piece are shuffled. Then every sample
