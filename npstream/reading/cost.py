@@ -285,7 +285,7 @@ def prefetch(source: Source, selection: Selection, plan: Plan) -> None:
         needed[cache.directory] += sum(remote.chunk_bytes(shard) for shard, _ in pairs)
         starts = range(0, len(absent), CHUNKS_PER_JOB)
         groups = [absent[start : start + CHUNKS_PER_JOB] for start in starts]
-        jobs += [(remote, partial(remote.fetch, group)) for group in groups]
+        jobs += [(remote, partial(remote.fetch_chunks, group)) for group in groups]
     for directory, nbytes in needed.items():
         caches[directory].require(nbytes)
     with closing(run_as_completed(jobs)) as completed:

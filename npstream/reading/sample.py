@@ -16,15 +16,15 @@ import numpy as np
 from npstream._core.typing import AnyArray, Sample
 from npstream.formats import text
 from npstream.formats.encodings.arrays import check_bools
-from npstream.reading.decode import decode_value
-from npstream.reading.gather import line_parser
+from npstream.reading.decode import decode_value, sample_values
+from npstream.reading.gather import gather, line_parser
 
 if TYPE_CHECKING:
     from npstream.formats.encodings.encodings import Encoding
     from npstream.formats.mds import SampleLayout
-    from npstream.reading.plan import Field
+    from npstream.reading.plan import Field, Plan
     from npstream.shards.base import LoadedShard
-    from npstream.shards.table import Fetcher
+    from npstream.shards.table import Fetcher, ShardTable
 
 ShardReader = Callable[[int], Sample]
 """Reads a sample of one shard, given its number in the dataset."""
@@ -39,28 +39,23 @@ class SampleReader:
     Parameters
     ----------
     fetcher : Fetcher
-    fields : sequence of Field
-    fetch : callable
-        Returns the sample of a number when it is not in memory.
+    plan : Plan
+        A plan without computed columns.
     """
 
-    def __init__(
-        self, fetcher: Fetcher, fields: Sequence[Field], fetch: Callable[[int], Sample]
-    ) -> None:
+    def __init__(self, fetcher: Fetcher, plan: Plan) -> None:
         self._fetcher = fetcher
-        self._fields = fields
-        self._fetch = fetch
+        self._plan = plan
         self._starts = fetcher.index.starts.data
         # Shard readers keep shards in memory: they are dropped with the table.
-        self._table: object = None
+        self._table: ShardTable | None = None
         self._readers: dict[int, ShardReader] = {}
 
     def read(self, sample: int) -> Sample:
         """Return the sample with a number."""
         shard = bisect_right(self._starts, sample) - 1
         if self._fetcher.table is not self._table:
-            self._readers = {}
-            self._table = self._fetcher.current_table()
+            self._readers, self._table = {}, self._fetcher.table
         read = self._readers.get(shard)
         if read is None:
             read = self._open(shard)
@@ -72,15 +67,28 @@ class SampleReader:
 
     def _open(self, shard: int) -> ShardReader:
         """Return a reader of a shard, and keep it while the shard is in the table."""
-        loaded = self._fetcher.loaded_shard(shard)
+        if self._fetcher.remotes:
+            # `fetch` loads the shard if its chunk is in the cache, or is worth fetching.
+            loaded = self._table.loaded.get(shard) if self._table is not None else None
+        else:
+            loaded = self._fetcher.loaded_shard(shard)
         if loaded is None:
             return self._fetch
-        read = _shard_reader(self._fetcher, loaded, shard, self._fields)
+        read = _shard_reader(self._fetcher, loaded, shard, self._plan.fields)
         if len(loaded.resident):
             read = self._read_or_fetch(loaded, shard, read)
-        if shard in self._fetcher.current_table().loaded:
+        if self._table is not None and shard in self._table.loaded:
             self._readers[shard] = read
         return read
+
+    def _fetch(self, sample: int) -> Sample:
+        """Read a sample that is not in memory, as several are read."""
+        ids = np.array([sample])
+        stored = gather(self._fetcher, self._plan, ids)
+        return {
+            f.name: sample_values(self._fetcher, f, stored[f.name], ids)[0]
+            for f in self._plan.fields
+        }
 
     def _read_or_fetch(self, loaded: LoadedShard, shard: int, read: ShardReader) -> ShardReader:
         """Return a reader that uses `read` for chunks in memory, and fetches other samples."""

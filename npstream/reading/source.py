@@ -157,10 +157,7 @@ class Source:
         return self._make_reader([field]).read
 
     def _make_reader(self, fields: list[Field]) -> SampleReader:
-        # The fetch function must not refer to this source: a cycle would delay its release.
-        return SampleReader(
-            self.fetcher, fields, partial(_fetch_sample, self.fetcher, Plan(fields))
-        )
+        return SampleReader(self.fetcher, Plan(fields))
 
     def plan(self, names: tuple[str, ...]) -> Plan:
         """Return the plan for reads of several samples with these columns."""
@@ -417,12 +414,6 @@ def _samples(fetcher: Fetcher, plan: Plan, lookup: Lookup) -> Iterator[Sample]:
     values = [sample_values(fetcher, f, stored[f.name], lookup.samples) for f in plan.fields]
     names = [f.name for f in plan.fields]
     return (dict(zip(names, row, strict=True)) for row in zip(*values, strict=True))
-
-
-def _fetch_sample(fetcher: Fetcher, plan: Plan, sample: int) -> Sample:
-    ids = np.array([sample])
-    (values,) = _samples(fetcher, plan, Lookup(ids, ids))
-    return values
 
 
 def _read_no_columns(sample: int) -> Sample:

@@ -74,6 +74,25 @@ class RemotePart(NamedTuple, Generic[Remote]):
     first_sample: int
 
 
+class FetchResult(NamedTuple):
+    """The result of `Shards.fetch`.
+
+    Attributes
+    ----------
+    shards : ndarray of int64
+        The shards to open, in ascending order.
+    samples : ndarray of int64, shape (2, n)
+        The address and the length of each sample that was read on its own. The address is 0 for
+        a sample that is in one of `shards`.
+    owners : list
+        The owners of that memory. Keep them alive while the addresses are in use.
+    """
+
+    shards: Int64
+    samples: Int64
+    owners: list[object]
+
+
 class Shards(Protocol[Remote]):
     """The shards of one dataset, or of several datasets, numbered consecutively."""
 
@@ -98,8 +117,8 @@ class Shards(Protocol[Remote]):
             The shard of each sample.
         """
 
-    def fetch_shards(self, ids: Int64, shard_of: Int64) -> Int64:
-        """Fetch the bytes that samples need, and return the shards to open for them.
+    def fetch(self, ids: Int64, shard_of: Int64) -> FetchResult:
+        """Fetch what samples need: their shards, or single samples where that costs less.
 
         Parameters
         ----------

@@ -14,7 +14,7 @@ from npstream.errors import FormatError, IntegrityError
 from npstream.formats import mds, text
 from npstream.formats.compression import decompress
 from npstream.formats.hashes import digest, fastest
-from npstream.shards.base import LoadedShard, Verify, concatenate_parts
+from npstream.shards.base import FetchResult, LoadedShard, Verify, concatenate_parts
 from npstream.shards.snapshot import Snapshot, explain_replacement
 
 if TYPE_CHECKING:
@@ -157,9 +157,9 @@ class LocalShards:
         """Return the number of samples of a shard."""
         return int(self.index.starts[shard + 1]) - int(self.index.starts[shard])
 
-    def fetch_shards(self, ids: Int64, shard_of: Int64) -> Int64:
+    def fetch(self, ids: Int64, shard_of: Int64) -> FetchResult:
         """Return the distinct shards of samples: a local shard needs no fetch."""
-        return np.unique(shard_of)
+        return FetchResult(np.unique(shard_of), np.zeros((2, len(ids)), np.int64), [])
 
     def is_stale(self, shard: int, loaded: LoadedShard) -> bool:
         """Return False: an open local shard stays valid."""

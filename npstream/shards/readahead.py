@@ -179,7 +179,7 @@ class ChunkReadAhead(Lease):
         chunks_of: dict[RemoteShards, list[Chunk]] = defaultdict(list)
         for shards, chunk, _ in group:
             chunks_of[shards].append(chunk)
-        fetches = [(s, partial(s.fetch, chunks, self)) for s, chunks in chunks_of.items()]
+        fetches = [(s, partial(s.fetch_chunks, chunks, self)) for s, chunks in chunks_of.items()]
         try:
             run_all(fetches)
         except NpstreamError as error:

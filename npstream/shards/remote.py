@@ -21,7 +21,7 @@ from npstream.cache.cache import Reservation, disk_bytes
 from npstream.cache.downloads import Downloads, PieceCheck, PieceRange, runs
 from npstream.cache.leases import is_leased
 from npstream.errors import DAMAGED, IntegrityError, StorageError
-from npstream.shards.base import RemotePart
+from npstream.shards.base import FetchResult, RemotePart
 from npstream.shards.local import LocalShards
 from npstream.shards.point_reads import PointReader
 from npstream.shards.snapshot import explain_replacement
@@ -142,14 +142,29 @@ class RemoteShards(LocalShards):
         return self._chunk_keys(ids, np.searchsorted(self.index.starts, ids, side="right") - 1)
 
     @explain_replacement
-    def fetch_shards(self, ids: Int64, shard_of: Int64) -> Int64:
-        """Fetch the chunks of dense reads; return the shards to read from the cache."""
-        if self.point_reader.is_extended:  # a read-ahead has put samples into memory
-            is_missing = self.point_reader.lacks(ids)
-            ids, shard_of = ids[is_missing], shard_of[is_missing]
-            if not len(ids):
-                return ids
-        ready: set[int] = set()
+    def fetch(self, ids: Int64, shard_of: Int64) -> FetchResult:
+        """Fetch the chunks of dense reads, and read the other samples on their own."""
+        is_single = np.ones(len(ids), bool)
+        # A read-ahead may have put samples into memory.
+        is_missing = self.point_reader.lacks(ids) if self.point_reader.is_extended else is_single
+        chunks = self._fetch_dense(ids[is_missing], shard_of[is_missing])
+        shards = {shard for shard, _ in chunks if self.is_ready(shard)}
+        if shards:
+            keys = [s * self.files.max_chunks + chunk for s, chunk in chunks if s in shards]
+            is_single = ~(is_missing & np.isin(self._chunk_keys(ids, shard_of), keys))
+        samples = np.zeros((2, len(ids)), np.int64)
+        owners: list[object] = []
+        if is_single.any():
+            *copies, owners = self._read_samples(ids[is_single], shard_of[is_single])
+            samples[:, is_single] = copies
+            self._start_readers()
+        return FetchResult(np.array(sorted(shards), np.int64), samples, owners)
+
+    def _fetch_dense(self, ids: Int64, shard_of: Int64) -> list[Chunk]:
+        """Fetch the chunks of dense reads; return the chunks to read from the cache."""
+        if not len(ids):
+            return []
+        ready: list[Chunk] = []
         absent: list[Chunk] = []
         for (shard, chunk), count in self.count_chunks(ids, shard_of):
             file = self.files.peek(shard)  # a sparse read creates no file
@@ -166,10 +181,10 @@ class RemoteShards(LocalShards):
                 absent.append((shard, chunk))
                 self._sparse_reads.pop((shard, chunk), None)
             self.files.cache.touch(file)
-            ready.add(shard)
+            ready.append((shard, chunk))
         if absent:
-            self.fetch(absent)
-        return np.array([shard for shard in sorted(ready) if self.is_ready(shard)], np.int64)
+            self.fetch_chunks(absent)
+        return ready
 
     def is_dense(self, shard: int, count: int) -> bool:
         """Return True if a read of `count` samples of a chunk fetches the chunk."""
@@ -404,7 +419,7 @@ class RemoteShards(LocalShards):
         """Make the requests of some threads fail, now and later."""
         self.remote.stop(threads)
 
-    def fetch(self, chunks: Iterable[Chunk], lease: Lease | None = None) -> None:
+    def fetch_chunks(self, chunks: Iterable[Chunk], lease: Lease | None = None) -> None:
         """Fetch chunks into the cache, if it can hold them.
 
         Parameters
@@ -419,10 +434,10 @@ class RemoteShards(LocalShards):
         IntegrityError
         """
         with shared_deadline():
-            self._fetch(chunks, lease)
+            self._fetch_chunks(chunks, lease)
 
     @explain_replacement
-    def _fetch(self, chunks: Iterable[Chunk], lease: Lease | None) -> None:
+    def _fetch_chunks(self, chunks: Iterable[Chunk], lease: Lease | None) -> None:
         chunks_of: dict[int, list[int]] = {}
         for shard, chunk in chunks:
             chunks_of.setdefault(shard, []).append(chunk)

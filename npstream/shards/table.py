@@ -160,20 +160,23 @@ class Fetcher:
 
         `_locate_loaded` describes the status and the absent samples.
         """
-        address, nbytes = samples[0], samples[1]
-        is_absent = address == 0
-        status = 1
-        shards = self.shards.fetch_shards(ids[is_absent], shard_of=nbytes[is_absent])
-        if len(shards):
-            table = self._load_shards(shards)
+        absent = np.flatnonzero(samples[0] == 0)
+        fetched = self.shards.fetch(ids[absent], shard_of=samples[1, absent])
+        if len(fetched.shards):
+            table = self._load_shards(fetched.shards)
             owners = [table]
             status = self._locate_loaded(ids, table, samples)
-        if status > 0:
-            is_absent = address == 0
-            copies = self.shards.read_samples(ids[is_absent], shard_of=nbytes[is_absent])
-            address[is_absent], nbytes[is_absent], new_owners = copies
+            if status <= 0:
+                return status, owners
+        is_read = fetched.samples[0] != 0
+        samples[:, absent[is_read]] = fetched.samples[:, is_read]
+        owners += fetched.owners
+        absent = np.flatnonzero(samples[0] == 0)
+        if len(absent):  # the limits of maps and buffers exclude their shard, or it was evicted
+            *copies, new_owners = self.shards.read_samples(ids[absent], samples[1, absent])
+            samples[:, absent] = copies
             owners += new_owners
-        return status, owners
+        return 0, owners
 
     def _locate_loaded(self, ids: Int64, table: ShardTable, samples: Int64) -> int:
         """Locate samples in the table's shards.

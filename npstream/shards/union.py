@@ -20,7 +20,7 @@ from npstream._core.arguments import quantity
 from npstream._core.arrays import Rows, group_positions
 from npstream._core.typing import Int64
 from npstream.formats.index import Index, ShardArrays, ShardFiles
-from npstream.shards.base import RemotePart
+from npstream.shards.base import FetchResult, RemotePart
 from npstream.shards.readahead import RemoteJob, run_all
 from npstream.storage.deadlines import inherit_deadline
 
@@ -114,18 +114,22 @@ class ShardUnion:
 
     # Reading samples
 
-    def fetch_shards(self, ids: Int64, shard_of: Int64) -> Int64:
-        """Fetch the bytes that samples need, and return the shards to open for them."""
+    def fetch(self, ids: Int64, shard_of: Int64) -> FetchResult:
+        """Fetch what samples need: their shards, or single samples where that costs less."""
         shards: list[Int64] = []
+        samples = np.empty((2, len(ids)), np.int64)
+        owners: list[object] = []
 
         def fetch(number: int, rows: Rows) -> None:
             first = self.first_shards[number]
             part_ids = ids[rows] - self.first_samples[number]
-            part_shards = self.parts[number].fetch_shards(part_ids, shard_of[rows] - first)
-            shards.append(part_shards + first)
+            fetched = self.parts[number].fetch(part_ids, shard_of[rows] - first)
+            shards.append(fetched.shards + first)
+            samples[:, rows] = fetched.samples
+            owners.extend(fetched.owners)
 
         self.for_each_part(self._groups(shard_of), fetch)
-        return np.sort(np.concatenate(shards))
+        return FetchResult(np.sort(np.concatenate(shards)), samples, owners)
 
     def read_samples(self, ids: Int64, shard_of: Int64) -> tuple[Int64, Int64, list[object]]:
         """Read samples into new buffers, without keeping their shards in memory."""

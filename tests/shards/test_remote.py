@@ -433,7 +433,7 @@ def test_errors_wake_all_waiting_threads(tmp_path, upload, small_chunks):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_readers_do_not_wait_for_a_dead_thread(tmp_path, upload, small_chunks, monkeypatch):
     data = write(tmp_path / "data", shard_size="4KB")
-    fetch, failed = RemoteShards.fetch, []
+    fetch, failed = RemoteShards.fetch_chunks, []
 
     def broken(self, chunks, lease=None):
         if lease is not None:
@@ -441,7 +441,7 @@ def test_readers_do_not_wait_for_a_dead_thread(tmp_path, upload, small_chunks, m
             raise RuntimeError("a bug")
         fetch(self, chunks)
 
-    monkeypatch.setattr(RemoteShards, "fetch", broken)
+    monkeypatch.setattr(RemoteShards, "fetch_chunks", broken)
     ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache", timeout=1000.0)
     for batch in ds.iter(0, 1, batch_size=50, shuffle=True):
         check(batch, data)

@@ -578,7 +578,7 @@ def test_a_shard_that_is_evicted_before_it_is_opened_is_skipped(compression, tmp
     npstream.write(tmp_path / "data", {"x": values}, compression=compression)
     ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache")
     shards = ds._source.fetcher.shards
-    shards.fetch([(0, 0)])
+    shards.fetch_chunks([(0, 0)])
     is_ready = shards.files.is_ready
     evicted = []
 
