@@ -36,6 +36,7 @@ SOLE_IMPORTERS = {
 
 SHARED_NAMES = {
     "will_need": "madvise, for Numba kernels and for Python",
+    "parse": "parse the name of an encoding, and parse an expression",
     "request_range": "a driver's range request, over HTTP and to Hugging Face",
 }
 """Public names that two modules define on purpose, with their common meaning."""
