@@ -339,6 +339,7 @@ class WriterEngine:
             if table is None:
                 return
             self._write_table(table, at_once, as_records=False)
+            del table  # before the next one is read
 
     def _write_table(
         self, table: InputTable, at_once: bool = False, as_records: bool = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -10,7 +11,7 @@ from npstream._core.progress import show_progress
 from npstream.errors import short_traceback, shorten
 from npstream.writing.engine import WriterEngine, sample_numbers
 from npstream.writing.inputs.fill import check_fill
-from npstream.writing.inputs.recognition import iterate, samples_of, table_of
+from npstream.writing.inputs.parts import PartedInput, open_input
 from npstream.writing.mapping import MapFunction, table_rows
 from npstream.writing.report import WriteReport
 from npstream.writing.rows import (
@@ -25,14 +26,14 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from npstream.formats.encodings.encodings import Encoding
-    from npstream.writing.tables import ArrowStream, MapDataset, Writable
+    from npstream.writing.tables import ArrowStream, InputTable, MapDataset, Writable
 
 __all__ = ["WriteReport", "Writer", "write"]
 
 
 def write(
     path: str | PathLike[str],
-    data: Iterable[Any] | Mapping[str, Any] | Writable | ArrowStream | MapDataset,
+    data: Iterable[Any] | Mapping[str, Any] | Writable | ArrowStream | MapDataset | PartedInput,
     *,
     columns: Mapping[str, str] | None = None,
     map: MapFunction | None = None,
@@ -162,32 +163,34 @@ def write(
     """
     with short_traceback:
         names = columns if isinstance(columns, Mapping) and map is None else None
-        fills = check_fill(fill) if map is None else {}
-        samples: Iterable[Any] | TableStream = ()
-        with sample_numbers(0):
-            table = table_of(data, names, fills, check=on_error == "raise")
-            if table is None:
-                samples = iterate(data) if map is not None else samples_of(data, names, fills)
-        if isinstance(samples, TableStream):
-            table, samples = samples, ()
-        encodings: Mapping[str, str | Encoding] | None = columns
-        if columns is None and map is None and table is not None:
-            encodings = table_encodings(table.head if isinstance(table, TableStream) else table)
-        if table is not None and map is not None:
-            samples, table = table_rows(table), None
+        read = partial(
+            open_input, data, names, check_fill(fill) if map is None else {},
+            check=on_error == "raise", as_items=map is not None,
+        )  # fmt: skip
+        # A forked process cannot use the threads and storage clients of its parent. So the workers
+        # start before this write creates any, and before a part of the input is opened.
+        is_parted = isinstance(data, PartedInput) and check_workers(workers) > 0
+        table: InputTable | TableStream | None = None
+        samples: Iterable[Any] = ()
+        if not is_parted:
+            with sample_numbers(0):
+                table, samples = read()
         writer = Writer.__new__(Writer)
         writer._configure(
-            encodings, fill=fill, on_error=on_error, max_errors=max_errors, rejects=rejects,
-            format=format, separator=separator, newline=newline,
+            _encodings(columns, map, table), fill=fill, on_error=on_error, max_errors=max_errors,
+            rejects=rejects, format=format, separator=separator, newline=newline,
             shard_size=shard_size, compression=compression, hashes=hashes,
         )  # fmt: skip
         writer._is_inferred = columns is None
         pool = None
-        if check_workers(workers) and table is None:
-            # A forked process cannot use the threads and storage clients of its parent, so the
-            # workers start before this write creates any.
+        if check_workers(workers) and (table is None or map is not None):
             pool = writer._start_workers(workers, map)
         try:
+            if is_parted:
+                with sample_numbers(0):
+                    table, samples = read()
+            if table is not None and map is not None:
+                samples, table = table_rows(table), None
             writer._connect(path, sidecar, shard_samples, storage_options, timeout, retries)
             with writer, show_progress(writer._shards, progress):
                 if table is not None and fill is not None and hasattr(type(data), "_writer_input"):
@@ -204,6 +207,15 @@ def write(
             if pool is not None:
                 pool.stop()
         return writer.close()
+
+
+def _encodings(
+    columns: Mapping[str, str] | None, map: MapFunction | None, table: Any
+) -> Mapping[str, str | Encoding] | None:
+    """Return the encodings that the user named, or those of a table; None if neither says them."""
+    if columns is not None or map is not None or table is None:
+        return columns
+    return table_encodings(table.head if isinstance(table, TableStream) else table)
 
 
 class Writer(WriterEngine):

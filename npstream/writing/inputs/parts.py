@@ -1,0 +1,390 @@
+"""Provide `PartedInput`, an input made of parts, such as files, that are opened one at a time.
+
+A write that resumes goes on in the middle of the parts, without opening the earlier ones.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any
+
+from npstream._core.arguments import quantity
+from npstream.writing.inputs.recognition import iterate, samples_of, table_of
+from npstream.writing.mapping import table_rows
+from npstream.writing.tables import Bounds, InputTable, RowError, TableStream
+
+if TYPE_CHECKING:
+    from npstream.formats.encodings.encodings import Encoding
+    from npstream.writing.inputs.fill import Fill
+    from npstream.writing.shard import ColumnBlock
+
+__all__ = ["Part", "PartedInput", "open_input", "skip_items", "skip_rows"]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of an input.
+
+    Attributes
+    ----------
+    name : str
+        Identifies the part among all parts, such as the path of its file.
+    open : callable
+        Returns the content: anything that `npstream.write` takes, such as an iterable of samples,
+        a table or a reader of tables. It is called when the part's first sample is needed.
+    samples : int or None
+        The number of samples, if it is known. Another number than that of the content is an error.
+    """
+
+    name: str
+    open: Callable[[], Any]
+    samples: int | None = None
+
+
+class PartedInput:
+    """Parts that are written one after another.
+
+    All parts hold samples, or all hold tables. A part without samples may be either. A part is
+    opened when its first sample is needed, and the content of the former one is dropped before.
+
+    Parameters
+    ----------
+    parts : iterable of Part
+        Their names differ.
+
+    Attributes
+    ----------
+    parts : tuple of Part
+    samples : int or None
+        The number of samples of all parts, if it is known.
+
+    Raises
+    ------
+    ValueError
+        If two parts have the same name.
+
+    Examples
+    --------
+    >>> import npstream
+    >>> from npstream.writing.inputs.parts import Part, PartedInput
+    >>> parts = [Part("a", lambda: [{"x": 1}, {"x": 2}]), Part("b", lambda: [{"x": 3}])]
+    >>> npstream.write("numbers", PartedInput(parts)).samples
+    3
+    """
+
+    def __init__(self, parts: Iterable[Part]) -> None:
+        self.parts = tuple(parts)
+        self._numbers = {part.name: number for number, part in enumerate(self.parts)}
+        if len(self._numbers) < len(self.parts):
+            names = [part.name for part in self.parts]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"two parts of the input have the name {twice!r}")
+        known = [part.samples for part in self.parts]
+        self.samples = None if None in known else sum(each or 0 for each in known)
+        self._first = (0, 0)  # the first part to open, and the samples of it to skip
+        self._starts: list[tuple[int, int, int]] = []
+        self._count = 0
+
+    def seek(self, position: tuple[str, int], number: int = 0) -> None:
+        """Start at a position, without opening the parts before it; call it before `read`.
+
+        Parameters
+        ----------
+        position : tuple of (str, int)
+            The name of a part, and how many of its samples to skip. It is what `position` returned.
+        number : int, default: 0
+            The number of the sample at `position`.
+
+        Raises
+        ------
+        ValueError
+            If no part has that name.
+        """
+        name, offset = position
+        if name not in self._numbers:
+            raise ValueError(
+                f"the input has no part {name!r}; its {quantity(len(self.parts), 'part')} begin "
+                f"with {[part.name for part in self.parts[:3]]}"
+            )
+        self._first = self._numbers[name], int(offset)
+        self._starts, self._count = [], number
+
+    def position(self, number: int) -> tuple[str, int]:
+        """Return the position of a sample that was read.
+
+        It is the name of its part, and the number of samples before it in this part. The next call
+        may not ask for an earlier sample, since only the positions of later ones are kept.
+
+        Parameters
+        ----------
+        number : int
+            The number of the sample among all of the input.
+        """
+        at = bisect_right(self._starts, number, key=lambda start: start[0]) - 1
+        if at < 0 or number >= self._count:
+            raise ValueError(f"sample {number} was not read, or its position was dropped")
+        del self._starts[:at]
+        first, part, offset = self._starts[0]
+        return self.parts[part].name, offset + number - first
+
+    def read(
+        self,
+        names: Collection[str] | None = None,
+        fill: Mapping[str, Fill] | None = None,
+        *,
+        check: bool = True,
+        as_items: bool = False,
+    ) -> TableStream | Iterator[Any]:
+        """Return the parts as one stream of tables, or as one iterator over samples.
+
+        This opens the first part that is not empty.
+
+        Parameters
+        ----------
+        names, fill, check
+            As for `npstream.writing.inputs.recognition.table_of`.
+        as_items : bool, default: False
+            Whether to return the items of parts that are not tables as they are. By default items
+            that are tables are joined to a stream, and tuples get names.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If there are no samples and `names` is None, or `write` does not take a part's content.
+        """
+        contents = self._contents(names, fill or {}, check, as_items)
+        first = next(contents, None)
+        if first is None:
+            if names is None and not as_items:
+                raise ValueError(
+                    "no samples and no columns=: the columns of the dataset are unknown (the input "
+                    f"has {quantity(len(self.parts), 'part')})"
+                )
+            return iter(())
+        rest = _chain([first], contents)
+        if isinstance(first, TableStream):
+            return TableStream(_Head(first.head), self._tables(rest))
+        return self._samples(rest)
+
+    def _contents(
+        self,
+        names: Collection[str] | None,
+        fill: Mapping[str, Fill],
+        check: bool,
+        as_items: bool,
+    ) -> Iterator[TableStream | Iterator[Any]]:
+        """Open the parts one at a time, and yield the content of each that has samples."""
+        kind: bool | None = None
+        first, offset = self._first
+        for number in range(first, len(self.parts)):
+            part = self.parts[number]
+            self._starts.append((self._count, number, offset))
+            begin = self._count - offset
+            try:
+                content = _open(part.open(), names, fill, check, as_items, offset)
+            except Exception as error:
+                error.add_note(f"in part {part.name!r} of the input, before sample {self._count}")
+                raise
+            offset = 0
+            if content is not None:
+                is_table = isinstance(content, TableStream)
+                if is_table is (not kind) and kind is not None:
+                    raise TypeError(
+                        f"part {part.name!r} of the input has {_KINDS[is_table]}, and the parts "
+                        f"before it have {_KINDS[kind]}: give one of them in all parts"
+                    )
+                kind = is_table
+                yield content
+            del content  # before the next part is opened
+            if part.samples is not None and self._count - begin != part.samples:
+                raise ValueError(
+                    f"part {part.name!r} of the input has "
+                    f"{quantity(self._count - begin, 'sample')}; it should have {part.samples:,}"
+                )
+
+    def _tables(self, contents: Iterable[Any]) -> Iterator[InputTable]:
+        for content in contents:
+            with self._notes():
+                for table in content.tables:
+                    self._count += table.length
+                    yield table
+                    del table
+            del content  # before the next part is opened
+
+    def _samples(self, contents: Iterable[Any]) -> Iterator[Any]:
+        for content in contents:
+            with self._notes():
+                for sample in content:
+                    self._count += 1
+                    yield sample
+            del content  # before the next part is opened
+
+    @contextmanager
+    def _notes(self) -> Iterator[None]:
+        """Add the part and the sample to an exception of the content."""
+        try:
+            yield
+        except Exception as error:
+            part = self.parts[self._starts[-1][1]]
+            error.add_note(
+                f"raised by part {part.name!r} of the input, instead of sample {self._count}"
+            )
+            raise
+
+
+def _chain(first: list[Any], others: Iterator[Any]) -> Iterator[Any]:
+    """Yield the item of a list, without keeping it as `itertools.chain` does, and the others."""
+    yield first.pop()
+    yield from others
+
+
+_KINDS = {True: "tables", False: "samples"}
+
+
+def open_input(
+    data: Any,
+    names: Collection[str] | None,
+    fill: Mapping[str, Fill],
+    *,
+    check: bool,
+    as_items: bool,
+) -> tuple[InputTable | TableStream | None, Iterable[Any]]:
+    """Return the user's data as a table and no samples, or as None and the samples.
+
+    The parameters are those of `PartedInput.read`.
+    """
+    if isinstance(data, PartedInput):
+        content: Any = data.read(names, fill, check=check, as_items=as_items)
+    else:
+        table = table_of(data, names, fill, check=check)
+        if table is not None:
+            return table, ()
+        content = iterate(data) if as_items else samples_of(data, names, fill)
+    return (content, ()) if isinstance(content, TableStream) else (None, content)
+
+
+def _open(
+    data: Any,
+    names: Collection[str] | None,
+    fill: Mapping[str, Fill],
+    check: bool,
+    as_items: bool,
+    offset: int,
+) -> TableStream | Iterator[Any] | None:
+    """Return the content of a part after `offset` samples; None if there is nothing."""
+    content: Any = table_of(data, names, fill, check=check)
+    if content is not None and fill and hasattr(type(data), "_writer_input"):
+        content = table_rows(content)  # these columns do not apply `fill`
+    elif content is None and as_items:
+        content = iterate(data)
+    elif content is None:
+        items = iterate(data)
+        for first in items:
+            content = samples_of(chain([first], items), names, fill)
+            break
+        else:
+            return None
+    elif not isinstance(content, TableStream):
+        content = TableStream(content, iter((content,)))
+    if isinstance(content, TableStream):
+        return TableStream(content.head, skip_rows(content.tables, offset))
+    return skip_items(content, offset)
+
+
+def skip_items(items: Iterable[Any], count: int) -> Iterator[Any]:
+    """Return an iterator that has passed over the first items.
+
+    Examples
+    --------
+    >>> list(skip_items("abcd", 2))
+    ['c', 'd']
+    """
+    iterator = iter(items)
+    deque(islice(iterator, count), maxlen=0)
+    return iterator
+
+
+def skip_rows(tables: Iterable[InputTable], count: int) -> Iterator[InputTable]:
+    """Yield tables without their first `count` rows."""
+    for table in tables:
+        if count < table.length or not count:
+            yield LaterRows(table, count) if count else table
+            count = 0
+        else:
+            count -= table.length
+        del table  # before the next one is read
+
+
+class _Head:
+    """The encodings of a table, without its rows: the first part does not stay in memory."""
+
+    def __init__(self, table: InputTable) -> None:
+        self.length, self.chunk, self.is_arrays = 0, 1, False
+        self.row_bytes: int | None = None
+        self._encodings: dict[str, Encoding | Exception] = {}
+        for name in table.names():
+            try:
+                self._encodings[name] = table.encoding(name)
+            except Exception as error:
+                self._encodings[name] = error
+
+    def names(self) -> list[str]:
+        return list(self._encodings)
+
+    def encoding(self, name: str) -> Encoding:
+        encoding = self._encodings[name]
+        if isinstance(encoding, Exception):
+            raise encoding
+        return encoding
+
+    def blocks(
+        self, bounds: Bounds, target: Mapping[str, Encoding]
+    ) -> Iterator[dict[str, ColumnBlock]]:
+        return iter(())
+
+
+class LaterRows:
+    """The rows of a table after the first ones.
+
+    Parameters
+    ----------
+    table : InputTable
+    start : int
+        The number of rows that are left out.
+    """
+
+    def __init__(self, table: InputTable, start: int) -> None:
+        self.length = table.length - start
+        self.row_bytes, self.chunk = table.row_bytes, table.chunk
+        self.is_arrays = table.is_arrays
+        self._table, self._start = table, start
+
+    @property
+    def given(self) -> Collection[str]:
+        """All column names of the user's table, for error messages."""
+        given: Collection[str] = getattr(self._table, "given", self._table.names())
+        return given
+
+    def names(self) -> list[str]:
+        """Return the names of the columns, in order."""
+        return self._table.names()
+
+    def encoding(self, name: str) -> Encoding:
+        """Return the encoding that keeps a column as it is."""
+        return self._table.encoding(name)
+
+    def blocks(
+        self, bounds: Bounds, target: Mapping[str, Encoding]
+    ) -> Iterator[dict[str, ColumnBlock]]:
+        """Yield blocks of rows of the columns in `target`."""
+        shifted = ((start + self._start, stop + self._start) for start, stop in bounds)
+        try:
+            yield from self._table.blocks(shifted, target)
+        except RowError as error:
+            error.row -= self._start
+            raise
