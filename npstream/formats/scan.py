@@ -92,7 +92,7 @@ class Scan:
     statistics : mapping of str to str, optional
         To gather the statistics of an MDS shard's columns: the dtypes that the index records.
     submit : callable, optional
-        Runs a function in a thread, so that a chunk is processed while the next one comes.
+        Runs a function in a thread, so that a chunk is processed while the next one is fed.
 
     Raises
     ------
@@ -134,9 +134,19 @@ class Scan:
             self.feed(part)
             yield part
 
+    def allocate(self, nbytes: int) -> memoryview:
+        """Return memory for the next bytes of the shard, which `feed` then does not copy.
+
+        It has at most `nbytes` bytes, and does not extend beyond the current piece.
+        """
+        count = min(nbytes, self._needed - self._filled)
+        self._grow_buffer(self._filled + count)
+        return memoryview(self._buffer)[self._filled : self._filled + count]
+
     def feed(self, body: Body) -> None:
         """Process the next bytes of the shard."""
         rest = memoryview(body)
+        is_in_place = rest.obj is self._buffer
         self._total += len(rest)
         while self._result is None:
             if self._other is None and not self._filled and len(rest) >= self._needed:
@@ -144,8 +154,9 @@ class Scan:
                 piece, rest = rest[: self._needed], rest[self._needed :]
             else:
                 count = min(len(rest), self._needed - self._filled)
-                self._grow_buffer(self._filled + count)
-                self._buffer[self._filled : self._filled + count] = rest[:count]
+                if not is_in_place:
+                    self._grow_buffer(self._filled + count)
+                    self._buffer[self._filled : self._filled + count] = rest[:count]
                 self._filled, rest = self._filled + count, rest[count:]
                 if self._filled < self._needed:
                     return
@@ -157,6 +168,8 @@ class Scan:
             if self._other is not None:  # the buffer is in use until the next piece is complete
                 self._buffer, self._other = self._other, self._buffer
             self._filled = 0
+            if not self._needed and len(body) and not len(rest):
+                return  # an empty piece can wait for the next call
         self._filled += len(rest)
 
     def _grow_buffer(self, nbytes: int) -> None:
@@ -233,6 +246,7 @@ def _scan_pieces(
             job.result()  # one at a time; and the caller may reuse that chunk's buffer now
         job = submit(process, *arguments)
     if job is not None:
+        yield 0  # the caller may go on while the last chunk is processed
         job.result()
     values = {name: np.concatenate([part[name] for part in extracted]) for name in columns}
     return ScanResult(begin, np.array(hashes, np.uint64), xxh3(meta) if meta else 0, values)

@@ -148,6 +148,16 @@ class Destination:
         """
         raise NotImplementedError
 
+    def write_draft(
+        self, name: str, pieces: Iterable[Body]
+    ) -> Callable[[Future[Any] | None], None]:
+        """Write a new file under a hidden name in a local directory.
+
+        The function that is returned syncs the file to the disk, waits for the future that it is
+        given, and gives the file its name.
+        """
+        raise NotImplementedError
+
     def publish(self, index: bytes, files: Iterable[tuple[str, Iterable[Body]]]) -> None:
         """Store the last files, and then the index, which publishes the dataset."""
         raise NotImplementedError
@@ -235,6 +245,25 @@ class LocalDestination(Destination):
     def put(self, name: str, pieces: Iterable[Body]) -> None:
         """Store a new file, which gets its name once it is complete and on the disk."""
         self._put_all([(name, pieces)])
+
+    def write_draft(
+        self, name: str, pieces: Iterable[Body]
+    ) -> Callable[[Future[Any] | None], None]:
+        """Write a new file under a hidden name; the returned function gives it its name."""
+        self.check_process()
+        with ExitStack() as stack:
+            draft_context = self._store.draft(name, pieces, self._token, self._folders)
+            drafts = [(name, stack.enter_context(draft_context))]
+            cleanup = stack.pop_all()
+
+        def publish(first: Future[Any] | None) -> None:
+            with cleanup:
+                self._store.sync_all(drafts, "create")
+                if first is not None:
+                    first.result()
+                self._link(*drafts[0])
+
+        return publish
 
     def publish(self, index: bytes, files: Iterable[tuple[str, Iterable[Body]]]) -> None:
         """Store the last files, and then the index."""

@@ -404,8 +404,9 @@ class WriterEngine:
             stop = min(start + per_shard, samples)
             blocks = self._arrays(table, start, stop, self._shards.samples)
             with self._discard_on_error():
-                pieces, nbytes = layout.records(blocks, stop - start), (stop - start) * sample_bytes
-                self._shards.store(pieces, stop - start, layout.empty_bytes + nbytes)
+                nbytes = layout.empty_bytes + (stop - start) * sample_bytes
+                is_last = stop == samples
+                self._shards.store_records(blocks, stop - start, nbytes, is_last=is_last)
 
     def _arrays(
         self, table: InputTable, start: int, stop: int, number: int

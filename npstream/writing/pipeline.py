@@ -7,14 +7,14 @@ filled. Results are collected in the order of the shards.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from npstream._core.typing import Body, Bytes, Int64
+from npstream._core.memory import ensure_fits, huge_empty
+from npstream._core.typing import AnyArray, Body, Bytes, Int64
 from npstream.formats.compression import compress_pieces, parse_compression
 from npstream.formats.scan import Scan, ScanResult, scalar_columns
 from npstream.writing.shard import FileSummary, ShardFormat, StoredFile
@@ -189,7 +189,7 @@ class ShardPipeline:
         self._sizes, self._blocks, self._samples = [], [], 0
         ends = np.cumsum(sizes)
         pieces, meta = [self.layout.head(ends), *blocks], self.layout.meta(ends)
-        self.store(pieces, len(sizes), self.nbytes, meta=meta, in_memory=True)
+        self._store(pieces, len(sizes), self.nbytes, meta=meta)
         self._begin_shard()
 
     def begin(self) -> None:
@@ -203,29 +203,68 @@ class ShardPipeline:
         columns = scalar_columns([schema]) if schema.format == "mds" else {}
         return SidecarBuilder(columns, hashed=True, write_id=self._destination.write_id)
 
-    def store(
-        self,
-        pieces: Iterable[Body],
-        samples: int,
-        nbytes: int,
-        *,
-        meta: bytes | None = None,
-        in_memory: bool = False,
+    def _store(
+        self, pieces: Sequence[Body], samples: int, nbytes: int, *, meta: bytes | None = None
     ) -> None:
-        """Store a shard.
+        """Store a shard in the background.
 
         Parameters
         ----------
-        pieces : iterable of bytes-like
+        pieces : sequence of bytes-like
             Its content.
         samples, nbytes : int
             Its number of samples, and its bytes before compression.
         meta : bytes, optional
             The content of its second file, if its format has one.
-        in_memory : bool
-            Whether all pieces are in memory and stay unchanged. If not, a piece is valid only
-            until the iterator returns the next one.
         """
+        number, scan = self._new_shard(samples, nbytes, meta, None)
+        compressed = self.layout.compression is not None
+        self._limit_pending(self._destination.max_parallel(compressed) - 1)
+        arguments = self._destination, self.layout, number, samples, scan, meta, pieces
+        self._submit(_store_shard, *arguments)
+
+    def store_records(
+        self,
+        blocks: Iterable[Mapping[str, AnyArray]],
+        samples: int,
+        nbytes: int,
+        *,
+        is_last: bool,
+    ) -> None:
+        """Store a shard of fixed columns, given as blocks of arrays.
+
+        In a local directory, without compression, this thread writes the file piece by piece, so
+        that no shard is in memory. The file is synced to the disk in the background, unless
+        `is_last` says that no other shard of the same table follows.
+        """
+        if not self._destination.is_local or self.layout.compression is not None:
+            self._store([_join_records(self.layout, blocks, samples, nbytes)], samples, nbytes)
+            return
+        number, scan = self._new_shard(samples, nbytes, None, self._destination.submit)
+        self._limit_pending(1)
+        name = self.layout.name(number, self._destination.write_id)
+        summary = FileSummary(name, self.layout.hashes)
+        if scan is None:
+            pieces = self.layout.records(blocks, samples)
+        else:
+            pieces = scan.tee(self.layout.records(blocks, samples, scan.allocate))
+        publish = self._destination.write_draft(name, summary.tee(pieces))
+        entry = self.layout.entry(samples, StoredFile(summary), None)
+        if is_last:
+            stored = _publish_draft(publish, entry, scan, self._first_pending())
+            self.finish()
+            self._collect(stored)
+        else:
+            self._submit(_publish_draft, publish, entry, scan)
+
+    def _new_shard(
+        self,
+        samples: int,
+        nbytes: int,
+        meta: bytes | None,
+        submit: Callable[..., Future[None]] | None,
+    ) -> tuple[int, Scan | None]:
+        """Return the number and the scan of the next shard."""
         # A forked process must not store shards: it has copies of its parent's futures, and shares
         # the open files of the side-car.
         self._destination.check_process()
@@ -235,38 +274,34 @@ class ShardPipeline:
         number, self._shards = self._shards, self._shards + 1
         self._submitted_samples += samples
         self._submitted_bytes += nbytes
-        # If only one piece is in memory at a time, this thread stores the shard, so that the
-        # pieces need not be joined.
-        is_synchronous = (
-            not in_memory and self._destination.is_local and self.layout.compression is None
+        if self.sidecar_builder is None:
+            return number, None
+        return number, Scan(
+            self.layout.schema,
+            samples,
+            self.sidecar_builder.dtypes,
+            compressed=self.layout.compression is not None,
+            meta=meta,
+            statistics=self.layout.annotations.dtypes,
+            submit=submit,
         )
-        scan = None
-        if self.sidecar_builder is not None:
-            compressed = self.layout.compression is not None
-            scan = Scan(
-                self.layout.schema,
-                samples,
-                self.sidecar_builder.dtypes,
-                compressed=compressed,
-                meta=meta,
-                statistics=self.layout.annotations.dtypes,
-                submit=self._destination.submit if is_synchronous else None,
-            )
-        store_shard = partial(
-            _store_shard, self._destination, self.layout, number, samples, scan, meta
-        )
-        if is_synchronous:
-            self.finish()
-            self._collect(store_shard(pieces, None))
-            return
-        content = pieces if in_memory else [b"".join(map(bytes, pieces))]
-        max_shards = self._destination.max_parallel(bool(self.layout.compression))
-        while self._pending and (len(self._pending) >= max_shards or self._pending[0].done()):
-            self._collect(self._pending.popleft().result())
-        # A file of the first shard claims a directory; a remote store has a lock file instead.
+
+    def _submit(self, job: Callable[..., _StoredShard], *arguments: Any) -> None:
+        """Run a job that stores a shard in the background."""
+        self._pending.append(self._destination.submit(job, *arguments, self._first_pending()))
+
+    def _first_pending(self) -> Future[_StoredShard] | None:
+        """Return the first shard of all if it is not yet stored.
+
+        A file of the first shard claims a directory; a remote store has a lock file instead.
+        """
         is_claimed = self.entries or not self._pending or not self._destination.is_local
-        first = None if is_claimed else self._pending[0]
-        self._pending.append(self._destination.submit(store_shard, content, first))
+        return None if is_claimed else self._pending[0]
+
+    def _limit_pending(self, count: int) -> None:
+        """Wait until at most `count` shards are being stored, and collect those that are stored."""
+        while self._pending and (len(self._pending) > count or self._pending[0].done()):
+            self._collect(self._pending.popleft().result())
 
     def finish(self) -> None:
         """Wait until all shards are stored."""
@@ -310,6 +345,35 @@ def _store_shard(
         meta_file = _store_file(destination, layout, f"{name}.meta", [meta], None)
     entry = layout.entry(samples, data, meta_file)
     return _StoredShard(entry, None if scan is None else scan.finish())
+
+
+def _publish_draft(
+    publish: Callable[[Future[_StoredShard] | None], None],
+    entry: dict[str, Any],
+    scan: Scan | None,
+    first: Future[_StoredShard] | None,
+) -> _StoredShard:
+    """Give a draft its name. If `first` is given, wait for that shard to be stored."""
+    publish(first)
+    return _StoredShard(entry, None if scan is None else scan.finish())
+
+
+def _join_records(
+    layout: ShardFormat, blocks: Iterable[Mapping[str, AnyArray]], samples: int, nbytes: int
+) -> memoryview:
+    """Return the content of a shard of fixed columns."""
+    ensure_fits(nbytes, "a shard")
+    content = huge_empty(nbytes, np.uint8).data
+    filled = 0
+
+    def allocate(size: int) -> memoryview:
+        return content[filled : filled + size]
+
+    for piece in layout.records(blocks, samples, allocate):
+        if not filled:  # the first piece is the head, which has its own memory
+            content[: len(piece)] = piece
+        filled += len(piece)
+    return content
 
 
 def _store_file(

@@ -243,8 +243,24 @@ class ShardFormat:
         """Return the content of the shard's meta file; None if the format has none."""
         return None
 
-    def records(self, blocks: Iterable[Mapping[str, AnyArray]], count: int) -> Iterator[Body]:
-        """Yield the pieces of a shard of `count` samples, if `has_fixed_size` is True."""
+    def records(
+        self,
+        blocks: Iterable[Mapping[str, AnyArray]],
+        count: int,
+        allocate: Callable[[int], memoryview] | None = None,
+    ) -> Iterator[Body]:
+        """Yield the pieces of a shard of `count` samples, if `has_fixed_size` is True.
+
+        Parameters
+        ----------
+        blocks : iterable of mapping of str to ndarray
+            Each has some rows of all columns.
+        count : int
+            The number of samples of all blocks.
+        allocate : callable, optional
+            Returns writable memory for the next piece, of at most the given number of bytes. The
+            memory has whole samples. By default each piece overwrites the one before.
+        """
         raise NotImplementedError
 
     def bodies(self, name: str, values: Iterable[Any], number: int) -> list[Any]:
@@ -426,25 +442,30 @@ class MdsFormat(ShardFormat):
         np.add(ends, begin, out=words[2:], casting="unsafe")
         return words.tobytes() + self._configuration
 
-    def records(self, blocks: Iterable[Mapping[str, AnyArray]], count: int) -> Iterator[Body]:
-        """Yield the pieces of a shard of `count` samples; all columns are fixed.
-
-        Each block has some rows of all columns. Every piece after the first is a view of the same
-        buffer, so the next piece overwrites it.
-        """
+    def records(
+        self,
+        blocks: Iterable[Mapping[str, AnyArray]],
+        count: int,
+        allocate: Callable[[int], memoryview] | None = None,
+    ) -> Iterator[Body]:
+        """Yield the pieces of a shard of `count` samples; all columns are fixed."""
         record = np.dtype(
             [("", e.dtype.newbyteorder("<"), e.shape or ()) for e in self.columns.values()]
         )
         yield self.head(record.itemsize * np.arange(1, count + 1))
         step = max(1, _PIECE_BYTES // record.itemsize)
-        buffer = np.empty(min(step, count), record)
+        buffer = memoryview(bytearray(0 if allocate else min(step, count) * record.itemsize))
         for block in blocks:
             columns = [block[name] for name in self.columns]
-            for start in range(0, len(columns[0]), step):
-                piece = buffer[: len(columns[0]) - start]
+            start, stop = 0, len(columns[0])
+            while start < stop:
+                nbytes = min(step, stop - start) * record.itemsize
+                memory = allocate(nbytes) if allocate else buffer[:nbytes]
+                piece = np.frombuffer(memory, record)
                 for name, column in zip(record.names or (), columns, strict=True):
-                    piece[name] = column[start : start + step]
-                yield piece.view(np.uint8).data
+                    piece[name] = column[start : start + len(piece)]
+                start += len(piece)
+                yield memory
 
 
 class FileSummary:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import itertools
 import os
 import threading
 
@@ -13,7 +14,10 @@ from destinations import assert_nothing, names
 
 import npstream
 from npstream.errors import StorageError
-from npstream.writing import pipeline
+from npstream.formats import chunks
+from npstream.storage.local import LocalStore
+from npstream.writing import pipeline, shard
+from npstream.writing.destination import LocalDestination
 
 ROWS = 64
 SHARD = 2000
@@ -107,14 +111,14 @@ class Failure(Exception):
     pass
 
 
-@pytest.mark.parametrize("shard", [0, 1, 3])
+@pytest.mark.parametrize("failing", [0, 1, 3])
 @pytest.mark.parametrize("how", ["write", "writer"])
-def test_a_failure_in_a_thread_is_raised_and_publishes_nothing(shard, how, tmp_path, compressing):
+def test_a_failure_in_a_thread_is_raised_and_publishes_nothing(failing, how, tmp_path, compressing):
     count = []
 
     def compress(original, data, spec):
         count.append(data)
-        if len(count) > shard:
+        if len(count) > failing:
             raise MemoryError("no memory is left")
         return original(data, spec)
 
@@ -218,3 +222,94 @@ def test_rows_larger_than_the_blocks_that_are_written(tmp_path):
         rows = np.random.default_rng(number).integers(0, 256, (6, 3 << 20), np.uint8)
         npstream.write(tmp_path / str(number), {"x": rows})
         assert npstream.verify_dataset(tmp_path / str(number)).problems == ()
+
+
+# Arrays of fixed columns
+
+
+def arrays(count=ROWS):
+    return {"x": np.arange(count), "row": np.arange(25 * count, dtype=np.uint16).reshape(count, 25)}
+
+
+@pytest.mark.parametrize("sidecar", [True, False])
+@pytest.mark.parametrize("compression", [None, "gz"])
+@pytest.mark.parametrize("columns", [("x", "row"), ("row",)])
+def test_arrays_are_stored_as_their_rows_are(columns, compression, sidecar, tmp_path, monkeypatch):
+    """Small pieces and chunks: a shard has several chunks, and a chunk has several pieces."""
+    monkeypatch.setattr(shard, "_PIECE_BYTES", 150)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 500)
+    given = {name: arrays()[name] for name in columns}
+    samples = (dict(zip(given, row, strict=True)) for row in zip(*given.values(), strict=True))
+    options = {"compression": compression, "sidecar": sidecar, "hashes": ["sha1"]}
+    encodings = {"x": "int64", "row": "ndarray:uint16:25"}
+    encodings = {name: encodings[name] for name in columns}
+    npstream.write(tmp_path / "arrays", given, shard_size=SHARD, **options)
+    npstream.write(tmp_path / "rows", samples, columns=encodings, shard_size=SHARD, **options)
+    stored = {file.relative_to(tmp_path / "arrays") for file in tmp_path.glob("arrays/**/*")}
+    assert len(stored) > 2
+    assert npstream.verify_dataset(tmp_path / "arrays").problems == ()
+    for name in stored:
+        path = tmp_path / "arrays" / name
+        assert path.is_dir() or path.read_bytes() == (tmp_path / "rows" / name).read_bytes()
+
+
+def test_a_shard_of_arrays_is_synced_while_the_next_one_is_written(tmp_path, monkeypatch):
+    """The first sync goes on until another shard has been written."""
+    synced, second, sync = [], threading.Event(), os.fsync
+    draft = LocalDestination.write_draft
+
+    def record(self, name, pieces):
+        publish = draft(self, name, pieces)
+        if name == "shard.00001.mds":
+            second.set()
+        return publish
+
+    def wait(descriptor):
+        if not synced:
+            assert second.wait(60)
+        synced.append(descriptor)
+        sync(descriptor)
+
+    monkeypatch.setattr(LocalDestination, "write_draft", record)
+    monkeypatch.setattr(os, "fsync", wait)
+    report = npstream.write(tmp_path, arrays(), shard_size=SHARD)
+    assert report.shards > 2
+    assert npstream.open(tmp_path)["x"].load().tolist() == list(range(ROWS))
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_full_disk_while_a_shard_of_arrays_is_synced(number, tmp_path, monkeypatch):
+    count, sync = itertools.count(1), os.fsync
+
+    def fail(descriptor):
+        if next(count) == number:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(StorageError, match=r"No space left.*shard\.0000") as caught:
+        npstream.write(tmp_path / "out", arrays(), shard_size=SHARD)
+    assert caught.value.errno == errno.ENOSPC
+    assert_nothing(str(tmp_path / "out"))
+
+
+def test_the_first_shard_of_arrays_gets_its_name_first(tmp_path, monkeypatch):
+    """The sync of the first one takes longer than that of the second one."""
+    linked, second = [], threading.Event()
+    sync_all, link = LocalStore.sync_all, LocalDestination._link
+
+    def sync(self, drafts, action):
+        if drafts[0][0] == "shard.00000.mds":
+            assert second.wait(60)
+        sync_all(self, drafts, action)
+        if drafts[0][0] == "shard.00001.mds":
+            second.set()
+
+    def record(self, name, draft):
+        linked.append(name)
+        link(self, name, draft)
+
+    monkeypatch.setattr(LocalStore, "sync_all", sync)
+    monkeypatch.setattr(LocalDestination, "_link", record)
+    npstream.write(tmp_path, arrays(), shard_size=SHARD)
+    assert linked[:2] == ["shard.00000.mds", "shard.00001.mds"]
