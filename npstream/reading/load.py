@@ -297,12 +297,16 @@ def load_structured(source: Source, plan: Plan, ids: Int64, shape: tuple[int, ..
 
 def output_array(out: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> AnyArray:
     """Return the caller's output as an ndarray, after checking its shape, dtype and flags."""
-    # NumPy does not know every dtype of a tensor, and `np.asarray` might copy the tensor.
-    is_cpu_tensor = is_tensor(out) and out.device.type == "cpu" and not out.requires_grad
-    array = as_array(out) if is_cpu_tensor else np.asarray(out)
-    # If NumPy made a copy, writing to it would not change `out`.
-    if array is not out and (array.base is None or _is_read_only(out)):
-        raise TypeError(f"out for column {name!r} is a {type(out).__name__}; expected an array")
+    array: AnyArray
+    if type(out) is np.ndarray:
+        array = out
+    else:
+        # NumPy does not know every dtype of a tensor, and `np.asarray` might copy the tensor.
+        is_cpu_tensor = is_tensor(out) and out.device.type == "cpu" and not out.requires_grad
+        array = as_array(out) if is_cpu_tensor else np.asarray(out)
+        # If NumPy made a copy, writing to it would not change `out`.
+        if array is not out and (array.base is None or _is_read_only(out)):
+            raise TypeError(f"out for column {name!r} is a {type(out).__name__}; expected an array")
     if array.shape != shape:
         raise ValueError(f"out for column {name!r} has shape {array.shape}; expected {shape}")
     if array.dtype != dtype:
