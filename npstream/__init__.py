@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from npstream import errors
     from npstream.cache import cache
+    from npstream.conversion.convert import ConvertPlan, convert
     from npstream.dataset.column import Column
     from npstream.dataset.dataset import Dataset
     from npstream.dataset.opening import open_dataset
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Batch",
     "Column",
+    "ConvertPlan",
     "Dataset",
     "Mixture",
     "Ragged",
@@ -39,6 +41,7 @@ __all__ = [
     "Writer",
     "build_index",
     "cache",
+    "convert",
     "errors",
     "mix",
     "open_dataset",
@@ -53,6 +56,7 @@ __version__ = "0.1.0.dev0"
 _EXPORTS = {
     "Batch": "npstream.reading.batch:Batch",
     "Column": "npstream.dataset.column:Column",
+    "ConvertPlan": "npstream.conversion.convert:ConvertPlan",
     "Dataset": "npstream.dataset.dataset:Dataset",
     "Mixture": "npstream.mixture.mixture:Mixture",
     "Ragged": "npstream.reading.ragged:Ragged",
@@ -63,6 +67,7 @@ _EXPORTS = {
     "Writer": "npstream.writing.writer:Writer",
     "build_index": "npstream.tools.index_builder:build_index",
     "cache": "npstream.cache",
+    "convert": "npstream.conversion.convert:convert",
     "errors": "npstream.errors",
     "mix": "npstream.mixture.mixture:mix",
     "open": "npstream.dataset.opening:open_dataset",

@@ -1,0 +1,1 @@
+"""Conversion of data of other formats to datasets: `npstream.convert` and its sources."""

@@ -1,0 +1,156 @@
+"""Arrow schemas as columns of a dataset: their encodings, and what a source casts.
+
+Tested in tests/conversion/test_parquet.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from npstream._core.optional import import_optional
+from npstream.errors import NpstreamError
+from npstream.formats.encodings.encodings import column_type, infer
+from npstream.writing.inputs.arrow_columns import ArrowColumn, plain_type
+from npstream.writing.inputs.fill import NO_FILL, Fill
+
+if TYPE_CHECKING:
+    from npstream.conversion.source import SourceRequest
+
+__all__ = ["TABLE_BYTES", "TableColumns"]
+
+TABLE_BYTES = 1 << 24
+"""Approximate bytes of the record batches that sources read."""
+
+
+class TableColumns:
+    """The columns to write of a source of tables.
+
+    Parameters
+    ----------
+    names : iterable of str
+        The columns to write, in order.
+    schema : pyarrow.Schema
+        The types of the first table. Columns that it lacks are filled.
+    request : SourceRequest
+    where : str
+        The first file, for messages.
+
+    Attributes
+    ----------
+    encodings : dict of str to str
+
+    Raises
+    ------
+    TypeError
+        If no encoding follows from a type.
+    """
+
+    def __init__(
+        self, names: Iterable[str], schema: Any, request: SourceRequest, where: str
+    ) -> None:
+        self._request = request
+        self._where = where
+        self.encodings = {name: self._encoding(name, schema, where) for name in names}
+
+    def check(self, schema: Any, where: str) -> None:
+        """Raise if a later table has other columns or types, which are not converted exactly.
+
+        Raises
+        ------
+        ValueError
+            The message names the file and the column.
+        """
+        given = schema.names
+        for name, encoding in self.encodings.items():
+            if name not in given:
+                if name in self._request.fill:
+                    continue
+                raise ValueError(
+                    f"{where}: there is no column {name!r}, which {self._where} has: give fill= a "
+                    "value for it, or leave it out with columns="
+                )
+            found = self._encoding(name, schema, where)
+            if found != encoding and not _is_null(schema.field(name).type):
+                raise ValueError(
+                    f"{where}: column {name!r} is of type {schema.field(name).type}, written as "
+                    f"{found!r}, and {encoding!r} in {self._where}: name one encoding for both, "
+                    f"as in columns={{{name!r}: {found!r}, ...}}, or leave the column out"
+                )
+        if self._request.columns is None:
+            for name in given:
+                if name not in self.encodings:
+                    raise ValueError(
+                        f"{where}: column {name!r} is not in {self._where}: name the columns to "
+                        "write with columns=, or give fill= a value for it"
+                    )
+
+    def _encoding(self, name: str, schema: Any, where: str) -> str:
+        if name in self._request.encodings:
+            return self._request.encodings[name]
+        fill = self._fill(name)
+        if name not in schema.names:
+            return infer(fill.value).name
+        arrow_type = schema.field(name).type
+        try:
+            if fix := _cast_hint(name, arrow_type):
+                raise TypeError(f"no encoding follows from Arrow's {arrow_type}: {fix}")
+            empty = import_optional("pyarrow", "pyarrow", "arrow").nulls(0, arrow_type)
+            return ArrowColumn(empty, fill).encoding().name
+        except NpstreamError:
+            raise
+        except TypeError as error:
+            raise TypeError(f"{where}: column {name!r}: {error}") from error
+
+    def _fill(self, name: str) -> Fill:
+        fill = self._request.fill
+        return Fill(fill[name]) if name in fill else NO_FILL
+
+    def caster(self, schema: Any) -> Callable[[Any], Any] | None:
+        """Return a function that casts the columns of a batch which need it; None if none does."""
+        types = {
+            name: target
+            for name in schema.names
+            if name in self._request.encodings
+            and (target := _cast_type(schema.field(name).type, self._request.encodings[name]))
+        }
+        return None if not types else lambda batch: _cast(batch, types)
+
+
+def _is_null(arrow_type: Any) -> bool:
+    return bool(import_optional("pyarrow.types", "pyarrow", "arrow").is_null(arrow_type))
+
+
+def _cast_hint(name: str, arrow_type: Any) -> str:
+    """Return the fix for a type that is stored only if the user names an encoding; else ""."""
+    types = import_optional("pyarrow.types", "pyarrow", "arrow")
+    out = "or leave the column out: columns= names those to write"
+    arrow_type = plain_type(arrow_type)
+    if types.is_timestamp(arrow_type) and arrow_type.tz is not None:
+        named = f"columns={{{name!r}: 'datetime64[{arrow_type.unit}]', ...}}"
+        return f"{named} stores UTC, {out}"
+    if types.is_time(arrow_type):
+        return f"columns={{{name!r}: 'str', ...}} stores text, {out}"
+    return ""
+
+
+def _cast_type(arrow_type: Any, encoding: str) -> Any:
+    """Return the type to cast a column to before it is written; None to leave it as it is."""
+    pa = import_optional("pyarrow", "pyarrow", "arrow")
+    arrow_type = plain_type(arrow_type)
+    if pa.types.is_timestamp(arrow_type) and arrow_type.tz is not None:
+        if column_type(encoding).dtype.kind == "M":
+            return pa.timestamp(arrow_type.unit)  # the values of both types are in UTC
+        return pa.string() if encoding == "str" else None
+    if pa.types.is_time(arrow_type) or (
+        encoding == "str" and (pa.types.is_date(arrow_type) or pa.types.is_timestamp(arrow_type))
+    ):
+        return pa.string() if encoding == "str" else None
+    return None
+
+
+def _cast(batch: Any, types: Mapping[str, Any]) -> Any:
+    for name, target in types.items():
+        at = batch.schema.get_field_index(name)
+        batch = batch.set_column(at, name, batch.column(at).cast(target))
+    return batch

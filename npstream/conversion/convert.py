@@ -1,0 +1,396 @@
+"""Provide `convert`, which makes a dataset of files of other formats."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from npstream._core.arguments import quantity, size_text
+from npstream.conversion.files import FileList, SourcePath, find_files
+from npstream.conversion.source import InputSource, SourceRequest, kind_class, recognize_kind
+from npstream.conversion.transform import Condition, PartTransform, is_arrow_table, parse_condition
+from npstream.errors import ColumnError, short_traceback
+from npstream.explore.expression import Expression
+from npstream.formats.encodings.encodings import column_type
+from npstream.writing.inputs.fill import check_fill, fill_sample
+from npstream.writing.inputs.parts import Part, PartedInput
+from npstream.writing.inputs.recognition import as_mapping, iterate, samples_of, table_of
+from npstream.writing.mapping import apply_map, table_rows
+from npstream.writing.tables import TableStream, infer_column
+from npstream.writing.writer import WriteReport, write
+
+if TYPE_CHECKING:
+    from npstream.formats.encodings.encodings import Encoding
+    from npstream.writing.mapping import MapFunction
+    from npstream.writing.tables import Writable
+
+__all__ = ["ConvertPlan", "convert"]
+
+ColumnChoice: TypeAlias = "Mapping[str, str | None] | Iterable[str]"
+"""The columns to write: their names, or a mapping from names to encodings."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertPlan:
+    r"""What `convert` would write: the result of ``convert(..., dry_run=True)``.
+
+    Attributes
+    ----------
+    source : str
+        The path or URL of the source, without secrets.
+    kind : str
+        The kind of the source.
+    files : int
+        Number of files; 0 if the source is an object.
+    nbytes : int
+        Bytes of the files.
+    columns : dict of str to str
+        The encoding of each column.
+    samples : int
+        Number of samples of the source, without those that `where` leaves out.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> import npstream
+    >>> _ = Path("people.csv").write_text("name,age\\nAda,36\\nAlan,41\\n")
+    >>> plan = npstream.convert("people.csv", "people", dry_run=True)
+    >>> plan.kind, plan.columns, plan.samples
+    ('csv', {'name': 'str', 'age': 'int64'}, 2)
+    """
+
+    source: str
+    kind: str
+    files: int
+    nbytes: int
+    columns: dict[str, str]
+    samples: int
+
+    def __str__(self) -> str:
+        width = max(map(len, self.columns), default=0)
+        lines = [f"{self.source}: {self.kind}, {quantity(self.samples, 'sample')}"]
+        if self.files:
+            lines[0] += f" in {quantity(self.files, 'file')} of {size_text(self.nbytes)}"
+        lines += [f"  {name:{width}}  {encoding}" for name, encoding in self.columns.items()]
+        return "\n".join(lines)
+
+
+def convert(
+    source: SourcePath | Writable | Iterable[Any] | Mapping[str, Any],
+    url: str | os.PathLike[str],
+    *,
+    kind: str | None = None,
+    columns: ColumnChoice | None = None,
+    rename: Mapping[str, str] | None = None,
+    where: str | Condition | None = None,
+    map: MapFunction | None = None,
+    fill: Mapping[str, Any] | None = None,
+    source_options: Mapping[str, Any] | None = None,
+    reader_options: Mapping[str, Any] | None = None,
+    dry_run: bool = False,
+    **options: Any,
+) -> WriteReport | ConvertPlan:
+    r"""Make a dataset of files of another format.
+
+    The order of the samples is that of the files, in the natural order of their names (``part-9``
+    comes before ``part-10``), and within each file its own.
+
+    Parameters
+    ----------
+    source : path, URL, sequence of them, or object
+        A file, a directory, or a glob such as ``"data/*.parquet"``. An object can be anything
+        that `write` takes. The kind of files is recognized by their names and, for some, by their
+        content.
+    url : str or os.PathLike
+        The directory or URL of the dataset.
+    kind : str, optional
+        The kind of files, such as ``"parquet"``, ``"csv"``, ``"jsonl"`` or ``"mds"``; by default
+        it is recognized.
+    columns : iterable of str, or mapping of str to str, optional
+        The columns to write, in this order. A mapping also gives their encodings, as for `write`;
+        None keeps the encoding that follows from the source. By default all columns are written.
+        With `map`, it must be a mapping and describes what `map` returns.
+    rename : mapping of str to str, optional
+        New names of columns, by their names in the source. All other arguments use the new names.
+    where : str or callable, optional
+        Which samples to write: an expression such as ``"lang == 'en' and len(text) > 100"``, or a
+        function from a sample to True or False. It is evaluated before `map`.
+    map : callable, optional
+        A function from a sample to a sample, to None, or to an iterable of samples.
+    fill : mapping of str to object, optional
+        The values of missing columns and of missing values, such as nulls and None.
+    source_options : mapping, optional
+        Options of the storage driver, if `source` is a URL.
+    reader_options : mapping, optional
+        Options of the kind, such as ``{"delimiter": ";"}`` for CSV.
+    dry_run : bool, default: False
+        Whether to return what would be written, without writing. Files that do not store the
+        number of their samples are read to count them.
+    **options : object
+        All other arguments of `write`, such as `workers`, `resume`, `mode`, `format`,
+        `compression`, `shard_size`, `on_error` and `storage_options`.
+
+    Returns
+    -------
+    WriteReport or ConvertPlan
+        A `ConvertPlan` if `dry_run` is True.
+
+    Raises
+    ------
+    ValueError
+        If the kind is unknown, files differ in their columns, a file cannot be read, or a value
+        does not fit its column. The message names the file, the column and the value.
+    TypeError
+        If no encoding follows from the type of a column, or there is no such option.
+    ColumnError
+        If the source lacks a column.
+    StorageError
+        If there is no such file.
+    MissingDependencyError
+        If the kind needs a package that is not installed.
+
+    See Also
+    --------
+    write : Writes samples, arrays and tables.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> _ = Path("people.csv").write_text("name,age\\nAda,36\\nAlan,41\\n")
+    >>> npstream.convert("people.csv", "people", where="age > 40", columns=["name"]).samples
+    1
+    >>> npstream.open("people")["name"][0]
+    'Alan'
+    """
+    with short_traceback:
+        _check_options(options)
+        choice = _Choice(columns, rename, parse_condition(where), map, fill)
+        opened = _open_source(source, kind, choice, source_options, reader_options)
+        if dry_run:
+            return _plan(opened, choice)
+        encodings = choice.encodings(opened.columns)
+        parts = _transformed_parts(opened, choice.transform(), as_samples=map is not None)
+        named: Any = encodings  # `write` takes Encodings, too, which its users do not have
+        return write(url, PartedInput(parts), columns=named, map=map, fill=fill, **options)
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Raise TypeError for an argument that `write` does not have."""
+    known = inspect.signature(write).parameters
+    for name in options:
+        if name not in known or name in ("path", "data"):
+            import difflib
+
+            names = [*known, *inspect.signature(convert).parameters]
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"convert() has no argument {name!r}{hint}")
+
+
+class _Choice:
+    """The user's choice of columns and samples."""
+
+    def __init__(
+        self,
+        columns: ColumnChoice | None,
+        rename: Mapping[str, str] | None,
+        where: Expression | Condition | None,
+        map: MapFunction | None,
+        fill: Mapping[str, Any] | None,
+    ) -> None:
+        self.map = map
+        self.where = where
+        self.fill = dict(fill or {})
+        self.rename = dict(rename or {})
+        if len(set(self.rename.values())) < len(self.rename):
+            raise ValueError(f"rename={self.rename}: two columns get the same name")
+        self._old_names = {new: old for old, new in self.rename.items()}
+        if isinstance(columns, str):
+            raise TypeError(f"columns={columns!r} is a text: give a list of names")
+        given = columns if isinstance(columns, Mapping) else dict.fromkeys(columns or ())
+        self.columns: dict[str, str | None] | None = None if columns is None else dict(given)
+        if map is not None and self.columns is not None and None in self.columns.values():
+            raise TypeError(
+                "columns= describes what map= returns, and needs an encoding for each column, as "
+                "in columns={'text': 'str'}"
+            )
+        for encoding in (self.columns or {}).values():
+            if encoding is not None:
+                column_type(encoding)  # raises for an unknown one
+
+    def old_name(self, name: str) -> str:
+        """Return the name of a column in the source."""
+        return self._old_names.get(name, name)
+
+    def request(self, reader_options: Mapping[str, Any] | None) -> SourceRequest:
+        """Return what to read of the source."""
+        old = self.old_name
+        options = dict(reader_options or {})
+        if self.map is not None:
+            return SourceRequest(options=options)
+        fill = {old(name): value for name, value in self.fill.items()}
+        encodings = {old(n): e for n, e in (self.columns or {}).items() if e is not None}
+        wanted = None
+        if self.columns is not None and not (self.where and not isinstance(self.where, Expression)):
+            used = self.where.columns if isinstance(self.where, Expression) else ()
+            wanted = tuple(dict.fromkeys([old(name) for name in [*self.columns, *used]]))
+        return SourceRequest(wanted, encodings, fill, options)
+
+    def transform(self) -> PartTransform:
+        """Return the transform of the parts."""
+        names = None if self.columns is None or self.map is not None else tuple(self.columns)
+        return PartTransform(names, self.rename, self.where)
+
+    def encodings(self, known: Mapping[str, str] | None) -> dict[str, str | Encoding] | None:
+        """Return the encodings to write with; None if the first sample decides.
+
+        Those that the user named are texts, and others are of type Encoding.
+
+        Parameters
+        ----------
+        known : mapping of str to str or None
+            Those of the source, by its names.
+        """
+        if self.map is not None or known is None:
+            if self.columns is None or None in self.columns.values():
+                return None
+            return {name: encoding for name, encoding in self.columns.items() if encoding}
+        renamed = {self.rename.get(name, name): encoding for name, encoding in known.items()}
+        if len(renamed) < len(known):
+            twice = next(new for old, new in self.rename.items() if new in known)
+            raise ValueError(f"rename= makes two columns of the name {twice!r}: rename both")
+        columns = dict.fromkeys(renamed) if self.columns is None else self.columns
+        for name in columns:
+            if name not in renamed:
+                raise ColumnError(name, list(renamed))
+        return {name: named or column_type(renamed[name]) for name, named in columns.items()}
+
+
+def _open_source(
+    source: Any,
+    kind: str | None,
+    choice: _Choice,
+    source_options: Mapping[str, Any] | None,
+    reader_options: Mapping[str, Any] | None,
+) -> InputSource:
+    request = choice.request(reader_options)
+    if not _is_path(source):
+        return ObjectSource(source, request)
+    chosen = None if kind is None else kind_class(kind)
+    files = find_files(source, source_options)
+    opened = (chosen or recognize_kind(files))(files, request)
+    if opened.columns is not None:
+        for old in choice.rename:
+            if old not in opened.columns and request.columns is None:
+                raise ColumnError(old, list(opened.columns), "rename=: ")
+        if isinstance(choice.where, Expression):
+            choice.where.check({choice.rename.get(name, name) for name in opened.columns})
+    return opened
+
+
+def _is_path(source: Any) -> bool:
+    if isinstance(source, str | os.PathLike):
+        return True
+    return isinstance(source, list | tuple) and all(
+        isinstance(each, str | os.PathLike) for each in source
+    )
+
+
+class ObjectSource(InputSource):
+    """An object that `write` takes, as a source of one part."""
+
+    kind = "object"
+
+    def __init__(self, data: Any, request: SourceRequest) -> None:
+        self._data = data
+        super().__init__(FileList(f"a {type(data).__name__}", ()), request)
+        self.samples = len(data) if hasattr(type(data), "__len__") else None
+
+    def parts(self) -> Sequence[Part]:
+        """Return the object as a part."""
+        return [Part("data", lambda: self._data)]
+
+
+def _transformed_parts(
+    source: InputSource, transform: PartTransform, *, as_samples: bool = False
+) -> list[Part]:
+    """Return the parts with what they hold transformed; `as_samples` makes tables to rows."""
+
+    def opened(part: Part) -> Any:
+        data = transform.apply(part.open())
+        return _samples(data) if as_samples else data
+
+    return [
+        Part(part.name, partial(opened, part), part.samples if transform.where is None else None)
+        for part in source.parts()
+    ]
+
+
+def _plan(source: InputSource, choice: _Choice) -> ConvertPlan:
+    """Return what would be written; read what the source's metadata does not say."""
+    transform = choice.transform()
+    found = choice.encodings(source.columns)
+    parts = _transformed_parts(source, transform)
+    known = [part.samples for part in parts]
+    if found is None:
+        encodings = _inferred_encodings(parts, choice)
+    else:
+        encodings = {
+            name: each if isinstance(each, str) else each.name for name, each in found.items()
+        }
+    samples = source.samples
+    if None not in known:
+        samples = sum(count or 0 for count in known)
+    elif samples is None or transform.where is not None:
+        samples = sum(
+            _count(part.open()) if part.samples is None else part.samples for part in parts
+        )
+    files = source.own_files() if source.files.files else ()
+    nbytes = sum(file.nbytes for file in files)
+    return ConvertPlan(source.files.where, source.kind, len(files), nbytes, encodings, samples)
+
+
+def _inferred_encodings(parts: Iterable[Part], choice: _Choice) -> dict[str, str]:
+    """Return the encodings that `write` would infer from the first sample."""
+    given = choice.columns or {}
+    samples: Iterator[Any] = (sample for part in parts for sample in _samples(part.open()))
+    fills = check_fill(choice.fill)
+    if choice.map is not None:
+        samples = (
+            mapped
+            for number, sample in enumerate(samples)
+            for mapped in apply_map(choice.map, sample, number)
+        )
+    for number, sample in enumerate(samples):
+        first = fill_sample(as_mapping(sample, None, number), fills, {})
+        names = given or dict.fromkeys(first)
+        return {
+            name: encoding or infer_column(name, first[name]).name
+            for name, encoding in names.items()
+        }
+    raise ValueError("no samples and no columns=: the columns of the dataset are unknown")
+
+
+def _samples(data: Any) -> Iterator[Any]:
+    """Yield what a part holds as samples."""
+    table = table_of(data, check=False)
+    if table is None:
+        found = samples_of(data, None)
+        if not isinstance(found, TableStream):
+            yield from found
+            return
+        table = found
+    yield from table_rows(table)
+
+
+def _count(data: Any) -> int:
+    """Return the number of samples in what a part holds."""
+    if isinstance(data, Mapping):
+        return len(next(iter(data.values()), ()))
+    if hasattr(type(data), "__len__"):
+        return len(data)
+    return sum(len(item) if is_arrow_table(item) else 1 for item in iterate(data))

@@ -1,0 +1,228 @@
+"""CSV and TSV files as a source, compressed or not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, ClassVar
+
+from npstream._core.optional import import_optional
+from npstream.conversion.arrow import TableColumns
+from npstream.conversion.files import FileList, SourceFile, split_extension
+from npstream.conversion.source import InputSource, SourceRequest, read_in_thread
+from npstream.errors import FormatError, StorageError
+from npstream.formats.encodings.encodings import column_type
+from npstream.writing.inputs.parts import Part
+
+__all__ = ["CsvSource"]
+
+CSV_BLOCK = 1 << 22
+"""Bytes of text that are parsed together. Those at the start decide the types of columns."""
+
+_PARSE_OPTIONS = ("delimiter", "quote_char", "escape_char", "newlines_in_values")
+_CONVERT_OPTIONS = (
+    "null_values", "strings_can_be_null", "true_values", "false_values", "decimal_point",
+    "timestamp_parsers",
+)  # fmt: skip
+_READ_OPTIONS = ("encoding", "names", "skip_rows")
+
+_BAD_VALUE = re.compile(
+    r"In CSV column #(\d+): (?:Row #(\d+): )?CSV conversion error to (.+?): invalid value '(.*)'",
+    re.DOTALL,
+)
+_INTEGER = re.compile(r"\s*[+-]?\d{16,}\s*")
+
+
+class CsvSource(InputSource):
+    """Files of comma-separated values, in the natural order of their names.
+
+    The first line has the names of the columns. The first `CSV_BLOCK` of the first file with
+    rows decide the types: integers, floats, true and false, dates, timestamps, or text. Files with
+    the extension .tsv are separated by tabs.
+    """
+
+    kind = "csv"
+    extensions = (".csv", ".tsv")
+    OPTIONS: ClassVar[tuple[str, ...]] = (*_PARSE_OPTIONS, *_CONVERT_OPTIONS, *_READ_OPTIONS)
+
+    def __init__(self, files: FileList, request: SourceRequest) -> None:
+        super().__init__(files, request)
+        import_optional("pyarrow", "pyarrow", "arrow", "reading CSV files")
+        self._files = [file for file in self.own_files() if file.nbytes]
+        self._headers = [self._read_header(file) for file in self._files]
+        self._types: dict[str, Any] = {}
+        if not self._files:
+            raise ValueError(f"{files.where}: all files are empty, without a line of names")
+        first = self._files[0].where
+        names = self.selected(self._headers[0], first)
+        names += [
+            name
+            for name in request.fill
+            if name not in names and (request.columns is None or name in request.columns)
+        ]
+        pa = import_optional("pyarrow", "pyarrow", "arrow")
+        self._types = self._column_types([n for n in names if n in self._headers[0]])
+        schema = pa.schema(list(self._types.items()))
+        self._columns = TableColumns(names, schema, request, first)
+        for file, header in zip(self._files[1:], self._headers[1:], strict=True):
+            fields = [pa.field(name, self._types.get(name, pa.string())) for name in header]
+            self._columns.check(pa.schema(fields), file.where)
+        self.columns = self._columns.encodings
+
+    def parts(self) -> Sequence[Part]:
+        """Return a part for each file that is not empty."""
+        return [
+            Part(file.name, partial(self._open, file, header))
+            for file, header in zip(self._files, self._headers, strict=True)
+        ]
+
+    def _open(self, file: SourceFile, header: list[str]) -> Iterator[Any]:
+        return read_in_thread(self._batches(file, header))
+
+    def _batches(self, file: SourceFile, header: list[str]) -> Iterator[Any]:
+        pa = import_optional("pyarrow", "pyarrow", "arrow")
+        names = [name for name in self._columns.encodings if name in header]
+        types = {name: self._types.get(name, pa.string()) for name in names}
+        cast = self._columns.caster(pa.schema(list(types.items())))
+        with self._reading(file, header), file.open_decompressed() as opened:
+            for batch in self._reader(file, opened, column_types=types, include_columns=names):
+                yield batch if cast is None else cast(batch)
+
+    def _column_types(self, names: Sequence[str]) -> dict[str, Any]:
+        """Return the Arrow type of each column: by its encoding, or by the first rows."""
+        pa = import_optional("pyarrow", "pyarrow", "arrow")
+        types = {
+            name: _arrow_type(self.request.encodings[name])
+            for name in names
+            if name in self.request.encodings
+        }
+        inferred = [name for name in names if name not in types]
+        for file, header in zip(self._files, self._headers, strict=True):
+            present = [name for name in inferred if name in header]
+            if not present:
+                continue
+            with self._reading(file, header):
+                with file.open_decompressed() as opened:
+                    reader = self._reader(file, opened, column_types={}, include_columns=present)
+                    batch = next(iter(reader), None)
+                if batch is not None:
+                    self._refuse_large_integers(file, header, batch)
+                    types.update(zip(batch.schema.names, batch.schema.types, strict=True))
+                    break
+        return {name: types.get(name, pa.null()) for name in names}
+
+    def _refuse_large_integers(self, file: SourceFile, header: list[str], batch: Any) -> None:
+        """Raise ValueError for integers that do not fit int64, which pyarrow reads as floats."""
+        pa = import_optional("pyarrow", "pyarrow", "arrow")
+        floats = [
+            name
+            for name, arrow_type in zip(batch.schema.names, batch.schema.types, strict=True)
+            if pa.types.is_floating(arrow_type)
+        ]
+        if not floats:
+            return
+        types = dict.fromkeys(floats, pa.string())
+        with file.open_decompressed() as opened:
+            texts = next(
+                iter(self._reader(file, opened, column_types=types, include_columns=floats))
+            )
+        for name in floats:
+            for row, text in enumerate(texts.column(name).to_pylist()):
+                if text and _INTEGER.fullmatch(text) and int(float(text)) != int(text):
+                    raise ValueError(
+                        f"{file.where}: row {row + 1}: column {name!r}: {text} exceeds int64, and "
+                        f"a float64 would round it: give the type, as in columns={{{name!r}: "
+                        "'str', ...}"
+                    )
+
+    def _read_header(self, file: SourceFile) -> list[str]:
+        """Return the names of a file's columns."""
+        pa = import_optional("pyarrow", "pyarrow", "arrow")
+        with self._reading(file, []), file.open_decompressed() as opened:
+            reader = self._reader(file, opened, default_column_type=pa.string())
+            names: list[str] = reader.schema.names
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(
+                    f"{file.where}: two columns have the name {name!r}: give other names with "
+                    "reader_options={'names': [...], 'skip_rows': 1}"
+                )
+        return names
+
+    def _reader(self, file: SourceFile, opened: Any, **convert: Any) -> Any:
+        """Return pyarrow's reader of record batches."""
+        csv = import_optional("pyarrow.csv", "pyarrow", "arrow")
+        given = self.request.options
+        is_tsv = split_extension(file.name)[0] == ".tsv"
+        parsing: dict[str, Any] = {
+            "delimiter": "\t" if is_tsv else ",",
+            "newlines_in_values": True,
+            **{name: given[name] for name in _PARSE_OPTIONS if name in given},
+        }
+        reading = {name: given[name] for name in ("encoding", "skip_rows") if name in given}
+        if "names" in given:
+            reading["column_names"] = list(given["names"])
+        convert.update((name, given[name]) for name in _CONVERT_OPTIONS if name in given)
+        return csv.open_csv(
+            opened,
+            # Only without threads do errors have the number of the row.
+            read_options=csv.ReadOptions(use_threads=False, block_size=CSV_BLOCK, **reading),
+            parse_options=csv.ParseOptions(**parsing),
+            convert_options=csv.ConvertOptions(**convert),
+        )
+
+    @contextmanager
+    def _reading(self, file: SourceFile, header: Sequence[str]) -> Iterator[None]:
+        """Add the file, and the column's name, to exceptions of pyarrow."""
+        pa = import_optional("pyarrow", "pyarrow", "arrow")
+        try:
+            yield
+        except pa.ArrowException as error:
+            raise _bad_value(file, header, str(error), self.request.encodings) from error
+        except (OSError, EOFError) as error:
+            if isinstance(error, StorageError) or getattr(error, "errno", None) is not None:
+                raise
+            raise FormatError(f"{file.where}: cannot be decompressed: {error}") from error
+
+
+def _bad_value(
+    file: SourceFile, header: Sequence[str], message: str, encodings: Mapping[str, str]
+) -> ValueError:
+    """Return the error for users from that of pyarrow."""
+    match = _BAD_VALUE.search(message)
+    if match is None:
+        hint = ": give reader_options={'encoding': ...}" if "UTF8" in message else ""
+        return FormatError(f"{file.where}: cannot be read as CSV: {message}{hint}")
+    number, row, arrow_type, value = match.groups()
+    name = header[int(number)] if int(number) < len(header) else f"#{number}"
+    where = f"{file.where}: row {row}: column {name!r}" if row else f"{file.where}: column {name!r}"
+    if name in encodings:
+        return ValueError(
+            f"{where}: {value!r} is not of the type {encodings[name]!r} in columns=: choose "
+            "another one, such as 'str'"
+        )
+    return ValueError(
+        f"{where}: {value!r} is not of the type {arrow_type}, which the first rows have: give the "
+        f"type, as in columns={{{name!r}: 'str', ...}}"
+    )
+
+
+def _arrow_type(encoding: str) -> Any:
+    """Return the type to read a column with, if the user named its encoding."""
+    pa = import_optional("pyarrow", "pyarrow", "arrow")
+    known = column_type(encoding)
+    if known.kind == "int_text":
+        return pa.int64()
+    if known.kind == "bytes":
+        return pa.binary()
+    if known.kind not in ("fixed", "float_text") or known.shape:
+        return pa.string()
+    dtype = known.dtype
+    if dtype.kind == "M":
+        unit = dtype.name.partition("[")[2].rstrip("]")
+        return pa.date32() if unit == "D" else pa.timestamp(unit)
+    if dtype.kind in "iufb" and dtype.itemsize <= 8 and dtype.name != "float16":
+        return pa.from_numpy_dtype(dtype)
+    return pa.float64() if dtype.kind == "f" else pa.string()

@@ -1,0 +1,362 @@
+"""Find and open the files of a source: paths, directories, globs and URLs.
+
+Remote files are read by range requests through `npstream.storage`, with its retries and deadlines,
+and without the cache.
+
+Tested in tests/conversion/test_files.py.
+"""
+
+from __future__ import annotations
+
+import errno
+import glob
+import io
+import lzma
+import os
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, TypeAlias, cast
+
+from npstream._core.optional import import_optional
+from npstream._core.redaction import redact_url
+from npstream.errors import StorageError
+from npstream.storage.local import open_store
+from npstream.storage.urls import Location, is_http, local_path, location_str, scheme_of
+
+__all__ = ["FileList", "SourceFile", "SourcePath", "find_files", "natural_key", "split_extension"]
+
+SourcePath: TypeAlias = "Location | Sequence[Location]"
+"""A path or URL of a file or directory, a glob, or a list of them."""
+
+COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
+"""The compression of a file by the last extension of its name."""
+
+_BUFFER = 1 << 23
+"""Bytes of a remote file that are read ahead together."""
+
+_REQUEST = 1 << 21
+"""Maximum bytes of one of the concurrent requests for a part of a remote file."""
+
+_GLOB = re.compile(r"[*?[]")
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file of a source.
+
+    Attributes
+    ----------
+    name : str
+        Its path in the source, with slashes. For messages and for `resume`.
+    nbytes : int
+    path : str or None
+        The local path; None for a remote file.
+    """
+
+    name: str
+    nbytes: int
+    path: str | None
+    _store: Any = field(default=None, repr=False)  # a RemoteStore
+    _key: str = field(default="", repr=False)  # the name in the store
+
+    @property
+    def where(self) -> str:
+        """The path, or the URL without secrets, for messages."""
+        return self.path if self.path is not None else str(self._store.where(self._key))
+
+    def open(self, *, buffered: bool = True) -> BinaryIO:
+        """Return the file, opened for reading bytes, which can seek.
+
+        Parameters
+        ----------
+        buffered : bool, default: True
+            False for a reader that chooses its own ranges, such as one of Parquet.
+        """
+        if self.path is not None:
+            return open(self.path, "rb")
+        raw = _RemoteFile(self._store, self._key, self.nbytes)
+        if not buffered:
+            return cast("BinaryIO", raw)
+        return io.BufferedReader(raw, max(min(_BUFFER, self.nbytes), 1))
+
+    def open_decompressed(self) -> BinaryIO:
+        """Return the file like `open`, decompressed if its name ends in .gz, .bz2, .xz or .zst.
+
+        A compressed file cannot seek.
+        """
+        codec = split_extension(self.name)[1]
+        file = self.open()
+        if codec is None:
+            return file
+        if codec == "xz":
+            return cast("BinaryIO", _XzFile(file))
+        pa = import_optional("pyarrow", "pyarrow", "arrow", f"reading {self.where}")
+        return cast("BinaryIO", pa.CompressedInputStream(pa.PythonFile(file, "r"), codec))
+
+
+class _XzFile(lzma.LZMAFile):
+    """A file in the format xz, which closes the file that it reads."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._compressed = file
+        super().__init__(file)
+
+    def close(self) -> None:
+        try:
+            super().close()
+        finally:
+            self._compressed.close()
+
+
+class _RemoteFile(io.RawIOBase):
+    """A file of a RemoteStore, read by concurrent range requests."""
+
+    def __init__(self, store: Any, key: str, nbytes: int) -> None:
+        self._store, self._key, self._nbytes, self._position = store, key, nbytes, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._nbytes}[whence]
+        if start + offset < 0:
+            raise ValueError(f"cannot seek to {start + offset}, before the start of the file")
+        self._position = start + offset
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        start = self._position
+        stop = min(start + len(buffer), self._nbytes)
+        if stop <= start:
+            return 0
+        at = range(start, stop, _REQUEST)
+        spans = [(self._key, first, min(_REQUEST, stop - first)) for first in at]
+        body = b"".join(self._store.ranges(spans))
+        buffer[: len(body)] = body
+        self._position += len(body)
+        return len(body)
+
+
+@dataclass(frozen=True)
+class FileList:
+    """The files of a source, in the order in which they are read.
+
+    Attributes
+    ----------
+    where : str
+        The source, without secrets, for messages.
+    files : tuple of SourceFile
+    root : str or None
+        The directory, if the source is one; it may be a URL with secrets.
+    options : mapping
+        The options of the storage driver.
+    """
+
+    where: str
+    files: tuple[SourceFile, ...]
+    root: str | None = field(repr=False, default=None)
+    options: Mapping[str, Any] = field(repr=False, default_factory=dict)
+
+    def names(self) -> set[str]:
+        """Return the names of all files."""
+        return {file.name for file in self.files}
+
+    def with_extensions(self, extensions: Collection[str]) -> tuple[SourceFile, ...]:
+        """Return the files whose names have one of the extensions, before that of a compression."""
+        return tuple(file for file in self.files if split_extension(file.name)[0] in extensions)
+
+
+def split_extension(name: str) -> tuple[str, str | None]:
+    """Return the extension of a file name in lower case, and its compression.
+
+    Examples
+    --------
+    >>> split_extension("train/a.csv.gz"), split_extension("B.Parquet"), split_extension("c.gz")
+    (('.csv', 'gzip'), ('.parquet', None), ('', 'gzip'))
+    """
+    stem, extension = os.path.splitext(name.lower())
+    if (codec := COMPRESSIONS.get(extension)) is not None:
+        return os.path.splitext(stem)[1], codec
+    return extension, None
+
+
+def natural_key(name: str) -> list[list[tuple[int, int, str]]]:
+    """Return the sort key of a path: numbers in names are compared as numbers.
+
+    Examples
+    --------
+    >>> sorted(["part-10", "part-9", "b/1", "b/part"], key=natural_key)
+    ['b/1', 'b/part', 'part-9', 'part-10']
+    """
+    return [
+        [(0, int(text), text) if text.isdecimal() else (1, 0, text) for text in _numbers(part)]
+        for part in name.split("/")
+    ]
+
+
+def _numbers(part: str) -> list[str]:
+    return [text for text in re.split(r"([0-9]+)", part) if text]
+
+
+def find_files(source: SourcePath, options: Mapping[str, Any] | None = None) -> FileList:
+    """Find the files of a source.
+
+    The files of a directory or glob are in the natural order of their names: ``part-9`` comes
+    before ``part-10``. Files and directories whose names start with a dot are left out.
+
+    Parameters
+    ----------
+    source : path, URL, or a sequence of them
+        A file, a directory with all directories below it, or a glob with ``*``, ``?``, ``[...]``
+        and ``**``. The files of a sequence keep its order.
+    options : mapping, optional
+        The options of the storage driver of URLs.
+
+    Raises
+    ------
+    StorageError
+        If there is no such file or directory, or a glob matches none.
+    ValueError
+        If a file is named twice, or the server cannot list a directory.
+    """
+    if isinstance(source, str | os.PathLike):
+        return _find(source, options or {})
+    found = [_find(each, options or {}) for each in source]
+    if not found:
+        raise ValueError("source is an empty list: give the paths of files or directories")
+    files = tuple(
+        SourceFile(file.where, file.nbytes, file.path, file._store, file._key)
+        for each in found
+        for file in each.files
+    )
+    _check_unique(files)
+    return FileList(", ".join(each.where for each in found), files, None, options or {})
+
+
+def _check_unique(files: Iterable[SourceFile]) -> None:
+    seen: set[str] = set()
+    for file in files:
+        if file.name in seen:
+            raise ValueError(f"{file.name} is named twice in source: leave one out")
+        seen.add(file.name)
+
+
+def _find(source: Location, options: Mapping[str, Any]) -> FileList:
+    text = location_str(source, "source")
+    if scheme_of(text) in ("", "file"):
+        if options:
+            raise ValueError(f"source_options are for remote stores; {text!r} is local")
+        return _find_local(text)
+    return _find_remote(text, options)
+
+
+def _find_local(text: str) -> FileList:
+    path = local_path(text, "source")
+    if os.path.isfile(path):
+        return FileList(path, (_local_file(path, os.path.dirname(path)),))
+    if os.path.isdir(path):
+        return FileList(path, tuple(_local_files(path, path)), path)
+    if _GLOB.search(path) is None:
+        raise StorageError(errno.ENOENT, "no such file or directory: source", path)
+    root = _fixed_root(path)
+    files: dict[str, SourceFile] = {}
+    for each in sorted(glob.glob(path, recursive=True)):
+        found = _local_files(each, root) if os.path.isdir(each) else [_local_file(each, root)]
+        files.update((file.name, file) for file in found)
+    if not files:
+        raise StorageError(errno.ENOENT, "no file matches: source", path)
+    return FileList(path, _sorted(files.values()))
+
+
+def _sorted(files: Iterable[SourceFile]) -> tuple[SourceFile, ...]:
+    return tuple(sorted(files, key=lambda file: natural_key(file.name)))
+
+
+def _local_file(path: str, root: str) -> SourceFile:
+    name = os.path.relpath(path, root).replace(os.sep, "/")
+    return SourceFile(name, os.stat(path).st_size, path)
+
+
+def _local_files(directory: str, root: str) -> Iterator[SourceFile]:
+    """Yield the files of a directory; those that are not hidden, in natural order."""
+
+    def fail(error: OSError) -> None:
+        raise StorageError(error.errno, error.strerror, error.filename) from error
+
+    paths = []
+    seen = set()  # links can make a directory contain itself
+    for folder, folders, names in os.walk(directory, onerror=fail, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if (real := os.path.realpath(folder)) in seen:
+            folders[:] = []
+            continue
+        seen.add(real)
+        paths += [os.path.join(folder, name) for name in names if not name.startswith(".")]
+    yield from _sorted(_local_file(path, root) for path in paths if os.path.isfile(path))
+
+
+def _fixed_root(pattern: str) -> str:
+    """Return the directory of a glob, up to the first component with a wildcard."""
+    match = _GLOB.search(pattern)
+    return pattern[: match.start() if match else None].rpartition("/")[0] or "/"
+
+
+def _find_remote(text: str, options: Mapping[str, Any]) -> FileList:
+    where = redact_url(text)
+    base, mark, query = text.partition("?") if is_http(text) else (text, "", "")
+    address, _slash, path = base.partition("://")[2].partition("/")
+    match = _GLOB.search(path)
+    if match is None and not base.endswith("/"):
+        folder, _, name = base.rpartition("/")
+        if path:
+            store: Any = open_store(folder + mark + query, options, argument="source")
+            if store.exists(name):
+                file = SourceFile(name, store.size(name), None, store, name)
+                return FileList(where, (file,), None, options)
+    scheme = base.partition("://")[0]
+    root = _fixed_root(f"/{path}").strip("/") if match else path.strip("/")
+    url = f"{scheme}://{address}" + (f"/{root}" if root else "")
+    store = open_store(url + mark + query, options, argument="source")
+    if not store.can_list:
+        raise ValueError(
+            f"{where}: this server does not list its files: name each file in a list of URLs"
+        )
+    pattern = None if match is None else _glob_regex(path[len(root) :].lstrip("/"))
+    files = [
+        SourceFile(key, nbytes, None, store, key)
+        for key, nbytes in store.names()
+        if not any(part.startswith(".") for part in key.split("/"))
+        and (pattern is None or pattern.fullmatch(key))
+    ]
+    if not files:
+        what = "no such file or directory" if match is None else "no file matches"
+        raise StorageError(errno.ENOENT, f"{what}: source", where)
+    return FileList(where, _sorted(files), None if match else url + mark + query, options)
+
+
+def _glob_regex(pattern: str) -> re.Pattern[str]:
+    """Return the regular expression of a glob; a match can be a directory of files."""
+    text = ""
+    for part in re.split(r"(\*\*/|\*\*|\*|\?|\[[^]]+\])", pattern):
+        if part == "**/":
+            text += "(?:.*/)?"
+        elif part == "**":
+            text += ".*"
+        elif part == "*":
+            text += "[^/]*"
+        elif part == "?":
+            text += "[^/]"
+        elif part.startswith("[") and part.endswith("]"):
+            text += f"[{'^' * (part[1] in '!^')}{re.escape(part[1:-1].lstrip('!^'))}]".replace(
+                r"\-", "-"
+            )
+        else:
+            text += re.escape(part)
+    return re.compile(f"{text}(?:/.*)?")

@@ -1,0 +1,188 @@
+"""Parquet files as a source, also those of a directory with partitions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+from urllib.parse import unquote
+
+from npstream._core.optional import import_optional
+from npstream.conversion.arrow import TABLE_BYTES, TableColumns
+from npstream.conversion.source import InputSource, SourceRequest, read_in_thread
+from npstream.errors import FormatError, StorageError
+from npstream.writing.inputs.parts import Part
+
+if TYPE_CHECKING:
+    from npstream.conversion.files import FileList, SourceFile
+
+__all__ = ["ParquetSource"]
+
+_FOOTER_THREADS = 8
+"""Number of files whose footers are read at once."""
+
+_MAX_ROWS = 1 << 17
+"""Maximum rows of a batch."""
+
+_NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+
+
+@dataclass(frozen=True)
+class _Footer:
+    """What the end of a file says about it."""
+
+    schema: Any
+    rows: int
+    row_bytes: int
+
+
+class ParquetSource(InputSource):
+    """Parquet files, in the natural order of their names.
+
+    Directories such as ``year=2024`` become columns: integers, if all values are, else text.
+    ``partitioning=False`` leaves them out.
+    """
+
+    kind = "parquet"
+    extensions = (".parquet", ".pq", ".parq")
+    OPTIONS: ClassVar[tuple[str, ...]] = ("partitioning",)
+
+    def __init__(self, files: FileList, request: SourceRequest) -> None:
+        super().__init__(files, request)
+        own = self.own_files()
+        has_partitions = request.options.get("partitioning", True)
+        self._partitions = _partitions(own) if has_partitions else [{} for _ in own]
+        with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
+            footers = list(pool.map(_read_footer, own))
+        self._files = list(zip(own, footers, strict=True))
+        schemas = [
+            _with_partitions(footer.schema, partition)
+            for footer, partition in zip(footers, self._partitions, strict=True)
+        ]
+        names = self.selected(schemas[0].names, own[0].where)
+        names += [name for name in request.fill if name not in names and _is_wanted(name, request)]
+        self._columns = TableColumns(names, schemas[0], request, own[0].where)
+        for file, schema in zip(own[1:], schemas[1:], strict=True):
+            self._columns.check(schema, file.where)
+        self.columns = self._columns.encodings
+        self.samples = sum(footer.rows for footer in footers)
+
+    def parts(self) -> Sequence[Part]:
+        """Return a part for each file."""
+        return [
+            Part(file.name, partial(self._open, file, footer, partition), footer.rows)
+            for (file, footer), partition in zip(self._files, self._partitions, strict=True)
+        ]
+
+    def _open(
+        self, file: SourceFile, footer: _Footer, partition: Mapping[str, Any]
+    ) -> Iterator[Any]:
+        return read_in_thread(self._batches(file, footer, partition))
+
+    def _batches(
+        self, file: SourceFile, footer: _Footer, partition: Mapping[str, Any]
+    ) -> Iterator[Any]:
+        pa = import_optional("pyarrow", "pyarrow", "arrow")
+        wanted = self._columns.encodings
+        names = [name for name in footer.schema.names if name in wanted]
+        constants = {
+            name: value for name, value in partition.items() if name in wanted and name not in names
+        }
+        cast = self._columns.caster(_with_partitions(footer.schema, partition))
+        rows = min(max(TABLE_BYTES // max(footer.row_bytes, 1), 1), _MAX_ROWS)
+        with _reading(file), _open_parquet(file) as parquet:
+            for batch in parquet.iter_batches(rows, columns=names or None):
+                arrays = [batch.column(name) for name in names]
+                arrays += [pa.repeat(value, len(batch)) for value in constants.values()]
+                selected = pa.RecordBatch.from_arrays(arrays, [*names, *constants])
+                yield selected if cast is None else cast(selected)
+
+
+def _read_footer(file: SourceFile) -> _Footer:
+    with _reading(file), _open_parquet(file) as parquet:
+        metadata = parquet.metadata
+        groups = range(metadata.num_row_groups)
+        nbytes = sum(metadata.row_group(number).total_byte_size for number in groups)
+        return _Footer(parquet.schema_arrow, metadata.num_rows, nbytes // max(metadata.num_rows, 1))
+
+
+def _open_parquet(file: SourceFile) -> Any:
+    parquet = import_optional("pyarrow.parquet", "pyarrow", "arrow", "reading Parquet files")
+    if file.path is not None:
+        return parquet.ParquetFile(file.path)
+    # Requests of the columns of a row group are joined, and sent while others are decoded.
+    return parquet.ParquetFile(file.open(buffered=False), pre_buffer=True)
+
+
+@contextmanager
+def _reading(file: SourceFile) -> Iterator[None]:
+    """Add the file to exceptions of pyarrow."""
+    pa = import_optional("pyarrow", "pyarrow", "arrow", "reading Parquet files")
+    try:
+        yield
+    except pa.ArrowException as error:
+        raise FormatError(f"{file.where}: cannot be read as Parquet: {error}") from error
+    except OSError as error:
+        if isinstance(error, StorageError) or error.errno is not None:
+            raise
+        raise FormatError(f"{file.where}: cannot be read as Parquet: {error}") from error
+
+
+def _partitions(files: Sequence[SourceFile]) -> list[dict[str, Any]]:
+    """Return for each file the values in the names of its directories, as Arrow scalars.
+
+    Raises
+    ------
+    ValueError
+        If the files have different partition columns.
+    """
+    texts = [_partition_texts(file.name) for file in files]
+    for file, values in zip(files, texts, strict=True):
+        if list(values) != list(texts[0]):
+            raise ValueError(
+                f"{file.where}: its directories have the partition columns {list(values)}, and "
+                f"{files[0].where} has {list(texts[0])}: give a glob of files with the same ones, "
+                "or reader_options={'partitioning': False}, which leaves these columns out"
+            )
+    pa = import_optional("pyarrow", "pyarrow", "arrow", "reading Parquet files")
+    types = {
+        name: pa.int64() if all(_is_int64(values[name]) for values in texts) else pa.string()
+        for name in texts[0]
+    }
+
+    def scalar(name: str, text: str | None) -> Any:
+        value = int(text) if text is not None and pa.types.is_integer(types[name]) else text
+        return pa.scalar(value, types[name])
+
+    return [{name: scalar(name, text) for name, text in values.items()} for values in texts]
+
+
+def _partition_texts(name: str) -> dict[str, str | None]:
+    """Return the partition values in the path of a file; None for a missing value."""
+    pairs = (part.partition("=") for part in name.split("/")[:-1] if "=" in part)
+    return {
+        unquote(key): None if value == _NULL_PARTITION else unquote(value)
+        for key, _, value in pairs
+    }
+
+
+def _is_int64(text: str | None) -> bool:
+    """Return True for an integer that has this one text; numbers such as "007" stay text."""
+    if text is None:
+        return True
+    return text.lstrip("-").isdecimal() and str(int(text)) == text and abs(int(text)) < 2**63
+
+
+def _with_partitions(schema: Any, partition: Mapping[str, Any]) -> Any:
+    pa = import_optional("pyarrow", "pyarrow", "arrow", "reading Parquet files")
+    for name, value in partition.items():
+        if name not in schema.names:
+            schema = schema.append(pa.field(name, value.type))
+    return schema
+
+
+def _is_wanted(name: str, request: SourceRequest) -> bool:
+    return request.columns is None or name in request.columns

@@ -1,0 +1,250 @@
+"""The base of all sources, and the kinds of sources by name.
+
+A source is a class per kind of files. It knows the columns, if they can be known before all is
+read, and its parts. A part is what is read and resumed as a whole, such as a file. It opens as
+anything that `npstream.write` takes: Arrow record batches, arrays, or an iterable of samples.
+
+Tested in tests/conversion/test_source.py.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from npstream._core.arguments import quantity
+from npstream.errors import ColumnError
+
+if TYPE_CHECKING:
+    from npstream.conversion.files import FileList, SourceFile
+    from npstream.writing.inputs.parts import Part
+
+__all__ = [
+    "SOURCE_KINDS",
+    "InputSource",
+    "SourceRequest",
+    "kind_class",
+    "read_in_thread",
+    "recognize_kind",
+]
+
+T = TypeVar("T")
+
+SOURCE_KINDS: dict[str, str] = {
+    "mds": "npstream.conversion.mds:MdsSource",
+    "parquet": "npstream.conversion.parquet:ParquetSource",
+    "csv": "npstream.conversion.csv:CsvSource",
+}
+"""The class of each kind of files. A directory is of the first kind that recognizes it."""
+
+
+@dataclass(frozen=True)
+class SourceRequest:
+    """What to read of a source.
+
+    Attributes
+    ----------
+    columns : tuple of str or None
+        The columns to read, by their names in the source; None for all.
+    encodings : dict of str to str
+        The encodings to write, by the columns' names in the source, if the user named them.
+    fill : dict of str to object
+        The values of missing columns and values, by the columns' names in the source.
+    options : dict of str to object
+        The options of the kind, such as the delimiter of CSV.
+    """
+
+    columns: tuple[str, ...] | None = None
+    encodings: Mapping[str, str] = field(default_factory=dict)
+    fill: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class InputSource:
+    """The base of the sources.
+
+    A class for a kind defines `kind`, `extensions` and `parts`. It may define `recognizes` and
+    `OPTIONS`, and set `columns` and `samples`.
+
+    Parameters
+    ----------
+    files : FileList
+    request : SourceRequest
+
+    Attributes
+    ----------
+    files : FileList
+    columns : dict of str to str, or None
+        The encoding of each column to read, in order; None if only the samples can tell.
+    samples : int or None
+        Number of samples, if that is known without reading them.
+
+    Raises
+    ------
+    TypeError
+        If the kind has no such option.
+    """
+
+    kind: ClassVar[str]
+    extensions: ClassVar[tuple[str, ...]] = ()
+    """The extensions of files, in lower case, such as ``".parquet"``."""
+    OPTIONS: ClassVar[tuple[str, ...]] = ()
+    """The names in `SourceRequest.options` that the kind knows."""
+
+    def __init__(self, files: FileList, request: SourceRequest) -> None:
+        for name in request.options:
+            if name not in self.OPTIONS:
+                known = ", ".join(self.OPTIONS) or "none"
+                raise TypeError(
+                    f"reader_options: {self.kind!r} has no option {name!r}; its options: {known}"
+                )
+        self.files = files
+        self.request = request
+        self.columns: dict[str, str] | None = None
+        self.samples: int | None = None
+
+    @classmethod
+    def recognizes(cls, files: FileList) -> bool:
+        """Return True if the files are of this kind, whatever other files there are.
+
+        By default no files are: they are recognized by their extensions.
+        """
+        return False
+
+    def parts(self) -> Sequence[Part]:
+        """Return the parts in order. Nothing of them is read before they are opened.
+
+        The name of a part is the same in every run, and so is the order of its samples.
+        """
+        raise NotImplementedError
+
+    def own_files(self) -> tuple[SourceFile, ...]:
+        """Return the files to read: those with the kind's extensions, or all if none has one.
+
+        Raises
+        ------
+        ValueError
+            If there are none.
+        """
+        files = self.files.with_extensions(self.extensions) or self.files.files
+        if not files:
+            raise ValueError(f"{self.files.where}: there are no files")
+        return files
+
+    def selected(self, names: Iterable[str], where: str) -> list[str]:
+        """Return the columns to read of those that the source has, in the requested order.
+
+        Raises
+        ------
+        ColumnError
+            If the source lacks a requested column, and it is not filled.
+        """
+        given = list(names)
+        if self.request.columns is None:
+            return given
+        for name in self.request.columns:
+            if name not in given and name not in self.request.fill:
+                raise ColumnError(name, given, f"{where}: ")
+        return [name for name in self.request.columns if name in given]
+
+
+def kind_class(name: str) -> type[InputSource]:
+    """Return the class of a kind.
+
+    Raises
+    ------
+    ValueError
+        If there is no such kind.
+    """
+    if name not in SOURCE_KINDS:
+        raise ValueError(f"kind={name!r}: expected one of {', '.join(map(repr, SOURCE_KINDS))}")
+    module, _, attribute = SOURCE_KINDS[name].partition(":")
+    found: type[InputSource] = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def recognize_kind(files: FileList) -> type[InputSource]:
+    """Return the class of the files' kind.
+
+    Raises
+    ------
+    ValueError
+        If no kind fits, or the files are of several kinds.
+    """
+    kinds = [kind_class(name) for name in SOURCE_KINDS]
+    for kind in kinds:
+        if kind.recognizes(files):
+            return kind
+    counts = {
+        kind: len(files.with_extensions(kind.extensions)) for kind in kinds if kind.extensions
+    }
+    fitting = [kind for kind, count in counts.items() if count]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        found = ", ".join(f"{quantity(counts[kind], 'file')} of {kind.kind!r}" for kind in fitting)
+        raise ValueError(
+            f"{files.where}: files of several kinds: {found}: choose one with kind=, or give a "
+            f"glob, such as '*{fitting[0].extensions[0]}'"
+        )
+    names = [file.name for file in files.files[:3]]
+    what = f"such as {', '.join(map(repr, names))}" if names else "which is empty"
+    raise ValueError(
+        f"{files.where}: the kind of data is unknown, {what}: give kind=, one of "
+        f"{', '.join(map(repr, SOURCE_KINDS))}"
+    )
+
+
+def read_in_thread(items: Iterable[T], depth: int = 2) -> Iterator[T]:
+    """Yield items that a thread reads ahead.
+
+    Parameters
+    ----------
+    items : iterable
+        It is read in the thread, and closed there if it is a generator.
+    depth : int, default: 2
+        Maximum number of items that are read before they are used.
+    """
+    results: SimpleQueue[tuple[bool, Any]] = SimpleQueue()
+    free = threading.Semaphore(depth)
+    stopped = threading.Event()
+
+    def run() -> None:
+        iterator = iter(items)
+        try:
+            while free.acquire() and not stopped.is_set():
+                try:
+                    item = next(iterator)
+                except StopIteration:
+                    break
+                results.put((True, item))
+                del item
+        except BaseException as error:
+            results.put((False, error))
+        else:
+            results.put((False, None))
+        finally:
+            if hasattr(iterator, "close"):
+                iterator.close()
+
+    thread = threading.Thread(target=run, name="npstream-source", daemon=True)
+    thread.start()
+    try:
+        while True:
+            is_item, result = results.get()
+            if is_item:
+                yield result
+                del result
+                free.release()
+            elif result is None:
+                return
+            else:
+                raise result
+    finally:
+        stopped.set()
+        free.release()
+        thread.join()

@@ -1,0 +1,213 @@
+"""Select, rename and filter what a part of a source holds.
+
+Tables are filtered as a whole, and samples in groups: an expression is evaluated with NumPy.
+
+Tested in tests/conversion/test_convert.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain, islice
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from npstream._core.optional import import_optional
+from npstream._core.typing import Bools
+from npstream.dataset.dataset import Dataset
+from npstream.errors import is_own_frame
+from npstream.explore.expression import Expression, parse
+from npstream.writing.inputs.recognition import as_mapping, iterate
+
+__all__ = ["Condition", "PartTransform", "is_arrow_table", "parse_condition"]
+
+Condition: TypeAlias = "Callable[[dict[str, Any]], object]"
+"""A function that returns True for a sample to keep."""
+
+_GROUP = 64
+"""Number of samples that are filtered together."""
+
+
+def parse_condition(where: str | Condition | None) -> Expression | Condition | None:
+    """Return a parsed expression, or the user's function.
+
+    Raises
+    ------
+    ValueError
+        If the text is no expression.
+    TypeError
+        If `where` is neither a text nor callable.
+    """
+    if where is None or callable(where):
+        return where
+    if not isinstance(where, str):
+        raise TypeError(
+            f"where= of type {type(where).__name__}: expected a text, such as 'label == 3', or a "
+            "function from a sample to True or False"
+        )
+    return parse(where)
+
+
+class PartTransform:
+    """Selects, renames and filters samples and tables.
+
+    Parameters
+    ----------
+    columns : tuple of str, optional
+        The names of the columns to keep, after they are renamed; by default all.
+    rename : mapping of str to str
+        New names by names in the source.
+    where : Expression or callable, optional
+        Uses the new names.
+    """
+
+    def __init__(
+        self,
+        columns: tuple[str, ...] | None,
+        rename: Mapping[str, str],
+        where: Expression | Condition | None,
+    ) -> None:
+        self.columns = columns
+        self.rename = dict(rename)
+        self.where = where
+
+    def new_name(self, name: str) -> str:
+        """Return the name that a column of the source gets."""
+        return self.rename.get(name, name)
+
+    @property
+    def is_identity(self) -> bool:
+        """True if nothing changes."""
+        return self.columns is None and not self.rename and self.where is None
+
+    def apply(self, data: Any) -> Any:
+        """Return what a part holds, transformed: a table, or an iterator of tables or samples."""
+        if self.is_identity:
+            return data
+        if isinstance(data, Dataset):
+            return self._dataset(data)
+        if is_arrow_table(data):
+            return self._table(data)
+        if isinstance(data, Mapping):
+            return self._arrays(data)
+        if fields := getattr(getattr(data, "dtype", None), "names", None):
+            return self._arrays({name: data[name] for name in fields})
+        if hasattr(type(data), "__arrow_c_stream__"):
+            pa = import_optional("pyarrow", "pyarrow", "arrow")
+            data = pa.RecordBatchReader.from_stream(data)
+        return self._items(iterate(data))
+
+    def _items(self, items: Iterator[Any]) -> Iterator[Any]:
+        for first in items:
+            rest = chain([first], items)
+            if is_arrow_table(first):
+                yield from map(self._table, rest)
+            else:
+                yield from self._samples(rest)
+
+    def _table(self, table: Any) -> Any:
+        """Return the rows of an Arrow table or record batch to keep."""
+        names = [self.new_name(name) for name in table.schema.names]
+        if self.rename:
+            table = table.rename_columns(names)
+        if self.where is not None:
+            mask = self._mask({name: table.column(name) for name in names}, table.to_pylist)
+            if not mask.all():
+                table = _filtered(table, mask)
+        if self.columns is not None:
+            table = table.select([name for name in self.columns if name in names])
+        return table
+
+    def _mask(self, columns: Any, rows: Callable[[], Iterable[Any]]) -> Bools:
+        """Return which rows to keep; `rows` returns them as samples."""
+        if isinstance(self.where, Expression):
+            return self.where.evaluate(columns)
+        assert self.where is not None
+        return np.array([_is_kept(self.where, row) for row in rows()], bool)
+
+    def _dataset(self, dataset: Dataset) -> Any:
+        """Return a view of a dataset, whose stored bytes are copied; or a mapping of columns."""
+        if self.rename:
+            return self._arrays({name: dataset[name] for name in dataset.columns})
+        if self.where is not None:
+            dataset = dataset[self._mask(dataset, lambda: dataset)]
+        return dataset if self.columns is None else dataset[list(self.columns)]
+
+    def _arrays(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
+        renamed = {self.new_name(name): values for name, values in arrays.items()}
+        if self.where is not None:
+
+            def rows() -> Iterator[dict[str, Any]]:
+                for values in zip(*renamed.values(), strict=True):
+                    yield dict(zip(renamed, values, strict=True))
+
+            mask = self._mask(renamed, rows)
+            renamed = {
+                name: values[mask]
+                if hasattr(values, "dtype")
+                else [value for value, keep in zip(values, mask, strict=True) if keep]
+                for name, values in renamed.items()
+            }
+        wanted = renamed if self.columns is None else self.columns
+        return {name: renamed[name] for name in wanted if name in renamed}
+
+    def _samples(self, samples: Iterator[Any]) -> Iterator[dict[str, Any]]:
+        number = 0
+        while group := list(islice(samples, _GROUP if self.where is not None else 1)):
+            renamed = [self._renamed(sample, number + k) for k, sample in enumerate(group)]
+            number += len(group)
+            if self.where is not None:
+                columns = _columns_of(renamed, self.where)
+                mask = self._mask(columns, lambda: renamed)  # noqa: B023
+                renamed = [sample for sample, keep in zip(renamed, mask, strict=True) if keep]
+            for sample in renamed:
+                if self.columns is not None:
+                    sample = {name: sample[name] for name in self.columns if name in sample}
+                yield sample
+
+    def _renamed(self, sample: Any, number: int) -> dict[str, Any]:
+        mapping = as_mapping(sample, None, number)
+        if not isinstance(mapping, Mapping):
+            raise TypeError(
+                f"sample {number} of the source is of type {type(sample).__name__}: columns=, "
+                "rename= and where= need samples that are mappings"
+            )
+        return {self.new_name(name): value for name, value in mapping.items()}
+
+
+def is_arrow_table(data: Any) -> bool:
+    """Return True for a table or record batch of pyarrow."""
+    kind = type(data)
+    return kind.__module__.startswith("pyarrow.") and kind.__name__ in ("Table", "RecordBatch")
+
+
+def _filtered(table: Any, mask: Bools) -> Any:
+    """Return rows of an Arrow table; pyarrow cannot filter columns of views, as those of polars."""
+    pa = import_optional("pyarrow", "pyarrow", "arrow")
+    for number, each in enumerate(table.schema):
+        if pa.types.is_string_view(each.type) or pa.types.is_binary_view(each.type):
+            is_text = pa.types.is_string_view(each.type)
+            plain = table.column(number).cast(pa.large_string() if is_text else pa.large_binary())
+            table = table.set_column(number, each.name, plain)
+    return table.filter(pa.array(mask))
+
+
+def _columns_of(samples: list[dict[str, Any]], where: Expression | Condition) -> dict[str, Any]:
+    """Return the columns that an expression uses; a missing key is None."""
+    if not isinstance(where, Expression):
+        return {}
+    existing = dict.fromkeys(name for sample in samples for name in sample)
+    return {
+        name: [sample.get(name) for sample in samples] for name in where.columns if name in existing
+    }
+
+
+def _is_kept(where: Condition, sample: dict[str, Any]) -> bool:
+    try:
+        return bool(where(sample))
+    except Exception as error:
+        frame = error.__traceback__ and error.__traceback__.tb_next
+        if frame is not None and not is_own_frame(frame):
+            error.add_note(f"in where=, for the sample {list(sample)}")
+        raise

@@ -1,0 +1,127 @@
+"""`convert`: its arguments, its plan, objects as sources, filters, maps and errors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import npstream
+from npstream.errors import ColumnError
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+
+TABLE = pa.table({"id": range(100), "text": [f"t{n}" for n in range(100)]})
+
+
+@pytest.fixture
+def source(tmp_path):
+    (tmp_path / "in").mkdir()
+    pq.write_table(TABLE.slice(0, 60), tmp_path / "in" / "1.parquet")
+    pq.write_table(TABLE.slice(60), tmp_path / "in" / "2.parquet")
+    return tmp_path / "in"
+
+
+def add_one(sample):
+    return [{"n": int(sample["id"]) + 1}] * 2
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_map_gets_samples_and_workers_keep_their_order(source, tmp_path, workers):
+    npstream.convert(source, tmp_path / "out", map=add_one, where="id >= 50", workers=workers)
+    assert npstream.open(tmp_path / "out")["n"].load().tolist() == list(
+        np.repeat(np.arange(51, 101), 2)
+    )
+
+
+def test_where_takes_a_function(source, tmp_path):
+    npstream.convert(source, tmp_path / "out", where=lambda sample: sample["text"].endswith("7"))
+    assert npstream.open(tmp_path / "out")["id"].load().tolist() == list(range(7, 100, 10))
+
+
+def test_columns_are_chosen_renamed_and_typed(source, tmp_path):
+    columns = {"body": None, "id": "uint8"}
+    report = npstream.convert(source, tmp_path / "out", columns=columns, rename={"text": "body"})
+    assert report.columns == {"body": "str", "id": "uint8"}
+    assert npstream.open(tmp_path / "out").columns == ("body", "id")
+
+
+def test_a_dry_run_writes_nothing_and_says_what_would_be_written(source, tmp_path):
+    plan = npstream.convert(source, tmp_path / "out", dry_run=True)
+    assert not (tmp_path / "out").exists()
+    assert (plan.kind, plan.files, plan.samples) == ("parquet", 2, 100)
+    assert plan.columns == {"id": "int64", "text": "str"}
+    assert str(plan).splitlines()[1:] == ["  id    int64", "  text  str"]
+    assert npstream.convert(source, "x", dry_run=True, where="id < 10").samples == 10
+    assert npstream.convert(source, "x", dry_run=True, map=add_one).columns == {"n": "int"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"colums": ["id"]}, TypeError, "no argument 'colums'; did you mean 'columns'"),
+        ({"columns": "id"}, TypeError, "'id' is a text: give a list of names"),
+        ({"columns": ["no"]}, ColumnError, "no column 'no'; columns: id, text"),
+        ({"columns": {"id": "int99"}}, ValueError, "unknown encoding 'int99'"),
+        ({"where": "no == 1"}, ColumnError, "no column 'no'"),
+        ({"where": "id = 1"}, ValueError, "write == to compare"),
+        ({"where": 5}, TypeError, "where= of type int"),
+        ({"rename": {"no": "x"}}, ColumnError, "rename=: no column 'no'"),
+        ({"rename": {"id": "text"}}, ValueError, "makes two columns of the name 'text'"),
+        ({"rename": {"id": "x", "text": "x"}}, ValueError, "two columns get the same name"),
+        ({"map": add_one, "columns": ["n"]}, TypeError, "needs an encoding for each column"),
+        ({"kind": "csvs"}, ValueError, "expected one of"),
+        ({"reader_options": {"x": 1}}, TypeError, "no option 'x'"),
+        ({"compression": "zip"}, ValueError, "zip"),
+    ],
+)
+def test_wrong_arguments_raise_before_anything_is_written(
+    source, tmp_path, arguments, error, words
+):
+    with pytest.raises(error, match=words):
+        npstream.convert(source, tmp_path / "out", **arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_objects_are_sources_too(tmp_path):
+    samples = [{"a": n, "b": str(n)} for n in range(200)]
+    table = pa.Table.from_pylist(samples)
+    arrays = {"a": np.arange(200), "b": [str(n) for n in range(200)]}
+    sources = [samples, iter(samples), arrays, table, table.to_reader()]
+    for number, each in enumerate(sources):
+        out = tmp_path / f"out{number}"
+        npstream.convert(
+            each, out, rename={"a": "n"}, columns=["n"], where="n % 3 == 0 and b != '6'"
+        )
+        expected = [n for n in range(0, 200, 3) if n != 6]
+        assert npstream.open(out)["n"].load().tolist() == expected
+        assert npstream.open(out).columns == ("n",)
+
+
+def test_data_frames_are_sources_too(tmp_path):
+    pd = pytest.importorskip("pandas")
+    pl = pytest.importorskip("polars")
+    for number, library in enumerate((pd, pl)):
+        frame = library.DataFrame({"a": [1, 2, 3], "b": ["x", "y", "z"]})
+        npstream.convert(frame, tmp_path / f"o{number}", where="a > 1", columns=["b"])
+        assert list(npstream.open(tmp_path / f"o{number}")["b"]) == ["y", "z"]
+
+
+def test_all_formats_are_written(source, tmp_path):
+    for format in ("jsonl", "csv", "tsv"):
+        report = npstream.convert(source, tmp_path / format, format=format)
+        assert report.columns == {"id": "int", "text": "str"}
+        assert npstream.open(tmp_path / format)[99]["text"] == "t99"
+
+
+def test_an_exception_of_where_is_raised_as_it_is(source, tmp_path):
+    with pytest.raises(KeyError, match="nothing"):
+        npstream.convert(source, tmp_path / "out", where=lambda sample: sample["nothing"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_samples_are_rejected_with_their_numbers(tmp_path):
+    table = pa.table({"x": [1, None, 3]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    report = npstream.convert(tmp_path / "a.parquet", tmp_path / "out", on_error="skip")
+    assert (report.samples, report.rejected) == (2, 1)

@@ -1,0 +1,131 @@
+"""CSV and TSV files as datasets: types, options, compression and errors."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+
+import numpy as np
+import pytest
+
+import npstream
+from npstream.conversion import csv
+from npstream.errors import FormatError
+
+pytest.importorskip("pyarrow")
+
+TEXT = 'id,name,score,day,flag\n1,Ada,0.5,2024-01-31,true\n2,"B, ""x""\ny",-1e3,2024-02-01,false\n'
+COLUMNS = {
+    "id": "int64", "name": "str", "score": "float64", "day": "datetime64[D]", "flag": "bool",
+}  # fmt: skip
+
+
+@pytest.fixture
+def convert(tmp_path):
+    """Return a function that converts text, and returns the dataset."""
+
+    def run(text, name="a.csv", **options):
+        content = text.encode() if isinstance(text, str) else text
+        (tmp_path / name).write_bytes(content)
+        npstream.convert(tmp_path / name, tmp_path / "out", **options)
+        return npstream.open(tmp_path / "out")
+
+    return run
+
+
+def test_types_are_inferred_and_quotes_are_read(tmp_path, convert):
+    ds = convert(TEXT)
+    assert ds[1] == {
+        "id": 2, "name": 'B, "x"\ny', "score": -1000.0,
+        "day": np.datetime64("2024-02-01"), "flag": False,
+    }  # fmt: skip
+    plan = npstream.convert(tmp_path / "a.csv", tmp_path / "o", dry_run=True)
+    assert (plan.columns, plan.samples, plan.kind) == (COLUMNS, 2, "csv")
+
+
+@pytest.mark.parametrize("extension", ["gz", "bz2", "xz", "zst"])
+def test_compressed_files(convert, tmp_path, extension):
+    zstd = pytest.importorskip("backports.zstd")
+    compress = {
+        "gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": zstd.compress,
+    }[extension]  # fmt: skip
+    assert convert(compress(TEXT.encode()), f"a.csv.{extension}")["id"].load().tolist() == [1, 2]
+    cut = compress((TEXT * 50).encode())[:-8]
+    (tmp_path / f"b.csv.{extension}").write_bytes(cut)
+    with pytest.raises(FormatError, match=rf"b\.csv\.{extension}: cannot be decompressed"):
+        npstream.convert(tmp_path / f"b.csv.{extension}", tmp_path / "out2")
+
+
+def test_options_and_tabs(convert):
+    text = "1;x\n2;y\n"
+    ds = convert(text, reader_options={"delimiter": ";", "names": ["n", "s"]})
+    assert ds[0] == {"n": 1, "s": "x"}
+
+
+def test_tabs(convert):
+    assert convert("a\tb\n1\tx,y\n", "a.tsv")[0] == {"a": 1, "b": "x,y"}
+
+
+def test_encodings_of_the_user_decide_the_types(convert):
+    columns = {"zip": "str", "n": "uint8", "f": "float32", "t": "datetime64[s]"}
+    ds = convert("n,zip,f,t\n7,00123,0.1,2024-01-01T00:00:00\n", columns=columns)
+    assert ds[0] == {
+        "zip": "00123", "n": 7, "f": np.float32(0.1), "t": np.datetime64("2024-01-01T00:00:00"),
+    }  # fmt: skip
+    assert ds.dtypes["n"] == np.uint8
+
+
+def test_a_later_value_of_another_type_names_file_row_column_and_value(convert, monkeypatch):
+    monkeypatch.setattr(csv, "CSV_BLOCK", 200)
+    text = "a,b\n" + "1,x\n" * 200 + "one,x\n"
+    with pytest.raises(ValueError, match=r"a\.csv: row 202: column 'a': 'one' .* int64.*columns="):
+        convert(text)
+    assert convert(text, columns={"a": "str", "b": "str"})["a"][200] == "one"
+
+
+def test_a_value_that_is_not_of_the_named_type_raises(convert):
+    with pytest.raises(ValueError, match=r"row 3: column 'a': '300' .*'uint8' in columns="):
+        convert("a\n1\n300\n", columns={"a": "uint8"})
+
+
+def test_empty_values_are_missing_except_in_text(convert):
+    with pytest.raises(ValueError, match=r"sample 1: column 'n'.*null"):
+        convert("n,s\n1,x\n,\n")
+    ds = convert("n,s\n1,x\n,\n", fill={"n": -1})
+    assert ds[1] == {"n": -1, "s": ""}
+
+
+def test_integers_that_floats_would_round_are_refused(convert):
+    text = "id\n1\n12345678901234567891\n"
+    with pytest.raises(ValueError, match=r"row 2: column 'id': 12345678901234567891 exceeds"):
+        convert(text)
+    assert convert(text, columns={"id": "uint64"})["id"][1] == 12345678901234567891
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("a,b\n1,2\n3\n", r"a\.csv: cannot be read as CSV: .*Expected 2 columns, got 1"),
+     ("a,a\n1,2\n", "two columns have the name 'a'"), ("", "all files are empty"),
+     (b"a\n\xff\xff\n", r"a\.csv: cannot be read as CSV.*UTF8|invalid UTF8")],
+)  # fmt: skip
+def test_bad_files_raise(convert, text, words):
+    with pytest.raises(ValueError, match=words):
+        convert(text)
+
+
+def test_files_have_one_schema(tmp_path):
+    (tmp_path / "1.csv").write_text("a,b\n1,x\n")
+    (tmp_path / "2.csv").write_text("b,a\ny,2\n")
+    (tmp_path / "3.csv").write_text("")
+    npstream.convert(tmp_path, tmp_path / "out", kind="csv")
+    assert npstream.open(tmp_path / "out")[1] == {"a": 2, "b": "y"}
+    (tmp_path / "4.csv").write_text("a,c\n1,2\n")
+    with pytest.raises(ValueError, match=r"4\.csv: there is no column 'b', which .*1\.csv has"):
+        npstream.convert(f"{tmp_path}/*.csv", tmp_path / "out2")
+
+
+def test_only_the_chosen_columns_are_read(convert):
+    ds = convert("a,b\n1,x\n2,y\n", columns=["b"], where="a > 1")
+    assert ds.columns == ("b",)
+    assert list(ds["b"]) == ["y"]
