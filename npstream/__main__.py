@@ -10,6 +10,7 @@ from typing import NoReturn
 from npstream import __version__
 from npstream._core.arguments import quantity
 from npstream._core.redaction import redact, url_secrets
+from npstream.conversion.command import add_convert_command
 from npstream.errors import NpstreamError
 
 
@@ -30,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.command(options) or 0
     except (NpstreamError, OSError, ValueError) as error:
-        print(f"npstream: {error}", file=sys.stderr)
+        notes: list[str] = getattr(error, "__notes__", [])
+        print("\n".join([f"npstream: {error}", *notes]), file=sys.stderr)
         return 1
 
 
@@ -91,6 +93,7 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
     verify.add_argument("--index", help="the side-car's directory or URL, if not the dataset's")
     verify.set_defaults(command=run_verify)
 
+    add_convert_command(commands)
     precompile = commands.add_parser(
         "precompile", help="compile all kernels now, for a fast first load in later processes"
     )

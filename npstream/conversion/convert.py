@@ -173,9 +173,15 @@ def convert(
         if dry_run:
             return _plan(opened, choice)
         encodings = choice.encodings(opened.columns)
-        parts = _transformed_parts(opened, choice.transform(), as_samples=map is not None)
+        parts = _Parts(opened, choice.transform(), as_samples=map is not None)
         named: Any = encodings  # `write` takes Encodings, too, which its users do not have
-        return write(url, PartedInput(parts), columns=named, map=map, fill=fill, **options)
+        try:
+            return write(
+                url, PartedInput(parts.parts), columns=named, map=map, fill=fill, **options
+            )
+        except Exception as error:
+            parts.add_to(error)
+            raise
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
@@ -315,26 +321,51 @@ class ObjectSource(InputSource):
         return [Part("data", lambda: self._data)]
 
 
-def _transformed_parts(
-    source: InputSource, transform: PartTransform, *, as_samples: bool = False
-) -> list[Part]:
-    """Return the parts with what they hold transformed; `as_samples` makes tables to rows."""
+class _Parts:
+    """The parts of a source, with what they hold transformed.
 
-    def opened(part: Part) -> Any:
-        data = transform.apply(part.open())
-        return _samples(data) if as_samples else data
+    Parameters
+    ----------
+    source : InputSource
+    transform : PartTransform
+    as_samples : bool, default: False
+        Whether to make samples of the rows of tables.
 
-    return [
-        Part(part.name, partial(opened, part), part.samples if transform.where is None else None)
-        for part in source.parts()
-    ]
+    Attributes
+    ----------
+    parts : list of Part
+    last : str or None
+        The name of the part that was opened last.
+    """
+
+    def __init__(
+        self, source: InputSource, transform: PartTransform, *, as_samples: bool = False
+    ) -> None:
+        self._transform, self._as_samples = transform, as_samples
+        self.last: str | None = None
+        has_all = transform.where is None
+        self.parts = [
+            Part(part.name, partial(self._open, part), part.samples if has_all else None)
+            for part in source.parts()
+        ]
+
+    def _open(self, part: Part) -> Any:
+        self.last = part.name
+        data = self._transform.apply(part.open())
+        return _samples(data) if self._as_samples else data
+
+    def add_to(self, error: Exception) -> None:
+        """Add the name of the part to an exception that does not have it yet."""
+        texts = [str(error), *getattr(error, "__notes__", ())]
+        if self.last is not None and not any(self.last in text for text in texts):
+            error.add_note(f"in part {self.last!r} of the source")
 
 
 def _plan(source: InputSource, choice: _Choice) -> ConvertPlan:
     """Return what would be written; read what the source's metadata does not say."""
     transform = choice.transform()
     found = choice.encodings(source.columns)
-    parts = _transformed_parts(source, transform)
+    parts = _Parts(source, transform).parts
     known = [part.samples for part in parts]
     if found is None:
         encodings = _inferred_encodings(parts, choice)

@@ -12,7 +12,7 @@ from npstream._core.optional import import_optional
 from npstream.conversion.arrow import TableColumns
 from npstream.conversion.files import FileList, SourceFile, split_extension
 from npstream.conversion.source import InputSource, SourceRequest, read_in_thread
-from npstream.errors import FormatError, StorageError
+from npstream.errors import FormatError
 from npstream.formats.encodings.encodings import column_type
 from npstream.writing.inputs.parts import Part
 
@@ -86,7 +86,7 @@ class CsvSource(InputSource):
         names = [name for name in self._columns.encodings if name in header]
         types = {name: self._types.get(name, pa.string()) for name in names}
         cast = self._columns.caster(pa.schema(list(types.items())))
-        with self._reading(file, header), file.open_decompressed() as opened:
+        with self._reading(file, header), file.decompressed() as opened:
             for batch in self._reader(file, opened, column_types=types, include_columns=names):
                 yield batch if cast is None else cast(batch)
 
@@ -104,7 +104,7 @@ class CsvSource(InputSource):
             if not present:
                 continue
             with self._reading(file, header):
-                with file.open_decompressed() as opened:
+                with file.decompressed() as opened:
                     reader = self._reader(file, opened, column_types={}, include_columns=present)
                     batch = next(iter(reader), None)
                 if batch is not None:
@@ -124,7 +124,7 @@ class CsvSource(InputSource):
         if not floats:
             return
         types = dict.fromkeys(floats, pa.string())
-        with file.open_decompressed() as opened:
+        with file.decompressed() as opened:
             texts = next(
                 iter(self._reader(file, opened, column_types=types, include_columns=floats))
             )
@@ -140,7 +140,7 @@ class CsvSource(InputSource):
     def _read_header(self, file: SourceFile) -> list[str]:
         """Return the names of a file's columns."""
         pa = import_optional("pyarrow", "pyarrow", "arrow")
-        with self._reading(file, []), file.open_decompressed() as opened:
+        with self._reading(file, []), file.decompressed() as opened:
             reader = self._reader(file, opened, default_column_type=pa.string())
             names: list[str] = reader.schema.names
         for name in names:
@@ -181,10 +181,6 @@ class CsvSource(InputSource):
             yield
         except pa.ArrowException as error:
             raise _bad_value(file, header, str(error), self.request.encodings) from error
-        except (OSError, EOFError) as error:
-            if isinstance(error, StorageError) or getattr(error, "errno", None) is not None:
-                raise
-            raise FormatError(f"{file.where}: cannot be decompressed: {error}") from error
 
 
 def _bad_value(

@@ -15,12 +15,13 @@ import lzma
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, TypeAlias, cast
 
 from npstream._core.optional import import_optional
 from npstream._core.redaction import redact_url
-from npstream.errors import StorageError
+from npstream.errors import FormatError, StorageError
 from npstream.storage.local import open_store
 from npstream.storage.urls import Location, is_http, local_path, location_str, scheme_of
 
@@ -80,33 +81,36 @@ class SourceFile:
             return cast("BinaryIO", raw)
         return io.BufferedReader(raw, max(min(_BUFFER, self.nbytes), 1))
 
-    def open_decompressed(self) -> BinaryIO:
-        """Return the file like `open`, decompressed if its name ends in .gz, .bz2, .xz or .zst.
+    @contextmanager
+    def decompressed(self) -> Iterator[BinaryIO]:
+        """Open the file like `open`, decompressed if its name ends in .gz, .bz2, .xz or .zst.
 
         A compressed file cannot seek.
+
+        Raises
+        ------
+        FormatError
+            If it is damaged.
         """
         codec = split_extension(self.name)[1]
-        file = self.open()
-        if codec is None:
-            return file
-        if codec == "xz":
-            return cast("BinaryIO", _XzFile(file))
-        pa = import_optional("pyarrow", "pyarrow", "arrow", f"reading {self.where}")
-        return cast("BinaryIO", pa.CompressedInputStream(pa.PythonFile(file, "r"), codec))
+        with self.open() as file:
+            if codec is None:
+                yield file
+                return
+            try:
+                with _decoder(file, codec, self.where) as decoded:
+                    yield decoded
+            except (OSError, EOFError, lzma.LZMAError) as error:
+                if isinstance(error, StorageError) or getattr(error, "errno", None) is not None:
+                    raise
+                raise FormatError(f"{self.where}: cannot be decompressed: {error}") from error
 
 
-class _XzFile(lzma.LZMAFile):
-    """A file in the format xz, which closes the file that it reads."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._compressed = file
-        super().__init__(file)
-
-    def close(self) -> None:
-        try:
-            super().close()
-        finally:
-            self._compressed.close()
+def _decoder(file: BinaryIO, codec: str, where: str) -> BinaryIO:
+    if codec == "xz":
+        return cast("BinaryIO", lzma.open(file))
+    pa = import_optional("pyarrow", "pyarrow", "arrow", f"reading {where}")
+    return cast("BinaryIO", pa.CompressedInputStream(pa.PythonFile(file, "r"), codec))
 
 
 class _RemoteFile(io.RawIOBase):

@@ -38,6 +38,7 @@ SOURCE_KINDS: dict[str, str] = {
     "mds": "npstream.conversion.mds:MdsSource",
     "parquet": "npstream.conversion.parquet:ParquetSource",
     "csv": "npstream.conversion.csv:CsvSource",
+    "jsonl": "npstream.conversion.jsonl:JsonLinesSource",
 }
 """The class of each kind of files. A directory is of the first kind that recognizes it."""
 

@@ -125,7 +125,7 @@ def test_compressed_files_are_decompressed_by_their_names(tmp_path):
     }.items():  # fmt: skip
         path = tmp_path / f"x.csv.{extension}"
         path.write_bytes(compress(text[:100]) + compress(text[100:]))  # two members or frames
-        with find_files(path).files[0].open_decompressed() as file:
+        with find_files(path).files[0].decompressed() as file:
             assert file.read() == text
 
 

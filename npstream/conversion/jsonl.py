@@ -1,0 +1,271 @@
+"""Files of JSON lines as a source, compressed or not.
+
+If all columns hold numbers, true and false, or text, blocks of lines are parsed by pyarrow. Other
+files are parsed line by line by Python, because Arrow would add keys with null to objects whose
+keys differ.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from npstream._core.dtypes import convert_exactly
+from npstream._core.optional import import_optional
+from npstream.conversion.files import split_extension
+from npstream.conversion.source import InputSource, SourceRequest, read_in_thread
+from npstream.errors import FormatError, short_repr
+from npstream.formats.encodings.encodings import column_type, infer
+from npstream.writing.inputs.parts import Part
+
+if TYPE_CHECKING:
+    from npstream._core.typing import AnyArray
+    from npstream.conversion.files import FileList, SourceFile
+
+__all__ = ["JsonLinesSource"]
+
+JSON_BLOCK = 1 << 22
+"""Bytes of lines that are parsed together. Those at the start decide the types of columns."""
+
+_ARROW_NAMES = {"int64": "int64", "float64": "float64", "bool": "bool_", "str": "string"}
+"""The Arrow type of each encoding that pyarrow parses without changing values."""
+
+_VALUE_TYPES: dict[str, set[type]] = {
+    "int64": {int},
+    "float64": {int, float},
+    "bool": {bool},
+    "str": {str},
+}
+
+_TYPE_NAMES = {
+    bool: "true or false", int: "an integer", float: "a number", str: "text", dict: "an object",
+    list: "a list", type(None): "null",
+}  # fmt: skip
+
+
+class JsonLinesSource(InputSource):
+    """Files with a JSON object in each line, in the natural order of their names.
+
+    The first `JSON_BLOCK` of the first file decide the columns and their types: ``"int64"``,
+    ``"float64"``, ``"bool"``, ``"str"``, or ``"json"`` for lists and objects.
+    """
+
+    kind = "jsonl"
+    extensions = (".jsonl", ".ndjson")
+
+    def __init__(self, files: FileList, request: SourceRequest) -> None:
+        super().__init__(files, request)
+        self._files = [file for file in self.own_files() if file.nbytes]
+        types: dict[str, set[type]] = {}
+        where = files.where
+        for file in self._files:
+            with file.decompressed() as opened:
+                for line, block in _blocks(opened):
+                    types = _types_of(row for _, row in _parse(file, line, block))
+                    break
+            if types:
+                where = file.where
+                break
+        fill = request.fill
+        wanted = request.columns
+        if not types and not (wanted and all(n in request.encodings or n in fill for n in wanted)):
+            raise ValueError(f"{files.where}: there are no samples, so the columns are unknown")
+        names = self.selected(types, where) if types else list(wanted or ())
+        names += [n for n in fill if n not in names and (wanted is None or n in wanted)]
+        self._names = names
+        self._known = set(types)
+        inferred = {name: self._inferred(name, types, where) for name in names}
+        self.columns = {name: request.encodings.get(name) or inferred[name] for name in names}
+        self._is_flat = all(name in types and inferred[name] in _ARROW_NAMES for name in names)
+        self._inferred_names = inferred
+        self._value_types = {
+            n: _VALUE_TYPES[inferred[n]] for n in names if inferred[n] in _VALUE_TYPES
+        }
+        found = {name: column_type(encoding) for name, encoding in self.columns.items()}
+        self._arrays = {
+            name: each.dtype for name, each in found.items() if each.kind == "ndarray" or each.shape
+        }
+
+    @classmethod
+    def recognizes(cls, files: FileList) -> bool:
+        """Return True for a single file with the extension .json."""
+        return len(files.files) == 1 and split_extension(files.files[0].name)[0] == ".json"
+
+    def parts(self) -> Sequence[Part]:
+        """Return a part for each file that is not empty."""
+        return [Part(file.name, partial(self._open, file)) for file in self._files]
+
+    def _open(self, file: SourceFile) -> Iterator[Any]:
+        return read_in_thread(self._tables(file)) if self._is_flat else self._samples(file)
+
+    def _inferred(self, name: str, types: Mapping[str, set[type]], where: str) -> str:
+        """Return the encoding of a column by the types of its values."""
+        found = types.get(name, set()) - {type(None)}
+        named = self.request.encodings.get(name)
+        if named in ("json", "pkl"):
+            return named  # any value
+        if not found:
+            if named is not None:
+                return named
+            if name in self.request.fill:
+                return infer(self.request.fill[name]).name
+            raise TypeError(
+                f"{where}: column {name!r} has only null in the first rows: name its encoding, as "
+                f"in columns={{{name!r}: 'json', ...}}, or leave it out"
+            )
+        if found <= {list, dict}:
+            return "json"
+        if len(found) == 1:
+            return {bool: "bool", int: "int64", float: "float64", str: "str"}[found.pop()]
+        if found == {int, float}:
+            return "float64"
+        if named is not None:
+            return named
+        what = " and ".join(sorted(_TYPE_NAMES[each] for each in found))
+        raise TypeError(
+            f"{where}: column {name!r} has {what}: keep both with "
+            f"columns={{{name!r}: 'json', ...}}, or leave it out"
+        )
+
+    def _samples(self, file: SourceFile) -> Iterator[dict[str, Any]]:
+        """Yield the lines of a file as samples."""
+        keeps_all = self.request.columns is None
+        for line, block in self._file_blocks(file):
+            for number, row in _parse(file, line, block):
+                sample = {name: row[name] for name in self._names if name in row}
+                self._check(file, number, row, keeps_all)
+                for name, dtype in self._arrays.items():
+                    if sample.get(name) is not None:
+                        sample[name] = self._array(file, number, name, sample[name], dtype)
+                yield sample
+
+    def _tables(self, file: SourceFile) -> Iterator[Any]:
+        """Yield blocks of the lines of a file as Arrow tables."""
+        pa = import_optional("pyarrow", "pyarrow", "arrow")
+        pj = import_optional("pyarrow.json", "pyarrow", "arrow")
+        types = {n: getattr(pa, _ARROW_NAMES[self._inferred_names[n]])() for n in self._names}
+        schema = pa.schema(list(types.items()))
+        unexpected = "error" if self.request.columns is None else "ignore"
+        options = pj.ParseOptions(schema, unexpected_field_behavior=unexpected)
+        for line, block in self._file_blocks(file):
+            # A block of pyarrow is larger than this one, so that no line is cut.
+            reading = pj.ReadOptions(use_threads=False, block_size=len(block) + 1)
+            try:
+                table = pj.read_json(pa.BufferReader(block), reading, options)
+            except pa.ArrowException:
+                table = self._table(file, line, block, schema)
+            yield table.select(self._names)
+
+    def _table(self, file: SourceFile, line: int, block: bytes, schema: Any) -> Any:
+        """Return a table of a block that pyarrow does not parse; raise for a wrong value."""
+        pa = import_optional("pyarrow", "pyarrow", "arrow")
+        rows = list(_parse(file, line, block))
+        for number, row in rows:
+            self._check(file, number, row, self.request.columns is None)
+        columns = []
+        for field in schema:
+            values = [row.get(field.name) for _, row in rows]
+            try:
+                columns.append(pa.array(values, field.type))
+            except (pa.ArrowException, OverflowError) as error:
+                raise ValueError(
+                    f"{file.where}: lines {line} to {rows[-1][0]}: column {field.name!r}: {error}: "
+                    f"name another encoding, as in columns={{{field.name!r}: 'json', ...}}"
+                ) from error
+        return pa.table(columns, schema)
+
+    def _check(
+        self, file: SourceFile, number: int, row: Mapping[str, Any], keeps_all: bool
+    ) -> None:
+        """Raise ValueError for a value of another type than the first rows, or another key."""
+        if keeps_all and not self._known.issuperset(row):
+            raise self._unknown_key(file, number, row)
+        for name, types in self._value_types.items():
+            value = row.get(name)
+            if value is not None and type(value) not in types:
+                raise ValueError(
+                    f"{file.where}: line {number}: column {name!r}: {short_repr(value)} is "
+                    f"{_TYPE_NAMES[type(value)]}, and the first rows are "
+                    f"{self._inferred_names[name]!r}: give the type, as in columns={{{name!r}: "
+                    "'json', ...}"
+                )
+
+    def _array(
+        self, file: SourceFile, number: int, name: str, value: Any, dtype: np.dtype[Any]
+    ) -> AnyArray:
+        """Return a list of numbers as an array; raise ValueError if that changes a number."""
+        try:
+            array = np.array(value)
+            converted, changed = convert_exactly(array, dtype)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(
+                f"{file.where}: line {number}: column {name!r}: {short_repr(value)} is no array of "
+                f"{dtype}: {error}"
+            ) from error
+        if changed.any():
+            raise ValueError(
+                f"{file.where}: line {number}: column {name!r}: {dtype} cannot hold "
+                f"{array[changed][0]}: choose another encoding in columns="
+            )
+        return converted
+
+    def _unknown_key(self, file: SourceFile, number: int, row: Mapping[str, Any]) -> ValueError:
+        name = next(name for name in row if name not in self._known)
+        return ValueError(
+            f"{file.where}: line {number} has the key {name!r}, which the first rows lack: name "
+            "the columns to write with columns=, or give fill= a value for it"
+        )
+
+    def _file_blocks(self, file: SourceFile) -> Iterator[tuple[int, bytes]]:
+        with file.decompressed() as opened:
+            yield from _blocks(opened)
+
+
+def _types_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, set[type]]:
+    types: dict[str, set[type]] = {}
+    for row in rows:
+        for name, value in row.items():
+            types.setdefault(name, set()).add(type(value))
+    return types
+
+
+def _blocks(opened: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Yield blocks of whole lines, each with the number of its first line."""
+    line, rest = 1, bytearray()
+    while chunk := opened.read(JSON_BLOCK):
+        if line == 1 and not rest:
+            chunk = chunk.removeprefix(b"\xef\xbb\xbf")  # a byte order mark
+        end = chunk.rfind(b"\n") + 1
+        if end:
+            block = bytes(rest) + chunk[:end]
+            yield line, block
+            line += block.count(b"\n")
+            rest = bytearray()
+        rest += chunk[end:]
+    if rest:
+        yield line, bytes(rest)
+
+
+def _parse(file: SourceFile, line: int, block: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the objects of lines, each with the number of its line; blank lines are left out."""
+    for number, text in enumerate(block.split(b"\n"), line):
+        if not text.strip():
+            continue
+        try:
+            row = json.loads(text.decode())
+        except (ValueError, RecursionError) as error:
+            raise FormatError(f"{file.where}: line {number} is not JSON: {error}") from error
+        if not isinstance(row, dict):
+            hint = ""
+            if number == 1 and isinstance(row, list):
+                hint = (
+                    "; a file that is one JSON list is read by json.load, whose list convert takes"
+                )
+            raise FormatError(
+                f"{file.where}: line {number} is {_TYPE_NAMES[type(row)]} and not an object{hint}"
+            )
+        yield number, row

@@ -1,0 +1,65 @@
+"""The command ``npstream convert``."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import npstream
+from npstream.__main__ import main
+
+pytest.importorskip("pyarrow")
+
+
+@pytest.fixture(autouse=True)
+def directory(tmp_path, monkeypatch):
+    """Change to a new directory with two CSV files."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "1.csv").write_text("id;name\n1;x\n2;y\n")
+    (tmp_path / "2.csv").write_text("id;name\n3;z\n")
+    return tmp_path
+
+
+SEMICOLONS = ["--reader-options", "delimiter=;"]
+
+
+def test_files_are_converted(capsys):
+    assert main(["convert", "1.csv", "2.csv", "out", *SEMICOLONS]) == 0
+    assert "3 samples in 1 shard of " in capsys.readouterr().out
+    assert list(npstream.open("out")["name"]) == ["x", "y", "z"]
+
+
+def test_a_dry_run_shows_columns_and_the_count(capsys, directory):
+    assert main(["convert", "*.csv", "out", "--dry-run", *SEMICOLONS]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("csv, 3 samples in 2 files of 28 bytes")
+    assert lines[1:] == ["  id    int64", "  name  str"]
+    assert not (directory / "out").exists()
+
+
+def test_all_options(capsys):
+    words = [
+        "convert", "*.csv", "out", *SEMICOLONS, "--columns", "number:int32", "name", "more",
+        "--rename", "id=number", "--where", "number >= 2", "--fill", "more=1.5",
+        "--compression", "zstd", "--hashes", "sha1", "--shard-size", "1MiB", "--json",
+        "--kind", "csv", "--no-sidecar",
+    ]  # fmt: skip
+    assert main(words) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["columns"] == {"number": "int32", "name": "str", "more": "float64"}
+    assert npstream.open("out")[1] == {"number": 3, "name": "z", "more": 1.5}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["none.csv", "out"], "no such file"), (["1.csv", "out", "--columns", "a:"], "NAME:ENCODING"),
+     (["1.csv", "out", "--rename", "a"], "--rename 'a': expected a name"),
+     (["1.csv", "out", "--where", "id ="], "npstream: "),
+     (["1.csv", "out", "--reader-options", "sep=;"], "no option 'sep'"),
+     (["3.csv", "out"], "in part '3.csv' of the")],
+)  # fmt: skip
+def test_errors_are_shown_without_a_traceback(capsys, directory, words, message):
+    (directory / "3.csv").write_text("a\n1\n\"\"\n")
+    assert main(["convert", *words]) == 1
+    assert message in capsys.readouterr().err
