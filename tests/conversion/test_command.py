@@ -60,6 +60,6 @@ def test_all_options(capsys):
      (["3.csv", "out"], "in part '3.csv' of the")],
 )  # fmt: skip
 def test_errors_are_shown_without_a_traceback(capsys, directory, words, message):
-    (directory / "3.csv").write_text("a\n1\n\"\"\n")
+    (directory / "3.csv").write_text('a\n1\n""\n')
     assert main(["convert", *words]) == 1
     assert message in capsys.readouterr().err
