@@ -76,6 +76,22 @@ class ChunkColumns:
         for start in range(0, len(self), step):
             yield self.rows(name, size, start, start + step)
 
+    def runs(
+        self, name: str, size: int, dtype: np.dtype[Any]
+    ) -> tuple[AnyArray, int, int, int, int] | None:
+        """Return the arguments of `sum_small` for a column of small integers of one size.
+
+        None if samples vary in size, or the numbers are not aligned.
+        """
+        begins, itemsize = self.begins[name], dtype.itemsize
+        if dtype.kind not in "iu" or itemsize > 2 or not self.stride or not len(begins):
+            return None
+        first, end = int(begins[0]), int(begins[-1]) + size
+        if first % itemsize or self.stride % itemsize or address_of(self.data) % itemsize:
+            return None
+        numbers = self.data[: end - end % itemsize].view(dtype)
+        return numbers, first // itemsize, self.stride // itemsize, len(begins), size // itemsize
+
     def numbers_at(self, name: str, size: int, dtype: np.dtype[Any], at: Int64) -> AnyArray:
         """Return elements of arrays of one size, given their positions among all elements."""
         rows, columns = np.divmod(at, size // dtype.itemsize)
@@ -205,7 +221,9 @@ class StatisticsCollector:
             return chunk.numbers_at(name, size, dtype, at)
 
         blocks = (block.view(dtype) for block in chunk.blocks(name, size))
-        add_rows(statistics, blocks, len(chunk), len(chunk) * (size // dtype.itemsize), take)
+        elements = len(chunk) * (size // dtype.itemsize)
+        runs = chunk.runs(name, size, dtype)
+        add_rows(statistics, blocks, len(chunk), elements, take, runs)
 
     def _add_arrays(
         self,

@@ -1,6 +1,6 @@
 """Sequential scan of a shard that hashes its pieces and extracts its scalar columns.
 
-Tested in tests/tools/test_index_builder.py.
+Tested in tests/formats/test_scan.py and tests/tools/test_index_builder.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npstream._core.arguments import quantity
-from npstream._core.memory import ensure_fits
+from npstream._core.jit import kernel, load_u32
+from npstream._core.memory import address_of, ensure_fits
+from npstream._core.spans import copy_short
 from npstream._core.typing import AnyArray, Body, Bytes, Int64
 from npstream.errors import FormatError
 from npstream.formats import chunks, mds, text
@@ -65,6 +67,9 @@ _TEXT_DTYPES = {"int": "int64", "float": "float64"}
 
 _MIN_BUFFER = 1 << 23
 """Initial bytes of the buffer for pieces; most pieces have half this size."""
+
+_MAX_NUMPY_SAMPLES = 1 << 24
+"""Samples that a process splits with NumPy before it imports Numba: about half a second."""
 
 ColumnExtractor = Callable[[memoryview, Int64, int], dict[str, AnyArray]]
 """Extracts columns from consecutive samples, given their bytes, their offsets in these bytes, and
@@ -285,8 +290,7 @@ def _column_extractor(
             if collector is not None:
                 collector.add(record_chunk(body, layout), scalars)
             return scalars
-        chunk = sample_chunk(body, offsets, layout, first)
-        scalars = {n: _numbers_at(body, chunk.begins[n], t) for n, t in columns.items()}
+        chunk, scalars = split_samples(body, offsets, layout, columns, first)
         if collector is not None:
             collector.add(chunk, scalars)
         return scalars
@@ -342,14 +346,14 @@ def record_scalars(
     return scalars
 
 
-def sample_scalars(
+def split_samples(
     data: Bytes,
     offsets: Int64,
     layout: SampleLayout,
     columns: Mapping[str, np.dtype[Any]],
     first: int = 0,
-) -> Scalars:
-    """Return scalar columns of MDS samples that vary in size; check the sizes of all columns.
+) -> tuple[ChunkColumns, Scalars]:
+    """Return the positions of the columns of MDS samples that vary in size, and scalar columns.
 
     Parameters
     ----------
@@ -358,6 +362,7 @@ def sample_scalars(
         First byte of each sample in `data`, ascending, followed by the length of `data`.
     layout : SampleLayout
     columns : mapping of str to dtype
+        The scalar columns.
     first : int
         Row of the first sample in its shard, for messages.
 
@@ -366,15 +371,87 @@ def sample_scalars(
     FormatError
         If the column sizes in a sample do not add up to the sample's length.
     """
-    chunk = sample_chunk(data, offsets, layout, first)
-    return {name: _numbers_at(data, chunk.begins[name], dtype) for name, dtype in columns.items()}
+    global _samples_in_numpy
+    count = len(offsets) - 1
+    if not find_columns.is_loaded and _samples_in_numpy < _MAX_NUMPY_SAMPLES:
+        _samples_in_numpy += count
+        chunk = _split_in_numpy(data, offsets, layout, first)
+        return chunk, {n: _numbers_at(data, chunk.begins[n], t) for n, t in columns.items()}
+    begins = np.empty((len(layout.columns), count), np.int64)
+    sizes = np.empty((layout.nvariable, count), np.int64)
+    scalars = {name: np.empty(count, dtype) for name, dtype in columns.items()}
+    table = np.zeros((len(layout.columns), 3), np.int64)
+    for row, (name, column) in zip(table, layout.columns.items(), strict=True):
+        row[0] = -1 if column.size is None else column.size
+        if name in scalars:
+            row[1:] = address_of(scalars[name]), scalars[name].itemsize
+    whole = find_columns(address_of(data), offsets, table, layout.fixed_nbytes, begins, sizes)
+    if whole < count:
+        raise _sizes_error(first + whole)
+    variable = [name for name, column in layout.columns.items() if column.size is None]
+    places = dict(zip(layout.columns, begins, strict=True))
+    return ChunkColumns(data, places, dict(zip(variable, sizes, strict=True))), scalars
 
 
-def sample_chunk(data: Bytes, offsets: Int64, layout: SampleLayout, first: int = 0) -> ChunkColumns:
-    """Return where the columns of MDS samples lie that vary in size, and check these sizes.
+@kernel
+def find_columns(
+    address: int, offsets: Int64, columns: Int64, fixed_nbytes: int, begins: Int64, sizes: Int64
+) -> int:
+    """Find the columns of MDS samples that vary in size, and copy scalar columns.
 
-    The parameters and exceptions are those of `sample_scalars`.
+    Parameters
+    ----------
+    address : int
+        The address of the samples.
+    offsets : ndarray of int64, shape (n + 1,)
+        The first byte of each sample, and the end of the last one.
+    columns : ndarray of int64, shape (columns, 3)
+        The size of a column, or -1 if it varies; and for a scalar column to copy, the address of
+        its values, and their size.
+    fixed_nbytes : int
+        The bytes of all columns of fixed size.
+    begins : ndarray of int64, shape (columns, n)
+        Is filled with the first byte of each body.
+    sizes : ndarray of int64, shape (columns of variable size, n)
+        Is filled with the size of each of their bodies.
+
+    Returns
+    -------
+    int
+        The first sample whose sizes do not add up to its length, or n.
     """
+    head = 4 * sizes.shape[0]
+    for k in range(offsets.size - 1):
+        begin, end = offsets[k], offsets[k + 1]
+        if end - begin < head + fixed_nbytes:
+            return k
+        at = begin + head
+        varying = 0
+        total = head + fixed_nbytes
+        for v in range(sizes.shape[0]):
+            sizes[v, k] = load_u32(address + begin + 4 * v)
+            total += sizes[v, k]
+        if total != end - begin:
+            return k
+        for c in range(columns.shape[0]):
+            begins[c, k] = at
+            if columns[c, 0] < 0:
+                at += sizes[varying, k]
+                varying += 1
+                continue
+            at += columns[c, 0]
+            size = columns[c, 2]
+            if size:
+                copy_short(columns[c, 1] + k * size, address + begins[c, k], size)
+    return offsets.size - 1
+
+
+_samples_in_numpy = 0
+
+
+def _split_in_numpy(
+    data: Bytes, offsets: Int64, layout: SampleLayout, first: int = 0
+) -> ChunkColumns:
     begins, lengths = offsets[:-1], np.diff(offsets)
     body = 4 * layout.nvariable
     _check_sizes(lengths >= body + layout.fixed_nbytes, first)
@@ -407,7 +484,7 @@ def line_scalars(
 ) -> Scalars:
     """Return scalar columns of text samples, parsing each line with `parse_line`.
 
-    The other parameters are those of `sample_scalars`.
+    The other parameters are those of `split_samples`.
 
     Raises
     ------
@@ -432,8 +509,11 @@ def line_scalars(
 
 def _check_sizes(is_valid: AnyArray, first: int) -> None:
     if not is_valid.all():
-        row = first + int(is_valid.argmin())
-        raise FormatError(f"sample {row}: the sizes of its columns do not add up to its own")
+        raise _sizes_error(first + int(is_valid.argmin()))
+
+
+def _sizes_error(row: int) -> FormatError:
+    return FormatError(f"sample {row}: the sizes of its columns do not add up to its own")
 
 
 def _numbers_at(data: Bytes, offsets: Int64, dtype: np.dtype[Any]) -> AnyArray:

@@ -55,7 +55,7 @@ class QuantileSketch:
             self.levels.append(values[:0])
         kept = self.levels[level]
         self.levels[level] = np.sort(np.concatenate([kept, values])) if len(kept) else values
-        self._compact()
+        self._compact(level)
 
     def merge(self, other: QuantileSketch) -> None:
         """Add the values of another sketch; the bounds of the errors add up."""
@@ -63,22 +63,23 @@ class QuantileSketch:
         for level, values in enumerate(other.levels):
             self.add(values, level)
 
-    def _compact(self) -> None:
-        level = 0
-        while level < len(self.levels):
-            values = self.levels[level]
-            if len(values) > CAPACITY:
-                pairs = len(values) // 2 * 2
-                half = values[self.turn : pairs : 2]
-                self.turn ^= 1
-                self.error += 1 << level
-                self.levels[level] = values[pairs:].copy()
-                if level + 1 == len(self.levels):
-                    self.levels.append(values[:0])
-                above = self.levels[level + 1]
-                both = np.concatenate([above, half])
-                self.levels[level + 1] = np.sort(both) if len(above) else both
+    def _compact(self, level: int) -> None:
+        """Compact a level that has grown, and those above it that grow thereby."""
+        while len(values := self.levels[level]) > CAPACITY:
+            pairs = len(values) // 2 * 2
+            half = values[self.turn : pairs : 2]
+            self.turn ^= 1
+            self.error += 1 << level
+            self.levels[level] = values[pairs:].copy()
             level += 1
+            if level == len(self.levels):
+                self.levels.append(values[:0])
+            above = self.levels[level]
+            if len(above):
+                half = np.sort(np.concatenate([above, half]))
+            elif len(half) <= CAPACITY:
+                half = half.copy()  # a view would keep all values in memory
+            self.levels[level] = half
 
     @property
     def weight(self) -> int:
@@ -179,5 +180,6 @@ def find_runs(values: AnyArray) -> tuple[Int64, Int64]:
     """
     if not len(values):
         return np.empty(0, np.int64), np.empty(0, np.int64)
-    begins = np.concatenate([[0], np.flatnonzero(values[1:] != values[:-1]) + 1])
-    return begins, np.diff(begins, append=len(values))
+    bounds = np.flatnonzero(values[1:] != values[:-1])
+    bounds = np.concatenate([[0], bounds + 1, [len(values)]])
+    return bounds[:-1], bounds[1:] - bounds[:-1]

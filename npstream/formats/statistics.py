@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from npstream._core.jit import kernel
+from npstream._core.jit import Kernel, kernel
 from npstream._core.typing import AnyArray, Bytes, Int64
 from npstream.formats.sketches import FrequentValues, QuantileSketch, find_runs, largest_counts
 
@@ -54,10 +54,13 @@ _BLOCK = 1 << 13
 """Numbers that are summed at once: they stay in the processor's cache, and their sums exact."""
 
 _NUMPY_PATIENCE = 1 << 28
-"""Small integers that are summed with NumPy, over the process's life: a third of a second."""
+"""Integers that are summed with NumPy, over the process's life: a third of a second."""
 
 _EXACT = 1 << 19
 """Up to this magnitude, the sum of the squares of a block is exact in float64."""
+
+_LARGEST_SUMMED = 1 << 31
+"""Magnitude up to which `sum_integers` is exact for up to 2**31 integers."""
 
 _LIMB = 22
 """Bits of the parts of larger integers: products of parts, added over a block, fit int64."""
@@ -225,6 +228,7 @@ def add_rows(
     count: int,
     elements: int,
     take: Callable[[Any], AnyArray],
+    runs: tuple[AnyArray, int, int, int, int] | None = None,
 ) -> None:
     """Add the elements of `count` arrays that are copied block by block.
 
@@ -237,8 +241,13 @@ def add_rows(
         The number of arrays, and of all their elements.
     take : callable
         Returns the elements at some positions, or of a slice.
+    runs : tuple, optional
+        The arguments of `sum_small` that describe all elements, which then need not be copied.
     """
     statistics.count += count
+    if runs is not None and elements >= _BLOCK and _is_compiled(sum_small, elements):
+        _add_facts(statistics, *_small_facts(*runs))
+        blocks = ()
     _add_numbers(statistics, blocks, elements, ELEMENTS, take)
 
 
@@ -261,9 +270,11 @@ def _add_numbers(
     level = max(0, (elements - 1).bit_length() - most.bit_length() + 1)
     seen = take(_spread(elements, elements >> level) if level else slice(None))
     seen = _meant(statistics.dtype, seen)
-    seen = np.sort(_present(statistics.dtype, seen))
+    seen = _present(statistics.dtype, seen)
     if not len(seen):
         return
+    # Numbers of samples are sorted already. The copy is needed: a chunk's memory is reused.
+    seen = np.sort(seen) if (seen[1:] < seen[:-1]).any() else seen.copy()
     statistics.examined += len(seen)
     quantiles = QuantileSketch()
     quantiles.add(seen, level)
@@ -311,6 +322,12 @@ def _add_exactly(statistics: ColumnStatistics, values: AnyArray) -> None:
         total, squares = _float_sums(values)
     else:
         total, squares = _int_sums(values, low, high)
+    _add_facts(statistics, low, high, total, squares)
+
+
+def _add_facts(
+    statistics: ColumnStatistics, low: Number, high: Number, total: Number, squares: Number
+) -> None:
     statistics.minimum = low if statistics.minimum is None else min(statistics.minimum, low)
     statistics.maximum = high if statistics.maximum is None else max(statistics.maximum, high)
     statistics.total += total
@@ -318,31 +335,86 @@ def _add_exactly(statistics: ColumnStatistics, values: AnyArray) -> None:
 
 
 @kernel
-def sum_small(values: AnyArray, found: Int64) -> None:
-    """Find least, greatest, sum and sum of squares of integers of at most 16 bits."""
+def sum_small(
+    numbers: AnyArray, first: int, stride: int, rows: int, width: int, found: Int64
+) -> None:
+    """Find least, greatest, sum and sum of squares of integers of at most 16 bits.
+
+    They are `rows` runs of `width` numbers. The first run begins at ``numbers[first]``, and each
+    other one `stride` numbers after the one before.
+    """
+    least = numbers[first]
+    greatest = numbers[first]
+    total = 0
+    squares = 0
+    for row in range(rows):
+        begin = first + row * stride
+        values = numbers[begin : begin + width]
+        for k in range(width):
+            least = min(least, values[k])
+            greatest = max(greatest, values[k])
+            number = int(values[k])
+            total += number
+            squares += number * number
+    found[0], found[1], found[2], found[3] = least, greatest, total, squares
+
+
+@kernel
+def sum_integers(values: Int64, found: Int64) -> None:
+    """Find least, greatest, sum and the two halves of the sum of squares of integers.
+
+    The sums are those of integers of at most 32 bits, and meaningless for larger ones.
+    """
     least = values[0]
     greatest = values[0]
     total = 0
-    squares = 0
+    low = 0
+    high = 0
     for k in range(values.size):
-        least = min(least, values[k])
-        greatest = max(greatest, values[k])
-        number = int(values[k])
+        number = values[k]
+        least = min(least, number)
+        greatest = max(greatest, number)
         total += number
-        squares += number * number
-    found[0], found[1], found[2], found[3] = least, greatest, total, squares
+        square = number * number
+        low += square & 0xFFFFFFFF
+        high += square >> 32
+    found[0], found[1], found[2], found[3], found[4] = least, greatest, total, low, high
 
 
 def _facts(values: AnyArray) -> tuple[Any, Any, tuple[int, int] | None]:
     """Return the least and the greatest number; and the sums, if these cost nothing more."""
-    global _numbers_in_numpy
-    if values.dtype.kind in "iu" and values.itemsize <= 2 and len(values) >= _BLOCK:
-        if sum_small.is_loaded or _numbers_in_numpy > _NUMPY_PATIENCE:
-            found = np.empty(4, np.int64)
-            sum_small(np.ascontiguousarray(values), found)
-            return found[0], found[1], (int(found[2]), int(found[3]))
-        _numbers_in_numpy += len(values)
+    if values.dtype.kind not in "iu" or len(values) < _BLOCK or values.dtype == np.uint64:
+        return values.min(), values.max(), None
+    if values.itemsize <= 2:
+        if _is_compiled(sum_small, len(values)):
+            facts = _small_facts(np.ascontiguousarray(values), 0, 0, 1, len(values))
+            return np.int64(facts[0]), np.int64(facts[1]), facts[2:]
+    elif _is_compiled(sum_integers, len(values)):
+        found = np.empty(5, np.int64)
+        sum_integers(values.astype(np.int64, copy=False), found)
+        least, greatest, total, low, high = found.tolist()
+        is_exact = least >= -_LARGEST_SUMMED and greatest <= _LARGEST_SUMMED
+        return found[0], found[1], (total, (high << 32) + low) if is_exact else None
     return values.min(), values.max(), None
+
+
+def _small_facts(
+    numbers: AnyArray, first: int, stride: int, rows: int, width: int
+) -> tuple[int, int, int, int]:
+    """Return what `sum_small` finds."""
+    found = np.empty(4, np.int64)
+    sum_small(numbers, first, stride, rows, width, found)
+    least, greatest, total, squares = found.tolist()
+    return least, greatest, total, squares
+
+
+def _is_compiled(summing: Kernel[..., None], count: int) -> bool:
+    """Return whether to use a kernel for `count` numbers: if not, NumPy has some more to do."""
+    global _numbers_in_numpy
+    if summing.is_loaded or _numbers_in_numpy > _NUMPY_PATIENCE:
+        return True
+    _numbers_in_numpy += count
+    return False
 
 
 _numbers_in_numpy = 0

@@ -14,6 +14,8 @@ import numpy as np
 from npstream._core import jit as _jit
 from npstream._core.spans import join_columns
 from npstream.dataset.opening import open_dataset
+from npstream.formats.scan import find_columns
+from npstream.formats.statistics import sum_integers, sum_small
 from npstream.indexing.selection import Selection
 from npstream.orders.order import full_order
 from npstream.orders.permutation import Permutation
@@ -45,6 +47,7 @@ def precompile() -> None:
     assert isinstance(masked, Selection)
     masked.at(np.arange(len(masked)))
     join_columns(0, np.zeros((1, 3), np.int64), np.zeros((0, 2, 0), np.int64), 0)
+    _precompile_scans()
     _precompile_streaming()
 
 
@@ -61,6 +64,15 @@ def precompile_reads() -> None:
         with open_dataset(path) as ds:
             ds.shuffle(0).load()
             _ = ds["text"] == "a"
+
+
+def _precompile_scans() -> None:
+    """Compile the kernels that scan a shard while it is written."""
+    nothing, found = np.zeros((0, 0), np.int64), np.zeros(5, np.int64)
+    find_columns(0, found[:1], np.zeros((0, 3), np.int64), 0, nothing, nothing)
+    sum_integers(np.zeros(1, np.int64), found)
+    for dtype in (np.uint8, np.int8, np.uint16, np.int16):
+        sum_small(np.zeros(1, dtype), 0, 0, 1, 1, found)
 
 
 def _precompile_streaming() -> None:

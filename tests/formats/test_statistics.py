@@ -141,10 +141,10 @@ INTEGERS = [np.dtype(code) for code in ("u1", "i1", "u2", "i2", "u4", "i4", "u8"
 
 @pytest.mark.parametrize("dtype", INTEGERS, ids=str)
 @pytest.mark.parametrize("count", [1, 7, 9000, 70_000])
-@pytest.mark.parametrize("patience", [-1, 1 << 40], ids=["kernel", "NumPy"])
+@pytest.mark.parametrize("compiled", [True, False], ids=["kernel", "NumPy"])
 @pytest.mark.parametrize("span", ["all", "small", "ends"])
-def test_integers_are_exact(dtype, count, patience, span, monkeypatch):
-    monkeypatch.setattr(module, "_NUMPY_PATIENCE", patience)
+def test_integers_are_exact(dtype, count, compiled, span, monkeypatch):
+    monkeypatch.setattr(module, "_is_compiled", lambda kernel, count: compiled)
     limits, rng = np.iinfo(dtype), np.random.default_rng(count)
     low, high = (limits.min, limits.max) if span != "small" else (0, 100)
     values = rng.integers(low, high, count, dtype, endpoint=True)
@@ -154,6 +154,30 @@ def test_integers_are_exact(dtype, count, patience, span, monkeypatch):
         statistics = ColumnStatistics(dtype.name)
         add(statistics, values)
         assert_exact(statistics, values)
+
+
+@pytest.mark.parametrize("dtype", INTEGERS[:4], ids=str)
+@pytest.mark.parametrize("compiled", [True, False], ids=["kernel", "NumPy"])
+@pytest.mark.parametrize(
+    "columns", [("x",), ("a", "x"), ("x", "z"), ("a", "odd", "x"), ("odd", "x")]
+)
+def test_arrays_of_small_integers_are_exact(dtype, compiled, columns, tmp_path, monkeypatch):
+    """The kernel reads them within the records, if they are aligned."""
+    monkeypatch.setattr(module, "_is_compiled", lambda kernel, count: compiled)
+    limits, rng = np.iinfo(dtype), np.random.default_rng(0)
+    count = 3000
+    data = {
+        "a": rng.integers(0, 9, count),
+        "odd": rng.integers(-99, 99, count, np.int8),
+        "x": rng.integers(limits.min, limits.max, (count, 3, 5), dtype, endpoint=True),
+        "z": rng.random((count, 2)),
+    }
+    npstream.write(tmp_path, {name: data[name] for name in columns}, shard_size="40KB")
+    found = read(tmp_path)
+    for name in columns:
+        assert found[name].count == count
+        assert_exact(found[name], data[name])
+    assert found["x"].quantiles.weight > 0
 
 
 @given(hnp.arrays(st.sampled_from(INTEGERS), st.integers(0, 50)))
