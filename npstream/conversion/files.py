@@ -39,6 +39,9 @@ _BUFFER = 1 << 23
 _REQUEST = 1 << 21
 """Maximum bytes of one of the concurrent requests for a part of a remote file."""
 
+_SIDECAR_FOLDER = "index.columns"
+"""The folder of a dataset in which its side-car has columns, as .npy files."""
+
 _GLOB = re.compile(r"[*?[]")
 
 
@@ -173,8 +176,16 @@ class FileList:
         return {file.name for file in self.files}
 
     def with_extensions(self, extensions: Collection[str]) -> tuple[SourceFile, ...]:
-        """Return the files whose names have one of the extensions, before that of a compression."""
-        return tuple(file for file in self.files if split_extension(file.name)[0] in extensions)
+        """Return the files whose names have one of the extensions, before that of a compression.
+
+        The columns in the side-car of a dataset are left out.
+        """
+        return tuple(
+            file
+            for file in self.files
+            if split_extension(file.name)[0] in extensions
+            and _SIDECAR_FOLDER not in file.name.split("/")
+        )
 
 
 def split_extension(name: str) -> tuple[str, str | None]:

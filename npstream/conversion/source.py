@@ -39,6 +39,11 @@ SOURCE_KINDS: dict[str, str] = {
     "parquet": "npstream.conversion.parquet:ParquetSource",
     "csv": "npstream.conversion.csv:CsvSource",
     "jsonl": "npstream.conversion.jsonl:JsonLinesSource",
+    "huggingface": "npstream.conversion.hugging_face:HuggingFaceSource",
+    "zarr": "npstream.conversion.arrays.zarr:ZarrSource",
+    "hdf5": "npstream.conversion.arrays.hdf5:Hdf5Source",
+    "npy": "npstream.conversion.arrays.numpy_files:NpySource",
+    "npz": "npstream.conversion.arrays.numpy_files:NpzSource",
 }
 """The class of each kind of files. A directory is of the first kind that recognizes it."""
 

@@ -103,7 +103,7 @@ class Operand:
             return np.full(len(data), data.shape[1], np.int64)
         if self.kind in ("text", "bytes"):
             return np.strings.str_len(data).astype(np.int64)
-        if self.kind == "object" and all(
+        if data.dtype.kind == "O" and all(
             hasattr(value, "__len__") for value, skip in self._rows() if not skip
         ):
             lengths = (0 if skip else len(value) for value, skip in self._rows())
@@ -185,14 +185,21 @@ def operand_of(values: Any, name: str = "") -> Operand:
         return Operand(np.asarray(values.data), missing, name=name)
     if array_like.is_arrow(values):
         return _from_arrow(array_like.arrow_array(values), name)
-    if isinstance(values, list | tuple) and any(map(array_like.is_missing, values)):
-        values = np.array([*values, ()], object)[:-1]  # no broadcasting
+    if isinstance(values, list | tuple) and not all(map(_is_plain_scalar, values)):
+        objects = np.empty(len(values), object)
+        for row, value in enumerate(values):
+            objects[row] = value  # `objects[:] = values` would broadcast arrays of one shape
+        values = objects
     array = np.asarray(values)
     if array.dtype.kind == "T" and hasattr(array.dtype, "na_object"):
         array = array.astype(object)
     if array.dtype.kind == "O" and array.ndim == 1:
         return _from_objects(array, name)
     return Operand(array, name=name)
+
+
+def _is_plain_scalar(value: object) -> bool:
+    return isinstance(value, str | bytes | bool | int | float | np.generic)
 
 
 def _from_objects(array: AnyArray, name: str) -> Operand:
@@ -203,6 +210,8 @@ def _from_objects(array: AnyArray, name: str) -> Operand:
     if len(present) < len(objects):
         missing = np.fromiter(map(_is_missing, objects), bool, len(objects))
     types = set(map(type, present))
+    if np.ndarray in types:
+        return Operand(array, missing, "array", name)
     if types and types <= {str, np.str_}:
         converted = np.array(present, _TEXT)
     elif types and types <= {bool, np.bool_}:

@@ -240,6 +240,13 @@ def test_missing_text_and_lists():
     assert parse("n == 1").evaluate(arrays).tolist() == [False] * 3
 
 
+def test_lists_of_arrays_have_lengths_only():
+    arrays = {"a": [np.arange(1), None, np.arange(3)], "b": [np.arange(2)] * 3}
+    assert parse("len(a) == 3 and len(b) == 2").evaluate(arrays).tolist() == [False, False, True]
+    with pytest.raises(TypeError, match="several numbers in each row"):
+        parse("a == 0").evaluate(arrays)
+
+
 def test_objects_are_compared_with_their_own_operators():
     arrays = {"x": np.array([1, "a", (1, 2)], object)}
     assert parse("x == 1").evaluate(arrays).tolist() == [True, False, False]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from itertools import chain
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -28,14 +27,20 @@ from npstream.writing.tables import (
     with_column,
 )
 
-__all__ = ["dataset_stream"]
+__all__ = [
+    "ARRAY_FEATURES", "FILE_ENCODINGS", "dataset_stream", "file_bodies", "fixed_arrays",
+    "image_encoding",
+]  # fmt: skip
 
 _BATCH_BYTES = 1 << 23
 _BATCH_ROWS = 1 << 16
 _STREAM_ROWS = 1000
 """Rows of a batch, for a dataset of unknown size."""
 
-_FILE_ENCODINGS = {"Audio": "bytes", "Video": "bytes", "Pdf": "bytes", "Image": ""}
+ARRAY_FEATURES = ("Array2D", "Array3D", "Array4D", "Array5D")
+"""The features that are arrays of several axes."""
+
+FILE_ENCODINGS = {"Audio": "bytes", "Video": "bytes", "Pdf": "bytes", "Image": ""}
 """The encodings of features that are files. The first file decides the encoding of images."""
 
 
@@ -137,17 +142,17 @@ def _column(
 ) -> InputColumn:
     kind = type(feature).__name__
     pa = import_optional("pyarrow", "pyarrow", "arrow")
-    if kind in _FILE_ENCODINGS and pa.types.is_struct(array.type):
-        files = _files(array)
+    if kind in FILE_ENCODINGS and pa.types.is_struct(array.type):
+        files = file_bodies(array)
         if name not in image_encodings:
-            image_encodings[name] = _FILE_ENCODINGS[kind] or _image_encoding(files)
+            image_encodings[name] = FILE_ENCODINGS[kind] or image_encoding(files)
         return ArrowColumn(files, fill, image_encodings[name])
-    if kind in ("Array2D", "Array3D", "Array4D", "Array5D"):
+    if kind in ARRAY_FEATURES:
         return _arrays(array, feature, fill)
     return ArrowColumn(array, fill)
 
 
-def _files(array: Any) -> Any:
+def file_bodies(array: Any) -> Any:
     """Return the bytes of files; read the files that have only a path."""
     pc = import_optional("pyarrow.compute", "pyarrow", "arrow")
     pa = import_optional("pyarrow", "pyarrow", "arrow")
@@ -177,7 +182,7 @@ def _read(path: str, row: int) -> bytes:
         ) from error
 
 
-def _image_encoding(files: Any) -> str:
+def image_encoding(files: Any) -> str:
     """Return the encoding for image files, by the first one; both encodings store any file."""
     first = next((each.as_py() for each in files if each.is_valid), b"")
     return "jpeg" if first.startswith(b"\xff\xd8") else "png"
@@ -185,7 +190,6 @@ def _image_encoding(files: Any) -> str:
 
 def _arrays(array: Any, feature: Any, fill: Fill) -> InputColumn:
     """Return arrays of several dimensions, which Arrow stores as nested lists, as a column."""
-    pa = import_optional("pyarrow", "pyarrow", "arrow")
     shape, dtype = tuple(feature.shape), np.dtype(feature.dtype)
     storage = plain(array)
     if None in shape:
@@ -193,11 +197,24 @@ def _arrays(array: Any, feature: Any, fill: Fill) -> InputColumn:
         return ListColumn(rows, f"ndarray:{dtype.name}", fill)
     if storage.null_count:
         ArrowColumn(storage).check()
+    return ArrowColumn(fixed_arrays(storage, shape), fill)
+
+
+def fixed_arrays(storage: Any, shape: tuple[int, ...]) -> Any:
+    """Return nested lists of one shape, which Arrow stores with offsets, as lists of fixed size.
+
+    Raises
+    ------
+    ValueError
+        If they do not all have the shape.
+    """
+    pa = import_optional("pyarrow", "pyarrow", "arrow")
+    pc = import_optional("pyarrow.compute", "pyarrow", "arrow")
     flat = storage
-    for _ in shape:
+    for size in shape:
+        if (pc.list_value_length(flat).to_numpy(zero_copy_only=False) != size).any():
+            raise ValueError(f"its arrays do not all have the shape {shape} of its feature")
         flat = flat.flatten()
-    if len(flat) != len(storage) * prod(shape):
-        raise ValueError(f"its arrays do not all have the shape {shape} of its feature")
     for size in reversed(shape):
         flat = pa.FixedSizeListArray.from_arrays(flat, size)
-    return ArrowColumn(flat, fill)
+    return flat

@@ -1,0 +1,1 @@
+"""Arrays as sources: files of NumPy, HDF5 and Zarr."""
