@@ -33,6 +33,8 @@ from npstream.storage.deadlines import shared_deadline
 from npstream.writing.shard import Bodies
 
 if TYPE_CHECKING:
+    from npstream.formats.index import Schema
+    from npstream.formats.mds import SampleLayout
     from npstream.shards.table import Fetcher
 
 RawColumn = AnyArray | Ragged | list[Any]
@@ -420,13 +422,9 @@ def _find_schema_bodies(fetcher: Fetcher, schema: int, plan: Plan, ids: Int64) -
     if layout is None:
         return _encode_lines(fetcher, schema, plan, ids)
     address, nbytes, owner = fetcher.locate_and_prefetch(ids)
-    _check_sizes(fetcher, ids, nbytes < 4 * layout.nvariable + layout.fixed_nbytes)
-    sizes = np.empty((len(ids), layout.nvariable), "<u4")
-    header = np.full(len(ids), 4 * layout.nvariable, np.int64)
-    offsets = header * np.arange(len(ids))
-    copy_spans.for_size(len(ids))(address, header, offsets, memory.address_of(sizes))
+    sizes = _read_sizes(fetcher, layout, ids, address, nbytes)
     encodings = {field.name: field.encoding for field in plan.fields}
-    bodies, body_address = {}, address + header
+    bodies, body_address = {}, address + 4 * layout.nvariable
     for name, column in layout.columns.items():
         if column.size is None:
             size = sizes[:, column.variable_before].astype(np.int64)
@@ -444,6 +442,55 @@ def _find_schema_bodies(fetcher: Fetcher, schema: int, plan: Plan, ids: Int64) -
             )
             values.raise_if(size != encoding.size, f"{encoding.name!r} takes {encoding.size}")
     return {name: bodies[name] for name in encodings}
+
+
+def _read_sizes(
+    fetcher: Fetcher, layout: SampleLayout, ids: Int64, address: Int64, nbytes: Int64
+) -> np.ndarray[Any, np.dtype[np.uint32]]:
+    """Return the sizes of the variable columns of samples, shape (n, variable columns)."""
+    _check_sizes(fetcher, ids, nbytes < 4 * layout.nvariable + layout.fixed_nbytes)
+    sizes = np.empty((len(ids), layout.nvariable), "<u4")
+    header = np.full(len(ids), 4 * layout.nvariable, np.int64)
+    offsets = header * np.arange(len(ids))
+    copy_spans.for_size(len(ids))(address, header, offsets, memory.address_of(sizes))
+    return sizes
+
+
+def find_samples(fetcher: Fetcher, ids: Int64) -> Bodies:
+    """Locate whole samples, for a writer to copy; check that the sizes of columns add up.
+
+    Lines of text are checked to be whole lines.
+
+    Parameters
+    ----------
+    fetcher : Fetcher
+    ids : ndarray of int64, shape (n,)
+        Sample numbers, in any order, with duplicates.
+    """
+    index = fetcher.index
+    address, nbytes, owner = fetcher.locate_and_prefetch(ids)
+    schema_ids = index.schema_ids[np.searchsorted(index.starts, ids, side="right") - 1]
+    for schema in np.unique(schema_ids).tolist():
+        rows = slice(None) if len(index.schemas) == 1 else np.flatnonzero(schema_ids == schema)
+        some, begins, lengths = ids[rows], address[rows], nbytes[rows]
+        layout = fetcher.layouts[schema]
+        if layout is None:
+            _check_lines(fetcher, index.schemas[schema], some, begins, lengths)
+        else:
+            sizes = _read_sizes(fetcher, layout, some, begins, lengths)
+            total = sizes.sum(axis=1, dtype=np.int64) + 4 * layout.nvariable + layout.fixed_nbytes
+            _check_sizes(fetcher, some, total != lengths)
+    return Bodies(address, nbytes, owner)
+
+
+def _check_lines(
+    fetcher: Fetcher, schema: Schema, ids: Int64, address: Int64, nbytes: Int64
+) -> None:
+    """Raise FormatError unless each span is one whole line."""
+    guard = text.guard_nbytes(schema)
+    for sample, begin, length in zip(ids.tolist(), address.tolist(), nbytes.tolist(), strict=True):
+        if not text.is_complete_line(schema, ctypes.string_at(begin - guard, length + guard)):
+            fetcher.raise_damaged(sample, "it is not one whole line")
 
 
 def _check_sizes(fetcher: Fetcher, ids: Int64, is_wrong: Bools) -> None:

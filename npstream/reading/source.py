@@ -23,7 +23,14 @@ from npstream.formats.text import CASTS
 from npstream.orders.chunks import shard_chunks, view_chunks
 from npstream.orders.order import Order, Shuffle, full_order
 from npstream.reading.decode import batch_column, sample_values
-from npstream.reading.gather import Lookup, column_bodies, equal_text, find_bodies, gather
+from npstream.reading.gather import (
+    Lookup,
+    column_bodies,
+    equal_text,
+    find_bodies,
+    find_samples,
+    gather,
+)
 from npstream.reading.plan import Field, Plan
 from npstream.reading.sample import SampleReader
 
@@ -256,6 +263,10 @@ class Source:
             bodies[name] = column_bodies(computation.column(lookup.rows))
         return bodies
 
+    def whole_samples(self, lookup: Lookup) -> Bodies:
+        """Locate the stored bytes of whole samples, for a writer to copy."""
+        return find_samples(self.fetcher, lookup.samples)
+
     def equal(self, plan: Plan, lookup: Lookup, text: bytes) -> Bools:
         """Return True where a column of text or bytes equals `text`, without copying values."""
         (field,) = plan.fields
@@ -460,19 +471,19 @@ def open_source(
     fields: dict[str, Field] = {}
     column_errors: dict[str, str] = {}
     for number, schema in enumerate(fetcher.index.schemas):
-        schema_fields = _schema_fields(schema, where)
+        others = schema_fields(schema, where)
         if number == 0:
-            fields = schema_fields
+            fields = others
             continue
         shard = int(np.argmax(fetcher.index.schema_ids == number))
-        for name in fields.keys() | schema_fields.keys():
-            if name not in schema_fields or name not in fields:
-                holds = "does not have" if name not in schema_fields else "has"
+        for name in fields.keys() | others.keys():
+            if name not in others or name not in fields:
+                holds = "does not have" if name not in others else "has"
                 column_errors[name] = (
                     f"{where}: not all shards have column {name!r}: shard {shard} {holds} it"
                 )
                 continue
-            first, other = fields[name].encoding, schema_fields[name].encoding
+            first, other = fields[name].encoding, others[name].encoding
             if encoding_key(other) != encoding_key(first):
                 column_errors[name] = (
                     f"{where}: column {name!r} is {other.name!r} in shard {shard}, "
@@ -502,7 +513,7 @@ def open_source(
     return source, names
 
 
-def _schema_fields(schema: Schema, where: str) -> dict[str, Field]:
+def schema_fields(schema: Schema, where: str) -> dict[str, Field]:
     """Return the columns of a schema, after checking their encodings and sizes."""
     fields = {}
     for name, encoding, size in zip(

@@ -14,14 +14,15 @@ from npstream.errors import NpstreamError
 from npstream.formats.encodings.encodings import Encoding, column_type, type_of_array
 from npstream.reading.plan import Field, Plan
 from npstream.reading.ragged import Ragged
+from npstream.reading.source import schema_fields
 from npstream.writing.shard import bodies_of_rows
-from npstream.writing.tables import convert_rows
+from npstream.writing.tables import StoredSamples, convert_rows
 
 if TYPE_CHECKING:
     from npstream.indexing.selection import Selection
     from npstream.reading.gather import Lookup
     from npstream.reading.source import Source
-    from npstream.writing.shard import ColumnBlock
+    from npstream.writing.shard import ColumnBlock, ShardFormat
     from npstream.writing.tables import Bounds
 
 
@@ -68,24 +69,50 @@ class StoredTable:
         copied: list[Field] = []
         others: list[Field] = []
         for name, encoding in encodings.items():
-            field = self._fields[name]
-            same = (
-                is_copied_verbatim(field.encoding)
-                and field.encoding.stored_name == encoding.stored_name
-            )
-            (copied if same else others).append(field)
+            (copied if self._is_same(name, encoding) else others).append(self._fields[name])
         plan, first = Plan(copied), 0
-        blocks = (self._selection.ids(start, stop) for start, stop in bounds)
-        rowwise = self._source.is_view_rowwise(self._selection)
-        for _, lookup in self._source.read_ahead(
-            blocks, lambda ids: ids, self._selection.step, rowwise
-        ):
+        for lookup in self._lookups(bounds):
             columns: dict[str, ColumnBlock] = dict(self._source.bodies(plan, lookup))
             for field in others:
                 encoding = encodings[field.name]
                 columns[field.name] = self._convert_rows(field, lookup, encoding, first)
             yield columns
             first += len(lookup.rows)
+
+    def _lookups(self, bounds: Bounds) -> Iterator[Lookup]:
+        """Yield the rows of each block, while the next ones are fetched."""
+        blocks = (self._selection.ids(start, stop) for start, stop in bounds)
+        rowwise = self._source.is_view_rowwise(self._selection)
+        ahead = self._source.read_ahead(blocks, lambda ids: ids, self._selection.step, rowwise)
+        return (lookup for _, lookup in ahead)
+
+    def _is_same(self, name: str, encoding: Encoding) -> bool:
+        """Return True if the stored bytes of a column are those of another encoding, too."""
+        stored = self._fields[name].encoding
+        return is_copied_verbatim(stored) and stored.stored_name == encoding.stored_name
+
+    def stored_samples(self, bounds: Bounds, layout: ShardFormat) -> StoredSamples | None:
+        """Return the rows as whole samples; None if a column must be left out or converted."""
+        index, wanted = self._source.index, layout.schema
+        fields = self._fields.values()
+        if layout.columns.keys() != self._fields.keys() or any(f.computation for f in fields):
+            return None
+        if wanted.format == "mds":
+            # The names of encodings may differ if their bytes do not, such as int and int64.
+            shape = wanted.format, wanted.names, wanted.sizes
+            is_same = all((s.format, s.names, s.sizes) == shape for s in index.schemas) and all(
+                self._is_same(name, encoding) for name, encoding in layout.columns.items()
+            )
+        else:
+            stored = schema_fields(wanted, index.where)
+            is_same = all(schema == wanted for schema in index.schemas) and all(
+                field.encoding == stored[field.name].encoding for field in fields
+            )
+        if not is_same:
+            return None
+        blocks = (self._source.whole_samples(lookup) for lookup in self._lookups(bounds))
+        is_mapped = not self._source.remotes and not index.compressed.any()
+        return StoredSamples(blocks, is_mapped)
 
     def _convert_rows(
         self, field: Field, lookup: Lookup, encoding: Encoding, first: int

@@ -25,7 +25,13 @@ from npstream.writing.inputs.fill import check_fill, fill_sample
 from npstream.writing.inputs.recognition import as_mapping, foreign_table, table_of
 from npstream.writing.mapping import MapFunction, Position, apply_map, table_rows, track_position
 from npstream.writing.pipeline import ShardPipeline
-from npstream.writing.report import REFUSALS, Rejected, WriteReport, make_rejects
+from npstream.writing.report import (
+    REFUSALS,
+    Rejected,
+    WriteReport,
+    count_bytes,
+    make_rejects,
+)
 from npstream.writing.rows import (
     SampleEncoder,
     check_mapping,
@@ -40,6 +46,7 @@ from npstream.writing.sidecar import sidecar_files
 from npstream.writing.tables import (
     InputTable,
     RowError,
+    StoredSamples,
     TableStream,
     infer_column,
     table_encodings,
@@ -59,6 +66,12 @@ BLOCK_BYTES = 1 << 23
 
 BLOCK_ROWS = 1 << 16
 """Maximum rows of a block, so that the kernels' address arrays stay in the processor's cache."""
+
+KEPT_BYTES = 256
+"""Average bytes of mapped samples from which on they are copied only when their shard is stored.
+
+Addresses of smaller samples would take much memory compared to the samples.
+"""
 
 FIRST_ROWS = 64
 """Rows of the first block if the size of rows is unknown."""
@@ -368,12 +381,24 @@ class WriterEngine:
             if layout.has_fixed_size and table.is_arrays and as_records:
                 self._write_records(table)
                 return
+        if not table.length:
+            return
         bounds = [(0, table.length)] if at_once else self._bounds(table, 0, table.length)
-        for block in table.blocks(bounds, columns) if table.length else ():
+        if not at_once and (stored := table.stored_samples(bounds, layout)) is not None:
+            self._write_stored(stored)
+            return
+        for block in table.blocks(bounds, columns):
             number = self._shards.samples
             samples = layout.pack(block, number)
             self._set_format(layout)
             self._append(*samples)
+
+    def _write_stored(self, stored: StoredSamples) -> None:
+        """Write samples that are in the format of the shards already."""
+        for block in stored.blocks:
+            nbytes = block.nbytes
+            is_kept = stored.are_mapped and int(nbytes.sum()) >= KEPT_BYTES * len(nbytes)
+            self._append(block if is_kept and self._shards.keeps_bodies else block.copy(), nbytes)
 
     def _bounds(self, table: InputTable, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """Yield the first row of each block and the row after its last, for about `BLOCK_BYTES`."""
@@ -428,11 +453,11 @@ class WriterEngine:
         values = np.frombuffer(body, encoding.dtype.newbyteorder("<"))
         return values.reshape(-1, *(encoding.shape or ()))
 
-    def _append(self, data: Bytes, nbytes: Int64) -> None:
-        """Add contiguous encoded samples; `nbytes` has the size of each."""
+    def _append(self, data: Bytes | Bodies, nbytes: Int64) -> None:
+        """Add encoded samples; `nbytes` has the size of each."""
         layout = self._shards.layout
         costs = nbytes + layout.sample_bytes
-        self._row_bytes = -(-len(data) // max(len(nbytes), 1))
+        self._row_bytes = -(-int(nbytes.sum()) // max(len(nbytes), 1))
         if layout.size_limit:  # a sample that does not fit starts a new shard
             layout.check_ends(layout.empty_bytes + costs, self._shards.samples)
         else:
@@ -461,12 +486,7 @@ class WriterEngine:
 
     def _make_report(self) -> WriteReport:
         entries = self._shards.entries
-        raw_bytes = stored_bytes = 0
-        for entry in entries:
-            for kind in ("data", "meta"):
-                if (raw := entry.get(f"raw_{kind}")) is not None:
-                    raw_bytes += raw["bytes"]
-                    stored_bytes += (entry[f"zip_{kind}"] or raw)["bytes"]
+        raw_bytes, stored_bytes = count_bytes(entries)
         assert self._format is not None
         columns = self._format.columns
         given = self._format.annotations.order or columns

@@ -7,17 +7,19 @@ filled. Results are collected in the order of the shards.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from npstream._core.memory import ensure_fits, huge_empty
 from npstream._core.typing import AnyArray, Body, Bytes, Int64
+from npstream.formats.chunks import CHUNK_BYTES, chunk_counts, piece_rows
 from npstream.formats.compression import compress_pieces, parse_compression
 from npstream.formats.scan import Scan, ScanResult, scalar_columns
-from npstream.writing.shard import FileSummary, ShardFormat, StoredFile
+from npstream.writing.shard import Bodies, FileSummary, ShardFormat, StoredFile
 from npstream.writing.sidecar import SidecarBuilder
 
 if TYPE_CHECKING:
@@ -88,7 +90,7 @@ class ShardPipeline:
         self._has_sidecar = sidecar
         self._is_claimed = False
         self._layout: ShardFormat | None = None
-        self._blocks: list[Body] = []
+        self._blocks: list[Body | Bodies] = []
         self._sizes: list[Int64] = []
         self._samples = 0
         self._joined_bytes = 0
@@ -154,8 +156,13 @@ class ShardPipeline:
             rows.clear()
         self._joined_bytes = self.nbytes
 
-    def add_rows(self, data: Bytes, nbytes: Int64) -> None:
-        """Add contiguous encoded samples; `nbytes` has the size of each."""
+    @property
+    def keeps_bodies(self) -> bool:
+        """Whether `add_rows` takes Bodies, which are copied only when their shard is stored."""
+        return self._destination.is_local and self.layout.compression is None
+
+    def add_rows(self, data: Bytes | Bodies, nbytes: Int64) -> None:
+        """Add encoded samples, contiguous or as Bodies; `nbytes` has the size of each."""
         ends = np.concatenate([[0], np.cumsum(nbytes)])
         costs = ends + self.sample_bytes * np.arange(len(ends))
         self._join_rows()
@@ -172,7 +179,10 @@ class ShardPipeline:
                     self.flush()
                     continue
                 stop = min(stop, row + self.shard_samples - self._samples)
-            self._blocks.append(data[int(ends[row]) : int(ends[stop])].data)
+            if isinstance(data, Bodies):
+                self._blocks.append(data.part(row, stop))
+            else:
+                self._blocks.append(data[int(ends[row]) : int(ends[stop])].data)
             self._sizes.append(nbytes[row:stop])
             self._samples += stop - row
             self.nbytes += int(costs[stop] - costs[row])
@@ -188,7 +198,7 @@ class ShardPipeline:
         sizes, blocks = np.concatenate(self._sizes), self._blocks
         self._sizes, self._blocks, self._samples = [], [], 0
         ends = np.cumsum(sizes)
-        pieces, meta = [self.layout.head(ends), *blocks], self.layout.meta(ends)
+        pieces, meta = _pieces(self.layout.head(ends), blocks), self.layout.meta(ends)
         self._store(pieces, len(sizes), self.nbytes, meta=meta)
         self._begin_shard()
 
@@ -204,14 +214,15 @@ class ShardPipeline:
         return SidecarBuilder(columns, hashed=True, write_id=self._destination.write_id)
 
     def _store(
-        self, pieces: Sequence[Body], samples: int, nbytes: int, *, meta: bytes | None = None
+        self, pieces: Iterable[Body], samples: int, nbytes: int, *, meta: bytes | None = None
     ) -> None:
         """Store a shard in the background.
 
         Parameters
         ----------
-        pieces : sequence of bytes-like
-            Its content.
+        pieces : iterable of bytes-like
+            Its content. If it is stored locally without compression, a piece may be valid only
+            until the next one is requested.
         samples, nbytes : int
             Its number of samples, and its bytes before compression.
         meta : bytes, optional
@@ -393,6 +404,31 @@ def _store_file(
         pieces = zipped.tee(packed)
     destination.put(file.name, pieces if first is None else _wait_at_end(pieces, first))
     return StoredFile(raw, zipped)
+
+
+def _pieces(head: bytes, blocks: list[Body | Bodies]) -> Iterable[Body]:
+    """Return the content of a shard; Bodies are copied when they are requested."""
+    bodies = [block for block in blocks if isinstance(block, Bodies)]
+    if bodies and len(bodies) == len(blocks):
+        return _copied_pieces(head, Bodies.concatenate(bodies))
+    return [head, *(b.copy().data if isinstance(b, Bodies) else b for b in blocks)]
+
+
+def _copied_pieces(head: bytes, samples: Bodies) -> Iterator[Body]:
+    """Yield the head of a shard, then copies of its chunks; each overwrites the one before."""
+    yield head
+    ends = np.concatenate([[0], np.cumsum(samples.nbytes)])
+    count, nbytes, is_compressed = (
+        np.array([len(samples)]),
+        ends[-1:] + len(head),
+        np.array([False]),
+    )
+    (chunks,) = chunk_counts(count, nbytes, is_compressed, CHUNK_BYTES).tolist()
+    # Chunks are scanned in this buffer. Other pieces would be copied once more.
+    rows = piece_rows(len(samples), chunks)
+    buffer = huge_empty(int(np.diff(ends[rows]).max()), np.uint8)
+    for start, stop in pairwise(rows.tolist()):
+        yield samples.part(start, stop).copy(buffer).data
 
 
 def _wait_at_end(pieces: Iterable[Body], first: Future[_StoredShard]) -> Iterator[Body]:

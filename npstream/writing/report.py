@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import reprlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from npstream._core.arguments import quantity
 from npstream.errors import StorageError
 
-__all__ = ["REFUSALS", "Rejected", "Rejects", "WriteReport", "make_rejects"]
+__all__ = ["REFUSALS", "Rejected", "Rejects", "WriteReport", "count_bytes", "make_rejects"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,23 @@ class WriteReport:
     stored_bytes: int
     seconds: float
     rejected: int = 0
+
+
+def count_bytes(entries: Iterable[Mapping[str, Any]]) -> tuple[int, int]:
+    """Return the bytes of shards before compression, and as they are stored.
+
+    Parameters
+    ----------
+    entries : iterable of mapping
+        The entries of the shards in ``index.json``.
+    """
+    raw_bytes = stored_bytes = 0
+    for entry in entries:
+        for kind in ("data", "meta"):
+            if (raw := entry.get(f"raw_{kind}")) is not None:
+                raw_bytes += raw["bytes"]
+                stored_bytes += (entry.get(f"zip_{kind}") or raw)["bytes"]
+    return raw_bytes, stored_bytes
 
 
 REFUSALS = (TypeError, ValueError, KeyError)

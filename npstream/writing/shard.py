@@ -85,8 +85,33 @@ class Bodies:
             values, _offsets(np.fromiter(map(len, bodies), np.int64, len(bodies)))
         )
 
+    @classmethod
+    def concatenate(cls, parts: Sequence[Bodies]) -> Bodies:
+        """Return the values of several Bodies, without copying them."""
+        address = np.concatenate([part.address for part in parts])
+        nbytes = np.concatenate([part.nbytes for part in parts])
+        return cls(address, nbytes, [part.owner for part in parts])
+
     def __len__(self) -> int:
         return len(self.address)
+
+    def copy(self, buffer: Bytes | None = None) -> Bytes:
+        """Return the encoded values, contiguous.
+
+        Parameters
+        ----------
+        buffer : ndarray of uint8, optional
+            Memory for the values; by default new memory.
+        """
+        ends = _offsets(self.nbytes)
+        total = int(ends[-1])
+        data: Bytes = huge_empty(total, np.uint8) if buffer is None else buffer[:total]
+        _copy_spans(self.address, self.nbytes, ends[:-1], address_of(data))
+        return data
+
+    def part(self, start: int, stop: int) -> Bodies:
+        """Return some of the values, without copying them."""
+        return Bodies(self.address[start:stop], self.nbytes[start:stop], self.owner)
 
     def to_list(self) -> list[bytes]:
         """Return the encoded values as bytes objects."""

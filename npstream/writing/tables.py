@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import tee
 from math import prod
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -25,6 +25,9 @@ from npstream.errors import MissingDependencyError, NpstreamError
 from npstream.formats.encodings.encodings import Encoding, column_type, infer, type_of_array
 from npstream.writing.inputs.fill import NO_FILL, Fill, is_absent, keeps_nan
 from npstream.writing.shard import Bodies, ColumnBlock, bodies_of_rows
+
+if TYPE_CHECKING:
+    from npstream.writing.shard import ShardFormat
 
 Bounds: TypeAlias = "Iterable[tuple[int, int]]"
 """Pairs of the first row of a block and the row after its last. Blocks are consecutive."""
@@ -69,6 +72,25 @@ class InputTable(Protocol):
         self, bounds: Bounds, target: Mapping[str, Encoding]
     ) -> Iterator[dict[str, ColumnBlock]]:
         """Yield blocks of rows of the columns in `target`."""
+
+    def stored_samples(self, bounds: Bounds, layout: ShardFormat) -> StoredSamples | None:
+        """Return the rows as samples of a shard format; None if they must be encoded."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSamples:
+    """Whole samples that shards of a dataset already hold in the format to write.
+
+    Attributes
+    ----------
+    blocks : iterator of Bodies
+        The bytes of samples.
+    are_mapped : bool
+        True if the samples are in mapped files, so that a block may be kept without taking memory.
+    """
+
+    blocks: Iterator[Bodies]
+    are_mapped: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -470,6 +492,9 @@ class Columns:
         ]
         for row in zip(*parts, strict=True):
             yield dict(zip(target, row, strict=True))
+
+    def stored_samples(self, bounds: Bounds, layout: ShardFormat) -> None:
+        """Return None: columns must be joined to samples."""
 
 
 def _with_column_errors(name: str, blocks: Iterator[ColumnBlock]) -> Iterator[ColumnBlock]:

@@ -236,6 +236,23 @@ class Sidecar:
         pieces = self._sections.blocks("pieces", int(starts[-1]))
         return pieces.read_cached(int(starts[shard]), int(starts[shard + 1]))
 
+    def shard_hashes(self) -> tuple[AnyArray, AnyArray, AnyArray]:
+        """Read the offsets and hashes of all shards, if `hashed` is True.
+
+        Returns
+        -------
+        offsets, metas : ndarray of uint64, shape (shards,)
+            `first_offset` and `meta_hash` of each shard; `metas` is 0 without meta files.
+        pieces : ndarray of uint64
+            `piece_hashes` of all shards, one shard after the other.
+        """
+        blocks, shards = self._sections.blocks, self.shards
+        metas: AnyArray = np.zeros(shards, np.uint64)
+        if "metas" in self._sections:
+            metas = blocks("metas", shards).read()
+        pieces = blocks("pieces", int(self._piece_starts[-1])).read()
+        return blocks("begins", shards).read().astype(np.uint64), metas, pieces
+
     def statistics(self) -> dict[str, ColumnStatistics]:
         """Read the statistics of the dataset's columns: in one request, unless they are here.
 

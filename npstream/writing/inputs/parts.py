@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 from npstream._core.arguments import quantity
 from npstream.writing.inputs.recognition import iterate, samples_of, table_of
 from npstream.writing.mapping import table_rows
-from npstream.writing.tables import Bounds, InputTable, RowError, TableStream
+from npstream.writing.tables import Bounds, InputTable, RowError, StoredSamples, TableStream
 
 if TYPE_CHECKING:
     from npstream.formats.encodings.encodings import Encoding
     from npstream.writing.inputs.fill import Fill
-    from npstream.writing.shard import ColumnBlock
+    from npstream.writing.shard import ColumnBlock, ShardFormat
 
 __all__ = ["Part", "PartedInput", "open_input", "skip_items", "skip_rows"]
 
@@ -347,6 +347,9 @@ class _Head:
     ) -> Iterator[dict[str, ColumnBlock]]:
         return iter(())
 
+    def stored_samples(self, bounds: Bounds, layout: ShardFormat) -> None:
+        return None
+
 
 class LaterRows:
     """The rows of a table after the first ones.
@@ -388,3 +391,8 @@ class LaterRows:
         except RowError as error:
             error.row -= self._start
             raise
+
+    def stored_samples(self, bounds: Bounds, layout: ShardFormat) -> StoredSamples | None:
+        """Return the rows as samples of a shard format; None if they must be encoded."""
+        shifted = ((start + self._start, stop + self._start) for start, stop in bounds)
+        return self._table.stored_samples(shifted, layout)
