@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from npstream.orders.streaming.settings import StreamingShuffle
     from npstream.reading.batch import Batch
     from npstream.reading.ragged import Ragged
+    from npstream.tools.copy import copy
     from npstream.tools.index_builder import build_index
+    from npstream.tools.merge import merge
     from npstream.tools.precompile import precompile
     from npstream.tools.verify import VerifyReport, verify_dataset
     from npstream.writing.report import WriteReport
@@ -42,7 +44,9 @@ __all__ = [
     "build_index",
     "cache",
     "convert",
+    "copy",
     "errors",
+    "merge",
     "mix",
     "open_dataset",
     "precompile",
@@ -68,7 +72,9 @@ _EXPORTS = {
     "build_index": "npstream.tools.index_builder:build_index",
     "cache": "npstream.cache",
     "convert": "npstream.conversion.convert:convert",
+    "copy": "npstream.tools.copy:copy",
     "errors": "npstream.errors",
+    "merge": "npstream.tools.merge:merge",
     "mix": "npstream.mixture.mixture:mix",
     "open": "npstream.dataset.opening:open_dataset",
     "open_dataset": "npstream.dataset.opening:open_dataset",
@@ -82,6 +88,7 @@ _EXPORTS = {
 _ALTERNATIVES = {
     **dict.fromkeys(("load", "read", "load_dataset", "load_from_disk"), "npstream.open"),
     **dict.fromkeys(("StreamingDataset", "IterableDataset", "from_disk"), "npstream.open"),
+    **dict.fromkeys(("merge_index", "join"), "npstream.merge"),
     **dict.fromkeys(("save", "dump", "to_disk", "write_dataset", "from_dict"), "npstream.write"),
     **dict.fromkeys(("MDSWriter", "ShardWriter", "open_writer"), "npstream.Writer"),
     **dict.fromkeys(("concat", "concatenate", "interleave", "chain", "Stream"), "npstream.mix"),

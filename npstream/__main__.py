@@ -12,6 +12,7 @@ from npstream._core.arguments import quantity
 from npstream._core.redaction import redact, url_secrets
 from npstream.conversion.command import add_convert_command
 from npstream.errors import NpstreamError
+from npstream.tools.commands import add_merge_and_copy
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,6 +82,7 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
     fetch.add_argument("--index", help="the side-car's directory or URL, if not the dataset's")
     fetch.set_defaults(command=run_cache_fetch)
 
+    add_merge_and_copy(commands)
     index = commands.add_parser("index", help="build a dataset's side-car: hashes, statistics")
     index.add_argument("url", help="the dataset's directory, or its URL")
     index.add_argument("--out", help="the side-car's directory or URL, if not the dataset's")

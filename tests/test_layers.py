@@ -36,6 +36,7 @@ SOLE_IMPORTERS = {
 
 SHARED_NAMES = {
     "will_need": "madvise, for Numba kernels and for Python",
+    "copy": "memcpy in kernels, and the public function that copies samples",
     "parse": "parse the name of an encoding, and parse an expression",
     "request_range": "a driver's range request, over HTTP and to Hugging Face",
 }

@@ -182,6 +182,9 @@ class Catalog(Protocol):
     def fingerprint(self, index: Index) -> str:
         """Return a hash of the content and sample order; see `Index.fingerprint`."""
 
+    def size_limit(self, shard: int) -> int | None:
+        """Return the size limit that the index records for a shard; None if it has none."""
+
 
 class Index:
     """The index of a dataset as arrays over its shards.
@@ -253,6 +256,13 @@ class Index:
     def name(self, shard: int) -> str:
         """Return the name of a shard's (uncompressed) data file."""
         return self._catalog.name(shard)
+
+    def size_limit(self, shard: int) -> int | None:
+        """Return the recorded maximum of a shard's bytes, or None if there is none.
+
+        An index that was read from the side-car has none.
+        """
+        return self._catalog.size_limit(shard)
 
     def fingerprint(self) -> str:
         """Return a hash of the dataset's content and sample order.
@@ -407,6 +417,10 @@ class _Entries:
 
     def name(self, shard: int) -> str:
         return str(self._entries[shard]["raw_data"]["basename"])
+
+    def size_limit(self, shard: int) -> int | None:
+        limit = self._entries[shard].get("size_limit")
+        return limit if type(limit) is int and 0 < limit < 1 << 32 else None
 
     def fingerprint(self, index: Index) -> str:
         digest = hashlib.blake2b(digest_size=8)

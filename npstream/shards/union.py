@@ -199,6 +199,10 @@ class _UnionCatalog:
     def _find_shard(self, shard: int) -> _PartNumber:
         return _find_part(self._parts, self._first_shards, shard)
 
+    def size_limit(self, shard: int) -> int | None:
+        part, number = self._find_shard(shard)
+        return part.index.size_limit(number)
+
     def fingerprint(self, index: Index) -> str:
         fingerprints = [part.index.fingerprint() for part in self._parts]
         return hashlib.blake2b(repr(fingerprints).encode(), digest_size=8).hexdigest()

@@ -199,6 +199,9 @@ class SidecarCatalog:
             raise self._sections.damaged(f"shard {shard} has compression number {position}")
         return ShardFiles(data, zip_data, meta, zip_meta, self._compressions[position])
 
+    def size_limit(self, shard: int) -> None:
+        """Return None: a side-car does not record it."""
+
     def fingerprint(self, index: Index) -> str:
         """Return the stored fingerprint of the index from which the side-car was built."""
         return str(self._fingerprint)
