@@ -128,7 +128,79 @@ def sync_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-FIGURES = [tokens, small, compressed]
+def from_parquet(data: Data, reference: Callable[[Path, Path], None]) -> Pair:
+    """Convert the Parquet file of S, and do something similar with it in another way."""
+    source = data.small_parquet()
+    target = data.directory / f"written-{os.getpid()}"
+
+    def timed(run: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        run()
+        sync(target)
+        elapsed = time.perf_counter() - start
+        shutil.rmtree(target)
+        return elapsed
+
+    def ours(number: int) -> float:
+        return timed(lambda: npstream.convert(source, target))
+
+    def theirs(number: int) -> float:
+        return timed(lambda: reference(source, target))
+
+    return Pair(ours, theirs, lambda left, right: None, timed=True)
+
+
+def columns_to_file(source: Path, target: Path) -> None:
+    import pyarrow.parquet as pq
+
+    target.mkdir()
+    with (target / "columns").open("wb") as file:
+        for column in pq.read_table(source).columns:
+            for chunk in column.chunks:
+                for buffer in filter(None, chunk.buffers()):
+                    np.frombuffer(buffer, np.uint8).tofile(file)
+
+
+def to_datasets(source: Path, target: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_parquet(str(source), cache_dir=str(target))
+
+
+def parquet_rows(source: str) -> Iterator[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    for batch in pq.ParquetFile(source).iter_batches():
+        yield from batch.to_pylist()
+
+
+def to_litdata(source: Path, target: Path) -> None:
+    litdata = pytest.importorskip("litdata")
+    litdata.optimize(
+        parquet_rows, [str(source)], str(target), num_workers=1, chunk_bytes="64MB", verbose=False
+    )
+    assert (target / "index.json").exists()  # a worker that fails raises no exception
+
+
+@figure(
+    "Parquet of S to a dataset", "pyarrow reading it, and `tofile` of the columns, both synced",
+    factor=2, rounds=7,
+)  # fmt: skip
+def parquet(data: Data) -> Pair:
+    return from_parquet(data, columns_to_file)
+
+
+@figure("Parquet of S to a dataset", "`datasets.Dataset.from_parquet`, both synced", rounds=3)
+def parquet_datasets(data: Data) -> Pair:
+    return from_parquet(data, to_datasets)
+
+
+@figure("Parquet of S to a dataset", "LitData's `optimize` of its rows, both synced", rounds=1)
+def parquet_litdata(data: Data) -> Pair:
+    return from_parquet(data, to_litdata)
+
+
+FIGURES = [tokens, small, compressed, parquet, parquet_datasets, parquet_litdata]
 
 
 @pytest.mark.parametrize("side", SIDES)

@@ -121,6 +121,16 @@ class Data:
         texts = pa.array(self.texts(), pa.string())
         return pa.table({"id": np.arange(self.small), "label": self.labels(), "text": texts})
 
+    def small_parquet(self) -> Path:
+        """Return S as a Parquet file."""
+
+        def make(path: Path) -> None:
+            import pyarrow.parquet as pq
+
+            pq.write_table(self.small_table(), path)
+
+        return self.path(f"S-{self.small}.parquet", make)
+
     def small_rows(self) -> tuple[Path, np.ndarray]:
         """Return a file of S's contiguous rows (id, label, text), and the offset of each row."""
 
