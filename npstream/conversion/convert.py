@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -172,7 +172,7 @@ def convert(
         opened = _open_source(source, kind, choice, source_options, reader_options)
         if dry_run:
             return _plan(opened, choice)
-        encodings = choice.encodings(opened.columns)
+        encodings = choice.encodings(opened.columns, opened.encoded)
         parts = _Parts(opened, choice.transform(), as_samples=map is not None)
         named: Any = encodings  # `write` takes Encodings, too, which its users do not have
         try:
@@ -237,7 +237,7 @@ class _Choice:
         old = self.old_name
         options = dict(reader_options or {})
         if self.map is not None:
-            return SourceRequest(options=options)
+            return SourceRequest(options=options, is_mapped=True)
         fill = {old(name): value for name, value in self.fill.items()}
         encodings = {old(n): e for n, e in (self.columns or {}).items() if e is not None}
         wanted = None
@@ -251,15 +251,20 @@ class _Choice:
         names = None if self.columns is None or self.map is not None else tuple(self.columns)
         return PartTransform(names, self.rename, self.where)
 
-    def encodings(self, known: Mapping[str, str] | None) -> dict[str, str | Encoding] | None:
+    def encodings(
+        self, known: Mapping[str, str] | None, encoded: Collection[str] = ()
+    ) -> dict[str, str | Encoding] | None:
         """Return the encodings to write with; None if the first sample decides.
 
-        Those that the user named are texts, and others are of type Encoding.
+        Those of columns that may hold encoded values are texts, as those that the user named.
+        Others are of type Encoding.
 
         Parameters
         ----------
         known : mapping of str to str or None
             Those of the source, by its names.
+        encoded : collection of str
+            The columns of the source whose values are encoded already.
         """
         if self.map is not None or known is None:
             if self.columns is None or None in self.columns.values():
@@ -273,7 +278,11 @@ class _Choice:
         for name in columns:
             if name not in renamed:
                 raise ColumnError(name, list(renamed))
-        return {name: named or column_type(renamed[name]) for name, named in columns.items()}
+        return {
+            name: named or (found if self.old_name(name) in encoded else column_type(found))
+            for name, named in columns.items()
+            if (found := renamed[name])
+        }
 
 
 def _open_source(

@@ -14,18 +14,30 @@ import io
 import lzma
 import os
 import re
+import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import groupby, islice
 from typing import Any, BinaryIO, TypeAlias, cast
 
+from npstream._core.memory import ensure_fits, open_file
 from npstream._core.optional import import_optional
 from npstream._core.redaction import redact_url
+from npstream.conversion.braces import expand_braces
 from npstream.errors import FormatError, StorageError
 from npstream.storage.local import open_store
 from npstream.storage.urls import Location, is_http, local_path, location_str, scheme_of
 
-__all__ = ["FileList", "SourceFile", "SourcePath", "find_files", "natural_key", "split_extension"]
+__all__ = [
+    "FileList",
+    "SourceFile",
+    "SourcePath",
+    "find_files",
+    "natural_key",
+    "read_whole",
+    "split_extension",
+]
 
 SourcePath: TypeAlias = "Location | Sequence[Location]"
 """A path or URL of a file or directory, a glob, or a list of them."""
@@ -41,6 +53,12 @@ _REQUEST = 1 << 21
 
 _SIDECAR_FOLDER = "index.columns"
 """The folder of a dataset in which its side-car has columns, as .npy files."""
+
+_WHOLE_REQUEST = 1 << 23
+"""Maximum bytes of one of the concurrent requests for whole files."""
+
+_SHOWN_FILES = 3
+"""Names of a list of sources in a message."""
 
 _GLOB = re.compile(r"[*?[]")
 
@@ -114,6 +132,42 @@ def _decoder(file: BinaryIO, codec: str, where: str) -> BinaryIO:
         return cast("BinaryIO", lzma.open(file))
     pa = import_optional("pyarrow", "pyarrow", "arrow", f"reading {where}")
     return cast("BinaryIO", pa.CompressedInputStream(pa.PythonFile(file, "r"), codec))
+
+
+def read_whole(files: Sequence[SourceFile]) -> list[bytes]:
+    """Return the content of files; those of a store are requested at once.
+
+    Raises
+    ------
+    StorageError
+        If a file cannot be read.
+    """
+    bodies: list[bytes] = []
+    for store, group in groupby(files, key=lambda file: file._store):
+        if store is None:
+            bodies += map(_read_local, group)
+            continue
+        own = list(group)
+        spans = [
+            (file._key, start, min(_WHOLE_REQUEST, file.nbytes - start))
+            for file in own
+            for start in range(0, file.nbytes, _WHOLE_REQUEST)
+        ]
+        pieces = iter(store.ranges(spans))
+        for file in own:
+            count = -(-file.nbytes // _WHOLE_REQUEST)
+            bodies.append(b"".join(islice(pieces, count)))
+    return bodies
+
+
+def _read_local(file: SourceFile) -> bytes:
+    assert file.path is not None
+    ensure_fits(file.nbytes, "reading {}", file.path)
+    try:
+        with open(open_file(file.path), "rb", buffering=0) as opened:
+            return opened.readall()
+    except OSError as error:
+        raise StorageError(error.errno, error.strerror, file.path) from error
 
 
 class _RemoteFile(io.RawIOBase):
@@ -230,7 +284,8 @@ def find_files(source: SourcePath, options: Mapping[str, Any] | None = None) -> 
     ----------
     source : path, URL, or a sequence of them
         A file, a directory with all directories below it, or a glob with ``*``, ``?``, ``[...]``
-        and ``**``. The files of a sequence keep its order.
+        and ``**``. The files of a sequence keep its order. ``{000..003}`` and ``{a,b}`` stand for
+        a sequence.
     options : mapping, optional
         The options of the storage driver of URLs.
 
@@ -241,18 +296,56 @@ def find_files(source: SourcePath, options: Mapping[str, Any] | None = None) -> 
     ValueError
         If a file is named twice, or the server cannot list a directory.
     """
+    options = options or {}
     if isinstance(source, str | os.PathLike):
-        return _find(source, options or {})
-    found = [_find(each, options or {}) for each in source]
-    if not found:
+        expanded = _expand(source)
+        if expanded == [source]:
+            return _find(source, options)
+    else:
+        expanded = [name for each in source for name in _expand(each)]
+    if not expanded:
         raise ValueError("source is an empty list: give the paths of files or directories")
+    found = _find_all(expanded, options)
     files = tuple(
         SourceFile(file.where, file.nbytes, file.path, file._store, file._key)
         for each in found
         for file in each.files
     )
     _check_unique(files)
-    return FileList(", ".join(each.where for each in found), files, None, options or {})
+    where = ", ".join(each.where for each in found[:_SHOWN_FILES])
+    where += f" and {len(found) - _SHOWN_FILES:,} more" if len(found) > _SHOWN_FILES else ""
+    return FileList(where, files, None, options)
+
+
+def _expand(source: Location) -> list[Location]:
+    """Return the paths that a path with braces stands for; itself if there is such a local file."""
+    text = location_str(source, "source")
+    if "{" not in text or (not scheme_of(text) and os.path.exists(text)):
+        return [source]
+    return [*expand_braces(text)]
+
+
+def _find_all(sources: Sequence[Location], options: Mapping[str, Any]) -> list[FileList]:
+    """Return the files of each source; remote files of one directory are looked up at once."""
+    texts = [location_str(each, "source") for each in sources]
+    found: dict[int, FileList] = {}
+    groups: dict[str, list[int]] = {}
+    for number, text in enumerate(texts):
+        folder, _, name = text.rpartition("/")
+        is_plain = name and not is_http(text) and _GLOB.search(text) is None
+        if is_plain and scheme_of(text) not in ("", "file") and not folder.endswith(":/"):
+            groups.setdefault(folder, []).append(number)
+    for folder, numbers in groups.items():
+        store: Any = open_store(folder, options, argument="source")
+        names = [texts[number].rpartition("/")[2] for number in numbers]
+        for number, name, size in zip(numbers, names, store.sizes(names), strict=True):
+            if isinstance(size, int) and size >= 0:
+                file = SourceFile(name, size, None, store, name)
+                found[number] = FileList(redact_url(texts[number]), (file,), None, options)
+    return [
+        found[number] if number in found else _find(each, options)
+        for number, each in enumerate(sources)
+    ]
 
 
 def _check_unique(files: Iterable[SourceFile]) -> None:
@@ -301,20 +394,33 @@ def _local_file(path: str, root: str) -> SourceFile:
 
 def _local_files(directory: str, root: str) -> Iterator[SourceFile]:
     """Yield the files of a directory; those that are not hidden, in natural order."""
+    prefix = os.path.relpath(directory, root).replace(os.sep, "/")
+    return _walk(directory, "" if prefix == "." else f"{prefix}/", ())
 
-    def fail(error: OSError) -> None:
+
+def _walk(
+    directory: str, prefix: str, parents: tuple[tuple[int, int], ...]
+) -> Iterator[SourceFile]:
+    """Yield the files of a directory, which is in the directories `parents`: device and inode."""
+    try:
+        status = os.stat(directory)
+        if (own := (status.st_dev, status.st_ino)) in parents:
+            return  # a link made a directory contain itself
+        with os.scandir(directory) as entries:
+            found = [entry for entry in entries if not entry.name.startswith(".")]
+        found.sort(key=lambda entry: natural_key(entry.name))
+        for entry in found:
+            if entry.is_dir():
+                yield from _walk(entry.path, f"{prefix}{entry.name}/", (*parents, own))
+                continue
+            status = entry.stat()
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(errno.EINVAL, "neither a file nor a directory", entry.path)
+            yield SourceFile(prefix + entry.name, status.st_size, entry.path)
+    except OSError as error:
+        if isinstance(error, StorageError):
+            raise
         raise StorageError(error.errno, error.strerror, error.filename) from error
-
-    paths = []
-    seen = set()  # links can make a directory contain itself
-    for folder, folders, names in os.walk(directory, onerror=fail, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        if (real := os.path.realpath(folder)) in seen:
-            folders[:] = []
-            continue
-        seen.add(real)
-        paths += [os.path.join(folder, name) for name in names if not name.startswith(".")]
-    yield from _sorted(_local_file(path, root) for path in paths if os.path.isfile(path))
 
 
 def _fixed_root(pattern: str) -> str:

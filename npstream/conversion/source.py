@@ -17,7 +17,8 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from npstream._core.arguments import quantity
-from npstream.errors import ColumnError
+from npstream.errors import ColumnError, FormatError
+from npstream.writing.inputs.bad_value import BadValue
 
 if TYPE_CHECKING:
     from npstream.conversion.files import FileList, SourceFile
@@ -36,6 +37,7 @@ T = TypeVar("T")
 
 SOURCE_KINDS: dict[str, str] = {
     "mds": "npstream.conversion.mds:MdsSource",
+    "webdataset": "npstream.conversion.file_samples.webdataset:WebDatasetSource",
     "parquet": "npstream.conversion.parquet:ParquetSource",
     "csv": "npstream.conversion.csv:CsvSource",
     "jsonl": "npstream.conversion.jsonl:JsonLinesSource",
@@ -62,12 +64,15 @@ class SourceRequest:
         The values of missing columns and values, by the columns' names in the source.
     options : dict of str to object
         The options of the kind, such as the delimiter of CSV.
+    is_mapped : bool
+        Whether a function of the user gets the samples, which need not have the same columns then.
     """
 
     columns: tuple[str, ...] | None = None
     encodings: Mapping[str, str] = field(default_factory=dict)
     fill: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    is_mapped: bool = False
 
 
 class InputSource:
@@ -88,6 +93,8 @@ class InputSource:
         The encoding of each column to read, in order; None if only the samples can tell.
     samples : int or None
         Number of samples, if that is known without reading them.
+    encoded : frozenset of str
+        Columns whose values of type `bytes` are encoded already, such as the files of images.
 
     Raises
     ------
@@ -112,6 +119,7 @@ class InputSource:
         self.request = request
         self.columns: dict[str, str] | None = None
         self.samples: int | None = None
+        self.encoded: frozenset[str] = frozenset()
 
     @classmethod
     def recognizes(cls, files: FileList) -> bool:
@@ -156,6 +164,18 @@ class InputSource:
             if name not in given and name not in self.request.fill:
                 raise ColumnError(name, given, f"{where}: ")
         return [name for name in self.request.columns if name in given]
+
+    def bad_value(self, reason: str) -> BadValue:
+        """Return what stands for a value that cannot be read; the writer refuses its sample.
+
+        Raises
+        ------
+        FormatError
+            With the reason, if a function of the user gets the samples.
+        """
+        if self.request.is_mapped:
+            raise FormatError(reason)
+        return BadValue(reason)
 
 
 def kind_class(name: str) -> type[InputSource]:

@@ -18,6 +18,7 @@ from npstream._core.typing import Bools
 from npstream.dataset.dataset import Dataset
 from npstream.errors import is_own_frame
 from npstream.explore.expression import Expression, parse
+from npstream.writing.inputs.bad_value import bad_value_in
 from npstream.writing.inputs.recognition import as_mapping, iterate
 
 __all__ = ["Condition", "PartTransform", "is_arrow_table", "parse_condition"]
@@ -155,16 +156,30 @@ class PartTransform:
     def _samples(self, samples: Iterator[Any]) -> Iterator[dict[str, Any]]:
         number = 0
         while group := list(islice(samples, _GROUP if self.where is not None else 1)):
-            renamed = [self._renamed(sample, number + k) for k, sample in enumerate(group)]
+            renamed: Iterable[dict[str, Any]] = [
+                self._renamed(sample, number + k) for k, sample in enumerate(group)
+            ]
             number += len(group)
             if self.where is not None:
-                columns = _columns_of(renamed, self.where)
-                mask = self._mask(columns, lambda: renamed)  # noqa: B023
-                renamed = [sample for sample, keep in zip(renamed, mask, strict=True) if keep]
+                renamed = self._kept([*renamed])
             for sample in renamed:
                 if self.columns is not None:
                     sample = {name: sample[name] for name in self.columns if name in sample}
                 yield sample
+
+    def _kept(self, samples: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Yield the samples to keep, and those that the writer refuses for a bad value."""
+        assert self.where is not None
+        bad = [bad_value_in(sample) for sample in samples]
+        good = [sample for sample, value in zip(samples, bad, strict=True) if value is None]
+        keep = np.ones(len(samples), bool)
+        if good:
+            keep[[value is None for value in bad]] = self._mask(
+                _columns_of(good, self.where), lambda: good
+            )
+        for sample, value, is_kept in zip(samples, bad, keep.tolist(), strict=True):
+            if is_kept:
+                yield sample if value is None else dict.fromkeys(sample, value)
 
     def _renamed(self, sample: Any, number: int) -> dict[str, Any]:
         mapping = as_mapping(sample, None, number)

@@ -28,6 +28,7 @@ from npstream.errors import ColumnError, MissingDependencyError, short_repr
 from npstream.formats.encodings.arrays import DTYPE_CODES, stored_shape
 from npstream.formats.hashes import hasher
 from npstream.formats.index import Annotations, Schema
+from npstream.writing.inputs.bad_value import BadValue
 
 if TYPE_CHECKING:
     from npstream.formats.encodings.encodings import Encoding
@@ -307,6 +308,8 @@ class ShardFormat:
         if name not in sample:
             return ColumnError(name, map(str, sample), f"sample {number}: ")
         value = sample[name]
+        if isinstance(value, BadValue):
+            return ValueError(f"sample {number}: column {name!r}: {value.reason}")
         kind = TypeError if isinstance(error, TypeError) else ValueError
         is_null = is_missing(value) or (isinstance(value, float) and value != value)
         what = type(value).__name__

@@ -1,0 +1,1 @@
+"""Sources whose samples consist of files: folders and tars."""
