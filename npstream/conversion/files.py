@@ -35,7 +35,7 @@ __all__ = [
     "SourcePath",
     "find_files",
     "natural_key",
-    "read_whole",
+    "read_whole_files",
     "split_extension",
 ]
 
@@ -134,7 +134,7 @@ def _decoder(file: BinaryIO, codec: str, where: str) -> BinaryIO:
     return cast("BinaryIO", pa.CompressedInputStream(pa.PythonFile(file, "r"), codec))
 
 
-def read_whole(files: Sequence[SourceFile]) -> list[bytes]:
+def read_whole_files(files: Sequence[SourceFile]) -> list[bytes]:
     """Return the content of files; those of a store are requested at once.
 
     Raises
