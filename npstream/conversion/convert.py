@@ -4,34 +4,32 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from npstream._core.arguments import quantity, size_text
+from npstream.conversion.choice import Choice, ColumnChoice
 from npstream.conversion.files import FileList, SourcePath, find_files
 from npstream.conversion.source import InputSource, SourceRequest, kind_class, recognize_kind
-from npstream.conversion.transform import Condition, PartTransform, is_arrow_table, parse_condition
+from npstream.conversion.transform import Condition, is_arrow_table, parse_condition
 from npstream.errors import ColumnError, short_traceback
 from npstream.explore.expression import Expression
-from npstream.formats.encodings.encodings import column_type
+from npstream.storage.urls import location_str, scheme_of
 from npstream.writing.inputs.fill import check_fill, fill_sample
 from npstream.writing.inputs.parts import Part, PartedInput
 from npstream.writing.inputs.recognition import as_mapping, iterate, samples_of, table_of
 from npstream.writing.mapping import apply_map, table_rows
+from npstream.writing.settings import check_workers
 from npstream.writing.tables import TableStream, infer_column
 from npstream.writing.writer import WriteReport, write
 
 if TYPE_CHECKING:
-    from npstream.formats.encodings.encodings import Encoding
     from npstream.writing.mapping import MapFunction
     from npstream.writing.tables import Writable
 
 __all__ = ["ConvertPlan", "convert"]
-
-ColumnChoice: TypeAlias = "Mapping[str, str | None] | Iterable[str]"
-"""The columns to write: their names, or a mapping from names to encodings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,19 +166,26 @@ def convert(
     """
     with short_traceback:
         _check_options(options)
-        choice = _Choice(columns, rename, parse_condition(where), map, fill)
-        opened = _open_source(source, kind, choice, source_options, reader_options)
+        choice = Choice(columns, rename, parse_condition(where), map, fill)
+        choice.check(options.get("format", "mds"))
+        workers = check_workers(options.get("workers", 0))
+        open_source = partial(_open_source, source, kind, choice, source_options, reader_options)
         if dry_run:
-            return _plan(opened, choice)
-        encodings = choice.encodings(opened.columns, opened.encoded)
-        parts = _Parts(opened, choice.transform(), as_samples=map is not None)
-        named: Any = encodings  # `write` takes Encodings, too, which its users do not have
+            return _plan(open_source(), choice)
+        data: _Parts
+        named: Any  # `write` takes Encodings, too, for itself
+        if workers and _is_remote(source) and map is not None:
+            # A forked process cannot use the threads and clients that reading a store makes.
+            data, named = _LateParts(open_source, choice), choice.encodings(None)
+        else:
+            opened = open_source()
+            data, named = _Parts(opened, choice), choice.encodings(opened.columns, opened.encoded)
+            if _is_remote(source):
+                options["workers"] = 0
         try:
-            return write(
-                url, PartedInput(parts.parts), columns=named, map=map, fill=fill, **options
-            )
+            return write(url, data, columns=named, map=map, fill=fill, **options)
         except Exception as error:
-            parts.add_to(error)
+            data.add_to(error)
             raise
 
 
@@ -197,98 +202,10 @@ def _check_options(options: Mapping[str, Any]) -> None:
             raise TypeError(f"convert() has no argument {name!r}{hint}")
 
 
-class _Choice:
-    """The user's choice of columns and samples."""
-
-    def __init__(
-        self,
-        columns: ColumnChoice | None,
-        rename: Mapping[str, str] | None,
-        where: Expression | Condition | None,
-        map: MapFunction | None,
-        fill: Mapping[str, Any] | None,
-    ) -> None:
-        self.map = map
-        self.where = where
-        self.fill = dict(fill or {})
-        self.rename = dict(rename or {})
-        if len(set(self.rename.values())) < len(self.rename):
-            raise ValueError(f"rename={self.rename}: two columns get the same name")
-        self._old_names = {new: old for old, new in self.rename.items()}
-        if isinstance(columns, str):
-            raise TypeError(f"columns={columns!r} is a text: give a list of names")
-        given = columns if isinstance(columns, Mapping) else dict.fromkeys(columns or ())
-        self.columns: dict[str, str | None] | None = None if columns is None else dict(given)
-        if map is not None and self.columns is not None and None in self.columns.values():
-            raise TypeError(
-                "columns= describes what map= returns, and needs an encoding for each column, as "
-                "in columns={'text': 'str'}"
-            )
-        for encoding in (self.columns or {}).values():
-            if encoding is not None:
-                column_type(encoding)  # raises for an unknown one
-
-    def old_name(self, name: str) -> str:
-        """Return the name of a column in the source."""
-        return self._old_names.get(name, name)
-
-    def request(self, reader_options: Mapping[str, Any] | None) -> SourceRequest:
-        """Return what to read of the source."""
-        old = self.old_name
-        options = dict(reader_options or {})
-        if self.map is not None:
-            return SourceRequest(options=options, is_mapped=True)
-        fill = {old(name): value for name, value in self.fill.items()}
-        encodings = {old(n): e for n, e in (self.columns or {}).items() if e is not None}
-        wanted = None
-        if self.columns is not None and not (self.where and not isinstance(self.where, Expression)):
-            used = self.where.columns if isinstance(self.where, Expression) else ()
-            wanted = tuple(dict.fromkeys([old(name) for name in [*self.columns, *used]]))
-        return SourceRequest(wanted, encodings, fill, options)
-
-    def transform(self) -> PartTransform:
-        """Return the transform of the parts."""
-        names = None if self.columns is None or self.map is not None else tuple(self.columns)
-        return PartTransform(names, self.rename, self.where)
-
-    def encodings(
-        self, known: Mapping[str, str] | None, encoded: Collection[str] = ()
-    ) -> dict[str, str | Encoding] | None:
-        """Return the encodings to write with; None if the first sample decides.
-
-        Those of columns that may hold encoded values are texts, as those that the user named.
-        Others are of type Encoding.
-
-        Parameters
-        ----------
-        known : mapping of str to str or None
-            Those of the source, by its names.
-        encoded : collection of str
-            The columns of the source whose values are encoded already.
-        """
-        if self.map is not None or known is None:
-            if self.columns is None or None in self.columns.values():
-                return None
-            return {name: encoding for name, encoding in self.columns.items() if encoding}
-        renamed = {self.rename.get(name, name): encoding for name, encoding in known.items()}
-        if len(renamed) < len(known):
-            twice = next(new for old, new in self.rename.items() if new in known)
-            raise ValueError(f"rename= makes two columns of the name {twice!r}: rename both")
-        columns = dict.fromkeys(renamed) if self.columns is None else self.columns
-        for name in columns:
-            if name not in renamed:
-                raise ColumnError(name, list(renamed))
-        return {
-            name: named or (found if self.old_name(name) in encoded else column_type(found))
-            for name, named in columns.items()
-            if (found := renamed[name])
-        }
-
-
 def _open_source(
     source: Any,
     kind: str | None,
-    choice: _Choice,
+    choice: Choice,
     source_options: Mapping[str, Any] | None,
     reader_options: Mapping[str, Any] | None,
 ) -> InputSource:
@@ -305,6 +222,14 @@ def _open_source(
         if isinstance(choice.where, Expression):
             choice.where.check({choice.rename.get(name, name) for name in opened.columns})
     return opened
+
+
+def _is_remote(source: Any) -> bool:
+    """Return True if a path, or one of several, is a URL of another machine."""
+    if not _is_path(source):
+        return False
+    paths = source if isinstance(source, list | tuple) else [source]
+    return any(scheme_of(location_str(path, "source")) not in ("", "file") for path in paths)
 
 
 def _is_path(source: Any) -> bool:
@@ -330,37 +255,34 @@ class ObjectSource(InputSource):
         return [Part("data", lambda: self._data)]
 
 
-class _Parts:
+class _Parts(PartedInput):
     """The parts of a source, with what they hold transformed.
 
     Parameters
     ----------
     source : InputSource
-    transform : PartTransform
-    as_samples : bool, default: False
-        Whether to make samples of the rows of tables.
+    choice : Choice
 
     Attributes
     ----------
-    parts : list of Part
     last : str or None
         The name of the part that was opened last.
     """
 
-    def __init__(
-        self, source: InputSource, transform: PartTransform, *, as_samples: bool = False
-    ) -> None:
-        self._transform, self._as_samples = transform, as_samples
-        self.last: str | None = None
-        has_all = transform.where is None
-        self.parts = [
+    last: str | None = None
+
+    def __init__(self, source: InputSource, choice: Choice) -> None:
+        self._transform, self._as_samples = choice.transform(), choice.map is not None
+        has_all = choice.where is None
+        super().__init__(
             Part(part.name, partial(self._open, part), part.samples if has_all else None)
             for part in source.parts()
-        ]
+        )
 
     def _open(self, part: Part) -> Any:
         self.last = part.name
         data = self._transform.apply(part.open())
+        # `write` would call `map` with whole tables of an iterator.
         return _samples(data) if self._as_samples else data
 
     def add_to(self, error: Exception) -> None:
@@ -370,11 +292,31 @@ class _Parts:
             error.add_note(f"in part {self.last!r} of the source")
 
 
-def _plan(source: InputSource, choice: _Choice) -> ConvertPlan:
+class _LateParts(_Parts):
+    """The parts of a source that is opened when they are needed.
+
+    Parameters
+    ----------
+    open_source : callable
+        Returns the source.
+    choice : Choice
+    """
+
+    def __init__(self, open_source: Callable[[], InputSource], choice: Choice) -> None:
+        self._open_source, self._choice = open_source, choice
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "parts" in vars(self):
+            raise AttributeError(name)
+        _Parts.__init__(self, self._open_source(), self._choice)
+        return getattr(self, name)
+
+
+def _plan(source: InputSource, choice: Choice) -> ConvertPlan:
     """Return what would be written; read what the source's metadata does not say."""
     transform = choice.transform()
     found = choice.encodings(source.columns)
-    parts = _Parts(source, transform).parts
+    parts = _Parts(source, choice).parts
     known = [part.samples for part in parts]
     if found is None:
         encodings = _inferred_encodings(parts, choice)
@@ -394,7 +336,7 @@ def _plan(source: InputSource, choice: _Choice) -> ConvertPlan:
     return ConvertPlan(source.files.where, source.kind, len(files), nbytes, encodings, samples)
 
 
-def _inferred_encodings(parts: Iterable[Part], choice: _Choice) -> dict[str, str]:
+def _inferred_encodings(parts: Iterable[Part], choice: Choice) -> dict[str, str]:
     """Return the encodings that `write` would infer from the first sample."""
     given = choice.columns or {}
     samples: Iterator[Any] = (sample for part in parts for sample in _samples(part.open()))

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import multiprocessing
+from importlib import import_module
+
 import numpy as np
 import pytest
 
 import npstream
+from npstream.conversion.files import find_files
 from npstream.errors import ColumnError
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
+
+convert_module = import_module("npstream.conversion.convert")
 
 TABLE = pa.table({"id": range(100), "text": [f"t{n}" for n in range(100)]})
 
@@ -73,6 +79,7 @@ def test_a_dry_run_writes_nothing_and_says_what_would_be_written(source, tmp_pat
         ({"kind": "csvs"}, ValueError, "expected one of"),
         ({"reader_options": {"x": 1}}, TypeError, "no option 'x'"),
         ({"compression": "zip"}, ValueError, "zip"),
+        ({"columns": {"id": "int32"}, "format": "jsonl"}, ValueError, "columns of text are str"),
     ],
 )
 def test_wrong_arguments_raise_before_anything_is_written(
@@ -112,6 +119,33 @@ def test_all_formats_are_written(source, tmp_path):
         report = npstream.convert(source, tmp_path / format, format=format)
         assert report.columns == {"id": "int", "text": "str"}
         assert npstream.open(tmp_path / format)[99]["text"] == "t99"
+
+
+def test_encodings_can_be_types_and_those_of_text(source, tmp_path):
+    columns = {"id": np.uint8, "text": str}
+    assert npstream.convert(source, tmp_path / "a", columns=columns).columns["id"] == "uint8"
+    columns = {"id": "float", "text": None}
+    report = npstream.convert(source, tmp_path / "b", columns=columns, format="jsonl")
+    assert report.columns == {"id": "float", "text": "str"}
+
+
+def test_workers_start_before_a_remote_source_is_opened(source, tmp_path, upload, monkeypatch):
+    processes = []
+
+    def find(*arguments):
+        processes.append(len(multiprocessing.active_children()))
+        return find_files(*arguments)
+
+    monkeypatch.setattr(convert_module, "find_files", find)
+    url = upload(source)
+    npstream.convert(url, tmp_path / "out", map=add_one, workers=2)
+    assert len(npstream.open(tmp_path / "out")) == 200
+    npstream.convert(url, tmp_path / "out2", workers=2)
+    assert len(npstream.open(tmp_path / "out2")) == 100
+    assert processes == [2, 0]  # without `map`, no process starts at all
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        npstream.convert(f"{url}/none", tmp_path / "out3", map=add_one, workers=2)
+    assert not (tmp_path / "out3").exists()
 
 
 def test_an_exception_of_where_is_raised_as_it_is(source, tmp_path):

@@ -1,0 +1,134 @@
+"""The user's choice of columns and samples, in the names of the source and of the dataset.
+
+Tested in tests/conversion/test_convert.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from npstream.conversion.source import SourceRequest
+from npstream.conversion.transform import Condition, PartTransform
+from npstream.errors import ColumnError
+from npstream.explore.expression import Expression
+from npstream.formats.encodings.encodings import column_type, encoding_of_type
+from npstream.writing.tables import parse_column
+from npstream.writing.text import parse_text_type
+
+if TYPE_CHECKING:
+    from npstream.formats.encodings.encodings import Encoding
+    from npstream.writing.mapping import MapFunction
+
+__all__ = ["Choice", "ColumnChoice"]
+
+ColumnChoice: TypeAlias = "Mapping[str, str | None] | Iterable[str]"
+"""The columns to write: their names, or a mapping from names to encodings."""
+
+_TEXT_TYPES = {"float": "float64"}
+"""Encodings of text formats that others do not have, and what sources read them as."""
+
+
+class Choice:
+    """The user's choice of columns and samples."""
+
+    def __init__(
+        self,
+        columns: ColumnChoice | None,
+        rename: Mapping[str, str] | None,
+        where: Expression | Condition | None,
+        map: MapFunction | None,
+        fill: Mapping[str, Any] | None,
+    ) -> None:
+        self.map = map
+        self.where = where
+        self.fill = dict(fill or {})
+        self.rename = dict(rename or {})
+        if len(set(self.rename.values())) < len(self.rename):
+            raise ValueError(f"rename={self.rename}: two columns get the same name")
+        self._old_names = {new: old for old, new in self.rename.items()}
+        if isinstance(columns, str):
+            raise TypeError(f"columns={columns!r} is a text: give a list of names")
+        given = columns if isinstance(columns, Mapping) else dict.fromkeys(columns or ())
+        self.columns: dict[str, str | None] | None = None if columns is None else dict(given)
+        if map is not None and self.columns is not None and None in self.columns.values():
+            raise TypeError(
+                "columns= describes what map= returns, and needs an encoding for each column, as "
+                "in columns={'text': 'str'}"
+            )
+        for name, encoding in (self.columns or {}).items():
+            if encoding is not None and self.columns is not None:
+                self.columns[name] = encoding_of_type(encoding) or encoding
+
+    def check(self, format: str) -> None:
+        """Raise ValueError for an encoding that a format of shards does not have."""
+        for name, encoding in (self.columns or {}).items():
+            if encoding is not None:
+                if format == "mds":
+                    parse_column(name, encoding)
+                else:
+                    parse_text_type(encoding)
+
+    def old_name(self, name: str) -> str:
+        """Return the name of a column in the source."""
+        return self._old_names.get(name, name)
+
+    def request(self, reader_options: Mapping[str, Any] | None) -> SourceRequest:
+        """Return what to read of the source."""
+        old = self.old_name
+        options = dict(reader_options or {})
+        if self.map is not None:
+            return SourceRequest(options=options, is_mapped=True)
+        fill = {old(name): value for name, value in self.fill.items()}
+        encodings = {
+            old(name): _TEXT_TYPES.get(encoding, encoding)
+            for name, encoding in (self.columns or {}).items()
+            if encoding is not None
+        }
+        wanted = None
+        if self.columns is not None and not (self.where and not isinstance(self.where, Expression)):
+            used = self.where.columns if isinstance(self.where, Expression) else ()
+            wanted = tuple(dict.fromkeys([old(name) for name in [*self.columns, *used]]))
+        return SourceRequest(wanted, encodings, fill, options)
+
+    def transform(self) -> PartTransform:
+        """Return the transform of the parts."""
+        names = None if self.columns is None or self.map is not None else tuple(self.columns)
+        return PartTransform(names, self.rename, self.where)
+
+    def encodings(
+        self, known: Mapping[str, str] | None, encoded: Collection[str] = ()
+    ) -> dict[str, str | Encoding] | None:
+        """Return the encodings to write with; None if the first sample decides.
+
+        Those of columns that may hold encoded values are texts, as those that the user named.
+        Others are of type Encoding.
+
+        Parameters
+        ----------
+        known : mapping of str to str or None
+            Those of the source, by its names.
+        encoded : collection of str
+            The columns of the source whose values are encoded already.
+        """
+        if self.map is not None or known is None:
+            named = {name: each for name, each in (self.columns or {}).items() if each}
+            if named and self.columns is not None and len(named) < len(self.columns):
+                raise TypeError(
+                    "columns= names the encodings of some columns, and those of this source are "
+                    "known only from its samples: name all, or none"
+                )
+            return dict(named) or None
+        renamed = {self.rename.get(name, name): encoding for name, encoding in known.items()}
+        if len(renamed) < len(known):
+            twice = next(new for old, new in self.rename.items() if new in known)
+            raise ValueError(f"rename= makes two columns of the name {twice!r}: rename both")
+        columns = dict.fromkeys(renamed) if self.columns is None else self.columns
+        for name in columns:
+            if name not in renamed:
+                raise ColumnError(name, list(renamed))
+        return {
+            name: named or (found if self.old_name(name) in encoded else column_type(found))
+            for name, named in columns.items()
+            if (found := renamed[name])
+        }
