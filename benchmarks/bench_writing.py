@@ -1,4 +1,4 @@
-"""Writing sample by sample, and writing compressed shards; all sides sync their files."""
+"""Writing sample by sample, compressed shards, and copies; all sides sync their files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 import npstream
 from data import Data, sync
-from figures import SIDES, Figure, Pair, check, figure
+from figures import SIDES, Figure, Pair, check, figure, warm
 
 Samples = Callable[[], Iterator[dict[str, Any]]]
 
@@ -123,6 +123,45 @@ def compressed(data: Data) -> Pair:
     return Pair(ours, reference, lambda left, right: None, timed=True)
 
 
+@figure(
+    "copying a tenth of J by a mask",
+    "`read` and `write` of the same bytes, file by file, both synced",
+    factor=1.3,
+    rounds=15,
+)
+def copied(data: Data) -> Pair:
+    data.jpegs()
+    source = data.directory / f"J-{data.images}"
+    begins = np.load(source / "ends.npy").tolist()
+    dataset = npstream.open(data.jpegs_dataset())
+    mask = np.random.default_rng(0).random(len(dataset)) < 0.1
+    target = data.directory / f"written-{os.getpid()}"
+    warm(dataset[mask])
+
+    def ours(number: int) -> float:
+        start = time.perf_counter()
+        npstream.copy(dataset[mask], target)
+        sync(target)
+        elapsed = time.perf_counter() - start
+        assert len(npstream.open(target)) == np.count_nonzero(mask)
+        shutil.rmtree(target)
+        return elapsed
+
+    def reference(number: int) -> float:
+        start = time.perf_counter()
+        with (source / "files").open("rb") as files, target.open("wb") as file:
+            for row in np.flatnonzero(mask).tolist():
+                files.seek(begins[row])
+                file.write(files.read(begins[row + 1] - begins[row]))
+            file.flush()
+            os.fsync(file.fileno())
+        elapsed = time.perf_counter() - start
+        target.unlink()
+        return elapsed
+
+    return Pair(ours, reference, lambda left, right: None, timed=True)
+
+
 def sync_file(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
@@ -200,7 +239,7 @@ def parquet_litdata(data: Data) -> Pair:
     return from_parquet(data, to_litdata)
 
 
-FIGURES = [tokens, small, compressed, parquet, parquet_datasets, parquet_litdata]
+FIGURES = [tokens, small, compressed, copied, parquet, parquet_datasets, parquet_litdata]
 
 
 @pytest.mark.parametrize("side", SIDES)

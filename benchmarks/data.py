@@ -195,6 +195,15 @@ class Data:
         data, ends = (path / "files").read_bytes(), np.load(path / "ends.npy").tolist()
         return [data[start:end] for start, end in pairwise(ends)]
 
+    def jpegs_dataset(self) -> Path:
+        """Return J as a dataset."""
+
+        def make(path: Path) -> None:
+            samples: Iterator[dict[str, Any]] = ({"image": file} for file in self.jpegs())
+            npstream.write(path, samples, columns={"image": "jpeg"})
+
+        return self.path(f"J-{self.images}.dataset", make)
+
     def volumes_dataset(self) -> Path:
         """Return V, volumes of 64 KiB, as a dataset."""
 
