@@ -80,11 +80,23 @@ class StoredTable:
             first += len(lookup.rows)
 
     def _lookups(self, bounds: Bounds) -> Iterator[Lookup]:
-        """Yield the rows of each block, while the next ones are fetched."""
+        """Yield the rows of each block, while the next ones are fetched.
+
+        As long as samples ascend, decompressed shards are released once they are read.
+        """
         blocks = (self._selection.ids(start, stop) for start, stop in bounds)
         rowwise = self._source.is_view_rowwise(self._selection)
-        ahead = self._source.read_ahead(blocks, lambda ids: ids, self._selection.step, rowwise)
-        return (lookup for _, lookup in ahead)
+        fetcher, last = self._source.fetcher, 0
+        kept = fetcher.buffered_shards()
+        for _, lookup in self._source.read_ahead(
+            blocks, lambda ids: ids, self._selection.step, rowwise
+        ):
+            if last >= 0 and len(lookup.samples):
+                first = int(lookup.samples.min())
+                last = int(lookup.samples.max()) if first >= last else -1
+                if last >= 0:
+                    fetcher.release_buffers(first, kept)
+            yield lookup
 
     def _is_same(self, name: str, encoding: Encoding) -> bool:
         """Return True if the stored bytes of a column are those of another encoding, too."""

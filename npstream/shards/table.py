@@ -488,6 +488,19 @@ class Fetcher:
                 table.entries[shard, 0] = loaded.entry[0]
             return table
 
+    def buffered_shards(self) -> frozenset[int]:
+        """Return the shards that are in buffers instead of maps."""
+        return frozenset(self.current_table().buffer_bytes)
+
+    def release_buffers(self, sample: int, kept: frozenset[int]) -> None:
+        """Release the buffers of shards before that of a sample, except those of some shards."""
+        stop = bisect_right(self.index.starts.data, sample) - 1
+        with self._lock:
+            table = self.current_table()
+            finished = [k for k in table.buffer_bytes if k < stop and k not in kept]
+            if finished:
+                self._without(table, finished)
+
     def _without_stale(self, table: ShardTable, shards: list[int]) -> ShardTable:
         """Remove those of `shards` that must be opened again; return the table without them."""
         stale = [

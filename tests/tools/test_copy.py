@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import tracemalloc
 
 import golden_data as golden
 import numpy as np
@@ -267,6 +268,25 @@ def test_large_samples_in_several_shards_and_chunks(tmp_path, kernel_mode, monke
     npstream.write(tmp_path / "c", {"x": wanted}, shard_size="70KiB")
     for name in names(tmp_path / "c"):
         assert (tmp_path / "b" / name).read_bytes() == (tmp_path / "c" / name).read_bytes()
+
+
+@pytest.mark.parametrize("compression", [None, "zstd"])
+def test_memory_does_not_grow_with_the_data(compression, tmp_path, monkeypatch):
+    monkeypatch.setattr("npstream.writing.engine.BLOCK_BYTES", 1 << 20)
+    samples = ({"x": bytes([k % 251]) * 10_000} for k in range(4000))
+    npstream.write(tmp_path / "a", samples, shard_size="1MiB", compression=compression)
+    ds = npstream.open(tmp_path / "a")
+    view = ds[np.arange(4000) % 8 > 0]
+    npstream.copy(view, tmp_path / "first")  # imports what it needs
+    tracemalloc.start()
+    try:
+        npstream.copy(view, tmp_path / "b")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 16 << 20
+    assert len(ds._source.fetcher.buffered_shards()) <= 2
+    assert samples_of(npstream.open(tmp_path / "b")) == samples_of(view)
 
 
 # Refusals
