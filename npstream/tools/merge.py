@@ -34,6 +34,7 @@ from npstream.formats.index import (
     INDEX,
     INDEX_VERSION,
     RELATIVE_PATH,
+    Annotations,
     check_size,
     parse_index,
 )
@@ -439,7 +440,8 @@ def _index_text(parts: Sequence[_Part], entries: Sequence[Mapping[str, Any]]) ->
     part = next((part for part in parts if part.index.schemas), None)
     if part is not None and (part.index.annotations or not entries):
         schema = None if entries else part.index.schemas[0]
-        document[ANNOTATIONS_KEY] = part.index.annotations.to_document(schema)
+        known = part.index.annotations
+        document[ANNOTATIONS_KEY] = Annotations(known.dtypes, known.order).to_document(schema)
     return json.dumps(document, sort_keys=True).encode()
 
 

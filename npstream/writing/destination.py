@@ -462,7 +462,8 @@ class RemoteDestination(Destination):
             self._uploads.popleft().result()
 
     def _names(self) -> Iterable[str]:
-        return [name for name, _ in self._store.names()]
+        # Not the names below directories: they may hold many shards of datasets to merge.
+        return self._store.entries()
 
     def _wait_for_jobs(self) -> None:
         # An upload in progress would create its file after the removal.
