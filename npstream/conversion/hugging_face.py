@@ -37,7 +37,7 @@ from npstream.writing.tables import with_column
 if TYPE_CHECKING:
     from npstream.conversion.files import FileList, SourceFile
 
-__all__ = ["HuggingFaceSource"]
+__all__ = ["HuggingFaceSource", "StoredFeature"]
 
 _SPLITS = "dataset_dict.json"
 _STATE = "state.json"
@@ -70,7 +70,7 @@ class HuggingFaceSource(InputSource):
         schema = self._schema()
         visible = state.get("_format_columns") or list(features) or schema.names
         names = [name for name in self.selected(visible, self._where) if name in schema.names]
-        self._features = {name: _Feature(name, features.get(name)) for name in names}
+        self._features = {name: StoredFeature(name, features.get(name)) for name in names}
         fields = [self._features[name].arrow_field(schema.field(name)) for name in names]
         names += [
             name
@@ -192,7 +192,7 @@ class HuggingFaceSource(InputSource):
         return decode_file(body)
 
 
-class _Feature:
+class StoredFeature:
     """What ``dataset_info.json`` says about a column."""
 
     def __init__(self, name: str, document: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,9 +13,12 @@ from urllib.parse import unquote
 
 from npstream._core.optional import import_optional
 from npstream.conversion.arrow import TABLE_BYTES, TableColumns
+from npstream.conversion.hugging_face import StoredFeature
 from npstream.conversion.source import InputSource, SourceRequest, read_in_thread
 from npstream.errors import FormatError, StorageError
+from npstream.writing.inputs.hugging_face import image_encoding
 from npstream.writing.inputs.parts import Part
+from npstream.writing.tables import with_column
 
 if TYPE_CHECKING:
     from npstream.conversion.files import FileList, SourceFile
@@ -32,9 +36,14 @@ _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
 @dataclass(frozen=True)
 class _Footer:
-    """What the end of a file says about it."""
+    """What the end of a file says about it.
+
+    The schema has the types of columns as they are written. `features` are those of Hugging Face,
+    which are stored with other types.
+    """
 
     schema: Any
+    features: Mapping[str, StoredFeature]
     rows: int
     row_bytes: int
 
@@ -43,7 +52,8 @@ class ParquetSource(InputSource):
     """Parquet files, in the natural order of their names.
 
     Directories such as ``year=2024`` become columns: integers, if all values are, else text.
-    ``partitioning=False`` leaves them out.
+    ``partitioning=False`` leaves them out. Images and audio of Hugging Face's `datasets` are
+    stored as the files that they are.
     """
 
     kind = "parquet"
@@ -68,7 +78,29 @@ class ParquetSource(InputSource):
         for file, schema in zip(own[1:], schemas[1:], strict=True):
             self._columns.check(schema, file.where)
         self.columns = self._columns.encodings
+        self._name_image_encodings(footers[0])
         self.samples = sum(footer.rows for footer in footers)
+
+    def _name_image_encodings(self, footer: _Footer) -> None:
+        """Set the encodings of Hugging Face's images: the first one decides."""
+        images = [
+            name
+            for name, feature in footer.features.items()
+            if feature.kind == "Image"
+            and name in self._columns.encodings
+            and name not in self.request.encodings
+        ]
+        if not images:
+            return
+        file = self._files[0][0]
+        with _reading(file), _open_parquet(file) as parquet:
+            first = next(parquet.iter_batches(1, columns=images), None)
+        for name in images:
+            encoding = "png"  # stores any file
+            if first is not None and len(first):
+                files = footer.features[name].convert(first.column(name), is_local=False)
+                encoding = image_encoding(files)
+            self._columns.encodings[name] = encoding
 
     def parts(self) -> Sequence[Part]:
         """Return a part for each file."""
@@ -95,7 +127,7 @@ class ParquetSource(InputSource):
         rows = min(max(TABLE_BYTES // max(footer.row_bytes, 1), 1), _MAX_ROWS)
         with _reading(file), _open_parquet(file) as parquet:
             for batch in parquet.iter_batches(rows, columns=names or None):
-                arrays = [batch.column(name) for name in names]
+                arrays = [_column(batch, name, footer) for name in names]
                 arrays += [pa.repeat(value, len(batch)) for value in constants.values()]
                 selected = pa.RecordBatch.from_arrays(arrays, [*names, *constants])
                 yield selected if cast is None else cast(selected)
@@ -106,7 +138,43 @@ def _read_footer(file: SourceFile) -> _Footer:
         metadata = parquet.metadata
         groups = range(metadata.num_row_groups)
         nbytes = sum(metadata.row_group(number).total_byte_size for number in groups)
-        return _Footer(parquet.schema_arrow, metadata.num_rows, nbytes // max(metadata.num_rows, 1))
+        schema = parquet.schema_arrow
+        features = _features(schema)
+        for name, feature in features.items():
+            at = schema.get_field_index(name)
+            schema = schema.set(at, feature.arrow_field(schema.field(at)))
+        rows = metadata.num_rows
+        return _Footer(schema, features, rows, nbytes // max(rows, 1))
+
+
+def _features(schema: Any) -> dict[str, StoredFeature]:
+    """Return the features of Hugging Face whose values are files or arrays of one shape."""
+    try:
+        given = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        documents = dict(given).items()
+    except (KeyError, TypeError, ValueError):
+        return {}
+    features = {name: StoredFeature(name, document) for name, document in documents}
+    return {
+        name: feature
+        for name, feature in features.items()
+        if name in schema.names
+        and (
+            feature.is_file(schema.field(name).type)
+            or (feature.shape and not feature.is_varying_array)
+        )
+    }
+
+
+def _column(batch: Any, name: str, footer: _Footer) -> Any:
+    """Return a column of a batch with the type in the schema of the footer."""
+    array = batch.column(name)
+    if name not in footer.features:
+        return array
+    try:
+        return footer.features[name].convert(array, False)
+    except (TypeError, ValueError) as error:
+        raise with_column(name, error) from None
 
 
 def _open_parquet(file: SourceFile) -> Any:

@@ -105,6 +105,28 @@ def test_files_of_datasets(tmp_path):
     assert npstream.open(tmp_path / "out")[1] == {"text": "b", "label": 1}
 
 
+def test_images_and_arrays_of_datasets_are_stored_as_they_are(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    image = pytest.importorskip("PIL.Image")
+    pictures = []
+    for number in range(3):
+        path = tmp_path / f"{number}.jpg"
+        image.new("RGB", (8, 6), (number, 0, 0)).save(path)
+        pictures.append(path.read_bytes())
+    features = datasets.Features(
+        {"image": datasets.Image(), "grid": datasets.Array2D((2, 3), "int16")}
+    )
+    grids = np.arange(18, dtype=np.int16).reshape(3, 2, 3)
+    rows = {"image": [{"bytes": each, "path": None} for each in pictures], "grid": list(grids)}
+    data = datasets.Dataset.from_dict(rows, features=features)
+    data.to_parquet(str(tmp_path / "a.parquet"))
+    report = npstream.convert(tmp_path / "a.parquet", tmp_path / "out")
+    assert report.columns == {"image": "jpeg", "grid": "ndarray:int16:2,3"}
+    ds = npstream.open(tmp_path / "out", columns={"image": "bytes"})
+    assert [sample["image"] for sample in ds] == pictures
+    assert (ds["grid"].load() == grids).all()
+
+
 def test_files_are_read_in_natural_order_and_empty_ones_are_skipped(tmp_path):
     source = tmp_path / "in"
     source.mkdir()
