@@ -5,7 +5,7 @@ Tested in tests/conversion/test_convert.py.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from npstream.conversion.source import SourceRequest
@@ -97,19 +97,18 @@ class Choice:
         return PartTransform(names, self.rename, self.where)
 
     def encodings(
-        self, known: Mapping[str, str] | None, encoded: Collection[str] = ()
+        self, known: Mapping[str, str] | None, is_encoded: bool = False
     ) -> dict[str, str | Encoding] | None:
         """Return the encodings to write with; None if the first sample decides.
 
-        Those of columns that may hold encoded values are texts, as those that the user named.
-        Others are of type Encoding.
+        Those that the user named are texts, and others are of type Encoding, unless `is_encoded`.
 
         Parameters
         ----------
         known : mapping of str to str or None
             Those of the source, by its names.
-        encoded : collection of str
-            The columns of the source whose values are encoded already.
+        is_encoded : bool
+            Whether `bytes` of the source are encoded values.
         """
         if self.map is not None or known is None:
             named = {name: each for name, each in (self.columns or {}).items() if each}
@@ -128,7 +127,6 @@ class Choice:
             if name not in renamed:
                 raise ColumnError(name, list(renamed))
         return {
-            name: named or (found if self.old_name(name) in encoded else column_type(found))
+            name: named or (renamed[name] if is_encoded else column_type(renamed[name]))
             for name, named in columns.items()
-            if (found := renamed[name])
         }
