@@ -259,8 +259,8 @@ def _folders(
         if place in given:
             twice = f" as {given[place]!r}" if given[place] != shown else ""
             raise ValueError(
-                f"{shown!r} was given before{twice}: give each dataset once. To read one more often "
-                "than others, use npstream.mix with weights"
+                f"{shown!r} was given before{twice}: give each dataset once. To read one more "
+                "often than others, use npstream.mix with weights"
             )
         given[place] = shown
         folders.append(_Folder(store, name, partial(open_again, url)))
