@@ -9,23 +9,24 @@ from typing import TYPE_CHECKING, Any, Self
 
 from npstream._core.progress import show_progress
 from npstream.errors import short_traceback, shorten
-from npstream.writing.engine import WriterEngine, sample_numbers
+from npstream.writing.engine import WriterEngine
 from npstream.writing.inputs.fill import check_fill
 from npstream.writing.inputs.parts import PartedInput, open_input
-from npstream.writing.mapping import MapFunction, table_rows
 from npstream.writing.report import WriteReport
+from npstream.writing.resumption.session import ResumedInput
 from npstream.writing.rows import (
     encode_none,
 )
 from npstream.writing.settings import (
     check_workers,
 )
-from npstream.writing.tables import TableStream, table_encodings
+from npstream.writing.tables import TableStream, sample_numbers, table_encodings
 
 if TYPE_CHECKING:
     from os import PathLike
 
     from npstream.formats.encodings.encodings import Encoding
+    from npstream.writing.mapping import MapFunction
     from npstream.writing.tables import ArrowStream, InputTable, MapDataset, Writable
 
 __all__ = ["WriteReport", "Writer", "write"]
@@ -50,6 +51,7 @@ def write(
     shard_samples: int | None = None,
     compression: str | None = None,
     hashes: Iterable[str] = (),
+    resume: bool = False,
     progress: bool | None = None,
     storage_options: Mapping[str, Any] | None = None,
     timeout: float = 60.0,
@@ -58,7 +60,7 @@ def write(
     """Write a dataset.
 
     The dataset appears as a whole. After any failure, nothing is published, and all files that
-    were written are removed.
+    were written are removed; with ``resume=True``, the stored shards stay for the next call.
 
     Parameters
     ----------
@@ -115,6 +117,11 @@ def write(
         default shards are not compressed.
     hashes : iterable of str, default: ()
         Hashes of each file that the index records, such as ``"xxh3_64"`` and ``"sha256"``.
+    resume : bool, default: False
+        Whether to keep the stored shards if the write fails or the process is killed, and to go on
+        after them if an earlier call with ``resume=True`` was interrupted. The arguments and the
+        data must be the same as then. The samples that are stored are passed over. The result is
+        that of a write that was not interrupted. Readers do not see an unfinished write.
     progress : bool, optional
         Whether to show samples, bytes and their rate on standard error, with tqdm if it is
         installed. By default they are shown in a terminal or notebook after a second.
@@ -136,14 +143,16 @@ def write(
         If a column's encoding cannot store a value exactly, or a sample has a key that the first
         sample lacks. The message names the sample and the column. Also raised if there are
         neither samples nor `columns`, if an encoding, codec, hash or size is invalid, or if more
-        than `max_errors` samples are left out.
+        than `max_errors` samples are left out. With ``resume=True``: if the arguments or the data
+        differ from those of the interrupted write.
     ColumnError
         If a sample lacks a column.
     RuntimeError
         If a worker process was killed.
     FileExistsError
         If `path` holds a dataset or a part of one. A part belongs to another write, which is in
-        progress or was interrupted.
+        progress or was interrupted. With ``resume=True``: if that write is in progress, or was
+        not begun with ``resume=True``.
     StorageError
         If a file cannot be stored.
     MissingDependencyError
@@ -168,8 +177,9 @@ def write(
             check=on_error == "raise", as_items=map is not None,
         )  # fmt: skip
         # A forked process cannot use the threads and storage clients of its parent. So the workers
-        # start before this write creates any, and before a part of the input is opened.
-        is_parted = isinstance(data, PartedInput) and check_workers(workers) > 0
+        # start before this write creates any, and before a part of the input is opened. An
+        # interrupted write says which part to open.
+        is_parted = isinstance(data, PartedInput) and (check_workers(workers) > 0 or resume)
         table: InputTable | TableStream | None = None
         samples: Iterable[Any] = ()
         if not is_parted:
@@ -179,30 +189,24 @@ def write(
         writer._configure(
             _encodings(columns, map, table), fill=fill, on_error=on_error, max_errors=max_errors,
             rejects=rejects, format=format, separator=separator, newline=newline,
-            shard_size=shard_size, compression=compression, hashes=hashes,
+            shard_size=shard_size, compression=compression, hashes=hashes, resume=resume,
         )  # fmt: skip
         writer._is_inferred = columns is None
+        resumed = ResumedInput.describe(data, table, map is not None) if resume else None
         pool = None
         if check_workers(workers) and (table is None or map is not None):
-            pool = writer._start_workers(workers, map)
+            pool = writer._start_workers(workers, map, resume)
         try:
-            if is_parted:
-                with sample_numbers(0):
-                    table, samples = read()
-            if table is not None and map is not None:
-                samples, table = table_rows(table), None
-            writer._connect(path, sidecar, shard_samples, storage_options, timeout, retries)
+            if is_parted and not resume:
+                table, samples = read()
+            connection = storage_options, timeout, retries
+            writer._connect(path, sidecar, shard_samples, *connection, resumed)
             with writer, show_progress(writer._shards, progress):
-                if table is not None and fill is not None and hasattr(type(data), "_writer_input"):
-                    writer._write_rows(table)  # these columns do not apply `fill`
-                elif table is not None:
-                    writer._write_any_table(table)
-                elif pool is not None:
-                    writer._write_results(pool, samples)
-                else:
-                    writer._write_samples(
-                        samples if map is None else writer._map_samples(map, samples)
-                    )
+                if is_parted and resume and not writer._is_complete:
+                    table, samples = read()
+                # The columns of npstream's classes do not apply `fill`.
+                by_rows = fill is not None and hasattr(type(data), "_writer_input")
+                writer._write_input(table, samples, map, pool, by_rows)
         finally:
             if pool is not None:
                 pool.stop()
@@ -222,7 +226,7 @@ class Writer(WriterEngine):
     """Writes a dataset sample by sample.
 
     As a context manager, it publishes the dataset at the end of the block. If the block raises, it
-    publishes nothing, and removes all files that were written.
+    publishes nothing, and removes all files that were written, unless `resume` is True.
 
     Parameters
     ----------
@@ -256,6 +260,9 @@ class Writer(WriterEngine):
         The codec of the shards, as for `write`. By default they are not compressed.
     hashes : iterable of str, default: ()
         Hashes of each file that the index records, as for `write`.
+    resume : bool, default: False
+        Whether to keep the stored shards if the write fails or the process is killed, and to go on
+        after them, as for `write`. Do not write the first `input_samples` samples then.
     storage_options : mapping, optional
         Options of the storage driver, if the dataset is written to a URL.
     timeout : float, default: 60.0
@@ -304,16 +311,34 @@ class Writer(WriterEngine):
         shard_samples: int | None = None,
         compression: str | None = None,
         hashes: Iterable[str] = (),
+        resume: bool = False,
         storage_options: Mapping[str, Any] | None = None,
         timeout: float = 60.0,
         retries: int = 4,
     ) -> None:
         self._configure(
             columns, fill=fill, on_error=on_error, max_errors=max_errors, rejects=rejects,
-            format=format, separator=separator, newline=newline,
-            shard_size=shard_size, compression=compression, hashes=hashes,
+            format=format, separator=separator, newline=newline, shard_size=shard_size,
+            compression=compression, hashes=hashes, resume=resume,
         )  # fmt: skip
-        self._connect(path, sidecar, shard_samples, storage_options, timeout, retries)
+        resumed = ResumedInput(None, {"data": "samples of Writer.write"}) if resume else None
+        self._connect(path, sidecar, shard_samples, storage_options, timeout, retries, resumed)
+
+    @property
+    def input_samples(self) -> int:
+        """The number of samples that an interrupted write has dealt with; do not write them again.
+
+        It counts all samples that were given to `write`, also those that were left out. It is 0
+        without ``resume=True``, or if no write was interrupted.
+
+        Examples
+        --------
+        >>> texts = ["a", "b", "c"]
+        >>> with Writer("texts", resume=True) as writer:
+        ...     for text in texts[writer.input_samples :]:
+        ...         writer.write({"text": text})
+        """
+        return 0 if self._session is None else self._session.input_samples
 
     def __enter__(self) -> Self:
         return self
