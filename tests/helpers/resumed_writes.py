@@ -130,7 +130,7 @@ CASES: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     ),
     "compressed CSV": (
         columns,
-        {"format": "csv", "compression": "zstd", "shard_size": 150},
+        {"format": "csv", "compression": "zstd", "shard_size": 80},
     ),
 }
 """What is written: a function that makes the data, and the settings."""
