@@ -49,7 +49,7 @@ class Choice:
         self._old_names = {new: old for old, new in self.rename.items()}
         if isinstance(columns, str):
             raise TypeError(f"columns={columns!r} is a text: give a list of names")
-        given = columns if isinstance(columns, Mapping) else dict.fromkeys(columns or ())
+        given = columns if isinstance(columns, Mapping) else _named_once(columns or ())
         self.columns: dict[str, str | None] | None = None if columns is None else dict(given)
         if map is not None and self.columns is not None and None in self.columns.values():
             raise TypeError(
@@ -130,3 +130,13 @@ class Choice:
             name: named or (renamed[name] if is_encoded else column_type(renamed[name]))
             for name, named in columns.items()
         }
+
+
+def _named_once(names: Iterable[str]) -> dict[str, None]:
+    """Return names as the keys of a dict; raise ValueError for one that is repeated."""
+    columns: dict[str, None] = {}
+    for name in names:
+        if name in columns:
+            raise ValueError(f"columns= has {name!r} twice: name each column once")
+        columns[name] = None
+    return columns
