@@ -179,10 +179,7 @@ def convert(
             data, named = _LateParts(open_source, choice), choice.encodings(None)
         else:
             opened = open_source()
-            data, named = (
-                _Parts(opened, choice),
-                choice.encodings(opened.columns, opened.is_encoded),
-            )
+            data, named = _Parts(opened, choice), choice.encodings(opened.columns, opened.encoded)
             if _is_remote(source):
                 options["workers"] = 0
         try:

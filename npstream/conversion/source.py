@@ -46,7 +46,6 @@ SOURCE_KINDS: dict[str, str] = {
     "hdf5": "npstream.conversion.arrays.hdf5:Hdf5Source",
     "npy": "npstream.conversion.arrays.numpy_files:NpySource",
     "npz": "npstream.conversion.arrays.numpy_files:NpzSource",
-    "folder": "npstream.conversion.file_samples.folder:FolderSource",
 }
 """The class of each kind of files. A directory is of the first kind that recognizes it."""
 
@@ -94,8 +93,8 @@ class InputSource:
         The encoding of each column to read, in order; None if only the samples can tell.
     samples : int or None
         Number of samples, if that is known without reading them.
-    is_encoded : bool
-        Whether values of type `bytes` are encoded already, as the files of images are.
+    encoded : frozenset of str
+        Columns whose values of type `bytes` are encoded already, such as the files of images.
 
     Raises
     ------
@@ -120,7 +119,7 @@ class InputSource:
         self.request = request
         self.columns: dict[str, str] | None = None
         self.samples: int | None = None
-        self.is_encoded = False
+        self.encoded: frozenset[str] = frozenset()
 
     @classmethod
     def recognizes(cls, files: FileList) -> bool:

@@ -29,10 +29,9 @@ _BLOCK_ROWS = 256
 
 @dataclass(slots=True)
 class Position:
-    """The number of the input sample that is being written, and of its output of `map=`."""
+    """The number of the input sample that is being written."""
 
     number: int = 0
-    output: int = 0
 
 
 def table_rows(
@@ -86,12 +85,13 @@ def _values(part: ColumnBlock, encoding: Encoding) -> Iterable[Any]:
     return map(encoding.decode, part.to_list()) if isinstance(part, Bodies) else part
 
 
-def track_position(samples: Iterable[Any], position: Position, number: int = 0) -> Iterator[Any]:
-    """Yield samples, and set `position` to the number of each; `number` is that of the first.
+def track_position(samples: Iterable[Any], position: Position) -> Iterator[Any]:
+    """Yield samples, and set `position` to the number of each.
 
     An exception of the iterator gets a note with the number.
     """
     iterator = iter(samples)
+    number = 0
     while True:
         try:
             sample = next(iterator)

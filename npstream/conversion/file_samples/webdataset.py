@@ -64,7 +64,7 @@ class WebDatasetSource(InputSource):
             name: "str" if name == KEY else self._encoding(name, bodies, f"{where}: {key}")
             for name in names
         }
-        self.is_encoded = True
+        self.encoded = frozenset(names)
 
     def parts(self) -> Sequence[Part]:
         """Return a part for each tar."""

@@ -1,1 +1,0 @@
-"""Writes that go on after an interruption."""
