@@ -239,7 +239,38 @@ def parquet_litdata(data: Data) -> Pair:
     return from_parquet(data, to_litdata)
 
 
-FIGURES = [tokens, small, compressed, copied, parquet, parquet_datasets, parquet_litdata]
+@figure(
+    "J as files in folders to a dataset", "reading the files and writing them to one, both synced",
+    factor=1.5, rounds=7,
+)  # fmt: skip
+def folders(data: Data) -> Pair:
+    source = data.jpeg_folders()
+    target = data.directory / f"written-{os.getpid()}"
+
+    def ours(number: int) -> float:
+        start = time.perf_counter()
+        report = npstream.convert(source, target)
+        sync(target)
+        elapsed = time.perf_counter() - start
+        assert report.samples == data.images
+        shutil.rmtree(target)
+        return elapsed
+
+    def reference(number: int) -> float:
+        start = time.perf_counter()
+        with target.open("wb") as file:
+            for path in sorted(source.rglob("*.jpg")):
+                file.write(path.read_bytes())
+            file.flush()
+            os.fsync(file.fileno())
+        elapsed = time.perf_counter() - start
+        target.unlink()
+        return elapsed
+
+    return Pair(ours, reference, lambda left, right: None, timed=True)
+
+
+FIGURES = [tokens, small, compressed, copied, parquet, parquet_datasets, parquet_litdata, folders]
 
 
 @pytest.mark.parametrize("side", SIDES)

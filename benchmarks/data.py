@@ -204,6 +204,17 @@ class Data:
 
         return self.path(f"J-{self.images}.dataset", make)
 
+    def jpeg_folders(self) -> Path:
+        """Return J as files in a folder for each of 100 classes."""
+
+        def make(path: Path) -> None:
+            for number, file in enumerate(self.jpegs()):
+                folder = path / f"class-{number % 100:02}"
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / f"{number:05}.jpg").write_bytes(file)
+
+        return self.path(f"J-{self.images}.folders", make)
+
     def volumes_dataset(self) -> Path:
         """Return V, volumes of 64 KiB, as a dataset."""
 

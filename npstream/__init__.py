@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from npstream import errors
+    from npstream import errors, tokens
     from npstream.cache import cache
     from npstream.conversion.convert import ConvertPlan, convert
     from npstream.dataset.column import Column
@@ -51,6 +51,7 @@ __all__ = [
     "open_dataset",
     "precompile",
     "register_encoding",
+    "tokens",
     "verify_dataset",
     "write",
 ]
@@ -80,6 +81,7 @@ _EXPORTS = {
     "open_dataset": "npstream.dataset.opening:open_dataset",
     "precompile": "npstream.tools.precompile:precompile",
     "register_encoding": "npstream.formats.encodings.encodings:register_encoding",
+    "tokens": "npstream.tokens",
     "verify_dataset": "npstream.tools.verify:verify_dataset",
     "write": "npstream.writing.writer:write",
 }

@@ -25,10 +25,11 @@ from numpydoc.docscrape import FunctionDoc, NumpyDocString, Parameter
 import npstream
 import npstream.cache
 import npstream.testing
+import npstream.tokens
 from npstream.iteration.iteration import Iteration
 from npstream.reading.cost import Cost
 
-MODULES = [npstream, npstream.cache, npstream.errors, npstream.testing]
+MODULES = [npstream, npstream.cache, npstream.errors, npstream.testing, npstream.tokens]
 if importlib.util.find_spec("torch"):
     MODULES.append(importlib.import_module("npstream.torch"))
 

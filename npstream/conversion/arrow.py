@@ -5,6 +5,7 @@ Tested in tests/conversion/test_parquet.py.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,7 @@ class TableColumns:
     ) -> None:
         self._request = request
         self._where = where
+        _refuse_repeated(schema, where)
         self.encodings = {name: self._encoding(name, schema, where) for name in names}
 
     def check(self, schema: Any, where: str) -> None:
@@ -62,6 +64,7 @@ class TableColumns:
             The message names the file and the column.
         """
         given = schema.names
+        _refuse_repeated(schema, where)
         for name, encoding in self.encodings.items():
             if name not in given:
                 if name in self._request.fill:
@@ -93,6 +96,11 @@ class TableColumns:
             return infer(fill.value).name
         arrow_type = schema.field(name).type
         try:
+            if _is_null(arrow_type) and not fill:
+                raise TypeError(
+                    "it has only nulls: give fill= a value for it, or leave the column out: "
+                    "columns= names those to write"
+                )
             if fix := _cast_hint(name, arrow_type):
                 raise TypeError(f"no encoding follows from Arrow's {arrow_type}: {fix}")
             empty = import_optional("pyarrow", "pyarrow", "arrow").nulls(0, arrow_type)
@@ -115,6 +123,13 @@ class TableColumns:
             and (target := _cast_type(schema.field(name).type, self._request.encodings[name]))
         }
         return None if not types else lambda batch: _cast(batch, types)
+
+
+def _refuse_repeated(schema: Any, where: str) -> None:
+    """Raise ValueError if two columns have one name."""
+    for name, count in Counter(schema.names).items():
+        if count > 1:
+            raise ValueError(f"{where}: {count} columns have the name {name!r}: rename them")
 
 
 def _is_null(arrow_type: Any) -> bool:

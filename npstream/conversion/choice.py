@@ -5,7 +5,7 @@ Tested in tests/conversion/test_convert.py.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from npstream.conversion.source import SourceRequest
@@ -18,6 +18,7 @@ from npstream.writing.text import parse_text_type
 
 if TYPE_CHECKING:
     from npstream.formats.encodings.encodings import Encoding
+    from npstream.writing.inputs.fill import Fill
     from npstream.writing.mapping import MapFunction
 
 __all__ = ["Choice", "ColumnChoice"]
@@ -30,7 +31,17 @@ _TEXT_TYPES = {"float": "float64"}
 
 
 class Choice:
-    """The user's choice of columns and samples."""
+    """The user's choice of columns and samples.
+
+    Attributes
+    ----------
+    as_samples : bool
+        Whether rows of tables become samples when a part is opened, as `map` takes samples.
+    maps_parts : bool
+        Whether `map` is called when a part is opened, and not by `write`.
+    row_fill : mapping of str to Fill
+        Replaces missing values in rows of tables that become samples.
+    """
 
     def __init__(
         self,
@@ -41,6 +52,9 @@ class Choice:
         fill: Mapping[str, Any] | None,
     ) -> None:
         self.map = map
+        self.as_samples = map is not None
+        self.maps_parts = False
+        self.row_fill: Mapping[str, Fill] = {}
         self.where = where
         self.fill = dict(fill or {})
         self.rename = dict(rename or {})
@@ -49,7 +63,7 @@ class Choice:
         self._old_names = {new: old for old, new in self.rename.items()}
         if isinstance(columns, str):
             raise TypeError(f"columns={columns!r} is a text: give a list of names")
-        given = columns if isinstance(columns, Mapping) else dict.fromkeys(columns or ())
+        given = columns if isinstance(columns, Mapping) else _named_once(columns or ())
         self.columns: dict[str, str | None] | None = None if columns is None else dict(given)
         if map is not None and self.columns is not None and None in self.columns.values():
             raise TypeError(
@@ -97,19 +111,18 @@ class Choice:
         return PartTransform(names, self.rename, self.where)
 
     def encodings(
-        self, known: Mapping[str, str] | None, encoded: Collection[str] = ()
+        self, known: Mapping[str, str] | None, is_encoded: bool = False
     ) -> dict[str, str | Encoding] | None:
         """Return the encodings to write with; None if the first sample decides.
 
-        Those of columns that may hold encoded values are texts, as those that the user named.
-        Others are of type Encoding.
+        Those that the user named are texts, and others are of type Encoding, unless `is_encoded`.
 
         Parameters
         ----------
         known : mapping of str to str or None
             Those of the source, by its names.
-        encoded : collection of str
-            The columns of the source whose values are encoded already.
+        is_encoded : bool
+            Whether `bytes` of the source are encoded values.
         """
         if self.map is not None or known is None:
             named = {name: each for name, each in (self.columns or {}).items() if each}
@@ -128,7 +141,16 @@ class Choice:
             if name not in renamed:
                 raise ColumnError(name, list(renamed))
         return {
-            name: named or (found if self.old_name(name) in encoded else column_type(found))
+            name: named or (renamed[name] if is_encoded else column_type(renamed[name]))
             for name, named in columns.items()
-            if (found := renamed[name])
         }
+
+
+def _named_once(names: Iterable[str]) -> dict[str, None]:
+    """Return names as the keys of a dict; raise ValueError for one that is repeated."""
+    columns: dict[str, None] = {}
+    for name in names:
+        if name in columns:
+            raise ValueError(f"columns= has {name!r} twice: name each column once")
+        columns[name] = None
+    return columns

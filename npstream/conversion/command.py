@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from npstream._core.arguments import quantity, size_text
+from npstream._core.optional import import_optional
 
 if TYPE_CHECKING:
     import argparse
@@ -48,6 +50,11 @@ def add_convert_command(commands: Any) -> None:
     add("--skip-errors", action="store_true", help="leave out samples that cannot be encoded")
     add("--max-errors", type=int, help="how many samples may be left out")
     add("--rejects", metavar="FILE", help="a file that records the samples that are left out")
+    add("--tokenizer", metavar="FILE", help="a tokenizer.json: text becomes token ids")
+    add("--column", default="text", help="the column of the text, for --tokenizer")
+    add("--block", type=int, help="the ids of a block; by default each text is a row")
+    add("--separator", metavar="TOKEN", help="the token, or its id, after each text in blocks")
+    add("--token-options", nargs="+", metavar="NAME=VALUE", help="name, dtype, remainder or pad")
     add("--reader-options", nargs="+", metavar="NAME=VALUE", help="options of the kind of files")
     add("--source-options", nargs="+", metavar="NAME=VALUE", help="driver options of the source")
     add("--storage-options", nargs="+", metavar="NAME=VALUE", help="driver options of the dataset")
@@ -66,10 +73,23 @@ def run_convert(options: argparse.Namespace) -> None:
         "where": options.where,
         "dry_run": options.dry_run,
     }
-    for name in ("mode", "format", "compression", "shard_size", "hashes", "max_errors", "rejects"):
+    for name in (
+        "block",
+        "mode",
+        "format",
+        "compression",
+        "shard_size",
+        "hashes",
+        "max_errors",
+        "rejects",
+    ):
         if (value := getattr(options, name)) is not None:
             arguments[name] = value
-    for name in ("fill", "reader_options", "source_options", "storage_options"):
+    if options.tokenizer is not None:
+        arguments |= {"tokenizer": _tokenizer(options.tokenizer), "column": options.column}
+    if options.separator is not None:
+        arguments["separator"] = _value(options.separator)
+    for name in ("fill", "token_options", "reader_options", "source_options", "storage_options"):
         if (texts := getattr(options, name)) is not None:
             option = f"--{name.replace('_', '-')}"
             arguments[name] = {key: _value(text) for key, text in _pairs(option, texts)}
@@ -108,6 +128,17 @@ def _columns(texts: list[str] | None) -> dict[str, str | None] | None:
             raise ValueError(f"--columns {text!r}: expected NAME or NAME:ENCODING")
         columns[name] = encoding or None
     return columns
+
+
+def _tokenizer(path: str) -> Any:
+    """Return the tokenizer in a file of the package `tokenizers`."""
+    tokenizers = import_optional("tokenizers", "tokenizers", "sources", "--tokenizer")
+    if not os.path.isfile(path):
+        raise ValueError(f"--tokenizer {path!r}: no such file; expected a tokenizer.json")
+    try:
+        return tokenizers.Tokenizer.from_file(path)
+    except Exception as error:  # the package raises Exception itself
+        raise ValueError(f"--tokenizer {path!r}: not a tokenizer.json: {error}") from error
 
 
 def _pairs(option: str, texts: Iterable[str]) -> list[tuple[str, str]]:

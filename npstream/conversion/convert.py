@@ -5,14 +5,17 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from npstream._core.arguments import quantity, size_text
 from npstream.conversion.choice import Choice, ColumnChoice
 from npstream.conversion.files import FileList, SourcePath, find_files
 from npstream.conversion.source import InputSource, SourceRequest, kind_class, recognize_kind
+from npstream.conversion.tokenization import Tokenization
 from npstream.conversion.transform import Condition, is_arrow_table, parse_condition
 from npstream.errors import ColumnError, short_traceback
 from npstream.explore.expression import Expression
@@ -26,6 +29,8 @@ from npstream.writing.tables import TableStream, infer_column
 from npstream.writing.writer import WriteReport, write
 
 if TYPE_CHECKING:
+    from npstream.tokens.encoder import Tokenizer
+    from npstream.writing.inputs.fill import Fill
     from npstream.writing.mapping import MapFunction
     from npstream.writing.tables import Writable
 
@@ -55,7 +60,7 @@ class ConvertPlan:
     --------
     >>> from pathlib import Path
     >>> import npstream
-    >>> _ = Path("people.csv").write_text("name,age\\nAda,36\\nAlan,41\\n")
+    >>> _ = Path("people.csv").write_text("name,age\nAda,36\nAlan,41\n")
     >>> plan = npstream.convert("people.csv", "people", dry_run=True)
     >>> plan.kind, plan.columns, plan.samples
     ('csv', {'name': 'str', 'age': 'int64'}, 2)
@@ -87,6 +92,11 @@ def convert(
     where: str | Condition | None = None,
     map: MapFunction | None = None,
     fill: Mapping[str, Any] | None = None,
+    tokenizer: Tokenizer | None = None,
+    column: str = "text",
+    block: int | None = None,
+    separator: int | str | None = None,
+    token_options: Mapping[str, Any] | None = None,
     source_options: Mapping[str, Any] | None = None,
     reader_options: Mapping[str, Any] | None = None,
     dry_run: bool = False,
@@ -121,6 +131,20 @@ def convert(
         A function from a sample to a sample, to None, or to an iterable of samples.
     fill : mapping of str to object, optional
         The values of missing columns and of missing values, such as nulls and None.
+    tokenizer : tokenizers.Tokenizer or callable, optional
+        Replaces a column of text by a column ``"tokens"`` of token ids, after `map`, in the
+        worker processes. See `npstream.tokens.TokenMap`.
+    column : str, default: "text"
+        The column of the text.
+    block : int, optional
+        The number of ids of a block, for blocks of one length that are cut across texts. They are
+        the only column. By default each text is a row. See `npstream.tokens.token_blocks`.
+    separator : int or str, optional
+        With `block`, the id or the token after each text. Without `tokenizer`, the separator of
+        the format ``"xsv"``, as for `write`.
+    token_options : mapping, optional
+        Other arguments of `TokenMap` or `token_blocks`: ``name``, ``dtype``, ``batched``,
+        ``remainder`` and ``pad``.
     source_options : mapping, optional
         Options of the storage driver, if `source` is a URL.
     reader_options : mapping, optional
@@ -158,7 +182,7 @@ def convert(
     Examples
     --------
     >>> from pathlib import Path
-    >>> _ = Path("people.csv").write_text("name,age\\nAda,36\\nAlan,41\\n")
+    >>> _ = Path("people.csv").write_text("name,age\nAda,36\nAlan,41\n")
     >>> npstream.convert("people.csv", "people", where="age > 40", columns=["name"]).samples
     1
     >>> npstream.open("people")["name"][0]
@@ -166,10 +190,19 @@ def convert(
     """
     with short_traceback:
         _check_options(options)
-        choice = Choice(columns, rename, parse_condition(where), map, fill)
+        tokens = Tokenization.parse(tokenizer, column, block, separator, token_options)
+        if tokens is None and separator is not None:
+            options["separator"] = separator
+        read = columns if tokens is None else tokens.source_columns(columns, map is not None)
+        choice = Choice(read, rename, parse_condition(where), map, fill)
         choice.check(options.get("format", "mds"))
         workers = check_workers(options.get("workers", 0))
         open_source = partial(_open_source, source, kind, choice, source_options, reader_options)
+        if tokens is not None:
+            is_late = bool(workers) and _is_remote(source)
+            return _convert_tokens(
+                url, open_source, choice, tokens, columns, is_late, dry_run, options
+            )
         if dry_run:
             return _plan(open_source(), choice)
         data: _Parts
@@ -179,7 +212,10 @@ def convert(
             data, named = _LateParts(open_source, choice), choice.encodings(None)
         else:
             opened = open_source()
-            data, named = _Parts(opened, choice), choice.encodings(opened.columns, opened.encoded)
+            data, named = (
+                _Parts(opened, choice),
+                choice.encodings(opened.columns, opened.is_encoded),
+            )
             if _is_remote(source):
                 options["workers"] = 0
         try:
@@ -187,6 +223,48 @@ def convert(
         except Exception as error:
             data.add_to(error)
             raise
+
+
+def _convert_tokens(
+    url: str | os.PathLike[str],
+    open_source: Callable[[], InputSource],
+    choice: Choice,
+    tokens: Tokenization,
+    columns: ColumnChoice | None,
+    is_late: bool,
+    dry_run: bool,
+    options: dict[str, Any],
+) -> WriteReport | ConvertPlan:
+    """Write the token ids of a source, or return what would be written.
+
+    If `is_late` is True, the source is opened after the worker processes have started.
+    """
+    choice.as_samples = True
+    choice.maps_parts = choice.map is not None and tokens.block is not None
+    choice.row_fill = check_fill(choice.fill if choice.map is None else None)
+    if dry_run:
+        plan = _plan(open_source(), choice)
+        return replace(plan, columns=tokens.planned_columns(plan.columns, columns, choice.map))
+    named: Any
+    source = None if is_late else open_source()
+    data = _LateParts(open_source, choice) if source is None else _Parts(source, choice)
+    try:
+        if tokens.block is not None:
+            with closing(tokens.blocks(data, options.pop("workers", 0))) as blocks:
+                return write(url, blocks, **options)
+        function = tokens.map_function(columns, choice.map)
+        if choice.map is not None:
+            named = choice.encodings(None)
+        elif source is None:
+            named = tokens.named_encodings(columns, function.encoding)
+        else:
+            found = choice.encodings(source.columns, source.is_encoded)
+            named = tokens.encodings(found, columns, function.encoding)
+        fill = {key: each for key, each in choice.fill.items() if key != tokens.column}
+        return write(url, data, columns=named, map=function, fill=fill or None, **options)
+    except Exception as error:
+        data.add_to(error)
+        raise
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
@@ -272,8 +350,8 @@ class _Parts(PartedInput):
     last: str | None = None
 
     def __init__(self, source: InputSource, choice: Choice) -> None:
-        self._transform, self._as_samples = choice.transform(), choice.map is not None
-        has_all = choice.where is None
+        self._transform, self._choice = choice.transform(), choice
+        has_all = choice.where is None and not choice.maps_parts
         super().__init__(
             Part(part.name, partial(self._open, part), part.samples if has_all else None)
             for part in source.parts()
@@ -283,7 +361,14 @@ class _Parts(PartedInput):
         self.last = part.name
         data = self._transform.apply(part.open())
         # `write` would call `map` with whole tables of an iterator.
-        return _samples(data) if self._as_samples else data
+        if not self._choice.as_samples:
+            return data
+        samples = _samples(data, self._choice.row_fill)
+        if not self._choice.maps_parts or self._choice.map is None:
+            return samples
+        return chain.from_iterable(
+            apply_map(self._choice.map, sample, number) for number, sample in enumerate(samples)
+        )
 
     def add_to(self, error: Exception) -> None:
         """Add the name of the part to an exception that does not have it yet."""
@@ -303,12 +388,12 @@ class _LateParts(_Parts):
     """
 
     def __init__(self, open_source: Callable[[], InputSource], choice: Choice) -> None:
-        self._open_source, self._choice = open_source, choice
+        self._open_source, self._late_choice = open_source, choice
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or "parts" in vars(self):
             raise AttributeError(name)
-        _Parts.__init__(self, self._open_source(), self._choice)
+        _Parts.__init__(self, self._open_source(), self._late_choice)
         return getattr(self, name)
 
 
@@ -357,16 +442,22 @@ def _inferred_encodings(parts: Iterable[Part], choice: Choice) -> dict[str, str]
     raise ValueError("no samples and no columns=: the columns of the dataset are unknown")
 
 
-def _samples(data: Any) -> Iterator[Any]:
+def _samples(data: Any, fill: Mapping[str, Fill] | None = None) -> Iterator[Any]:
     """Yield what a part holds as samples."""
-    table = table_of(data, check=False)
+    table = table_of(data, None, fill, check=False)
     if table is None:
-        found = samples_of(data, None)
-        if not isinstance(found, TableStream):
-            yield from found
-            return
-        table = found
-    yield from table_rows(table)
+        items = iterate(data)
+        for first in items:
+            found = samples_of(chain([first], items), None, fill)
+            if not isinstance(found, TableStream):
+                for sample in found:
+                    if fill and isinstance(sample, Mapping):
+                        sample = fill_sample(sample, fill, {})
+                    yield sample
+                return
+            table = found
+    if table is not None:
+        yield from table_rows(table)
 
 
 def _count(data: Any) -> int:

@@ -19,7 +19,6 @@ from npstream._core.optional import import_optional
 from npstream.conversion.arrow import TABLE_BYTES, TableColumns
 from npstream.conversion.source import InputSource, SourceRequest
 from npstream.errors import ColumnError, FormatError, StorageError
-from npstream.formats.encodings.images import decode_file
 from npstream.writing.inputs.arrow_columns import plain
 from npstream.writing.inputs.fill import check_fill
 from npstream.writing.inputs.hugging_face import (
@@ -81,6 +80,8 @@ class HuggingFaceSource(InputSource):
         self._columns = TableColumns(names, pa.schema(fields), request, self._where)
         self.columns = dict(self._columns.encodings)
         self._name_encodings(schema)
+        # Arrays of varying length are read as samples, which have files as bytes.
+        self.is_encoded = any(feature.is_varying_array for feature in self._features.values())
 
     @classmethod
     def recognizes(cls, files: FileList) -> bool:
@@ -164,11 +165,6 @@ class HuggingFaceSource(InputSource):
 
     def _samples(self, file: SourceFile, varying: list[str]) -> Iterator[dict[str, Any]]:
         """Yield samples, for arrays of several axes of which the first varies in length."""
-        images = [
-            name
-            for name, feature in self._features.items()
-            if FILE_ENCODINGS.get(feature.kind) == "" and name not in self.request.encodings
-        ]
         fill = check_fill(self.request.fill)
         for batch in self._batches(file, list(self._features)):
             table = table_of(batch, list(self._features), fill, check=False)
@@ -177,19 +173,7 @@ class HuggingFaceSource(InputSource):
                 for name in varying:
                     if row[name] is not None:
                         row[name] = np.array(row[name], self._features[name].dtype)
-                for name in images:
-                    if row[name] is not None:
-                        row[name] = self._image(name, row[name], file)
                 yield row
-
-    def _image(self, name: str, body: bytes, file: SourceFile) -> Any:
-        """Return a JPEG file as an image, of which a writer stores the file."""
-        if not body.startswith(b"\xff\xd8"):
-            raise ValueError(
-                f"{file.where}: column {name!r}: an image is no JPEG file. Name the encodings of "
-                f"all columns, which stores its files as they are: columns={self.columns}"
-            )
-        return decode_file(body)
 
 
 class StoredFeature:

@@ -31,6 +31,12 @@ _FOOTER_THREADS = 8
 _MAX_ROWS = 1 << 17
 """Maximum rows of a batch."""
 
+_LOCAL_BUFFER, _REMOTE_BUFFER = 1 << 20, 1 << 23
+"""Bytes of a column that are read together."""
+
+_WHOLE_GROUP = 1 << 26
+"""Maximum mean bytes of the row groups of a remote file that are fetched as a whole."""
+
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
 
@@ -125,8 +131,8 @@ class ParquetSource(InputSource):
         }
         cast = self._columns.caster(_with_partitions(footer.schema, partition))
         rows = min(max(TABLE_BYTES // max(footer.row_bytes, 1), 1), _MAX_ROWS)
-        with _reading(file), _open_parquet(file) as parquet:
-            for batch in parquet.iter_batches(rows, columns=names or None):
+        with _reading(file):
+            for batch in _record_batches(file, rows, names or None):
                 arrays = [_column(batch, name, footer) for name in names]
                 arrays += [pa.repeat(value, len(batch)) for value in constants.values()]
                 selected = pa.RecordBatch.from_arrays(arrays, [*names, *constants])
@@ -177,12 +183,28 @@ def _column(batch: Any, name: str, footer: _Footer) -> Any:
         raise with_column(name, error) from None
 
 
-def _open_parquet(file: SourceFile) -> Any:
+def _open_parquet(file: SourceFile, *, whole_groups: bool = False) -> Any:
+    """Open a file; `whole_groups` fetches the columns of a row group together."""
     parquet = import_optional("pyarrow.parquet", "pyarrow", "arrow", "reading Parquet files")
-    if file.path is not None:
-        return parquet.ParquetFile(file.path)
-    # Requests of the columns of a row group are joined, and sent while others are decoded.
-    return parquet.ParquetFile(file.open(buffered=False), pre_buffer=True)
+    return parquet.ParquetFile(
+        file.path if file.path is not None else file.open(buffered=False),
+        # Without a buffer, pyarrow reads all of a column of a row group before its first batch.
+        buffer_size=_LOCAL_BUFFER if file.path is not None else _REMOTE_BUFFER,
+        pre_buffer=whole_groups,
+        page_checksum_verification=True,
+    )
+
+
+def _record_batches(file: SourceFile, rows: int, names: list[str] | None) -> Iterator[Any]:
+    """Yield the record batches of a file, with bounded memory."""
+    with _open_parquet(file) as parquet:
+        groups = parquet.metadata.num_row_groups
+        if file.path is not None or file.nbytes > groups * _WHOLE_GROUP:
+            yield from parquet.iter_batches(rows, columns=names)
+            return
+    with _open_parquet(file, whole_groups=True) as parquet:
+        for group in range(groups):  # what is fetched of a group is kept until the call ends
+            yield from parquet.iter_batches(rows, row_groups=[group], columns=names)
 
 
 @contextmanager

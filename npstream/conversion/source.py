@@ -37,7 +37,6 @@ T = TypeVar("T")
 
 SOURCE_KINDS: dict[str, str] = {
     "mds": "npstream.conversion.mds:MdsSource",
-    "litdata": "npstream.conversion.litdata.source:LitDataSource",
     "webdataset": "npstream.conversion.file_samples.webdataset:WebDatasetSource",
     "parquet": "npstream.conversion.parquet:ParquetSource",
     "csv": "npstream.conversion.csv:CsvSource",
@@ -47,6 +46,7 @@ SOURCE_KINDS: dict[str, str] = {
     "hdf5": "npstream.conversion.arrays.hdf5:Hdf5Source",
     "npy": "npstream.conversion.arrays.numpy_files:NpySource",
     "npz": "npstream.conversion.arrays.numpy_files:NpzSource",
+    "folder": "npstream.conversion.file_samples.folder:FolderSource",
 }
 """The class of each kind of files. A directory is of the first kind that recognizes it."""
 
@@ -94,8 +94,8 @@ class InputSource:
         The encoding of each column to read, in order; None if only the samples can tell.
     samples : int or None
         Number of samples, if that is known without reading them.
-    encoded : frozenset of str
-        Columns whose values of type `bytes` are encoded already, such as the files of images.
+    is_encoded : bool
+        Whether values of type `bytes` are encoded already, as the files of images are.
 
     Raises
     ------
@@ -120,7 +120,7 @@ class InputSource:
         self.request = request
         self.columns: dict[str, str] | None = None
         self.samples: int | None = None
-        self.encoded: frozenset[str] = frozenset()
+        self.is_encoded = False
 
     @classmethod
     def recognizes(cls, files: FileList) -> bool:

@@ -241,7 +241,7 @@ def _folders(
     """Return the folder of each dataset below `out`; raise ValueError if one is elsewhere."""
     if not urls:
         raise ValueError("urls is empty: give the directories or URLs of the datasets to merge")
-    names: dict[str, str] = {}
+    given: dict[str, str] = {}
     folders = []
     for url in urls:
         shown = redact_url(location_str(url, "urls"))
@@ -255,13 +255,14 @@ def _folders(
             )
         if not RELATIVE_PATH.fullmatch(f"{name}/shard"):
             raise ValueError(f"{shown!r}: an index cannot name shards in {name!r}: rename it")
-        if name in names:
-            twice = f" as {names[name]!r}" if names[name] != shown else ""
+        place = os.path.realpath(store.where(name)) if store.is_local else name
+        if place in given:
+            twice = f" as {given[place]!r}" if given[place] != shown else ""
             raise ValueError(
-                f"{shown!r} was given before{twice}: give each dataset once. To repeat samples, "
-                "use npstream.mix with repeat=, or npstream.copy"
+                f"{shown!r} was given before{twice}: give each dataset once. To read one more "
+                "often than others, use npstream.mix with weights"
             )
-        names[name] = shown
+        given[place] = shown
         folders.append(_Folder(store, name, partial(open_again, url)))
     return folders
 
@@ -347,18 +348,14 @@ def _read_part(folder: _Folder, with_sidecar: bool) -> _Part:
             raise explanation from None
         raise
     index = parse_index(text, folder.where(INDEX))
-    sidecar = None
-    if with_sidecar and len(index):
-        sidecar = _open_sidecar(folder, text, version, NAME)
-        if sidecar is None and (named := index.annotations.sidecar):
-            sidecar = _open_sidecar(folder, text, version, named)
+    sidecar = _open_sidecar(folder, text, version) if with_sidecar and len(index) else None
     return _Part(folder, index, text, sidecar)
 
 
-def _open_sidecar(folder: _Folder, text: bytes, version: str, name: str) -> Sidecar | None:
+def _open_sidecar(folder: _Folder, text: bytes, version: str) -> Sidecar | None:
     """Open the side-car of an index; return None if it is absent, damaged or of another index."""
     try:
-        sidecar = Sidecar(folder, name)
+        sidecar = Sidecar(folder)
     except StorageError as error:
         # S3 reports EACCES for a missing file if the user may not list the bucket.
         if error.errno not in (errno.ENOENT, errno.EACCES):

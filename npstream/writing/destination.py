@@ -31,10 +31,21 @@ if TYPE_CHECKING:
     from npstream.storage.local import Draft, Store
     from npstream.storage.remote import RemoteStore
 
-__all__ = ["LOCK", "Destination", "LocalDestination", "RemoteDestination", "destination"]
+__all__ = [
+    "LOCK",
+    "WORK",
+    "Destination",
+    "LocalDestination",
+    "RemoteDestination",
+    "destination",
+    "is_dataset_file",
+]
 
 LOCK = "index.json.lock"
 """The file that identifies the write in progress at a URL."""
+
+WORK = "index.json.work"
+"""The file from which an interrupted write with ``resume=True`` goes on."""
 
 _DATASET_PREFIXES = (INDEX, "index.columns", SIDECAR, "shard.")
 """Prefixes of the names of a dataset's files."""
@@ -54,6 +65,11 @@ _LOCK_BYTES = 1 << 10
 def destination(store: Store) -> Destination:
     """Return the destination for a dataset in `store`."""
     return LocalDestination(store) if isinstance(store, LocalStore) else RemoteDestination(store)
+
+
+def is_dataset_file(name: str) -> bool:
+    """Return True if a file of that name may be part of a dataset, or of a write in progress."""
+    return name.lstrip(".").startswith(_DATASET_PREFIXES)
 
 
 def _run_now(job: Callable[..., T], *arguments: Any) -> Future[T]:
@@ -105,9 +121,7 @@ class Destination:
         FileExistsError
             If there is a dataset, or a part of one: a write is in progress or was interrupted.
         """
-        if found := [
-            name for name in self._names() if name.lstrip(".").startswith(_DATASET_PREFIXES)
-        ]:
+        if found := [name for name in self._names() if is_dataset_file(name)]:
             raise self._occupied_error(
                 min(found, key=lambda name: (name != INDEX, name != LOCK, name))
             )
@@ -219,6 +233,8 @@ class Destination:
             if not self._store.exists(INDEX):
                 writer = self._describe_writer()
                 what += f"; it has no index, as a write is in progress or was interrupted{writer}"
+                if self._store.exists(WORK):
+                    what += "; if it was interrupted, its call with resume=True goes on"
         return StorageError(errno.EEXIST, what, self._store.where(name))
 
     def _describe_writer(self) -> str:
@@ -323,6 +339,9 @@ class LocalDestination(Destination):
                     self._store.remove(name)
 
     def _release(self) -> None:
+        self._remove_drafts()
+
+    def _remove_drafts(self) -> None:
         """Remove the hidden drafts that remain after an interrupted removal."""
         for folder in (self.path, os.path.join(self.path, "index.columns")):
             with suppress(OSError):
@@ -359,18 +378,22 @@ class RemoteDestination(Destination):
     def begin(self) -> None:
         """Create the lock file, or set `write_id` if the store cannot create exclusively."""
         self.check_process()
-        writer = {
-            "writer": os.urandom(8).hex(),
-            "host": os.uname().nodename,
-            "process": self._process,
-            "begun": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        }
+        writer = self._writer()
         self._lock = json.dumps(writer).encode()
         if not self.submit(self._is_exclusive).result():
             self._release()
             self.write_id = f"{writer['writer']}."
         if self._store.exists(INDEX):
             raise self._occupied_error(INDEX)
+
+    def _writer(self) -> dict[str, Any]:
+        """Return the content of the lock file."""
+        return {
+            "writer": os.urandom(8).hex(),
+            "host": os.uname().nodename,
+            "process": self._process,
+            "begun": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
 
     def put(self, name: str, pieces: Iterable[Body]) -> None:
         """Store a new file."""

@@ -17,6 +17,7 @@ import numpy as np
 
 from npstream._core.typing import AnyArray, Bytes, Int64
 from npstream.errors import ColumnError, is_own_frame
+from npstream.formats.index import ANNOTATIONS_KEY
 from npstream.storage.local import open_store
 from npstream.writing.destination import destination
 from npstream.writing.formats import parse_settings
@@ -31,15 +32,17 @@ from npstream.writing.report import (
     count_bytes,
     make_rejects,
 )
-from npstream.writing.revisions.base import check_columns, new_document
-from npstream.writing.revisions.publication import Revision, publish_shards, revision
+from npstream.writing.resumption.session import ResumedInput, ResumeSession
+from npstream.writing.resumption.skipping import packed_row, skip_input
 from npstream.writing.rows import (
     SampleEncoder,
     check_mapping,
     encode_none,
     refuse_unknown_columns,
 )
-from npstream.writing.settings import check_mode, check_shard_samples, hash_names
+from npstream.writing.settings import (
+    check_shard_samples,
+)
 from npstream.writing.shard import Bodies, ColumnBlock, ShardFormat
 from npstream.writing.sidecar import sidecar_files
 from npstream.writing.tables import (
@@ -48,6 +51,7 @@ from npstream.writing.tables import (
     StoredSamples,
     TableStream,
     infer_column,
+    sample_numbers,
     table_encodings,
 )
 
@@ -56,10 +60,9 @@ if TYPE_CHECKING:
 
     from npstream.formats.encodings.encodings import Encoding
     from npstream.writing.destination import Destination
-    from npstream.writing.revisions.base import Base
     from npstream.writing.workers import WorkerPool
 
-__all__ = ["WriterEngine", "sample_numbers"]
+__all__ = ["WriterEngine"]
 
 BLOCK_BYTES = 1 << 23
 """Approximate bytes of a block of a table's rows, which are encoded together."""
@@ -88,40 +91,25 @@ class WriterEngine:
         on_error: str,
         max_errors: int | None,
         rejects: str | PathLike[str] | None,
-        format: str | None,
+        format: str,
         separator: str | None,
         newline: str | None,
         shard_size: int | str | None,
         compression: str | None,
         hashes: Iterable[str],
-        mode: str,
-        exclusive: bool,
+        resume: bool = False,
     ) -> None:
         """Check and store the settings of the encoding of samples."""
         self._start = time.perf_counter()
-        check_mode(mode, exclusive)
-        self._mode, self._exclusive = mode, exclusive
-        self._columns = columns
-        self._arguments: dict[str, Any] = {
-            "format": format, "separator": separator, "newline": newline, "shard_size": shard_size,
-            "compression": compression, "hashes": hash_names(hashes),
-        }  # fmt: skip
-        # The format of an append is that of the dataset, and so unknown yet.
-        is_known = mode != "a" or format is not None
-        self._settings = parse_settings(
-            **{**self._arguments, "format": format or "mds"}
-            if is_known
-            else {**self._arguments, "format": "mds", "separator": None, "newline": None}
-        )
+        self._settings = parse_settings(format, separator, newline, shard_size, compression, hashes)
         self._fill = check_fill(fill)
         self._is_inferred = columns is None
-        self._weakly_typed: frozenset[str] = frozenset()
         self._encoder: SampleEncoder | None = None
         self._encode_dict: Callable[[dict[str, Any]], bytes | None] = encode_none
         self._position: Position | None = None
-        if columns is not None and is_known:
+        if columns is not None:
             self._encoder = SampleEncoder(self._settings.new_format(columns), False, self._fill)
-        self._rejects = make_rejects(on_error, max_errors, rejects)
+        self._rejects = make_rejects(on_error, max_errors, rejects, keep=resume)
 
     def _connect(
         self,
@@ -131,48 +119,56 @@ class WriterEngine:
         storage_options: Mapping[str, Any] | None,
         timeout: float,
         retries: int,
+        resumed: ResumedInput | None = None,
     ) -> None:
-        """Open the destination, and create its directory."""
+        """Open the destination, and create its directory.
+
+        If `resumed` is given, an interrupted write of this input goes on.
+        """
         count = check_shard_samples(shard_samples)
         store = open_store(path, storage_options, timeout=timeout, retries=retries)
-        self._destination: Destination = (
-            destination(store)
-            if self._mode == "x"
-            else revision(store, self._mode, self._exclusive)
-        )
+        self._session: ResumeSession | None = None
+        self._report: WriteReport | None = None
+        self._row_bytes = 0
+        if resumed is None:
+            self._destination = destination(store)
+        else:
+            described = self._settings.describe() | {
+                "shard_samples": count,
+                "sidecar": bool(sidecar),
+                "fill": sorted((name, repr(fill.value)) for name, fill in self._fill.items()),
+                "on_error": "raise" if self._rejects is None else "skip",
+            }
+            self._session = ResumeSession(store, described, resumed)
+            self._destination = self._session.destination
         # Removes the files also if this Writer is garbage-collected without `close`.
         self._finalizer = weakref.finalize(self, _remove, self._destination)
-        self._destination.prepare()
-        self._shards = ShardPipeline(self._destination, count, sidecar=sidecar)
-        if self._mode == "a":
-            assert isinstance(self._destination, Revision)
-            self._adopt(self._destination.base)
-        self._row_bytes = 0
         self._open = True
-        self._report: WriteReport | None = None
-        if self._encoder is not None:
-            self._shards.start(self._encoder.layout)
+        self._shards = ShardPipeline(self._destination, count, sidecar=sidecar)
+        if self._session is None:
+            self._destination.prepare()
+            if self._encoder is not None:
+                self._shards.start(self._encoder.layout)
+        else:
+            with self._discard_on_error():
+                self._destination.prepare()
+                self._restore(self._session)
 
-    def _adopt(self, base: Base | None) -> None:
-        """Take the columns and the format of the dataset to which this Writer appends."""
-        if base is None:
-            settings = {**self._arguments, "format": self._arguments["format"] or "mds"}
-            self._settings = parse_settings(**settings)
-            if self._columns is not None:
-                layout = self._settings.new_format(self._columns)
-                self._encoder = SampleEncoder(layout, False, self._fill)
-            return
-        self._settings = parse_settings(**base.settings_for(self._arguments))
-        columns = self._columns
-        if columns is None:
-            columns = base.columns
-        elif self._is_inferred:  # those of a table
-            columns = base.reconcile(columns, self._weakly_typed)
-        layout = self._settings.new_format(columns)
-        check_columns(base, layout)
-        self._encoder = SampleEncoder(layout, self._is_inferred, self._fill)
-        if base.entries:
-            self._shards.grow_sidecar(base.sidecar)
+    def _restore(self, session: ResumeSession) -> None:
+        """Go on after the shards that an interrupted write has stored."""
+        columns = session.saved_columns
+        if self._encoder is None and columns is not None:
+            layout = self._settings.new_format(columns, inferred=True)
+            self._encoder = SampleEncoder(layout, self._is_inferred, self._fill)
+        if self._encoder is not None:
+            session.start(self._encoder.layout, self._is_inferred)
+        self._shards.restore(session, None if self._encoder is None else self._encoder.layout)
+        session.restore(self._shards.samples, self._rejects)
+
+    @property
+    def _is_complete(self) -> bool:
+        """Whether an interrupted write has stored all samples."""
+        return self._session is not None and self._session.is_complete
 
     @property
     def _format(self) -> ShardFormat | None:
@@ -252,6 +248,7 @@ class WriterEngine:
                     self._write_any_table(table, at_once=isinstance(sample, Mapping))
                 return None
         number = self._next_number()
+        output = 0 if self._position is None else self._position.output
         is_tuple = isinstance(sample, tuple | list)
         if not is_tuple and not isinstance(sample, Mapping) and self._write_foreign(sample, number):
             return None
@@ -269,7 +266,7 @@ class WriterEngine:
         except REFUSALS as error:
             if self._rejects is None:
                 raise
-            self._reject(Rejected.from_sample(sample, number, error))
+            self._reject(Rejected.from_sample(sample, number, error, output))
             return None
         if self._encoder is None:
             self._set_format(layout)
@@ -294,52 +291,151 @@ class WriterEngine:
         assert self._rejects is not None
         with self._discard_on_error():
             self._rejects.add(rejected)
+            if self._session is not None:
+                row = self._shards.samples if self._position is None else None
+                self._session.add_reject(rejected, row)
 
     def _set_format(self, layout: ShardFormat) -> None:
         if self._encoder is None:
             self._encoder = SampleEncoder(layout, self._is_inferred, self._fill)
+            if self._session is not None:
+                self._session.start(layout, self._is_inferred)
             self._shards.start(layout)
 
-    def _map_samples(self, function: MapFunction, samples: Iterable[Any]) -> Iterator[Any]:
-        """Yield the results of the user's function for samples."""
-        self._position = position = Position()
-        for sample in track_position(samples, position):
-            yield from apply_map(function, sample, position.number)
+    def _write_input(
+        self,
+        table: InputTable | TableStream | None,
+        samples: Iterable[Any],
+        function: MapFunction | None,
+        pool: WorkerPool | None,
+        by_rows: bool,
+    ) -> None:
+        """Write the data of `npstream.write`: a table, or samples if there is none.
 
-    def _start_workers(self, count: int, function: MapFunction | None) -> WorkerPool:
+        If `by_rows` is True, the rows of a table are written one by one.
+        """
+        first, session = 0, self._session
+        if session is not None:
+            if self._is_complete:
+                return
+            if session.last is not None:
+                table, samples = self._skip_input(table, samples, function is not None, by_rows)
+                first = session.last.number + (function is None)
+        if table is not None and function is not None:
+            samples = table_rows(table)
+            table = None
+        if table is not None and by_rows:
+            self._write_rows(table)
+        elif table is not None:
+            self._write_any_table(table)
+        elif pool is not None:
+            self._write_results(pool, samples, first)
+        elif function is not None:
+            self._write_samples(self._map_samples(function, samples, first))
+        else:
+            self._write_samples(samples)
+        if session is not None:
+            session.require_checked()
+
+    def _map_samples(
+        self, function: MapFunction, samples: Iterable[Any], first: int
+    ) -> Iterator[Any]:
+        """Yield the results of the user's function for samples; `first` numbers the first one."""
+        self._position = position = Position()
+        for sample in track_position(samples, position, first):
+            outputs = apply_map(function, sample, position.number)
+            yield from outputs if self._session is None else self._track(outputs, self._session)
+
+    def _track(self, outputs: Iterator[Any], session: ResumeSession) -> Iterator[Any]:
+        """Yield the results for one sample that are not stored, and record where each row lies."""
+        position = self._position
+        assert position is not None
+        for output, sample in enumerate(outputs):
+            if hasattr(type(sample), "_writer_input"):
+                raise TypeError(
+                    f"map= returned several results for sample {position.number}, and one of them "
+                    f"is a {type(sample).__name__}: resume=True needs single samples, so return "
+                    "them one by one"
+                )
+            position.output = output
+            if session.is_stored(position.number, output):
+                if session.is_last(position.number, output):
+                    session.check_sample(sample)
+                continue
+            session.add_output(self._shards.samples, position.number, output)
+            yield sample
+
+    def _start_workers(
+        self, count: int, function: MapFunction | None, tracks: bool = False
+    ) -> WorkerPool:
         from npstream.writing.workers import Task, WorkerPool
 
         encoding = None if self._encoder is None else (self._encoder.layout, False)
-        return WorkerPool(count, Task(function, self._fill, self._rejects is not None, encoding))
+        task = Task(function, self._fill, self._rejects is not None, encoding, tracks)
+        return WorkerPool(count, task)
 
-    def _write_results(self, pool: WorkerPool, samples: Iterable[Any]) -> None:
+    def _write_results(self, pool: WorkerPool, samples: Iterable[Any], first: int) -> None:
         """Write the results of worker processes for samples."""
-        is_known = self._encoder is not None
-        for result in pool.run(samples):
-            for number, sample in result.samples:
-                self._position = Position(number)
+        session = self._session
+        if self._encoder is not None and not pool.has_layout:
+            pool.set_layout(self._encoder.layout, self._is_inferred)
+        for result in pool.run(samples, first):
+            for number, output, sample in result.samples:
+                self._position = Position(number, output)
+                if session is not None:
+                    session.add_output(self._shards.samples, number, output)
                 self._write(sample)
-            if self._encoder is not None and not is_known:
+            if self._encoder is not None and not pool.has_layout:
                 pool.set_layout(self._encoder.layout, self._is_inferred)
-                is_known = True
+            if session is not None:
+                session.drop_stored(result)
             for rejected in result.rejected:
                 self._reject(rejected)
             data, nbytes = result.encoded()
             if len(nbytes):
+                if session is not None:
+                    session.add_batch(self._shards.samples, result.numbers, result.outputs)
                 self._append(data, nbytes)
+
+    def _skip_input(
+        self,
+        table: InputTable | TableStream | None,
+        samples: Iterable[Any],
+        is_mapped: bool,
+        by_rows: bool,
+    ) -> tuple[InputTable | TableStream | None, Iterable[Any]]:
+        """Return the data after the last sample that is stored, as `skip_input` does."""
+        session, encoder = self._session, self._encoder
+        assert session is not None
+        assert encoder is not None
+
+        def encode(sample: Any, number: int) -> bytes:
+            sample = as_mapping(sample, self._user_columns(), number)
+            check_mapping(sample, number)
+            return encoder.encode(sample, number)
+
+        session.set_encoder(encoder.layout, encode)
+        return skip_input(session, table, samples, is_mapped, by_rows)
 
     def _publish(self) -> None:
         """Store the remaining samples, and then the index."""
         if self._format is None:
             raise ValueError("no samples and no columns=: the columns of the dataset are unknown")
+        if self._session is not None:
+            if self._session.is_published:
+                self._session.destination.finish()
+                return
+            rejected = 0 if self._rejects is None else self._rejects.count
+            self._session.finish_input(self._next_number(), rejected)
         self._shards.flush()
         self._shards.finish()
         entries, sidecar_builder = self._shards.entries, self._shards.sidecar_builder
+        index: dict[str, Any] = {"shards": entries, "version": 2}
+        if self._format.annotations or not entries:
+            schema = None if entries else self._format.empty_schema
+            index[ANNOTATIONS_KEY] = self._format.annotations.to_document(schema)
+        text = json.dumps(index, sort_keys=True).encode()
         self._shards.begin()
-        if isinstance(self._destination, Revision):
-            publish_shards(self._destination, self._format, entries, sidecar_builder)
-            return
-        text = json.dumps(new_document(self._format, entries), sort_keys=True).encode()
         if sidecar_builder is None:
             self._destination.publish(text, ())
         else:
@@ -474,7 +570,12 @@ class WriterEngine:
             with self._discard_on_error():
                 nbytes = layout.empty_bytes + (stop - start) * sample_bytes
                 is_last = stop == samples
-                self._shards.store_records(blocks, stop - start, nbytes, is_last=is_last)
+                last_row = b""
+                if self._session is not None:
+                    last_row = packed_row(table, layout, stop - 1)
+                self._shards.store_records(
+                    blocks, stop - start, nbytes, is_last=is_last, last_row=last_row
+                )
 
     def _arrays(
         self, table: InputTable, start: int, stop: int, number: int
@@ -543,15 +644,6 @@ class WriterEngine:
             seconds=time.perf_counter() - self._start,
             rejected=0 if self._rejects is None else self._rejects.count,
         )
-
-
-@contextmanager
-def sample_numbers(first: int) -> Iterator[None]:
-    """Replace the row in a RowError by the sample number; row 0 is sample `first`."""
-    try:
-        yield
-    except RowError as error:
-        raise error.at(first) from error.__cause__
 
 
 def _remove(destination: Destination) -> None:

@@ -37,13 +37,15 @@ class FormatSettings:
     shards: ShardOptions
     text: TextOptions | None
 
-    def new_format(self, columns: Any) -> ShardFormat:
+    def new_format(self, columns: Any, *, inferred: bool = False) -> ShardFormat:
         """Return the format for some columns.
 
         Parameters
         ----------
         columns : mapping of str to (str or Encoding)
             The names of encodings that a caller chose, or encodings inferred from values.
+        inferred : bool, default: False
+            Whether the names are of encodings that were inferred.
 
         Raises
         ------
@@ -70,8 +72,20 @@ class FormatSettings:
             parsed[name] = self._column(name, encoding)
         if self.text is not None:
             return TextFormat(parsed, self.shards, self.text)
-        inferred = any(isinstance(encoding, Encoding) for encoding in columns.values())
+        inferred = inferred or any(isinstance(each, Encoding) for each in columns.values())
         return MdsFormat(parsed, self.shards, inferred=inferred)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the settings by the names of their arguments, as JSON can store them."""
+        text = self.text
+        return {
+            "format": "mds" if text is None else text.format,
+            "separator": None if text is None else text.separator,
+            "newline": None if text is None else text.newline,
+            "shard_size": self.shards.size_limit,
+            "compression": self.shards.compression,
+            "hashes": sorted(set(self.shards.hashes)),
+        }
 
     def _column(self, name: str, encoding: str | Encoding) -> Encoding:
         if self.text is None:

@@ -5,7 +5,7 @@ Tested in tests/writing/test_workers.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -19,7 +19,15 @@ from npstream.writing.tables import InputTable, RowError, TableStream, table_enc
 if TYPE_CHECKING:
     from npstream.formats.encodings.encodings import Encoding
 
-__all__ = ["MapFunction", "Position", "apply_map", "table_rows", "track_position", "with_note"]
+__all__ = [
+    "MapFunction",
+    "Position",
+    "apply_map",
+    "batch_function",
+    "table_rows",
+    "track_position",
+    "with_note",
+]
 
 MapFunction: TypeAlias = "Callable[[Any], Mapping[str, Any] | Iterable[Mapping[str, Any]] | None]"
 
@@ -29,9 +37,10 @@ _BLOCK_ROWS = 256
 
 @dataclass(slots=True)
 class Position:
-    """The number of the input sample that is being written."""
+    """The number of the input sample that is being written, and of its output of `map=`."""
 
     number: int = 0
+    output: int = 0
 
 
 def table_rows(
@@ -85,13 +94,12 @@ def _values(part: ColumnBlock, encoding: Encoding) -> Iterable[Any]:
     return map(encoding.decode, part.to_list()) if isinstance(part, Bodies) else part
 
 
-def track_position(samples: Iterable[Any], position: Position) -> Iterator[Any]:
-    """Yield samples, and set `position` to the number of each.
+def track_position(samples: Iterable[Any], position: Position, number: int = 0) -> Iterator[Any]:
+    """Yield samples, and set `position` to the number of each; `number` is that of the first.
 
     An exception of the iterator gets a note with the number.
     """
     iterator = iter(samples)
-    number = 0
     while True:
         try:
             sample = next(iterator)
@@ -102,6 +110,15 @@ def track_position(samples: Iterable[Any], position: Position) -> Iterator[Any]:
         position.number = number
         yield sample
         number += 1
+
+
+def batch_function(function: MapFunction, samples: Sequence[Any]) -> MapFunction:
+    """Return the function to call with each of these samples, in their order.
+
+    A function with a method `for_batch` computes the results of all samples at once.
+    """
+    for_batch: Callable[[Sequence[Any]], MapFunction] | None = getattr(function, "for_batch", None)
+    return function if for_batch is None else for_batch(samples)
 
 
 def apply_map(function: MapFunction, sample: Any, number: int) -> Iterator[Any]:

@@ -25,8 +25,8 @@ from npstream.writing.sidecar import SidecarBuilder
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    from npstream.formats.sidecar.sidecar import Sidecar
     from npstream.writing.destination import Destination
+    from npstream.writing.resumption.session import ResumeSession
 
 __all__ = ["ShardPipeline"]
 
@@ -89,7 +89,6 @@ class ShardPipeline:
         self.shard_samples = shard_samples
         self._destination = destination
         self._has_sidecar = sidecar
-        self._sidecar_columns: dict[str, np.dtype[Any]] | None = None  # None for all scalar ones
         self._is_claimed = False
         self._layout: ShardFormat | None = None
         self._blocks: list[Body | Bodies] = []
@@ -100,6 +99,23 @@ class ShardPipeline:
         self._submitted_bytes = 0
         self._shards = 0
         self._pending: deque[Future[_StoredShard]] = deque()
+        self._session: ResumeSession | None = None
+
+    def restore(self, session: ResumeSession, layout: ShardFormat | None) -> None:
+        """Record the progress in `session`, and go on after the shards that it has stored."""
+        self._session = session
+        for record in session.records():
+            self.entries.append(record.entry)
+            self._shards += 1
+            self._submitted_samples += record.entry["samples"]
+            self._submitted_bytes += record.entry["raw_data"]["bytes"]
+            if record.scan is not None and layout is not None:
+                self._layout = layout
+                if self.sidecar_builder is None:
+                    self.sidecar_builder = self._new_sidecar_builder()
+                self.sidecar_builder.add(record.scan)
+        if layout is not None:
+            self.start(layout)
 
     @property
     def samples(self) -> int:
@@ -121,7 +137,7 @@ class ShardPipeline:
         """Set the format of the shards."""
         self._layout = layout
         self.sample_bytes = layout.sample_bytes
-        if not self.samples:
+        if not self._samples and not self.rows:
             self._begin_shard()
 
     def _begin_shard(self) -> None:
@@ -201,15 +217,9 @@ class ShardPipeline:
         self._sizes, self._blocks, self._samples = [], [], 0
         ends = np.cumsum(sizes)
         pieces, meta = _pieces(self.layout.head(ends), blocks), self.layout.meta(ends)
-        self._store(pieces, len(sizes), self.nbytes, meta=meta)
+        last_row = b"" if self._session is None else _tail(blocks[-1], int(sizes[-1]))
+        self._store(pieces, len(sizes), self.nbytes, meta=meta, last_row=last_row)
         self._begin_shard()
-
-    def grow_sidecar(self, sidecar: Sidecar | None) -> None:
-        """Gather only what is missing for a side-car that is to grow; nothing if it is None."""
-        if sidecar is None:
-            self._has_sidecar = False
-        else:
-            self._sidecar_columns = {n: column.dtype for n, column in sidecar.columns.items()}
 
     def begin(self) -> None:
         """Claim the destination once, before the first file is stored."""
@@ -218,13 +228,18 @@ class ShardPipeline:
             self._is_claimed = True
 
     def _new_sidecar_builder(self) -> SidecarBuilder:
-        schema, columns = self.layout.schema, self._sidecar_columns
-        if columns is None:
-            columns = scalar_columns([schema]) if schema.format == "mds" else {}
+        schema = self.layout.schema
+        columns = scalar_columns([schema]) if schema.format == "mds" else {}
         return SidecarBuilder(columns, hashed=True, write_id=self._destination.write_id)
 
     def _store(
-        self, pieces: Iterable[Body], samples: int, nbytes: int, *, meta: bytes | None = None
+        self,
+        pieces: Iterable[Body],
+        samples: int,
+        nbytes: int,
+        *,
+        meta: bytes | None = None,
+        last_row: Body = b"",
     ) -> None:
         """Store a shard in the background.
 
@@ -237,12 +252,15 @@ class ShardPipeline:
             Its number of samples, and its bytes before compression.
         meta : bytes, optional
             The content of its second file, if its format has one.
+        last_row : bytes-like
+            The bytes of its last sample, for a write that can resume.
         """
         number, scan = self._new_shard(samples, nbytes, meta, None)
+        record = self._recorder(number, last_row)
         compressed = self.layout.compression is not None
         self._limit_pending(self._destination.max_parallel(compressed) - 1)
         arguments = self._destination, self.layout, number, samples, scan, meta, pieces
-        self._submit(_store_shard, *arguments)
+        self._submit(record, _store_shard, *arguments)
 
     def store_records(
         self,
@@ -251,6 +269,7 @@ class ShardPipeline:
         nbytes: int,
         *,
         is_last: bool,
+        last_row: Body = b"",
     ) -> None:
         """Store a shard of fixed columns, given as blocks of arrays.
 
@@ -259,9 +278,11 @@ class ShardPipeline:
         `is_last` says that no other shard of the same table follows.
         """
         if not self._destination.is_local or self.layout.compression is not None:
-            self._store([_join_records(self.layout, blocks, samples, nbytes)], samples, nbytes)
+            content = _join_records(self.layout, blocks, samples, nbytes)
+            self._store([content], samples, nbytes, last_row=last_row)
             return
         number, scan = self._new_shard(samples, nbytes, None, self._destination.submit)
+        record = self._recorder(number, last_row)
         self._limit_pending(1)
         name = self.layout.name(number, self._destination.write_id)
         summary = FileSummary(name, self.layout.hashes)
@@ -273,10 +294,11 @@ class ShardPipeline:
         entry = self.layout.entry(samples, StoredFile(summary), None)
         if is_last:
             stored = _publish_draft(publish, entry, scan, self._first_pending())
+            record(stored)
             self.finish()
             self._collect(stored)
         else:
-            self._submit(_publish_draft, publish, entry, scan)
+            self._submit(record, _publish_draft, publish, entry, scan)
 
     def _new_shard(
         self,
@@ -307,9 +329,27 @@ class ShardPipeline:
             submit=submit,
         )
 
-    def _submit(self, job: Callable[..., _StoredShard], *arguments: Any) -> None:
-        """Run a job that stores a shard in the background."""
-        self._pending.append(self._destination.submit(job, *arguments, self._first_pending()))
+    def _recorder(self, number: int, last_row: Body) -> Callable[[_StoredShard], None]:
+        """Return the function to call after the shard that `_new_shard` has counted is stored."""
+        session = self._session
+        if session is None:
+            return _record_nothing
+        checkpoint = session.checkpoint(self._submitted_samples, last_row)
+
+        def record(stored: _StoredShard) -> None:
+            session.record(number, stored.entry, checkpoint, stored.scan)
+
+        return record
+
+    def _submit(
+        self,
+        record: Callable[[_StoredShard], None],
+        job: Callable[..., _StoredShard],
+        *arguments: Any,
+    ) -> None:
+        """Run a job that stores a shard in the background, and then record the shard."""
+        first = self._first_pending()
+        self._pending.append(self._destination.submit(_run_job, record, job, *arguments, first))
 
     def _first_pending(self) -> Future[_StoredShard] | None:
         """Return the first shard of all if it is not yet stored.
@@ -366,6 +406,26 @@ def _store_shard(
         meta_file = _store_file(destination, layout, f"{name}.meta", [meta], None)
     entry = layout.entry(samples, data, meta_file)
     return _StoredShard(entry, None if scan is None else scan.finish())
+
+
+def _tail(block: Body | Bodies, nbytes: int) -> Body:
+    """Return the last sample of a block, which has `nbytes` bytes."""
+    if isinstance(block, Bodies):
+        return block.part(len(block) - 1, len(block)).to_list()[0]
+    return memoryview(block)[len(block) - nbytes :]
+
+
+def _record_nothing(stored: _StoredShard) -> None:
+    """Do nothing, as the write cannot resume."""
+
+
+def _run_job(
+    record: Callable[[_StoredShard], None], job: Callable[..., _StoredShard], *arguments: Any
+) -> _StoredShard:
+    """Store a shard, and record it."""
+    stored = job(*arguments)
+    record(stored)
+    return stored
 
 
 def _publish_draft(

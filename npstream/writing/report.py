@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import os
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -116,20 +117,23 @@ class Rejected:
         The message of the error.
     sample_repr : str
         Its repr, shortened.
+    output : int
+        How many outputs of ``map=`` for the same input sample come before it.
     """
 
     number: int
     reason: str
     sample_repr: str
+    output: int = 0
 
     @classmethod
-    def from_sample(cls, sample: Any, number: int, error: Exception) -> Rejected:
+    def from_sample(cls, sample: Any, number: int, error: Exception, output: int = 0) -> Rejected:
         """Return the record of a sample that `error` refuses."""
         try:
             text = _repr.repr(sample)[:_MAX_REPR_CHARACTERS]
         except Exception as failed:  # a value's own __repr__ may raise anything
             text = f"<{type(sample).__name__} whose repr raised {type(failed).__name__}>"
-        return cls(number, str(error), text)
+        return cls(number, str(error), text, output)
 
 
 class Rejects:
@@ -146,13 +150,53 @@ class Rejects:
     ----------
     count : int
         Number of samples that were left out so far.
+    nbytes : int
+        Bytes of the file.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None, max_errors: int | None) -> None:
-        self.count = 0
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None,
+        max_errors: int | None,
+        *,
+        keep: bool = False,
+    ) -> None:
+        self.count = self.nbytes = self._synced = 0
         self._max_errors = max_errors
         self._path = path
-        self._write("w", "")
+        if not keep:
+            self._write("w", "")
+
+    def resume(self, count: int, nbytes: int) -> None:
+        """Go on after `count` samples, whose records are the first `nbytes` bytes of the file.
+
+        Raises
+        ------
+        StorageError
+            If the file is shorter, or cannot be written.
+        """
+        self.count, self.nbytes = count, nbytes
+        if self._path is None:
+            return
+        with self._storage_errors():
+            if not nbytes:
+                self._write("w", "")
+                return
+            size = os.path.getsize(self._path)
+            if size < nbytes:
+                raise StorageError(
+                    f"{os.fspath(self._path)}: rejects= has {quantity(size, 'byte')}, and had "
+                    f"{nbytes:,} when the write was interrupted: name the same file"
+                )
+            os.truncate(self._path, nbytes)
+
+    def sync(self, nbytes: int) -> None:
+        """Bring the first `nbytes` bytes of the file to the disk."""
+        if self._path is None or self._synced >= nbytes:
+            return
+        with self._storage_errors(), open(self._path, "rb") as file:
+            os.fsync(file.fileno())
+        self._synced = nbytes
 
     def add(self, rejected: Rejected) -> None:
         """Record a sample that is left out.
@@ -180,28 +224,40 @@ class Rejects:
     def _write(self, mode: str, text: str) -> None:
         if self._path is None:
             return
+        with self._storage_errors(), open(self._path, mode, encoding="utf-8") as file:
+            file.write(text)
+        self.nbytes += len(text)  # JSON is ASCII
+
+    @contextmanager
+    def _storage_errors(self) -> Iterator[None]:
         try:
-            with open(self._path, mode, encoding="utf-8") as file:
-                file.write(text)
+            yield
+        except StorageError:
+            raise
         except OSError as error:
             reason = error.strerror or str(error)
             message = f"{reason}: cannot write rejects="
-            raise StorageError(error.errno, message, os.fspath(self._path)) from error
+            raise StorageError(error.errno, message, os.fspath(self._path or "")) from error
 
 
 def make_rejects(
-    on_error: str, max_errors: int | None, path: str | os.PathLike[str] | None
+    on_error: str,
+    max_errors: int | None,
+    path: str | os.PathLike[str] | None,
+    *,
+    keep: bool = False,
 ) -> Rejects | None:
     """Check the arguments of `write`, and return the record of rejected samples.
 
-    None if `on_error` is "raise".
+    None if `on_error` is "raise". If `keep` is True, an existing file is kept until
+    `Rejects.resume` is called.
     """
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error={on_error!r}: it is 'raise' or 'skip'")
     if max_errors is not None and (type(max_errors) is not int or max_errors < 0):
         raise ValueError(f"max_errors={max_errors!r}: it is None or an int that is not negative")
     if on_error == "skip":
-        return Rejects(path, max_errors)
+        return Rejects(path, max_errors, keep=keep)
     if max_errors is not None or path is not None:
         option = "rejects" if path is not None else "max_errors"
         raise ValueError(f"{option}= is for on_error='skip', which leaves refused samples out")

@@ -296,10 +296,8 @@ def check_mapping(sample: Any, number: int) -> None:
 def refuse_unknown_columns(columns: Mapping[str, Any], names: Iterable[Any], number: int) -> None:
     """Raise ValueError if a name is not a column."""
     if unknown := [name for name in names if name not in columns]:
-        # Without a first sample, the columns are those of the dataset to which this appends.
-        lacking = "which the first sample lacks" if number else "which the dataset lacks"
         raise ValueError(
-            f"sample {number} has {unknown[0]!r}, {lacking}, so there is no "
+            f"sample {number} has {unknown[0]!r}, which the first sample lacks, so there is no "
             "column for it: name all columns in columns=, and give every sample all of them; "
             "or leave that key out"
         )

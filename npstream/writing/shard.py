@@ -106,7 +106,10 @@ class Bodies:
         """
         ends = _offsets(self.nbytes)
         total = int(ends[-1])
-        data: Bytes = huge_empty(total, np.uint8) if buffer is None else buffer[:total]
+        if buffer is None:
+            ensure_fits(total, f"{quantity(len(self), 'value')} that are copied at once")
+            buffer = huge_empty(total, np.uint8)
+        data: Bytes = buffer[:total]
         _copy_spans(self.address, self.nbytes, ends[:-1], address_of(data))
         return data
 

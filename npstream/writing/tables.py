@@ -7,7 +7,7 @@ npstream make them by a method ``_writer_input``; see `Writable`.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import tee
 from math import prod
@@ -169,6 +169,15 @@ class RowError(ValueError):
     def at(self, first: int) -> ValueError:
         """Return the error for users, for a table whose first row is sample `first`."""
         return ValueError(f"sample {first + self.row}: {self._text}")
+
+
+@contextmanager
+def sample_numbers(first: int) -> Iterator[None]:
+    """Replace the row in a RowError by the sample number; row 0 is sample `first`."""
+    try:
+        yield
+    except RowError as error:
+        raise error.at(first) from error.__cause__
 
 
 class ListColumn:

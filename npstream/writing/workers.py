@@ -25,7 +25,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from npstream._core.typing import Bytes, Int64
-from npstream.writing.mapping import MapFunction, Position, apply_map, track_position, with_note
+from npstream.writing.mapping import (
+    MapFunction,
+    Position,
+    apply_map,
+    batch_function,
+    track_position,
+    with_note,
+)
 from npstream.writing.report import REFUSALS, Rejected
 from npstream.writing.rows import SampleEncoder
 
@@ -67,12 +74,15 @@ class Task:
         Whether samples that cannot be encoded are left out, instead of an exception.
     encoding : tuple of (ShardFormat, bool) or None
         The format, and whether keys without a column raise. None if the first sample defines it.
+    tracks : bool
+        Whether results say from which sample each row comes.
     """
 
     function: MapFunction | None
     fill: Mapping[str, Fill]
     skips: bool
     encoding: tuple[ShardFormat, bool] | None
+    tracks: bool = False
 
 
 @dataclass(slots=True)
@@ -83,22 +93,50 @@ class WorkerResult:
     ----------
     rows : list of bytes
         Encoded samples; `pack` moves them to `data` and `sizes`.
-    samples : list of (int, object)
-        Samples with their numbers in the input, if the worker has no format yet.
+    samples : list of (int, int, object)
+        Samples, if the worker has no format yet. Before each are the number of its input sample,
+        and how many outputs for the same input sample come before it.
     rejected : list of Rejected
         The samples that were left out.
     seconds : float
         The time that the worker spent on the batch.
     data, sizes : bytes
         The encoded samples, joined; and their sizes as int64.
+    first : int
+        The number of the batch's first sample in the input.
+    numbers, outputs : list of int
+        If the task tracks rows: the number of each row's input sample, and how many outputs for
+        that sample come before it.
     """
 
     rows: list[bytes] = field(default_factory=list)
-    samples: list[tuple[int, Any]] = field(default_factory=list)
+    samples: list[tuple[int, int, Any]] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     seconds: float = 0.0
     data: bytes = b""
     sizes: bytes = b""
+    first: int = 0
+    numbers: list[int] = field(default_factory=list)
+    outputs: list[int] = field(default_factory=list)
+
+    def drop(self, position: tuple[int, int]) -> bytes | None:
+        """Drop outputs up to a position, and return the bytes of the row at it; None if not here.
+
+        The position is the number of an input sample, and of one of its outputs.
+        """
+        places = list(zip(self.numbers, self.outputs, strict=True))
+        self.rejected = [r for r in self.rejected if (r.number, r.output) > position]
+        sizes = np.frombuffer(self.sizes, np.int64)
+        ends = np.cumsum(sizes)
+        row = None
+        if position in places:
+            at = places.index(position)
+            row = self.data[int(ends[at] - sizes[at]) : int(ends[at])]
+        count = sum(place <= position for place in places)
+        if count:
+            self.data, self.sizes = self.data[int(ends[count - 1]) :], self.sizes[8 * count :]
+            self.numbers, self.outputs = self.numbers[count:], self.outputs[count:]
+        return row
 
     def pack(self) -> None:
         """Join the rows, because one bytes object is pickled faster than a list."""
@@ -179,19 +217,26 @@ class WorkerPool:
             self.stop()
             raise
 
+    @property
+    def has_layout(self) -> bool:
+        """Whether the workers know the format."""
+        return not self._sends_single_samples
+
     def set_layout(self, layout: ShardFormat, only_columns: bool) -> None:
         """Send the format to the workers; they encode all batches that are sent later."""
         self._sends_single_samples = False
         for worker in self._workers:
             worker.send(_dumps((layout, only_columns)))
 
-    def run(self, samples: Iterable[Any]) -> Iterator[WorkerResult]:
+    def run(self, samples: Iterable[Any], first: int = 0) -> Iterator[WorkerResult]:
         """Yield the results of workers for samples, in the order of the input.
+
+        `first` is the number of the first sample in the input.
 
         Until `set_layout` is called, each batch is one sample. Its result is yielded before the
         next sample is read.
         """
-        batches = _Batcher(samples)
+        batches = _Batcher(samples, first)
         results: dict[int, WorkerResult | _Failure] = {}
         sent = used = 0
         while True:
@@ -303,12 +348,12 @@ class _Worker:
 class _Batcher:
     """Pickles samples in batches, whose length adapts to their bytes and the workers' time."""
 
-    def __init__(self, samples: Iterable[Any]) -> None:
+    def __init__(self, samples: Iterable[Any], first: int) -> None:
         self.is_exhausted = False
         self._position = Position()
-        self._samples = track_position(samples, self._position)
+        self._samples = track_position(samples, self._position, first)
         self._count = self._limit = 1
-        self._number = 0
+        self._number = first
 
     def next(self, count: int | None) -> bytes | None:
         """Return the next batch; None at the end. `count` replaces the adaptive length."""
@@ -374,14 +419,15 @@ def _process_batch(
 ) -> WorkerResult:
     """Map samples, and encode them if there is an encoder; `first` is the number of the first."""
     start = time.perf_counter()
-    result = WorkerResult()
+    result = WorkerResult(first=first)
+    function = None if task.function is None else batch_function(task.function, samples)
     for number, source_sample in enumerate(samples, first):
         mapped_samples: Iterable[Any] = (source_sample,)
-        if task.function is not None:
-            mapped_samples = apply_map(task.function, source_sample, number)
-        for sample in mapped_samples:
+        if function is not None:
+            mapped_samples = apply_map(function, source_sample, number)
+        for output, sample in enumerate(mapped_samples):
             if encoder is None:
-                result.samples.append((number, sample))
+                result.samples.append((number, output, sample))
                 continue
             row = encoder.fast(sample) if type(sample) is dict else None
             if row is None:
@@ -390,9 +436,12 @@ def _process_batch(
                 except REFUSALS as error:
                     if not task.skips:
                         raise _RefusedError from error
-                    result.rejected.append(Rejected.from_sample(sample, number, error))
+                    result.rejected.append(Rejected.from_sample(sample, number, error, output))
                     continue
             result.rows.append(row)
+            if task.tracks:
+                result.numbers.append(number)
+                result.outputs.append(output)
     result.pack()
     result.seconds = time.perf_counter() - start
     return result

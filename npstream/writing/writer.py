@@ -9,23 +9,24 @@ from typing import TYPE_CHECKING, Any, Self
 
 from npstream._core.progress import show_progress
 from npstream.errors import short_traceback, shorten
-from npstream.writing.engine import WriterEngine, sample_numbers
+from npstream.writing.engine import WriterEngine
 from npstream.writing.inputs.fill import check_fill
 from npstream.writing.inputs.parts import PartedInput, open_input
-from npstream.writing.mapping import MapFunction, table_rows
 from npstream.writing.report import WriteReport
+from npstream.writing.resumption.session import ResumedInput
 from npstream.writing.rows import (
     encode_none,
 )
 from npstream.writing.settings import (
     check_workers,
 )
-from npstream.writing.tables import TableStream, table_encodings
+from npstream.writing.tables import TableStream, sample_numbers, table_encodings
 
 if TYPE_CHECKING:
     from os import PathLike
 
     from npstream.formats.encodings.encodings import Encoding
+    from npstream.writing.mapping import MapFunction
     from npstream.writing.tables import ArrowStream, InputTable, MapDataset, Writable
 
 __all__ = ["WriteReport", "Writer", "write"]
@@ -35,7 +36,6 @@ def write(
     path: str | PathLike[str],
     data: Iterable[Any] | Mapping[str, Any] | Writable | ArrowStream | MapDataset | PartedInput,
     *,
-    mode: str = "x",
     columns: Mapping[str, str] | None = None,
     map: MapFunction | None = None,
     workers: int = 0,
@@ -43,7 +43,7 @@ def write(
     on_error: str = "raise",
     max_errors: int | None = None,
     rejects: str | PathLike[str] | None = None,
-    format: str | None = None,
+    format: str = "mds",
     separator: str | None = None,
     newline: str | None = None,
     sidecar: bool = True,
@@ -51,7 +51,7 @@ def write(
     shard_samples: int | None = None,
     compression: str | None = None,
     hashes: Iterable[str] = (),
-    exclusive: bool = False,
+    resume: bool = False,
     progress: bool | None = None,
     storage_options: Mapping[str, Any] | None = None,
     timeout: float = 60.0,
@@ -60,12 +60,12 @@ def write(
     """Write a dataset.
 
     The dataset appears as a whole. After any failure, nothing is published, and all files that
-    were written are removed.
+    were written are removed; with ``resume=True``, the stored shards stay for the next call.
 
     Parameters
     ----------
     path : str or os.PathLike
-        A local directory or a URL such as ``s3://bucket/corpus``.
+        A local directory or a URL such as ``s3://bucket/corpus``; it must not hold a dataset.
     data : iterable of samples, mapping of columns, table or Dataset
         One of these:
 
@@ -76,11 +76,6 @@ def write(
           or a structured array.
         - a Dataset of Hugging Face or torch.
         - a Dataset, view, column or Batch of npstream. Its values are copied as they are stored.
-    mode : {"x", "w", "a"}, default: "x"
-        What happens to a dataset that `path` holds. ``"x"`` raises FileExistsError. ``"w"``
-        replaces it, and ``"a"`` appends to it; both create a new one if there is none. Readers find
-        the former dataset or the new one. An append keeps the former index, which
-        ``npstream.open(path, version=...)`` opens.
     columns : mapping of str to str, optional
         The encoding of each column, such as ``"int64"``, ``"str"``, ``"ndarray:uint16:1024"``,
         ``"bool"`` or ``"datetime64[s]"``. It can also be a type such as ``int``, or a dtype.
@@ -103,10 +98,9 @@ def write(
     rejects : str or os.PathLike, optional
         A local file of JSON lines that records each sample that is left out: its number in the
         input, the reason, and its shortened repr. An existing file is replaced.
-    format : str, optional
+    format : str, default: "mds"
         ``"mds"``, or a text format: ``"jsonl"``, ``"csv"``, ``"tsv"`` or ``"xsv"``. The
-        encodings of text formats are ``"str"``, ``"int"`` and ``"float"``. By default ``"mds"``,
-        and for an append the format of the dataset.
+        encodings of text formats are ``"str"``, ``"int"`` and ``"float"``.
     separator : str, optional
         The text between two fields of ``"xsv"``. That format requires it.
     newline : str, optional
@@ -120,14 +114,14 @@ def write(
         Maximum number of samples of a shard. A shard ends when either limit is reached.
     compression : str, optional
         ``"zstd"``, ``"gz"``, ``"bz2"``, ``"br"``, each also with ``":level"``, or ``"snappy"``. By
-        default shards are not compressed, and for an append as those of the dataset.
+        default shards are not compressed.
     hashes : iterable of str, default: ()
-        Hashes of each file that the index records, such as ``"xxh3_64"`` and ``"sha256"``. Without
-        any, an append records those that the dataset has.
-    exclusive : bool, default: False
-        Whether the caller guarantees that no other process writes there. ``mode="a"`` needs it in
-        stores that cannot replace a file on the condition that it is unchanged. In other stores the
-        condition is checked nevertheless.
+        Hashes of each file that the index records, such as ``"xxh3_64"`` and ``"sha256"``.
+    resume : bool, default: False
+        Whether to keep the stored shards if the write fails or the process is killed, and to go on
+        after them if an earlier call with ``resume=True`` was interrupted. The arguments and the
+        data must be the same as then. The samples that are stored are passed over. The result is
+        that of a write that was not interrupted. Readers do not see an unfinished write.
     progress : bool, optional
         Whether to show samples, bytes and their rate on standard error, with tqdm if it is
         installed. By default they are shown in a terminal or notebook after a second.
@@ -148,18 +142,19 @@ def write(
     TypeError, ValueError
         If a column's encoding cannot store a value exactly, or a sample has a key that the first
         sample lacks. The message names the sample and the column. Also raised if there are
-        neither samples nor `columns`, if an encoding, codec, hash or size is invalid, if more
-        than `max_errors` samples are left out, or if the columns of an append are not those of the
-        dataset.
+        neither samples nor `columns`, if an encoding, codec, hash or size is invalid, or if more
+        than `max_errors` samples are left out. With ``resume=True``: if the arguments or the data
+        differ from those of the interrupted write.
     ColumnError
         If a sample lacks a column.
     RuntimeError
         If a worker process was killed.
     FileExistsError
-        With ``mode="x"``, if `path` holds a dataset or a part of one. A part belongs to another
-        write, which is in progress or was interrupted.
+        If `path` holds a dataset or a part of one. A part belongs to another write, which is in
+        progress or was interrupted. With ``resume=True``: if that write is in progress, or was
+        not begun with ``resume=True``.
     StorageError
-        If a file cannot be stored. With ``errno.EOPNOTSUPP`` if the store needs `exclusive`.
+        If a file cannot be stored.
     MissingDependencyError
         If a codec, a dtype, an image or the storage driver needs a package that is not installed.
 
@@ -174,10 +169,6 @@ def write(
     >>> report = npstream.write("letters", {"tokens": rows, "name": list("abcde")})
     >>> report.samples, report.columns
     (5, {'tokens': 'ndarray:uint16:4', 'name': 'str'})
-    >>> version = npstream.open("letters").version
-    >>> report = npstream.write("letters", {"tokens": rows[:1], "name": ["f"]}, mode="a")
-    >>> len(npstream.open("letters")), len(npstream.open("letters", version=version))
-    (6, 5)
     """
     with short_traceback:
         names = columns if isinstance(columns, Mapping) and map is None else None
@@ -186,8 +177,9 @@ def write(
             check=on_error == "raise", as_items=map is not None,
         )  # fmt: skip
         # A forked process cannot use the threads and storage clients of its parent. So the workers
-        # start before this write creates any, and before a part of the input is opened.
-        is_parted = isinstance(data, PartedInput) and check_workers(workers) > 0
+        # start before this write creates any, and before a part of the input is opened. An
+        # interrupted write says which part to open.
+        is_parted = isinstance(data, PartedInput) and (check_workers(workers) > 0 or resume)
         table: InputTable | TableStream | None = None
         samples: Iterable[Any] = ()
         if not is_parted:
@@ -197,37 +189,24 @@ def write(
         writer._configure(
             _encodings(columns, map, table), fill=fill, on_error=on_error, max_errors=max_errors,
             rejects=rejects, format=format, separator=separator, newline=newline,
-            shard_size=shard_size, compression=compression, hashes=hashes, mode=mode,
-            exclusive=exclusive,
+            shard_size=shard_size, compression=compression, hashes=hashes, resume=resume,
         )  # fmt: skip
         writer._is_inferred = columns is None
-        if isinstance(data, Mapping):
-            writer._weakly_typed = frozenset(
-                name for name, values in data.items() if isinstance(values, list | tuple)
-            )
+        resumed = ResumedInput.describe(data, table, map is not None) if resume else None
         pool = None
         if check_workers(workers) and (table is None or map is not None):
-            pool = writer._start_workers(workers, map)
+            pool = writer._start_workers(workers, map, resume)
         try:
-            if is_parted:
-                with sample_numbers(0):
-                    table, samples = read()
-            if table is not None and map is not None:
-                samples, table = table_rows(table), None
-            writer._connect(path, sidecar, shard_samples, storage_options, timeout, retries)
-            if pool is not None and mode == "a" and writer._encoder is not None:
-                pool.set_layout(writer._encoder.layout, writer._is_inferred)
+            if is_parted and not resume:
+                table, samples = read()
+            connection = storage_options, timeout, retries
+            writer._connect(path, sidecar, shard_samples, *connection, resumed)
             with writer, show_progress(writer._shards, progress):
-                if table is not None and fill is not None and hasattr(type(data), "_writer_input"):
-                    writer._write_rows(table)  # these columns do not apply `fill`
-                elif table is not None:
-                    writer._write_any_table(table)
-                elif pool is not None:
-                    writer._write_results(pool, samples)
-                else:
-                    writer._write_samples(
-                        samples if map is None else writer._map_samples(map, samples)
-                    )
+                if is_parted and resume and not writer._is_complete:
+                    table, samples = read()
+                # The columns of npstream's classes do not apply `fill`.
+                by_rows = fill is not None and hasattr(type(data), "_writer_input")
+                writer._write_input(table, samples, map, pool, by_rows)
         finally:
             if pool is not None:
                 pool.stop()
@@ -247,18 +226,15 @@ class Writer(WriterEngine):
     """Writes a dataset sample by sample.
 
     As a context manager, it publishes the dataset at the end of the block. If the block raises, it
-    publishes nothing, and removes all files that were written.
+    publishes nothing, and removes all files that were written, unless `resume` is True.
 
     Parameters
     ----------
     path : str or os.PathLike
-        A local directory or a URL.
+        A local directory or a URL; it must not hold a dataset.
     columns : mapping of str to str, optional
         The encoding of each column, as for `write`; other keys of samples are ignored. By default
-        the columns are the keys of the first sample, with encodings inferred from its values. For
-        an append they are those of the dataset.
-    mode : {"x", "w", "a"}, default: "x"
-        Write a new dataset, replace one, or append to one, as for `write`.
+        the columns are the keys of the first sample, with encodings inferred from its values.
     fill : mapping of str to object, optional
         The value of a column for samples that lack its key or have None.
     on_error : {"raise", "skip"}, default: "raise"
@@ -267,9 +243,8 @@ class Writer(WriterEngine):
         Number of samples that may be left out; one more raises ValueError. By default any number.
     rejects : str or os.PathLike, optional
         A local file of JSON lines that records the samples that are left out, as for `write`.
-    format : str, optional
-        ``"mds"``, or a text format: ``"jsonl"``, ``"csv"``, ``"tsv"`` or ``"xsv"``. By default
-        ``"mds"``, and for an append the format of the dataset.
+    format : str, default: "mds"
+        ``"mds"``, or a text format: ``"jsonl"``, ``"csv"``, ``"tsv"`` or ``"xsv"``.
     separator : str, optional
         The text between two fields of ``"xsv"``. That format requires it.
     newline : str, optional
@@ -285,8 +260,9 @@ class Writer(WriterEngine):
         The codec of the shards, as for `write`. By default they are not compressed.
     hashes : iterable of str, default: ()
         Hashes of each file that the index records, as for `write`.
-    exclusive : bool, default: False
-        Whether the caller guarantees that no other process writes there, as for `write`.
+    resume : bool, default: False
+        Whether to keep the stored shards if the write fails or the process is killed, and to go on
+        after them, as for `write`. Do not write the first `input_samples` samples then.
     storage_options : mapping, optional
         Options of the storage driver, if the dataset is written to a URL.
     timeout : float, default: 60.0
@@ -299,7 +275,7 @@ class Writer(WriterEngine):
     TypeError, ValueError
         If an encoding, codec, hash or size is invalid.
     FileExistsError
-        With ``mode="x"``, if `path` holds a dataset or a part of one.
+        If `path` holds a dataset or a part of one.
     StorageError
         If the directory cannot be created, or a request to the store fails.
     MissingDependencyError
@@ -323,12 +299,11 @@ class Writer(WriterEngine):
         path: str | PathLike[str],
         columns: Mapping[str, str | Encoding] | None = None,
         *,
-        mode: str = "x",
         fill: Mapping[str, Any] | None = None,
         on_error: str = "raise",
         max_errors: int | None = None,
         rejects: str | PathLike[str] | None = None,
-        format: str | None = None,
+        format: str = "mds",
         separator: str | None = None,
         newline: str | None = None,
         sidecar: bool = True,
@@ -336,18 +311,34 @@ class Writer(WriterEngine):
         shard_samples: int | None = None,
         compression: str | None = None,
         hashes: Iterable[str] = (),
-        exclusive: bool = False,
+        resume: bool = False,
         storage_options: Mapping[str, Any] | None = None,
         timeout: float = 60.0,
         retries: int = 4,
     ) -> None:
         self._configure(
             columns, fill=fill, on_error=on_error, max_errors=max_errors, rejects=rejects,
-            format=format, separator=separator, newline=newline,
-            shard_size=shard_size, compression=compression, hashes=hashes, mode=mode,
-            exclusive=exclusive,
+            format=format, separator=separator, newline=newline, shard_size=shard_size,
+            compression=compression, hashes=hashes, resume=resume,
         )  # fmt: skip
-        self._connect(path, sidecar, shard_samples, storage_options, timeout, retries)
+        resumed = ResumedInput(None, {"data": "samples of Writer.write"}) if resume else None
+        self._connect(path, sidecar, shard_samples, storage_options, timeout, retries, resumed)
+
+    @property
+    def input_samples(self) -> int:
+        """The number of samples that an interrupted write has dealt with; do not write them again.
+
+        It counts all samples that were given to `write`, also those that were left out. It is 0
+        without ``resume=True``, or if no write was interrupted.
+
+        Examples
+        --------
+        >>> texts = ["a", "b", "c"]
+        >>> with Writer("texts", resume=True) as writer:
+        ...     for text in texts[writer.input_samples :]:
+        ...         writer.write({"text": text})
+        """
+        return 0 if self._session is None else self._session.input_samples
 
     def __enter__(self) -> Self:
         return self

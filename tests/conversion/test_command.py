@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from tokenizing import word_tokenizer
 
 import npstream
 from npstream.__main__ import main
@@ -63,3 +64,23 @@ def test_errors_are_shown_without_a_traceback(capsys, directory, words, message)
     (directory / "3.csv").write_text('a\n1\n""\n')
     assert main(["convert", *words]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_a_tokenizer_file_makes_tokens(capsys, directory):
+    pytest.importorskip("tokenizers")
+    word_tokenizer().save("tokenizer.json")
+    (directory / "texts.csv").write_text("id,body\n1,w1 w2\n2,w3\n3,w4\n")
+    words = ["convert", "texts.csv", "out", "--tokenizer", "tokenizer.json", "--column", "body"]
+    assert main([*words, "--workers", "1", "--token-options", "name=ids"]) == 0
+    assert [row.tolist() for row in npstream.open("out")["ids"].load()] == [[3, 4], [5], [6]]
+    words[2] = "blocks"
+    assert main([*words, "--block", "3", "--separator", "[EOS]"]) == 0
+    assert npstream.open("blocks")["tokens"].load().tolist() == [[3, 4, 1], [5, 1, 6]]
+    words[2] = "numbers"
+    assert main([*words, "--block", "3", "--separator", "0"]) == 0
+    assert npstream.open("numbers")["tokens"][0].tolist() == [3, 4, 0]
+    capsys.readouterr()
+    for file, message in (("none", "no such file; expected a tok"), ("1.csv", "not a tokenizer")):
+        words[4] = file
+        assert main(words) != 0
+        assert message in capsys.readouterr().err

@@ -67,6 +67,7 @@ def test_a_dry_run_writes_nothing_and_says_what_would_be_written(source, tmp_pat
     [
         ({"kinds": "csv"}, TypeError, "no argument 'kinds'; did you mean 'kind'"),
         ({"columns": "id"}, TypeError, "'id' is a text: give a list of names"),
+        ({"columns": ["id", "id"]}, ValueError, "has 'id' twice"),
         ({"columns": ["no"]}, ColumnError, "no column 'no'; columns: id, text"),
         ({"columns": {"id": "int99"}}, ValueError, "unknown encoding 'int99'"),
         ({"where": "no == 1"}, ColumnError, "no column 'no'"),

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 
 import npstream
+from npstream.conversion import parquet
+from npstream.conversion.files import find_files
+from npstream.conversion.source import SourceRequest, kind_class
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -182,6 +185,43 @@ def test_time_zones_and_times_are_stored_only_if_the_user_names_an_encoding(tmp_
     npstream.convert(tmp_path / "a.parquet", tmp_path / "out", columns=columns)
     sample = npstream.open(tmp_path / "out")[0]
     assert sample == {"t": np.datetime64("2024-07-01T12:00:00"), "at": "09:30:00.000000"}
+
+
+def test_columns_that_cannot_be_written_are_named(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_arrays([pa.array([1])] * 2, names=["x", "x"]), path)
+    with pytest.raises(ValueError, match=r"a\.parquet: 2 columns have the name 'x'"):
+        npstream.convert(path, tmp_path / "out")
+    pq.write_table(pa.table({"x": pa.nulls(2)}), path)
+    with pytest.raises(TypeError, match=r"a\.parquet: column 'x': it has only nulls: give fill="):
+        npstream.convert(path, tmp_path / "out")
+    npstream.convert(path, tmp_path / "out", fill={"x": 7})
+    assert npstream.open(tmp_path / "out")["x"].load().tolist() == [7, 7]
+
+
+def test_names_with_dots_are_columns_and_only_partitions_can_be_written(tmp_path):
+    source = tmp_path / "in" / "y=3"
+    source.mkdir(parents=True)
+    table = pa.table({"a.b": [1, 2], "a": [{"b": 5}] * 2})
+    pq.write_table(table, source / "x.parquet")
+    npstream.convert(tmp_path / "in", tmp_path / "o1", columns=["a.b"], where="`a.b` == 2")
+    assert npstream.open(tmp_path / "o1")[0] == {"a.b": 2}
+    npstream.convert(tmp_path / "in", tmp_path / "o2", columns=["y"])
+    assert npstream.open(tmp_path / "o2")["y"].load().tolist() == [3, 3]
+
+
+def test_row_groups_are_read_in_bounded_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet, "TABLE_BYTES", 1 << 20)
+    texts = [np.random.default_rng(n).bytes(500).hex() for n in range(40_000)]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", row_group_size=1 << 20)
+    (part,) = kind_class("parquet")(find_files(tmp_path), SourceRequest()).parts()
+    before = peak = pa.total_allocated_bytes()
+    for batch in part.open():
+        peak = max(peak, pa.total_allocated_bytes())
+        del batch
+    assert pa.total_allocated_bytes() == before
+    assert (tmp_path / "a.parquet").stat().st_size > 20 << 20
+    assert peak - before < 10 << 20
 
 
 def test_a_file_that_is_not_parquet_raises(tmp_path):

@@ -212,6 +212,7 @@ def test_places_that_cannot_be_merged(tmp_path, monkeypatch):
     write(tmp_path / "elsewhere")
     root, a = tmp_path / "root", tmp_path / "root/a"
     (tmp_path / "link").symlink_to(root)
+    (root / "other").symlink_to(a)
     monkeypatch.chdir(root)
     with pytest.raises(ValueError, match=r"elsewhere' is not below out=.* choose out='.*\.copy"):
         npstream.merge([a, tmp_path / "elsewhere"], root)
@@ -223,7 +224,7 @@ def test_places_that_cannot_be_merged(tmp_path, monkeypatch):
         npstream.merge(["s3://bucket/b/c", "s3://bucket/b/d"], "s3://bucket/a")
     with pytest.raises(ValueError, match=r"s3://other/c' is not below (?!.*choose out)"):
         npstream.merge(["s3://bucket/b/c", "s3://other/c"], "s3://bucket/b")
-    for again in (a, f"{a}/", "a", "../root/a", a.as_uri(), tmp_path / "link/a"):
+    for again in (a, f"{a}/", "a", "../root/a", a.as_uri(), tmp_path / "link/a", "other"):
         with pytest.raises(ValueError, match=r"was given before.*give each dataset once"):
             npstream.merge([a, again], root)
     with pytest.raises(ValueError, match="is out= itself"):

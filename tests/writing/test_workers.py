@@ -297,8 +297,8 @@ def test_the_source_is_not_read_far_ahead(tmp_path):
     seen = []
     run = module.WorkerPool.run
 
-    def watching(self, samples):
-        for result in run(self, samples):
+    def watching(self, *given_samples):
+        for result in run(self, *given_samples):
             seen.append(len(given))
             yield result
 

@@ -64,7 +64,7 @@ class WebDatasetSource(InputSource):
             name: "str" if name == KEY else self._encoding(name, bodies, f"{where}: {key}")
             for name in names
         }
-        self.encoded = frozenset(names)
+        self.is_encoded = True
 
     def parts(self) -> Sequence[Part]:
         """Return a part for each tar."""

@@ -23,7 +23,16 @@ if TYPE_CHECKING:
     from npstream.writing.inputs.fill import Fill
     from npstream.writing.shard import ColumnBlock, ShardFormat
 
-__all__ = ["Part", "PartedInput", "open_input", "skip_items", "skip_rows"]
+__all__ = [
+    "LaterRows",
+    "Part",
+    "PartedInput",
+    "open_input",
+    "row_count",
+    "skip_items",
+    "skip_rows",
+    "skip_samples",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +178,7 @@ class PartedInput:
         rest = _chain([first], contents)
         if isinstance(first, TableStream):
             return TableStream(_Head(first.head), self._tables(rest))
-        return self._samples(rest)
+        return self._samples(rest, as_items)
 
     def _contents(
         self,
@@ -216,11 +225,11 @@ class PartedInput:
                     del table
             del content  # before the next part is opened
 
-    def _samples(self, contents: Iterable[Any]) -> Iterator[Any]:
+    def _samples(self, contents: Iterable[Any], as_items: bool) -> Iterator[Any]:
         for content in contents:
             with self._notes():
                 for sample in content:
-                    self._count += 1
+                    self._count += 1 if as_items or type(sample) is dict else row_count(sample)
                     yield sample
             del content  # before the next part is opened
 
@@ -293,7 +302,7 @@ def _open(
         content = TableStream(content, iter((content,)))
     if isinstance(content, TableStream):
         return TableStream(content.head, skip_rows(content.tables, offset))
-    return skip_items(content, offset)
+    return skip_items(content, offset) if as_items else skip_samples(content, offset)
 
 
 def skip_items(items: Iterable[Any], count: int) -> Iterator[Any]:
@@ -307,6 +316,28 @@ def skip_items(items: Iterable[Any], count: int) -> Iterator[Any]:
     iterator = iter(items)
     deque(islice(iterator, count), maxlen=0)
     return iterator
+
+
+def skip_samples(samples: Iterable[Any], count: int) -> Iterator[Any]:
+    """Return an iterator that has passed over the first samples; a Batch has several."""
+    iterator = iter(samples)
+    for sample in iterator if count else ():
+        rows = 1 if type(sample) is dict else row_count(sample)
+        if rows > count:
+            table: Any = table_of(sample)
+            return chain([LaterRows(table, count)], iterator)
+        count -= rows
+        if not count:
+            break
+    return iterator
+
+
+def row_count(sample: Any) -> int:
+    """Return the number of samples in an item of the data, which may be a Batch or a Dataset."""
+    if not hasattr(type(sample), "_writer_input"):
+        return 1
+    table = table_of(sample)
+    return 1 if table is None or isinstance(table, TableStream) else table.length
 
 
 def skip_rows(tables: Iterable[InputTable], count: int) -> Iterator[InputTable]:
@@ -372,6 +403,10 @@ class LaterRows:
         """All column names of the user's table, for error messages."""
         given: Collection[str] = getattr(self._table, "given", self._table.names())
         return given
+
+    def _writer_input(self) -> LaterRows:
+        """Return the table, so that it may also be an item of the data."""
+        return self
 
     def names(self) -> list[str]:
         """Return the names of the columns, in order."""

@@ -1,0 +1,253 @@
+"""Folders of images or other files as a source, with labels from the names of folders."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from itertools import pairwise
+from typing import Any, ClassVar
+
+from npstream._core.arguments import quantity
+from npstream.conversion.file_samples.metadata import METADATA_NAMES, Metadata, read_metadata
+from npstream.conversion.file_samples.types import FileType, choose_type, file_type
+from npstream.conversion.files import FileList, SourceFile, read_whole_files
+from npstream.conversion.source import InputSource, SourceRequest
+from npstream.writing.inputs.parts import Part
+
+__all__ = ["FolderSource"]
+
+IMAGE_EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+)
+MEDIA_EXTENSIONS = (
+    *(".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac"),
+    *(".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg"),
+    ".pdf",
+)
+
+SPLITS = frozenset(("train", "training", "val", "valid", "validation", "dev", "test", "testing"))
+"""The names of folders that are usually splits, and no classes."""
+
+_PART_FILES = 1000
+"""Files of a part. A write that resumes reads at most as many again."""
+
+_LOCAL_BATCH = (64, 1 << 21)
+_REMOTE_BATCH = (256, 1 << 25)
+"""Maximum files and bytes that a thread reads together. A store gets the requests at once."""
+
+_LOCAL_THREADS = 4
+_REMOTE_THREADS = 2
+
+
+class FolderSource(InputSource):
+    """The files of a folder, in the natural order of their paths. Each is a sample.
+
+    ``labels`` says whether the folders directly in the source are classes. By default they are, if
+    all files are in them and there is no ``metadata.csv`` or ``metadata.jsonl``.
+    """
+
+    kind = "folder"
+    extensions = (*IMAGE_EXTENSIONS, *MEDIA_EXTENSIONS)
+    OPTIONS: ClassVar[tuple[str, ...]] = ("labels",)
+
+    def __init__(self, files: FileList, request: SourceRequest) -> None:
+        super().__init__(files, request)
+        self._metadata: Metadata | None = read_metadata(files)
+        own = [file for file in files.files if not _is_metadata(file.name)]
+        if not own:
+            raise ValueError(f"{files.where}: there are no files")
+        paths = _relative_paths(own)
+        self._column = self._file_column(own)
+        self._labels = self._class_labels(paths)
+        self._files = list(zip(own, paths, strict=True))
+        available = {self._column: self._file_encoding(own[0])}
+        if self._labels is not None:
+            available |= {"label": "int", "class": "str"}
+        available["path"] = "str"
+        if self._metadata is not None:
+            self._metadata.check(paths, available)
+            available |= self._metadata.columns
+        names = self.selected(available, files.where)
+        self.columns = {name: request.encodings.get(name, available[name]) for name in names}
+        self.samples = len(own)
+        self.is_encoded = True
+        self._types: dict[str, FileType] = {}
+
+    @classmethod
+    def recognizes(cls, files: FileList) -> bool:
+        """Return True if there are images, and else at most files that describe them."""
+        names = [file.name for file in files.files if not _is_metadata(file.name)]
+        return bool(names) and all(_is_image(name) for name in names)
+
+    def parts(self) -> Sequence[Part]:
+        """Return a part for each 1,000 files."""
+        starts = [*range(0, len(self._files), _PART_FILES), len(self._files)]
+        return [
+            Part(self._part_name(start, stop), partial(self._samples, start, stop), stop - start)
+            for start, stop in pairwise(starts)
+        ]
+
+    def _part_name(self, start: int, stop: int) -> str:
+        first, last = self._files[start][1], self._files[stop - 1][1]
+        return first if start + 1 == stop else f"{first} to {last}"
+
+    def _samples(self, start: int, stop: int) -> Iterator[dict[str, Any]]:
+        assert self.columns is not None
+        files = self._files[start:stop]
+        wants_file = self._column in self.columns
+        bodies: Iterable[bytes] = (
+            read_files([file for file, _ in files]) if wants_file else [b""] * len(files)
+        )
+        facts = [name for name in self.columns if name in ("label", "class", "path")]
+        for (file, path), body in zip(files, bodies, strict=True):
+            sample: dict[str, Any] = {self._column: self._value(file, body)} if wants_file else {}
+            for name in facts:
+                sample[name] = self._fact(name, path)
+            if self._metadata is not None:
+                self._add_metadata(sample, path)
+            yield sample
+
+    def _value(self, file: SourceFile, body: bytes) -> Any:
+        extension = file.name.rpartition("/")[2].partition(".")[2]
+        kind = self._types.get(extension)
+        if kind is None:
+            kind = self._types[extension] = self._file_type(extension)
+        try:
+            return kind.parse(body)
+        except ValueError as error:
+            return self.bad_value(f"{file.where}: {error}")
+
+    def _file_type(self, extension: str) -> FileType:
+        chosen = self.request.encodings.get(self._column)
+        if chosen is not None:
+            return choose_type(extension, chosen)
+        return file_type(extension) if self._column == "image" else choose_type("", "bytes")
+
+    def _fact(self, name: str, path: str) -> Any:
+        if name == "path":
+            return path
+        folder = path.partition("/")[0]
+        assert self._labels is not None
+        return folder if name == "class" else self._labels[folder]
+
+    def _add_metadata(self, sample: dict[str, Any], path: str) -> None:
+        """Add the values of a file's row; those that it lacks are filled or refused."""
+        assert self._metadata is not None
+        assert self.columns is not None
+        row = self._metadata.row(path) or {}
+        for name in self._metadata.columns:
+            if name not in self.columns:
+                continue
+            if row.get(name) is not None:
+                sample[name] = row[name]
+            elif name not in self.request.fill:
+                sample[name] = self.bad_value(
+                    f"{self._metadata.where}: {path!r} has no value: give fill= one, or leave the "
+                    "column out with columns="
+                )
+
+    def _file_column(self, files: Sequence[SourceFile]) -> str:
+        """Return "image" if all files are images, else "file"."""
+        requested = {*(self.request.columns or ()), *self.request.encodings}
+        others = [file for file in files if not _is_image(file.name)]
+        if not others and "file" not in requested:
+            return "image"
+        if len(others) == len(files) or "file" in requested:
+            return "file"
+        raise ValueError(
+            f"{self.files.where}: {quantity(len(others), 'file')} of {len(files):,} are no images, "
+            f"such as {others[0].name!r}: give a glob of the images, such as '**/*.jpg', or "
+            "columns={'file': 'bytes', ...} to store all files as bytes"
+        )
+
+    def _file_encoding(self, first: SourceFile) -> str:
+        """Return the encoding of the files; both encodings of images store files of any format."""
+        if self._column == "file":
+            return "bytes"
+        return file_type(first.name.rpartition(".")[2]).encoding or "png"
+
+    def _class_labels(self, paths: Sequence[str]) -> dict[str, int] | None:
+        """Return the number of each class, in the order of their names; None without labels."""
+        wanted = self.request.options.get("labels")
+        if wanted not in (None, True, False):
+            raise TypeError(f"labels={wanted!r}: expected True, False or None")
+        folders = {path.partition("/")[0] for path in paths if "/" in path}
+        outside = next((path for path in paths if "/" not in path), None)
+        if wanted is False or (wanted is None and (self._metadata is not None or not folders)):
+            return None
+        if outside is not None:
+            raise ValueError(
+                f"{self.files.where}: {outside!r} is in no folder, so it has no class: move it to "
+                "a folder, or give reader_options={'labels': False} to write no labels"
+            )
+        if wanted is None and folders <= SPLITS:
+            raise ValueError(
+                f"{self.files.where}: the folders {', '.join(map(repr, sorted(folders)))} seem to "
+                f"be splits: convert each to a dataset of its own, such as '.../{min(folders)}' to "
+                f"'.../{min(folders)}'; if they are classes, give reader_options={{'labels': True}}"
+            )
+        return {name: number for number, name in enumerate(sorted(folders))}
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_EXTENSIONS)
+
+
+def _is_metadata(name: str) -> bool:
+    return name.rpartition("/")[2] in METADATA_NAMES
+
+
+def _relative_paths(files: Sequence[SourceFile]) -> list[str]:
+    """Return the paths of files in their source; those of a list, below their common folder."""
+    names = [file.name for file in files]
+    if not any("://" in name or name.startswith("/") for name in names):
+        return names
+    folders = [name.rpartition("/")[0].split("/") for name in names]
+    shared = 0
+    for parts in zip(*folders, strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared += 1
+    return ["/".join(name.split("/")[shared:]) for name in names]
+
+
+def read_files(files: Sequence[SourceFile]) -> Iterator[bytes]:
+    """Yield the content of files in order, which threads read ahead.
+
+    Raises
+    ------
+    StorageError
+        If a file cannot be read.
+    """
+    is_local = files[0].path is not None
+    limits, threads = _LOCAL_BATCH, _LOCAL_THREADS
+    if not is_local:
+        limits, threads = _REMOTE_BATCH, _REMOTE_THREADS
+    pending: deque[Future[list[bytes]]] = deque()
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="npstream-source")
+    try:
+        for batch in _batches(files, *limits):
+            pending.append(pool.submit(read_whole_files, batch))
+            if len(pending) > threads:
+                yield from pending.popleft().result()
+        while pending:
+            yield from pending.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _batches(
+    files: Sequence[SourceFile], max_files: int, max_bytes: int
+) -> Iterator[list[SourceFile]]:
+    batch: list[SourceFile] = []
+    nbytes = 0
+    for file in files:
+        if batch and (len(batch) == max_files or nbytes + file.nbytes > max_bytes):
+            yield batch
+            batch, nbytes = [], 0
+        batch.append(file)
+        nbytes += file.nbytes
+    if batch:
+        yield batch

@@ -1,0 +1,169 @@
+"""Facts about the files of a folder, in ``metadata.csv`` or ``metadata.jsonl`` as Hugging Face's.
+
+Each row names a file, in ``file_name``, relative to the folder of the metadata. Its other values
+become columns.
+
+Tested in tests/conversion/file_samples/test_folder.py.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from npstream.errors import FormatError, short_repr
+from npstream.formats.encodings.encodings import infer
+
+if TYPE_CHECKING:
+    from npstream.conversion.files import FileList, SourceFile
+
+__all__ = ["METADATA_NAMES", "Metadata", "read_metadata"]
+
+METADATA_NAMES = ("metadata.csv", "metadata.jsonl")
+
+FILE_NAME = "file_name"
+
+_INTEGER = re.compile(r"0|-?[1-9][0-9]*")
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]*)?([eE][+-]?[0-9]+)?")
+"""Numbers such as "007" and "1_000" stay text."""
+
+
+class Metadata:
+    """The rows of all metadata files, by the path of the file that they describe.
+
+    Parameters
+    ----------
+    where : str
+        The metadata, for messages.
+    rows : mapping of str to mapping
+        The values of each file, by column.
+
+    Attributes
+    ----------
+    columns : dict of str to str
+        The encoding of each column.
+    """
+
+    def __init__(self, where: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
+        self.where = where
+        self._rows = rows
+        names = dict.fromkeys(name for row in rows.values() for name in row)
+        self.columns = {
+            name: _encoding([row.get(name) for row in rows.values()], f"{where}: {name!r}")
+            for name in names
+        }
+
+    def check(self, paths: Collection[str], taken: Iterable[str]) -> None:
+        """Raise ValueError if a row names no file, or a column has the name of another."""
+        files = set(paths)
+        for path in self._rows:
+            if path not in files:
+                raise ValueError(f"{self.where}: {short_repr(path)} is not among the files")
+        for name in taken:
+            if name in self.columns:
+                raise ValueError(
+                    f"{self.where}: column {name!r} is also a column of the files: rename it"
+                )
+
+    def row(self, path: str) -> Mapping[str, Any] | None:
+        """Return the values of a file; None if it has no row."""
+        return self._rows.get(path)
+
+
+def read_metadata(files: FileList) -> Metadata | None:
+    """Return the metadata of a folder; None if there are none.
+
+    Raises
+    ------
+    FormatError
+        If a metadata file cannot be parsed, has no column ``file_name``, or names a file twice.
+    """
+    rows: dict[str, Mapping[str, Any]] = {}
+    found = [file for file in files.files if file.name.rpartition("/")[2] in METADATA_NAMES]
+    for file in found:
+        folder, slash, name = file.name.rpartition("/")
+        parse = _csv_rows if name.endswith(".csv") else _json_rows
+        for number, row in enumerate(parse(file)):
+            path = row.pop(FILE_NAME, None)
+            if not isinstance(path, str):
+                raise FormatError(
+                    f"{file.where}: row {number} has no {FILE_NAME!r}, the path of its file"
+                )
+            if (path := folder + slash + path.removeprefix("./")) in rows:
+                raise FormatError(f"{file.where}: row {number}: {short_repr(path)} has two rows")
+            rows[path] = row
+    return Metadata(", ".join(file.where for file in found), rows) if found else None
+
+
+def _read_text(file: SourceFile) -> str:
+    with file.open() as opened:
+        body = opened.read()
+    try:
+        return body.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{file.where}: not UTF-8: {error}") from error
+
+
+def _json_rows(file: SourceFile) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(_read_text(file).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise FormatError(f"{file.where}: line {number} is not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise FormatError(f"{file.where}: line {number} is {short_repr(row)}, and no object")
+        yield row
+
+
+def _csv_rows(file: SourceFile) -> Iterator[dict[str, Any]]:
+    """Yield the rows with numbers in columns where all values are numbers, and None for none."""
+    reader = csv.DictReader(io.StringIO(_read_text(file), newline=""), strict=True)
+    try:
+        rows = list(reader)
+    except csv.Error as error:
+        raise FormatError(f"{file.where}: line {reader.line_num}: {error}") from error
+    names = reader.fieldnames or []
+    if len(set(names)) < len(names):
+        raise FormatError(f"{file.where}: two columns have one name: {names}")
+    for number, row in enumerate(rows):
+        if None in row or None in row.values():
+            raise FormatError(
+                f"{file.where}: row {number} has not the {len(names)} values of the first line"
+            )
+    numbers = {name: _number_type([row[name] for row in rows]) for name in names}
+    for row in rows:
+        yield {
+            name: text if (kind := numbers[name]) is None else (kind(text) if text else None)
+            for name, text in row.items()
+        }
+
+
+def _number_type(texts: Iterable[str]) -> type[int] | type[float] | None:
+    """Return int or float if all texts are such numbers, else None; texts may be empty, not all."""
+    given = [text for text in texts if text]
+    if not given or not all(map(_NUMBER.fullmatch, given)):
+        return None
+    return int if all(map(_INTEGER.fullmatch, given)) else float
+
+
+def _encoding(values: Iterable[Any], where: str) -> str:
+    """Return the encoding of a column of JSON values; int and float become float."""
+    names = {_inferred(value, where) for value in values if value is not None}
+    if names == {"int", "float64"}:
+        return "float64"
+    if len(names) > 1:
+        raise FormatError(f"{where} has values of several types: {', '.join(sorted(names))}")
+    return names.pop() if names else "json"
+
+
+def _inferred(value: Any, where: str) -> str:
+    try:
+        return infer(value).name
+    except TypeError as error:
+        raise FormatError(f"{where}: {error}") from error

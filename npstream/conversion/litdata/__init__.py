@@ -1,1 +1,0 @@
-"""Datasets that LitData wrote, as a source."""

@@ -1,0 +1,1 @@
+"""Writes that go on after an interruption."""

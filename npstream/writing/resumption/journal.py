@@ -1,0 +1,202 @@
+"""Provide `Journal`, the work file of a write to a directory that can resume.
+
+It is a sequence of frames, to which each shard appends a few. The last frame is ignored if it was
+not written completely. The process that writes holds a lock of the operating system on the file,
+which ends with the process.
+
+Tested in tests/writing/resumption/test_records.py.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from npstream._core.fork import renew_in_child
+from npstream.errors import StorageError
+from npstream.formats.sidecar.blocks import xxh3
+
+__all__ = ["Journal", "JournalContent"]
+
+_HEAD = struct.Struct("<IQ")
+"""The bytes of a frame's body, and their hash."""
+
+_READ_LIMIT = 1 << 31
+"""Maximum bytes of a frame."""
+
+
+@dataclass(slots=True)
+class JournalContent:
+    """The content of a journal.
+
+    Attributes
+    ----------
+    settings : dict or None
+        The first frame; None if there is none.
+    shards : dict of int to (int, int)
+        Where the record of each shard is in the file: its first byte, and its bytes.
+    files : dict of str to tuple of int
+        The files that were about to get their names, each with the result of `file_id`.
+    publication : dict or None
+        What the write recorded before it published.
+    end : int
+        The bytes of all complete frames.
+    """
+
+    settings: dict[str, Any] | None = None
+    shards: dict[int, tuple[int, int]] = field(default_factory=dict)
+    files: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    publication: dict[str, Any] | None = None
+    end: int = 0
+
+
+class Journal:
+    """The work file, open and locked by this process.
+
+    Parameters
+    ----------
+    path : str
+    create : bool
+        Whether to create the file. By default it exists.
+
+    Raises
+    ------
+    FileExistsError
+        If the file exists and `create` is True.
+    BlockingIOError
+        If another process has locked it.
+    FileNotFoundError
+        If the file does not exist, or was removed while this waited.
+    OSError
+        If the file cannot be opened, or its file system has no locks.
+    """
+
+    def __init__(self, path: str, create: bool = False) -> None:
+        self.path = path
+        self._mutex = threading.Lock()
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._descriptor = os.open(path, flags | (os.O_CREAT | os.O_EXCL if create else 0), 0o666)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not self.is_current():
+                raise FileNotFoundError(errno.ENOENT, "the file was removed", path)
+            self._end = os.fstat(self._descriptor).st_size
+        except BaseException:
+            self.close()
+            raise
+        renew_in_child(self)
+
+    def __del__(self) -> None:
+        self.close()
+
+    def renew_locks(self) -> None:
+        """Close the file in a forked process, which would hold the lock after its parent's end."""
+        self._mutex = threading.Lock()
+        self.close()
+
+    def close(self) -> None:
+        """Release the lock."""
+        descriptor, self._descriptor = getattr(self, "_descriptor", -1), -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def is_current(self) -> bool:
+        """Return True if the path still names the file that is open."""
+        try:
+            named, own = os.stat(self.path), os.fstat(self._descriptor)
+        except FileNotFoundError:
+            return False
+        return (named.st_dev, named.st_ino) == (own.st_dev, own.st_ino)
+
+    def remove(self) -> None:
+        """Remove the file, and release the lock."""
+        if self._descriptor >= 0 and self.is_current():
+            os.unlink(self.path)
+        self.close()
+
+    def append(self, kind: str, *values: Any) -> None:
+        """Append a frame, which is on the disk when this returns.
+
+        Raises
+        ------
+        StorageError
+            If it cannot be written. The file is then as before.
+        """
+        import msgpack
+
+        body = msgpack.packb([kind, *values])
+        frame = memoryview(_HEAD.pack(len(body), xxh3(body)) + body)
+        with self._mutex, self._storage_errors():
+            at = self._end
+            try:
+                while frame:
+                    count = os.pwrite(self._descriptor, frame, at)
+                    frame, at = frame[count:], at + count
+                os.fsync(self._descriptor)
+            except BaseException:
+                os.ftruncate(self._descriptor, self._end)
+                raise
+            self._end = at
+
+    def read(self) -> JournalContent:
+        """Return the content, and drop a last frame that is not complete."""
+        import msgpack
+
+        content = JournalContent()
+        with self._storage_errors():
+            size = os.fstat(self._descriptor).st_size
+            while (body := self._frame(content.end, size)) is not None:
+                start = content.end + _HEAD.size
+                content.end = start + len(body)
+                kind, *values = msgpack.unpackb(body)
+                if kind == "settings":
+                    content.settings = values[0]
+                elif kind == "file":
+                    content.files[values[0]] = tuple(values[1])
+                elif kind == "shard":
+                    content.shards[values[0]] = start, len(body)
+                elif kind == "cut":
+                    content.shards = {k: v for k, v in content.shards.items() if k < values[0]}
+                elif kind == "publication":
+                    content.publication = values[0]
+            os.ftruncate(self._descriptor, content.end)
+            self._end = content.end
+        return content
+
+    def shard_record(self, place: tuple[int, int]) -> bytes:
+        """Return the record of a shard, given its place in `JournalContent.shards`."""
+        import msgpack
+
+        with self._storage_errors():
+            body = os.pread(self._descriptor, place[1], place[0])
+        record: bytes = msgpack.unpackb(body)[2]
+        return record
+
+    def _frame(self, start: int, size: int) -> bytes | None:
+        """Return the body of a frame; None if there is no complete one."""
+        head = os.pread(self._descriptor, _HEAD.size, start)
+        if len(head) < _HEAD.size:
+            return None
+        nbytes, known = _HEAD.unpack(head)
+        if nbytes > min(size - start - _HEAD.size, _READ_LIMIT):
+            return None
+        body = os.pread(self._descriptor, nbytes, start + _HEAD.size)
+        return body if xxh3(body) == known else None
+
+    @contextmanager
+    def _storage_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except StorageError:
+            raise
+        except OSError as error:
+            reason = error.strerror or str(error)
+            message = f"{reason}: cannot store what this write needs to resume"
+            raise StorageError(error.errno, message, self.path) from error

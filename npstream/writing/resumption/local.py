@@ -1,0 +1,236 @@
+"""Provide `ResumableDirectory`, a local directory in which an interrupted write can resume.
+
+Tested in tests/writing/resumption/test_resume.py.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from npstream._core.log import log
+from npstream._core.typing import Body
+from npstream.errors import StorageError
+from npstream.formats.hashes import digest
+from npstream.formats.index import INDEX
+from npstream.storage.local import file_id
+from npstream.writing.destination import WORK, LocalDestination, is_dataset_file
+from npstream.writing.resumption.journal import Journal, JournalContent
+from npstream.writing.resumption.records import (
+    OTHER_DATA,
+    SavedWrite,
+    decode_record,
+    keep_message,
+)
+
+if TYPE_CHECKING:
+    from npstream.storage.local import Draft, LocalStore
+
+__all__ = ["ResumableDirectory"]
+
+
+class ResumableDirectory(LocalDestination):
+    """A local directory. An open journal claims it, and stays after an interruption.
+
+    Attributes
+    ----------
+    saved : SavedWrite or None
+        The interrupted write that this one continues, which `prepare` sets.
+    settings : dict
+        The settings to record, which the caller sets before `begin`.
+    totals : dict
+        The counts of the whole write, which the caller sets before `publish`.
+    """
+
+    def __init__(self, store: LocalStore) -> None:
+        super().__init__(store)
+        self.saved: SavedWrite | None = None
+        self.settings: dict[str, Any] = {}
+        self.totals: dict[str, Any] = {}
+        self._is_loading = False
+        self._journal: Journal | None = None
+        self._recorded: set[int] = set()
+
+    def prepare(self) -> None:
+        """Open the journal of an interrupted write, or create the directory.
+
+        Raises
+        ------
+        FileExistsError
+            If there is a dataset, or a part of one without a journal, or another process writes
+            there.
+        """
+        if WORK not in self._names():
+            super().prepare()
+            return
+        try:
+            self._journal = Journal(self._store.where(WORK))
+        except FileNotFoundError:  # the other process has published
+            super().prepare()
+            return
+        except OSError as error:
+            raise self._lock_error(error) from error
+        self._is_loading = True
+        self._load(self._journal)
+        self._is_loading = False
+
+    def begin(self) -> None:
+        """Claim the directory for this write, before its first file."""
+        if self._journal is None:
+            try:
+                self._journal = Journal(self._store.where(WORK), create=True)
+            except FileExistsError:
+                raise self._occupied_error(WORK) from None
+            except OSError as error:
+                raise self._lock_error(error) from error
+        if self.saved is None:
+            self._journal.append("settings", self.settings | {"token": self._token})
+
+    def record(self, number: int, body: bytes) -> None:
+        """Record that a shard is stored. Several threads may call it at once."""
+        assert self._journal is not None
+        self._journal.append("shard", number, body)
+        self._recorded.add(number)
+
+    def publish(self, index: bytes, files: Iterable[tuple[str, Iterable[Body]]]) -> None:
+        """Store the last files, and then the index. Then remove the journal."""
+        assert self._journal is not None
+        publication = {
+            "index": digest("xxh3_128", index),
+            "shards": len(self._recorded),
+            **self.totals,
+        }
+        known = self.saved and self.saved.publication
+        if known and known["index"] != publication["index"]:
+            raise ValueError(OTHER_DATA)
+        self._journal.append("publication", publication)
+        super().publish(index, files)
+        self.finish()
+
+    def finish(self) -> None:
+        """Remove what a published write needs no longer."""
+        assert self._journal is not None
+        try:
+            self._journal.remove()
+            self._store.sync(self.path)
+        except OSError as error:
+            log("%s was published, but its work file could not be removed: %s", self.path, error)
+
+    def remove(self) -> str:
+        """Keep the whole shards and the journal; remove everything if there is no whole shard."""
+        if os.getpid() != self._process:
+            return ""
+        with suppress(StorageError):
+            self._wait_for_jobs()
+        if self._journal is None or not (self._recorded or self._is_loading):
+            return super().remove()
+        self._remove_drafts()
+        self._journal.close()
+        if self._is_loading:
+            return ""
+        return keep_message(self.path, len(self._recorded))
+
+    def _release(self) -> None:
+        super()._release()
+        if self._journal is not None:
+            with suppress(OSError):
+                self._journal.remove()
+
+    def _link(self, name: str, draft: Draft) -> None:
+        """Record which file gets a name, so that it can be removed if its shard is not recorded."""
+        assert self._journal is not None
+        self._journal.append("file", name, file_id(draft.path))
+        super()._link(name, draft)
+
+    def _lock_error(self, error: OSError) -> StorageError:
+        """Return the error of a journal that cannot be opened and locked."""
+        if error.errno in (errno.EAGAIN, errno.EACCES) and isinstance(error, BlockingIOError):
+            what = "another process writes here, or resumes a write"
+            return StorageError(errno.EEXIST, what, self._store.where(WORK))
+        what = f"{error.strerror or error}: cannot open and lock the file that resume=True needs"
+        return StorageError(error.errno, what, self._store.where(WORK))
+
+    # An interrupted write
+
+    def _load(self, journal: Journal) -> None:
+        """Set `saved`, and remove the files of shards that are not whole."""
+        content = journal.read()
+        if content.settings is not None:
+            self._token = content.settings.pop("token")
+        self._remove_drafts()
+        names = set(self._files())
+        if INDEX in names:
+            self._load_published(content)
+            return
+        kept, count, missing = self._whole_shards(journal, content)
+        if missing and content.publication is not None:
+            self._close_journal()
+            what = "this file of a complete write is missing or truncated: remove all its files"
+            raise StorageError(errno.ENOENT, what, self._store.where(missing))
+        self._remove_partial_files(content, names - kept - {WORK})
+        journal.append("cut", count)
+        if content.settings is not None and count:
+            self._recorded = set(range(count))
+            places = [content.shards[number] for number in range(count)]
+            bodies = (journal.shard_record(place) for place in places)
+            self.saved = SavedWrite(content.settings, bodies, count, content.publication)
+
+    def _whole_shards(self, journal: Journal, content: JournalContent) -> tuple[set[str], int, str]:
+        """Return the files of the whole shards, their number, and a file that ends them, or ""."""
+        kept: set[str] = set()
+        for count in range(len(content.shards)):
+            if count not in content.shards:
+                return kept, count, ""
+            files = decode_record(journal.shard_record(content.shards[count])).files()
+            for name, nbytes in files.items():
+                if self._size(name) != nbytes:
+                    return kept, count, name
+            kept |= files.keys()
+        return kept, len(content.shards), ""
+
+    def _load_published(self, content: JournalContent) -> None:
+        """Set `saved` if the index is that of the interrupted write."""
+        index = self._store.read(INDEX)
+        known = content.publication or {}
+        if content.settings is None or known.get("index") != digest("xxh3_128", index):
+            self._close_journal()
+            raise self._occupied_error(INDEX)
+        count = len(content.shards)
+        self._recorded = set(content.shards)
+        self.saved = SavedWrite(content.settings, iter(()), count, content.publication, index)
+
+    def _remove_partial_files(self, content: JournalContent, names: set[str]) -> None:
+        """Remove files that the interrupted write created; raise if there are others."""
+        for name in sorted(names):
+            path = self._store.where(name)
+            if content.files.get(name) != file_id(path):
+                self._close_journal()
+                what = (
+                    "this file is not known to be of the write that was interrupted here: move it "
+                    "away, or choose another directory"
+                )
+                raise StorageError(errno.EEXIST, what, path)
+            self._store.remove(name)
+
+    def _close_journal(self) -> None:
+        journal, self._journal = self._journal, None
+        if journal is not None:
+            journal.close()
+
+    def _files(self) -> Iterator[str]:
+        """Yield the names of files that may be of a dataset."""
+        for name in self._names():
+            if name == "index.columns":
+                columns = os.listdir(self._store.where(name))
+                yield from (f"{name}/{column}" for column in columns)
+            elif is_dataset_file(name):
+                yield name
+
+    def _size(self, name: str) -> int | None:
+        try:
+            return os.stat(self._store.where(name)).st_size
+        except OSError:
+            return None

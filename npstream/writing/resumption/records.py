@@ -1,0 +1,196 @@
+"""Provide the records of a write that can resume: its settings, and one record of each shard.
+
+Tested in tests/writing/resumption/test_records.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from npstream._core.arguments import quantity
+from npstream.errors import short_repr
+from npstream.formats.scan import ScanResult
+from npstream.formats.statistics import decode_statistics, encode_statistics
+
+__all__ = [
+    "OTHER_DATA",
+    "RECORD_VERSION",
+    "Checkpoint",
+    "SavedWrite",
+    "ShardRecord",
+    "decode_record",
+    "encode_record",
+    "keep_message",
+    "settings_differences",
+]
+
+RECORD_VERSION = 1
+
+OTHER_DATA = (
+    "the interrupted write had stored all samples, and data has others now: write the same data, "
+    "or remove the files of the interrupted write"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Where a write is at the end of a shard.
+
+    Attributes
+    ----------
+    number : int
+        The number of the input sample of the shard's last row.
+    output : int
+        How many outputs of `map=` for that sample come before the last row.
+    part : tuple of (str, int) or None
+        The position of that sample in an input made of parts.
+    row_hash : str
+        The hash of the last row's bytes, or "" if they may differ the next time.
+    rejected : tuple of (int, int)
+        The number of samples that were left out before it, and the bytes of the file of rejects.
+    """
+
+    number: int
+    output: int
+    part: tuple[str, int] | None
+    row_hash: str
+    rejected: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRecord:
+    """What a write keeps of a stored shard.
+
+    Attributes
+    ----------
+    entry : dict
+        Its entry in the index.
+    checkpoint : Checkpoint
+    scan : ScanResult or None
+        Its part of the side-car; None without a side-car.
+    """
+
+    entry: dict[str, Any]
+    checkpoint: Checkpoint
+    scan: ScanResult | None
+
+    def files(self) -> dict[str, int]:
+        """Return the names of the shard's files, and their sizes in bytes."""
+        kinds = ("data", "meta")
+        found = [self.entry.get(f"zip_{kind}") or self.entry.get(f"raw_{kind}") for kind in kinds]
+        return {each["basename"]: each["bytes"] for each in found if each}
+
+
+@dataclass(slots=True)
+class SavedWrite:
+    """An interrupted write.
+
+    Attributes
+    ----------
+    settings : dict
+        The settings that the write must have to go on.
+    bodies : iterator of bytes
+        The encoded records of its whole shards, in order.
+    shards : int
+        The number of whole shards.
+    publication : dict or None
+        If the write was about to publish: the hash of its index ("index"), and its counts.
+    index : bytes or None
+        The index, if the write has published it.
+    """
+
+    settings: dict[str, Any]
+    bodies: Iterator[bytes]
+    shards: int
+    publication: dict[str, Any] | None = None
+    index: bytes | None = None
+
+
+def encode_record(record: ShardRecord) -> bytes:
+    """Return the bytes of a record."""
+    import msgpack
+
+    check, scan = record.checkpoint, record.scan
+    document: dict[str, Any] = {
+        "version": RECORD_VERSION,
+        "entry": json.dumps(record.entry),
+        "checkpoint": [check.number, check.output, check.part, check.row_hash, check.rejected],
+    }
+    if scan is not None:
+        document["scan"] = {
+            "begin": scan.begin,
+            "meta": scan.meta,
+            "pieces": scan.pieces.astype("<u8").tobytes(),
+            "columns": {name: [v.dtype.str, v.tobytes()] for name, v in scan.columns.items()},
+            "statistics": encode_statistics(scan.statistics),
+        }
+    body: bytes = msgpack.packb(document)
+    return body
+
+
+def decode_record(body: bytes) -> ShardRecord:
+    """Return the record that `encode_record` encoded.
+
+    Raises
+    ------
+    ValueError
+        If the bytes do not follow the format.
+    """
+    import msgpack
+
+    try:
+        document = msgpack.unpackb(body)
+        if document["version"] != RECORD_VERSION:
+            raise ValueError(f"version {document['version']!r}; expected {RECORD_VERSION}")
+        number, output, part, row_hash, rejected = document["checkpoint"]
+        place = None if part is None else (str(part[0]), int(part[1]))
+        check = Checkpoint(number, output, place, row_hash, (rejected[0], rejected[1]))
+        scan = None
+        if "scan" in document:
+            saved = document["scan"]
+            columns = {
+                name: np.frombuffer(values, dtype)
+                for name, (dtype, values) in saved["columns"].items()
+            }
+            scan = ScanResult(
+                saved["begin"],
+                np.frombuffer(saved["pieces"], "<u8"),
+                saved["meta"],
+                columns,
+                decode_statistics(saved["statistics"]),
+            )
+        return ShardRecord(json.loads(document["entry"]), check, scan)
+    except (LookupError, TypeError, AttributeError, ValueError, msgpack.UnpackException) as error:
+        raise ValueError(f"a record of an interrupted write is damaged: {error}") from None
+
+
+def settings_differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """Return what differs between the settings of an interrupted write and those of this one.
+
+    Examples
+    --------
+    >>> settings_differences({"shard_size": 300, "map": False}, {"shard_size": 600, "map": False})
+    ['shard_size: 300 then, 600 now']
+    """
+    return [
+        f"{name}: {_shown(saved.get(name))} then, {_shown(current.get(name))} now"
+        for name in dict.fromkeys([*saved, *current])
+        if saved.get(name) != current.get(name)
+    ]
+
+
+def keep_message(path: str, shards: int) -> str:
+    """Return what a failed write says about the shards that stay."""
+    return (
+        f"{quantity(shards, 'whole shard')} stay in {path}, and readers do not see them: the same "
+        "call with resume=True goes on after them"
+    )
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else short_repr(value)

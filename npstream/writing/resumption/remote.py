@@ -1,0 +1,300 @@
+"""Provide `ResumableUrl`, a URL of a store at which an interrupted write can resume.
+
+Each process that takes over a write creates another lock file, with the next number. The last lock
+file names the owner. Before the owner publishes, it creates one more, so that no other process can
+take over in between and remove files that the index names.
+
+Tested in tests/writing/resumption/test_resume_remote.py.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from npstream._core.log import log
+from npstream._core.typing import Body
+from npstream.errors import StorageError
+from npstream.formats.hashes import digest
+from npstream.formats.index import INDEX
+from npstream.writing.destination import LOCK, WORK, Destination, RemoteDestination, is_dataset_file
+from npstream.writing.resumption.records import (
+    OTHER_DATA,
+    SavedWrite,
+    decode_record,
+    keep_message,
+)
+
+if TYPE_CHECKING:
+    from npstream.storage.remote import RemoteStore
+
+__all__ = ["ResumableUrl"]
+
+_READ_TOGETHER = 32
+"""Records that are read at once."""
+
+_own_writers: set[str] = set()
+"""The writers of this process that are in progress."""
+
+
+class ResumableUrl(RemoteDestination):
+    """A URL of a store. Lock files claim it, and stay with a record of each shard.
+
+    Attributes
+    ----------
+    saved : SavedWrite or None
+        The interrupted write that this one continues, which `prepare` sets.
+    settings : dict
+        The settings to record, which the caller sets before `begin`.
+    totals : dict
+        The counts of the whole write, which the caller sets before `publish`.
+    """
+
+    def __init__(self, store: RemoteStore) -> None:
+        super().__init__(store)
+        self.saved: SavedWrite | None = None
+        self.settings: dict[str, Any] = {}
+        self.totals: dict[str, Any] = {}
+        self._recorded: set[int] = set()
+        self._generation = -1
+        self._identity = ""
+        self._is_loading = False
+
+    def prepare(self) -> None:
+        """Take over an interrupted write, or create the directory.
+
+        Raises
+        ------
+        FileExistsError
+            If there is a dataset, or a part of one that cannot resume, or another process writes
+            there.
+        """
+        self.submit(self._prepare).result()
+
+    def _prepare(self) -> None:
+        sizes = dict(self._store.names())
+        if not (locks := _lock_numbers(sizes)):
+            Destination.prepare(self)
+            return
+        writers = {number: self._read_writer(number) for number in locks}
+        publication = next((w["publication"] for w in writers.values() if "publication" in w), None)
+        if INDEX in sizes:
+            self._load_published(publication)
+            return
+        if not all(writer.get("resume") for writer in writers.values()):
+            raise self._occupied_error(LOCK)
+        _require_dead(writers[locks[-1]], self._store.where(_lock_name(locks[-1])))
+        self._claim(locks[-1] + 1)
+        self._is_loading = True
+        sizes = dict(self._store.names())
+        if INDEX in sizes:  # another process has published it in between
+            self._load_published(publication)
+        else:
+            self._load(sizes, publication)
+        self._is_loading = False
+
+    def begin(self) -> None:
+        """Create the first lock file, and the file of the settings."""
+        if self._generation < 0:
+            super().begin()
+            self._generation = 0
+            if self.write_id:
+                what = (
+                    "resume=True needs a store that creates a file only where there is none, and "
+                    "this one cannot: write without resume=True"
+                )
+                raise StorageError(errno.EOPNOTSUPP, what, self.path)
+        if self.saved is None:
+            self._store.put(WORK, json.dumps(self.settings).encode())
+            self._created[WORK] = ()
+
+    def record(self, number: int, body: bytes) -> None:
+        """Record that a shard is stored. Several threads may call it at once."""
+        self._create(_record_name(number), body)
+        self._recorded.add(number)
+
+    def publish(self, index: bytes, files: Iterable[tuple[str, Iterable[Body]]]) -> None:
+        """Store the last files, and then the index. Then remove locks and records."""
+        publication = {
+            "index": digest("xxh3_128", index),
+            "shards": len(self._recorded),
+            "settings": self.settings,
+            **self.totals,
+        }
+        known = self.saved and self.saved.publication
+        if known and known["index"] != publication["index"]:
+            raise ValueError(OTHER_DATA)
+        self._claim(self._generation + 1, publication)
+        super().publish(index, files)
+
+    def finish(self) -> None:
+        """Remove what a published write needs no longer."""
+        try:
+            self._release()
+        except StorageError as error:
+            log("%s was published, but not all of its lock files: %s", self.path, error)
+
+    def remove(self) -> str:
+        """Keep the whole shards and their records; remove everything if there is no whole shard."""
+        if os.getpid() != self._process:
+            return ""
+        if self._generation < 0:
+            return super().remove()
+        keeps = bool(self._recorded) or self._is_loading
+        try:
+            self._wait_for_jobs()
+            # With this lock file another process can go on at once, or must not while files vanish.
+            state = {"released": True} if keeps else {"resume": False}
+            self._create_lock(self._generation + 1, self._writer() | state)
+        except FileExistsError:
+            return ""  # the files belong to the process that has taken over
+        except StorageError as error:
+            log("%s: a write that failed could not release its lock: %s", self.path, error)
+        finally:
+            _own_writers.discard(self._identity)
+        if not keeps:
+            return super().remove()
+        return keep_message(self.path, len(self._recorded))
+
+    def _release(self) -> None:
+        """Remove all records and lock files; the last lock file goes last."""
+        _own_writers.discard(self._identity)
+        self._store.remove_leftovers()
+        if self._generation < 0:
+            super()._release()
+            return
+        names = [name for name, _ in self._store.names(WORK)]
+        self._store.remove_all(name for name in names if name != WORK)
+        self._store.remove(WORK)
+        for number in _lock_numbers(name for name, _ in self._store.names(LOCK)):
+            self._store.remove(_lock_name(number))
+        self._lock = b""
+
+    def _writer(self) -> dict[str, Any]:
+        writer = super()._writer() | {"resume": True, "started": _process_start(self._process)}
+        _own_writers.discard(self._identity)
+        self._identity = writer["writer"]
+        _own_writers.add(self._identity)
+        return writer
+
+    # Locks
+
+    def _claim(self, number: int, publication: dict[str, Any] | None = None) -> None:
+        """Create the lock file with a number; raise FileExistsError if another process did."""
+        writer = self._writer()
+        if publication is not None:
+            writer["publication"] = publication
+        self._create_lock(number, writer)
+        self._generation = number
+
+    def _create_lock(self, number: int, writer: dict[str, Any]) -> None:
+        name, body = _lock_name(number), json.dumps(writer).encode()
+        try:
+            self._store.create(name, body)
+        except FileExistsError:
+            if not self._has_content(name, body):
+                what = "another process has taken over this write, and goes on with it"
+                raise StorageError(errno.EEXIST, what, self._store.where(name)) from None
+
+    def _read_writer(self, number: int) -> dict[str, Any]:
+        name = _lock_name(number)
+        try:
+            writer = json.loads(self._store.read(name))
+            return writer if isinstance(writer, dict) else {}
+        except (FileNotFoundError, ValueError, RecursionError):
+            return {}
+
+    # An interrupted write
+
+    def _load(self, sizes: dict[str, int], publication: dict[str, Any] | None) -> None:
+        """Set `saved`, and remove the files of shards that are not whole."""
+        kept: set[str] = set()
+        count = 0
+        for body in self._bodies(sizes) if WORK in sizes else ():
+            files = decode_record(body).files()
+            if any(sizes.get(name) != nbytes for name, nbytes in files.items()):
+                break
+            kept |= {*files, _record_name(count)}
+            count += 1
+        if publication is not None and count != publication["shards"]:
+            what = (
+                f"a complete write of {publication['shards']} shards was interrupted here, and "
+                f"the file of shard {count} is missing: remove all its files"
+            )
+            raise StorageError(errno.ENOENT, what, self.path)
+        if publication is None:
+            # Files of a write that was about to publish stay: its process may still go on.
+            others = (n for n in sizes if is_dataset_file(n) and not n.startswith(LOCK))
+            self._store.remove_all([name for name in others if name not in kept | {WORK}])
+        if count:
+            self._recorded = set(range(count))
+            settings = json.loads(self._store.read(WORK))
+            bodies = self._bodies(sizes, count)
+            self.saved = SavedWrite(settings, bodies, count, publication)
+
+    def _load_published(self, publication: dict[str, Any] | None) -> None:
+        """Set `saved` if the index is that of the interrupted write."""
+        index = self._store.read(INDEX)
+        if publication is None or publication["index"] != digest("xxh3_128", index):
+            raise self._occupied_error(INDEX)
+        self._generation = 0
+        count = publication["shards"]
+        self._recorded = set(range(count))
+        self.saved = SavedWrite(publication["settings"], iter(()), count, publication, index)
+
+    def _bodies(self, sizes: dict[str, int], count: int | None = None) -> Iterator[bytes]:
+        """Yield the records of the shards from the first one, until one is missing."""
+        start = 0
+        while True:
+            stop = start + _READ_TOGETHER if count is None else min(start + _READ_TOGETHER, count)
+            names = [name for k in range(start, stop) if (name := _record_name(k)) in sizes]
+            if len(names) < stop - start:
+                names = [name for k, name in enumerate(names, start) if name == _record_name(k)]
+            yield from self._store.ranges((name, 0, sizes[name]) for name in names)
+            if len(names) < _READ_TOGETHER:
+                return
+            start += _READ_TOGETHER
+
+
+def _record_name(number: int) -> str:
+    return f"{WORK}.{number:05}"
+
+
+def _lock_name(number: int) -> str:
+    return f"{LOCK}.{number}" if number else LOCK
+
+
+def _lock_numbers(names: Iterable[str]) -> list[int]:
+    """Return the numbers of the lock files among some names, in order."""
+    matches = (re.fullmatch(re.escape(LOCK) + r"(?:\.(\d+))?", name) for name in names)
+    return sorted(int(match[1] or 0) for match in matches if match)
+
+
+def _process_start(process: int) -> str:
+    """Return when a process of this machine started, as text to compare; empty if unknown."""
+    with suppress(OSError, IndexError):
+        with open(f"/proc/{process}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return f"{file.read().strip()}:{fields[19].decode()}"
+    return ""
+
+
+def _require_dead(writer: dict[str, Any], where: str) -> None:
+    """Raise if the last owner of a write is still a running process of this machine."""
+    if writer.get("released") or writer.get("host") != os.uname().nodename:
+        return
+    process, started = writer.get("process"), writer.get("started")
+    if process == os.getpid() and writer.get("writer") not in _own_writers:
+        return
+    if started and isinstance(process, int) and _process_start(process) == started:
+        what = (
+            f"process {process} on {writer['host']} writes here since {writer.get('begun')}: wait "
+            "for its end, or end it"
+        )
+        raise StorageError(errno.EEXIST, what, where)

@@ -1,0 +1,296 @@
+"""Provide `ResumeSession`, the part of a write that records its progress, and goes on from it.
+
+Tested in tests/writing/resumption/test_resume.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+from npstream._core.typing import Body
+from npstream.formats.hashes import digest
+from npstream.storage.local import LocalStore
+from npstream.writing.inputs.parts import PartedInput
+from npstream.writing.resumption.local import ResumableDirectory
+from npstream.writing.resumption.positions import InputTracker
+from npstream.writing.resumption.records import (
+    Checkpoint,
+    ShardRecord,
+    decode_record,
+    encode_record,
+    settings_differences,
+)
+from npstream.writing.resumption.remote import ResumableUrl
+
+if TYPE_CHECKING:
+    from npstream.formats.scan import ScanResult
+    from npstream.storage.local import Store
+    from npstream.writing.report import Rejected, Rejects
+    from npstream.writing.shard import ShardFormat
+    from npstream.writing.workers import WorkerResult
+
+__all__ = ["ResumeSession", "ResumedInput"]
+
+ResumableDestination: TypeAlias = ResumableDirectory | ResumableUrl
+
+
+class ResumedInput(NamedTuple):
+    """The input of a write that can resume.
+
+    Attributes
+    ----------
+    parts : PartedInput or None
+        The user's data, if it is made of parts.
+    description : dict
+        What is known of the data before it is read, to compare it later.
+    """
+
+    parts: PartedInput | None
+    description: dict[str, Any]
+
+    @classmethod
+    def describe(cls, data: Any, table: Any, is_mapped: bool) -> ResumedInput:
+        """Return the input for the user's data, and the table that was made of it."""
+        described: dict[str, Any] = {"map=": is_mapped}
+        if isinstance(data, PartedInput):
+            names = "\n".join(part.name for part in data.parts)
+            described["parts of data"] = len(data.parts)
+            described["hash of the names of the parts"] = digest("xxh3_128", names.encode())
+            return cls(data, described)
+        described["data"] = "samples" if table is None else "a table or tables"
+        length = getattr(table, "length", None)
+        if length is None and hasattr(type(data), "__len__"):
+            with suppress(TypeError):  # such as torch's IterableDataset
+                length = len(data)
+        described["length of data"] = length
+        return cls(None, described)
+
+
+class ResumeSession:
+    """The progress of a write that can resume.
+
+    Parameters
+    ----------
+    store : LocalStore or RemoteStore
+    settings : dict
+        The settings of the write that the layout does not have.
+    resumed : ResumedInput
+
+    Attributes
+    ----------
+    destination : ResumableDirectory or ResumableUrl
+        The destination of the write.
+    last : Checkpoint or None
+        Where the interrupted write was at the end of its last whole shard.
+    """
+
+    def __init__(self, store: Store, settings: Mapping[str, Any], resumed: ResumedInput) -> None:
+        self.destination: ResumableDestination = (
+            ResumableDirectory(store) if isinstance(store, LocalStore) else ResumableUrl(store)
+        )
+        self._settings = {**settings, **resumed.description}
+        self._parts = resumed.parts
+        self._tracker = InputTracker(0, 0, (0, 0))
+        self._has_row_hash = self._is_checked = False
+        self._rejects: Rejects | None = None
+        self.last: Checkpoint | None = None
+
+    @property
+    def is_published(self) -> bool:
+        """Whether the interrupted write has published its index."""
+        saved = self.destination.saved
+        return saved is not None and saved.index is not None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the interrupted write has stored all samples."""
+        saved = self.destination.saved
+        return saved is not None and saved.publication is not None
+
+    @property
+    def input_samples(self) -> int:
+        """The number of samples of the input that the interrupted write has dealt with."""
+        saved = self.destination.saved
+        if saved is not None and saved.publication is not None:
+            return int(saved.publication["input"])
+        return 0 if self.last is None else self.last.number + 1
+
+    @property
+    def rejected(self) -> int:
+        """The number of samples that the interrupted write has left out."""
+        saved = self.destination.saved
+        if saved is not None and saved.publication is not None:
+            return int(saved.publication["rejected"])
+        return 0 if self.last is None else self.last.rejected[0]
+
+    # The interrupted write
+
+    @property
+    def saved_columns(self) -> dict[str, str] | None:
+        """The encodings of the interrupted write, if there is one."""
+        saved = self.destination.saved
+        return None if saved is None else dict(saved.settings["columns"])
+
+    def start(self, layout: ShardFormat, is_inferred: bool) -> None:
+        """Set the layout, and check that an interrupted write has the same settings.
+
+        Raises
+        ------
+        ValueError
+            If a setting differs.
+        """
+        columns = [[name, encoding.name] for name, encoding in layout.given_columns.items()]
+        kinds = layout.columns.values()
+        self._has_row_hash = all(e.kind != "object" or e.name == "json" for e in kinds)
+        settings = {"columns": columns, "columns are inferred": is_inferred, **self._settings}
+        settings = json.loads(json.dumps(settings))
+        self.destination.settings = settings
+        saved = self.destination.saved
+        if saved is not None:
+            differences = settings_differences(_flat(saved.settings), _flat(settings))
+            if differences:
+                raise ValueError(
+                    f"{self.destination.path}: the write that was interrupted here differs from "
+                    f"this one: {'; '.join(differences)}. Pass the same arguments and data, or "
+                    "remove the files of the interrupted write"
+                )
+
+    def records(self) -> Iterator[ShardRecord]:
+        """Yield the records of the whole shards, and set `last`."""
+        saved = self.destination.saved
+        if saved is None:
+            return
+        if saved.index is not None:
+            for entry in json.loads(saved.index)["shards"]:
+                yield ShardRecord(entry, Checkpoint(0, 0, None, "", (0, 0)), None)
+            return
+        for body in saved.bodies:
+            record = decode_record(body)
+            self.last = record.checkpoint
+            yield record
+
+    def restore(self, rows: int, rejects: Rejects | None) -> None:
+        """Start to track the input; `rows` is the number of rows of the whole shards."""
+        self._rejects = rejects
+        place = (0, 0) if self.last is None else self.last.rejected
+        if rejects is not None:
+            if self.is_complete:
+                rejects.count = self.rejected
+            else:
+                rejects.resume(*place)
+        self._tracker = InputTracker(rows, self.input_samples, place)
+        if self._parts is not None and self.last is not None:
+            assert self.last.part is not None
+            self._parts.seek(self.last.part, self.last.number)
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether the input is made of parts, which begin at the last row that is stored."""
+        return self._parts is not None
+
+    def check_row(self, row: Body) -> None:
+        """Raise ValueError if the last row that is stored had other bytes."""
+        assert self.last is not None
+        self._is_checked = True
+        if self.last.row_hash not in ("", digest("xxh3_128", bytes(row))):
+            raise ValueError(
+                f"sample {self.last.number} of data differs from the one that the interrupted "
+                f"write stored: resume=True needs the same data{_and_map(self._settings)} in the "
+                "same order; write the same data, or remove the files of the interrupted write"
+            )
+
+    def set_encoder(self, layout: ShardFormat, encode: Callable[[Any, int], bytes]) -> None:
+        """Set the layout, and the function that encodes a sample, given its number."""
+        self.layout, self._encode = layout, encode
+
+    def check_sample(self, sample: Any) -> None:
+        """Raise ValueError if the last row that is stored is not this sample."""
+        assert self.last is not None
+        self.check_row(self._encode(sample, self.last.number))
+
+    def require_checked(self) -> None:
+        """Raise ValueError if the input ended before the last row that is stored."""
+        if self.last is not None and not self._is_checked:
+            raise self.missing_input_error()
+
+    def is_stored(self, number: int, output: int) -> bool:
+        """Return True if an output for an input sample is stored, or was left out."""
+        last = self.last
+        return last is not None and (number, output) <= (last.number, last.output)
+
+    def is_last(self, number: int, output: int) -> bool:
+        """Return True for the output that is the last row that is stored."""
+        last = self.last
+        return last is not None and (number, output) == (last.number, last.output)
+
+    def drop_stored(self, result: WorkerResult) -> None:
+        """Drop the rows of a worker that are stored, and check the last of them."""
+        last = self.last
+        if last is None or self._is_checked:
+            return
+        row = result.drop((last.number, last.output))
+        if row is not None:
+            self.check_row(row)
+        elif result.first > last.number or result.numbers:
+            raise self.missing_input_error()
+
+    def missing_input_error(self) -> ValueError:
+        """Return the error for an input that ends before the last row that is stored."""
+        assert self.last is not None
+        return ValueError(
+            f"data ends before sample {self.last.number}, which the interrupted write stored: "
+            f"resume=True needs the same data{_and_map(self._settings)}; write the same data, or "
+            "remove the files of the interrupted write"
+        )
+
+    # Progress
+
+    def add_output(self, row: int, number: int, output: int) -> None:
+        """Record from which output of `map=` the next row comes."""
+        self._tracker.add_output(row, number, output)
+
+    def add_batch(self, row: int, numbers: Sequence[int], outputs: Sequence[int]) -> None:
+        """Record the input samples of the rows that a worker encoded."""
+        self._tracker.add_batch(row, numbers, outputs)
+
+    def add_reject(self, rejected: Rejected, row: int | None) -> None:
+        """Record a sample that is left out; `row` is the next row, if it is the next sample."""
+        assert self._rejects is not None
+        state = self._rejects.count, self._rejects.nbytes
+        self._tracker.add_reject(rejected.number, rejected.output, state)
+        if row is not None:
+            self._tracker.skip(row, rejected.number + 1)
+
+    def checkpoint(self, rows: int, last_row: Body) -> Checkpoint:
+        """Return where the write is after a shard that ends with row number ``rows - 1``."""
+        number, output = self._tracker.position(rows - 1)
+        rejected = self._tracker.rejected_before((number, output))
+        if self._rejects is not None:
+            self._rejects.sync(rejected[1])
+        part = None if self._parts is None else self._parts.position(number)
+        row_hash = digest("xxh3_128", bytes(last_row)) if self._has_row_hash else ""
+        return Checkpoint(number, output, part, row_hash, rejected)
+
+    def record(
+        self, number: int, entry: dict[str, Any], checkpoint: Checkpoint, scan: ScanResult | None
+    ) -> None:
+        """Record a stored shard. Several threads may call it at once."""
+        self.destination.record(number, encode_record(ShardRecord(entry, checkpoint, scan)))
+
+    def finish_input(self, number: int, rejected: int) -> None:
+        """Record that the input ended before sample `number`."""
+        self.destination.totals = {"input": number, "rejected": rejected}
+
+
+def _and_map(settings: Mapping[str, Any]) -> str:
+    return ", and a map= that returns the same," if settings.get("map=") else ""
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with one entry for each column."""
+    rest = {name: value for name, value in settings.items() if name != "columns"}
+    columns = {f"column {name!r}": encoding for name, encoding in settings["columns"]}
+    return {**columns, "order of columns": [name for name, _ in settings["columns"]], **rest}

@@ -1,1 +1,0 @@
-"""Appending to a dataset, and replacing it."""

@@ -1,0 +1,228 @@
+"""Writes with ``resume=True`` to stores: killed at any request, they go on."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import os
+from functools import partial
+
+import pytest
+from children import fork_child, wait_for_child
+from destinations import WRITABLE, names
+from resumed_writes import (
+    CASES,
+    count_steps,
+    facts,
+    killed_at,
+    local_files,
+    store_steps,
+    write_case,
+)
+
+import npstream
+from npstream.errors import StorageError
+from npstream.storage.local import open_store
+from npstream.writing.destination import LOCK, WORK
+from npstream.writing.resumption import remote
+
+pytestmark = pytest.mark.usefixtures("short_pauses")
+
+AT_S3 = ["samples", "arrays in shards of 7", "map in workers, and bad samples", "parts of tables"]
+
+
+def stored(url, options):
+    """Return the content of each file at a URL by its name."""
+    store = open_store(url, options)
+    return {name: store.read(name) for name in names(url, options)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "case"),
+    [("s3", case) for case in AT_S3] + [(kind, "samples") for kind in WRITABLE if kind != "s3"],
+)
+def test_a_killed_upload_goes_on(kind, case, servers, tmp_path):
+    rejects = tmp_path / "rejects"
+    write_case(case, tmp_path / "whole", rejects, resume=False)
+    whole, rejected = local_files(tmp_path / "whole"), rejects.exists() and rejects.read_bytes()
+
+    def write(fresh):
+        options = fresh.storage_options
+        return write_case(case, fresh.url, rejects, resume=True, options=options)
+
+    fresh = servers[kind].new_directory()
+    steps = count_steps(lambda: write(fresh), **store_steps())
+    assert stored(fresh.url, fresh.storage_options) == whole
+    for first in (1, 2 + steps // 6):
+        fresh = servers[kind].new_directory()
+        url, options = fresh.url, fresh.storage_options
+        for step in itertools.count(first, steps // 3):
+            is_killed = killed_at(step, partial(write, fresh), **store_steps())
+            found = names(url, options)
+            if not is_killed or ("index.json" in found and not has_locks(found)):
+                break
+            assert "index.json" not in found or set(found) >= set(whole)
+        assert stored(url, options) == whole
+        assert (rejects.exists() and rejects.read_bytes()) == rejected
+
+
+def has_locks(found):
+    return any(name.startswith(LOCK) for name in found)
+
+
+def test_an_upload_that_is_killed_while_it_publishes(servers, tmp_path):
+    report = write_case("samples", tmp_path / "whole", None, resume=False)
+    whole = local_files(tmp_path / "whole")
+
+    def write(fresh):
+        options = fresh.storage_options
+        return write_case("samples", fresh.url, None, resume=True, options=options)
+
+    steps = count_steps(lambda: write(servers["s3"].new_directory()), **store_steps())
+    published = 0
+    for step in range(steps, steps - 28, -3):
+        fresh = servers["s3"].new_directory()
+        url, options = fresh.url, fresh.storage_options
+        assert killed_at(step, partial(write, fresh), **store_steps())
+        if has_locks(found := names(url, options)):
+            published += "index.json" in found
+            assert facts(write(fresh)) == facts(report)
+        assert stored(url, options) == whole
+    assert published
+
+
+# Two processes
+
+
+def failing(count):
+    """Yield fewer samples than there are, and then raise."""
+    make_data, _ = CASES["samples"]
+    yield from itertools.islice(make_data(), count)
+    raise ZeroDivisionError
+
+
+def begin(url, options, count=50):
+    """Write some of the samples, so that a part stays."""
+    with pytest.raises(ZeroDivisionError) as caught:
+        npstream.write(url, failing(count), shard_size=400, resume=True, storage_options=options)
+    assert "whole shards stay in" in str(caught.value.__notes__)
+    return names(url, options)
+
+
+@pytest.fixture(params=["s3", "gcs", "azure"])
+def begun(request, servers):
+    """Return the URL and options of an interrupted write."""
+    fresh = servers[request.param].new_directory()
+    begin(fresh.url, fresh.storage_options)
+    return fresh.url, fresh.storage_options
+
+
+def test_two_processes_that_resume_at_once(begun, tmp_path):
+    url, options = begun
+    write_case("samples", tmp_path / "whole", None, resume=False)
+    children = []
+    for number in range(2):
+
+        def work(number=number):
+            try:
+                write_case("samples", url, None, resume=True, options=options)
+                outcome = "won"
+            except FileExistsError as error:
+                outcome = str(error)
+            (tmp_path / f"outcome{number}").write_text(outcome)
+
+        children.append(fork_child(work))
+    assert [wait_for_child(child) for child in children] == [0, 0]
+    outcomes = [(tmp_path / f"outcome{number}").read_text() for number in range(2)]
+    assert outcomes.count("won") == 1, outcomes
+    assert stored(url, options) == local_files(tmp_path / "whole")
+
+
+def test_a_writer_that_another_machine_took_over_does_not_publish(begun, tmp_path, monkeypatch):
+    """The former process still runs, and another one cannot know that."""
+    url, options = begun
+    write_case("samples", tmp_path / "whole", None, resume=False)
+    make_data, _ = CASES["samples"]
+
+    def data():
+        yield from itertools.islice(make_data(), 55)
+        with monkeypatch.context() as patch:
+            patch.setattr(remote, "_require_dead", lambda *given: None)
+            with pytest.raises(ZeroDivisionError):
+                npstream.write(
+                    url, failing(53), shard_size=400, resume=True, storage_options=options
+                )
+        yield from itertools.islice(make_data(), 55, None)
+
+    with pytest.raises(FileExistsError, match="another process has taken over this write"):
+        npstream.write(url, data(), shard_size=400, resume=True, storage_options=options)
+    assert "index.json" not in names(url, options)
+    write_case("samples", url, None, resume=True, options=options)
+    assert stored(url, options) == local_files(tmp_path / "whole")
+
+
+def test_a_process_that_still_writes_is_not_disturbed(begun):
+    url, options = begun
+    make_data, _ = CASES["samples"]
+
+    def data():
+        yield from itertools.islice(make_data(), 30)
+        before = names(url, options)
+        with pytest.raises(FileExistsError, match=f"process {os.getpid()} on .* writes here since"):
+            write_case("samples", url, None, resume=True, options=options)
+        with pytest.raises(FileExistsError, match=r"was interrupted.*with resume=True goes on"):
+            write_case("samples", url, None, resume=False, options=options)
+        assert names(url, options) == before
+        yield from itertools.islice(make_data(), 30, None)
+
+    npstream.write(url, data(), shard_size=400, resume=True, storage_options=options)
+    assert not has_locks(names(url, options))
+
+
+# Refusals
+
+
+def test_a_write_that_cannot_resume_is_refused(servers):
+    fresh = servers["s3"].new_directory()
+    url, options = fresh.url, fresh.storage_options
+    open_store(url, options).put(LOCK, json.dumps({"host": "h", "process": 1}).encode())
+    with pytest.raises(FileExistsError, match="a dataset, or a part of one, is here"):
+        write_case("samples", url, None, resume=True, options=options)
+    open_store(url, options).remove(LOCK)
+    write_case("samples", url, None, resume=False, options=options)
+    before = stored(url, options)
+    with pytest.raises(FileExistsError, match="a dataset, or a part of one, is here"):
+        write_case("samples", url, None, resume=True, options=options)
+    assert stored(url, options) == before
+
+
+def test_a_store_without_exclusive_creation(memory, create):
+    create(None)
+    with pytest.raises(
+        StorageError, match="resume=True needs a store that creates a file"
+    ) as error:
+        write_case("samples", memory, None, resume=True)
+    assert error.value.errno == errno.EOPNOTSUPP
+    assert names(memory) == []
+
+
+def test_a_shard_that_was_changed_ends_the_whole_shards(memory, tmp_path):
+    write_case("samples", tmp_path / "whole", None, resume=False)
+    found = begin(memory, None)
+    assert f"{WORK}.00003" in found
+    open_store(memory).put("shard.00002.mds", b"short")
+    write_case("samples", memory, None, resume=True)
+    assert stored(memory, None) == local_files(tmp_path / "whole")
+
+
+def test_a_failed_first_shard_leaves_nothing(memory, create):
+    def fail(create, *given):
+        if "shard" in str(given):
+            raise PermissionError(errno.EACCES, "no")
+        return create(*given)
+
+    create(fail)
+    with pytest.raises(StorageError):
+        write_case("samples", memory, None, resume=True)
+    assert names(memory) == []
