@@ -109,7 +109,7 @@ open_more = figure("opening 100,000 shards", "`json.load` of the same file", fac
 @figure(
     "writing T from arrays",
     "`ndarray.tofile` of the same bytes, both synced",
-    factor=2,
+    factor=1.3,
     rounds=5,
 )
 def written(data: Data) -> Pair:

@@ -58,12 +58,7 @@ def arrays(data: Data) -> Pair:
 
 @figure("writing S row by row with statistics", WITHOUT, factor=1.05, rounds=9)
 def rows(data: Data) -> Pair:
-    samples = [
-        {"id": number, "label": label, "text": text}
-        for number, (label, text) in enumerate(
-            zip(data.labels().tolist(), data.texts(), strict=True)
-        )
-    ]
+    samples = data.small_samples()
     columns = {"id": "int", "label": "int32", "text": "str"}
     return with_and_without(data, lambda path: npstream.write(path, samples, columns=columns))
 

@@ -114,6 +114,24 @@ class Data:
 
         return self.path(f"S-{self.small}", make)
 
+    def tokens_table(self) -> Any:
+        """Return T as an Arrow table of one chunk."""
+        import pyarrow as pa
+
+        columns = self.token_arrays()
+        values = pa.array(columns["tokens"].reshape(-1))
+        return pa.table(
+            {"id": columns["id"], "tokens": pa.FixedSizeListArray.from_arrays(values, TOKENS)}
+        )
+
+    def small_samples(self) -> list[dict[str, Any]]:
+        """Return S as samples."""
+        rows = zip(self.labels().tolist(), self.texts(), strict=True)
+        return [
+            {"id": number, "label": label, "text": text}
+            for number, (label, text) in enumerate(rows)
+        ]
+
     def small_table(self) -> Any:
         """Return S as an Arrow table of one chunk."""
         import pyarrow as pa

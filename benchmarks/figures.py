@@ -6,6 +6,7 @@ run on tiny data, and only check that both sides return the same result.
 
 from __future__ import annotations
 
+import importlib
 import math
 import statistics
 import time
@@ -14,11 +15,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pytest
 
 import npstream
 from data import Data
 
 SIDES = ("npstream", "reference")
+
+
+class Unavailable(Exception):
+    """What a figure needs is not installed; the message names it."""
+
+
+def require(module: str, package: str) -> Any:
+    """Import the module of another package; raise Unavailable if it is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise Unavailable(f"{package} is not installed ({error})") from None
 
 
 @dataclass(frozen=True)
@@ -120,7 +134,10 @@ def once(pair: Pair, side: str, number: int) -> float:
 
 def check(figure: Figure, side: str, benchmark: Any, data: Data) -> None:
     """Check that both sides agree, and then time one side with pytest-benchmark."""
-    pair = figure.prepare(data)
+    try:
+        pair = figure.prepare(data)
+    except Unavailable as error:
+        pytest.skip(str(error))
     if not pair.timed:
         pair.same(pair.npstream(0), pair.reference(0))
     benchmark.group = figure.what

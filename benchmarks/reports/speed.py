@@ -23,6 +23,7 @@ import bench_gather
 import bench_mixture_order
 import bench_mixture_reading
 import bench_order
+import bench_peers
 import bench_samples
 import bench_start
 import bench_statistics
@@ -31,7 +32,7 @@ import bench_torch
 import bench_writing
 import npstream
 from data import Data
-from figures import Figure, Result, measure
+from figures import Figure, Result, Unavailable, measure
 from page import fill_in
 
 FIGURES: list[Figure] = [
@@ -41,6 +42,7 @@ FIGURES: list[Figure] = [
     *bench_start.FIGURES,
     *bench_disk.FIGURES,
     *bench_writing.FIGURES,
+    *bench_peers.FIGURES,
     *bench_statistics.FIGURES,
     *bench_order.FIGURES,
     *bench_mixture_order.FIGURES,
@@ -117,7 +119,10 @@ def main() -> None:
             continue
         if arguments.no_cold and figure.what == bench_disk.COLD:
             continue
-        line = row(measure(figure, data, arguments.rounds))
+        try:
+            line = row(measure(figure, data, arguments.rounds))
+        except Unavailable as error:
+            line = f"| {figure.what} | {figure.reference} | | | | {figure.target} | {error} |\n"
         print(line, end="", flush=True)
         table += line
     if not arguments.only:
