@@ -495,6 +495,52 @@ def memory_growth(window: int) -> Figure:
     )(prepare)
 
 
+@figure(
+    "writing T from arrays to a store",
+    "`s3fs.put_file` of the same finished files, 8 at a time",
+    factor=1.2,
+    rounds=5,
+)
+def written(data: Data) -> Pair:
+    store, arrays = remote(data), data.token_arrays()
+    files = [path for path in store.paths["T"].rglob("*") if path.is_file()]
+
+    def target(number: int, side: str) -> str:
+        return f"written-{os.getpid()}-{number}-{side}"
+
+    def ours(number: int) -> float:
+        remote_dir = store.remote_dir(target(number, "ours"))
+        with store.measure(None) as usage:
+            report = npstream.write(
+                remote_dir.url, arrays, storage_options=remote_dir.storage_options
+            )
+        assert report.samples == data.tokens
+        remove(number, "ours")
+        return usage.seconds
+
+    def reference(number: int) -> float:
+        name = target(number, "reference")
+        filesystem, root = store.filesystem(name, None)
+        filesystem.pipe_file(f"{root}/connected", b"")
+        with store.measure(None) as usage, ThreadPoolExecutor(8) as pool:
+            puts = [
+                pool.submit(
+                    filesystem.put_file, str(path), f"{root}/{path.relative_to(store.paths['T'])}"
+                )
+                for path in files
+            ]
+            for put in puts:
+                put.result()
+        remove(number, "reference")
+        return usage.seconds
+
+    def remove(number: int, side: str) -> None:
+        filesystem, root = store.filesystem(target(number, side), None)
+        filesystem.rm(root, recursive=True)
+
+    return timed(ours, reference)
+
+
 ONE_GET = "one ranged GET of those bytes"
 TWO_GETS = "two ranged GETs, of the offsets and of those bytes"
 FIRST_OF_SHARD = "cold `ds[i]` on I, the first of its shard"
@@ -529,6 +575,7 @@ FIGURES = [
         factor=0.5,
         rounds=5,
     )(prepare_stores),
+    written,
     cached,
     shared,
     memory_growth(ahead.WINDOW_BYTES),
