@@ -245,7 +245,7 @@ def add_rows(
         The arguments of `sum_small` that describe all elements, which then need not be copied.
     """
     statistics.count += count
-    if runs is not None and elements >= _BLOCK and _is_compiled(sum_small, elements):
+    if runs is not None and elements >= _BLOCK and _is_compiled(sum_small, 0):
         _add_facts(statistics, *_small_facts(*runs))
         blocks = ()
     _add_numbers(statistics, blocks, elements, ELEMENTS, take)
