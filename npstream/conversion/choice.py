@@ -5,6 +5,7 @@ Tested in tests/conversion/test_convert.py.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -104,6 +105,14 @@ class Choice:
             used = self.where.columns if isinstance(self.where, Expression) else ()
             wanted = tuple(dict.fromkeys([old(name) for name in [*self.columns, *used]]))
         return SourceRequest(wanted, encodings, fill, options)
+
+    def description(self) -> dict[str, str]:
+        """Return what decides which samples are written, by arguments of `convert`."""
+        where = self.where.text if isinstance(self.where, Expression) else "a function"
+        return {
+            "where=": "None" if self.where is None else where,
+            "rename=": json.dumps(self.rename, sort_keys=True),
+        }
 
     def transform(self) -> PartTransform:
         """Return the transform of the parts."""

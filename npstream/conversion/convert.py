@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -352,10 +353,13 @@ class _Parts(PartedInput):
     def __init__(self, source: InputSource, choice: Choice) -> None:
         self._transform, self._choice = choice.transform(), choice
         has_all = choice.where is None and not choice.maps_parts
-        super().__init__(
+        parts = [
             Part(part.name, partial(self._open, part), part.samples if has_all else None)
             for part in source.parts()
-        )
+        ]
+        options = json.dumps(dict(source.request.options), sort_keys=True, default=str)
+        description = {**choice.description(), "kind=": source.kind, "reader_options=": options}
+        super().__init__(parts, description)
 
     def _open(self, part: Part) -> Any:
         self.last = part.name

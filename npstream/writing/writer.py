@@ -192,11 +192,11 @@ def write(
             shard_size=shard_size, compression=compression, hashes=hashes, resume=resume,
         )  # fmt: skip
         writer._is_inferred = columns is None
-        resumed = ResumedInput.describe(data, table, map is not None) if resume else None
         pool = None
         if check_workers(workers) and (table is None or map is not None):
             pool = writer._start_workers(workers, map, resume)
         try:
+            resumed = ResumedInput.describe(data, table, map is not None) if resume else None
             if is_parted and not resume:
                 table, samples = read()
             connection = storage_options, timeout, retries

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import npstream
+from npstream.conversion import parquet
 from npstream.conversion.files import find_files
 from npstream.errors import ColumnError
 
@@ -141,9 +142,10 @@ def test_workers_start_before_a_remote_source_is_opened(source, tmp_path, upload
     url = upload(source)
     npstream.convert(url, tmp_path / "out", map=add_one, workers=2)
     assert len(npstream.open(tmp_path / "out")) == 200
+    npstream.convert(url, tmp_path / "out1", map=add_one, workers=2, resume=True)
     npstream.convert(url, tmp_path / "out2", workers=2)
     assert len(npstream.open(tmp_path / "out2")) == 100
-    assert processes == [2, 0]  # without `map`, no process starts at all
+    assert processes == [2, 2, 0]  # without `map`, no process starts at all
     with pytest.raises(FileNotFoundError, match="no such file"):
         npstream.convert(f"{url}/none", tmp_path / "out3", map=add_one, workers=2)
     assert not (tmp_path / "out3").exists()
@@ -160,3 +162,43 @@ def test_samples_are_rejected_with_their_numbers(tmp_path):
     pq.write_table(table, tmp_path / "a.parquet")
     report = npstream.convert(tmp_path / "a.parquet", tmp_path / "out", on_error="skip")
     assert (report.samples, report.rejected) == (2, 1)
+
+
+@pytest.mark.parametrize("options", [{}, {"map": dict}, {"map": dict, "workers": 2}])
+def test_a_conversion_goes_on_after_its_last_whole_shard(tmp_path, monkeypatch, options):
+    for number in range(4):
+        table = TABLE.slice(number * 25, 25)
+        pq.write_table(table, tmp_path / f"{number}.parquet", row_group_size=5)
+    opened = []
+
+    def batches(file, rows, names):
+        opened.append(file.name)
+        if fails and file.name == "3.parquet":
+            raise OSError(5, "the disk is gone")
+        yield from record_batches(file, rows, names)
+
+    record_batches = parquet._record_batches
+    monkeypatch.setattr(parquet, "_record_batches", batches)
+    arguments = {"where": "id != 50", "shard_samples": 10, "resume": True, **options}
+    fails = True
+    with pytest.raises(OSError, match="the disk is gone"):
+        npstream.convert(f"{tmp_path}/*.parquet", tmp_path / "out", **arguments)
+    assert opened == [f"{number}.parquet" for number in range(4)]
+    with pytest.raises(FileNotFoundError):
+        npstream.open(tmp_path / "out")
+    fails = False
+    if not options:
+        with pytest.raises(ValueError, match=r"where=: 'id != 50' then, 'id != 51' now"):
+            npstream.convert(
+                f"{tmp_path}/*.parquet", tmp_path / "out", **{**arguments, "where": "id != 51"}
+            )
+    opened.clear()
+    report = npstream.convert(f"{tmp_path}/*.parquet", tmp_path / "out", **arguments)
+    assert report.samples == 99
+    if "workers" not in options:  # whose results may be stored later than they are read
+        assert opened == ["2.parquet", "3.parquet"]
+    npstream.convert(
+        f"{tmp_path}/*.parquet", tmp_path / "whole", where="id != 50", shard_samples=10
+    )
+    for path in (tmp_path / "whole").glob("*.mds"):
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()

@@ -65,10 +65,14 @@ class PartedInput:
     ----------
     parts : iterable of Part
         Their names differ.
+    description : mapping of str to str, optional
+        What else decides which samples the parts hold, by names for messages. A write resumes only
+        with the same description.
 
     Attributes
     ----------
     parts : tuple of Part
+    description : dict of str to str
     samples : int or None
         The number of samples of all parts, if it is known.
 
@@ -86,8 +90,9 @@ class PartedInput:
     3
     """
 
-    def __init__(self, parts: Iterable[Part]) -> None:
+    def __init__(self, parts: Iterable[Part], description: Mapping[str, str] | None = None) -> None:
         self.parts = tuple(parts)
+        self.description = dict(description or {})
         self._numbers = {part.name: number for number, part in enumerate(self.parts)}
         if len(self._numbers) < len(self.parts):
             names = [part.name for part in self.parts]

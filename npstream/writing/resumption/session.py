@@ -59,6 +59,7 @@ class ResumedInput(NamedTuple):
             names = "\n".join(part.name for part in data.parts)
             described["parts of data"] = len(data.parts)
             described["hash of the names of the parts"] = digest("xxh3_128", names.encode())
+            described.update(data.description)
             return cls(data, described)
         described["data"] = "samples" if table is None else "a table or tables"
         length = getattr(table, "length", None)
