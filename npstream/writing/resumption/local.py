@@ -131,7 +131,7 @@ class ResumableDirectory(LocalDestination):
         self._journal.close()
         if self._is_loading:
             return ""
-        return keep_message(self.path, len(self._recorded))
+        return keep_message(self.path, self._recorded)
 
     def _release(self) -> None:
         super()._release()

@@ -6,7 +6,7 @@ Tested in tests/writing/resumption/test_records.py.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -184,11 +184,12 @@ def settings_differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -
     ]
 
 
-def keep_message(path: str, shards: int) -> str:
-    """Return what a failed write says about the shards that stay."""
+def keep_message(path: str, recorded: Collection[int]) -> str:
+    """Return what a failed write says about the shards that stay, given the recorded numbers."""
+    count = next(number for number in range(len(recorded) + 1) if number not in recorded)
     return (
-        f"{quantity(shards, 'whole shard')} stay in {path}, and readers do not see them: the same "
-        "call with resume=True goes on after them"
+        f"{path} keeps {quantity(count, 'whole shard')}, which readers do not see: the same call "
+        "with resume=True goes on from there"
     )
 
 

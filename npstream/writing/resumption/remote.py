@@ -159,7 +159,7 @@ class ResumableUrl(RemoteDestination):
             _own_writers.discard(self._identity)
         if not keeps:
             return super().remove()
-        return keep_message(self.path, len(self._recorded))
+        return keep_message(self.path, self._recorded)
 
     def _release(self) -> None:
         """Remove all records and lock files; the last lock file goes last."""

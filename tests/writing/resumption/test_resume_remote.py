@@ -11,6 +11,7 @@ from functools import partial
 import pytest
 from children import fork_child, wait_for_child
 from destinations import WRITABLE, names
+from faults import FOR_EVER, reset, status
 from resumed_writes import (
     CASES,
     count_steps,
@@ -106,7 +107,7 @@ def begin(url, options, count=50):
     """Write some of the samples, so that a part stays."""
     with pytest.raises(ZeroDivisionError) as caught:
         npstream.write(url, failing(count), shard_size=400, resume=True, storage_options=options)
-    assert "whole shards stay in" in str(caught.value.__notes__)
+    assert "whole shards, which readers do not see" in str(caught.value.__notes__)
     return names(url, options)
 
 
@@ -178,6 +179,38 @@ def test_a_process_that_still_writes_is_not_disturbed(begun):
 
     npstream.write(url, data(), shard_size=400, resume=True, storage_options=options)
     assert not has_locks(names(url, options))
+
+
+# Faults
+
+
+@pytest.mark.parametrize("name", ["shard.00003.mds", f"{WORK}.00003", "index.msgpack", f"{LOCK}.1"])
+def test_an_upload_that_fails_is_retried_and_then_goes_on(name, servers, tmp_path):
+    write_case("samples", tmp_path / "whole", None, resume=False)
+    proxy = servers.proxy("s3")
+    fresh = servers["s3"].new_directory().via(proxy)
+    url, options = fresh.url, fresh.storage_options
+    settings = {"resume": True, "options": options, "retries": 2}
+    proxy.faults = [status(503, times=FOR_EVER, method="PUT", path=name)]
+    with pytest.raises(StorageError, match=r"after 3 attempts.*SlowDown") as caught:
+        write_case("samples", url, None, **settings)
+    count = 3 if "00003" in name else 10
+    assert f"keeps {count} whole shards" in str(caught.value.__notes__)
+    assert "index.json" not in names(url, options)
+    proxy.faults = [status(503, times=2, method="PUT", path="shard.0000")]
+    write_case("samples", url, None, **settings)
+    assert stored(url, options) == local_files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", ["shard.00003.mds", f"{WORK}.00003", "index.json", f"{LOCK}.1"])
+def test_an_upload_whose_answer_is_lost_has_succeeded(name, servers, tmp_path):
+    write_case("samples", tmp_path / "whole", None, resume=False)
+    proxy = servers.proxy("s3")
+    fresh = servers["s3"].new_directory().via(proxy)
+    url, options = fresh.url, fresh.storage_options
+    proxy.faults = [reset(at=0, times=1, method="PUT", path=name)]
+    write_case("samples", url, None, resume=True, options=options)
+    assert stored(url, options) == local_files(tmp_path / "whole")
 
 
 # Refusals
