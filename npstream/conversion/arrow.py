@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TABLE_BYTES", "TableColumns"]
 
-TABLE_BYTES = 1 << 24
+TABLE_BYTES = 1 << 22
 """Approximate bytes of the record batches that sources read."""
 
 

@@ -129,3 +129,52 @@ def test_only_the_chosen_columns_are_read(convert):
     ds = convert("a,b\n1,x\n2,y\n", columns=["b"], where="a > 1")
     assert ds.columns == ("b",)
     assert list(ds["b"]) == ["y"]
+
+
+def test_quoted_newlines_are_read_across_blocks(convert, monkeypatch):
+    monkeypatch.setattr(csv, "CSV_BLOCK", 64)
+    values = [f"line\n{number}, \n" * (number % 4) for number in range(200)]
+    text = "n,t\n" + "".join(f'{number},"{value}"\n' for number, value in enumerate(values))
+    ds = convert(text)
+    assert list(ds["t"]) == values
+    assert ds["n"].load().tolist() == list(range(200))
+
+
+def test_a_file_without_rows_has_the_types_of_the_next_one(tmp_path):
+    (tmp_path / "1.csv").write_text("a,b\n")
+    (tmp_path / "2.csv").write_text("a,b\n1,x\n")
+    report = npstream.convert(f"{tmp_path}/*.csv", tmp_path / "out")
+    assert report.columns == {"a": "int64", "b": "str"}
+    with pytest.raises(TypeError, match=r"1\.csv: column 'a': it has only nulls"):
+        npstream.convert(tmp_path / "1.csv", tmp_path / "none")
+    columns = {"a": "int8", "b": "str"}
+    assert npstream.convert(tmp_path / "1.csv", tmp_path / "none", columns=columns).samples == 0
+
+
+def test_a_later_file_of_other_types_raises(tmp_path):
+    (tmp_path / "1.csv").write_text("a\n1\n")
+    (tmp_path / "2.csv").write_text("a\n2\nx\n")
+    with pytest.raises(
+        ValueError, match=r"2\.csv: row 3: column 'a': 'x' is not of the type int64"
+    ):
+        npstream.convert(f"{tmp_path}/*.csv", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_of_pandas_and_polars(tmp_path):
+    pd = pytest.importorskip("pandas")
+    pl = pytest.importorskip("polars")
+    data = {"a": [1, 2], "s": ['x"y', "a,\nb"], "f": [0.1, 1e300]}
+    pd.DataFrame(data).to_csv(tmp_path / "1.csv", index=False)
+    pl.DataFrame(data).write_csv(tmp_path / "2.csv")
+    npstream.convert(f"{tmp_path}/*.csv", tmp_path / "out")
+    rows = [{name: values[k] for name, values in data.items()} for k in (0, 1)]
+    assert [dict(sample) for sample in npstream.open(tmp_path / "out")] == rows * 2
+
+
+def test_remote_compressed_files(tmp_path, servers):
+    place = servers["s3"].new_directory()
+    for number in range(2):
+        place.put(f"d/{number}.csv.gz", gzip.compress(f"a\n{number}\n".encode()))
+    npstream.convert(f"{place.url}/d", tmp_path / "out", source_options=place.storage_options)
+    assert npstream.open(tmp_path / "out")["a"].load().tolist() == [0, 1]

@@ -11,6 +11,7 @@ import pytest
 
 from npstream.conversion.files import find_files, natural_key, split_extension
 from npstream.errors import StorageError
+from npstream.storage.local import open_store
 
 
 def write(directory: Path, *names: str) -> None:
@@ -105,6 +106,21 @@ def test_remote_files_are_read_from_any_position(servers):
             assert file.read(1) == b""
         with found.files[1].open(buffered=buffered) as file:
             assert file.read() == b""
+
+
+def test_files_and_directories_are_found_on_every_server(remote_dir):
+    for name in ("d/p-10.csv", "d/p-9.csv", "d/e/1.csv", "d/.hidden"):
+        remote_dir.put(name, name.encode())
+    options = remote_dir.storage_options
+    (file,) = find_files(f"{remote_dir.url}/d/p-9.csv", options).files
+    with file.open() as opened:
+        assert (file.name, opened.read()) == ("p-9.csv", b"d/p-9.csv")
+    if open_store(remote_dir.url, options).can_list:
+        assert names(f"{remote_dir.url}/d", options) == ["e/1.csv", "p-9.csv", "p-10.csv"]
+        assert names(f"{remote_dir.url}/*/p*.csv", options) == ["d/p-9.csv", "d/p-10.csv"]
+        assert names(remote_dir.url, options) == ["d/e/1.csv", "d/p-9.csv", "d/p-10.csv"]
+    with pytest.raises((StorageError, ValueError), match=r"no such file|does not list"):
+        find_files(f"{remote_dir.url}/nothing.csv", options)
 
 
 def test_http_cannot_list_but_reads_a_file(servers):
