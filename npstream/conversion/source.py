@@ -37,6 +37,7 @@ T = TypeVar("T")
 
 SOURCE_KINDS: dict[str, str] = {
     "mds": "npstream.conversion.mds:MdsSource",
+    "litdata": "npstream.conversion.litdata.source:LitDataSource",
     "webdataset": "npstream.conversion.file_samples.webdataset:WebDatasetSource",
     "parquet": "npstream.conversion.parquet:ParquetSource",
     "csv": "npstream.conversion.csv:CsvSource",

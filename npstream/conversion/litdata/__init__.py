@@ -1,0 +1,1 @@
+"""Datasets that LitData wrote, as a source."""
