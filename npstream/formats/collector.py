@@ -1,11 +1,11 @@
-"""Statistics of the columns of MDS samples, from the bytes of a chunk of a shard.
+"""Statistics of the columns of samples, from a chunk of a shard.
 
 Tested in tests/formats/test_statistics.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ from npstream.formats.statistics import (
 if TYPE_CHECKING:
     from npstream.formats.index import Schema
 
-__all__ = ["ChunkColumns", "StatisticsCollector"]
+__all__ = ["ChunkColumns", "StatisticsCollector", "TextCollector"]
 
 _LONG_ROW = 256
 """Bytes of a row from which on rows are put together one by one; shorter ones by their elements."""
@@ -261,6 +261,64 @@ class StatisticsCollector:
         body = spans_of(data, begins + lengths, elements)
         add_elements(statistics, body.view(stored.newbyteorder("<")), 0)
 
+
+class TextCollector:
+    """The statistics of one shard of text, which grow chunk by chunk.
+
+    Parameters
+    ----------
+    schema : Schema
+        That of a text shard.
+
+    Attributes
+    ----------
+    columns : dict of str to ColumnStatistics
+        The statistics so far. A column with an integer beyond int64 has none.
+    """
+
+    def __init__(self, schema: Schema) -> None:
+        self._dtypes = {
+            name: _TEXT_DTYPES[encoding]
+            for name, encoding in zip(schema.names, schema.encodings, strict=True)
+            if encoding in _TEXT_DTYPES  # reading the others reports the error
+        }
+        self.columns = {name: ColumnStatistics(dtype) for name, dtype in self._dtypes.items()}
+
+    def add(self, values: Mapping[str, Sequence[Any]], nbytes: int) -> None:
+        """Add the values of all columns of some lines, which have `nbytes` bytes.
+
+        As in `StatisticsCollector.add`, the result does not depend on the compression.
+        """
+        length = len(next(iter(values.values()), ()))
+        count = min(-(-nbytes // CHUNK_BYTES), length)
+        for start, stop in pairwise(piece_rows(length, count).tolist() if count else ()):
+            for name in list(self.columns):
+                self._add_column(name, values[name][start:stop])
+
+    def _add_column(self, name: str, values: Sequence[Any]) -> None:
+        statistics, dtype = self.columns[name], self._dtypes[name]
+        if dtype:
+            try:
+                add_scalars(statistics, np.array(values, dtype))
+            except OverflowError:
+                del self.columns[name]
+            return
+        bodies = [value.encode(errors="surrogatepass") for value in values]
+        nbytes = np.fromiter(map(len, bodies), np.int64, len(bodies))
+        data = np.frombuffer(b"".join(bodies), np.uint8)
+        add_values(statistics, data, np.cumsum(nbytes) - nbytes, nbytes)
+
+    def discard(self) -> None:
+        """Give up: the lines do not follow the format."""
+        self.columns.clear()
+
+    def finish(self) -> dict[str, ColumnStatistics]:
+        """Return the statistics, after the last chunk."""
+        return self.columns
+
+
+_TEXT_DTYPES = {"str": "", "int": "int64", "float": "float64"}
+"""The dtype of the numbers of each encoding of text shards."""
 
 _OPAQUE = ("pkl", "list[pil]", "list[jpeg]", "list[png]", "jpeg_array", "jpegarray")
 

@@ -21,7 +21,7 @@ from npstream._core.typing import AnyArray, Body, Bytes, Int64
 from npstream.errors import FormatError
 from npstream.formats import chunks, mds, text
 from npstream.formats.chunks import chunk_counts, piece_bounds, piece_rows
-from npstream.formats.collector import ChunkColumns, StatisticsCollector
+from npstream.formats.collector import ChunkColumns, StatisticsCollector, TextCollector
 from npstream.formats.encodings.encodings import parse
 from npstream.formats.sidecar.blocks import xxh3
 
@@ -95,7 +95,7 @@ class Scan:
     parse_all : bool
         Whether to parse all columns of a text shard, not only `columns`.
     statistics : mapping of str to str, optional
-        To gather the statistics of an MDS shard's columns: the dtypes that the index records.
+        To gather the statistics of the columns: the dtypes that the index records.
     submit : callable, optional
         Runs a function in a thread, so that a chunk is processed while the next one is fed.
 
@@ -118,9 +118,10 @@ class Scan:
         statistics: Mapping[str, str] | None = None,
         submit: Callable[..., Future[None]] | None = None,
     ) -> None:
-        collector = None
-        if statistics is not None and schema.format == "mds":
-            collector = StatisticsCollector(schema, statistics)
+        collector: StatisticsCollector | TextCollector | None = None
+        if statistics is not None:
+            is_mds = schema.format == "mds"
+            collector = StatisticsCollector(schema, statistics) if is_mds else TextCollector(schema)
         extract = _column_extractor(schema, dict(columns), parse_all, collector)
         self._collector = collector
         self._pieces = _scan_pieces(
@@ -270,17 +271,13 @@ def _column_extractor(
     schema: Schema,
     columns: dict[str, np.dtype[Any]],
     parse_all: bool,
-    collector: StatisticsCollector | None,
+    collector: StatisticsCollector | TextCollector | None,
 ) -> ColumnExtractor:
     """Return a function that extracts `columns` from samples, and gathers their statistics."""
     if schema.format != "mds":
-        names = schema.names if parse_all else tuple(columns)
-        if not names:
-            return lambda data, offsets, first: {}
-        parse = text.parser(schema, names)
-        return lambda data, offsets, first: line_scalars(
-            bytes(data), offsets, parse, columns, first
-        )
+        assert not isinstance(collector, StatisticsCollector)
+        return _line_extractor(schema, columns, parse_all, collector)
+    assert not isinstance(collector, TextCollector)
     layout = mds.sample_layout(schema)
 
     def extract(data: memoryview, offsets: Int64, first: int) -> dict[str, AnyArray]:
@@ -293,6 +290,42 @@ def _column_extractor(
         chunk, scalars = split_samples(body, offsets, layout, columns, first)
         if collector is not None:
             collector.add(chunk, scalars)
+        return scalars
+
+    return extract
+
+
+def _line_extractor(
+    schema: Schema,
+    columns: dict[str, np.dtype[Any]],
+    parse_all: bool,
+    collector: TextCollector | None,
+) -> ColumnExtractor:
+    """Return the same for lines of text.
+
+    Lines that do not follow the format raise only if `parse_all` is True, or for `columns`.
+    Otherwise they have no statistics.
+    """
+    parse = text.parser(schema, schema.names if parse_all else tuple(columns))
+
+    def gather(lines: bytes, offsets: Int64, first: int) -> None:
+        if collector is None or not collector.columns:
+            return
+        values = text.parse_together(schema, lines, len(offsets) - 1)
+        if values is None:
+            try:
+                values = parse_lines(lines, offsets, text.parser(schema, schema.names), first)
+            except FormatError:
+                collector.discard()
+                return
+        collector.add(values, len(lines))
+
+    def extract(data: memoryview, offsets: Int64, first: int) -> dict[str, AnyArray]:
+        lines = bytes(data)
+        scalars: Scalars = {}
+        if parse_all or columns:
+            scalars = line_scalars(lines, offsets, parse, columns, first)
+        gather(lines, offsets, first)
         return scalars
 
     return extract
@@ -493,18 +526,33 @@ def line_scalars(
     OverflowError
         If an integer does not fit int64.
     """
-    lists: dict[str, list[Any]] = {name: [] for name in columns}
-    bounds = offsets.tolist()
-    for row, (begin, end) in enumerate(itertools.pairwise(bounds), first):
+    lists = parse_lines(data, offsets, parse_line, first)
+    scalars = {}
+    for name, dtype in columns.items():
+        values = lists.get(name, [])
+        if dtype.kind == "i":
+            for row, value in enumerate(values, first):
+                if not -(2**63) <= value < 2**63:
+                    raise OverflowError(
+                        f"sample {row}: column {name!r} is beyond int64; leave it out"
+                    )
+        scalars[name] = np.array(values, dtype)
+    return scalars
+
+
+def parse_lines(
+    data: bytes, offsets: Int64, parse_line: Callable[[bytes], Mapping[str, Any]], first: int = 0
+) -> dict[str, list[Any]]:
+    """Return the values that `parse_line` returns for each line; raise as `line_scalars` does."""
+    lists: dict[str, list[Any]] = {}
+    for row, (begin, end) in enumerate(itertools.pairwise(offsets.tolist()), first):
         try:
             values = parse_line(data[begin:end])
         except ValueError as error:
             raise FormatError(f"sample {row}: {error}") from error
-        for name, dtype in columns.items():
-            if dtype.kind == "i" and not -(2**63) <= values[name] < 2**63:
-                raise OverflowError(f"sample {row}: column {name!r} is beyond int64; leave it out")
-            lists[name].append(values[name])
-    return {name: np.array(lists[name], dtype) for name, dtype in columns.items()}
+        for name, value in values.items():
+            lists.setdefault(name, []).append(value)
+    return lists
 
 
 def _check_sizes(is_valid: AnyArray, first: int) -> None:

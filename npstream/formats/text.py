@@ -101,6 +101,36 @@ def parser(schema: Schema, names: Sequence[str]) -> Parser:
     return _xsv_parser(schema, names)
 
 
+def parse_together(schema: Schema, lines: bytes, count: int) -> dict[str, list[Any]] | None:
+    """Return the values of all columns of intact lines, several times as fast as line by line.
+
+    None if the lines must be parsed one by one: they are damaged, or the separator or the newline
+    has several characters. Damage can also remain unnoticed.
+    """
+    newline, separator = schema.newline.encode(), schema.separator.encode()
+    if len(newline) != 1 or len(separator) > 1 or lines.count(newline) != count or not count:
+        return None
+    try:
+        if schema.format == "json":
+            records = json.loads(b"[" + lines[:-1].replace(newline, b",") + b"]")
+            if len(records) != count:
+                return None
+            return {
+                name: [_json_value(record, name, encoding) for record in records]
+                for name, encoding in zip(schema.names, schema.encodings, strict=True)
+            }
+        fields = lines[:-1].replace(newline, separator).decode().split(schema.separator)
+        width = len(schema.names)
+        if len(fields) != count * width:
+            return None
+        return {
+            name: list(map(CASTS[encoding], fields[k::width]))
+            for k, (name, encoding) in enumerate(zip(schema.names, schema.encodings, strict=True))
+        }
+    except (ValueError, TypeError, RecursionError):
+        return None
+
+
 def _json_parser(schema: Schema, names: Sequence[str]) -> Parser:
     encodings = dict(zip(schema.names, schema.encodings, strict=True))
 

@@ -530,3 +530,83 @@ def test_an_older_reader_ignores_the_section(tmp_path):
     names = [row[0] for row in sidecar._sections.table["sections"]]
     assert names[0] == "statistics"
     assert json.loads((tmp_path / "index.json").read_text()).keys() == {"shards", "version"}
+
+
+# Text
+
+
+TEXT = {"jsonl": {}, "csv": {}, "tsv": {}, "xsv": {"separator": "::"}}
+
+
+def text_rows(count=5000):
+    rng = np.random.default_rng(0)
+    words = ["", "a", "naïve", "日本", "x" * 80]
+    return [
+        {"word": words[int(k) % 5], "n": int(k) - 2, "f": float("nan") if k == 3 else k / 8}
+        for k in rng.integers(0, 9, count)
+    ]
+
+
+def assert_text_statistics(found, rows):
+    assert found.keys() == {"word", "n", "f"}
+    for name, dtype in (("n", "int64"), ("f", "float64")):
+        assert found[name].dtype == dtype
+        assert_exact(found[name], np.array([row[name] for row in rows], dtype))
+        assert found[name].count == len(rows)
+    lengths = [len(row["word"].encode()) for row in rows]
+    word = found["word"]
+    assert (word.count, word.missing) == (len(rows), lengths.count(0))
+    assert (word.nbytes, word.shortest, word.longest) == (sum(lengths), 0, 80)
+    counts = collections.Counter(row["word"].encode() for row in rows if len(row["word"]) <= 64)
+    if word.examined == len(rows):
+        assert word.frequent.counts == counts
+    assert set(word.frequent.counts) == set(counts)
+
+
+@pytest.mark.parametrize("format", TEXT)
+@pytest.mark.parametrize("newline", [None, "\r\n"])
+@pytest.mark.parametrize("compression", [None, "gz"])
+def test_text_has_statistics(format, newline, compression, tmp_path, monkeypatch):
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 1 << 14)
+    monkeypatch.setattr(collector, "CHUNK_BYTES", 1 << 14)
+    rows, options = text_rows(), TEXT[format] | {"newline": newline, "compression": compression}
+    npstream.write(tmp_path, rows, format=format, shard_size="50KB", **options)
+    assert_text_statistics(written := read(tmp_path), rows)
+    assert npstream.verify_dataset(tmp_path).problems == ()
+    (tmp_path / "index.msgpack").unlink()
+    npstream.build_index(tmp_path)
+    for name, statistics in read(tmp_path).items():
+        assert statistics.is_close(written[name])
+        assert statistics.frequent.counts == written[name].frequent.counts
+    npstream.build_index(tmp_path, columns=["n"])
+    assert_text_statistics(read(tmp_path), rows)
+
+
+def test_wrong_statistics_of_text_are_found(tmp_path, monkeypatch):
+    npstream.write(tmp_path / "right", text_rows(20), format="jsonl")
+    npstream.write(tmp_path / "wrong", text_rows(21)[1:], format="jsonl")
+    wrong = read(tmp_path / "wrong")
+    monkeypatch.setattr(Sidecar, "statistics", lambda self: wrong)
+    problems = npstream.verify_dataset(tmp_path / "right").problems
+    assert any("the statistics of column 'n' are wrong" in problem for problem in problems)
+
+
+def test_integers_of_text_beyond_int64_have_no_statistics(tmp_path):
+    rows = [{"n": 2**70, "m": 1}, {"n": 1, "m": 2}]
+    npstream.write(tmp_path, rows, format="jsonl", shard_samples=1)
+    assert read(tmp_path).keys() == {"m"}
+    assert read(tmp_path)["m"].total == 3
+    assert npstream.open(tmp_path)["n"][0] == 2**70
+
+
+@pytest.mark.parametrize(
+    "line", [b'{"n": ab}', b'{"m": 11}', b'["n", 11]', b'{"n": 1,,', b'{"n":"1"}', b"\xff" * 9]
+)
+def test_damaged_lines_have_no_statistics(line, tmp_path):
+    """Reading them raises, and `verify` finds them."""
+    npstream.write(tmp_path, [{"n": 1}, {"n": 11}, {"n": 2}], format="jsonl", sidecar=False)
+    path = tmp_path / "shard.00000.json"
+    path.write_bytes(path.read_bytes().replace(b'{"n": 11}', line))
+    npstream.build_index(tmp_path)
+    assert read(tmp_path) == {}
+    assert len(npstream.verify_dataset(tmp_path).problems) == 1
