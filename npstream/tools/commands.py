@@ -54,6 +54,7 @@ def add_merge_and_copy(commands: Any) -> None:
     add("--compression", help="the codec of shards, such as zstd or zstd:7, or none")
     add("--hashes", nargs="*", metavar="HASH", help="hashes of files to store; there may be none")
     add("--no-sidecar", action="store_true", help="write no side-car")
+    add("--resume", action="store_true", help="go on with a copy that was interrupted")
     add("--allow-pickle", action="store_true", help="copy columns that are pickled, too")
     _add_options(command, "source", "driver options of the source")
     _add_options(command, "storage", "driver options of the new dataset")
@@ -101,6 +102,7 @@ def run_copy(options: argparse.Namespace) -> None:
             options.url,
             columns=options.columns,
             sidecar=not options.no_sidecar,
+            resume=options.resume,
             storage_options=_parse_options("storage", options.storage_options),
             **settings,
         )

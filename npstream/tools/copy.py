@@ -40,6 +40,7 @@ def copy(
     shard_samples: int | None = None,
     compression: str | None = SAME,
     hashes: Iterable[str] = SAME,
+    resume: bool = False,
     progress: bool | None = None,
     storage_options: Mapping[str, Any] | None = None,
     timeout: float = 60.0,
@@ -79,6 +80,9 @@ def copy(
     hashes : iterable of str, default: "source"
         Hashes of each file that the index records; an empty list for none. By default those of the
         source.
+    resume : bool, default: False
+        Whether to keep the stored shards if the copy fails or the process is killed, and to go on
+        after them, as for `write`.
     progress : bool, optional
         Whether to show samples, bytes and their rate, as for `write`.
     storage_options : mapping, optional
@@ -146,6 +150,7 @@ def copy(
             shard_samples=shard_samples,
             compression=settings["compression"] if compression == SAME else compression,
             hashes=settings["hashes"] if hashes == SAME else hashes,
+            resume=resume,
             progress=progress,
             storage_options=storage_options,
             timeout=timeout,

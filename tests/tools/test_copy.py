@@ -382,13 +382,13 @@ def die(self, drafts, action):
         os.kill(os.getpid(), signal.SIGKILL)
     link(self, drafts, action)
 LocalStore.sync_all = die
-npstream.copy(npstream.open(sys.argv[1]), sys.argv[2])
+npstream.copy(npstream.open(sys.argv[1]), sys.argv[2], resume=sys.argv[3] == "resume")
 """
 
 
 def test_a_copy_that_is_killed_is_not_visible(tmp_path):
     npstream.write(tmp_path / "a", {"x": [bytes(1000)] * 100}, shard_size="10KiB")
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "a"), str(tmp_path / "b")]
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "a"), str(tmp_path / "b"), "no"]
     assert subprocess.run(command, timeout=120, check=False).returncode == -signal.SIGKILL
     assert list((tmp_path / "b").glob("*.mds"))
     with pytest.raises(FileNotFoundError):
@@ -397,6 +397,22 @@ def test_a_copy_that_is_killed_is_not_visible(tmp_path):
         npstream.copy(npstream.open(tmp_path / "a"), tmp_path / "b")
     shutil.rmtree(tmp_path / "b")
     copied(npstream.open(tmp_path / "a"), tmp_path / "b")
+
+
+@pytest.mark.parametrize("compression", [None, "zstd"])
+def test_a_copy_that_was_killed_goes_on(compression, tmp_path, capsys):
+    bodies = {"x": [bytes([k]) * 1000 for k in range(100)]}
+    npstream.write(tmp_path / "a", bodies, shard_size="10KiB", compression=compression)
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "a"), str(tmp_path / "b"), "resume"]
+    assert subprocess.run(command, timeout=120, check=False).returncode == -signal.SIGKILL
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "b").glob("shard.0000[0-2]*")}
+    assert kept
+    assert main(["copy", str(tmp_path / "a"), str(tmp_path / "b"), "--resume"]) == 0
+    assert "100 samples in 12 shards" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert names(tmp_path / "a") == names(tmp_path / "b")
+    for name in names(tmp_path / "a"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
 @pytest.mark.parametrize("kind", ["s3", "gcs", "azure", "sftp"])
