@@ -37,6 +37,7 @@ from npstream.writing.resumption.skipping import packed_row, skip_input
 from npstream.writing.rows import (
     SampleEncoder,
     check_mapping,
+    check_names,
     encode_none,
     refuse_unknown_columns,
 )
@@ -257,6 +258,7 @@ class WriterEngine:
                 sample = as_mapping(sample, self._user_columns(), number)
             if self._encoder is None:
                 check_mapping(sample, number)
+                check_names(sample, number)
                 first = fill_sample(sample, self._fill, {})
                 layout = self._settings.new_format({k: infer_column(k, first[k]) for k in first})
                 layout.encode(first, number)
