@@ -24,6 +24,7 @@ from npstream._core.memory import available_memory, fits_in_memory
 from npstream._core.typing import AnyArray, Bools, Bytes, Int64
 from npstream.errors import FormatError, short_repr
 from npstream.formats import chunks
+from npstream.formats.versions import SIDECAR_NAME
 
 INDEX = "index.json"
 """The file that lists the shards of a dataset."""
@@ -103,13 +104,16 @@ class Annotations:
         The dtype of each column whose encoding does not imply it, such as ``"bool"``.
     order : tuple of str
         The columns in the order of the writer's input; empty if the stored order is the same.
+    sidecar : str
+        The file name of the side-car that was written with this index; empty for the usual name.
     """
 
     dtypes: Mapping[str, str] = field(default_factory=dict)
     order: tuple[str, ...] = ()
+    sidecar: str = ""
 
     def __bool__(self) -> bool:
-        return bool(self.dtypes or self.order)
+        return bool(self.dtypes or self.order or self.sidecar)
 
     def to_document(self, schema: Schema | None = None) -> dict[str, Any]:
         """Return the value of the key ``"npstream"``.
@@ -122,6 +126,7 @@ class Annotations:
         {'version': 1, 'dtypes': {'seen': 'bool'}}
         """
         parts: dict[str, Any] = {"dtypes": dict(self.dtypes), "columns": list(self.order)}
+        parts["sidecar"] = self.sidecar
         if schema is not None:
             parts["schema"] = {
                 "column_encodings": list(schema.encodings),
@@ -394,7 +399,10 @@ def parse_annotations(document: Any, where: str) -> tuple[tuple[Schema, ...], An
         except (FormatError, LookupError, TypeError) as error:
             fail(f"'schema': {error}")
         schemas = (check_schema(("mds", *lists, "", ""), where),)
-    return schemas, Annotations(dtypes, tuple(order))
+    sidecar = document.get("sidecar", "")
+    if sidecar and (not isinstance(sidecar, str) or not SIDECAR_NAME.fullmatch(sidecar)):
+        fail(f"'sidecar' is {short_repr(sidecar)}; expected a name such as 'index.1f.msgpack'")
+    return schemas, Annotations(dtypes, tuple(order), sidecar)
 
 
 class _Entries:
@@ -462,7 +470,8 @@ def _drop_absent_columns(annotations: Annotations, schemas: tuple[Schema, ...]) 
     """Return the annotations of columns in `schemas`; an edited index may annotate others."""
     names = {name for schema in schemas for name in schema.names}
     dtypes = {name: dtype for name, dtype in annotations.dtypes.items() if name in names}
-    return Annotations(dtypes, tuple(name for name in annotations.order if name in names))
+    order = tuple(name for name in annotations.order if name in names)
+    return Annotations(dtypes, order, annotations.sidecar)
 
 
 def shard_lookup_table(starts: Int64) -> tuple[Int64, int]:

@@ -12,6 +12,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, TypeVar
 from npstream._core.log import log
 from npstream.errors import FormatError, IntegrityError, StorageError
 from npstream.formats.index import INDEX, Index, check_size, parse_index
+from npstream.formats.versions import sidecar_in_head, version_name, version_of_name
 from npstream.shards.snapshot import Snapshot, identity_of
 from npstream.storage.local import LocalStore
 from npstream.storage.versions import Version
@@ -36,6 +38,12 @@ UNREACHABLE = {
     *(errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH),
 }
 """Error numbers of a store that does not answer."""
+
+_ATTEMPTS = 10
+"""How often an index may be replaced while it is read."""
+
+_MAX_VERSIONS = 20
+"""The most versions that a message lists."""
 
 LARGE_INDEX = 1 << 22
 """An index of more bytes is not read if the side-car holds its content."""
@@ -88,68 +96,148 @@ def read_manifest(
     newest = _read_named(store, cache, sidecar_store, INDEX, strict)
     if version is None or newest.index.fingerprint() == version:
         return newest
-    name = _versioned_name(version)
-    _require_version(store, name, version, newest.index)
+    if version_of_name(name := version_name(version)) is None:
+        raise ValueError(f"version={version!r}: expected the fingerprint of an index")
+    if not store.exists(name):
+        raise _missing_version(store, name, version, newest.index)
     return _read_named(store, cache, sidecar_store, name, strict)
 
 
-def _versioned_name(version: str) -> str:
-    """Return the file name of an index that was replaced by a newer one."""
-    if not version.isalnum():
-        raise ValueError(f"version={version!r}: expected the fingerprint of an index")
-    return f"index.{version}.json"
+def kept_versions(store: Store) -> list[str]:
+    """Return the versions of a dataset, besides the newest, whose index is kept.
+
+    Raises
+    ------
+    StorageError
+        If the store cannot be listed.
+    """
+    names = (name for name, _ in store.names("index.") if "/" not in name)
+    return [version for name in names if (version := version_of_name(name)) is not None]
 
 
-def _require_version(store: Store, name: str, version: str, newest: Index) -> None:
-    """Raise StorageError unless the store has the index file of a version."""
-    if not store.exists(name):
-        raise StorageError(
-            errno.ENOENT,
-            f"version={version!r} of this dataset was not kept; the newest is "
-            f"{newest.fingerprint()!r}",
-            store.where(name),
-        )
+def _missing_version(store: Store, name: str, version: str, newest: Index) -> StorageError:
+    """Return the error for a version of which the store has no index."""
+    versions = ""
+    with suppress(StorageError):  # the listing may be forbidden
+        if store.can_list:
+            kept = ", ".join(map(repr, kept_versions(store)[:_MAX_VERSIONS])) or "none"
+            versions = f", and the former ones that were kept: {kept}"
+    return StorageError(
+        errno.ENOENT,
+        f"version={version!r} of this dataset was not kept; the newest is "
+        f"{newest.fingerprint()!r}{versions}",
+        store.where(name),
+    )
 
 
 def _read_named(
     store: Store, cache: ShardCache | None, sidecar_store: Store | None, name: str, strict: bool
 ) -> Manifest:
     """Read the index file `name`, from the side-car if the file is large."""
-    open_sidecar: Callable[[], Sidecar | None] = partial(
-        _open_sidecar, sidecar_store or store, cache
-    )
-    uses_sidecar = cache is not None or sidecar_store is not None
-    if uses_sidecar:  # in a thread, so that opening takes two round trips instead of four
-        open_sidecar = _start_thread(open_sidecar)
-    if not strict:
-        open_sidecar = partial(_none_if_denied, open_sidecar, sidecar_store or store)
-    index_version = _version(store, cache, name, is_index=True)
+    opener = _SidecarOpener(store, cache, sidecar_store, strict)
+    version = _version(store, cache, name, is_index=True)
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            return _read_version(store, cache, opener, name, version)
+        except (FormatError, StorageError):
+            # An append may have replaced the file between the two requests.
+            before, version = version, _version(store, cache, name, is_index=True)
+            if version == before:
+                raise
+    return _read_version(store, cache, opener, name, version)
+
+
+def _read_version(
+    store: Store, cache: ShardCache | None, opener: _SidecarOpener, name: str, version: str
+) -> Manifest:
+    """Read a version of an index file."""
+    # A side-car may record the version of index.json, which its copies do not have.
+    recorded = version if name == INDEX else ""
     sidecar = None
-    nbytes = size_in_version(index_version) or 0
-    if nbytes > LARGE_INDEX and (sidecar := open_sidecar()) is not None:
-        index_digest = _read_digest(store, cache, name, nbytes, index_version)
-        if sidecar.index_digest.matches(index_digest):
+    nbytes = size_in_version(version) or 0
+    if nbytes > LARGE_INDEX:
+        sidecar = opener.open_default()
+        ends = _read_ends(store, cache, name, nbytes, version)
+        index_digest = _digest_ends(ends, nbytes, recorded, store.root)
+        if sidecar is None or not sidecar.index_digest.matches(index_digest):
+            sidecar = opener.open_named(sidecar_in_head(ends)) or sidecar
+        if sidecar is not None and sidecar.index_digest.matches(index_digest):
             try:
-                identity = _hash(index_digest.ends_hash + index_version.encode())
+                identity = _hash(index_digest.ends_hash + version.encode())
                 index = sidecar.index(store.where(name))
-                snapshot = Snapshot(name, index_version, "", os.getpid())
+                snapshot = Snapshot(name, version, "", os.getpid())
                 return Manifest(index, identity, sidecar, snapshot)
             except (FormatError, IntegrityError) as error:
                 log("reading without a side-car: %s", error)
                 sidecar = None
     check_size(nbytes, store.where(name))
-    text = _read_cached(store, cache, name, index_version)
-    if uses_sidecar and nbytes <= LARGE_INDEX:
-        sidecar = open_sidecar()
-    if sidecar is not None:
+    text = _read_cached(store, cache, name, version)
+    index = parse_index(text, store.where(name))
+    if opener.is_used and nbytes <= LARGE_INDEX:
+        sidecar = opener.choose(opener.open_default(), index, text, recorded)
+    elif sidecar is not None:
+        log("%s is not of this index: reading without it", sidecar.where)
+        sidecar = None
+    identity = identity_of(text, version) if cache else ""
+    snapshot = Snapshot(name, version, identity, os.getpid())
+    return Manifest(index, identity, sidecar, snapshot)
+
+
+class _SidecarOpener:
+    """Opens the side-car of an index: that of the usual name, or that which the index names.
+
+    Parameters
+    ----------
+    store : LocalStore or RemoteStore
+        The store of the index.
+    cache : ShardCache or None
+    sidecar_store : LocalStore or RemoteStore, optional
+        The store of the side-car, if it is not next to the index.
+    strict : bool
+        Raise an error if the store denies access to the side-car.
+
+    Attributes
+    ----------
+    is_used : bool
+        False if reading the dataset does not need the side-car.
+    """
+
+    def __init__(
+        self, store: Store, cache: ShardCache | None, sidecar_store: Store | None, strict: bool
+    ) -> None:
+        from npstream.formats.sidecar.sidecar import NAME
+
+        self._store, self._cache, self._strict = store, cache, strict
+        self._is_elsewhere = sidecar_store is not None
+        self.is_used = cache is not None or self._is_elsewhere
+        where = sidecar_store or store
+        open_default: Callable[[], Sidecar | None] = partial(_open_sidecar, where, cache, NAME)
+        if self.is_used:  # in a thread, so that opening takes two round trips instead of four
+            open_default = _start_thread(open_default)
+        if not strict:
+            open_default = partial(_none_if_denied, open_default, where)
+        self.open_default = open_default
+
+    def open_named(self, name: str) -> Sidecar | None:
+        """Open the side-car that the index names; return None if it names none."""
+        if not name or self._is_elsewhere:
+            return None
+        open_sidecar = partial(_open_sidecar, self._store, self._cache, name)
+        return open_sidecar() if self._strict else _none_if_denied(open_sidecar, self._store)
+
+    def choose(
+        self, sidecar: Sidecar | None, index: Index, text: bytes, version: str
+    ) -> Sidecar | None:
+        """Return the side-car if it belongs to the index, or else that which the index names."""
         from npstream.formats.sidecar.sidecar import digest_index
 
-        if not sidecar.index_digest.matches(digest_index(text, index_version, store.root)):
+        digest = digest_index(text, version, self._store.root)
+        if sidecar is None or not sidecar.index_digest.matches(digest):
+            sidecar = self.open_named(index.annotations.sidecar) or sidecar
+        if sidecar is not None and not sidecar.index_digest.matches(digest):
             log("%s is not of this index: reading without it", sidecar.where)
             sidecar = None
-    identity = identity_of(text, index_version) if cache else ""
-    snapshot = Snapshot(name, index_version, identity, os.getpid())
-    return Manifest(parse_index(text, store.where(name)), identity, sidecar, snapshot)
+        return sidecar
 
 
 def _start_thread(work: Callable[[], T]) -> Callable[[], T]:
@@ -164,6 +252,7 @@ def _start_thread(work: Callable[[], T]) -> Callable[[], T]:
 
     def wait() -> T:
         result = results.get()
+        results.put(result)
         if isinstance(result, BaseException):
             raise result
         return result
@@ -246,21 +335,21 @@ def _hash(text: bytes) -> str:
     return digest("xxh3_128", text)
 
 
-def _open_sidecar(store: Store, cache: ShardCache | None) -> Sidecar | None:
-    """Open the side-car; return None if it is absent or damaged."""
-    from npstream.formats.sidecar.sidecar import NAME, Sidecar
+def _open_sidecar(store: Store, cache: ShardCache | None, name: str) -> Sidecar | None:
+    """Open a side-car; return None if it is absent or damaged."""
+    from npstream.formats.sidecar.sidecar import Sidecar
 
     try:
-        version = _version(store, cache, NAME)
+        version = _version(store, cache, name)
         if cache is None or isinstance(store, LocalStore):
-            return Sidecar(store)
+            return Sidecar(store, name)
         from npstream.cache.ranges import CachedRanges
 
         is_large = (size_in_version(version) or 0) > LARGE_SIDECAR
-        files = {} if is_large else {NAME: _read_cached(store, cache, NAME, version)}
+        files = {} if is_large else {name: _read_cached(store, cache, name, version)}
         # Versions may be coarse, and column files belong to one side-car: the key has its hash.
-        key = f"{version}:{_hash(files[NAME])}" if files else version
-        return Sidecar(CachedRanges(store, cache, key, files))
+        key = f"{version}:{_hash(files[name])}" if files else version
+        return Sidecar(CachedRanges(store, cache, key, files), name)
     except StorageError as error:
         if error.errno != errno.ENOENT:
             raise
@@ -296,12 +385,18 @@ def warn_sidecar_denied(store: Store, stacklevel: int) -> None:
     )
 
 
-def _read_digest(
+def _read_ends(
     store: Store, cache: ShardCache | None, name: str, nbytes: int, version: str
-) -> IndexDigest:
-    """Return the digest of an index file, which takes only its first and last bytes."""
-    from npstream.formats.sidecar.sidecar import END_BYTES, digest_index_ends
+) -> bytes:
+    """Return the first and last bytes of an index file, from which its digest is computed."""
+    from npstream.formats.sidecar.sidecar import END_BYTES
 
     spans = [(name, 0, END_BYTES), (name, nbytes - END_BYTES, END_BYTES)]
-    ends = _read_cached(store, cache, name, version, lambda: b"".join(store.ranges(spans)))
-    return digest_index_ends(nbytes, ends[:END_BYTES], ends[END_BYTES:], version, store.root)
+    return _read_cached(store, cache, name, version, lambda: b"".join(store.ranges(spans)))
+
+
+def _digest_ends(ends: bytes, nbytes: int, version: str, url: str) -> IndexDigest:
+    """Return the digest of an index file from its first and last bytes."""
+    from npstream.formats.sidecar.sidecar import END_BYTES, digest_index_ends
+
+    return digest_index_ends(nbytes, ends[:END_BYTES], ends[END_BYTES:], version, url)

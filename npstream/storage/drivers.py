@@ -21,14 +21,16 @@ from typing import Any
 
 from npstream._core.fork import renew_in_child
 from npstream.errors import MissingDependencyError
-from npstream.storage import http
 from npstream.storage import huggingface as hub
+from npstream.storage import uploads
 from npstream.storage.responses import (
     Response,
     ResponseError,
     SurplusError,
     check_range,
     file_info,
+    http_info,
+    http_range,
     info_with_size,
     read_range,
     read_whole,
@@ -41,6 +43,8 @@ __all__ = [
     "Route",
     "find_route",
     "import_lock",
+    "lists_by_walking",
+    "make_filesystem",
     "missing_driver",
     "same_service",
 ]
@@ -140,6 +144,12 @@ class Driver:
     create : callable, optional
         Stores bytes as a new file in one atomic step of the server, or raises FileExistsError.
         None if the server has no such step.
+    replace : callable, optional
+        Stores bytes in place of the version of a file that a `Tag` identifies, in one atomic step
+        of the server. Raises FileExistsError, or the driver's exception for the status 412, if the
+        file has changed. None if the server has no such step.
+    checks_conditions : bool
+        False if there are servers that ignore the conditions of `create` and `replace`.
     remove : callable, optional
         Removes a file. Replaces a method that reports a busy server as a missing file.
     close : callable
@@ -169,6 +179,8 @@ class Driver:
     can_list: bool = True
     write: Callable[[Any, str, Any], object] | None = None
     create: Callable[[Any, str, bytes], object] | None = None
+    replace: Callable[[Any, str, bytes, uploads.Tag], object] | None = None
+    checks_conditions: bool = True
     remove: Callable[[Any, str], object] | None = None
     close: Callable[[Any], object] = _no_op
     trust: str = "in SSL_CERT_FILE"
@@ -231,6 +243,25 @@ def missing_driver(driver: Driver, scheme: str, error: ImportError) -> MissingDe
     return MissingDependencyError(f"{scheme}://", package, driver.extra)
 
 
+def make_filesystem(kind: Any, options: Mapping[str, Any], driver: Driver) -> Any:
+    """Make a filesystem whose settings nobody else shares."""
+    filesystem = kind(**options, skip_instance_cache=True)
+    if hasattr(filesystem.dircache, "use_listings_cache"):
+        filesystem.dircache.use_listings_cache = False
+    driver.configure(filesystem)
+    return filesystem
+
+
+def lists_by_walking(kind: Any) -> bool:
+    """Return True if a driver inherits fsspec's generic ``find``."""
+    from fsspec import AbstractFileSystem
+    from fsspec.asyn import AsyncFileSystem
+
+    if getattr(kind, "async_impl", False):
+        return bool(kind._find is AsyncFileSystem._find)
+    return bool(kind.find is AbstractFileSystem.find)
+
+
 def same_service(url: str, other: str) -> bool:
     """Return True if two URLs have the same driver and, for web addresses, the same host.
 
@@ -259,17 +290,6 @@ def _merge(defaults: Mapping[str, Any], options: Mapping[str, Any]) -> Options:
             value = _merge(default, value)
         merged[name] = value
     return merged
-
-
-def _create(filesystem: Any, path: str, data: bytes) -> Any:
-    """Store bytes if the object does not exist; S3, Google and Azure support this condition."""
-    return filesystem._pipe_file(path, data, mode="create")
-
-
-def _memory_create(filesystem: Any, path: str, data: bytes) -> None:
-    file = import_module("fsspec.implementations.memory").MemoryFile(filesystem, path, data)
-    if filesystem.store.setdefault(path, file) is not file:  # `setdefault` is atomic
-        raise FileExistsError(path)
 
 
 def _s3_options(settings: RouteSettings) -> Options:
@@ -481,11 +501,6 @@ def _oci_remove(filesystem: Any, path: str) -> None:
     filesystem.bulk_delete([path])
 
 
-def _oci_create(filesystem: Any, path: str, data: bytes) -> None:
-    bucket, namespace, key = filesystem.split_path(path)
-    filesystem.oci_client.put_object(namespace, bucket, key, data, if_none_match="*")
-
-
 @contextmanager
 def _oci_request(filesystem: Any, path: str, start: int, end: int) -> Iterator[Any]:
     bucket, namespace, name = filesystem.split_path(path)
@@ -599,23 +614,6 @@ def _sftp_write(filesystem: Any, path: str, data: Any) -> None:
     filesystem.ftp.putfo(BytesIO(data), path)
 
 
-def _sftp_rename(filesystem: Any, old: str, new: str) -> None:
-    """Rename a file to a new name: SFTP's rename never replaces a file."""
-    try:
-        filesystem.ftp.rename(old, new)
-    except OSError as error:
-        # Servers report only that the rename failed, not why.
-        if error.errno is None and filesystem.exists(new):
-            raise FileExistsError(new) from error
-        raise
-
-
-def _local_rename(_filesystem: Any, old: str, new: str) -> None:
-    """Rename a file to a new name. `os.link`, unlike `os.rename`, never replaces a file."""
-    os.link(old, new)
-    os.unlink(old)
-
-
 def _sftp_close(filesystem: Any) -> None:
     with suppress(Exception):
         filesystem.client.close()
@@ -637,21 +635,25 @@ def _http_configure(filesystem: Any) -> None:
 
 _S3 = Driver(
     "s3", "s3fs", "s3", {"S3_ENDPOINT_URL": "endpoint_url"},
-    options=_s3_options, configure=_s3_configure, trust=_S3_TRUST, create=_create,
+    options=_s3_options, configure=_s3_configure, trust=_S3_TRUST,
+    create=uploads.create_with_mode, replace=uploads.replace_s3, checks_conditions=False,
     read=partial(read_range, _s3_request), info=partial(info_with_size, _s3_head, _s3_request),
 )  # fmt: skip
 _GCS = Driver(
-    "gcs", "gcsfs", "gcs", load=_gcs_load, read=_gcs_read, info=_gcs_info, create=_create,
+    "gcs", "gcsfs", "gcs", load=_gcs_load, read=_gcs_read, info=_gcs_info,
+    create=uploads.create_with_mode, replace=uploads.replace_gcs,
 )  # fmt: skip
 _GCS_HMAC = Driver(
     "s3", "s3fs", "s3", {"GCS_KEY": "key", "GCS_SECRET": "secret"},
-    options=_gcs_hmac_options, configure=_s3_configure, trust=_S3_TRUST, create=_create,
+    options=_gcs_hmac_options, configure=_s3_configure, trust=_S3_TRUST,
+    create=uploads.create_with_mode, replace=uploads.replace_s3, checks_conditions=False,
     read=partial(read_range, _s3_request), info=partial(info_with_size, _s3_head, _s3_request),
 )  # fmt: skip
 _AZURE = Driver(
     "abfs", "adlfs", "azure",
     {"AZURE_ACCOUNT_NAME": "account_name", "AZURE_ACCOUNT_ACCESS_KEY": "account_key"},
-    options=_azure_options, load=_azure_load, configure=_azure_configure, create=_create,
+    options=_azure_options, load=_azure_load, configure=_azure_configure,
+    create=uploads.create_with_mode, replace=uploads.replace_azure,
     read=partial(read_range, _azure_request),
     info=partial(info_with_size, _azure_head, _azure_request),
 )  # fmt: skip
@@ -659,24 +661,25 @@ _SFTP = Driver(
     "sftp", "paramiko", "sftp", {"COMPOSER_SFTP_KEY_FILE": "key_filename"},
     # Eight connections, because an SFTP server drops new ones while ten have not logged in yet.
     options=_sftp_options, load=_sftp_load, read=_sftp_read, write=_sftp_write, close=_sftp_close,
-    max_requests=8, rename=_sftp_rename,
+    max_requests=8, rename=uploads.rename_sftp,
 )  # fmt: skip
 _OCI = Driver(
     "oci", "ocifs", "oci", options=_oci_options, load=_oci_load, read=_oci_read, info=_oci_info,
-    create=_oci_create, remove=_oci_remove, trust="in REQUESTS_CA_BUNDLE", max_requests=16,
+    create=uploads.create_oci, replace=uploads.replace_oci, remove=_oci_remove,
+    trust="in REQUESTS_CA_BUNDLE", max_requests=16,
 )  # fmt: skip
 _HTTP = Driver(
-    "http", "aiohttp", "http", configure=_http_configure, info=http.request_info, can_list=False,
+    "http", "aiohttp", "http", configure=_http_configure, info=http_info, can_list=False,
     trust="in SSL_CERT_FILE, or as storage_options={'ssl': 'ca.pem'}",
-    read=partial(read_range, http.request_range), read_all=partial(read_whole, http.request_range),
+    read=partial(read_range, http_range), read_all=partial(read_whole, http_range),
 )  # fmt: skip
 _HF = Driver(
     "hf", "huggingface_hub", "hf", load=hub.filesystem_class, configure=hub.connect,
     read=partial(read_range, hub.request_range), read_all=partial(read_whole, hub.request_range),
-    create=hub.commit_file,
+    create=hub.commit_file, replace=hub.replace_file,
     max_uploads=1,  # each upload is a commit on top of the newest one
 )  # fmt: skip
-_LOCAL = Driver("file", rename=_local_rename)
+_LOCAL = Driver("file", rename=uploads.rename_local, replace=uploads.replace_local)
 
 SCHEMES = {
     "s3": _S3,
@@ -690,7 +693,7 @@ SCHEMES = {
     "http": _HTTP,
     "https": replace(_HTTP, protocol="https"),
     "hf": _HF,
-    "memory": Driver("memory", create=_memory_create),
+    "memory": Driver("memory", create=uploads.memory_create, replace=uploads.memory_replace),
     "file": _LOCAL,
     "local": _LOCAL,
 }

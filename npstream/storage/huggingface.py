@@ -24,7 +24,9 @@ from npstream.storage.threads import DriverThreads
 if TYPE_CHECKING:
     from logging import LogRecord
 
-__all__ = ["commit_file", "connect", "filesystem_class", "request_range"]
+    from npstream.storage.uploads import Tag
+
+__all__ = ["commit_file", "connect", "filesystem_class", "replace_file", "request_range"]
 
 _IDENTITY = {"accept-encoding": "identity"}
 
@@ -253,17 +255,31 @@ def _upload(filesystem: Any, data: bytes | str, path: str, parent: str | None = 
 async def commit_file(filesystem: Any, path: str, data: bytes) -> None:
     """Commit a new file; raise FileExistsError if the file exists."""
     location = filesystem.resolve_path(path)
+    _require_commits(location)
+    await filesystem.threads.run(lambda _: _commit(filesystem, location, path, data, None))
+
+
+async def replace_file(filesystem: Any, path: str, data: bytes, tag: Tag) -> None:
+    """Commit a file in place of another version; raise FileExistsError if the file has changed."""
+    location, version = filesystem.resolve_path(path), tag.info["blob_id"]
+    _require_commits(location)
+    await filesystem.threads.run(lambda _: _commit(filesystem, location, path, data, version))
+
+
+def _require_commits(location: Any) -> None:
+    """Raise OSError for a bucket, which has no commits and so no conditional uploads."""
     if hasattr(location, "bucket_id"):
-        raise OSError(errno.EOPNOTSUPP, "a bucket creates no file in one step")
-    await filesystem.threads.run(lambda _: _create(filesystem, location, path, data))
+        raise OSError(errno.EOPNOTSUPP, "a bucket creates or replaces no file conditionally")
 
 
-def _create(filesystem: Any, location: Any, path: str, data: bytes) -> None:
+def _commit(filesystem: Any, location: Any, path: str, data: bytes, version: str | None) -> None:
+    """Commit a file if its version on the branch is `version`; None for a file that is missing."""
     api = filesystem._api
     repo = {"repo_id": location.repo_id, "repo_type": location.repo_type}
     while True:
         newest = api.repo_info(revision=location.revision, **repo).sha
-        if api.get_paths_info(paths=[location.path], revision=newest, **repo):
+        found = api.get_paths_info(paths=[location.path], revision=newest, **repo)
+        if [file.blob_id for file in found] != ([] if version is None else [version]):
             raise FileExistsError(path)
         try:
             _upload(filesystem, data, path, parent=newest)

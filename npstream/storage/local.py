@@ -16,6 +16,7 @@ from npstream._core.redaction import redact_url
 from npstream._core.typing import Body, Bytes, Span
 from npstream.errors import StorageError
 from npstream.storage.deadlines import require_limits
+from npstream.storage.uploads import Tag, locked, replace_unchanged
 from npstream.storage.urls import Location, local_path, location_str, scheme_of
 
 if TYPE_CHECKING:
@@ -235,6 +236,36 @@ class LocalStore:
         ):
             draft.sync()
             draft.replace()
+
+    def can_replace(self, name: str) -> bool:
+        """Return True if the file can be locked; some network file systems have no locks."""
+        try:
+            with locked(self.where(name)):
+                return True
+        except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF):
+                return False
+            raise self._error(name, error, "lock") from error
+
+    def read_tagged(self, name: str) -> Tag:
+        """Return a file with its tag for `replace`."""
+        return Tag(self.read(name), {})
+
+    def replace(self, name: str, data: bytes, tag: Tag) -> None:
+        """Store a file in place of another one if the other one's content is that of `tag`.
+
+        A lock on the file excludes other processes that replace it. The operating system releases
+        it if a process dies.
+
+        Raises
+        ------
+        StorageError
+            With ``errno.EEXIST`` or ``errno.ENOENT`` if the file has changed.
+        """
+        token = os.urandom(8).hex()
+        with self.draft(name, [data], token, []) as draft, self._storage_errors(name, "replace"):
+            draft.sync()
+            replace_unchanged(draft.path, self.where(name), tag)
 
     def put_all(self, files: Iterable[tuple[str, Iterable[Body]]]) -> None:
         """Store files. They get their names after all of them are complete and synced to disk."""

@@ -13,7 +13,6 @@ import operator
 import os
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, unquote
@@ -26,10 +25,20 @@ from npstream._core.redaction import Redactor, location_hash, redact_url
 from npstream._core.typing import Bytes, Span
 from npstream.errors import NpstreamError, StorageError
 from npstream.storage.deadlines import Deadlines, require_limits
-from npstream.storage.drivers import SCHEMES, Driver, Route, find_route, import_lock, missing_driver
+from npstream.storage.drivers import (
+    SCHEMES,
+    Driver,
+    Route,
+    find_route,
+    import_lock,
+    lists_by_walking,
+    make_filesystem,
+    missing_driver,
+)
 from npstream.storage.obstore import fast_ranges
 from npstream.storage.requests import Cancellation, Request, run_requests, run_with_retries
 from npstream.storage.threads import DriverThreads
+from npstream.storage.uploads import Tag, make_folders, put_then_rename, remove_folder
 from npstream.storage.urls import is_http
 from npstream.storage.versions import Version, version_of
 
@@ -273,6 +282,65 @@ class RemoteStore:
         call = connection.creator(connection.path(name), data)
         self._run_one(connection, Request(self.where(name), action, call, len(data)))
 
+    def can_replace(self, name: str) -> bool:
+        """Return True if the driver can replace a file on the condition that it is unchanged."""
+        return self._connect().driver.replace is not None
+
+    @property
+    def checks_conditions(self) -> bool:
+        """False if there are servers for this driver that ignore the conditions of uploads."""
+        return self._connect().driver.checks_conditions
+
+    def tag(self, name: str) -> Tag:
+        """Return the tag of a file for `replace`, without the content of the file."""
+        return Tag(b"", self._info(name))
+
+    def read_tagged(self, name: str) -> Tag:
+        """Return a file with its tag for `replace`, also while others replace the file."""
+        info = self._info(name)
+        while True:
+            try:
+                size = _size_of(info)
+                content = self.read(name, None if size == UNKNOWN_SIZE else size)
+            except StorageError:
+                before, info = info, self._info(name)
+                if version_of(info) == version_of(before):
+                    raise
+                continue
+            before, info = info, self._info(name)
+            if version_of(info) == version_of(before):
+                return Tag(content, info)
+
+    def replace(self, name: str, data: bytes, tag: Tag) -> None:
+        """Store a file in place of the version that `tag` identifies, in one step of the server.
+
+        Raises
+        ------
+        StorageError
+            With ``errno.EEXIST`` or ``errno.ENOENT`` if the file has changed; with ``errno.EIO`` if
+            it has changed, perhaps by an attempt of this call whose response was lost; with
+            ``errno.EOPNOTSUPP`` if this store cannot do this.
+        """
+        connection, attempts = self._connect(), 0
+        path, replace = connection.path(name), connection.driver.replace
+        if replace is None:
+            raise StorageError(
+                errno.EOPNOTSUPP, "this driver replaces no file conditionally", self.where(name)
+            )
+
+        def call(filesystem: Any) -> Any:
+            nonlocal attempts
+            attempts += 1
+            return replace(filesystem, path, data, tag)
+
+        action = f"replace this file by {quantity(len(data), 'byte')}"
+        try:
+            self._run_one(connection, Request(self.where(name), action, call, len(data)))
+        except FileExistsError as error:
+            if attempts == 1:
+                raise
+            raise StorageError(errno.EIO, error.strerror, error.filename) from error
+
     def make_folders(self, folders: list[str], name: str = "") -> None:
         """Make a directory and its parents; append the new ones to `folders`, top first.
 
@@ -280,7 +348,7 @@ class RemoteStore:
         """
         connection = self._connect()
         if connection.driver.rename is not None:
-            call = partial(_make_folders, folder=connection.path(name).rstrip("/"))
+            call = partial(make_folders, folder=connection.path(name).rstrip("/"))
             request = Request(self.where(name), "make this directory", call)
             folders += self._run_one(connection, request)
 
@@ -296,7 +364,7 @@ class RemoteStore:
     def remove_folder(self, folder: str) -> None:
         """Remove a directory unless it has files."""
         connection = self._connect()
-        call = partial(_remove_folder, folder=folder)
+        call = partial(remove_folder, folder=folder)
         request = Request(self.root, f"remove the directory {folder}", call, is_optional=True)
         self._run_one(connection, request)
 
@@ -395,10 +463,10 @@ class _StoreConnection:
         self._quotes = is_http(url)
         self._base, in_url = self._call_driver(lambda: _parse_url(kind, self.route.url))
         options = {**in_url, **self.route.options}
-        make = partial(_make_filesystem, kind, options, driver)
+        make = partial(make_filesystem, kind, options, driver)
         self._threads = DriverThreads(make, driver.close)
         # By default, fsspec's generic `find` silently omits directories that it could not list.
-        self.find_options = {"on_error": "raise"} if _lists_by_walking(kind) else {}
+        self.find_options = {"on_error": "raise"} if lists_by_walking(kind) else {}
         self._making: asyncio.Task[Any] | None = None
         self._filesystems: list[Any] = []  # at most one; `_close_filesystems` empties it
         close = partial(_close_filesystems, self.loop, self._filesystems, self.pid)
@@ -475,14 +543,14 @@ class _StoreConnection:
         if self.driver.rename is None:
             return lambda filesystem: put(filesystem, path)
         leftovers = self.leftovers
-        return lambda filesystem: _put_then_rename(filesystem, path, put, filesystem.mv, leftovers)
+        return lambda filesystem: put_then_rename(filesystem, path, put, filesystem.mv, leftovers)
 
     def creator(self, path: str, data: bytes) -> Callable[[Any], Any]:
         """Return a request's call that stores bytes as a new file."""
         create, rename = self.driver.create, self.driver.rename
         if rename is not None:
             put = self.writer(data)
-            return lambda filesystem: _put_then_rename(
+            return lambda filesystem: put_then_rename(
                 filesystem, path, put, partial(rename, filesystem), self.leftovers
             )
         if create is not None:
@@ -589,70 +657,6 @@ def _parse_url(kind: Any, url: str) -> tuple[str, dict[str, Any]]:
     stem = f"{scheme}://{authority}/{_PATH}"
     base = str(kind._strip_protocol(stem)).removesuffix(_PATH)
     return (base + path).rstrip("/"), kind._get_kwargs_from_urls(stem)
-
-
-def _make_filesystem(kind: Any, options: Mapping[str, Any], driver: Driver) -> Any:
-    """Make a filesystem whose settings nobody else shares."""
-    filesystem = kind(**options, skip_instance_cache=True)
-    if hasattr(filesystem.dircache, "use_listings_cache"):
-        filesystem.dircache.use_listings_cache = False
-    driver.configure(filesystem)
-    return filesystem
-
-
-def _put_then_rename(
-    filesystem: Any,
-    path: str,
-    put: Callable[[Any, str], object],
-    rename: Callable[[str, str], object],
-    leftovers: list[str],
-) -> None:
-    """Store a file under a temporary name, then rename it to `path`.
-
-    If the connection breaks, the temporary file cannot be removed now. Its path stays in
-    `leftovers`.
-    """
-    folder, _, name = path.rpartition("/")
-    temporary = f"{folder}/.{name}.{os.urandom(8).hex()}.tmp"
-    filesystem.makedirs(folder, exist_ok=True)
-    leftovers.append(temporary)
-    try:
-        put(filesystem, temporary)
-        rename(temporary, path)
-    except BaseException:
-        with suppress(Exception):
-            filesystem.rm_file(temporary)
-            leftovers.remove(temporary)
-        raise
-    leftovers.remove(temporary)
-
-
-def _make_folders(filesystem: Any, folder: str) -> list[str]:
-    missing, made = [], []
-    while folder and not filesystem.exists(folder):
-        missing.append(folder)
-        folder = folder.rpartition("/")[0]
-    for folder in reversed(missing):
-        # Another process may have made it meanwhile.
-        with suppress(FileExistsError):
-            filesystem.mkdir(folder, create_parents=False)
-            made.append(folder)
-    return made
-
-
-def _remove_folder(filesystem: Any, folder: str) -> None:
-    if not filesystem.ls(folder, detail=False):
-        filesystem.rmdir(folder)
-
-
-def _lists_by_walking(kind: Any) -> bool:
-    """Return True if a driver inherits fsspec's generic ``find``."""
-    from fsspec import AbstractFileSystem
-    from fsspec.asyn import AsyncFileSystem
-
-    if getattr(kind, "async_impl", False):
-        return bool(kind._find is AsyncFileSystem._find)
-    return bool(kind.find is AbstractFileSystem.find)
 
 
 def _close_filesystems(loop: asyncio.AbstractEventLoop, made: list[Any], process: int) -> None:

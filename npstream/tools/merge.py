@@ -348,14 +348,18 @@ def _read_part(folder: _Folder, with_sidecar: bool) -> _Part:
             raise explanation from None
         raise
     index = parse_index(text, folder.where(INDEX))
-    sidecar = _open_sidecar(folder, text, version) if with_sidecar and len(index) else None
+    sidecar = None
+    if with_sidecar and len(index):
+        sidecar = _open_sidecar(folder, text, version, NAME)
+        if sidecar is None and (named := index.annotations.sidecar):
+            sidecar = _open_sidecar(folder, text, version, named)
     return _Part(folder, index, text, sidecar)
 
 
-def _open_sidecar(folder: _Folder, text: bytes, version: str) -> Sidecar | None:
+def _open_sidecar(folder: _Folder, text: bytes, version: str, name: str) -> Sidecar | None:
     """Open the side-car of an index; return None if it is absent, damaged or of another index."""
     try:
-        sidecar = Sidecar(folder)
+        sidecar = Sidecar(folder, name)
     except StorageError as error:
         # S3 reports EACCES for a missing file if the user may not list the bucket.
         if error.errno not in (errno.ENOENT, errno.EACCES):

@@ -154,7 +154,7 @@ def _open_sidecar(
 ) -> Sidecar | None:
     """Open the side-car and compare it with the index; return None if it cannot be used."""
     try:
-        sidecar = Sidecar(sidecar_store)
+        sidecar = _choose_sidecar(sidecar_store, index, index_digest, required)
         if not sidecar.index_digest.matches(index_digest):
             problems.append(f"{sidecar.where}: it was built from another version of {index.where}")
             return None
@@ -168,6 +168,22 @@ def _open_sidecar(
     except NpstreamError as error:
         problems.append(str(error))
         return None
+    return sidecar
+
+
+def _choose_sidecar(
+    sidecar_store: Store, index: Index, index_digest: IndexDigest, is_elsewhere: bool
+) -> Sidecar:
+    """Open the side-car of the usual name, or that which the index names."""
+    named = "" if is_elsewhere else index.annotations.sidecar
+    try:
+        sidecar = Sidecar(sidecar_store)
+    except FileNotFoundError:
+        if not named:
+            raise
+        return Sidecar(sidecar_store, named)
+    if named and not sidecar.index_digest.matches(index_digest):
+        return Sidecar(sidecar_store, named)  # the other one belongs to a former version
     return sidecar
 
 

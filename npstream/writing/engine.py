@@ -17,7 +17,6 @@ import numpy as np
 
 from npstream._core.typing import AnyArray, Bytes, Int64
 from npstream.errors import ColumnError, is_own_frame
-from npstream.formats.index import ANNOTATIONS_KEY
 from npstream.storage.local import open_store
 from npstream.writing.destination import destination
 from npstream.writing.formats import parse_settings
@@ -25,25 +24,18 @@ from npstream.writing.inputs.fill import check_fill, fill_sample
 from npstream.writing.inputs.recognition import as_mapping, foreign_table, table_of
 from npstream.writing.mapping import MapFunction, Position, apply_map, table_rows, track_position
 from npstream.writing.pipeline import ShardPipeline
-from npstream.writing.report import (
-    REFUSALS,
-    Rejected,
-    WriteReport,
-    count_bytes,
-    make_rejects,
-)
+from npstream.writing.report import REFUSALS, Rejected, WriteReport, count_bytes, make_rejects
 from npstream.writing.resumption.session import ResumedInput, ResumeSession
 from npstream.writing.resumption.skipping import packed_row, skip_input
+from npstream.writing.revisions.base import check_columns, new_document
+from npstream.writing.revisions.publication import Revision, publish_shards, revision
 from npstream.writing.rows import (
     SampleEncoder,
     check_mapping,
-    check_names,
     encode_none,
     refuse_unknown_columns,
-)
-from npstream.writing.settings import (
-    check_shard_samples,
-)
+)  # fmt: skip
+from npstream.writing.settings import check_mode, check_shard_samples, hash_names
 from npstream.writing.shard import Bodies, ColumnBlock, ShardFormat
 from npstream.writing.sidecar import sidecar_files
 from npstream.writing.tables import (
@@ -61,6 +53,7 @@ if TYPE_CHECKING:
 
     from npstream.formats.encodings.encodings import Encoding
     from npstream.writing.destination import Destination
+    from npstream.writing.revisions.base import Base
     from npstream.writing.workers import WorkerPool
 
 __all__ = ["WriterEngine"]
@@ -92,23 +85,44 @@ class WriterEngine:
         on_error: str,
         max_errors: int | None,
         rejects: str | PathLike[str] | None,
-        format: str,
+        format: str | None,
         separator: str | None,
         newline: str | None,
         shard_size: int | str | None,
         compression: str | None,
         hashes: Iterable[str],
+        mode: str,
+        exclusive: bool,
         resume: bool = False,
     ) -> None:
         """Check and store the settings of the encoding of samples."""
         self._start = time.perf_counter()
-        self._settings = parse_settings(format, separator, newline, shard_size, compression, hashes)
+        check_mode(mode, exclusive)
+        if resume and mode != "x":
+            raise ValueError(
+                f"resume=True is for mode='x', and not for mode={mode!r}: write the new samples "
+                "to a directory of their own, and join the datasets with npstream.merge"
+            )
+        self._mode, self._exclusive = mode, exclusive
+        self._columns = columns
+        self._arguments: dict[str, Any] = {
+            "format": format, "separator": separator, "newline": newline, "shard_size": shard_size,
+            "compression": compression, "hashes": hash_names(hashes),
+        }  # fmt: skip
+        # The format of an append is that of the dataset, and so unknown yet.
+        is_known = mode != "a" or format is not None
+        self._settings = parse_settings(
+            **{**self._arguments, "format": format or "mds"}
+            if is_known
+            else {**self._arguments, "format": "mds", "separator": None, "newline": None}
+        )
         self._fill = check_fill(fill)
         self._is_inferred = columns is None
+        self._weakly_typed: frozenset[str] = frozenset()
         self._encoder: SampleEncoder | None = None
         self._encode_dict: Callable[[dict[str, Any]], bytes | None] = encode_none
         self._position: Position | None = None
-        if columns is not None:
+        if columns is not None and is_known:
             self._encoder = SampleEncoder(self._settings.new_format(columns), False, self._fill)
         self._rejects = make_rejects(on_error, max_errors, rejects, keep=resume)
 
@@ -131,8 +145,11 @@ class WriterEngine:
         self._session: ResumeSession | None = None
         self._report: WriteReport | None = None
         self._row_bytes = 0
-        if resumed is None:
+        self._destination: Destination
+        if resumed is None and self._mode == "x":
             self._destination = destination(store)
+        elif resumed is None:
+            self._destination = revision(store, self._mode, self._exclusive)
         else:
             described = self._settings.describe() | {
                 "shard_samples": count,
@@ -148,6 +165,8 @@ class WriterEngine:
         self._shards = ShardPipeline(self._destination, count, sidecar=sidecar)
         if self._session is None:
             self._destination.prepare()
+            if isinstance(self._destination, Revision) and self._mode == "a":
+                self._adopt(self._destination.base)
             if self._encoder is not None:
                 self._shards.start(self._encoder.layout)
         else:
@@ -170,6 +189,27 @@ class WriterEngine:
     def _is_complete(self) -> bool:
         """Whether an interrupted write has stored all samples."""
         return self._session is not None and self._session.is_complete
+
+    def _adopt(self, base: Base | None) -> None:
+        """Take the columns and the format of the dataset to which this Writer appends."""
+        if base is None:
+            settings = {**self._arguments, "format": self._arguments["format"] or "mds"}
+            self._settings = parse_settings(**settings)
+            if self._columns is not None:
+                layout = self._settings.new_format(self._columns)
+                self._encoder = SampleEncoder(layout, False, self._fill)
+            return
+        self._settings = parse_settings(**base.settings_for(self._arguments))
+        columns = self._columns
+        if columns is None:
+            columns = base.columns
+        elif self._is_inferred:  # those of a table
+            columns = base.reconcile(columns, self._weakly_typed)
+        layout = self._settings.new_format(columns)
+        check_columns(base, layout)
+        self._encoder = SampleEncoder(layout, self._is_inferred, self._fill)
+        if base.entries:
+            self._shards.grow_sidecar(base.sidecar)
 
     @property
     def _format(self) -> ShardFormat | None:
@@ -258,7 +298,6 @@ class WriterEngine:
                 sample = as_mapping(sample, self._user_columns(), number)
             if self._encoder is None:
                 check_mapping(sample, number)
-                check_names(sample, number)
                 first = fill_sample(sample, self._fill, {})
                 layout = self._settings.new_format({k: infer_column(k, first[k]) for k in first})
                 layout.encode(first, number)
@@ -432,12 +471,11 @@ class WriterEngine:
         self._shards.flush()
         self._shards.finish()
         entries, sidecar_builder = self._shards.entries, self._shards.sidecar_builder
-        index: dict[str, Any] = {"shards": entries, "version": 2}
-        if self._format.annotations or not entries:
-            schema = None if entries else self._format.empty_schema
-            index[ANNOTATIONS_KEY] = self._format.annotations.to_document(schema)
-        text = json.dumps(index, sort_keys=True).encode()
         self._shards.begin()
+        if isinstance(self._destination, Revision):
+            publish_shards(self._destination, self._format, entries, sidecar_builder)
+            return
+        text = json.dumps(new_document(self._format, entries), sort_keys=True).encode()
         if sidecar_builder is None:
             self._destination.publish(text, ())
         else:

@@ -25,6 +25,7 @@ from npstream.writing.sidecar import SidecarBuilder
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
+    from npstream.formats.sidecar.sidecar import Sidecar
     from npstream.writing.destination import Destination
     from npstream.writing.resumption.session import ResumeSession
 
@@ -89,6 +90,7 @@ class ShardPipeline:
         self.shard_samples = shard_samples
         self._destination = destination
         self._has_sidecar = sidecar
+        self._sidecar_columns: dict[str, np.dtype[Any]] | None = None  # None for all scalar ones
         self._is_claimed = False
         self._layout: ShardFormat | None = None
         self._blocks: list[Body | Bodies] = []
@@ -221,6 +223,13 @@ class ShardPipeline:
         self._store(pieces, len(sizes), self.nbytes, meta=meta, last_row=last_row)
         self._begin_shard()
 
+    def grow_sidecar(self, sidecar: Sidecar | None) -> None:
+        """Gather only what is missing for a side-car that is to grow; nothing if it is None."""
+        if sidecar is None:
+            self._has_sidecar = False
+        else:
+            self._sidecar_columns = {n: column.dtype for n, column in sidecar.columns.items()}
+
     def begin(self) -> None:
         """Claim the destination once, before the first file is stored."""
         if not self._is_claimed:
@@ -228,8 +237,9 @@ class ShardPipeline:
             self._is_claimed = True
 
     def _new_sidecar_builder(self) -> SidecarBuilder:
-        schema = self.layout.schema
-        columns = scalar_columns([schema]) if schema.format == "mds" else {}
+        schema, columns = self.layout.schema, self._sidecar_columns
+        if columns is None:
+            columns = scalar_columns([schema]) if schema.format == "mds" else {}
         return SidecarBuilder(columns, hashed=True, write_id=self._destination.write_id)
 
     def _store(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from npstream._core.dtypes import NUMBERS
-from npstream.errors import ColumnError, short_repr
+from npstream.errors import ColumnError
 from npstream.formats.encodings.arrays import MAX_NDIM, shape_head
 from npstream.writing.inputs.fill import Fill, fill_sample, is_absent
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 __all__ = [
     "SampleEncoder",
     "check_mapping",
-    "check_names",
     "compile_encoder",
     "encode_none",
     "refuse_unknown_columns",
@@ -294,21 +293,13 @@ def check_mapping(sample: Any, number: int) -> None:
         )
 
 
-def check_names(sample: Mapping[Any, Any], number: int) -> None:
-    """Raise TypeError unless the keys of the first sample are text."""
-    for name in sample:
-        if not isinstance(name, str):
-            raise TypeError(
-                f"sample {number} has the key {short_repr(name)}, of type {type(name).__name__}: "
-                "the name of a column is a str; rename it, as in {'x': ...}"
-            )
-
-
 def refuse_unknown_columns(columns: Mapping[str, Any], names: Iterable[Any], number: int) -> None:
     """Raise ValueError if a name is not a column."""
     if unknown := [name for name in names if name not in columns]:
+        # Without a first sample, the columns are those of the dataset to which this appends.
+        lacking = "which the first sample lacks" if number else "which the dataset lacks"
         raise ValueError(
-            f"sample {number} has {unknown[0]!r}, which the first sample lacks, so there is no "
+            f"sample {number} has {unknown[0]!r}, {lacking}, so there is no "
             "column for it: name all columns in columns=, and give every sample all of them; "
             "or leave that key out"
         )

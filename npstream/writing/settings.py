@@ -12,6 +12,7 @@ from npstream._core.arguments import parse_size, quantity
 from npstream.formats.hashes import digest
 
 __all__ = [
+    "check_mode",
     "check_shard_samples",
     "check_workers",
     "hash_names",
@@ -28,6 +29,16 @@ def size_limit(shard_size: int | str | None) -> int | None:
             "(2**32), as the offsets in a shard are uint32"
         )
     return limit or None
+
+
+def check_mode(mode: str, exclusive: bool) -> None:
+    """Raise TypeError or ValueError unless these arguments of `write` are valid."""
+    if mode not in ("x", "w", "a"):
+        raise ValueError(
+            f"mode={mode!r}: it is 'x' to write a new dataset, 'w' to replace one, or 'a' to append"
+        )
+    if not isinstance(exclusive, bool):
+        raise TypeError(f"exclusive={exclusive!r}: expected True or False")
 
 
 def check_workers(workers: int) -> int:

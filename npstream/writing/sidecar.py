@@ -5,10 +5,12 @@ Tested in tests/tools/test_index_builder.py.
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -19,6 +21,7 @@ from npstream.errors import StorageError
 from npstream.formats.chunks import chunk_counts
 from npstream.formats.hashes import Hasher, digest, hasher
 from npstream.formats.index import INDEX, parse_index
+from npstream.formats.scan import ScanResult
 from npstream.formats.sidecar.blocks import HASH_BLOCK, xxh3
 from npstream.formats.sidecar.catalog import smallest_uint
 from npstream.formats.sidecar.sidecar import (
@@ -26,6 +29,7 @@ from npstream.formats.sidecar.sidecar import (
     NPY_HEADER_BYTES,
     ColumnFile,
     IndexDigest,
+    Sidecar,
     digest_index,
     encode_sidecar,
     npy_header,
@@ -34,7 +38,6 @@ from npstream.formats.statistics import decode_statistics, encode_statistics, me
 
 if TYPE_CHECKING:
     from npstream.formats.index import Index
-    from npstream.formats.scan import ScanResult
     from npstream.formats.statistics import ColumnStatistics
 
 __all__ = ["SidecarBuilder", "column_files"]
@@ -43,6 +46,10 @@ _MAX_NAME = 200
 """Maximum characters of a column's quoted name in a file name."""
 
 _READ_BYTES = 1 << 20
+
+_READ_SAMPLES = 1 << 20
+"""Samples whose values are read of a side-car at a time."""
+
 _HASH = "xxh3_128"
 
 
@@ -241,6 +248,60 @@ class SidecarBuilder:
             self._column.seek(0)
             yield column.file, self._column
 
+    def extended(
+        self, new_index: Index, sidecar: Sidecar, index: Index, write_id: str
+    ) -> SidecarBuilder:
+        """Return a builder that holds the shards of a side-car, and then those of this builder.
+
+        No shard is read. Columns that the side-car lacks are left out.
+
+        Parameters
+        ----------
+        new_index : Index
+            The index of the shards that were added to this builder.
+        sidecar : Sidecar
+        index : Index
+            The index to which the side-car belongs.
+        write_id : str
+            The unique part of the names of the columns' files.
+        """
+        columns = {
+            name: column.dtype
+            for name, column in sidecar.columns.items()
+            if self.dtypes.get(name) == column.dtype
+        }
+        result = SidecarBuilder(columns, self._hashed and sidecar.hashed, write_id=write_id)
+        try:
+            for scan in chain(sidecar_scans(sidecar, index, columns), self._scans(new_index)):
+                result.add(scan)
+            result._statistics = sidecar.statistics()
+            merge_statistics(result._statistics, self._statistics)
+        except BaseException:
+            result.close()
+            raise
+        return result
+
+    def _scans(self, index: Index) -> Iterator[ScanResult]:
+        """Yield what was added for each shard, without the statistics."""
+        row = sum(column.dtype.itemsize for column in self.columns)
+        with self._storage_errors():
+            heads, pieces = (
+                _content(file, np.dtype("<u8")) for file in (self._heads, self._pieces)
+            )
+        ends = np.cumsum(_piece_counts(index)).tolist()
+        for shard, (begin, meta) in enumerate(heads.reshape(-1, 2).tolist()):
+            start, stop = index.starts[shard : shard + 2].tolist()
+            with self._storage_errors():
+                self._values.seek(start * row)
+                values = {
+                    column.name: np.frombuffer(
+                        self._values.read((stop - start) * column.dtype.itemsize), column.dtype
+                    )
+                    for column in self.columns
+                }
+            hashes = pieces[ends[shard - 1] if shard else 0 : ends[shard]]
+            yield ScanResult(begin, hashes, meta, values)
+
     def sidecar(self, index: Index, mark: IndexDigest) -> Iterator[Body]:
         """Return the pieces of the side-car; call it after `add` for all shards, and `finish`."""
         sections = dict(self._hashes)
@@ -288,6 +349,78 @@ def sidecar_files(
         yield name, read_pieces(file)
     yield NAME, sidecar_builder.sidecar(index, digest_index(text))
     sidecar_builder.close()
+
+
+def revised_sidecar_files(
+    sidecar_builder: SidecarBuilder,
+    text: bytes,
+    name: str,
+    new_document: Mapping[str, Any],
+    sidecar: Sidecar | None,
+    index: Index | None,
+    write_id: str,
+) -> Iterator[tuple[str, Iterator[Body]]]:
+    """Yield the names and contents of the files of a side-car that has a name of its own.
+
+    Parameters
+    ----------
+    sidecar_builder : SidecarBuilder
+        Describes the new shards.
+    text : bytes
+        The content of the new index.
+    name : str
+        The file name of the side-car.
+    new_document : mapping
+        The document of an index of the new shards only.
+    sidecar, index : Sidecar and Index, optional
+        The side-car and the index of the shards before the new ones.
+    write_id : str
+        The unique part of the names of the columns' files.
+    """
+    revised = parse_index(text, INDEX, trusted=True)
+    builder = sidecar_builder
+    if sidecar is not None and index is not None:
+        new_index = parse_index(json.dumps(new_document).encode(), INDEX, trusted=True)
+        builder = sidecar_builder.extended(new_index, sidecar, index, write_id)
+    try:
+        for column, file in builder.finish(revised):
+            yield column, read_pieces(file)
+        yield name, builder.sidecar(revised, digest_index(text))
+    finally:
+        if builder is not sidecar_builder:
+            builder.close()
+
+
+def sidecar_scans(
+    sidecar: Sidecar, index: Index, columns: Mapping[str, np.dtype[Any]]
+) -> Iterator[ScanResult]:
+    """Yield for each shard what a scan of it would find, as the side-car says, without statistics.
+
+    Parameters
+    ----------
+    sidecar : Sidecar
+    index : Index
+        The index to which it belongs.
+    columns : mapping of str to dtype
+        The columns to read, which are some of the side-car's.
+    """
+    starts = index.starts.tolist()
+    first = 0
+    while first < len(index):
+        # Columns are read for several shards at once, as each read may be a request.
+        end = int(np.searchsorted(index.starts, starts[first] + _READ_SAMPLES, side="right")) - 1
+        stop = min(max(end, first + 1), len(index))
+        values = {name: sidecar.column(name, starts[first], starts[stop]) for name in columns}
+        for shard in range(first, stop):
+            rows = slice(starts[shard] - starts[first], starts[shard + 1] - starts[first])
+            hashes = sidecar.piece_hashes(shard)
+            yield ScanResult(
+                sidecar.first_offset(shard) or 0,
+                np.empty(0, np.uint64) if hashes is None else hashes,
+                sidecar.meta_hash(shard) or 0,
+                {name: column[rows] for name, column in values.items()},
+            )
+        first = stop
 
 
 def read_pieces(file: IO[bytes]) -> Iterator[bytes]:

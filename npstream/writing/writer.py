@@ -36,6 +36,7 @@ def write(
     path: str | PathLike[str],
     data: Iterable[Any] | Mapping[str, Any] | Writable | ArrowStream | MapDataset | PartedInput,
     *,
+    mode: str = "x",
     columns: Mapping[str, str] | None = None,
     map: MapFunction | None = None,
     workers: int = 0,
@@ -43,7 +44,7 @@ def write(
     on_error: str = "raise",
     max_errors: int | None = None,
     rejects: str | PathLike[str] | None = None,
-    format: str = "mds",
+    format: str | None = None,
     separator: str | None = None,
     newline: str | None = None,
     sidecar: bool = True,
@@ -52,6 +53,7 @@ def write(
     compression: str | None = None,
     hashes: Iterable[str] = (),
     resume: bool = False,
+    exclusive: bool = False,
     progress: bool | None = None,
     storage_options: Mapping[str, Any] | None = None,
     timeout: float = 60.0,
@@ -65,7 +67,7 @@ def write(
     Parameters
     ----------
     path : str or os.PathLike
-        A local directory or a URL such as ``s3://bucket/corpus``; it must not hold a dataset.
+        A local directory or a URL such as ``s3://bucket/corpus``.
     data : iterable of samples, mapping of columns, table or Dataset
         One of these:
 
@@ -76,6 +78,11 @@ def write(
           or a structured array.
         - a Dataset of Hugging Face or torch.
         - a Dataset, view, column or Batch of npstream. Its values are copied as they are stored.
+    mode : {"x", "w", "a"}, default: "x"
+        What happens to a dataset that `path` holds. ``"x"`` raises FileExistsError. ``"w"``
+        replaces it, and ``"a"`` appends to it; both create a new one if there is none. Readers find
+        the former dataset or the new one. An append keeps the former index, which
+        ``npstream.open(path, version=...)`` opens.
     columns : mapping of str to str, optional
         The encoding of each column, such as ``"int64"``, ``"str"``, ``"ndarray:uint16:1024"``,
         ``"bool"`` or ``"datetime64[s]"``. It can also be a type such as ``int``, or a dtype.
@@ -98,9 +105,10 @@ def write(
     rejects : str or os.PathLike, optional
         A local file of JSON lines that records each sample that is left out: its number in the
         input, the reason, and its shortened repr. An existing file is replaced.
-    format : str, default: "mds"
+    format : str, optional
         ``"mds"``, or a text format: ``"jsonl"``, ``"csv"``, ``"tsv"`` or ``"xsv"``. The
-        encodings of text formats are ``"str"``, ``"int"`` and ``"float"``.
+        encodings of text formats are ``"str"``, ``"int"`` and ``"float"``. By default ``"mds"``,
+        and for an append the format of the dataset.
     separator : str, optional
         The text between two fields of ``"xsv"``. That format requires it.
     newline : str, optional
@@ -114,14 +122,19 @@ def write(
         Maximum number of samples of a shard. A shard ends when either limit is reached.
     compression : str, optional
         ``"zstd"``, ``"gz"``, ``"bz2"``, ``"br"``, each also with ``":level"``, or ``"snappy"``. By
-        default shards are not compressed.
+        default shards are not compressed, and for an append as those of the dataset.
     hashes : iterable of str, default: ()
-        Hashes of each file that the index records, such as ``"xxh3_64"`` and ``"sha256"``.
+        Hashes of each file that the index records, such as ``"xxh3_64"`` and ``"sha256"``. Without
+        any, an append records those that the dataset has.
     resume : bool, default: False
         Whether to keep the stored shards if the write fails or the process is killed, and to go on
         after them if an earlier call with ``resume=True`` was interrupted. The arguments and the
         data must be the same as then. The samples that are stored are passed over. The result is
         that of a write that was not interrupted. Readers do not see an unfinished write.
+    exclusive : bool, default: False
+        Whether the caller guarantees that no other process writes there. ``mode="a"`` needs it in
+        stores that cannot replace a file on the condition that it is unchanged. In other stores the
+        condition is checked nevertheless.
     progress : bool, optional
         Whether to show samples, bytes and their rate on standard error, with tqdm if it is
         installed. By default they are shown in a terminal or notebook after a second.
@@ -142,19 +155,20 @@ def write(
     TypeError, ValueError
         If a column's encoding cannot store a value exactly, or a sample has a key that the first
         sample lacks. The message names the sample and the column. Also raised if there are
-        neither samples nor `columns`, if an encoding, codec, hash or size is invalid, or if more
-        than `max_errors` samples are left out. With ``resume=True``: if the arguments or the data
-        differ from those of the interrupted write.
+        neither samples nor `columns`, if an encoding, codec, hash or size is invalid, if more
+        than `max_errors` samples are left out, or if the columns of an append are not those of the
+        dataset. With ``resume=True``: if the arguments or the data differ from those of the
+        interrupted write.
     ColumnError
         If a sample lacks a column.
     RuntimeError
         If a worker process was killed.
     FileExistsError
-        If `path` holds a dataset or a part of one. A part belongs to another write, which is in
-        progress or was interrupted. With ``resume=True``: if that write is in progress, or was
-        not begun with ``resume=True``.
+        With ``mode="x"``, if `path` holds a dataset or a part of one. A part belongs to another
+        write, which is in progress or was interrupted. With ``resume=True``: if that write is in
+        progress, or was not begun with ``resume=True``.
     StorageError
-        If a file cannot be stored.
+        If a file cannot be stored. With ``errno.EOPNOTSUPP`` if the store needs `exclusive`.
     MissingDependencyError
         If a codec, a dtype, an image or the storage driver needs a package that is not installed.
 
@@ -169,6 +183,10 @@ def write(
     >>> report = npstream.write("letters", {"tokens": rows, "name": list("abcde")})
     >>> report.samples, report.columns
     (5, {'tokens': 'ndarray:uint16:4', 'name': 'str'})
+    >>> version = npstream.open("letters").version
+    >>> report = npstream.write("letters", {"tokens": rows[:1], "name": ["f"]}, mode="a")
+    >>> len(npstream.open("letters")), len(npstream.open("letters", version=version))
+    (6, 5)
     """
     with short_traceback:
         names = columns if isinstance(columns, Mapping) and map is None else None
@@ -189,9 +207,14 @@ def write(
         writer._configure(
             _encodings(columns, map, table), fill=fill, on_error=on_error, max_errors=max_errors,
             rejects=rejects, format=format, separator=separator, newline=newline,
-            shard_size=shard_size, compression=compression, hashes=hashes, resume=resume,
+            shard_size=shard_size, compression=compression, hashes=hashes, mode=mode,
+            exclusive=exclusive, resume=resume,
         )  # fmt: skip
         writer._is_inferred = columns is None
+        if isinstance(data, Mapping):
+            writer._weakly_typed = frozenset(
+                name for name, values in data.items() if isinstance(values, list | tuple)
+            )
         pool = None
         if check_workers(workers) and (table is None or map is not None):
             pool = writer._start_workers(workers, map, resume)
@@ -231,10 +254,13 @@ class Writer(WriterEngine):
     Parameters
     ----------
     path : str or os.PathLike
-        A local directory or a URL; it must not hold a dataset.
+        A local directory or a URL.
     columns : mapping of str to str, optional
         The encoding of each column, as for `write`; other keys of samples are ignored. By default
-        the columns are the keys of the first sample, with encodings inferred from its values.
+        the columns are the keys of the first sample, with encodings inferred from its values. For
+        an append they are those of the dataset.
+    mode : {"x", "w", "a"}, default: "x"
+        Write a new dataset, replace one, or append to one, as for `write`.
     fill : mapping of str to object, optional
         The value of a column for samples that lack its key or have None.
     on_error : {"raise", "skip"}, default: "raise"
@@ -243,8 +269,9 @@ class Writer(WriterEngine):
         Number of samples that may be left out; one more raises ValueError. By default any number.
     rejects : str or os.PathLike, optional
         A local file of JSON lines that records the samples that are left out, as for `write`.
-    format : str, default: "mds"
-        ``"mds"``, or a text format: ``"jsonl"``, ``"csv"``, ``"tsv"`` or ``"xsv"``.
+    format : str, optional
+        ``"mds"``, or a text format: ``"jsonl"``, ``"csv"``, ``"tsv"`` or ``"xsv"``. By default
+        ``"mds"``, and for an append the format of the dataset.
     separator : str, optional
         The text between two fields of ``"xsv"``. That format requires it.
     newline : str, optional
@@ -263,6 +290,8 @@ class Writer(WriterEngine):
     resume : bool, default: False
         Whether to keep the stored shards if the write fails or the process is killed, and to go on
         after them, as for `write`. Do not write the first `input_samples` samples then.
+    exclusive : bool, default: False
+        Whether the caller guarantees that no other process writes there, as for `write`.
     storage_options : mapping, optional
         Options of the storage driver, if the dataset is written to a URL.
     timeout : float, default: 60.0
@@ -275,7 +304,7 @@ class Writer(WriterEngine):
     TypeError, ValueError
         If an encoding, codec, hash or size is invalid.
     FileExistsError
-        If `path` holds a dataset or a part of one.
+        With ``mode="x"``, if `path` holds a dataset or a part of one.
     StorageError
         If the directory cannot be created, or a request to the store fails.
     MissingDependencyError
@@ -299,11 +328,12 @@ class Writer(WriterEngine):
         path: str | PathLike[str],
         columns: Mapping[str, str | Encoding] | None = None,
         *,
+        mode: str = "x",
         fill: Mapping[str, Any] | None = None,
         on_error: str = "raise",
         max_errors: int | None = None,
         rejects: str | PathLike[str] | None = None,
-        format: str = "mds",
+        format: str | None = None,
         separator: str | None = None,
         newline: str | None = None,
         sidecar: bool = True,
@@ -312,6 +342,7 @@ class Writer(WriterEngine):
         compression: str | None = None,
         hashes: Iterable[str] = (),
         resume: bool = False,
+        exclusive: bool = False,
         storage_options: Mapping[str, Any] | None = None,
         timeout: float = 60.0,
         retries: int = 4,
@@ -319,7 +350,7 @@ class Writer(WriterEngine):
         self._configure(
             columns, fill=fill, on_error=on_error, max_errors=max_errors, rejects=rejects,
             format=format, separator=separator, newline=newline, shard_size=shard_size,
-            compression=compression, hashes=hashes, resume=resume,
+            compression=compression, hashes=hashes, mode=mode, exclusive=exclusive, resume=resume,
         )  # fmt: skip
         resumed = ResumedInput(None, {"data": "samples of Writer.write"}) if resume else None
         self._connect(path, sidecar, shard_samples, storage_options, timeout, retries, resumed)

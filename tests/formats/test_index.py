@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import npstream
 from npstream.errors import FormatError
 from npstream.formats.index import check_ascending, parse_index, shard_lookup_table
+from npstream.formats.versions import sidecar_in_head
 
 MDS = {
     "column_encodings": ["int", "str"],
@@ -527,3 +528,17 @@ def test_sums_stay_within_int64():
     index = parse_entries(*entries)
     assert index.samples == 1000 * (2**32 - 1)
     assert int(index.nbytes.sum()) == 1000 * (2**40 - 1)
+
+
+def test_the_name_of_a_sidecar():
+    annotations = {"version": 1, "sidecar": "index.1f.0.msgpack", "columns": ["x"]}
+    text = json.dumps({"npstream": annotations, "shards": [], "version": 2}).encode()
+    index = parse_index(text, "here")
+    assert index.annotations.sidecar == "index.1f.0.msgpack"
+    assert index.annotations.to_document()["sidecar"] == "index.1f.0.msgpack"
+    assert sidecar_in_head(text) == "index.1f.0.msgpack"
+    assert sidecar_in_head(b'{"shards": []}') == ""
+    for wrong in ("../index.1f.msgpack", "index.json", "index./.msgpack", 7, ["a"]):
+        document = {"npstream": {"version": 1, "sidecar": wrong}, "shards": [], "version": 2}
+        with pytest.raises(FormatError, match=r"'sidecar' is .*expected a name such as"):
+            parse_index(json.dumps(document).encode(), "here")

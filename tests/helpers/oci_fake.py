@@ -153,6 +153,9 @@ class Handler(BaseHTTPRequestHandler):
         if self.command == "PUT":
             if self.headers.get("if-none-match") == "*" and name in self.buckets.of(bucket):
                 raise Refused(412, "IfNoneMatchFailed", f"{name!r} is there")
+            expected = self.headers.get("if-match")
+            if expected and expected != self.buckets.of(bucket).get(name, (b"", "", ""))[1]:
+                raise Refused(412, "IfMatchFailed", f"{name!r} has another ETag")
             return 200, {"etag": self.buckets.put(bucket, name, self.body)}, None
         data, etag, modified = self.buckets.object(bucket, name)
         if self.command == "DELETE":

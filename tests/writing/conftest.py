@@ -47,3 +47,15 @@ def create(monkeypatch):
         monkeypatch.setitem(drivers.SCHEMES, "memory", changed)
 
     return replace
+
+
+@pytest.fixture
+def replace_in_memory(monkeypatch):
+    """Return a function that replaces how the store in memory replaces a file."""
+
+    def replace(function, **changes):
+        driver = drivers.SCHEMES["memory"]
+        changed = dataclasses.replace(driver, replace=function, **changes)
+        monkeypatch.setitem(drivers.SCHEMES, "memory", changed)
+
+    return replace

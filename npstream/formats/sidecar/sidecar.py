@@ -167,6 +167,8 @@ class Sidecar:
 
     Attributes
     ----------
+    name : str
+        The parameter.
     index_digest : IndexDigest
         The digest of the ``index.json`` from which the side-car was built.
     shards, samples : int
@@ -185,7 +187,7 @@ class Sidecar:
     """
 
     def __init__(self, store: RangeReader, name: str = NAME) -> None:
-        self.store = store
+        self.store, self.name = store, name
         self._sections = sections = Sections(store, name)
         self.index_digest = IndexDigest(
             *sections.row(sections.typed("index", list), int, bytes, str, str)

@@ -1,0 +1,45 @@
+"""Names of the files that belong to one version of a dataset.
+
+Tested in tests/formats/test_index.py.
+"""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["SIDECAR_NAME", "sidecar_in_head", "version_name", "version_of_name"]
+
+SIDECAR_NAME = re.compile(r"index\.[0-9a-z.]{1,100}\.msgpack")
+"""The names of side-cars that an index may name."""
+
+_SIDECAR_IN_HEAD = re.compile(rb'"sidecar": "(index\.[0-9a-z.]{1,100}\.msgpack)"')
+
+_VERSION_NAME = re.compile(r"index\.([0-9A-Za-z]+)\.json")
+
+
+def version_name(version: str) -> str:
+    """Return the name of the file that keeps the index of a former version.
+
+    Parameters
+    ----------
+    version : str
+        The fingerprint of the index.
+
+    Examples
+    --------
+    >>> version_name("1f2e"), version_of_name("index.1f2e.json"), version_of_name("index.json")
+    ('index.1f2e.json', '1f2e', None)
+    """
+    return f"index.{version}.json"
+
+
+def version_of_name(name: str) -> str | None:
+    """Return the version whose index a file keeps; None for other files."""
+    match = _VERSION_NAME.fullmatch(name)
+    return None if match is None else match[1]
+
+
+def sidecar_in_head(head: bytes) -> str:
+    """Return the file name of the side-car that the first bytes of an index name; "" if none."""
+    match = _SIDECAR_IN_HEAD.search(head)
+    return "" if match is None else match[1].decode()

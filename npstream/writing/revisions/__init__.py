@@ -1,0 +1,1 @@
+"""Appending to a dataset, and replacing it."""

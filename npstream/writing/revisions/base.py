@@ -1,0 +1,315 @@
+"""Provide `Base`, the dataset that a write replaces or appends to, and its former versions.
+
+An append keeps the former index as ``index.<fingerprint>.json``. Its shards and its side-car stay
+as they are, so the former version can still be read.
+
+Tested in tests/writing/test_publication.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from npstream._core.log import log
+from npstream.errors import FormatError, IntegrityError
+from npstream.formats.encodings.encodings import Encoding, parse, with_dtype
+from npstream.formats.index import (
+    ANNOTATIONS_KEY,
+    ANNOTATIONS_VERSION,
+    INDEX,
+    INDEX_VERSION,
+    Index,
+    Schema,
+    parse_index,
+)
+from npstream.formats.sidecar.sidecar import NAME as SIDECAR
+from npstream.formats.sidecar.sidecar import Sidecar, digest_index
+from npstream.formats.versions import version_of_name
+from npstream.storage.versions import version_of
+from npstream.writing.text import TEXT_FORMATS, parse_text_type
+
+if TYPE_CHECKING:
+    from npstream.storage.local import Store
+    from npstream.storage.uploads import Tag
+    from npstream.writing.shard import ShardFormat
+
+__all__ = ["Base", "check_columns", "former_files", "new_document"]
+
+_COLUMN_FILES = "index.columns/"
+
+_FORMATS = {"mds": "mds", **{stored: name for name, stored in TEXT_FORMATS.items()}}
+"""The public name of each format, by its name in the index."""
+
+
+class Base:
+    """A dataset in a store: its index, and the side-car that belongs to it.
+
+    Parameters
+    ----------
+    store : LocalStore or RemoteStore
+    name : str
+        The name of the index file.
+    tag : Tag
+        The content of the index file.
+
+    Attributes
+    ----------
+    tag : Tag
+        The parameter.
+    index : Index
+        The index, validated.
+    document : dict
+        The index as parsed JSON.
+    """
+
+    def __init__(self, store: Store, name: str, tag: Tag) -> None:
+        self.tag = tag
+        self.index = parse_index(tag.content, store.where(name))
+        self.document: dict[str, Any] = json.loads(tag.content)
+        self._store = store
+
+    @classmethod
+    def read(cls, store: Store, name: str = INDEX) -> Base | None:
+        """Return the dataset that a store holds; None if it holds none."""
+        try:
+            return cls(store, name, store.read_tagged(name))
+        except FileNotFoundError:
+            return None
+
+    @cached_property
+    def version(self) -> str:
+        """The fingerprint of the index."""
+        return self.index.fingerprint()
+
+    @property
+    def entries(self) -> list[dict[str, Any]]:
+        """The entries of the shards."""
+        entries: list[dict[str, Any]] = self.document["shards"]
+        return entries
+
+    @property
+    def schema(self) -> Schema:
+        """The columns of the last shard; those that an index without shards records."""
+        schemas, ids = self.index.schemas, self.index.schema_ids
+        if not schemas:
+            raise FormatError(
+                f"{self.index.where}: no shards and no columns: the columns of the dataset are "
+                "unknown; replace it with mode='w'"
+            )
+        return schemas[ids[-1]] if len(ids) else schemas[0]
+
+    @cached_property
+    def columns(self) -> dict[str, Encoding]:
+        """The encodings of the columns, in the order of the first writer's input."""
+        schema, columns = self.schema, {}
+        for name, text in zip(schema.names, schema.encodings, strict=True):
+            if schema.format != "mds":
+                columns[name] = parse_text_type(text)
+                continue
+            encoding = parse(text)
+            dtype = self.index.annotations.dtypes.get(name)
+            columns[name] = encoding if dtype is None else with_dtype(encoding, dtype)
+        order = [name for name in self.index.annotations.order if name in columns]
+        return {name: columns[name] for name in dict.fromkeys([*order, *columns])}
+
+    def settings_for(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Return arguments of `write`, with those of the last shard where they are missing."""
+        schema = self.schema
+        known: dict[str, Any] = {"format": _FORMATS[schema.format]}
+        settings = dict(arguments)
+        if settings["format"] in (None, known["format"]):
+            if schema.format != "mds":
+                known["newline"] = schema.newline
+            if schema.format == "xsv":
+                known["separator"] = schema.separator
+        if self.entries:
+            last = self.entries[-1]
+            known |= {"compression": last.get("compression"), "hashes": last.get("hashes", ())}
+        for name, value in known.items():
+            settings[name] = settings[name] or value
+        return settings
+
+    def reconcile(
+        self, columns: Mapping[str, str | Encoding], weakly_typed: Container[str]
+    ) -> dict[str, str | Encoding]:
+        """Return the dataset's encodings in place of a table's, where these hold the same values.
+
+        Parameters
+        ----------
+        columns : mapping of str to (str or Encoding)
+            The encodings of the table's columns.
+        weakly_typed : container of str
+            Columns of Python values, of which each one is checked.
+        """
+        reconciled: dict[str, str | Encoding] = {}
+        for name, encoding in columns.items():
+            known = self.columns.get(name)
+            is_same = name in weakly_typed or (
+                known is not None and isinstance(encoding, Encoding) and _holds(known, encoding)
+            )
+            reconciled[name] = known if is_same and known is not None else encoding
+        return reconciled
+
+    @cached_property
+    def sidecar(self) -> Sidecar | None:
+        """The side-car that belongs to the index; None if there is none."""
+        version = str(version_of(self.tag.info)) if self.tag.info else ""
+        digest = digest_index(self.tag.content, version, self._store.root)
+        for name in filter(None, (SIDECAR, self.index.annotations.sidecar)):
+            try:
+                sidecar = Sidecar(self._store, name)
+                if sidecar.index_digest.matches(digest):
+                    return sidecar
+            except FileNotFoundError:
+                continue
+            except (FormatError, IntegrityError) as error:
+                log("growing without a side-car: %s", error)
+        return None
+
+    def is_extended_by(self, other: Base) -> bool:
+        """Return True if another version of the dataset begins with all shards of this one."""
+        return other.entries[: len(self.entries)] == self.entries
+
+    def extended_document(
+        self, entries: list[dict[str, Any]], dtypes: Mapping[str, str], sidecar: str
+    ) -> dict[str, Any]:
+        """Return the document of an index with more shards.
+
+        Parameters
+        ----------
+        entries : list of dict
+            The entries of the new shards.
+        dtypes : mapping of str to str
+            The dtypes that the index records of the new shards' columns.
+        sidecar : str
+            The file name of the new side-car; empty if there is none.
+        """
+        document = {**self.document, "shards": [*self.entries, *entries]}
+        known = self.document.get(ANNOTATIONS_KEY, {"version": ANNOTATIONS_VERSION})
+        if not isinstance(known, dict) or "version" not in known:
+            return document  # another program uses the same key
+        annotations = {k: v for k, v in known.items() if k not in ("schema", "sidecar")}
+        if dtypes:
+            annotations["dtypes"] = {**annotations.get("dtypes", {}), **dtypes}
+        if sidecar:
+            annotations["sidecar"] = sidecar
+        document[ANNOTATIONS_KEY] = annotations
+        if annotations.keys() == {"version"}:
+            del document[ANNOTATIONS_KEY]
+        return document
+
+    @property
+    def can_name_sidecar(self) -> bool:
+        """False if another program uses the key of the annotations."""
+        known = self.document.get(ANNOTATIONS_KEY, {"version": INDEX_VERSION})
+        return isinstance(known, dict) and "version" in known
+
+    def files(self) -> set[str]:
+        """Return the names of the files of the shards, and of the side-car and its columns."""
+        names = set(_shard_files(self.index))
+        if (sidecar := self.sidecar) is not None:
+            names |= {sidecar.name, *(column.file for column in sidecar.columns.values())}
+        return names
+
+
+def new_document(
+    layout: ShardFormat, entries: list[dict[str, Any]], sidecar: str = ""
+) -> dict[str, Any]:
+    """Return the document of an index of these shards.
+
+    Parameters
+    ----------
+    layout : ShardFormat
+    entries : list of dict
+    sidecar : str
+        The file name of the side-car, if it is not the usual one.
+    """
+    document: dict[str, Any] = {"shards": entries, "version": INDEX_VERSION}
+    annotations = replace(layout.annotations, sidecar=sidecar)
+    if annotations or not entries:
+        schema = None if entries else layout.empty_schema
+        document[ANNOTATIONS_KEY] = annotations.to_document(schema)
+    return document
+
+
+def _holds(known: Encoding, encoding: Encoding) -> bool:
+    """Return True if one encoding holds all arrays of another one, with the same dtype."""
+    if known.dtype != encoding.dtype or known.dtype == object:
+        return False
+    if known.kind == "ndarray":
+        return encoding.kind == "ndarray" or bool(encoding.shape)
+    return (known.kind, known.shape) == ("fixed", encoding.shape) and encoding.kind == "fixed"
+
+
+def _shard_files(index: Index) -> Iterator[str]:
+    for shard in range(len(index)):
+        files = index.files(shard)
+        for file in (files.data, files.zip_data, files.meta, files.zip_meta):
+            if file is not None:
+                yield file.name
+
+
+def check_columns(base: Base, layout: ShardFormat) -> None:
+    """Raise ValueError unless new shards have the columns and the format of a dataset."""
+    where, here, there = base.index.where, layout.columns, base.columns
+    for name, encoding in there.items():
+        if name not in here:
+            raise ValueError(
+                f"column {name!r} of {where} is {encoding.name!r}, and what is appended has no "
+                "such column: add it to every sample, or give its value in fill="
+            )
+        if here[name].name != encoding.name and layout.empty_schema != base.schema:
+            raise ValueError(
+                f"column {name!r} of {where} is {encoding.name!r}, and in what is appended it is "
+                f"{here[name].name!r}: convert it, or name {encoding.name!r} in columns=, which "
+                "refuses values that it cannot hold"
+            )
+    for name, encoding in here.items():
+        if name not in there:
+            raise ValueError(
+                f"column {name!r} of what is appended is {encoding.name!r}, and {where} has no "
+                f"such column, but {', '.join(map(repr, there))}: leave it out, with columns="
+            )
+    schemas = base.index.schemas
+    if layout.schema not in schemas and (base.entries or layout.empty_schema not in schemas):
+        raise ValueError(
+            f"{where} has the format {_describe(base.schema)}, and what is appended "
+            f"{_describe(layout.schema)}: leave out format=, separator= and newline="
+        )
+
+
+def _describe(schema: Schema) -> str:
+    settings = {"separator": schema.separator, "newline": schema.newline}
+    parts = [f"{name}={value!r}" for name, value in settings.items() if value]
+    return ", ".join([_FORMATS[schema.format], *parts])
+
+
+def former_files(store: Store, base: Base) -> list[str]:
+    """Return the files of a dataset that was replaced, without those that other versions name.
+
+    Shards in other directories are left out: they belong to datasets that were merged.
+
+    Parameters
+    ----------
+    store : LocalStore or RemoteStore
+    base : Base
+        The former dataset.
+
+    Raises
+    ------
+    FormatError, StorageError
+        If an index or side-car cannot be read.
+    """
+    versions = [name for name, _ in store.names("index.") if version_of_name(name) is not None]
+    kept: set[str] = set()
+    for name in (INDEX, *versions):
+        version = Base.read(store, name)
+        if version is not None:
+            kept |= version.files()
+    return sorted(
+        name for name in base.files() - kept if "/" not in name or name.startswith(_COLUMN_FILES)
+    )

@@ -1,0 +1,392 @@
+"""Provide destinations that replace a dataset, or append to it, in one atomic step.
+
+All new files have names of this write's own, so no file of another version changes. Then the index
+is replaced on the condition that it is unchanged. If another write was first, the index is made
+anew from that write's index; the shards stay as they are.
+
+docs/design/writing.md says why no write is lost, and what remains after every failure.
+
+Tested in tests/writing/test_publication.py.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import os
+from collections.abc import Callable, Container, Iterable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+from npstream._core.log import log
+from npstream._core.typing import Body
+from npstream.errors import FormatError, IntegrityError, StorageError
+from npstream.formats.index import INDEX
+from npstream.formats.versions import version_name, version_of_name
+from npstream.storage.local import LocalStore
+from npstream.writing.destination import Destination, LocalDestination, RemoteDestination
+from npstream.writing.revisions.base import Base, check_columns, former_files, new_document
+from npstream.writing.sidecar import revised_sidecar_files
+
+if TYPE_CHECKING:
+    from npstream.storage.local import Store
+    from npstream.storage.remote import RemoteStore
+    from npstream.writing.shard import ShardFormat
+    from npstream.writing.sidecar import SidecarBuilder
+
+__all__ = [
+    "LocalRevision",
+    "RemoteRevision",
+    "RevisedIndex",
+    "Revision",
+    "publish_shards",
+    "revision",
+]
+
+
+class RevisedIndex(NamedTuple):
+    """A new index, and the files that belong to this index only.
+
+    Attributes
+    ----------
+    text : bytes
+        The content of the index file.
+    files : iterable of (str, iterable of bytes-like)
+        Names and contents of the side-car's files.
+    """
+
+    text: bytes
+    files: Iterable[tuple[str, Iterable[Body]]]
+
+
+_MAX_UNCHANGED = 3
+"""How often the store may say that the index has changed before this write doubts it."""
+
+Revise: TypeAlias = Callable[[Base | None, str], RevisedIndex]
+"""Makes the new index. Takes the dataset that is here, and a part for the names of files."""
+
+
+def revision(store: Store, mode: str, exclusive: bool) -> Revision:
+    """Return the destination for a dataset that replaces the one in `store`, or grows it.
+
+    Parameters
+    ----------
+    store : LocalStore or RemoteStore
+    mode : {"w", "a"}
+    exclusive : bool
+        Whether the caller guarantees that no other process writes there.
+    """
+    kind = LocalRevision if isinstance(store, LocalStore) else RemoteRevision
+    return kind(store, mode, exclusive)
+
+
+class Revision(Destination):
+    """A destination that may hold a dataset.
+
+    Parameters
+    ----------
+    store : LocalStore or RemoteStore
+    mode : {"w", "a"}
+        Replace the dataset, or append to it.
+    exclusive : bool
+        Whether the caller guarantees that no other process writes there.
+
+    Attributes
+    ----------
+    mode : str
+        The parameter.
+    base : Base or None
+        The dataset that is here; None if there is none.
+    """
+
+    def __init__(self, store: Any, mode: str, exclusive: bool) -> None:
+        super().__init__(store)
+        self.mode = mode
+        self.base: Base | None = None
+        self._is_exclusive_writer = exclusive
+        self._has_conditions = True
+        self._has_tried = False  # whether the index may have been published
+        self._kept: Base | None = None  # the former dataset whose index this write has kept
+
+    def prepare(self) -> None:
+        """Read the index, and make the directory if it does not exist.
+
+        Raises
+        ------
+        StorageError
+            With ``errno.EOPNOTSUPP`` if the store cannot replace a file on a condition, and
+            nothing says that no other process writes there.
+        """
+        self.base = Base.read(self._store)
+        self._has_conditions = self._can_replace()
+        if not self._has_conditions and self.mode == "a" and not self._is_exclusive_writer:
+            raise StorageError(
+                errno.EOPNOTSUPP,
+                "this store cannot replace a file on the condition that it is unchanged, so of two "
+                "appends at once one could be lost: pass exclusive=True if no other process writes "
+                "here",
+                self._store.where(INDEX),
+            )
+        self._store.make_folders(self._folders)
+
+    def begin(self) -> None:
+        """Choose the part of file names that is unique to this write."""
+        self.check_process()
+        self.write_id = f"{os.urandom(8).hex()}."
+
+    def publish_revision(self, revise: Revise) -> None:
+        """Publish an index that `revise` makes; if another write was first, make it anew."""
+        for attempt in itertools.count():
+            before = set(self._created)
+            try:
+                index, files = revise(self.base, f"{self.write_id}{attempt}.")
+                self._store_files(files)
+            except (StorageError, FormatError, IntegrityError):
+                # Another write may have replaced the dataset and removed its side-car.
+                if not self._has_changed():
+                    raise
+            else:
+                if self.mode == "a" and self.base is not None:
+                    self._keep(self.base)
+                if self._switch(index):
+                    break
+            self._forget_files([name for name in self._created if name not in before])
+            self._rebase(attempt)
+        self._created.clear()
+        self._folders.clear()
+        self._wait_for_jobs()
+        if self.mode == "w" and self.base is not None:
+            self._remove_former(self.base)
+
+    def _can_replace(self) -> bool:
+        """Return True if a file of the store can be replaced on the condition that it is unchanged.
+
+        Without an index, it must be possible to create one on the condition that there is none.
+        """
+        raise NotImplementedError
+
+    def _has_changed(self) -> bool:
+        """Return True if the store has another index than that which this write has read."""
+        newest = Base.read(self._store)
+        return (newest and newest.tag.content) != (self.base and self.base.tag.content)
+
+    def _store_files(self, files: Iterable[tuple[str, Iterable[Body]]]) -> None:
+        """Store the files of a side-car."""
+        raise NotImplementedError
+
+    def _switch(self, index: bytes) -> bool:
+        """Publish an index; return False if another write was first."""
+        raise NotImplementedError
+
+    def _forget_files(self, names: list[str]) -> None:
+        """Remove the side-car of an index that was not published."""
+        self._discard(names)
+        for name in names:
+            del self._created[name]
+
+    def _keep(self, base: Base) -> None:
+        """Keep the former index under the name of its version."""
+        name = version_name(base.version)
+        with suppress(FileNotFoundError):
+            if self._store.read(name) == base.tag.content:
+                return
+        self._store.put(name, base.tag.content)
+        self._kept = base
+
+    def _rebase(self, attempt: int) -> None:
+        """Read the index that another write has published."""
+        before, self.base = self.base, Base.read(self._store)
+        contents = [None if base is None else base.tag.content for base in (before, self.base)]
+        if attempt >= _MAX_UNCHANGED and contents[0] == contents[1]:
+            raise StorageError(
+                errno.EIO,
+                "the store refuses to replace this file, as if it had changed, but it has not",
+                self._store.where(INDEX),
+            )
+        kept, self._kept = self._kept, None
+        if kept is None or (self.base is not None and kept.is_extended_by(self.base)):
+            return
+        # Another write has replaced the dataset. It removes the former files, unless it has found
+        # that an index is kept.
+        if not all(self._store.exist_many(kept.files())):
+            self._store.remove(version_name(kept.version))
+
+    def _published_names(self) -> Container[str]:
+        """Return the names of files that a published index names: all, if one is of this write."""
+        if not self._has_tried:
+            return ()
+        versions = [n for n, _ in self._store.names("index.") if version_of_name(n) is not None]
+        for name in (INDEX, *versions):
+            with suppress(FileNotFoundError):
+                if self._is_own(self._store.read(name)):
+                    return frozenset(self._created)
+        return ()
+
+    def _is_own(self, text: bytes) -> bool:
+        """Return True if an index names files of this write."""
+        return self.write_id.encode() in text
+
+    def _remove_former(self, base: Base) -> None:
+        """Remove the files of the dataset that this write has replaced."""
+        try:
+            for name in former_files(self._store, base):
+                self._store.remove(name)
+        except (StorageError, FormatError) as error:
+            log("%s was replaced, but files of the former dataset remain: %s", self.path, error)
+
+
+class LocalRevision(Revision, LocalDestination):
+    """A directory that may hold a dataset. A lock on the index excludes other processes."""
+
+    _store: LocalStore
+
+    def _can_replace(self) -> bool:
+        return self.base is None or self._store.can_replace(INDEX)
+
+    def _store_files(self, files: Iterable[tuple[str, Iterable[Body]]]) -> None:
+        self._put_all(files)
+
+    def _switch(self, index: bytes) -> bool:
+        self._sync()
+        self._has_tried = True
+        try:
+            if self.base is None:
+                self.put(INDEX, [index])
+            elif self._has_conditions:
+                self._store.replace(INDEX, index, self.base.tag)
+            else:
+                if self._store.read(INDEX) != self.base.tag.content:
+                    return False
+                self._store.put(INDEX, index)
+        except (FileExistsError, FileNotFoundError):
+            return False
+        self._sync()
+        return True
+
+
+class RemoteRevision(Revision, RemoteDestination):
+    """A URL that may hold a dataset. The server replaces the index on a condition."""
+
+    _store: RemoteStore
+
+    def prepare(self) -> None:
+        """Read the index, and make the directory if the store has directories."""
+        self.submit(Revision.prepare, self).result()
+
+    def _can_replace(self) -> bool:
+        if not self._store.can_replace(INDEX):
+            return False
+        is_trusted = self._store.checks_conditions or self._is_exclusive_writer
+        return is_trusted or self.mode == "w" or self._checks_conditions()
+
+    def _checks_conditions(self) -> bool:
+        """Return True if the server refuses to replace a file that has changed."""
+        name = f"index.{os.urandom(8).hex()}.lock"
+        try:
+            self._store.put(name, b"1")
+            outdated = self._store.tag(name)
+            self._store.put(name, b"2")
+            self._store.replace(name, b"3", outdated)
+        except StorageError as error:
+            if isinstance(error, FileExistsError) or isinstance(error.__cause__, FileExistsError):
+                return True
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+        finally:
+            with suppress(StorageError):
+                self._store.remove(name)
+        return False
+
+    def _store_files(self, files: Iterable[tuple[str, Iterable[Body]]]) -> None:
+        try:
+            for name, pieces in files:
+                data = b"".join(map(bytes, pieces))
+                self._wait_for_uploads(self._max_uploads - 1)
+                self._uploads.append(self.submit(self._upload, name, data))
+            self._wait_for_uploads(0)
+        finally:
+            while self._uploads:  # after an error: the caller removes what these store
+                self._uploads.popleft().exception()
+
+    def _switch(self, index: bytes) -> bool:
+        self._has_tried = True
+        try:
+            self.submit(self._replace_index, index).result()
+        except StorageError as error:
+            with suppress(StorageError):
+                text = self._store.read_tagged(INDEX).content
+                if text == index or self._is_own(text):
+                    return True  # the upload succeeded, and only its response was lost
+            if isinstance(error, FileExistsError):
+                return False
+            if isinstance(error, FileNotFoundError) and self.base is not None:
+                return False
+            self._is_index_uncertain = error.errno in (errno.ETIMEDOUT, errno.EIO)
+            raise
+        return True
+
+    def _replace_index(self, index: bytes) -> None:
+        if self.base is None:
+            try:
+                self._store.create(INDEX, index)
+                return
+            except StorageError as error:
+                if error.errno != errno.EOPNOTSUPP:
+                    raise
+            if self._store.exists(INDEX):
+                raise self._occupied_error(INDEX)
+        elif self._has_conditions:
+            self._store.replace(INDEX, index, self.base.tag)
+            return
+        elif self._store.read(INDEX) != self.base.tag.content:
+            raise self._occupied_error(INDEX)
+        self._store.put(INDEX, index)
+
+
+def publish_shards(
+    destination: Revision,
+    layout: ShardFormat,
+    entries: list[dict[str, Any]],
+    sidecar_builder: SidecarBuilder | None,
+) -> None:
+    """Publish shards that are stored, alone or after those of the dataset that is here.
+
+    Parameters
+    ----------
+    destination : Revision
+    layout : ShardFormat
+        The format of the shards.
+    entries : list of dict
+        The index entries of the shards.
+    sidecar_builder : SidecarBuilder or None
+        What the side-car says of them; None to publish no side-car.
+    """
+
+    def revise(base: Base | None, part: str) -> RevisedIndex:
+        base = base if destination.mode == "a" else None
+        has_sidecar = sidecar_builder is not None
+        if base is not None:
+            check_columns(base, layout)
+            has_sidecar &= base.can_name_sidecar and (not base.entries or base.sidecar is not None)
+        name = f"index.{part}msgpack" if has_sidecar else ""
+        if base is None:
+            document = new_document(layout, entries, name)
+        else:
+            document = base.extended_document(entries, layout.annotations.dtypes, name)
+        text = json.dumps(document, sort_keys=True).encode()
+        if sidecar_builder is None or not has_sidecar:
+            return RevisedIndex(text, ())
+        sidecar = index = None
+        if base is not None and base.entries:
+            sidecar, index = base.sidecar, base.index
+        new = new_document(layout, entries)
+        files = revised_sidecar_files(sidecar_builder, text, name, new, sidecar, index, part)
+        return RevisedIndex(text, files)
+
+    try:
+        if entries or destination.mode == "w" or destination.base is None:
+            destination.publish_revision(revise)
+    finally:
+        if sidecar_builder is not None:
+            sidecar_builder.close()

@@ -1,0 +1,176 @@
+"""Conditional uploads: new files, and replacements of an unchanged file, on each server."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+import threading
+
+import fsspec
+import pytest
+from destinations import WRITABLE
+
+from npstream.errors import StorageError
+from npstream.storage.local import LocalStore, open_store
+from npstream.storage.remote import RemoteStore
+from npstream.storage.uploads import locked
+
+CONDITIONAL = ["directory", "local", "memory", *(kind for kind in WRITABLE if kind != "sftp")]
+
+
+@pytest.fixture(params=CONDITIONAL)
+def conditional(request, tmp_path):
+    """Return a store that replaces files conditionally."""
+    if request.param == "directory":
+        yield LocalStore(str(tmp_path))
+    elif request.param == "local":
+        yield RemoteStore(f"local://{tmp_path}")
+    elif request.param == "memory":
+        yield RemoteStore("memory://uploads")
+        fsspec.filesystem("memory").store.clear()
+    else:
+        fresh = request.getfixturevalue("servers")[request.param].new_directory()
+        yield open_store(fresh.url, fresh.storage_options)
+
+
+def test_a_file_is_replaced_only_if_it_is_unchanged(conditional):
+    conditional.put("a", b"1")
+    first = conditional.read_tagged("a")
+    assert first.content == b"1"
+    conditional.replace("a", b"two", first)
+    for data in (b"3", b"two"):
+        with pytest.raises(FileExistsError) as caught:
+            conditional.replace("a", data, first)
+        assert isinstance(caught.value, StorageError)
+    assert conditional.read("a") == b"two"
+    second = conditional.read_tagged("a")
+    conditional.remove("a")
+    with pytest.raises((FileExistsError, FileNotFoundError)):
+        conditional.replace("a", b"4", second)
+    with pytest.raises(FileNotFoundError):
+        conditional.read_tagged("a")
+
+
+def test_no_replacement_is_lost(conditional):
+    """Threads that count up one file: each replaces the number that it has read."""
+    conditional.put("n", b"0")
+    rounds, errors = 6, []
+
+    def count():
+        try:
+            for _ in range(rounds):
+                while True:
+                    tag = conditional.read_tagged("n")
+                    try:
+                        conditional.replace("n", b"%d" % (int(tag.content) + 1), tag)
+                        break
+                    except FileExistsError:
+                        pass
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=count) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert conditional.read("n") == b"%d" % (3 * rounds)
+
+
+def test_a_store_without_replacements(servers):
+    fresh = servers["sftp"].new_directory()
+    store = open_store(fresh.url, fresh.storage_options)
+    assert not store.can_replace("a")
+    store.put("a", b"1")
+    with pytest.raises(StorageError, match="replaces no file conditionally") as caught:
+        store.replace("a", b"2", store.read_tagged("a"))
+    assert caught.value.errno == errno.EOPNOTSUPP
+
+
+def test_a_file_that_is_replaced_while_it_is_read(monkeypatch):
+    """The size is that of a former version: the content is read again."""
+    store, sizes = RemoteStore("memory://uploads"), []
+    read = RemoteStore.read
+
+    def replaced(self, name, nbytes=None):
+        sizes.append(nbytes)
+        if len(sizes) == 1:
+            store.put("a", b"a longer one")
+        if len(sizes) == 2:
+            store.put("a", b"short")
+        return read(self, name, nbytes)
+
+    store.put("a", b"first")
+    monkeypatch.setattr(RemoteStore, "read", replaced)
+    assert store.read_tagged("a").content == b"short"
+    assert sizes == [5, 12, 5]
+    fsspec.filesystem("memory").store.clear()
+
+
+# The lock of a directory
+
+
+def test_a_killed_process_leaves_no_lock(tmp_path):
+    (tmp_path / "a").write_bytes(b"1")
+    script = (
+        "import sys\nfrom npstream.storage.uploads import locked\n"
+        "with locked(sys.argv[1]):\n    print('locked', flush=True)\n    sys.stdin.read()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "a")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout.readline() == b"locked\n"
+    descriptor = os.open(tmp_path / "a", os.O_RDWR)
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(descriptor)
+    process.kill()
+    process.communicate()
+    store = LocalStore(str(tmp_path))
+    store.replace("a", b"2", store.read_tagged("a"))
+    assert store.read("a") == b"2"
+
+
+def test_who_waits_for_a_file_that_is_replaced_locks_the_new_one(tmp_path):
+    path = str(tmp_path / "a")
+    (tmp_path / "a").write_bytes(b"1")
+    (tmp_path / "b").write_bytes(b"2")
+    contents = []
+
+    def wait():
+        with locked(path) as file:
+            contents.append(file.read())
+
+    with locked(path):
+        thread = threading.Thread(target=wait)
+        thread.start()
+        os.replace(tmp_path / "b", path)
+    thread.join()
+    assert contents == [b"2"]
+
+
+def test_a_file_without_the_right_to_write(tmp_path):
+    (tmp_path / "a").write_bytes(b"1")
+    (tmp_path / "a").chmod(0o444)
+    store = LocalStore(str(tmp_path))
+    assert store.can_replace("a")
+    store.replace("a", b"2", store.read_tagged("a"))
+    assert store.read("a") == b"2"
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    def refuse(descriptor, operation):
+        raise OSError(errno.ENOLCK, "no locks")
+
+    (tmp_path / "a").write_bytes(b"1")
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert not LocalStore(str(tmp_path)).can_replace("a")
+    with pytest.raises(StorageError):
+        LocalStore(str(tmp_path)).replace("a", b"2", LocalStore(str(tmp_path)).read_tagged("a"))
+    assert os.listdir(tmp_path) == ["a"]

@@ -1,0 +1,231 @@
+"""Appends and replacements that fail, are killed or get no answer."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from crash_cache import in_child
+from destinations import SHARD, names
+from growing import append, assert_sound, contents, may_append_alone
+
+import npstream
+from npstream.errors import StorageError
+from npstream.storage import uploads
+
+pytestmark = pytest.mark.usefixtures("short_pauses")
+
+
+def test_an_answer_that_is_lost(memory, replace_in_memory, tmp_path):
+    """The index is replaced, and then the connection breaks: the next attempt finds its own."""
+    append(memory, None, [1])
+    lost = []
+
+    def break_once(filesystem, path, data, tag):
+        uploads.memory_replace(filesystem, path, data, tag)
+        if not lost:
+            lost.append(path)
+            raise ConnectionResetError
+
+    replace_in_memory(break_once)
+    append(memory, None, [2])
+    assert lost
+    assert contents(memory, None, tmp_path / "cache") == [1, 2]
+    assert_sound(memory, None)
+
+
+def test_an_answer_that_is_lost_before_another_append(memory, replace_in_memory, tmp_path):
+    """The index is replaced, the connection breaks, and another append goes on from it."""
+    append(memory, None, [1])
+    lost = []
+
+    def break_once(filesystem, path, data, tag):
+        uploads.memory_replace(filesystem, path, data, tag)
+        if not lost:
+            lost.append(path)
+            thread = threading.Thread(target=append, args=(memory, None, [3]))
+            thread.start()
+            thread.join()
+            raise ConnectionResetError
+
+    replace_in_memory(break_once)
+    append(memory, None, [2])
+    assert contents(memory, None, tmp_path / "cache") == [1, 2, 3]
+    assert_sound(memory, None)
+
+
+def test_an_answer_that_is_lost_before_the_dataset_is_replaced(memory, replace_in_memory, tmp_path):
+    """The files of the lost append are removed: it must not be published a second time."""
+    append(memory, None, [1])
+    lost = []
+
+    def break_once(filesystem, path, data, tag):
+        uploads.memory_replace(filesystem, path, data, tag)
+        if not lost:
+            lost.append(path)
+            data = {"v": [5], "text": ["5"]}
+            thread = threading.Thread(
+                target=npstream.write, args=(memory, data), kwargs={"mode": "w"}
+            )
+            thread.start()
+            thread.join()
+            raise ConnectionResetError
+
+    replace_in_memory(break_once)
+    with pytest.raises(StorageError, match="after 2 attempts"):
+        append(memory, None, [2])
+    assert contents(memory, None, tmp_path / "cache") == [5]
+    assert_sound(memory, None)
+
+
+def test_a_replacement_that_never_succeeds(memory, replace_in_memory, tmp_path):
+    append(memory, None, [1])
+    before = names(memory)
+
+    def refuse(filesystem, path, data, tag):
+        raise PermissionError
+
+    replace_in_memory(refuse)
+    with pytest.raises(PermissionError):
+        append(memory, None, [2])
+    kept = [name for name in names(memory) if name not in before]
+    assert len(kept) == 1  # the index of the version that is still the newest
+    assert contents(memory, None, tmp_path / "cache") == [1]
+
+
+def test_a_condition_that_always_fails(memory, replace_in_memory, tmp_path):
+    append(memory, None, [1])
+
+    def refuse(filesystem, path, data, tag):
+        raise FileExistsError(path)
+
+    replace_in_memory(refuse)
+    with pytest.raises(StorageError, match="refuses to replace this file, as if it had changed"):
+        append(memory, None, [2])
+    assert contents(memory, None, tmp_path / "cache") == [1]
+    assert len([name for name in names(memory) if name.startswith("shard.")]) == 1
+
+
+def test_a_replacement_of_which_nobody_knows(memory, replace_in_memory, tmp_path):
+    append(memory, None, [1])
+    released = threading.Event()
+
+    def stall(filesystem, path, data, tag):
+        released.wait(30)
+        uploads.memory_replace(filesystem, path, data, tag)
+
+    replace_in_memory(stall)
+    with pytest.raises(TimeoutError) as caught:
+        append(memory, None, [2], timeout=0.3, retries=0)
+    assert "may still succeed, so its files stay" in caught.value.__notes__[0]
+    assert contents(memory, None, tmp_path / "cache") == [1]
+    released.set()
+
+
+@pytest.mark.parametrize("mode", ["a", "w"])
+def test_an_exception_of_the_input(mode, place, tmp_path):
+    url, options = place
+    settings = {"exclusive": may_append_alone(url), "mode": mode}
+    append(url, options, [1], exclusive=may_append_alone(url))
+    before = names(url, options)
+
+    def failing():
+        for value in range(30):
+            yield {"v": np.int64(value), "text": str(value)}
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        npstream.write(url, failing(), shard_size=SHARD, storage_options=options, **settings)
+    assert names(url, options) == before
+    assert contents(url, options, tmp_path / "cache") == [1]
+
+
+STEPS = ("link", "replace", "unlink", "fsync")
+"""The system calls that change what is in a directory."""
+
+
+def kill_at(step):
+    """Kill this process before one of its calls that change files."""
+    remaining = step
+
+    def patch(name):
+        call = getattr(os, name)
+
+        def counted(*arguments, **options):
+            nonlocal remaining
+            remaining -= 1
+            if remaining < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*arguments, **options)
+
+        setattr(os, name, counted)
+
+    for name in STEPS:
+        patch(name)
+
+
+@pytest.mark.parametrize("mode", ["a", "w"])
+def test_killed_at_any_moment(mode, tmp_path):
+    """Readers see the old dataset or the new one, and later appends work."""
+    old, new = [1, 2, 3], [1, 2, 3, 8, 9] if mode == "a" else [8, 9]
+    found = set()
+    for step in range(200):
+        path = tmp_path / f"{step}"
+        append(path, None, old[:1], shard_samples=1)
+        append(path, None, old[1:], shard_samples=1)
+
+        def write(path=path, step=step):
+            kill_at(step)
+            data = {"v": np.array([8, 9]), "text": ["8", "9"]}
+            npstream.write(path, data, mode=mode, shard_samples=1)
+
+        _, status = os.waitpid(in_child(write), 0)
+        values = contents(path, None, None)
+        assert values in (old, new)
+        found.add(tuple(values))
+        append(path, None, [5])
+        assert contents(path, None, None) == [*values, 5]
+        assert_sound(path, None)
+        if not status:
+            break
+        assert os.WTERMSIG(status) == signal.SIGKILL
+    else:
+        pytest.fail("more steps than expected")
+    assert found == {tuple(old), tuple(new)}
+
+
+@pytest.mark.parametrize("mode", ["a", "w"])
+def test_interrupted_at_any_step(mode, tmp_path, monkeypatch):
+    """An exception at any call: the dataset is the old one, or the new one with all its files."""
+    data = {"v": np.array([8, 9]), "text": ["8", "9"]}
+    for step in range(200):
+        path = tmp_path / f"{step}"
+        append(path, None, [1])
+        with monkeypatch.context() as patched:
+            remaining = step
+
+            def counted(call):
+                def run(*arguments, **options):
+                    nonlocal remaining
+                    remaining -= 1
+                    result = call(*arguments, **options)
+                    if remaining == -1:
+                        raise KeyboardInterrupt
+                    return result
+
+                return run
+
+            for name in STEPS:
+                patched.setattr(os, name, counted(getattr(os, name)))
+            with suppress(KeyboardInterrupt):
+                npstream.write(path, data, mode=mode, shard_samples=1)
+            if remaining >= 0:
+                break
+        assert contents(path, None, None) in ([1], [1, 8, 9] if mode == "a" else [8, 9])
+        assert_sound(path, None)
+    else:
+        pytest.fail("more steps than expected")
