@@ -32,6 +32,7 @@ from npstream.writing.revisions.publication import Revision, publish_shards, rev
 from npstream.writing.rows import (
     SampleEncoder,
     check_mapping,
+    check_names,
     encode_none,
     refuse_unknown_columns,
 )  # fmt: skip
@@ -298,6 +299,7 @@ class WriterEngine:
                 sample = as_mapping(sample, self._user_columns(), number)
             if self._encoder is None:
                 check_mapping(sample, number)
+                check_names(sample, number)
                 first = fill_sample(sample, self._fill, {})
                 layout = self._settings.new_format({k: infer_column(k, first[k]) for k in first})
                 layout.encode(first, number)

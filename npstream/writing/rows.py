@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from npstream._core.dtypes import NUMBERS
-from npstream.errors import ColumnError
+from npstream.errors import ColumnError, short_repr
 from npstream.formats.encodings.arrays import MAX_NDIM, shape_head
 from npstream.writing.inputs.fill import Fill, fill_sample, is_absent
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SampleEncoder",
     "check_mapping",
+    "check_names",
     "compile_encoder",
     "encode_none",
     "refuse_unknown_columns",
@@ -291,6 +292,16 @@ def check_mapping(sample: Any, number: int) -> None:
             f"sample {number} is of type {type(sample).__name__}; "
             "expected a mapping from column name to value"
         )
+
+
+def check_names(sample: Mapping[Any, Any], number: int) -> None:
+    """Raise TypeError unless the keys of the first sample are text."""
+    for name in sample:
+        if not isinstance(name, str):
+            raise TypeError(
+                f"sample {number} has the key {short_repr(name)}, of type {type(name).__name__}: "
+                "the name of a column is a str; rename it, as in {'x': ...}"
+            )
 
 
 def refuse_unknown_columns(columns: Mapping[str, Any], names: Iterable[Any], number: int) -> None:

@@ -251,7 +251,7 @@ def test_a_single_array_is_the_column_that_is_named(tmp_path):
         ([{"a": 1}, {}], "sample 1: no column 'a'"),
         ([{"a": 1}, {"a": 1, "b": 2}], "sample 1 has 'b', which the first sample lacks"),
         ([{"a": 1}, {"a": 2**63}], "sample 1: column 'a' .* 9223372036854775808: .* str_int"),
-        ([{1: "a"}], "columns maps names to encodings, such as 'int32', or types; got 1: 'str'"),
+        ([{1: "a"}], "sample 0 has the key 1, of type int: the name of a column is a str"),
         ({"a": [1, None]}, "sample 1: column 'a' .*fill it in"),
         ({"a": [1, "x"]}, "sample 1: column 'a' is 'int' and cannot take this str 'x'"),
         ({"a": [1, 2], "b": [1]}, "columns differ in length: {'a': 2, 'b': 1}"),

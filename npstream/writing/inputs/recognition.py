@@ -33,6 +33,7 @@ from npstream.writing.tables import (
     InputColumn,
     InputTable,
     ListColumn,
+    RowError,
     TableStream,
     with_column,
 )
@@ -234,6 +235,8 @@ def _array_column(
     """Return an array as a column; arrays of other libraries are read block by block."""
     is_in_memory = isinstance(values, np.ndarray) or foreign.is_tensor(values)
     if is_in_memory or not (hasattr(values, "__getitem__") and hasattr(values, "shape")):
+        if isinstance(values, np.ma.MaskedArray):
+            _refuse_hidden_values(values)
         values = foreign.as_array(values)
     first = foreign.as_array(values[:1])
     if storage_dtype(first.dtype) is None and first.dtype.kind in "OUST":
@@ -244,6 +247,17 @@ def _array_column(
         lambda start, stop: values[start:stop], values.shape[0], first.dtype, first.shape[1:],
         source_encoding, _chunk_rows(values), fill,
     )  # fmt: skip
+
+
+def _refuse_hidden_values(values: Any) -> None:
+    """Raise RowError for the first row with a value that its mask hides."""
+    mask = np.ma.getmaskarray(values)
+    if mask.any():
+        hidden = mask.any(axis=tuple(range(1, mask.ndim)))
+        try:
+            foreign.as_array(values)
+        except ValueError as error:
+            raise RowError(int(hidden.argmax()), str(error)) from None
 
 
 def _chunk_rows(values: Any) -> int:
