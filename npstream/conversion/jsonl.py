@@ -156,7 +156,10 @@ class JsonLinesSource(InputSource):
             reading = pj.ReadOptions(use_threads=False, block_size=len(block) + 1)
             try:
                 table = pj.read_json(pa.BufferReader(block), reading, options)
+                is_exact = not _may_be_rounded(table)
             except pa.ArrowException:
+                is_exact = False
+            if not is_exact:
                 table = self._table(file, line, block, schema)
             yield table.select(self._names)
 
@@ -169,6 +172,8 @@ class JsonLinesSource(InputSource):
         columns = []
         for field in schema:
             values = [row.get(field.name) for _, row in rows]
+            if self._inferred_names[field.name] == "float64":  # all of them fit, see `_check`
+                values = [None if value is None else float(value) for value in values]
             try:
                 columns.append(pa.array(values, field.type))
             except (pa.ArrowException, OverflowError) as error:
@@ -186,6 +191,11 @@ class JsonLinesSource(InputSource):
             raise self._unknown_key(file, number, row)
         for name, types in self._value_types.items():
             value = row.get(name)
+            if type(value) is int and float in types and not _is_float64(value):
+                raise ValueError(
+                    f"{file.where}: line {number}: column {name!r}: a float64 would round {value}: "
+                    f"give the type, as in columns={{{name!r}: 'json', ...}}"
+                )
             if value is not None and type(value) not in types:
                 raise ValueError(
                     f"{file.where}: line {number}: column {name!r}: {short_repr(value)} is "
@@ -223,6 +233,24 @@ class JsonLinesSource(InputSource):
     def _file_blocks(self, file: SourceFile) -> Iterator[tuple[int, bytes]]:
         with file.decompressed() as opened:
             yield from _blocks(opened)
+
+
+def _is_float64(number: int) -> bool:
+    try:
+        return int(float(number)) == number
+    except OverflowError:
+        return False
+
+
+def _may_be_rounded(table: Any) -> bool:
+    """Return True if a column of floats has values that may be integers which a float rounds."""
+    pc = import_optional("pyarrow.compute", "pyarrow", "arrow")
+    for column in table.columns:
+        if str(column.type) == "double":
+            largest = pc.max(pc.abs(column)).as_py()
+            if largest is not None and largest >= 2**53:
+                return True
+    return False
 
 
 def _types_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, set[type]]:

@@ -137,3 +137,14 @@ def test_files_of_pandas_and_datasets(tmp_path):
     datasets.Dataset.from_dict({"a": [3], "s": ["y"]}).to_json(str(tmp_path / "2.jsonl"))
     npstream.convert(tmp_path, tmp_path / "out")
     assert list(npstream.open(tmp_path / "out")["s"]) == ["x", "é", "y"]
+
+
+def test_an_integer_that_a_float_would_round_raises(convert, monkeypatch):
+    monkeypatch.setattr(jsonl, "JSON_BLOCK", 50)
+    rows = [{"a": 0.5}] * 9
+    with pytest.raises(
+        ValueError, match=r"a\.jsonl: line 10: column 'a': .* round 9007199254740993"
+    ):
+        convert(lines([*rows, {"a": 2**53 + 1}]))
+    values = convert(lines([*rows, {"a": 2**60}, {"a": 1e17}]))["a"].load()
+    assert values[9:].tolist() == [2.0**60, 1e17]
