@@ -88,7 +88,7 @@ def merge(
 
     The result is an index in `out` that names the shards where they are. Its samples are those of
     the first dataset, then those of the second, and so on. The datasets stay as they are, and must
-    not be removed. Streaming can read the result, too.
+    not be removed or replaced. Streaming can read the result, too.
 
     Parameters
     ----------

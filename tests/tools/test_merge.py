@@ -90,6 +90,31 @@ def test_datasets_at_any_depth_and_merged_ones_are_merged_in_order(tmp_path):
     ]
 
 
+def test_datasets_grow_before_and_after(tmp_path):
+    """A merged dataset has what its parts had when they were merged, and can grow itself."""
+    write(tmp_path / "a", 0)
+    write(tmp_path / "a", 7, mode="a", compression="zstd")
+    write(tmp_path / "b", 14)
+    npstream.merge([tmp_path / "a", tmp_path / "b"], tmp_path)
+    assert_rows(tmp_path, range(21))
+    assert Sidecar(LocalStore(str(tmp_path))).statistics()["number"].count == 21
+    version = npstream.open(tmp_path).version
+    write(tmp_path / "a", 50, mode="a")
+    write(tmp_path, 21, mode="a")
+    assert_rows(tmp_path, range(28))
+    assert_rows(tmp_path, range(21), version=version)
+    (tmp_path / "up").mkdir()
+    for name in ("a", "b", "index.json", "index.columns", *parts_of(tmp_path)):
+        (tmp_path / name).rename(tmp_path / "up" / name)
+    npstream.merge([tmp_path / "up"], tmp_path)
+    assert_rows(tmp_path, range(28))
+
+
+def parts_of(root):
+    """Return the names of shards and side-cars in a directory."""
+    return [path.name for path in root.iterdir() if path.suffix in (".mds", ".msgpack")]
+
+
 def test_no_shard_is_read(tmp_path):
     for name, first in {"a": 0, "b": 7}.items():
         write(tmp_path / name, first)
