@@ -108,6 +108,9 @@ def test_datasets_grow_before_and_after(tmp_path):
         (tmp_path / name).rename(tmp_path / "up" / name)
     npstream.merge([tmp_path / "up"], tmp_path)
     assert_rows(tmp_path, range(28))
+    write(tmp_path, 100, mode="w")
+    assert_rows(tmp_path, range(100, 107))
+    assert_rows(tmp_path / "up", range(28))
 
 
 def parts_of(root):
