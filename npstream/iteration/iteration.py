@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import chain, repeat
 from operator import itemgetter
@@ -15,10 +15,14 @@ import numpy as np
 from npstream._core.arguments import quantity
 from npstream._core.log import log
 from npstream._core.optional import import_npstream_torch
+from npstream.indexing.selection import Selection
 from npstream.iteration.counter import EpochCursor
+from npstream.iteration.epochs import epochs_for
+from npstream.iteration.former import former_source, former_version_hint
 from npstream.iteration.iterator import EpochIterator, EpochProgress
 from npstream.iteration.partition import LOOKUP_SAMPLES, to_unskipped_position
 from npstream.iteration.pickling import is_spawning, require_importable
+from npstream.iteration.rank_epochs import FORMER_VERSION
 from npstream.iteration.ranks import this_worker
 from npstream.iteration.resumable import Resumable
 from npstream.iteration.settings import VIEW_TRANSFORM
@@ -28,7 +32,6 @@ from npstream.shards.locality import ReadOrder
 
 if TYPE_CHECKING:
     from npstream._core.typing import Bools, Int64
-    from npstream.indexing.selection import Selection
     from npstream.iteration.epochs import AnyEpochs
     from npstream.iteration.ranks import Ranks
     from npstream.iteration.settings import IterationSettings
@@ -263,6 +266,23 @@ class Iteration(Resumable):
                 "that Accelerate resumes from"
             )
         return dropped
+
+    def _former_epochs(self, state: Mapping[str, Any], error: ValueError) -> AnyEpochs | None:
+        former = former_source(self._source, self._selection, state)
+        if former is None:
+            if hint := former_version_hint(self._source, state):
+                raise ValueError(f"{error}{hint}") from error
+            return None
+        samples = former.index.samples
+        if self._is_first_warning(FORMER_VERSION):
+            warnings.warn(
+                f"the state is of version {former.index.fingerprint()!r} of {former.index.where}, "
+                f"with {quantity(samples, 'sample')}: the iteration goes on with these samples, "
+                "without those that were appended since",
+                stacklevel=5,
+            )
+        self._rowwise = None
+        return epochs_for(former, Selection.all(samples), self._settings)
 
     def _is_rowwise(self, progress: EpochProgress) -> bool:
         """Return True if samples are read one by one, because the cache cannot hold the chunks."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from npstream.iteration.partition import Partition
     from npstream.iteration.settings import IterationSettings
 
-_RANKS, _CHUNKS = 0, 1
+_RANKS, _CHUNKS, FORMER_VERSION = 0, 1, 2
 """Numbers of the warnings that an iteration gives only once, also with workers."""
 
 
@@ -42,7 +42,9 @@ class RankEpochs:
     """
 
     def __init__(self, epochs: AnyEpochs, settings: IterationSettings) -> None:
-        self._epochs, self._settings = epochs, settings
+        # They differ after a state of a former version of the dataset was loaded.
+        self._epochs = self._newest_epochs = epochs
+        self._settings = settings
         self._counter = EpochCounter(settings.epoch, epochs.context_bytes)
         self._given_ranks: Ranks | None = None
         if settings.rank is not None:
@@ -107,9 +109,24 @@ class RankEpochs:
         return self._epochs.state(cursor, self._merged_ranks())
 
     def _cursor_of(self, state: Mapping[str, Any]) -> EpochCursor:
-        cursor = self._epochs.load_cursor(state, self._merged_ranks())
-        self._part(cursor)  # raises if the batches do not fit
+        ranks = self._merged_ranks()
+        try:
+            epochs, cursor = self._newest_epochs, self._newest_epochs.load_cursor(state, ranks)
+        except ValueError as error:
+            former = self._former_epochs(state, error)
+            if former is None:
+                raise
+            epochs, cursor = former, former.load_cursor(state, ranks)
+        self._part_of(cursor, ranks, epochs)  # raises if the batches do not fit
+        self._epochs = epochs
         return cursor
+
+    def _former_epochs(self, state: Mapping[str, Any], error: ValueError) -> AnyEpochs | None:
+        """Return the epochs of a former version of the dataset that a state was saved of.
+
+        None if there is none. `error` is that of the newest version.
+        """
+        return None
 
     def _warn_left(self, progress: EpochProgress) -> None:
         message = (

@@ -348,7 +348,8 @@ class Resumable(RankEpochs):
 
         The state may come from an iteration with another number of ranks or workers, or another
         batch size. The next iteration reads the rest of the state's epoch. Later iterations read
-        whole epochs.
+        whole epochs. A state that was saved before an append to the dataset continues as before,
+        over the samples of that version, with a warning.
 
         Parameters
         ----------

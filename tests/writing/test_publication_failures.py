@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from crash_cache import in_child
 from destinations import SHARD, names
+from faults import garbage, reset, status
 from growing import append, assert_sound, contents, may_append_alone
 
 import npstream
 from npstream.errors import StorageError
+from npstream.formats.index import INDEX
 from npstream.storage import uploads
 
 pytestmark = pytest.mark.usefixtures("short_pauses")
@@ -124,6 +126,30 @@ def test_a_replacement_of_which_nobody_knows(memory, replace_in_memory, tmp_path
     assert "may still succeed, so its files stay" in caught.value.__notes__[0]
     assert contents(memory, None, tmp_path / "cache") == [1]
     released.set()
+
+
+FAULTS = [
+    reset(method="PUT", path=INDEX),  # no answer
+    reset(0, method="PUT", path=INDEX),  # a lost answer
+    status(503, times=2, method="PUT", path=INDEX),
+    status(503, times=2, method="PUT", path=".msgpack"),
+    garbage(method="PUT", path=INDEX),
+    reset(0, method="GET", path=INDEX),
+]
+
+
+@pytest.mark.parametrize("kind", ["s3", "azure"])
+def test_a_connection_that_breaks(kind, servers, tmp_path):
+    fresh = servers[kind].new_directory()
+    url, options = fresh.url, fresh.storage_options
+    proxy = servers.proxy(kind)
+    proxied = fresh.via(proxy)
+    append(url, options, [0])
+    for number, fault in enumerate(FAULTS, 1):
+        proxy.faults = [fault]
+        append(proxied.url, proxied.storage_options, [number])
+    assert contents(url, options, tmp_path / "cache") == list(range(len(FAULTS) + 1))
+    assert_sound(url, options)
 
 
 @pytest.mark.parametrize("mode", ["a", "w"])

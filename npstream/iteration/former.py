@@ -1,0 +1,126 @@
+"""Former versions of a dataset that has grown: states that were saved before the append.
+
+An append leaves all samples before it in their places. So an iteration over the dataset continues
+in the order of the former version, which depends only on the former index.
+
+Tested in tests/iteration/test_former.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from npstream.errors import FormatError, StorageError
+from npstream.formats.index import parse_index
+from npstream.formats.versions import version_name, version_of_name
+from npstream.reading.source import Source
+
+if TYPE_CHECKING:
+    from npstream.formats.index import Index
+    from npstream.indexing.selection import Selection
+
+__all__ = ["FormerSource", "former_source", "former_version_hint"]
+
+
+class FormerSource(Source):
+    """The first samples of a dataset, in the orders of a former version.
+
+    Parameters
+    ----------
+    source : Source
+        The dataset.
+    former : Index
+        The index of the former version. The dataset begins with all its shards.
+    """
+
+    __slots__ = ("_former",)
+
+    def __init__(self, source: Source, former: Index) -> None:
+        super().__init__(source.fetcher, source.fields, source.column_errors, source.limit)
+        self._former = former
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        source = Source(self.fetcher, self.fields, self.column_errors, self.limit)
+        return FormerSource, (source, self._former)
+
+    @property
+    def index(self) -> Index:
+        """The index of the former version."""
+        return self._former
+
+
+def former_source(
+    source: Source, selection: Selection, state: Mapping[str, Any]
+) -> FormerSource | None:
+    """Return the former version of a dataset that a state was saved of.
+
+    Parameters
+    ----------
+    source : Source
+    selection : Selection
+    state : mapping
+
+    Returns
+    -------
+    FormerSource or None
+        None unless the dataset keeps that version and has grown from it, and the view is the whole
+        dataset.
+    """
+    is_whole = selection.affine == (0, 1) and selection.size == selection.source
+    if source.members or not is_whole:
+        return None
+    former = _kept_index(source, state.get("fingerprint"))
+    if former is None or not _begins_with(source.index, former):
+        return None
+    return FormerSource(source, former)
+
+
+def former_version_hint(source: Source, state: Mapping[str, Any]) -> str:
+    """Return a message about the former versions that a state was saved of; "" if none is kept."""
+    for owner, fingerprint in _fingerprints(source, state):
+        former = _kept_index(owner, fingerprint)
+        if former is not None:
+            version = former.fingerprint()
+            return (
+                f"; the state is of a former version of {owner.index.where}, which is kept: open "
+                f"it with version={version!r}"
+            )
+    return ""
+
+
+def _fingerprints(source: Source, state: Mapping[str, Any]) -> Iterator[tuple[Source, Any]]:
+    """Yield each dataset with its fingerprint in a state."""
+    if not source.members:
+        yield source, state.get("fingerprint")
+        return
+    mixture = state.get("mixture")
+    saved = mixture.get("sources") if isinstance(mixture, Mapping) else None
+    facts = {fact.get("name"): fact for fact in saved or () if isinstance(fact, Mapping)}
+    for member in source.members:
+        if member.name in facts:
+            yield member.source, facts[member.name].get("fingerprint")
+
+
+def _kept_index(source: Source, fingerprint: Any) -> Index | None:
+    """Return the index of the dataset in a fingerprint, if it is kept and not the newest one."""
+    version = fingerprint.partition("-")[0] if isinstance(fingerprint, str) else ""
+    name = version_name(version)
+    store = getattr(source.fetcher.shards, "store", None)
+    if store is None or version_of_name(name) is None or version == source.index.fingerprint():
+        return None
+    try:
+        index = parse_index(store.read(name), store.where(name))
+    except (StorageError, FormatError):
+        return None
+    return index if index.fingerprint() == version else None
+
+
+def _begins_with(index: Index, former: Index) -> bool:
+    """Return True if a dataset begins with all shards of another index."""
+    shards = len(former)
+    return (
+        shards <= len(index)
+        and (index.starts[: shards + 1] == former.starts).all()
+        and all(index.name(shard) == former.name(shard) for shard in range(shards))
+    )
