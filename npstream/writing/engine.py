@@ -98,20 +98,15 @@ class WriterEngine:
     ) -> None:
         """Check and store the settings of the encoding of samples."""
         self._start = time.perf_counter()
-        check_mode(mode, exclusive)
-        if resume and mode != "x":
-            raise ValueError(
-                f"resume=True is for mode='x', and not for mode={mode!r}: write the new samples "
-                "to a directory of their own, and join the datasets with npstream.merge"
-            )
+        check_mode(mode, exclusive, resume)
         self._mode, self._exclusive = mode, exclusive
         self._columns = columns
         self._arguments: dict[str, Any] = {
             "format": format, "separator": separator, "newline": newline, "shard_size": shard_size,
             "compression": compression, "hashes": hash_names(hashes),
         }  # fmt: skip
-        # The format of an append is that of the dataset, and so unknown yet.
-        is_known = mode != "a" or format is not None
+        # The format of an append is that of the dataset, which is not read yet.
+        is_known = mode != "a"
         self._settings = parse_settings(
             **{**self._arguments, "format": format or "mds"}
             if is_known

@@ -143,7 +143,12 @@ def test_formats(format, tmp_path):
     sidecar = Base.read(open_store(path)).sidecar
     assert sidecar.column("b").tolist() == [1, 2, 3]
     assert [bound.tolist() for bound in sidecar.shard_range("c")] == [[0.5, 2.5], [1.5, 2.5]]
-    npstream.write(path, second, mode="a", compression="gz", hashes=["md5"])
+    number = "float64" if format == "mds" else "float"
+    columns = {"b": "int", "a": "str", "c": number}
+    npstream.write(
+        path, second, mode="a", compression="gz", hashes=["md5"], columns=columns, format=format,
+        workers=1,
+    )  # fmt: skip
     assert len(npstream.open(path)) == 4
     assert_sound(path, None)
 
@@ -268,6 +273,9 @@ def test_bad_arguments(tmp_path):
     for mode in ("r", "w+", None, 1):
         with pytest.raises(ValueError, match=r"mode=.*: it is 'x' to write a new dataset"):
             npstream.write(tmp_path / "out", {"x": [1]}, mode=mode)
+    for mode in ("w", "a"):
+        with pytest.raises(ValueError, match=r"resume=True is for mode='x'"):
+            npstream.write(tmp_path / "out", {"x": [1]}, mode=mode, resume=True)
     with pytest.raises(TypeError, match="exclusive=1: expected True or False"):
         npstream.write(tmp_path / "out", {"x": [1]}, mode="a", exclusive=1)
     assert not (tmp_path / "out").exists()
