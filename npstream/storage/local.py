@@ -6,9 +6,9 @@ import errno
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, Union
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 from npstream._core.arguments import quantity
 from npstream._core.memory import ensure_fits, map_file, open_file
@@ -20,9 +20,11 @@ from npstream.storage.uploads import Tag, locked, replace_unchanged
 from npstream.storage.urls import Location, local_path, location_str, scheme_of
 
 if TYPE_CHECKING:
+    from io import RawIOBase
+
     from npstream.storage.remote import RemoteStore
 
-__all__ = ["LocalStore", "Store", "open_store", "options_for"]
+__all__ = ["LocalStore", "Store", "open_store", "options_for", "write_fully"]
 
 _COPY_BYTES = 1 << 20
 
@@ -31,6 +33,12 @@ _ATTEMPTS = 5
 
 _SYNC_THREADS = 32
 """The maximum number of files that are synced to disk concurrently."""
+
+_FULL_DISK_RETRIES = 4
+"""How often a write to a full disk is tried again."""
+
+_FULL_DISK_BACKOFF = 0.125
+"""Seconds before the first of these attempts; each pause is twice the one before."""
 
 _FEW_FILES = 4
 """Up to this many files are synced one after the other: threads would take longer."""
@@ -358,10 +366,10 @@ class LocalStore:
             try:
                 for piece in pieces:
                     with self._storage_errors(name, "store"):
-                        file.write(piece)
+                        write_fully(file.write, piece)
             finally:
                 with self._storage_errors(name, "store"):
-                    file.close()  # flushes the buffer, and so may find the disk full
+                    file.close()
             yield draft
         finally:
             with suppress(OSError):
@@ -417,14 +425,14 @@ class Draft:
         self._target = target
         self.path = os.path.join(folder, f".{base}.{token}.tmp")
 
-    def open(self, folders: list[str]) -> BinaryIO:
+    def open(self, folders: list[str]) -> RawIOBase:
         """Create the temporary file, and its directory if necessary."""
         folder = os.path.dirname(self.path)
         for _ in range(_ATTEMPTS):
             _make_folders(folder, folders)
             # A concurrent write that fails removes the directories that it made.
             with suppress(FileNotFoundError):
-                return open(self.path, "xb")
+                return open(self.path, "xb", buffering=0)
         raise FileNotFoundError(errno.ENOENT, "the directory is removed again and again", folder)
 
     def sync(self) -> None:
@@ -452,6 +460,32 @@ class Draft:
             except BaseException:
                 os.unlink(self._target)
                 raise
+
+
+def write_fully(write: Callable[[memoryview], int | None], data: Body) -> None:
+    """Write all of `data`; if the disk is full, try again for about two seconds.
+
+    Parameters
+    ----------
+    write : callable
+        Writes the first bytes of what it is given, and returns how many.
+    data : bytes-like
+
+    Raises
+    ------
+    OSError
+        If nothing can be written.
+    """
+    rest, attempt = memoryview(data).cast("B"), 0
+    while rest:
+        try:
+            rest, attempt = rest[write(rest) :], 0
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or attempt == _FULL_DISK_RETRIES:
+                raise
+            # Another program may free space, such as that of its temporary files.
+            threading.Event().wait(_FULL_DISK_BACKOFF * 2**attempt)
+            attempt += 1
 
 
 def file_id(path: str) -> tuple[int, ...]:

@@ -5,13 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import pathlib
+import re
+import shutil
+import subprocess
+import threading
 
+import numpy as np
 import pytest
 
 import npstream
 from npstream._core import memory
 from npstream.errors import StorageError
-from npstream.storage.local import LocalStore, open_store, options_for
+from npstream.storage import local
+from npstream.storage.local import LocalStore, open_store, options_for, write_fully
 from npstream.storage.urls import local_path
 
 
@@ -182,3 +188,68 @@ def test_storage_options_for_a_path_raise():
 def test_options_are_shared_only_within_one_service(url, other, is_shared):
     options = {"key": "secret"}
     assert options_for(url, options, other) == (options if is_shared else None)
+
+
+class FullDisk:
+    """A file on a disk that has no space for some of the writes, and takes a few bytes at once."""
+
+    def __init__(self, failures, code=errno.ENOSPC):
+        self.content, self.failures, self.code = b"", failures, code
+
+    def write(self, data):
+        if self.failures and len(self.content) >= 4:
+            self.failures -= 1
+            raise OSError(self.code, os.strerror(self.code))
+        self.content += bytes(data[:4])
+        return len(data[:4])
+
+
+def test_a_write_to_a_full_disk_is_tried_again(monkeypatch):
+    monkeypatch.setattr(local, "_FULL_DISK_BACKOFF", 0.001)
+    file = FullDisk(local._FULL_DISK_RETRIES)
+    write_fully(file.write, b"0123456789")
+    assert file.content == b"0123456789"
+    for failures, code in ((local._FULL_DISK_RETRIES + 1, errno.ENOSPC), (1, errno.EIO)):
+        file = FullDisk(failures, code)
+        with pytest.raises(OSError, match=re.escape(os.strerror(code))):
+            write_fully(file.write, b"0123456789")
+        assert file.content == b"0123"
+    write_fully(FullDisk(9).write, b"")
+
+
+@pytest.mark.parametrize("is_freed", [False, True])
+def test_a_small_disk(is_freed, tmp_path, monkeypatch):
+    """A file of a small tmpfs is removed while a write waits for space."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk]
+    if not shutil.which("mount") or subprocess.run(mount, stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("only root can mount a small disk")
+    try:
+        (disk / "ballast").write_bytes(bytes(600_000))
+        monkeypatch.setattr(local, "_FULL_DISK_BACKOFF", 0.001)
+        wait = threading.Event.wait
+
+        def free(event, timeout=None):
+            if is_freed:
+                (disk / "ballast").unlink(missing_ok=True)
+            return wait(event, timeout)
+
+        monkeypatch.setattr(threading.Event, "wait", free)
+        data = {"x": np.zeros(50_000)}
+        settings = {"shard_size": 100_000, "sidecar": False}
+        if is_freed:
+            assert npstream.write(disk / "ds", data, resume=True, **settings).samples == 50_000
+        else:
+            with pytest.raises(StorageError, match="No space left on device") as caught:
+                npstream.write(disk / "ds", data, resume=True, **settings)
+            assert caught.value.errno == errno.ENOSPC
+            (disk / "ballast").unlink()
+            npstream.write(disk / "ds", data, resume=True, **settings)
+        npstream.write(tmp_path / "whole", data, **settings)
+        for name in (tmp_path / "whole").rglob("*.*"):
+            assert (disk / "ds" / name.relative_to(tmp_path / "whole")).read_bytes() == (
+                name.read_bytes()
+            )
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)

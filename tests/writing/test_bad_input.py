@@ -208,8 +208,11 @@ CASES = {
 """Data, or a function that makes it; settings; and what the error says."""
 
 
-def is_samples(data):
-    return isinstance(data, list)
+SAMPLES = [name for name, (data, *_) in CASES.items() if isinstance(data, list)]
+"""The cases of samples."""
+
+MAPPINGS = [name for name in SAMPLES if all(isinstance(each, dict) for each in CASES[name][0])]
+"""The cases whose samples `map=` can return."""
 
 
 def failure(path, data, **settings):
@@ -230,18 +233,16 @@ def test_the_error_names_sample_column_and_value(case, tmp_path):
         assert [word for word in words if word not in message] == [], message
 
 
-@pytest.mark.parametrize("case", [name for name, (data, *_) in CASES.items() if is_samples(data)])
+@pytest.mark.parametrize("case", MAPPINGS)
 def test_the_error_of_a_worker_and_of_map_is_the_same(case, tmp_path):
     data, settings, words = CASES[case]
-    if isinstance(data[0], tuple) or not isinstance(data[-1], dict):
-        pytest.skip("only mappings are results of map=")
     settings = {**settings, "map": lambda sample: sample}
     for workers in (0, 1):
         message = failure(tmp_path / "ds", data, **settings, workers=workers)
         assert [word for word in words if word not in message] == [], message
 
 
-@pytest.mark.parametrize("case", [name for name, (data, *_) in CASES.items() if is_samples(data)])
+@pytest.mark.parametrize("case", SAMPLES)
 def test_a_writer_refuses_the_sample_and_goes_on(case, tmp_path):
     data, settings, words = CASES[case]
     with npstream.Writer(tmp_path / "ds", settings.get("columns")) as writer:

@@ -57,7 +57,7 @@ def test_inference_from_columns(tmp_path):
         ([("a", 1)], r"sample 0 is a tuple of 2 values without names: name each with columns="),
         (["a"], r"sample 0 is of type str; expected a mapping"),
         ([{}], r"at least one column"),
-        ([{1: 2}], r"or types; got 1"),
+        ([{1: 2}], r"the key 1, of type int"),
         ({"x": np.zeros((2, 0))}, r"ndarray:float64:0"),
         ({"x": np.zeros(2, "g")}, r"column 'x': cannot store an array of dtype float128"),
         ({"x": np.array(5)}, r"column 'x': it is of type ndarray"),

@@ -22,6 +22,7 @@ from typing import Any
 from npstream._core.fork import renew_in_child
 from npstream.errors import StorageError
 from npstream.formats.sidecar.blocks import xxh3
+from npstream.storage.local import write_fully
 
 __all__ = ["Journal", "JournalContent"]
 
@@ -132,13 +133,18 @@ class Journal:
         import msgpack
 
         body = msgpack.packb([kind, *values])
-        frame = memoryview(_HEAD.pack(len(body), xxh3(body)) + body)
+        frame = _HEAD.pack(len(body), xxh3(body)) + body
         with self._mutex, self._storage_errors():
             at = self._end
+
+            def write(rest: memoryview) -> int:
+                nonlocal at
+                count = os.pwrite(self._descriptor, rest, at)
+                at += count
+                return count
+
             try:
-                while frame:
-                    count = os.pwrite(self._descriptor, frame, at)
-                    frame, at = frame[count:], at + count
+                write_fully(write, frame)
                 os.fsync(self._descriptor)
             except BaseException:
                 os.ftruncate(self._descriptor, self._end)
