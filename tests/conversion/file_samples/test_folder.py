@@ -14,7 +14,7 @@ from PIL import Image
 
 import npstream
 from npstream.conversion.file_samples import folder
-from npstream.conversion.files import find_files
+from npstream.conversion.files import find_files, read_whole_files
 from npstream.errors import ColumnError, FormatError, StorageError
 
 
@@ -320,3 +320,25 @@ def test_parts_are_found_again_only_if_the_files_are_the_same(tmp_path, monkeypa
     assert names() == [("0.jpg to 3.jpg", 4), ("4.jpg to 7.jpg", 4), ("8.jpg to 9.jpg", 2)]
     (tmp_path / "in" / "0.jpg").unlink()
     assert names() == [("1.jpg to 4.jpg", 4), ("5.jpg to 8.jpg", 4), ("9.jpg", 1)]
+
+
+def test_a_write_goes_on_at_the_part_where_it_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder, "_PART_FILES", 4)
+    write(tmp_path / "in", {f"{number}.jpg": image(number) for number in range(20)})
+    (tmp_path / "in" / "17.jpg").write_bytes(b"")
+    arguments = {"resume": True, "shard_samples": 3}
+    with pytest.raises(ValueError, match=r"17\.jpg: not an image"):
+        npstream.convert(tmp_path / "in", tmp_path / "out", **arguments)
+    write(tmp_path / "in", {"17.jpg": image(17)})
+    read = []
+
+    def reading(files):
+        read.extend(file.name for file in files)
+        return read_whole_files(files)
+
+    monkeypatch.setattr(folder, "read_whole_files", reading)
+    npstream.convert(tmp_path / "in", tmp_path / "out", **arguments)
+    assert "11.jpg" not in read
+    assert "17.jpg" in read
+    expected = [f"{number}.jpg" for number in range(20)]
+    assert list(npstream.open(tmp_path / "out")["path"]) == expected

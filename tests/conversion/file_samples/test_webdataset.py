@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import tracemalloc
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import npstream
+from npstream.conversion.file_samples import webdataset
+from npstream.conversion.file_samples.tar import read_members
 from npstream.errors import ColumnError, FormatError
 
 wds = pytest.importorskip("webdataset")
@@ -271,3 +274,42 @@ def test_a_truncated_tar_publishes_nothing(source, tmp_path):
 def test_an_unknown_column_raises(source, tmp_path):
     with pytest.raises(ColumnError, match="no column 'jpg'"):
         npstream.convert(source, tmp_path / "out", columns=["jpg"])
+
+
+def test_a_write_goes_on_in_the_tar_where_it_stopped(tmp_path, monkeypatch):
+    for number in range(3):
+        samples = [{"__key__": f"{number}-{k}", "cls": 10 * number + k} for k in range(10)]
+        write(tmp_path / f"{number}.tar", samples)
+    opened, fails = [], [True]
+
+    def reading(file, where, *arguments):
+        opened.append(where[-5:])
+        for member in read_members(file, where, *arguments):
+            if fails[0] and member[0] == "2-5.cls":
+                raise RuntimeError("the server is gone")
+            yield member
+
+    monkeypatch.setattr(webdataset, "read_members", reading)
+    arguments = {"resume": True, "shard_samples": 8}
+    with pytest.raises(RuntimeError, match="the server is gone"):
+        npstream.convert(tmp_path / "*.tar", tmp_path / "out", **arguments)
+    opened.clear()
+    fails[0] = False
+    npstream.convert(tmp_path / "*.tar", tmp_path / "out", **arguments)
+    assert opened == ["0.tar", "1.tar", "2.tar"]  # the first one for the columns
+    assert npstream.open(tmp_path / "out")["cls"].load().tolist() == list(range(30))
+    npstream.convert(tmp_path / "*.tar", tmp_path / "whole", shard_samples=8)
+    for path in (tmp_path / "whole").glob("*.*"):
+        assert path.is_dir() or path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
+
+
+def test_memory_does_not_grow_with_the_tars(tmp_path):
+    body = bytes(1 << 20)
+    for number in range(4):
+        write(tmp_path / f"{number}.tar", [{"__key__": f"{k}", "bin": body} for k in range(16)])
+    tracemalloc.start()
+    try:
+        npstream.convert(tmp_path / "*.tar", tmp_path / "out", shard_size="2MiB")
+        assert tracemalloc.get_traced_memory()[1] < 28 << 20  # of 64 MiB
+    finally:
+        tracemalloc.stop()
