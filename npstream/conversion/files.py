@@ -63,7 +63,7 @@ _SHOWN_FILES = 3
 _GLOB = re.compile(r"[*?[]")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SourceFile:
     """A file of a source.
 
@@ -299,7 +299,7 @@ def find_files(source: SourcePath, options: Mapping[str, Any] | None = None) -> 
     options = options or {}
     if isinstance(source, str | os.PathLike):
         expanded = _expand(source)
-        if expanded == [source]:
+        if expanded == [location_str(source, "source")]:
             return _find(source, options)
     else:
         expanded = [name for each in source for name in _expand(each)]
@@ -317,17 +317,16 @@ def find_files(source: SourcePath, options: Mapping[str, Any] | None = None) -> 
     return FileList(where, files, None, options)
 
 
-def _expand(source: Location) -> list[Location]:
+def _expand(source: Location) -> list[str]:
     """Return the paths that a path with braces stands for; itself if there is such a local file."""
     text = location_str(source, "source")
-    if "{" not in text or (not scheme_of(text) and os.path.exists(text)):
-        return [source]
-    return [*expand_braces(text)]
+    if not scheme_of(text) and os.path.exists(text):
+        return [text]
+    return expand_braces(text)
 
 
-def _find_all(sources: Sequence[Location], options: Mapping[str, Any]) -> list[FileList]:
+def _find_all(texts: Sequence[str], options: Mapping[str, Any]) -> list[FileList]:
     """Return the files of each source; remote files of one directory are looked up at once."""
-    texts = [location_str(each, "source") for each in sources]
     found: dict[int, FileList] = {}
     groups: dict[str, list[int]] = {}
     for number, text in enumerate(texts):
@@ -344,7 +343,7 @@ def _find_all(sources: Sequence[Location], options: Mapping[str, Any]) -> list[F
                 found[number] = FileList(redact_url(texts[number]), (file,), None, options)
     return [
         found[number] if number in found else _find(each, options)
-        for number, each in enumerate(sources)
+        for number, each in enumerate(texts)
     ]
 
 

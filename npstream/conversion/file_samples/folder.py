@@ -37,6 +37,9 @@ _LOCAL_BATCH = (64, 1 << 21)
 _REMOTE_BATCH = (256, 1 << 25)
 """Maximum files and bytes that a thread reads together. A store gets the requests at once."""
 
+_MAX_AHEAD = 1 << 26
+"""Maximum bytes that are read ahead, unless a single file is larger."""
+
 _LOCAL_THREADS = 4
 _REMOTE_THREADS = 2
 
@@ -225,15 +228,21 @@ def read_files(files: Sequence[SourceFile]) -> Iterator[bytes]:
     limits, threads = _LOCAL_BATCH, _LOCAL_THREADS
     if not is_local:
         limits, threads = _REMOTE_BATCH, _REMOTE_THREADS
-    pending: deque[Future[list[bytes]]] = deque()
+    pending: deque[tuple[int, Future[list[bytes]]]] = deque()
+    ahead = 0
     pool = ThreadPoolExecutor(threads, thread_name_prefix="npstream-source")
     try:
         for batch in _batches(files, *limits):
-            pending.append(pool.submit(read_whole_files, batch))
-            if len(pending) > threads:
-                yield from pending.popleft().result()
+            nbytes = sum(file.nbytes for file in batch)
+            while pending and (len(pending) > threads or ahead + nbytes > _MAX_AHEAD):
+                done, future = pending.popleft()
+                ahead -= done
+                yield from future.result()
+                del future
+            pending.append((nbytes, pool.submit(read_whole_files, batch)))
+            ahead += nbytes
         while pending:
-            yield from pending.popleft().result()
+            yield from pending.popleft()[1].result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

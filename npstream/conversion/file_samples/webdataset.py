@@ -50,16 +50,9 @@ class WebDatasetSource(InputSource):
         super().__init__(files, request)
         self._files = self.own_files()
         where, (key, bodies) = self._first_sample()
-        given = {extension: file_type(extension) for extension in bodies}
-        names = self.selected([KEY, *given], where)
+        names = self.selected([KEY, *bodies], where)
         names += [name for name in request.fill if name not in names and self._is_requested(name)]
-        self._types = {
-            name: choose_type(name, request.encodings[name])
-            if name in request.encodings
-            else file_type(name)
-            for name in names
-            if name != KEY
-        }
+        self._types = {name: self._type(name, bodies) for name in names if name != KEY}
         self.columns = {
             name: "str" if name == KEY else self._encoding(name, bodies, f"{where}: {key}")
             for name in names
@@ -83,6 +76,18 @@ class WebDatasetSource(InputSource):
             "'000.cls'"
         )
 
+    def _type(self, name: str, bodies: Mapping[str, bytes]) -> FileType:
+        """Return the type of a column's files: the user's choice, or by the extension.
+
+        For an unknown extension that the first sample lacks, it is that of the value to fill.
+        """
+        if name in self.request.encodings:
+            return choose_type(name, self.request.encodings[name])
+        known = file_type(name)
+        if name in bodies or known.encoding != "bytes":
+            return known
+        return choose_type(name, infer(self.request.fill[name]).name)
+
     def _encoding(self, name: str, bodies: Mapping[str, bytes], where: str) -> str:
         encoding = self._types[name].encoding
         if encoding is not None:
@@ -92,7 +97,9 @@ class WebDatasetSource(InputSource):
         try:
             return array_encoding(self._types[name].parse(bodies[name]))
         except (TypeError, ValueError) as error:
-            raise FormatError(f"{where}.{name}: {error}") from error
+            raise FormatError(
+                f"{where}.{name}: {error}; columns= can choose 'bytes' for the files as they are"
+            ) from error
 
     def _samples(self, file: SourceFile) -> Iterator[dict[str, Any]]:
         """Yield the samples of a tar, which a thread reads ahead."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import subprocess
+import sys
 import threading
 import tracemalloc
 
@@ -193,8 +195,6 @@ def test_files_that_are_no_images_are_refused_or_skipped(photos, tmp_path, body)
         npstream.convert(photos, tmp_path / "map", map=lambda sample: sample)
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # datasets does not close its file
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
 def test_metadata_of_hugging_face(tmp_path, form):
     source = tmp_path / "in"
@@ -220,11 +220,21 @@ def test_metadata_of_hugging_face(tmp_path, form):
     for row in npstream.open(tmp_path / "out"):
         for name, value in rows[row["path"]].items():
             assert row[name] == value
-    datasets = pytest.importorskip("datasets")
-    table = datasets.load_dataset("imagefolder", data_dir=str(source), cache_dir=tmp_path / "hf")
+    pytest.importorskip("datasets")
     ds = npstream.open(tmp_path / "out")
-    assert sorted(table["train"]["n"]) == sorted(ds["n"].load().tolist())
-    assert sorted(each or "" for each in table["train"]["text"]) == sorted(ds["text"])
+    # In a process of its own, as it leaves the file open.
+    command = [sys.executable, "-c", HUGGING_FACE, str(source), str(tmp_path / "hf")]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    numbers, texts = json.loads(result.stdout.splitlines()[-1])
+    assert sorted(numbers) == sorted(ds["n"].load().tolist())
+    assert sorted(text or "" for text in texts) == sorted(ds["text"])
+
+
+HUGGING_FACE = """
+import json, sys, datasets
+table = datasets.load_dataset("imagefolder", data_dir=sys.argv[1], cache_dir=sys.argv[2])["train"]
+print(json.dumps([table["n"][:], table["text"][:]]))
+"""
 
 
 @pytest.mark.parametrize(
@@ -342,3 +352,15 @@ def test_a_write_goes_on_at_the_part_where_it_stopped(tmp_path, monkeypatch):
     assert "17.jpg" in read
     expected = [f"{number}.jpg" for number in range(20)]
     assert list(npstream.open(tmp_path / "out")["path"]) == expected
+
+
+def test_large_files_are_not_read_ahead(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder, "_MAX_AHEAD", 1 << 20)
+    write(tmp_path / "in", {f"{number}.bin": bytes(3 << 20) for number in range(8)})
+    files = find_files(tmp_path / "in").files
+    tracemalloc.start()
+    try:
+        assert sum(map(len, folder.read_files(files))) == 24 << 20
+        assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    finally:
+        tracemalloc.stop()

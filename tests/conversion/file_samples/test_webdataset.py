@@ -224,6 +224,23 @@ def test_missing_files_are_filled(tmp_path):
     assert list(ds["txt"]) == ["a", "none", "c"]
 
 
+def test_a_filled_column_has_the_type_of_its_value(tmp_path):
+    source = tar_of(tmp_path, {"txt": b"a"}, {"txt": b"b", "weight": b"7"})
+    report = npstream.convert(source, tmp_path / "out", fill={"weight": 1})
+    assert report.columns == {"__key__": "str", "txt": "str", "weight": "int"}
+    assert npstream.open(tmp_path / "out")["weight"].load().tolist() == [1, 7]
+
+
+def test_an_array_that_no_column_stores_raises_with_the_way_out(tmp_path):
+    file = io.BytesIO()
+    np.save(file, np.array(["text"]))
+    source = tar_of(tmp_path, {"npy": file.getvalue()})
+    with pytest.raises(FormatError, match=r"k0\.npy: cannot store .* columns= can choose 'bytes'"):
+        npstream.convert(source, tmp_path / "out")
+    npstream.convert(source, tmp_path / "out", columns={"npy": "bytes"})
+    assert bytes(npstream.open(tmp_path / "out")["npy"][0]) == file.getvalue()
+
+
 @pytest.mark.parametrize("name", ["left.jpg", "LEFT.JPG"])
 def test_files_with_one_name_in_a_sample_raise(tmp_path, name):
     with tarfile.open(tmp_path / "s.tar", "w") as archive:
