@@ -115,7 +115,12 @@ class TokenBlocks(PartedInput):
         self._source = data
         if not isinstance(data, PartedInput):
             self._source = PartedInput([Part("data", lambda: data)])
-        super().__init__(self._source.parts)
+        parts = self._source.parts
+        description = {
+            "block=": str(self.block), "column=": column, "separator=": str(end),
+            "pad=": str(self._pad),
+        }  # fmt: skip
+        super().__init__(parts, {**self._source.description, **description})
         self.samples = None
 
     @property
@@ -281,7 +286,7 @@ class TokenBlocks(PartedInput):
 
     def _bodies_of_pool(self, texts: Iterable[Any]) -> Iterator[Any]:
         assert self._pool is not None
-        for result in self._pool.run(texts):
+        for result in self._pool.run(texts, self._first_document):
             data, sizes = result.encoded()
             ends = np.cumsum(sizes).tolist()
             start = 0

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
+import shutil
 
 import numpy as np
 import pytest
+from resumed_writes import count_steps, killed_at, local_files
 from tokenizing import blocks_by_hand, letters, letters_of_several, texts, word_tokenizer
 
 import npstream
 from npstream.errors import ColumnError
-from npstream.tokens import blocks, token_blocks
+from npstream.tokens import TokenMap, blocks, token_blocks
+from npstream.writing.destination import WORK
 from npstream.writing.inputs.parts import Part, PartedInput
 
 pytest.importorskip("tokenizers")
@@ -149,6 +153,61 @@ def parted(opened=None):
         [Part(f"p{k}", lambda k=k, start=start: open_part(f"p{k}", start)) for k, start in
          enumerate(starts)]
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("data", ["parts", "samples", "rows"])
+def test_a_killed_write_goes_on_within_a_document(tmp_path, monkeypatch, data, workers):
+    monkeypatch.setattr(blocks, "_TABLE_BYTES", 300)
+
+    def write_to(path, resume):
+        samples = parted() if data == "parts" else [{"text": text} for text in TEXTS if text]
+        options = {"shard_size": 1200, "resume": resume}
+        if data == "rows":
+            tokens = TokenMap(word_tokenizer())
+            return npstream.write(path, samples, map=tokens, workers=workers, **options)
+        found = token_blocks(samples, word_tokenizer(), 13, separator=EOS, workers=workers)
+        return npstream.write(path, found, **options)
+
+    assert write_to(tmp_path / "whole", False).shards > 5
+    whole = local_files(tmp_path / "whole")
+
+    def write_resumed():
+        return write_to(tmp_path / "resumed", True)
+
+    steps = count_steps(write_resumed)
+    assert local_files(tmp_path / "resumed") == whole
+    for first in (steps // 6, steps // 5):
+        shutil.rmtree(tmp_path / "resumed")
+        kills = 0
+        for step in itertools.count(first, first):
+            is_killed = killed_at(step, write_resumed)
+            found = local_files(tmp_path / "resumed")
+            if not is_killed or ("index.json" in found and WORK not in found):
+                break
+            kills += 1
+        assert kills > 1
+        assert local_files(tmp_path / "resumed") == whole
+
+
+def test_a_write_does_not_go_on_with_another_separator(tmp_path, monkeypatch):
+    monkeypatch.setattr(blocks, "_TABLE_BYTES", 300)
+    monkeypatch.setattr(blocks, "_GROUP", 8)
+
+    def data(separator):
+        for number, text in enumerate(TEXTS):
+            if number == 150 and separator == EOS:
+                raise ConnectionError("the source is gone")
+            yield text
+
+    def write_resumed(separator):
+        found = token_blocks(data(separator), word_tokenizer(), 13, separator=separator)
+        npstream.write(tmp_path / "out", found, shard_size=1200, resume=True)
+
+    with pytest.raises(ConnectionError):
+        write_resumed(EOS)
+    with pytest.raises(ValueError, match="separator=: '1' then, '0' now"):
+        write_resumed(0)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
