@@ -10,7 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from npstream._core.arguments import quantity, size_text
 from npstream.conversion.choice import Choice, ColumnChoice
@@ -83,6 +83,48 @@ class ConvertPlan:
         return "\n".join(lines)
 
 
+@overload
+def convert(
+    source: SourcePath | Writable | Iterable[Any] | Mapping[str, Any],
+    url: str | os.PathLike[str],
+    *,
+    kind: str | None = None,
+    columns: ColumnChoice | None = None,
+    rename: Mapping[str, str] | None = None,
+    where: str | Condition | None = None,
+    map: MapFunction | None = None,
+    fill: Mapping[str, Any] | None = None,
+    tokenizer: Tokenizer | None = None,
+    column: str = "text",
+    block: int | None = None,
+    separator: int | str | None = None,
+    token_options: Mapping[str, Any] | None = None,
+    source_options: Mapping[str, Any] | None = None,
+    reader_options: Mapping[str, Any] | None = None,
+    dry_run: Literal[False] = False,
+    **options: Any,
+) -> WriteReport: ...
+@overload
+def convert(
+    source: SourcePath | Writable | Iterable[Any] | Mapping[str, Any],
+    url: str | os.PathLike[str],
+    *,
+    kind: str | None = None,
+    columns: ColumnChoice | None = None,
+    rename: Mapping[str, str] | None = None,
+    where: str | Condition | None = None,
+    map: MapFunction | None = None,
+    fill: Mapping[str, Any] | None = None,
+    tokenizer: Tokenizer | None = None,
+    column: str = "text",
+    block: int | None = None,
+    separator: int | str | None = None,
+    token_options: Mapping[str, Any] | None = None,
+    source_options: Mapping[str, Any] | None = None,
+    reader_options: Mapping[str, Any] | None = None,
+    dry_run: Literal[True],
+    **options: Any,
+) -> ConvertPlan: ...
 def convert(
     source: SourcePath | Writable | Iterable[Any] | Mapping[str, Any],
     url: str | os.PathLike[str],
