@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import npstream
 from data import Data
 from figures import SIDES, Figure, Pair, check, figure
 from npstream.orders.chunks import shard_chunks
@@ -84,6 +87,38 @@ def find_rows(data: Data) -> Pair:
 
 
 FIGURES.append(find_rows)
+
+
+@figure("provenance of a step, 10^9 samples in 1,000 shards", "nothing", plus=0.020)
+def provenance(data: Data) -> Pair:
+    ds = npstream.open(data.path("billion", make_index))
+    batches = ds.iter(0, 8, batch_size=256, shuffle=True)
+    iterator = iter(batches)
+    state = batches.state_dict()
+    del iterator
+    return Pair(
+        lambda number: ds.provenance(state, steps=340 + number),
+        lambda number: None,
+        lambda ours, theirs: None,
+    )
+
+
+def make_index(path: Path) -> None:
+    """Write the index of a dataset of 10^9 samples, without its shards."""
+    npstream.write(path, {"x": np.zeros(1, np.int64)}, sidecar=False)
+    index = json.loads((path / "index.json").read_text())
+    (shard,) = index["shards"]
+    samples = BILLION // 1000
+    shard["samples"] = samples
+    shard["raw_data"]["bytes"] += (samples - 1) * (8 + 4)
+    index["shards"] = [
+        {**shard, "raw_data": {**shard["raw_data"], "basename": f"shard.{number:05}.mds"}}
+        for number in range(1000)
+    ]
+    (path / "index.json").write_text(json.dumps(index))
+
+
+FIGURES.append(provenance)
 
 
 @pytest.mark.parametrize("side", SIDES)

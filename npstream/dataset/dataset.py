@@ -12,6 +12,7 @@ from npstream._core.arguments import name_list
 from npstream._core.typing import AnyArray, Sample
 from npstream.dataset.column import Column
 from npstream.dataset.splits import chain_transforms, filter_mask, split_view
+from npstream.dataset.view_methods import ViewMethods
 from npstream.errors import (
     ColumnError,
     refuse_assignment,
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 Transform = Callable[[Sample], Any]
 
 
-class Dataset:
+class Dataset(ViewMethods):
     """An array of the samples of an opened dataset, or a lazy view of some of them.
 
     Made by `npstream.open`. An integer index reads one sample. Any other row index returns a lazy

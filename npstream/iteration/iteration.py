@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import chain, repeat
 from operator import itemgetter
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from npstream._core.arguments import quantity
+from npstream._core.arguments import integer, quantity
 from npstream._core.log import log
 from npstream._core.optional import import_npstream_torch
 from npstream.indexing.selection import Selection
@@ -22,6 +22,7 @@ from npstream.iteration.former import former_source, former_version_hint
 from npstream.iteration.iterator import EpochIterator, EpochProgress
 from npstream.iteration.partition import LOOKUP_SAMPLES, to_unskipped_position
 from npstream.iteration.pickling import is_spawning, require_importable
+from npstream.iteration.provenance import StepHistory
 from npstream.iteration.rank_epochs import FORMER_VERSION
 from npstream.iteration.ranks import this_worker
 from npstream.iteration.resumable import Resumable
@@ -33,6 +34,7 @@ from npstream.shards.locality import ReadOrder
 if TYPE_CHECKING:
     from npstream._core.typing import Bools, Int64
     from npstream.iteration.epochs import AnyEpochs
+    from npstream.iteration.provenance import Provenance
     from npstream.iteration.ranks import Ranks
     from npstream.iteration.settings import IterationSettings
     from npstream.reading.source import Source
@@ -199,6 +201,46 @@ class Iteration(Resumable):
                 "same; or use one worker"
             )
         return rows
+
+    def samples_of(self, steps: int | Iterable[int], *, epoch: int | None = None) -> Provenance:
+        """Return which samples steps of this run read, on all ranks; nothing is read.
+
+        Parameters
+        ----------
+        steps : int or iterable of int
+            Numbers of steps (global batches) in the epoch, counted from 0. Steps that were not read
+            yet are those that this iteration will read.
+        epoch : int, optional
+            By default `epoch`: that of the current loop, or of the next one.
+
+        Returns
+        -------
+        Provenance
+
+        Raises
+        ------
+        ValueError
+            If the step was read before the loaded state, and the state does not know it.
+        IndexError
+            If the epoch has no such step.
+
+        Examples
+        --------
+        >>> batches = getfixture("example").iter(0, 1, batch_size=2, shuffle=True)
+        >>> [batch.ids.tolist() for batch in batches]
+        [[2, 0], [1, 2]]
+        >>> batches.samples_of(0, epoch=0).ids
+        array([2, 0])
+        """
+        from npstream.iteration.provenance import step_numbers, trace_steps
+
+        numbers = step_numbers(steps)
+        number = self.epoch if epoch is None else integer("epoch", epoch, 0)
+        history, cursor = self._history, self._next_cursor()
+        if not history.ranges:
+            settings = self._step_range(self._part(cursor.epoch_start))
+            history = StepHistory([settings])
+        return trace_steps(self._epochs, self._source, history, cursor.context, number, numbers)
 
     def __getstate__(self) -> dict[str, Any]:
         if is_spawning():

@@ -20,12 +20,14 @@ from npstream.iteration.counter import MAX_GAPS, EpochCursor
 from npstream.iteration.iterator import EpochIterator, EpochProgress
 from npstream.iteration.partition import merge_gaps
 from npstream.iteration.pickling import is_spawning
+from npstream.iteration.provenance import STEPS, StepHistory, StepRange, read_history
 from npstream.iteration.rank_epochs import RankEpochs
 from npstream.iteration.ranks import this_worker
 from npstream.iteration.state import MAX_COUNT, TRAINER_EPOCH, read_count
 
 if TYPE_CHECKING:
     from npstream.iteration.epochs import AnyEpochs
+    from npstream.iteration.partition import Partition
     from npstream.iteration.settings import IterationSettings
 
 T = TypeVar("T")
@@ -64,6 +66,7 @@ class Resumable(RankEpochs):
         self._worker_state: tuple[EpochCursor, int] | None = None
         self._is_coordinated = False  # True while `coordinate` calls its function
         self._has_warned_left = False  # see `_warn_if_left`
+        self._history = StepHistory()
         # The trainer's number of its current epoch, and the number to add to get this object's.
         self._trainer_epoch: int | None = None
         self._trainer_offset: int | None = None
@@ -141,6 +144,7 @@ class Resumable(RankEpochs):
         if not workers and (old := self._live_iterator()) is not None:
             old.retire(OUTDATED)
         self._progress, self._iterator = progress, None
+        self._record_begin(progress)
         progress.iteration_number = self._counter.number(worker, workers)
         return progress
 
@@ -339,6 +343,7 @@ class Resumable(RankEpochs):
         if self._progress is not None:
             self._progress.saved_position = self._progress.position
         state = self._state_of(cursor)
+        state[STEPS] = [steps.to_json() for steps in self._history.ranges]
         if self._trainer_offset is not None:
             state[TRAINER_EPOCH] = cursor.epoch - self._trainer_offset
         return state
@@ -389,6 +394,7 @@ class Resumable(RankEpochs):
         self._trainer_epoch = self._trainer_offset = None
         if state.get(TRAINER_EPOCH) is not None:
             self._trainer_offset = cursor.epoch - read_count(state, TRAINER_EPOCH, -MAX_COUNT)
+        self._history = read_history(state)
         self._move_to(cursor, pinned=False)
 
     def skip(self, start: int, stop: int) -> None:
@@ -450,6 +456,7 @@ class Resumable(RankEpochs):
         progress.loop_start = progress.position - (old.position - old.origin)
         iterator.redirect(progress)
         self._progress = progress
+        self._record_begin(progress)
 
     def _move_to(self, cursor: EpochCursor, pinned: bool) -> None:
         """Make the next iteration begin at `cursor`.
@@ -463,6 +470,7 @@ class Resumable(RankEpochs):
             self._progress = self._next_progress(self._counter.advance)
             self._progress.iteration_number = self._counter.number(worker=0, workers=0)
             iterator.redirect(self._progress)
+            self._record_begin(self._progress)
 
     # Current iteration
 
@@ -545,6 +553,18 @@ class Resumable(RankEpochs):
             return
         self._has_warned_left = True
         self._warn_left(progress)
+
+    # Steps
+
+    def _record_begin(self, progress: EpochProgress) -> None:
+        """Record in the history that a loop begins."""
+        self._history = self._history.after_begin(progress.cursor, self._step_range(progress.part))
+
+    def _step_range(self, part: Partition) -> StepRange:
+        """Return a range of steps with the batch size and the ranks of this iteration."""
+        per_node = part.world // part.nodes
+        last = self._settings.last
+        return StepRange(0, 0, 0, part.global_batch, part.world, per_node, last)
 
     # New iterations
 

@@ -187,18 +187,15 @@ def read_count(state: Mapping[str, Any], key: str, least: int = 0, bound: int = 
     return count
 
 
-def read_gaps(state: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
+def read_gaps(state: Mapping[str, Any], key: str = "skipped") -> Iterator[tuple[int, int]]:
     """Yield the skipped ranges of a state; raise ValueError if they are malformed."""
-    skipped = state["skipped"]
+    skipped = state[key]
     if not isinstance(skipped, list | tuple):
-        raise ValueError(
-            f"this state is damaged: skipped is {short_repr(skipped)}; expected a list"
-        )
+        raise ValueError(f"this state is damaged: {key} is {short_repr(skipped)}; expected a list")
     for pair in skipped:
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise ValueError(
-                f"this state is damaged: skipped has {short_repr(pair)}; expected a start and a "
-                "stop"
+                f"this state is damaged: {key} has {short_repr(pair)}; expected a start and a stop"
             )
         ends = {"start": pair[0], "stop": pair[1]}
         yield read_count(ends, "start"), read_count(ends, "stop")

@@ -240,6 +240,25 @@ def _lookup_rows(order: EpochOrder) -> int:
     return max(_MIN_LOOKUP_ROWS, _ROWS_PER_SOURCE * len(order.stream.chunks))
 
 
+def batches_of_run(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the batching and the batch sizes of a state's run, as `Mixture.iter` takes them."""
+    if "mixture" not in state:  # an order of Streaming
+        return {}
+    run = load_run(state)
+    if run.sizes is None:
+        return {"batching": run.batching}
+    sizes = {
+        source.name: size or run.grain
+        for source, size in zip(run.sources, run.sizes, strict=True)
+        if source.name in run.present
+    }
+    if run.batching == "device_per_stream":
+        return {"batching": run.batching, "batch_size": sizes, "global_batch_size": None}
+    if run.is_even:
+        return {"batching": run.batching}
+    return {"batching": run.batching, "global_batch_size": sizes}
+
+
 def mixture_settings(
     names: Sequence[str],
     batching: str,

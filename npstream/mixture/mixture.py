@@ -310,6 +310,12 @@ class Mixture(Dataset):
             )
         )  # fmt: skip
 
+    def _run_settings(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments of `iter` for rank 0 of a state's run."""
+        from npstream.mixture.epochs import batches_of_run
+
+        return super()._run_settings(state) | batches_of_run(state)
+
     def _epochs_for(self, settings: IterationSettings) -> AnyEpochs:
         from npstream.mixture.epochs import MixtureEpochs, MixtureSettings
 

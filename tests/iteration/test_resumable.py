@@ -135,6 +135,19 @@ def test_a_state_is_plain_json_with_its_settings(ds):
         "epoch": 0,
         "position": 4,
         "skipped": [],
+        "steps": [
+            {
+                "epoch": 0,
+                "step": 0,
+                "position": 0,
+                "global_batch": 4,
+                "world": 1,
+                "ranks_per_node": 1,
+                "last": "repeat",
+                "gaps": [],
+                "restart": 0,
+            }
+        ],
     }
 
 
