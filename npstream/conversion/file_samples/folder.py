@@ -14,6 +14,7 @@ from npstream.conversion.file_samples.metadata import METADATA_NAMES, Metadata, 
 from npstream.conversion.file_samples.types import FileType, choose_type, file_type
 from npstream.conversion.files import FileList, SourceFile, read_whole_files
 from npstream.conversion.source import InputSource, SourceRequest
+from npstream.formats.encodings.encodings import infer
 from npstream.writing.inputs.parts import Part
 
 __all__ = ["FolderSource"]
@@ -73,6 +74,10 @@ class FolderSource(InputSource):
             self._metadata.check(paths, available)
             available |= self._metadata.columns
         names = self.selected(available, files.where)
+        for name in request.fill:
+            if name not in available and (request.columns is None or name in request.columns):
+                available[name] = infer(request.fill[name]).name
+                names.append(name)
         self.columns = {name: request.encodings.get(name, available[name]) for name in names}
         self.samples = len(own)
         self.is_encoded = True
@@ -103,7 +108,8 @@ class FolderSource(InputSource):
         bodies: Iterable[bytes] = (
             read_files([file for file, _ in files]) if wants_file else [b""] * len(files)
         )
-        facts = [name for name in self.columns if name in ("label", "class", "path")]
+        own = ("path",) if self._labels is None else ("label", "class", "path")
+        facts = [name for name in own if name in self.columns]
         for (file, path), body in zip(files, bodies, strict=True):
             sample: dict[str, Any] = {self._column: self._value(file, body)} if wants_file else {}
             for name in facts:
@@ -113,7 +119,8 @@ class FolderSource(InputSource):
             yield sample
 
     def _value(self, file: SourceFile, body: bytes) -> Any:
-        extension = file.name.rpartition("/")[2].partition(".")[2]
+        parts = file.name.rpartition("/")[2].lower().split(".")
+        extension = ".".join(parts[-2:] if parts[-1] == "gz" else parts[-1:])
         kind = self._types.get(extension)
         if kind is None:
             kind = self._types[extension] = self._file_type(extension)

@@ -126,7 +126,7 @@ def _plain_items(
     """
     count = int.from_bytes(_read(opened, 4, file), "little")
     _check_count(count, samples, file)
-    offsets = np.frombuffer(_read(opened, 4 * (count + 1), file), "<u4").astype(np.int64)
+    offsets = _read_offsets(opened, count, file, nbytes)
     header = 4 * (count + 2)
     if offsets[0] != header or (np.diff(offsets) < 0).any():
         raise FormatError(f"{file.where}: its offsets are damaged")
@@ -137,6 +137,15 @@ def _plain_items(
     yield from _split_stream(opened, offsets, file)
     if opened.read(1):
         raise FormatError(f"{file.where}: more bytes follow the last sample")
+
+
+def _read_offsets(opened: BinaryIO, count: int, file: SourceFile, nbytes: int | None) -> Int64:
+    """Return the next `count` + 1 offsets."""
+    size = 4 * (count + 1)
+    if nbytes is not None and size > nbytes:
+        raise FormatError(f"{file.where}: truncated: {quantity(size, 'byte')} of offsets")
+    ensure_fits(3 * size, "reading {}", file.where)
+    return np.frombuffer(_read(opened, size, file), "<u4").astype(np.int64)
 
 
 def _split_stream(opened: BinaryIO, offsets: Int64, file: SourceFile) -> Iterator[bytes]:
@@ -174,7 +183,7 @@ def _framed_items(opened: BinaryIO, file: SourceFile, samples: int) -> Iterator[
     _check_count(count, samples, file)
     if frame_count > count:
         raise FormatError(f"{file.where}: {frame_count:,} frames for {count:,} samples")
-    offsets = np.frombuffer(_read(opened, 4 * (count + 1), file), "<u4").astype(np.int64)
+    offsets = _read_offsets(opened, count, file, file.nbytes)
     frames = np.frombuffer(_read(opened, _FRAME.itemsize * frame_count, file), _FRAME)
     _check_frames(frames, offsets, count, file)
     for frame in frames:

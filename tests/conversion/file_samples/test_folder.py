@@ -364,3 +364,17 @@ def test_large_files_are_not_read_ahead(tmp_path, monkeypatch):
         assert tracemalloc.get_traced_memory()[1] < 10 << 20
     finally:
         tracemalloc.stop()
+
+
+def test_labels_of_the_metadata_and_filled_columns(tmp_path):
+    source = tmp_path / "in"
+    metadata = b"file_name,label,class\na/1.png,7,x\na/2.png,8,y\n"
+    write(source, {f"a/{n}.png": image(n, "PNG") for n in (1, 2)} | {"metadata.csv": metadata})
+    report = npstream.convert(source, tmp_path / "out", fill={"lang": "en"})
+    assert report.columns == {
+        "image": "png", "path": "str", "label": "int", "class": "str", "lang": "str",
+    }  # fmt: skip
+    row = npstream.open(tmp_path / "out")[1]
+    assert (row["label"], row["class"], row["lang"]) == (8, "y", "en")
+    with pytest.raises(ValueError, match="column 'label' is also a column of the files"):
+        npstream.convert(source, tmp_path / "x", reader_options={"labels": True})
