@@ -135,6 +135,10 @@ class LocalStore:
     def __init__(self, root: str) -> None:
         self.root = self.identity = root
 
+    def folder(self, name: str) -> LocalStore:
+        """Return the store of a directory below this one."""
+        return LocalStore(self.where(name))
+
     def where(self, name: str) -> str:
         """Return the path of a file."""
         return os.path.join(self.root, *name.split("/"))

@@ -13,6 +13,7 @@ import operator
 import os
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, unquote
@@ -39,7 +40,7 @@ from npstream.storage.obstore import fast_ranges
 from npstream.storage.requests import Cancellation, Request, run_requests, run_with_retries
 from npstream.storage.threads import DriverThreads
 from npstream.storage.uploads import Tag, make_folders, put_then_rename, remove_folder
-from npstream.storage.urls import is_http
+from npstream.storage.urls import is_http, join_url, require_picklable
 from npstream.storage.versions import Version, version_of
 
 if TYPE_CHECKING:
@@ -127,17 +128,25 @@ class RemoteStore:
         service = location_hash(f"{scheme}://{rest.partition('/')[0]}", self._options)
         self.deadlines = Deadlines(service)
         self._connections: dict[int, _StoreConnection] = {}  # by process id
+        self._parent: tuple[RemoteStore, str] | None = None  # and the name of this folder there
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.root!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        _require_picklable(self._options, "storage_options")
+        require_picklable(self._options, "storage_options")
         arguments = (self._url, self._options, self.timeout, self.retries)
-        return type(self), arguments, self.deadlines.has_answered
+        return type(self), arguments, (self.deadlines.has_answered, self._parent)
 
-    def __setstate__(self, has_answered: bool) -> None:
-        self.deadlines.has_answered = has_answered
+    def __setstate__(self, state: tuple[bool, tuple[RemoteStore, str] | None]) -> None:
+        self.deadlines.has_answered, self._parent = state
+
+    def folder(self, name: str) -> RemoteStore:
+        """Return the store of a directory below this URL. It shares this store's connection."""
+        url = join_url(self._url, name)
+        store = RemoteStore(url, self._options, self.timeout, self.retries)
+        store._parent = self, name
+        return store
 
     @property
     def max_uploads(self) -> int:
@@ -409,7 +418,11 @@ class RemoteStore:
         if (connection := self._connections.get(os.getpid())) is not None:
             return connection
         # Concurrent threads may each make one; `setdefault` gives all of them the first.
-        made = _StoreConnection(self._url, self._options, self.timeout)
+        if self._parent is None:
+            made = _StoreConnection(self._url, self._options, self.timeout)
+        else:
+            parent, name = self._parent
+            made = parent._connect().folder(name)
         return self._connections.setdefault(os.getpid(), made)
 
     def _run_one(self, connection: _StoreConnection, request: Request) -> Any:
@@ -436,6 +449,8 @@ class RemoteStore:
 
 class _StoreConnection:
     """The connection of one process to a store: the event loop, the driver and the limits."""
+
+    _origin: _StoreConnection
 
     def __init__(self, url: str, storage_options: Mapping[str, Any], timeout: float) -> None:
         from fsspec.asyn import get_loop
@@ -467,10 +482,17 @@ class _StoreConnection:
         self._threads = DriverThreads(make, driver.close)
         # By default, fsspec's generic `find` silently omits directories that it could not list.
         self.find_options = {"on_error": "raise"} if lists_by_walking(kind) else {}
-        self._making: asyncio.Task[Any] | None = None
+        self._making: list[asyncio.Task[Any]] = []  # at most one
         self._filesystems: list[Any] = []  # at most one; `_close_filesystems` empties it
         close = partial(_close_filesystems, self.loop, self._filesystems, self.pid)
         weakref.finalize(self, close).atexit = False
+
+    def folder(self, name: str) -> _StoreConnection:
+        """Return this connection for the files of a directory. Both share the filesystem."""
+        connection = copy(self)
+        connection._base = f"{self._base}/{quote(name) if self._quotes else name}"
+        connection._origin = self  # whose finalizer closes the filesystem
+        return connection
 
     @property
     def can_list(self) -> bool:
@@ -563,17 +585,17 @@ class _StoreConnection:
         """Return the result of a call of the filesystem."""
         if self._blocking:
             return await self._threads.run(call)
-        if self._making is None:
+        if not self._making:
             # In a thread: a driver may request its credentials from the network.
-            self._making = self.loop.create_task(self._threads.run(lambda filesystem: filesystem))
-        making = self._making
+            self._making.append(self.loop.create_task(self._threads.run(lambda fs: fs)))
+        (making,) = self._making
         try:
             filesystem = await asyncio.shield(making)
             if not self._filesystems:
                 self._filesystems.append(filesystem)
         except Exception:
-            if self._making is making:
-                self._making = None
+            if self._making == [making]:
+                self._making.clear()
             raise
         return await call(filesystem)
 
@@ -594,28 +616,6 @@ class _StoreConnection:
         code = errno.EINVAL
         message = "the driver does not understand the URL or its options"
         raise StorageError(code, f"{os.strerror(code)}: {message}: {reason}", self._where)
-
-
-def _require_picklable(options: Mapping[str, Any], where: str) -> None:
-    """Raise TypeError, which names the option, if one cannot be sent to other processes."""
-    from multiprocessing.reduction import ForkingPickler
-
-    for name, value in options.items():
-        option = f"{where}[{name!r}]"
-        if isinstance(value, Mapping):
-            _require_picklable(value, option)
-            continue
-        try:
-            ForkingPickler.dumps(value)
-        except TypeError:
-            kind = type(value).__name__
-            fix = "give the values it was made from"
-            if kind == "SSLContext":
-                fix = "give the name of the file of certificates (Certificates in docs/stores.md)"
-            raise TypeError(
-                f"{option}, of type {kind}, cannot be pickled for another process: {fix}, or fork "
-                "the workers (multiprocessing_context='fork')"
-            ) from None
 
 
 def known_schemes() -> list[str]:

@@ -8,12 +8,21 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TypeAlias
+from collections.abc import Mapping
+from typing import Any, TypeAlias
 from urllib.parse import unquote
 
 from npstream._core.redaction import redact_url
 
-__all__ = ["Location", "is_http", "join_url", "local_path", "location_str", "scheme_of"]
+__all__ = [
+    "Location",
+    "is_http",
+    "join_url",
+    "local_path",
+    "location_str",
+    "require_picklable",
+    "scheme_of",
+]
 
 Location: TypeAlias = "str | os.PathLike[str]"
 """A local path, or a URL."""
@@ -168,3 +177,33 @@ def join_url(url: Location, name: Location, argument: str = "split") -> str:
         )
     base, mark, query = text.partition("?") if is_http(text) else (text, "", "")
     return base + "/" * (not base.endswith("/")) + part + mark + query
+
+
+def require_picklable(options: Mapping[str, Any], where: str) -> None:
+    """Raise TypeError, which names the option, if a driver's option cannot be pickled.
+
+    Parameters
+    ----------
+    options : mapping
+        The options of a storage driver.
+    where : str
+        The argument that they come from, for messages.
+    """
+    from multiprocessing.reduction import ForkingPickler
+
+    for name, value in options.items():
+        option = f"{where}[{name!r}]"
+        if isinstance(value, Mapping):
+            require_picklable(value, option)
+            continue
+        try:
+            ForkingPickler.dumps(value)
+        except TypeError:
+            kind = type(value).__name__
+            fix = "give the values it was made from"
+            if kind == "SSLContext":
+                fix = "give the name of the file of certificates (Certificates in docs/stores.md)"
+            raise TypeError(
+                f"{option}, of type {kind}, cannot be pickled for another process: {fix}, or fork "
+                "the workers (multiprocessing_context='fork')"
+            ) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import pickle
 import subprocess
@@ -23,6 +24,7 @@ from npstream.errors import StorageError
 from npstream.storage import remote
 from npstream.storage.local import open_store
 from npstream.storage.remote import RemoteStore
+from npstream.storage.urls import join_url
 
 
 def check_operations(store):
@@ -272,3 +274,27 @@ def test_sizes_from_drivers_are_normalized(fake, info, size, monkeypatch):
     else:
         with pytest.raises(StorageError, match=r"does not say its size|a directory"):
             store.size("a")
+
+
+def test_a_folder_shares_the_connection(remote_dir):
+    """It is another store, in this process and in others, with the same driver's client."""
+    remote_dir.put("a/c/file", b"0123456789")
+    remote_dir.put("file", b"other")
+    store = RemoteStore(remote_dir.url, remote_dir.storage_options)
+    folder = store.folder("a/c")
+    alone = RemoteStore(join_url(remote_dir.url, "a/c"), remote_dir.storage_options)
+    assert (folder.root, folder.identity) == (alone.root, alone.identity)
+    assert folder.read("file") == alone.read("file") == b"0123456789"
+    assert folder.ranges([("file", 2, 3)]) == [b"234"]
+    assert store.read("file") == b"other"
+    if store.can_list:
+        assert dict(folder.names()) == {"file": 10}
+    ours, parents = folder._connect(), store._connect()
+    assert ours._filesystems is parents._filesystems
+    assert ours.slots is parents.slots
+    parent, child = pickle.loads(pickle.dumps((store, folder)))
+    assert child.read("file") == b"0123456789"
+    assert child._connect()._filesystems is parent._connect()._filesystems
+    del store, parents, ours
+    gc.collect()
+    assert folder.read("file") == b"0123456789"
