@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from npstream.orders.streaming.settings import StreamingShuffle
     from npstream.reading.batch import Batch
     from npstream.reading.ragged import Ragged
+    from npstream.tools.add_columns import add_columns, remove_columns
     from npstream.tools.copy import copy
     from npstream.tools.index_builder import build_index
     from npstream.tools.merge import merge
@@ -41,6 +42,7 @@ __all__ = [
     "VerifyReport",
     "WriteReport",
     "Writer",
+    "add_columns",
     "build_index",
     "cache",
     "convert",
@@ -51,6 +53,7 @@ __all__ = [
     "open_dataset",
     "precompile",
     "register_encoding",
+    "remove_columns",
     "tokens",
     "verify_dataset",
     "write",
@@ -70,6 +73,7 @@ _EXPORTS = {
     "VerifyReport": "npstream.tools.verify:VerifyReport",
     "WriteReport": "npstream.writing.report:WriteReport",
     "Writer": "npstream.writing.writer:Writer",
+    "add_columns": "npstream.tools.add_columns:add_columns",
     "build_index": "npstream.tools.index_builder:build_index",
     "cache": "npstream.cache",
     "convert": "npstream.conversion.convert:convert",
@@ -81,6 +85,7 @@ _EXPORTS = {
     "open_dataset": "npstream.dataset.opening:open_dataset",
     "precompile": "npstream.tools.precompile:precompile",
     "register_encoding": "npstream.formats.encodings.encodings:register_encoding",
+    "remove_columns": "npstream.tools.add_columns:remove_columns",
     "tokens": "npstream.tokens",
     "verify_dataset": "npstream.tools.verify:verify_dataset",
     "write": "npstream.writing.writer:write",

@@ -210,7 +210,7 @@ class Dataset(ViewMethods):
             if name in self._source.column_errors:
                 self._source.field(name)  # raises an error that says which shards lack the column
             raise ColumnError(name, self._names)
-        return Column.of(self._source, self._source.plan((name,)), self._selection)
+        return Column.of(*self._source.column(name), self._selection)
 
     def _project(self, names: Sequence[str]) -> Dataset:
         for name in names:
@@ -368,9 +368,9 @@ class Dataset(ViewMethods):
         with short_traceback:
             if copy is False:
                 raise ValueError("Unable to avoid copy while creating an array as requested.")
-            check_cost(self._source, self._selection, "an array of this view")
-            source, ids = self._source, self._selection.ids()
-            table = reading.load_structured(source, source.plan(self._names), ids, self.shape)
+            source, plan, ids = self._source, self._source.plan(self._names), self._selection.ids()
+            check_cost(source, self._selection, "an array of this view", whole=plan)
+            table = reading.load_structured(source, plan, ids, self.shape)
             return table if dtype is None else table.astype(dtype, copy=False)
 
     def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
@@ -558,7 +558,9 @@ class Dataset(ViewMethods):
         """
         view = self.ravel()
         inputs = view if columns is None else view[name_list(columns)]
-        mask = filter_mask(inputs, fn, batch_size, self._source.estimate_rows(reading.SAMPLE_BLOCK))
+        plan = self._source.plan(inputs._names)
+        step = self._source.estimate_read_rows(reading.SAMPLE_BLOCK, plan)
+        mask = filter_mask(inputs, fn, batch_size, step)
         return view[mask]
 
     def iter(

@@ -12,19 +12,17 @@ from npstream.dataset.missing_dataset import explain_missing_dataset
 from npstream.errors import StorageError, short_repr, short_traceback
 from npstream.formats.hashes import HASHES
 from npstream.indexing.selection import Selection
+from npstream.joins.added import open_joined, start_reading_groups
 from npstream.reading.source import open_source
-from npstream.shards.local import LocalShards
-from npstream.shards.manifest import read_manifest
+from npstream.shards.opening import open_cache, open_shards
 from npstream.shards.table import Fetcher
-from npstream.storage.local import LocalStore, open_store, options_for
+from npstream.storage.local import open_store, options_for
 from npstream.storage.urls import join_url, local_path, location_str
 
 if TYPE_CHECKING:
     import os
 
     from npstream.shards.base import Verify
-    from npstream.storage.local import Store
-    from npstream.storage.remote import RemoteStore
 
 
 def open_dataset(
@@ -134,21 +132,26 @@ def open_dataset(
             sidecar_store = open_store(
                 index, options, timeout=timeout, retries=retries, argument="index"
             )
+        settings = cache, cache_limit
+        shard_cache = open_cache(store, settings)
+        read_groups = start_reading_groups(store, shard_cache)
         try:
-            if isinstance(store, LocalStore):
-                manifest = read_manifest(store, None, sidecar_store, version, verify is True)
-                shards = LocalShards(manifest.index, store, verify, manifest.snapshot)
-            else:
-                shards = _open_remote(store, verify, (cache, cache_limit), sidecar_store, version)
+            shards = open_shards(store, shard_cache, verify, sidecar_store, version)
         except StorageError as error:
             if (explanation := explain_missing_dataset(error, store, split)) is not None:
                 raise explanation from None
             raise
         fetcher = Fetcher(shards)
         shard_index = shards.index
-        if isinstance(verify, str) and verify != "auto" and len(shard_index):
-            shards.require_hash(verify)
-        source, names = open_source(fetcher, columns, allow_pickle, limit)
+        if groups := read_groups():
+
+            def open_part(path: str) -> Fetcher:
+                part = store.folder(path)
+                return Fetcher(open_shards(part, open_cache(part, settings), verify))
+
+            source, names = open_joined(fetcher, groups, open_part, columns, allow_pickle, limit)
+        else:
+            source, names = open_source(fetcher, columns, allow_pickle, limit)
         log(
             "opened %s: version %s, %s in %s, columns %s, verify=%r",
             shard_index.where, shard_index.fingerprint, quantity(shard_index.samples, "sample"),
@@ -167,30 +170,3 @@ def _check_arguments(cache_limit: Any, version: Any, allow_pickle: Any) -> None:
         )
     if not isinstance(allow_pickle, bool):
         raise TypeError(f"allow_pickle={short_repr(allow_pickle)}: expected True or False")
-
-
-def _open_remote(
-    store: RemoteStore,
-    verify: Verify,
-    cache_settings: tuple[str | os.PathLike[str] | None, int | str | None],
-    sidecar_store: Store | None,
-    version: str | None,
-) -> LocalShards:
-    """Open the shards of a remote dataset.
-
-    `cache_settings` are the cache's directory and its limit.
-    """
-    from npstream.cache.cache import ShardCache
-    from npstream.shards.remote import RemoteShards
-    from npstream.shards.residency import RemoteFiles
-
-    cache = ShardCache(*cache_settings, store.timeout)
-    manifest = read_manifest(store, cache, sidecar_store, version, verify is True)
-    files = RemoteFiles(
-        manifest.index, store.identity, cache, manifest.identity, manifest.sidecar,
-        strict=verify not in (False, "auto"),
-    )  # fmt: skip
-    if cache.limit is not None:
-        cache.require(files.min_cache_bytes())
-        cache.trim()
-    return RemoteShards(store, files, verify, manifest.snapshot)

@@ -331,7 +331,9 @@ class Iteration(Resumable):
         if self._rowwise is None:
             cursor = progress.cursor.epoch_start
             self._rowwise = not self._step and self._source.is_rowwise(
-                self._order(cursor, self._epochs), partial(self._smaller_block, cursor)
+                self._order(cursor, self._epochs),
+                self._source.plan(self._names),
+                partial(self._smaller_block, cursor),
             )
         return self._rowwise
 
@@ -369,15 +371,16 @@ class Iteration(Resumable):
     def _batches(self, progress: EpochProgress, pieces: Iterator[_Piece]) -> Iterator[Any]:
         plan = self._source.plan(self._names)
         rowwise = self._is_rowwise(progress)
-        ahead = self._source.read_ahead(pieces, itemgetter(0), self._step, rowwise)
+        ahead = self._source.read_ahead(pieces, itemgetter(0), plan, self._step, rowwise)
         for (ids, repeated), lookup in ahead:
             self.require_newest(progress)
             columns = self._source.columns(plan, lookup, {})
             yield Batch(columns, ids, repeated, encodings=plan.encodings)
 
     def _samples(self, progress: EpochProgress, pieces: Iterator[_Piece]) -> Iterator[Any]:
+        plan = self._source.plan(self._names)
         rowwise = self._is_rowwise(progress)
-        for _, lookup in self._source.read_ahead(pieces, itemgetter(0), self._step, rowwise):
+        for _, lookup in self._source.read_ahead(pieces, itemgetter(0), plan, self._step, rowwise):
             self.require_newest(progress)
             yield from self._source.samples(self._names, lookup)
 
@@ -385,7 +388,8 @@ class Iteration(Resumable):
         """Yield the ids of samples that are read together, without `done` of the first batch."""
         part = progress.part
         step = part.lookup_batches(batches.step)
-        rows = min(LOOKUP_SAMPLES, self._source.estimate_rows(_READ_BYTES))
+        plan = self._source.plan(self._names)
+        rows = min(LOOKUP_SAMPLES, self._source.estimate_read_rows(_READ_BYTES, plan))
         if self.yields_batches:
             rows = part.batch_size
         for start in range(0, len(batches), step):

@@ -6,9 +6,9 @@ Tested in tests/shards/test_remote.py.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -137,16 +137,16 @@ def chunk_usages(source: Source, selection: Selection) -> list[ChunkUsage]:
 
 def explain(source: Source, selection: Selection, plan: Plan) -> Cost:
     """Return the cost of loading a view at once."""
-    plan = plan.stored
-    if plan.is_empty:
-        return Cost(selection.size, 0, 0, 0, 0, 0)
     costs = []
-    for usage in chunk_usages(source, selection):
-        if usage.reads_sidecar(plan):
-            costs.append(_sidecar_cost(usage, plan.fields[0].name))
-        else:
-            costs.append(_shards_cost(usage, source, selection, plan))
-    return _total_cost(costs)
+    for part, stored in source.split_plan(plan.stored):
+        if stored.is_empty:
+            continue
+        for usage in chunk_usages(part, selection):
+            if usage.reads_sidecar(stored):
+                costs.append(_sidecar_cost(usage, stored.fields[0].name))
+            else:
+                costs.append(_shards_cost(usage, part, selection, stored))
+    return replace(_total_cost(costs), samples=selection.size)  # joined sources have the same ones
 
 
 def _total_cost(costs: list[Cost]) -> Cost:
@@ -224,24 +224,48 @@ def _byte_ranges_by_schema(
             yield partial_read.byte_ranges, schema_ids == schema
 
 
-def require_affordable(source: Source, selection: Selection, what: str, plan: Plan | None) -> None:
-    """Raise CostError if a read of stored columns would fetch more than the source's limit.
+def require_affordable(
+    parts: Sequence[tuple[Source, Plan | None]], selection: Selection, what: str, limit: int | None
+) -> None:
+    """Raise CostError if a read of stored columns would fetch more than `limit` bytes.
+
+    Parameters
+    ----------
+    parts : sequence of (Source, Plan or None)
+        A source and each of its joined sources that is read, with the columns to read; None for
+        all columns.
+    selection : Selection
+    what : str
+        What reads, as the subject of the error message.
+    limit : int or None
 
     Raises
     ------
     CostError
         With the estimated cost and the alternatives.
     """
-    if plan is not None and plan.is_empty:
+    if limit is None:
         return
-    limit = source.limit
-    in_shards = {  # datasets whose side-car does not hold the column
-        part for part in source.remotes if plan is None or part.sidecar_column_name(plan) is None
-    }
-    if limit is None or _max_bytes(source, selection, in_shards) <= limit:
+    reads = [
+        # datasets whose side-car does not hold the column
+        (part, plan, {d for d in part.remotes if plan is None or not d.sidecar_column_name(plan)})
+        for part, plan in parts
+        if plan is None or not plan.is_empty
+    ]
+    if sum(_max_bytes(part, selection, in_shards) for part, _, in_shards in reads) <= limit:
         return
-    usages = [u for u in chunk_usages(source, selection) if u.source in in_shards]
-    cost = _total_cost([_shards_cost(usage, source, selection, plan) for usage in usages])
+    costs = [
+        _total_cost(
+            [
+                _shards_cost(usage, part, selection, plan)
+                for usage in chunk_usages(part, selection)
+                if usage.source in in_shards
+            ]
+        )
+        for part, plan, in_shards in reads
+    ]
+    samples = max(cost.samples for cost in costs)  # joined sources have the same samples
+    cost = replace(_total_cost(costs), samples=samples)
     if cost.nbytes > limit:
         raise CostError(
             f"{what} would read {cost}, more than implicit_read_limit={size_text(limit)}: read "
@@ -259,12 +283,15 @@ def prefetch(source: Source, selection: Selection, plan: Plan) -> None:
     ValueError
         If the cache cannot hold all of it at once.
     """
-    plan = plan.stored
-    if plan.is_empty:
-        return
     jobs: list[RemoteJob] = []
     caches, needed = {}, Counter[str]()
-    for usage in chunk_usages(source, selection):
+    usages = [
+        (usage, part_plan)
+        for part, part_plan in source.split_plan(plan.stored)
+        if not part_plan.is_empty
+        for usage in chunk_usages(part, selection)
+    ]
+    for usage, plan in usages:
         remote = usage.source.remote
         if remote is None:
             continue

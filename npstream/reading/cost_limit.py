@@ -13,7 +13,13 @@ if TYPE_CHECKING:
     from npstream.reading.source import Source
 
 
-def check_cost(source: Source, selection: Selection, what: str, plan: Plan | None = None) -> None:
+def check_cost(
+    source: Source,
+    selection: Selection,
+    what: str,
+    plan: Plan | None = None,
+    whole: Plan | None = None,
+) -> None:
     """Raise CostError if an implicit read would fetch more than the source's limit.
 
     Implicit reads are comparisons, reductions, `np.asarray` and iteration over a permuted view.
@@ -27,18 +33,24 @@ def check_cost(source: Source, selection: Selection, what: str, plan: Plan | Non
         What reads, as the subject of the error message.
     plan : Plan, optional
         The columns to read; by default all.
+    whole : Plan, optional
+        Without `plan`: columns whose samples are read whole, from the sources that store them.
 
     Raises
     ------
     CostError
         With the estimated cost and the alternatives.
     """
-    stored = None if plan is None else plan.stored
+    sources = [source, *source.joined] if whole is None else source.sources_of(whole)
+    parts: list[tuple[Source, Plan | None]] = [(part, None) for part in sources]
+    if plan is not None:
+        parts = [*source.split_plan(plan.stored)]
     if all(
-        stored is not None and part.sidecar_column_name(stored) is not None
-        for part in source.remotes
+        stored is not None and dataset.sidecar_column_name(stored) is not None
+        for part, stored in parts
+        for dataset in part.remotes
     ):
         return
     from npstream.reading.cost import require_affordable
 
-    require_affordable(source, selection, what, stored)
+    require_affordable(parts, selection, what, source.limit)

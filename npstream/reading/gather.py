@@ -66,11 +66,14 @@ class Lookup(NamedTuple):
         Sample numbers of the index. The same array as `rows` if the numbers are the same.
     is_prefetched : bool, default: False
         True if the pages of the samples were prefetched.
+    joined : mapping of int to Lookup
+        The lookups of the same rows in joined sources, by their number, if they were read ahead.
     """
 
     rows: Int64
     samples: Int64
     is_prefetched: bool = False
+    joined: Mapping[int, Lookup] = {}
 
 
 def gather(

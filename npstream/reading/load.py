@@ -136,8 +136,8 @@ def _read_blocks_ahead(
     if source.reads_parts(plan):
         yield from ((ids, source.look_up(ids)) for ids in blocks)
         return
-    rowwise = source.is_view_rowwise(rows)
-    yield from source.read_ahead(blocks, lambda ids: ids, rows.step, rowwise)
+    rowwise = source.is_view_rowwise(rows, plan)
+    yield from source.read_ahead(blocks, lambda ids: ids, plan, rows.step, rowwise)
 
 
 def _target(plan: Plan, name: str, shape: tuple[int, ...], out: Any) -> AnyArray:
@@ -165,7 +165,7 @@ def iterate_samples(
         If the view is not in the order of the storage, and would fetch too much.
     """
     if selection.affine is None:
-        check_cost(source, selection, "iterating over this view")
+        check_cost(source, selection, "iterating over this view", whole=source.plan(names))
     return chain.from_iterable(_SampleBlocks(source, selection, names))
 
 
@@ -179,7 +179,8 @@ class _SampleBlocks:
     def __init__(self, source: Source, selection: Selection, names: tuple[str, ...]) -> None:
         self._source, self._selection = source, selection
         self._read = partial(source.samples, names)
-        self._step = source.estimate_rows(SAMPLE_BLOCK)
+        self._plan = source.plan(names)
+        self._step = source.estimate_read_rows(SAMPLE_BLOCK, self._plan)
         self._row = 0
         self._ahead = self._blocks()
 
@@ -209,8 +210,9 @@ class _SampleBlocks:
         """Return the remaining blocks of rows; the next ones are read ahead."""
         starts = range(self._row, len(self._selection), self._step)
         blocks = (self._selection.ids(start, start + self._step) for start in starts)
-        rowwise = self._source.is_view_rowwise(self._selection)
-        return self._source.read_ahead(blocks, lambda ids: ids, self._selection.step, rowwise)
+        rowwise = self._source.is_view_rowwise(self._selection, self._plan)
+        step = self._selection.step
+        return self._source.read_ahead(blocks, lambda ids: ids, self._plan, step, rowwise)
 
 
 class _SingleSamples:

@@ -72,13 +72,15 @@ class Field:
     """A column to read, and the encoding of its values.
 
     ``part`` restricts a fixed column to a part of each value. ``computation`` computes the values
-    of a column that no shard stores.
+    of a column that no shard stores. ``table`` is 0 if the source's own shards store the column,
+    otherwise the number of the joined source that does, see `npstream.reading.source.Source`.
     """
 
     name: str
     encoding: Encoding
     part: ValuePart | None = None
     computation: Computation | None = None
+    table: int = 0
 
     @property
     def shape(self) -> tuple[int, ...] | None:
@@ -218,11 +220,14 @@ class Plan:
         The columns, in order.
     computed : dict of str to Computation
         The computations of the columns that are not stored.
+    is_own : bool
+        True if the source's own shards store all columns: none is computed or joined.
     """
 
     def __init__(self, fields: Sequence[Field]) -> None:
         self.fields = tuple(fields)
         self.computed = {f.name: f.computation for f in fields if f.computation is not None}
+        self.is_own = not self.computed and not any(f.table for f in fields)
         self._splits: dict[int, SampleSplit] = {}
         self._partial_reads: dict[int, PartialRead | None] = {}
 
@@ -232,6 +237,22 @@ class Plan:
         if not self.computed:
             return self
         return Plan([field for field in self.fields if field.computation is None])
+
+    @cached_property
+    def own(self) -> Plan:
+        """The plan of the columns in the source's own shards; this plan if these are all."""
+        if self.is_own:
+            return self
+        return Plan([f for f in self.fields if f.computation is None and not f.table])
+
+    @cached_property
+    def joined(self) -> dict[int, Plan]:
+        """For each joined source with columns of this plan: its number, and its own plan."""
+        numbers = dict.fromkeys(f.table for f in self.fields if f.table)
+        return {
+            number: Plan([replace(f, table=0) for f in self.fields if f.table == number])
+            for number in numbers
+        }
 
     def add_computed(self, sample: Sample, row: int) -> Sample:
         """Return a sample of the stored columns with the computed columns of its row."""

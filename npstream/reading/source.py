@@ -8,8 +8,9 @@ from __future__ import annotations
 import errno
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from npstream.formats.index import Index, Schema
     from npstream.indexing.selection import Selection
     from npstream.reading.batch import Ragged
-    from npstream.reading.gather import RawColumn
+    from npstream.shards.base import Shards
     from npstream.shards.locality import ReadOrder
     from npstream.shards.remote import RemoteShards
     from npstream.shards.table import Fetcher
@@ -83,9 +84,12 @@ class Source:
         An error message for each other column.
     limit : int, optional
         The bytes that an implicit read may fetch; by default any number.
+    joined : sequence of Source
+        Sources with the same rows and other columns. ``Field.table`` of a column is the position
+        of its source here, counted from 1. A joined source has no joined sources.
     """
 
-    __slots__ = ("_plans", "_readers", "column_errors", "fetcher", "fields", "limit")
+    __slots__ = ("_plans", "_readers", "column_errors", "fetcher", "fields", "joined", "limit")
 
     def __init__(
         self,
@@ -93,20 +97,24 @@ class Source:
         fields: Mapping[str, Field],
         column_errors: Mapping[str, str],
         limit: int | None = None,
+        joined: Sequence[Source] = (),
     ) -> None:
         self.fetcher = fetcher
         self.fields = fields
         self.column_errors = column_errors
         self.limit = limit
+        self.joined = tuple(joined)
         self._readers: dict[tuple[str, ...], SampleReader] = {}
         self._plans: dict[tuple[str, ...], Plan] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Source, (self.fetcher, self.fields, self.column_errors, self.limit)
+        return Source, (self.fetcher, self.fields, self.column_errors, self.limit, self.joined)
 
     def close(self) -> None:
         """Release all maps and buffers; calls that are reading finish first."""
         self.fetcher.close()
+        for source in self.joined:
+            source.close()
         for reader in list(self._readers.values()):
             reader.release()
 
@@ -114,6 +122,11 @@ class Source:
     def members(self) -> tuple[Member, ...]:
         """The views of a mixture; empty for a dataset."""
         return ()
+
+    @property
+    def datasets(self) -> tuple[Source, ...]:
+        """The sources of single datasets that this source reads, in the order of their samples."""
+        return (self,)
 
     @property
     def index(self) -> Index:
@@ -138,14 +151,30 @@ class Source:
     def reader(self, names: tuple[str, ...]) -> Reader:
         """Return a function that reads one sample with these columns, given its row."""
         plan = self.plan(names)
-        read = self._stored_reader(plan)
-        return read if not plan.computed else lambda row: plan.add_computed(read(row), row)
+        read, complete = self._own_reader(plan), self._completion(plan)
+        return read if complete is None else lambda row: complete(read(row), row)
 
-    def _stored_reader(self, plan: Plan) -> Reader:
-        """Return a function that reads the stored columns of one sample."""
-        if not plan.stored.fields and plan.computed:
+    def _own_reader(self, plan: Plan) -> Reader:
+        """Return a function that reads the columns in the source's own shards of one sample."""
+        if not plan.own.fields and not plan.is_own:
             return _read_no_columns
-        return self._cached_reader(tuple(f.name for f in plan.stored.fields)).read
+        return self._cached_reader(tuple(f.name for f in plan.own.fields)).read
+
+    def _completion(self, plan: Plan) -> Callable[[Sample, int], Sample] | None:
+        """Return a function that adds joined and computed columns to the sample of a row."""
+        if plan.is_own:
+            return None
+        readers = [
+            self.joined[number - 1].reader(tuple(f.name for f in part.fields))
+            for number, part in plan.joined.items()
+        ]
+
+        def complete(sample: Sample, row: int) -> Sample:
+            for read in readers:
+                sample |= read(row)
+            return plan.add_computed(sample, row)
+
+        return complete
 
     def _cached_reader(self, names: tuple[str, ...]) -> SampleReader:
         reader = self._readers.get(names)
@@ -159,6 +188,8 @@ class Source:
         """Return a function that reads one value of a column, which may be redeclared."""
         if (computed := field.computation) is not None:
             return lambda row: {field.name: computed.value(row)}
+        if field.table:
+            return self.joined[field.table - 1].value_reader(replace(field, table=0))
         if self.field(field.name).encoding is field.encoding:
             return self._cached_reader((field.name,)).read
         return self._make_reader([field]).read
@@ -185,9 +216,11 @@ class Source:
         self, plan: Plan, lookup: Lookup, out: Mapping[str, AnyArray]
     ) -> dict[str, AnyArray | Ragged]:
         """Read columns of samples, in the form of a batch's columns."""
-        if not plan.computed:
-            return self._stored_columns(plan, lookup, out)
-        columns = self._stored_columns(plan.stored, lookup, out)
+        if plan.is_own:
+            return self._own_columns(plan, lookup, out)
+        columns = self._own_columns(plan.own, lookup, out)
+        for source, part, rows in self._joined_parts(plan, lookup):
+            columns |= source.columns(part, rows, out)
         for f in plan.fields:
             if f.computation is not None:
                 column = f.computation.column(lookup.rows)
@@ -195,10 +228,16 @@ class Source:
                 columns[f.name] = batch_column(self.fetcher, f, column, lookup.samples, target)
         return {f.name: columns[f.name] for f in plan.fields}
 
-    def _stored_columns(
+    def _joined_parts(self, plan: Plan, lookup: Lookup) -> Iterator[tuple[Source, Plan, Lookup]]:
+        """Yield the joined sources of a plan, each with its plan and its lookup of the rows."""
+        for number, part in plan.joined.items():
+            source = self.joined[number - 1]
+            yield source, part, lookup.joined.get(number) or source.look_up(lookup.rows)
+
+    def _own_columns(
         self, plan: Plan, lookup: Lookup, out: Mapping[str, AnyArray]
     ) -> dict[str, AnyArray | Ragged]:
-        """Read stored columns: a single column from the side-car if that is cheaper."""
+        """Read columns of the own shards: a single one from the side-car if that is cheaper."""
         ids = lookup.samples
         if (
             self.fetcher.remotes
@@ -215,7 +254,7 @@ class Source:
     def _batch_columns(
         self, plan: Plan, lookup: Lookup, out: Mapping[str, AnyArray]
     ) -> dict[str, AnyArray | Ragged]:
-        """Read stored columns from the shards."""
+        """Read columns from the own shards."""
         stored = gather(self.fetcher, plan, lookup.samples, out, lookup.is_prefetched)
         return {
             f.name: batch_column(self.fetcher, f, stored[f.name], lookup.samples, out.get(f.name))
@@ -248,17 +287,35 @@ class Source:
 
     def samples(self, names: tuple[str, ...], lookup: Lookup) -> Iterator[Sample]:
         """Read samples at once, and yield them."""
-        return _samples(self.fetcher, self.plan(names), lookup)
+        plan = self.plan(names)
+        if not plan.fields:  # shards may have no column in common
+            return ({} for _ in lookup.samples)
+        columns = self._value_lists(plan, lookup)
+        return _rows_of(plan, columns)
 
     def values(self, plan: Plan, lookup: Lookup) -> list[Any]:
         """Read one column of samples, in the form of a sample's values."""
         (field,) = plan.fields
-        stored = _gather_all(self.fetcher, plan, lookup)[field.name]
-        return sample_values(self.fetcher, field, stored, lookup.samples)
+        return self._value_lists(plan, lookup)[field.name]
+
+    def _value_lists(self, plan: Plan, lookup: Lookup) -> dict[str, list[Any]]:
+        """Read columns of samples, each as a list of values of samples."""
+        columns = _own_value_lists(self.fetcher, plan.own, lookup)
+        if plan.is_own:
+            return columns
+        for source, part, rows in self._joined_parts(plan, lookup):
+            columns |= source._value_lists(part, rows)
+        for f in plan.fields:
+            if f.computation is not None:
+                column = f.computation.column(lookup.rows)
+                columns[f.name] = sample_values(self.fetcher, f, column, lookup.samples)
+        return columns
 
     def bodies(self, plan: Plan, lookup: Lookup) -> dict[str, Bodies]:
         """Locate the stored bytes of columns, for a writer to copy."""
-        bodies = find_bodies(self.fetcher, plan.stored, lookup.samples)
+        bodies = find_bodies(self.fetcher, plan.own, lookup.samples)
+        for source, part, rows in self._joined_parts(plan, lookup):
+            bodies |= source.bodies(part, rows)
         for name, computation in plan.computed.items():
             bodies[name] = column_bodies(computation.column(lookup.rows))
         return bodies
@@ -272,37 +329,88 @@ class Source:
         (field,) = plan.fields
         if field.computation is not None:
             return field.computation.equal(lookup.rows, text)
+        for source, part, rows in self._joined_parts(plan, lookup):
+            return source.equal(part, rows, text)
         return equal_text(self.fetcher, plan, lookup.samples, text)
 
     def read_ahead(
         self,
         items: Iterable[T],
         rows_of: Callable[[T], Int64],
+        plan: Plan,
         step: int = 0,
         is_rowwise: bool = False,
     ) -> Iterator[tuple[T, Lookup]]:
         """Yield items and the lookups of their rows, while the next items are fetched.
 
-        The parameters are those of `npstream.shards.table.Fetcher.read_ahead`. Reads of an item
-        take its lookup, so that its rows are looked up once.
+        `plan` has the columns that are read later. The other parameters are those of
+        `npstream.shards.table.Fetcher.read_ahead`. Reads of an item take its lookup, so that its
+        rows are looked up once.
         """
-        looked_up = ((item, self.look_up(rows_of(item))) for item in items)
-        ahead = self.fetcher.read_ahead(looked_up, _samples_of, step, is_rowwise)
+        pairs: Iterator[tuple[T, Lookup]]
+        pairs = ((item, self.look_up(rows_of(item))) for item in items)
+        if self.reads_own_shards(plan):
+            pairs = self._own_ahead(pairs, step, is_rowwise)
+        for number in plan.joined:
+            pairs = self._joined_ahead(number, pairs, step, is_rowwise)
+        return pairs
+
+    def reads_own_shards(self, plan: Plan) -> bool:
+        """Return True if a read of these columns needs the source's own shards."""
+        return plan.is_own or bool(plan.own.fields) or not plan.joined
+
+    def _own_ahead(
+        self, pairs: Iterator[tuple[T, Lookup]], step: int, is_rowwise: bool
+    ) -> Iterator[tuple[T, Lookup]]:
+        ahead = self.fetcher.read_ahead(pairs, _samples_of, step, is_rowwise)
         for (item, lookup), is_prefetched in ahead:
             yield item, lookup._replace(is_prefetched=is_prefetched) if is_prefetched else lookup
 
+    def _joined_ahead(
+        self, number: int, pairs: Iterator[tuple[T, Lookup]], step: int, is_rowwise: bool
+    ) -> Iterator[tuple[T, Lookup]]:
+        source = self.joined[number - 1]
+        whole = Plan(list(source.fields.values()))
+        for (item, lookup), rows in source.read_ahead(
+            pairs, _rows_of_pair, whole, step, is_rowwise
+        ):
+            yield item, lookup._replace(joined={**lookup.joined, number: rows})
+
     def is_rowwise(
-        self, order: ReadOrder, suggest: Callable[[Callable[[ReadOrder], bool]], str] | None = None
+        self,
+        order: ReadOrder,
+        plan: Plan,
+        suggest: Callable[[Callable[[ReadOrder], bool]], str] | None = None,
     ) -> bool:
         """Return True if an order is read sample by sample, see `npstream.shards.locality`."""
         if not self.remotes:
             return False
         from npstream.shards import locality
 
-        sample_order = order._replace(prefix=lambda n: self.sample_ids(order.prefix(n)))
-        return locality.is_rowwise(self.fetcher.shards, sample_order, suggest)
+        sources = self.sources_of(plan)
+        if len(sources) == 1:
+            (source,) = sources
+            sample_order = order._replace(prefix=lambda n: source.sample_ids(order.prefix(n)))
+            return locality.is_rowwise(source.fetcher.shards, sample_order, suggest)
+        from npstream.shards.union import ShardUnion
 
-    def is_view_rowwise(self, selection: Selection) -> bool:
+        # A sample is read from each source: their sample numbers in the union alternate.
+        union = ShardUnion([shards for source in sources for shards in source.shard_parts])
+        firsts = [0, *accumulate(source.index.samples for source in sources)]
+
+        def prefix(n: int) -> Int64:
+            rows = order.prefix(-(-n // len(sources)))
+            ids = [s.sample_ids(rows) + first for s, first in zip(sources, firsts, strict=False)]
+            return np.stack(ids, axis=1).ravel()
+
+        return locality.is_rowwise(union, order._replace(prefix=prefix), suggest)
+
+    @property
+    def shard_parts(self) -> Sequence[Shards[RemoteShards]]:
+        """The shards of each dataset, in the order of their sample numbers in the index."""
+        return (self.fetcher.shards,)
+
+    def is_view_rowwise(self, selection: Selection, plan: Plan) -> bool:
         """Return True if a view is read sample by sample when it is read in its order."""
         if selection.step or not self.remotes:
             return False
@@ -310,7 +418,7 @@ class Source:
 
         fraction = min(1.0, selection.size / max(self.index.samples, 1))
         order = ReadOrder(lambda n: selection.ids(0, min(n, selection.size)), fraction)
-        return self.is_rowwise(order)
+        return self.is_rowwise(order, plan)
 
     @property
     def has_transforms(self) -> bool:
@@ -372,6 +480,37 @@ class Source:
         """Return how many samples of average size have about `nbytes`, at least one."""
         return max(1, nbytes * self.index.samples // max(self.index.total_nbytes, 1))
 
+    def estimate_read_rows(self, nbytes: int, plan: Plan) -> int:
+        """Return how many samples can be read at once in about `nbytes`, at least one.
+
+        Unlike `estimate_rows`, it counts the bytes of the joined sources that the plan reads.
+        """
+        if not plan.joined:
+            return self.estimate_rows(nbytes)
+        return max(1, nbytes * self.index.samples // max(self.estimate_read_bytes(plan), 1))
+
+    def estimate_read_bytes(self, plan: Plan) -> int:
+        """Return the bytes of all samples in the shards that a read of these columns needs."""
+        samples = self.index.samples
+        return sum(s.estimate_bytes(samples) for s in self.sources_of(plan))
+
+    def sources_of(self, plan: Plan) -> list[Source]:
+        """Return the sources that a plan reads: this one, joined sources, or both."""
+        return [source for source, _ in self.split_plan(plan)]
+
+    def split_plan(self, plan: Plan) -> list[tuple[Source, Plan]]:
+        """Return the sources that a plan reads, each with the plan of its stored columns."""
+        own: list[tuple[Source, Plan]] = []
+        if self.reads_own_shards(plan):
+            own.append((self, plan.own))
+        return own + [(self.joined[number - 1], part) for number, part in plan.joined.items()]
+
+    def column(self, name: str) -> tuple[Source, Plan]:
+        """Return the source that has a column, and the plan to read only that column."""
+        if table := self.field(name).table:
+            return self.joined[table - 1].column(name)
+        return self, self.plan((name,))
+
     def block_rows(self, plan: Plan, nbytes: int) -> int:
         """Return how many rows to read at once, given a size of whole samples.
 
@@ -409,21 +548,20 @@ def _samples_of(item: tuple[Any, Lookup]) -> Int64:
     return item[1].samples
 
 
-def _gather_all(fetcher: Fetcher, plan: Plan, lookup: Lookup) -> dict[str, RawColumn]:
-    """Read stored columns in their stored form, and compute the others."""
-    columns = gather(fetcher, plan.stored, lookup.samples, is_prefetched=lookup.is_prefetched)
-    for name, computation in plan.computed.items():
-        columns[name] = computation.column(lookup.rows)
-    return columns
+def _rows_of_pair(pair: tuple[Any, Lookup]) -> Int64:
+    return pair[1].rows
 
 
-def _samples(fetcher: Fetcher, plan: Plan, lookup: Lookup) -> Iterator[Sample]:
-    """Read samples at once, and yield them."""
-    if not plan.fields:  # shards may have no column in common
-        return ({} for _ in lookup.samples)
-    stored = _gather_all(fetcher, plan, lookup)
-    values = [sample_values(fetcher, f, stored[f.name], lookup.samples) for f in plan.fields]
+def _own_value_lists(fetcher: Fetcher, plan: Plan, lookup: Lookup) -> dict[str, list[Any]]:
+    """Read columns from shards, each as a list of values of samples."""
+    stored = gather(fetcher, plan, lookup.samples, is_prefetched=lookup.is_prefetched)
+    return {f.name: sample_values(fetcher, f, stored[f.name], lookup.samples) for f in plan.fields}
+
+
+def _rows_of(plan: Plan, columns: Mapping[str, list[Any]]) -> Iterator[Sample]:
+    """Yield samples, given the values of each column."""
     names = [f.name for f in plan.fields]
+    values = [columns[name] for name in names]
     return (dict(zip(names, row, strict=True)) for row in zip(*values, strict=True))
 
 

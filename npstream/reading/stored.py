@@ -39,9 +39,8 @@ class StoredTable:
 
     def __init__(self, source: Source, selection: Selection, fields: tuple[Field, ...]) -> None:
         self.length = selection.size
-        self.row_bytes: int | None = source.estimate_bytes(max(selection.size, 1)) // max(
-            self.length, 1
-        )
+        total = source.estimate_read_bytes(Plan(fields))
+        self.row_bytes: int | None = total // max(source.index.samples, 1)
         self.chunk = 1
         self.is_arrays = False
         self._source = source
@@ -71,7 +70,7 @@ class StoredTable:
         for name, encoding in encodings.items():
             (copied if self._is_same(name, encoding) else others).append(self._fields[name])
         plan, first = Plan(copied), 0
-        for lookup in self._lookups(bounds):
+        for lookup in self._lookups(bounds, Plan([*copied, *others])):
             columns: dict[str, ColumnBlock] = dict(self._source.bodies(plan, lookup))
             for field in others:
                 encoding = encodings[field.name]
@@ -79,17 +78,17 @@ class StoredTable:
             yield columns
             first += len(lookup.rows)
 
-    def _lookups(self, bounds: Bounds) -> Iterator[Lookup]:
-        """Yield the rows of each block, while the next ones are fetched.
+    def _lookups(self, bounds: Bounds, plan: Plan) -> Iterator[Lookup]:
+        """Yield the rows of each block, while those of a plan of the next ones are fetched.
 
         As long as samples ascend, decompressed shards are released once they are read.
         """
         blocks = (self._selection.ids(start, stop) for start, stop in bounds)
-        rowwise = self._source.is_view_rowwise(self._selection)
+        rowwise = self._source.is_view_rowwise(self._selection, plan)
         fetcher, last = self._source.fetcher, 0
         kept = fetcher.buffered_shards()
         for _, lookup in self._source.read_ahead(
-            blocks, lambda ids: ids, self._selection.step, rowwise
+            blocks, lambda ids: ids, plan, self._selection.step, rowwise
         ):
             if last >= 0 and len(lookup.samples):
                 first = int(lookup.samples.min())
@@ -106,8 +105,8 @@ class StoredTable:
     def stored_samples(self, bounds: Bounds, layout: ShardFormat) -> StoredSamples | None:
         """Return the rows as whole samples; None if a column must be left out or converted."""
         index, wanted = self._source.index, layout.schema
-        fields = self._fields.values()
-        if layout.columns.keys() != self._fields.keys() or any(f.computation for f in fields):
+        fields = [*self._fields.values()]
+        if layout.columns.keys() != self._fields.keys() or not Plan(fields).is_own:
             return None
         if wanted.format == "mds":
             # The names of encodings may differ if their bytes do not, such as int and int64.
@@ -122,7 +121,8 @@ class StoredTable:
             )
         if not is_same:
             return None
-        blocks = (self._source.whole_samples(lookup) for lookup in self._lookups(bounds))
+        lookups = self._lookups(bounds, Plan(fields))
+        blocks = (self._source.whole_samples(lookup) for lookup in lookups)
         is_mapped = not self._source.remotes and not index.compressed.any()
         return StoredSamples(blocks, is_mapped)
 

@@ -213,7 +213,7 @@ class _SidecarOpener:
         where = sidecar_store or store
         open_default: Callable[[], Sidecar | None] = partial(_open_sidecar, where, cache, NAME)
         if self.is_used:  # in a thread, so that opening takes two round trips instead of four
-            open_default = _start_thread(open_default)
+            open_default = start_thread(open_default)
         if not strict:
             open_default = partial(_none_if_denied, open_default, where)
         self.open_default = open_default
@@ -240,7 +240,28 @@ class _SidecarOpener:
         return sidecar
 
 
-def _start_thread(work: Callable[[], T]) -> Callable[[], T]:
+def read_optional(
+    store: Store, cache: ShardCache | None, name: str, parse: Callable[[bytes], T]
+) -> T | None:
+    """Read and parse a small file of a dataset; return None if it does not exist."""
+    before = ""
+    while True:
+        try:
+            version = _version(store, cache, name)
+        except StorageError as error:
+            if error.errno == errno.ENOENT:
+                return None
+            raise
+        try:
+            return parse(_read_cached(store, cache, name, version))
+        except (FormatError, StorageError):
+            # The file may have been replaced between the two requests.
+            if version == before:
+                raise
+            before = version
+
+
+def start_thread(work: Callable[[], T]) -> Callable[[], T]:
     """Start work in a thread; return a function that waits for and returns its result."""
     results: SimpleQueue[T | BaseException] = SimpleQueue()
 

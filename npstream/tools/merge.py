@@ -28,6 +28,7 @@ from npstream.errors import (
     StorageError,
     short_traceback,
 )
+from npstream.formats.added_columns import COLUMNS_FILE
 from npstream.formats.encodings.encodings import with_dtype
 from npstream.formats.index import (
     ANNOTATIONS_KEY,
@@ -48,6 +49,7 @@ from npstream.formats.sidecar.sidecar import (
     npy_header,
 )
 from npstream.formats.statistics import encode_statistics, merge_statistics
+from npstream.joins.added import groups_in
 from npstream.reading.source import encoding_key, schema_fields
 from npstream.shards.manifest import size_in_version
 from npstream.storage.local import LocalStore, open_store
@@ -116,6 +118,7 @@ def merge(
     ------
     ValueError
         If a dataset is not below `out`, is given twice, or has other columns than the first one.
+        If columns were added beside a dataset.
         Also if `sidecar` is True and a dataset has no side-car.
     TypeError
         If `urls` is a single path or URL.
@@ -337,6 +340,23 @@ def _read_parts(folders: Sequence[_Folder], with_sidecars: bool) -> list[_Part]:
         threads.shutdown(cancel_futures=True)
 
 
+def _refuse_added_columns(folder: _Folder) -> None:
+    """Raise ValueError if columns were added to a dataset with `npstream.add_columns`."""
+    where = folder.where(COLUMNS_FILE)
+    try:
+        groups = groups_in(folder.read(COLUMNS_FILE, None), where)
+    except StorageError as error:
+        if error.errno not in (errno.ENOENT, errno.EACCES):
+            raise
+        return
+    if groups:
+        raise ValueError(
+            f"{where}: the column {groups[0].columns[0]!r} was added beside this dataset, and a "
+            "merge would lose it: copy the dataset with npstream.copy, which writes the column "
+            "into the copy; or remove it with npstream.remove_columns, and add it to the result"
+        )
+
+
 def _read_part(folder: _Folder, with_sidecar: bool) -> _Part:
     try:
         version = folder.version(INDEX)
@@ -348,6 +368,7 @@ def _read_part(folder: _Folder, with_sidecar: bool) -> _Part:
             raise explanation from None
         raise
     index = parse_index(text, folder.where(INDEX))
+    _refuse_added_columns(folder)
     sidecar = None
     if with_sidecar and len(index):
         sidecar = _open_sidecar(folder, text, version, NAME)

@@ -16,13 +16,16 @@ import numpy as np
 from npstream._core.arguments import quantity
 from npstream._core.progress import progress
 from npstream.errors import MissingDependencyError, NpstreamError, StorageError
+from npstream.formats.added_columns import COLUMNS_FILE
 from npstream.formats.encodings.encodings import parse, with_dtype
 from npstream.formats.scan import scalar_columns
 from npstream.formats.sidecar.sidecar import IndexDigest, Sidecar
 from npstream.formats.statistics import ColumnStatistics, merge_statistics
+from npstream.joins.added import read_column_groups
 from npstream.shards.manifest import warn_sidecar_denied
 from npstream.storage.local import open_store, options_for
 from npstream.storage.remote import UNKNOWN_SIZE
+from npstream.storage.urls import join_url
 from npstream.tools.index_builder import read_index
 from npstream.tools.scan import ShardScanner
 from npstream.writing.sidecar import bounds
@@ -91,7 +94,9 @@ def verify_dataset(
       recorded dtypes agree with the encodings;
     - samples: the column sizes add up to the sample's length; bools of fixed size are 0 or 1;
     - the side-car: it agrees with the index; its hashes agree with the shards, and its columns,
-      bounds and statistics with the samples. Quantiles and counts of values are not checked.
+      bounds and statistics with the samples. Quantiles and counts of values are not checked;
+    - columns that were added with `npstream.add_columns`: the same, and there is a value for each
+      sample that they had when they were added.
 
     Parameters
     ----------
@@ -139,10 +144,36 @@ def verify_dataset(
             for shard, result in scanner.scan_group(group):
                 check.shard(shard, result)
     check.finish()
+    problems += _added_problems(url, store, storage_options)
     return VerifyReport(
         parsed.where, len(parsed), parsed.samples, parsed.total_nbytes,
         sidecar.where if sidecar else "", tuple(dict.fromkeys(problems)),
     )  # fmt: skip
+
+
+def _added_problems(
+    url: str | PathLike[str], store: Store, storage_options: Mapping[str, Any] | None
+) -> Iterator[str]:
+    """Yield the problems of the columns that were added beside a dataset."""
+    try:
+        groups = read_column_groups(store)
+    except NpstreamError as error:
+        if not (isinstance(error, StorageError) and error.errno == errno.EACCES):
+            yield str(error)
+        return
+    samples = {part.path: part.samples for group in groups for part in group.parts}
+    for path in dict.fromkeys(path for group in groups for path in sorted(group.paths)):
+        try:
+            report = verify_dataset(join_url(url, path), storage_options=storage_options)
+        except NpstreamError as error:
+            yield str(error)
+            continue
+        yield from report.problems
+        if (expected := samples.get(path, 1)) != report.samples:
+            yield (
+                f"{report.where}: {quantity(report.samples, 'sample')}; "
+                f"{store.where(COLUMNS_FILE)} says {expected:,}"
+            )
 
 
 def _open_sidecar(

@@ -6,6 +6,7 @@ import json
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 import saved_states
 
@@ -36,6 +37,10 @@ def test_the_identity_of_orders_does_not_change(sources):
 @pytest.mark.filterwarnings("ignore:each chunk is fetched . times")
 @pytest.mark.parametrize("case", saved_states.CASES)
 def test_a_saved_state_resumes_at_its_sample(sources, case):
+    assert_resumes(sources, case)
+
+
+def assert_resumes(sources, case):
     records = [record for record in SAVED if record["case"] == case]
     assert records
     for record in records:
@@ -43,3 +48,17 @@ def test_a_saved_state_resumes_at_its_sample(sources, case):
         iteration.load_state_dict(record["state"])
         resumed = list(islice(saved_states.items(iteration), saved_states.FOLLOWING))
         assert resumed == record["following"]
+
+
+@pytest.mark.filterwarnings("ignore:each chunk is fetched . times")
+@pytest.mark.parametrize(
+    "case", ["lanes", "mask", "part by chunk", "stratified", "part of a mixture", "streaming py1e"]
+)
+def test_a_saved_state_resumes_after_columns_were_added(tmp_path, case):
+    saved_states.write(tmp_path)
+    for name, size in saved_states.SIZES.items():
+        values = {"score": np.arange(size) / 8, "wide": np.ones((size, 1000))}
+        npstream.add_columns(tmp_path / name, values, shard_size="10KB")
+    sources = saved_states.sources(tmp_path)
+    assert "wide" in sources["a"].columns
+    assert_resumes(sources, case)

@@ -286,15 +286,16 @@ def test_the_index_is_fetched_once(tmp_path, upload, monkeypatch):
     assert len(npstream.open(url, cache=tmp_path / "cache")) == 600
 
 
-def test_versions_of_index_and_side_car_are_requested_concurrently(tmp_path, upload, monkeypatch):
+def test_versions_of_all_metadata_files_are_requested_concurrently(tmp_path, upload, monkeypatch):
     write(tmp_path / "data")
-    url, version, both = upload(tmp_path / "data"), RemoteStore.version, threading.Barrier(2)
+    url, version = upload(tmp_path / "data"), RemoteStore.version
+    all_three = threading.Barrier(3)  # index, side-car and list of added columns
 
-    def wait_for_both(store, name):
-        both.wait(timeout=HANG)
+    def wait_for_all(store, name):
+        all_three.wait(timeout=HANG)
         return version(store, name)
 
-    monkeypatch.setattr(RemoteStore, "version", wait_for_both)
+    monkeypatch.setattr(RemoteStore, "version", wait_for_all)
     assert npstream.open(url, cache=tmp_path / "cache")[7]["id"] == 7
 
 

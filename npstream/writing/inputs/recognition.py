@@ -92,7 +92,7 @@ def _table_of(
     to_write = getattr(type(data), "_writer_input", None)
     if to_write is not None:
         given: Any = to_write(data)
-        if given is None or hasattr(given, "names"):
+        if given is None or isinstance(given, TableStream) or hasattr(given, "names"):
             return given  # type: ignore[no-any-return]
         if hasattr(given, "name"):
             return Columns({given.name: given})

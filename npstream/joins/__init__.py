@@ -1,0 +1,1 @@
+"""Sources that combine datasets: views end to end, and columns beside a dataset."""

@@ -1,0 +1,293 @@
+"""Provide `open_joined`, which opens a dataset together with the columns that were added beside it.
+
+The parts of a group of columns are datasets. One of them, or their concatenation, is a joined
+source of the dataset's source.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from npstream._core.arguments import quantity
+from npstream._core.log import log
+from npstream.errors import ColumnError, FormatError, StorageError
+from npstream.formats.added_columns import COLUMNS_FILE, FORMAT, ColumnGroup, parse_groups
+from npstream.indexing.selection import Selection
+from npstream.joins.concatenated import ConcatenatedSource
+from npstream.reading.source import Member, Source, encoding_key, open_source
+from npstream.shards.manifest import read_optional, start_thread
+
+if TYPE_CHECKING:
+    from npstream.cache.cache import ShardCache
+    from npstream.formats.index import Index
+    from npstream.reading.plan import Field
+    from npstream.shards.table import Fetcher
+    from npstream.storage.local import Store
+
+_ColumnsArgument = Sequence[str] | Mapping[str, Any] | None
+"""The argument `columns` of `npstream.open`."""
+
+_SHOWN_NAMES = 3
+
+
+def start_reading_groups(
+    store: Store, cache: ShardCache | None
+) -> Callable[[], tuple[ColumnGroup, ...]]:
+    """Start to read which columns were added; return a function that waits for the result.
+
+    A remote file is read in a thread, so that it takes no round trips in addition to those for the
+    index.
+    """
+    read = partial(read_column_groups, store, cache)
+    wait = read if cache is None else start_thread(read)
+
+    def groups() -> tuple[ColumnGroup, ...]:
+        try:
+            return wait()
+        except StorageError as error:
+            if error.errno != errno.EACCES:
+                raise
+            # Amazon and Google deny access to an absent file if the user may not list the bucket.
+            log("%s: permission denied, so there are no added columns", store.where(COLUMNS_FILE))
+            return ()
+
+    return groups
+
+
+def read_column_groups(store: Store, cache: ShardCache | None = None) -> tuple[ColumnGroup, ...]:
+    """Return the groups of added columns of a dataset."""
+    parse = partial(groups_in, where=store.where(COLUMNS_FILE))
+    return read_optional(store, cache, COLUMNS_FILE, parse) or ()
+
+
+def groups_in(text: bytes, where: str) -> tuple[ColumnGroup, ...]:
+    """Return the groups in a file; none if npstream did not write it."""
+    if f'"{FORMAT}"'.encode() not in text:
+        log("%s is not a list of added columns: reading without it", where)
+        return ()
+    return parse_groups(text, where)
+
+
+def added_columns(
+    groups: Sequence[ColumnGroup], index: Index
+) -> tuple[dict[str, ColumnGroup], dict[str, str]]:
+    """Return the group of each column of a version of a dataset, and errors for other columns.
+
+    Parameters
+    ----------
+    groups : sequence of ColumnGroup
+        From the oldest to the newest. A newer group hides older ones.
+    index : Index
+    """
+    added: dict[str, ColumnGroup] = {}
+    errors: dict[str, str] = {}
+    for group in reversed(groups):
+        names = [name for name in group.columns if name not in added]
+        if not names:
+            continue
+        if group.applies_to(index):
+            added |= dict.fromkeys(names, group)
+            continue
+        for name in names:
+            errors.setdefault(
+                name,
+                f"{index.where}: column {name!r} was added to version {group.base.fingerprint} of "
+                f"the dataset, and this is version {index.fingerprint()}, which does not begin "
+                "with the same shards: add the column to this version with npstream.add_columns",
+            )
+    order = [name for group in groups for name in group.columns if added.get(name) is group]
+    return {name: added[name] for name in order}, {
+        name: text for name, text in errors.items() if name not in added
+    }
+
+
+def open_joined(
+    fetcher: Fetcher,
+    groups: Sequence[ColumnGroup],
+    open_part: Callable[[str], Fetcher],
+    columns: _ColumnsArgument,
+    allow_pickle: bool,
+    limit: int | None,
+) -> tuple[Source, tuple[str, ...]]:
+    """Open a dataset's source, and the sources of added columns.
+
+    Parameters
+    ----------
+    fetcher : Fetcher
+        The fetcher of the dataset's own shards.
+    groups : sequence of ColumnGroup
+    open_part : callable
+        Takes the path of a part, and returns its fetcher.
+    columns, allow_pickle, limit
+        As for `npstream.reading.source.open_source`.
+
+    Returns
+    -------
+    source : Source
+    names : tuple of str
+        The columns of a sample.
+    """
+    index = fetcher.index
+    added, errors = added_columns(groups, index)
+    if columns is not None:
+        _check_names(columns, index, added, errors)
+    own = _restrict(columns, lambda name: name not in added)
+    source, own_names = open_source(fetcher, own, allow_pickle, limit)
+    names = tuple(dict.fromkeys([*own_names, *added]))
+    if columns is not None and not isinstance(columns, Mapping):
+        names = tuple(columns)
+        if len(set(names)) != len(names):
+            raise ValueError(f"a column is listed twice in {list(names)}")
+    needed: dict[int, list[str]] = {}
+    for name in names:
+        if name in added:
+            needed.setdefault(groups.index(added[name]), []).append(name)
+    for number, wanted in needed.items():
+        _require_values(groups[number], wanted, index)
+    opened = _open_groups([groups[number] for number in needed], index.samples, open_part)
+    fields: dict[str, Field] = dict(source.fields)
+    joined: list[Source] = []
+    for (number, wanted), fetchers in zip(needed.items(), opened, strict=True):
+        part_columns = _restrict(columns, wanted.__contains__) or wanted
+        arguments = part_columns, allow_pickle, limit
+        table = _table(groups[number], index, fetchers, wanted, arguments)
+        joined.append(table)
+        fields |= {name: replace(table.field(name), table=len(joined)) for name in wanted}
+    column_errors = {**source.column_errors, **errors}
+    return Source(fetcher, fields, column_errors, limit, joined), names
+
+
+def _check_names(
+    columns: Sequence[str] | Mapping[str, Any],
+    index: Index,
+    added: Mapping[str, ColumnGroup],
+    errors: Mapping[str, str],
+) -> None:
+    """Raise ColumnError for a name that neither the dataset nor an added column has."""
+    own = {name: None for schema in index.schemas for name in schema.names}
+    for name in columns:
+        if name not in own and name not in added:
+            if name in errors:
+                raise ColumnError.saying(errors[name])
+            raise ColumnError(name, [*own, *added])
+
+
+def _restrict(columns: _ColumnsArgument, keeps: Callable[[str], bool]) -> _ColumnsArgument:
+    """Return the argument `columns` with only the names that `keeps` accepts."""
+    if columns is None:
+        return None
+    if isinstance(columns, Mapping):
+        return {name: meaning for name, meaning in columns.items() if keeps(name)}
+    return [name for name in columns if keeps(name)]
+
+
+def _require_values(group: ColumnGroup, names: Sequence[str], index: Index) -> None:
+    """Raise an error unless the dataset's samples have values of some columns of a group.
+
+    Raises
+    ------
+    ColumnError
+        If samples were appended to the dataset since, and a column has no fill value.
+    FormatError
+        If there are more values than samples.
+    """
+    samples, total = group.samples, index.samples
+    if samples > total:
+        raise FormatError(
+            f"{index.where}: {COLUMNS_FILE} lists {quantity(samples, 'value')} of column "
+            f"{names[0]!r} for {quantity(total, 'sample')}"
+        )
+    lacking = [name for name in names if name not in group.fill_columns]
+    if samples < total and lacking:
+        raise ColumnError.saying(
+            f"{index.where}: the added column {lacking[0]!r} has values for {samples:,} of "
+            f"{quantity(total, 'sample')}, as {total - samples:,} were appended to the dataset "
+            f"later: add their values with npstream.add_columns(url, {{{lacking[0]!r}: values of "
+            "the new samples}), or open without the column, with columns="
+        )
+
+
+def _open_groups(
+    groups: Sequence[ColumnGroup], total: int, open_part: Callable[[str], Fetcher]
+) -> list[list[Fetcher]]:
+    """Open the parts of groups, all at once; the fill values last if they are needed."""
+    paths = [
+        [part.path for part in group.parts]
+        + ([group.fill] if group.samples < total and group.fill else [])
+        for group in groups
+    ]
+    count = sum(map(len, paths))
+    start: Callable[..., Callable[[], Fetcher]] = start_thread if count > 1 else lambda work: work
+    waits = [[start(partial(open_part, path)) for path in group_paths] for group_paths in paths]
+    return [[wait() for wait in group_waits] for group_waits in waits]
+
+
+def _table(
+    group: ColumnGroup,
+    index: Index,
+    fetchers: Sequence[Fetcher],
+    names: Sequence[str],
+    arguments: tuple[_ColumnsArgument, bool, int | None],
+) -> Source:
+    """Return the source of a group's columns, which has a row for each sample of the dataset."""
+    sources = []
+    for fetcher in fetchers:
+        source, _ = open_source(fetcher, *arguments)
+        sources.append(source)
+    for part, source in zip(group.parts, sources, strict=False):
+        if source.index.samples != part.samples:
+            raise FormatError(
+                f"{source.index.where}: {quantity(source.index.samples, 'sample')}; the "
+                f"dataset's {COLUMNS_FILE} says {part.samples:,}"
+            )
+    fields = {name: sources[0].field(name) for name in names}
+    if len(sources) == 1:
+        return Source(fetchers[0], fields, {}, arguments[2])
+    for source in sources[1:]:
+        for name, field in fields.items():
+            other = source.field(name).encoding
+            if encoding_key(other) != encoding_key(field.encoding):
+                raise FormatError(
+                    f"{source.index.where}: column {name!r} is {other.name!r}, but "
+                    f"{field.encoding.name!r} in {sources[0].index.where}"
+                )
+    members = [
+        Member(part.path, source, Selection.all(part.samples))
+        for part, source in zip(group.parts, sources, strict=False)
+        if part.samples
+    ]
+    if missing := index.samples - group.samples:
+        rows: Any = Selection.all(1).select(np.zeros(missing, np.int64))
+        members.append(Member(group.fill, sources[-1], rows))
+    return PartsSource(members, fields)
+
+
+class PartsSource(ConcatenatedSource):
+    """The source of a group of several parts, which it owns.
+
+    Parameters
+    ----------
+    members : sequence of Member
+    fields : mapping of str to Field
+    """
+
+    __slots__ = ()
+
+    def __init__(self, members: Sequence[Member], fields: Mapping[str, Field]) -> None:
+        super().__init__(members, fields, {})
+        self._shards.root = members[0].source.fetcher.shards.root  # for messages
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PartsSource, (self.members, self.fields)
+
+    def close(self) -> None:
+        """Release the memory of the parts."""
+        super().close()
+        for source in self.datasets:
+            source.close()

@@ -1,0 +1,256 @@
+"""Provide `ConcatenatedSource`, which reads the samples of several views like those of one dataset.
+
+Its rows are those of the first view, then those of the second, and so on. One look-up converts rows
+to *union ids*, the ids of samples in the union of all datasets. The union is read like one dataset.
+Tested in tests/mixture/test_mixture.py.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from npstream._core.arrays import Rows, group_positions
+from npstream._core.typing import AnyArray, Int64, Sample
+from npstream.indexing.concatenation import Concatenation
+from npstream.indexing.selection import Selection
+from npstream.orders.chunks import view_chunks
+from npstream.reading.plan import Field, Plan
+from npstream.reading.source import Member, Reader, Source, T
+from npstream.shards.table import Fetcher
+from npstream.shards.union import ShardUnion
+
+if TYPE_CHECKING:
+    from npstream.reading.batch import Ragged
+    from npstream.reading.gather import Lookup
+    from npstream.shards.base import Shards
+    from npstream.shards.remote import RemoteShards
+
+LOOKUP_ROWS = 1 << 20
+"""Number of rows that are converted to union ids together."""
+
+
+class ConcatenatedSource(Source):
+    """The samples of several views, one view after the other.
+
+    Parameters
+    ----------
+    members : sequence of Member
+        The views, none empty. Views of the same dataset share its memory. Their transforms are not
+        applied.
+    fields : mapping of str to Field
+        The columns, which all views have with the same declaration.
+    column_errors : mapping of str to str
+        For each other column, an error message that says why it cannot be read.
+    joined : sequence of Source
+        As for `npstream.reading.source.Source`.
+
+    Attributes
+    ----------
+    rows : Concatenation
+        The first row of each view, and the map from rows to union ids.
+    """
+
+    __slots__ = ("_datasets", "_members", "_remotes", "_total_bytes", "rows")
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        fields: Mapping[str, Field],
+        column_errors: Mapping[str, str],
+        joined: Sequence[Source] = (),
+    ) -> None:
+        self._members = tuple(members)
+        sources = {id(member.source): member.source for member in self._members}
+        counts = [len(source.datasets) for source in sources.values()]
+        self._datasets = tuple(d for source in sources.values() for d in source.datasets)
+        union = ShardUnion([shards for d in self._datasets for shards in d.shard_parts])
+        self._remotes = [dataset for dataset in self._datasets if dataset.remote is not None]
+        limits = [dataset.limit for dataset in self._remotes if dataset.limit is not None]
+        first_datasets = dict(zip(sources, accumulate(counts, initial=0), strict=False))
+        self.rows = Concatenation(
+            [member.source.stored(member.selection) for member in self._members],
+            [union.first_samples[first_datasets[id(m.source)]] for m in self._members],
+        )
+        limit = min(limits, default=None)
+        super().__init__(Fetcher(union), fields, column_errors, limit, joined)
+        self._total_bytes = sum(map(self.member_bytes, range(len(self._members))))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        arguments = self._members, self.fields, self.column_errors, self.joined
+        return ConcatenatedSource, arguments
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """The views."""
+        return self._members
+
+    @property
+    def datasets(self) -> tuple[Source, ...]:
+        """The sources of the views' datasets, in the order of their samples in the union."""
+        return self._datasets
+
+    @property
+    def shard_parts(self) -> Sequence[Shards[RemoteShards]]:
+        """The shards of each dataset, in the order of their samples in the union."""
+        return self._shards.parts
+
+    def member_bytes(self, number: int) -> int:
+        """Return the estimated bytes of a view's samples."""
+        member = self._members[number]
+        return member.source.estimate_bytes(member.selection.size)
+
+    def member_chunks(self, number: int) -> AnyArray:
+        """Return the first position of each chunk of a view in this view, then the view's size."""
+        member = self._members[number]
+        return view_chunks(member.source.chunk_starts(), member.selection)
+
+    # Reading
+
+    def sample_ids(self, rows: Int64) -> Int64:
+        """Return the union ids of rows."""
+        return self.rows.at(rows)
+
+    def read_ahead(
+        self,
+        items: Iterable[T],
+        rows_of: Callable[[T], Int64],
+        plan: Plan,
+        step: int = 0,
+        is_rowwise: bool = False,
+    ) -> Iterator[tuple[T, Lookup]]:
+        """Yield items and the lookups of their rows, while the next items are fetched.
+
+        Union ids may be out of order although rows are in order. Then this passes 0 as `step`.
+        """
+        step = step if self.rows.is_ascending else 0
+        return super().read_ahead(items, rows_of, plan, step, is_rowwise)
+
+    def _own_columns(
+        self, plan: Plan, lookup: Lookup, out: Mapping[str, AnyArray]
+    ) -> dict[str, AnyArray | Ragged]:
+        """Read columns of the shards: a single one from each dataset, if side-cars may have it."""
+        ids = lookup.samples
+        is_single = len(plan.fields) == 1 and len(ids) > 0
+        if not (is_single and any(dataset.sidecar_column_name(plan) for dataset in self.remotes)):
+            return self._batch_columns(plan, lookup, out)
+        # Values may be in side-cars, which only the datasets themselves can read.
+        (field,) = plan.fields
+        column = out[field.name] if field.name in out else field.allocate(len(ids))
+
+        def read(number: int, rows: Rows) -> None:
+            dataset = self._datasets[number]
+            dataset_lookup = dataset.look_up(ids[rows] - self._shards.first_samples[number])
+            column[rows] = dataset.columns(Plan(plan.fields), dataset_lookup, {})[field.name]
+
+        self._shards.for_each_part(self._group_by_dataset(ids), read)
+        return {field.name: column}
+
+    @property
+    def _shards(self) -> ShardUnion:
+        shards: Any = self.fetcher.shards
+        return shards  # type: ignore[no-any-return]
+
+    def _group_by_dataset(self, ids: Int64) -> Iterator[tuple[int, Rows]]:
+        """Yield the number of each dataset, with the indices of its samples in `ids`."""
+        return group_positions(np.searchsorted(self._shards.first_samples, ids, side="right") - 1)
+
+    def reader(self, names: tuple[str, ...]) -> Reader:
+        """Return a function that reads one sample with these columns, given its row."""
+        plan = self.plan(names)
+        return RowReader(self, self._own_reader(plan), self._completion(plan))
+
+    def value_reader(self, field: Field) -> Reader:
+        """Return a function that reads one value of a column, which may be redeclared."""
+        read = super().value_reader(field)
+        is_own = field.computation is None and not field.table
+        return RowReader(self, read) if is_own else read
+
+    # Costs of reading, and locations of samples
+
+    @property
+    def remotes(self) -> list[Source]:
+        """The datasets that are in object stores."""
+        return self._remotes
+
+    def split_by_dataset(self, selection: Selection) -> Iterator[tuple[Source, Selection]]:
+        """Yield each dataset that a selection of rows reads, in any order.
+
+        The second value is the selection of this dataset's samples.
+        """
+        is_flat = all(len(member.source.datasets) == 1 for member in self._members)
+        if selection.affine is not None and is_flat:
+            for number, chosen in self.rows.pieces(selection):
+                yield self._members[number].source, chosen
+            return
+        for begin in range(0, selection.size, LOOKUP_ROWS):
+            stored = self.rows.at(selection.ids(begin, begin + LOOKUP_ROWS))
+            for number, rows in self._group_by_dataset(stored):
+                dataset = self._datasets[number]
+                ids = stored[rows] - self._shards.first_samples[number]
+                samples: Any = Selection.all(dataset.index.samples).select(ids)
+                yield dataset, samples
+
+    def sidecar_column_name(self, plan: Plan) -> str | None:
+        """Return None: only the datasets have side-cars."""
+        return None
+
+    def stored(self, selection: Selection) -> Selection:
+        """Convert a selection of rows to a selection of union ids."""
+        return selection.through(self.rows, self.index.samples)
+
+    def estimate_bytes(self, samples: int) -> int:
+        """Return the bytes of `samples` average samples."""
+        return self._total_bytes * samples // len(self.rows)
+
+    def estimate_rows(self, nbytes: int) -> int:
+        """Return how many average samples take about `nbytes`, at least 1."""
+        return max(1, nbytes * len(self.rows) // max(self._total_bytes, 1))
+
+    def chunk_starts(self) -> AnyArray:
+        """Return the first row of each chunk of the views, then the number of rows."""
+        starts = {id(dataset): dataset.chunk_starts() for dataset in self._datasets}
+        dtype = np.int32 if len(self.rows) < 1 << 31 else np.int64
+        bounds = self.rows.bounds
+        chunks = [
+            view_chunks(starts[id(m.source)], m.selection)[:-1].astype(dtype, copy=False) + first
+            for m, first in zip(self._members, bounds.astype(dtype), strict=False)
+        ]
+        return np.concatenate([*chunks, bounds[-1:].astype(dtype)])
+
+
+class RowReader:
+    """Reads one sample, given its row.
+
+    Parameters
+    ----------
+    source : ConcatenatedSource
+    read : callable
+        Reads the sample with a union id.
+    complete : callable, optional
+        Adds joined and computed columns to the sample of a row.
+    """
+
+    def __init__(
+        self,
+        source: ConcatenatedSource,
+        read: Reader,
+        complete: Callable[[Sample, int], Sample] | None = None,
+    ) -> None:
+        self.members = source.members
+        self.bounds = source.rows.bounds.tolist()
+        self._selections = source.rows.selections
+        self._firsts = source.rows.firsts
+        self._read = read
+        self._complete = complete
+
+    def __call__(self, row: int) -> Any:
+        """Return the sample of a row."""
+        number = bisect_right(self.bounds, row) - 1
+        sample_id: Any = self._selections[number].select(row - self.bounds[number])
+        sample = self._read(sample_id + self._firsts[number])
+        return sample if self._complete is None else self._complete(sample, row)

@@ -1,0 +1,408 @@
+"""add_columns: values by position and by key, all or nothing, and no two lose each other's work."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+from children import fork_child, wait_for_child
+from destinations import WRITABLE
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import npstream
+from npstream.errors import ColumnError, StorageError
+from npstream.formats.added_columns import COLUMNS_FILE
+from npstream.storage import drivers
+from npstream.tools import add_columns as tool
+from npstream.tools.keys import match_keys
+
+N = 100
+IDS = np.random.default_rng(1).permutation(N) * 3
+NAMES = [f"name {number}" for number in IDS]
+
+
+@pytest.fixture
+def path(tmp_path):
+    npstream.write(tmp_path / "data", {"id": IDS, "name": NAMES}, shard_samples=30)
+    return tmp_path / "data"
+
+
+def tree(path):
+    return sorted(
+        (str(entry), entry.read_bytes() if entry.is_file() else b"") for entry in path.rglob("*")
+    )
+
+
+def iterable():
+    return ({"y": number, "z": str(number)} for number in range(N))
+
+
+def test_the_dataset_is_not_rewritten(path):
+    before, version = tree(path), npstream.open(path).version
+    report = npstream.add_columns(path, {"y": np.arange(N), "z": list(map(str, range(N)))})
+    assert (report.samples, report.columns) == (N, {"y": "int64", "z": "str"})
+    after = tree(path)
+    assert [entry for entry in after if "/columns" not in entry[0]] == before
+    ds = npstream.open(path)
+    assert ds.version == version
+    assert ds[7] == {"id": IDS[7], "name": NAMES[7], "y": 7, "z": "7"}
+
+
+INPUTS = {
+    "mapping": lambda: {"y": np.arange(N), "z": [str(row) for row in range(N)]},
+    "samples": lambda: list(iterable()),
+    "generator": iterable,
+    "structured": lambda: np.array([*enumerate(map(str, range(N)))], [("y", "i8"), ("z", "U3")]),
+    "pandas": lambda: pytest.importorskip("pandas").DataFrame(INPUTS["mapping"]()),
+    "arrow": lambda: pytest.importorskip("pyarrow").table(INPUTS["mapping"]()),
+    "reader": lambda: pytest.importorskip("pyarrow").table(INPUTS["mapping"]()).to_reader(7),
+    "polars": lambda: pytest.importorskip("polars").DataFrame(INPUTS["mapping"]()),
+}
+
+
+@pytest.mark.parametrize("kind", INPUTS)
+def test_data_of_many_kinds(kind, path):
+    npstream.add_columns(path, INPUTS[kind]())
+    ds = npstream.open(path)
+    np.testing.assert_array_equal(ds["y"].load(), np.arange(N))
+    assert list(ds["z"]) == [str(row) for row in range(N)]
+
+
+@pytest.mark.parametrize("kind", INPUTS)
+@pytest.mark.parametrize("key", ["id", "name"])
+def test_data_of_many_kinds_by_key(kind, key, path, tmp_path):
+    """The rows come in another order, with the dataset's keys."""
+    shuffled = np.random.default_rng(2).permutation(N)
+    keys = IDS[shuffled] if key == "id" else [NAMES[row] for row in shuffled]
+    npstream.write(tmp_path / "other", {key: keys, "y": shuffled, "z": [str(r) for r in shuffled]})
+    given = npstream.open(tmp_path / "other")
+    data = {
+        "mapping": lambda: {name: np.array(given[name]) for name in given.columns},
+        "samples": lambda: list(given),
+        "generator": lambda: iter(given),
+        "structured": lambda: given,
+        "pandas": lambda: pytest.importorskip("pandas").DataFrame.from_arrow(given),
+        "arrow": lambda: pytest.importorskip("pyarrow").table(given),
+        "reader": lambda: pytest.importorskip("pyarrow").table(given).to_reader(7),
+        "polars": lambda: pytest.importorskip("polars").DataFrame(given),
+    }[kind]()
+    npstream.add_columns(path, data, key=key)
+    ds = npstream.open(path)
+    np.testing.assert_array_equal(ds["y"].load(), np.arange(N))
+    assert list(ds["z"]) == [str(row) for row in range(N)]
+    assert ds.columns == ("id", "name", "y", "z")
+
+
+def test_arrays_by_key_are_read_block_by_block(path, tmp_path):
+    """Rows of a memory map are looked up, and missing ones filled; values are exact."""
+    rows = np.flatnonzero(np.arange(N) % 3)
+    emb = np.lib.format.open_memmap(tmp_path / "e.npy", "w+", np.float32, (len(rows), 5))
+    emb[...] = rows[:, None] + np.arange(5) / 8
+    fill = {"emb": np.full(5, -1, np.float32)}
+    npstream.add_columns(path, {"id": IDS[rows], "emb": emb}, key="id", fill=fill)
+    expected = np.arange(N)[:, None] + np.arange(5) / 8
+    expected[::3] = -1
+    np.testing.assert_array_equal(npstream.open(path)["emb"].load(), expected)
+
+
+def test_missing_rows_of_other_columns_are_filled(path):
+    rows = [row for row in range(N) if row % 3]
+    data = [{"name": NAMES[row], "text": "x" * row, "tag": row} for row in rows]
+    npstream.add_columns(path, data, key="name", fill={"text": "?", "tag": -1})
+    ds = npstream.open(path)
+    assert list(ds["text"]) == ["x" * row if row % 3 else "?" for row in range(N)]
+    assert list(ds["tag"]) == [row if row % 3 else -1 for row in range(N)]
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_keys_are_matched_as_by_a_dict(data):
+    kind = data.draw(st.sampled_from([st.integers(-(2**63), 2**63 - 1), st.integers(0, 20),
+                                      st.integers(0, 2**64 - 1), st.text(max_size=3)]))  # fmt: skip
+    samples = data.draw(st.lists(kind, max_size=12))
+    rows = data.draw(st.permutations(samples))[: data.draw(st.integers(0, 12))]
+    rows += data.draw(st.lists(kind, max_size=2))
+    start = data.draw(st.integers(0, len(samples)))
+    is_filled = data.draw(st.booleans())
+    known = {value: row for row, value in enumerate(rows)}
+    expected = [known.get(value, -1) for value in samples[start:]]
+    is_valid = (
+        len(set(samples)) == len(samples)
+        and len(known) == len(rows)
+        and (is_filled or -1 not in expected)
+        and len(rows) == sum(row >= 0 for row in expected)
+    )
+    arguments = "k", as_array(samples), start, as_array(rows), is_filled
+    if is_valid:
+        assert match_keys(*arguments).tolist() == expected
+    else:
+        with pytest.raises(ValueError, match="key='k'"):
+            match_keys(*arguments)
+
+
+def as_array(values):
+    if not values:
+        return np.empty(0, np.int64)
+    if isinstance(values[0], str):
+        return np.array(values, object)
+    return np.array(values, np.uint64 if max(values) >= 2**63 else np.int64)
+
+
+# Errors
+
+Y = np.arange(N)
+REFUSALS = [
+    ({"y": Y[:-1]}, {}, ValueError, "data has 99 values of each column, .* has 100 samples"),
+    ([{"y": 1}], {}, ValueError, "data has 1 value of each column"),
+    ({"name": Y}, {}, ValueError, "has a column 'name': give the new one another name"),
+    ({"old": Y}, {}, ValueError, "'old' was added before: pass replace=True"),
+    ({"old": Y, "new": Y}, {}, ValueError, "'old' was added before"),
+    ({}, {}, ValueError, "no columns"),
+    ([], {}, ValueError, "no samples"),
+    ({"y": Y}, {"fill": {"z": 1}}, ValueError, r"fill: data has no column 'z'; .* \['y'\]"),
+    ({"y": Y}, {"fill": {"y": 0.5}}, ValueError, "cannot hold 0.5"),
+    ({"y": Y}, {"replace": 1}, TypeError, "replace=1"),
+    ({"y": Y}, {"key": 1}, TypeError, "key=1: expected the name"),
+    ({"y": Y}, {"key": "nope"}, ColumnError, "no column 'nope'"),
+    ({"y": Y}, {"key": "id"}, ColumnError, "data: no column 'id'"),
+    ({"y": Y, "id": Y[:-1]}, {"key": "id"}, ValueError, "differ in length"),
+    ({"y": Y, "id": np.array(NAMES)}, {"key": "id"}, TypeError, "has integers, and data has text"),
+    ({"y": Y, "id": Y * 0.5}, {"key": "id"}, TypeError, "holds float64 in data; keys are"),
+    ({"y": Y, "id": np.r_[IDS[:-1], IDS[0]]}, {"key": "id"}, ValueError,
+     f"data has 1 key more than once: {IDS[0]}"),
+    ({"y": Y[1:], "id": IDS[1:]}, {"key": "id"}, ValueError, f"1 sample .* the keys {IDS[0]}: add"),
+    ({"y": Y, "id": np.r_[IDS[1:], 1]}, {"key": "id", "fill": {"y": 0}}, ValueError,
+     "1 key that no sample has: 1: leave"),
+    (({"y": 1 if row < 50 else 1 / 0} for row in range(N)), {}, ZeroDivisionError, "division"),
+    ({"y": Y}, {"columns": {"y": "int8", "z": "str"}}, ColumnError, "'z'"),
+    ({"y": Y * 3}, {"columns": {"y": "int8"}}, ValueError, "int8"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("data", "options", "kind", "message"), REFUSALS)
+def test_refusals_leave_nothing(data, options, kind, message, path):
+    npstream.add_columns(path, {"old": np.zeros(N)})
+    before = tree(path)
+    with pytest.raises(kind, match=message):
+        npstream.add_columns(path, data, **options)
+    assert tree(path) == before
+
+
+def test_repeated_keys_of_the_dataset_are_named(tmp_path):
+    npstream.write(tmp_path / "data", {"id": [1, 2, 2, 3]})
+    with pytest.raises(ValueError, match="the dataset has 1 key more than once: 2"):
+        npstream.add_columns(tmp_path / "data", {"id": [1, 2, 3], "y": [1, 2, 3]}, key="id")
+
+
+def test_there_must_be_a_dataset(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no dataset is here"):
+        npstream.add_columns(tmp_path / "data", {"y": Y})
+    assert list(tmp_path.iterdir()) == []
+
+
+# Replacing and removing
+
+
+def test_replaced_and_removed_columns(path):
+    npstream.add_columns(path, {"a": Y, "b": Y})
+    npstream.add_columns(path, {"b": Y * 2, "name": Y}, replace=True)
+    ds = npstream.open(path)
+    assert ds.columns == ("id", "name", "a", "b")
+    assert ds[3] == {"id": IDS[3], "name": 3, "a": 3, "b": 6}
+    assert npstream.open(path, columns=["name"])[3] == {"name": 3}
+    assert len(list((path / "columns").iterdir())) == 2
+    npstream.remove_columns(path, "name")  # that of the dataset is there again
+    assert npstream.open(path)[3]["name"] == NAMES[3]
+    npstream.add_columns(path, {"a": Y * 5}, replace=True)  # its group has no other column
+    assert len(list((path / "columns").iterdir())) == 2
+    assert npstream.open(path)[3] == {"id": IDS[3], "name": NAMES[3], "b": 6, "a": 15}
+    with pytest.raises(ColumnError, match="no column 'name'; columns: a, b"):
+        npstream.remove_columns(path, ["a", "name"])
+    npstream.remove_columns(path, ["a", "b"])
+    assert npstream.open(path).columns == ("id", "name")
+    assert not (path / "columns").exists()
+
+
+def test_verification_covers_added_columns(path):
+    npstream.add_columns(path, {"y": Y}, fill={"y": 0})
+    assert npstream.verify_dataset(path).problems == ()
+    (shard,) = path.glob("columns/*[!l]/shard.00000.mds")
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    (problem, *_) = npstream.verify_dataset(path).problems
+    assert str(shard.parent) in problem
+    shard.unlink()
+    assert str(shard) in npstream.verify_dataset(path).problems[0]
+
+
+# Publication
+
+
+def add(url, options, number, **more):
+    values = {f"y{number}": Y + number, f"z{number}": [str(row + number) for row in range(N)]}
+    npstream.add_columns(url, values, storage_options=options, shard_samples=40, **more)
+
+
+@pytest.fixture(params=["directory", "memory", *WRITABLE])
+def place(request, tmp_path):
+    """Return a URL that holds the dataset, and its options: of each kind of store."""
+    if request.param == "directory":
+        url, options = str(tmp_path / "data"), None
+    elif request.param == "memory":
+        url, options = f"memory://{request.node.name}", None
+    else:
+        fresh = request.getfixturevalue("servers")[request.param].new_directory()
+        url, options = fresh.url, fresh.storage_options
+    npstream.write(url, {"id": IDS}, storage_options=options)
+    yield url, options
+    fsspec.filesystem("memory").store.clear()
+
+
+def has_conditions(url):
+    return not url.startswith("sftp")
+
+
+def test_two_at_once_do_not_lose_each_others_columns(place, tmp_path):
+    url, options = place
+    if not has_conditions(url):
+        with pytest.raises(StorageError, match="pass exclusive=True"):
+            add(url, options, 0)
+        add(url, options, 0, exclusive=True)
+        add(url, options, 1, exclusive=True)
+    elif url.startswith("memory"):
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda number: add(url, options, number), range(2)))
+    else:
+        children = [fork_child(lambda n=n: add(url, options, n)) for n in range(2)]
+        assert [wait_for_child(child) for child in children] == [0, 0]
+    ds = npstream.open(url, cache=tmp_path / "cache", storage_options=options)
+    assert set(ds.columns) == {"id", "y0", "z0", "y1", "z1"}
+    for number in range(2):
+        np.testing.assert_array_equal(ds[f"y{number}"].load(), Y + number)
+        assert ds[5][f"z{number}"] == str(5 + number)
+    more = {} if has_conditions(url) else {"exclusive": True}
+    npstream.remove_columns(url, ["y0", "z0"], storage_options=options, **more)
+    ds = npstream.open(url, cache=tmp_path / "cache", storage_options=options)
+    assert ds.columns == ("id", "y1", "z1")
+
+
+def test_the_second_of_two_with_one_name_is_refused(path, monkeypatch):
+    meet, update = threading.Barrier(2), tool.update_groups
+
+    def wait(*arguments):
+        meet.wait(60)  # both have written, and neither has published
+        return update(*arguments)
+
+    monkeypatch.setattr(tool, "update_groups", wait)
+
+    def try_to_add(number):
+        try:
+            npstream.add_columns(path, {"y": Y * number})
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(try_to_add, (1, 2)))
+    assert sorted(map(bool, results)) == [False, True]
+    assert "'y' was added before" in "".join(results)
+    np.testing.assert_array_equal(npstream.open(path)["y"].load(), Y * (1 + bool(results[0])))
+    assert len(list((path / "columns").iterdir())) == 1
+
+
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_a_response_that_is_lost(is_stored, path, upload, monkeypatch, tmp_path):
+    url = upload(path)
+    npstream.add_columns(url, {"x": Y})
+    driver, lost = drivers.SCHEMES["memory"], []
+
+    def lose(filesystem, name, data, *condition):
+        if is_stored or lost:
+            driver.replace(filesystem, name, data, *condition)
+        if not lost:
+            lost.append(name)
+            raise ConnectionResetError
+
+    monkeypatch.setitem(drivers.SCHEMES, "memory", dataclasses.replace(driver, replace=lose))
+    npstream.add_columns(url, {"y": Y})
+    assert lost
+    assert npstream.open(url, cache=tmp_path / "cache").columns == ("id", "name", "x", "y")
+
+
+KILLED_AT = ["the first shard", "the index of the part", "the list", "nothing"]
+
+
+@pytest.mark.parametrize("moment", KILLED_AT)
+def test_killed_at_any_moment(moment, path):
+    """What was there before can be read, and the columns can be added again."""
+    npstream.add_columns(path, {"x": Y})
+
+    def work():
+        names = {"the first shard": "shard.00000.mds", "the index of the part": "index.json",
+                 "the list": COLUMNS_FILE}  # fmt: skip
+        rename, link = os.replace, os.link
+
+        def die(function, source, target):
+            if os.path.basename(target) == names.get(moment):
+                os.kill(os.getpid(), signal.SIGKILL)
+            function(source, target)
+
+        os.replace = lambda source, target: die(rename, source, target)
+        os.link = lambda source, target: die(link, source, target)
+        npstream.add_columns(path, {"y": Y})
+
+    status = wait_for_child(fork_child(work))
+    assert os.WIFSIGNALED(status) == (moment != "nothing")
+    ds = npstream.open(path)
+    assert ds.columns == (("id", "name", "x") if moment != "nothing" else ("id", "name", "x", "y"))
+    assert ds[9]["x"] == 9
+    if moment != "nothing":
+        npstream.add_columns(path, {"y": Y * 2})
+        np.testing.assert_array_equal(npstream.open(path)["y"].load(), Y * 2)
+    assert npstream.verify_dataset(path).problems == ()
+
+
+def test_interrupted_after_the_publication(path, monkeypatch):
+    update = tool.update_groups
+
+    def interrupted(*arguments):
+        update(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tool, "update_groups", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        npstream.add_columns(path, {"y": Y})
+    np.testing.assert_array_equal(npstream.open(path)["y"].load(), Y)
+
+
+def test_a_full_disk_publishes_nothing(path, monkeypatch):
+    before = tree(path)
+    monkeypatch.setattr(tool, "_create", full)
+    with pytest.raises(StorageError, match="disk is full"):
+        npstream.add_columns(path, {"y": Y})
+    assert tree(path) == before
+
+
+def full(store, data):
+    raise StorageError(errno.ENOSPC, "the disk is full", store.where(COLUMNS_FILE))
+
+
+def test_the_list_is_json(path):
+    npstream.add_columns(path, {"y": Y}, fill={"y": 3})
+    document = json.loads(Path(path, COLUMNS_FILE).read_text())
+    (group,) = document["groups"]
+    assert group["columns"] == ["y"]
+    assert group["dataset"]["version"] == npstream.open(path).version
+    assert group["parts"][0]["samples"] == N
+    assert npstream.open(path / group["parts"][0]["path"])["y"][4] == 4
