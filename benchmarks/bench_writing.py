@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import struct
@@ -162,6 +163,94 @@ def copied(data: Data) -> Pair:
     return Pair(ours, reference, lambda left, right: None, timed=True)
 
 
+def with_embeddings(data: Data, measured: Callable[[float, Path], float]) -> Pair:
+    """Add embeddings to a dataset, and save the same array; return what is measured of both."""
+    array = np.array(data.embeddings())
+    target = data.directory / f"written-{os.getpid()}"
+    file = data.directory / f"written-{os.getpid()}.npy"
+
+    def ours(number: int) -> float:
+        npstream.write(target, {"id": np.arange(len(array))})
+        start = time.perf_counter()
+        npstream.add_columns(target, {"embedding": array})
+        sync(target / "columns")
+        value = measured(time.perf_counter() - start, target / "columns")
+        assert len(npstream.open(target)["embedding"]) == len(array)
+        shutil.rmtree(target)
+        return value
+
+    def reference(number: int) -> float:
+        start = time.perf_counter()
+        np.save(file, array)
+        sync_file(file)
+        value = measured(time.perf_counter() - start, file)
+        file.unlink()
+        return value
+
+    return Pair(ours, reference, lambda left, right: None, timed=True)
+
+
+def total_bytes(path: Path) -> int:
+    return sum(each.stat().st_size for each in [path, *path.rglob("*")] if each.is_file())
+
+
+@figure(
+    "`add_columns` of 768 float32", "`np.save` of the same array, both synced",
+    factor=1.3, rounds=7,
+)  # fmt: skip
+def embeddings(data: Data) -> Pair:
+    return with_embeddings(data, lambda elapsed, path: elapsed)
+
+
+@figure(
+    "the files of `add_columns` of 768 float32", "`np.save` of the same array",
+    factor=1.05, rounds=1, text=lambda nbytes: f"{nbytes / 1e6:.2f} MB",
+)  # fmt: skip
+def embeddings_bytes(data: Data) -> Pair:
+    return with_embeddings(data, lambda elapsed, path: total_bytes(path))
+
+
+def read_embeddings(data: Data, read: Callable[[npstream.Dataset, int], Any]) -> Pair:
+    """Read an added column, and the same column in the samples of a dataset."""
+    added, own = (npstream.open(data.embeddings_dataset(added=added)) for added in (True, False))
+    for ds in (added, own):
+        warm(ds)
+    return Pair(
+        lambda number: read(added, number), lambda number: read(own, number),
+        np.testing.assert_array_equal,
+    )  # fmt: skip
+
+
+OWN_COLUMN = "the same of a column in the samples"
+
+
+@figure("256 random rows of an added column of 768 float32", OWN_COLUMN, factor=1.1)
+def random_embeddings(data: Data) -> Pair:
+    def read(ds: npstream.Dataset, number: int) -> Any:
+        rng = np.random.default_rng(number)
+        batches = rng.integers(0, len(ds), (40, 256))
+        return np.stack([ds["embedding"][rows].load()[:, 0] for rows in batches])
+
+    return read_embeddings(data, read)
+
+
+def first_embeddings(ds: npstream.Dataset) -> np.ndarray:
+    """Iterate over a dataset, and return a number of each batch."""
+    return np.array(
+        [batch["embedding"][0, 0] for batch in ds.iter(0, 1, batch_size=256, last="short")]
+    )
+
+
+@figure("iterating over an added column of 768 float32", OWN_COLUMN, factor=1.1)
+def sequential_embeddings(data: Data) -> Pair:
+    return read_embeddings(data, lambda ds, _: first_embeddings(ds[["embedding"]]))
+
+
+@figure("iterating over it and a column of the dataset", OWN_COLUMN, factor=math.inf)
+def joined_embeddings(data: Data) -> Pair:
+    return read_embeddings(data, lambda ds, _: first_embeddings(ds))
+
+
 def sync_file(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
@@ -270,7 +359,10 @@ def folders(data: Data) -> Pair:
     return Pair(ours, reference, lambda left, right: None, timed=True)
 
 
-FIGURES = [tokens, small, compressed, copied, parquet, parquet_datasets, parquet_litdata, folders]
+FIGURES = [
+    tokens, small, compressed, copied, parquet, parquet_datasets, parquet_litdata, folders,
+    embeddings, embeddings_bytes, random_embeddings, sequential_embeddings, joined_embeddings,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("side", SIDES)

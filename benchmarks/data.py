@@ -242,6 +242,33 @@ class Data:
 
         return self.path(f"V-{self.volumes}", make)
 
+    @property
+    def embedded(self) -> int:
+        """The number of samples with embeddings."""
+        return self.tokens // 2
+
+    def embeddings(self) -> np.memmap:
+        """Return embeddings of 768 float32, in the file of an array."""
+
+        def make(path: Path) -> None:
+            with path.open("wb") as file:
+                np.save(file, random(5).standard_normal((self.embedded, 768), dtype=np.float32))
+
+        return np.load(self.path(f"E-{self.embedded}.npy", make), mmap_mode="r")
+
+    def embeddings_dataset(self, *, added: bool) -> Path:
+        """Return a dataset with embeddings: added beside it, or in its samples."""
+
+        def make(path: Path) -> None:
+            ids = {"id": np.arange(self.embedded)}
+            if added:
+                npstream.write(path, ids)
+                npstream.add_columns(path, {"embedding": self.embeddings()})
+            else:
+                npstream.write(path, {**ids, "embedding": self.embeddings()})
+
+        return self.path(f"E-{self.embedded}-{'added' if added else 'own'}", make)
+
     def cold_file(self) -> Path:
         """Return a large file of rows like T's tokens."""
 
