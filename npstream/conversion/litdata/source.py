@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -99,7 +99,11 @@ class LitDataSource(InputSource):
 
     def parts(self) -> Sequence[Part]:
         """Return a part for each chunk."""
-        opened = self._samples if self._table is None else self._batches
+        opened: Callable[[_Chunk], Iterator[Any]] = self._batches
+        if self._table is None:
+            opened = self._samples
+        elif self.request.is_mapped:
+            opened = self._rows
         return [
             Part(chunk.file.name, partial(opened, chunk), chunk.samples) for chunk in self._chunks
         ]
@@ -274,6 +278,11 @@ class LitDataSource(InputSource):
 
     def _batches(self, chunk: _Chunk) -> Iterator[Any]:
         return read_in_thread(self._read_batches(chunk))
+
+    def _rows(self, chunk: _Chunk) -> Iterator[dict[str, Any]]:
+        """Yield the rows of a chunk as litdata does: lists stay lists, and nulls are None."""
+        for batch in self._batches(chunk):
+            yield from batch.to_pylist()
 
     def _read_batches(self, chunk: _Chunk) -> Iterator[Any]:
         """Yield the rows of a chunk as record batches with the types of the index."""

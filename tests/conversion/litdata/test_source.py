@@ -187,6 +187,15 @@ def test_rows_of_arrow(tmp_path, codec, upload):
             assert found == value, name
 
 
+def test_a_map_gets_rows_of_arrow_as_litdata_reads_them(tmp_path):
+    pytest.importorskip("pyarrow")
+    write(tmp_path / "in", flat)
+    npstream.convert(tmp_path / "in", tmp_path / "out", map=lambda sample: {"row": sample})
+    for number, row in enumerate(npstream.open(tmp_path / "out")["row"]):
+        expected = {"note": None} | flat(number)
+        assert {name: value for name, value in row.items() if name in expected} == expected
+
+
 def test_tokens(tmp_path):
     def tokens(number):
         return torch.arange(number + 1).to(torch.uint16)
