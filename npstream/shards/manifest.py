@@ -111,7 +111,7 @@ def kept_versions(store: Store) -> list[str]:
     StorageError
         If the store cannot be listed.
     """
-    names = (name for name, _ in store.names("index.") if "/" not in name)
+    names = store.entries()
     return [version for name in names if (version := version_of_name(name)) is not None]
 
 
@@ -139,7 +139,9 @@ def _read_named(
     for _ in range(_ATTEMPTS - 1):
         try:
             return _read_version(store, cache, opener, name, version)
-        except (FormatError, StorageError):
+        except (FormatError, StorageError) as error:
+            if isinstance(error, StorageError) and error.errno in UNREACHABLE - {errno.EIO}:
+                raise
             # An append may have replaced the file between the two requests.
             before, version = version, _version(store, cache, name, is_index=True)
             if version == before:

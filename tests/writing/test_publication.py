@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ import threading
 import numpy as np
 import pytest
 from destinations import SHARD, names
+from golden_data import FORMATS
 from growing import append, assert_sound, contents, may_append_alone
 
 import npstream
@@ -532,3 +534,26 @@ def test_an_index_that_is_replaced_while_it_is_opened(kind, tmp_path, memory, mo
     monkeypatch.setattr(store, "version", overtaken)
     assert contents(url, None, tmp_path / "cache") == [5]
     assert len(done) == 2
+
+
+GOLDEN = [
+    *("mds_scalars", "mds_c_snappy", "mds_hz_xxh64", "mds_jpeg", "mds_json", "mds_nd_dynamic"),
+    *("mds_str_numbers", "mds_nd_fixed", "jsonl_gz", "csv_crlf", "tsv_br", "xsv_emoji"),
+    *("merged_root", "merged_mixed_limits"),
+]
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_a_dataset_of_streaming_grows(name, tmp_path):
+    path = tmp_path / "out"
+    shutil.copytree(FORMATS / name, path)
+    ds = npstream.open(path)
+    samples = len(ds)
+    npstream.write(path, ds[:2], mode="a")
+    npstream.write(path, [ds[0]], mode="a")
+    grown = npstream.open(path)
+    assert len(grown) == samples + 3
+    for new, old in ((samples, 0), (samples + 1, 1), (samples + 2, 0)):
+        for column, value in ds[old].items():
+            np.testing.assert_array_equal(grown[new][column], value)
+    assert_sound(path, None)

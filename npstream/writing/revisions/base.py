@@ -304,7 +304,7 @@ def former_files(store: Store, base: Base) -> list[str]:
     FormatError, StorageError
         If an index or side-car cannot be read.
     """
-    versions = [name for name, _ in store.names("index.") if version_of_name(name) is not None]
+    versions = [name for name in store.entries() if version_of_name(name) is not None]
     kept: set[str] = set()
     for name in (INDEX, *versions):
         version = Base.read(store, name)

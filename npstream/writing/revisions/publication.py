@@ -216,7 +216,7 @@ class Revision(Destination):
         """Return the names of files that a published index names: all, if one is of this write."""
         if not self._has_tried:
             return ()
-        versions = [n for n, _ in self._store.names("index.") if version_of_name(n) is not None]
+        versions = [n for n in self._store.entries() if version_of_name(n) is not None]
         for name in (INDEX, *versions):
             with suppress(FileNotFoundError):
                 if self._is_own(self._store.read(name)):
@@ -368,6 +368,8 @@ def publish_shards(
         has_sidecar = sidecar_builder is not None
         if base is not None:
             check_columns(base, layout)
+            if not entries:
+                return RevisedIndex(base.tag.content, ())
             has_sidecar &= base.can_name_sidecar and (not base.entries or base.sidecar is not None)
         name = f"index.{part}msgpack" if has_sidecar else ""
         if base is None:
@@ -387,6 +389,8 @@ def publish_shards(
     try:
         if entries or destination.mode == "w" or destination.base is None:
             destination.publish_revision(revise)
+        else:
+            destination.remove()  # which ends its threads
     finally:
         if sidecar_builder is not None:
             sidecar_builder.close()
