@@ -35,6 +35,7 @@ from npstream.tools.keys import PreparedTable, match_keys, named_encoding, reord
 from npstream.writing.inputs.fill import check_fill
 from npstream.writing.inputs.parts import open_input
 from npstream.writing.inputs.recognition import as_mapping
+from npstream.writing.revisions.publication import checks_conditions
 from npstream.writing.tables import TableStream, table_encodings
 from npstream.writing.writer import write
 
@@ -561,7 +562,10 @@ def _create(store: Store, data: bytes) -> None:
 
 def _require_conditions(store: Store, exclusive: bool) -> None:
     """Raise StorageError if two processes that add columns at once could lose one's columns."""
-    if exclusive or isinstance(store, LocalStore) or store.can_replace(COLUMNS_FILE):
+    if exclusive or isinstance(store, LocalStore):
+        return
+    can_replace = store.can_replace(COLUMNS_FILE)
+    if can_replace and (store.checks_conditions or checks_conditions(store)):
         return
     raise StorageError(
         errno.EOPNOTSUPP,

@@ -23,6 +23,7 @@ import npstream
 from npstream.errors import ColumnError, StorageError
 from npstream.formats.added_columns import COLUMNS_FILE
 from npstream.storage import drivers
+from npstream.storage.local import open_store
 from npstream.tools import add_columns as tool
 from npstream.tools.keys import match_keys
 
@@ -338,6 +339,25 @@ def test_a_response_that_is_lost(is_stored, path, upload, monkeypatch, tmp_path)
     npstream.add_columns(url, {"y": Y})
     assert lost
     assert npstream.open(url, cache=tmp_path / "cache").columns == ("id", "name", "x", "y")
+
+
+def test_a_server_that_ignores_conditions_is_found_out(path, upload, monkeypatch, tmp_path):
+    url, driver = upload(path), drivers.SCHEMES["memory"]
+
+    def ignore(filesystem, name, data, tag):
+        filesystem.pipe_file(name, data)
+
+    lying = dataclasses.replace(driver, replace=ignore, checks_conditions=False)
+    monkeypatch.setitem(drivers.SCHEMES, "memory", lying)
+    with pytest.raises(StorageError, match="pass exclusive=True"):
+        npstream.add_columns(url, {"y": Y})
+    npstream.add_columns(url, {"y": Y}, exclusive=True)
+    checked = dataclasses.replace(driver, checks_conditions=False)
+    monkeypatch.setitem(drivers.SCHEMES, "memory", checked)
+    npstream.add_columns(url, {"z": Y})
+    ds = npstream.open(url, cache=tmp_path / "cache")
+    assert ds.columns == ("id", "name", "y", "z")
+    assert not [name for name, _ in open_store(url).names() if "lock" in name]
 
 
 KILLED_AT = ["the first shard", "the index of the part", "the list", "nothing"]

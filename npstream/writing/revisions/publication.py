@@ -278,25 +278,7 @@ class RemoteRevision(Revision, RemoteDestination):
         if not self._store.can_replace(INDEX):
             return False
         is_trusted = self._store.checks_conditions or self._is_exclusive_writer
-        return is_trusted or self.mode == "w" or self._checks_conditions()
-
-    def _checks_conditions(self) -> bool:
-        """Return True if the server refuses to replace a file that has changed."""
-        name = f"index.{os.urandom(8).hex()}.lock"
-        try:
-            self._store.put(name, b"1")
-            outdated = self._store.tag(name)
-            self._store.put(name, b"2")
-            self._store.replace(name, b"3", outdated)
-        except StorageError as error:
-            if isinstance(error, FileExistsError) or isinstance(error.__cause__, FileExistsError):
-                return True
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-                raise
-        finally:
-            with suppress(StorageError):
-                self._store.remove(name)
-        return False
+        return is_trusted or self.mode == "w" or checks_conditions(self._store)
 
     def _store_files(self, files: Iterable[tuple[str, Iterable[Body]]]) -> None:
         try:
@@ -394,3 +376,22 @@ def publish_shards(
     finally:
         if sidecar_builder is not None:
             sidecar_builder.close()
+
+
+def checks_conditions(store: RemoteStore) -> bool:
+    """Return True if the server refuses to replace a file that has changed."""
+    name = f"index.{os.urandom(8).hex()}.lock"
+    try:
+        store.put(name, b"1")
+        outdated = store.tag(name)
+        store.put(name, b"2")
+        store.replace(name, b"3", outdated)
+    except StorageError as error:
+        if isinstance(error, FileExistsError) or isinstance(error.__cause__, FileExistsError):
+            return True
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+    finally:
+        with suppress(StorageError):
+            store.remove(name)
+    return False
