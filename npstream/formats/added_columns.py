@@ -91,11 +91,12 @@ class ColumnGroup:
         return {part.path for part in self.parts} | ({self.fill} if self.fill else set())
 
     def applies_to(self, index: Index) -> bool:
-        """Return True if the dataset is the version of the group, or was appended to since."""
+        """Return True if the dataset is the version of the group, or was appended to since.
+
+        The fingerprint is not enough: a dataset that replaces another one may have the same.
+        """
         shards = self.base.shards
-        if shards == len(index) and self.base.fingerprint == index.fingerprint():
-            return True
-        return shards < len(index) and self.base.digest == shards_digest(index, shards)
+        return shards <= len(index) and self.base.digest == shards_digest(index, shards)
 
 
 def base_version(index: Index) -> BaseVersion:
@@ -104,14 +105,14 @@ def base_version(index: Index) -> BaseVersion:
 
 
 def shards_digest(index: Index, count: int) -> str:
-    """Return a hash of the content and sample order of the first `count` shards."""
+    """Return a hash of the names, content and sample order of the first `count` shards."""
     digest = hashlib.blake2b(digest_size=16)
     for array in (index.starts[: count + 1], index.nbytes[:count]):
         digest.update(array.astype(array.dtype.newbyteorder("<")).data)
     for shard in range(count):
         schema = index.schemas[index.schema_ids[shard]]
-        hashes = sorted(index.files(shard).data.hashes.items())
-        digest.update(repr((schema, hashes)).encode())
+        data = index.files(shard).data
+        digest.update(repr((schema, data.name, sorted(data.hashes.items()))).encode())
     return digest.hexdigest()
 
 

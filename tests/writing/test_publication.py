@@ -107,6 +107,18 @@ def test_replacing_a_merged_dataset_keeps_the_datasets_that_were_merged(tmp_path
     assert contents(tmp_path / "b", None, None) == [3, 9]
 
 
+def test_columns_beside_a_replaced_dataset_are_not_those_of_the_new_one(tmp_path):
+    path = tmp_path / "out"
+    npstream.write(path, {"x": np.arange(10)})
+    npstream.add_columns(path, {"score": np.arange(10.0)})
+    version = npstream.open(path).version
+    npstream.write(path, {"x": np.arange(10) * 2}, mode="w")
+    assert npstream.open(path).version == version  # no hashes: the same shapes
+    assert npstream.open(path)[3] == {"x": 6}
+    npstream.write(path, {"x": np.arange(5)}, mode="a")
+    assert npstream.open(path)[3] == {"x": 6}
+
+
 def test_replacing_keeps_what_kept_versions_name(place, tmp_path):
     url, options = place
     cache, settings = tmp_path / "cache", {"exclusive": may_append_alone(url)}
