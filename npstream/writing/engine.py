@@ -9,7 +9,7 @@ import json
 import threading
 import time
 import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +35,8 @@ from npstream.writing.rows import (
     check_names,
     encode_none,
     refuse_unknown_columns,
-)  # fmt: skip
-from npstream.writing.settings import check_mode, check_shard_samples, hash_names
+)
+from npstream.writing.settings import check_column_list, check_mode, check_shard_samples, hash_names
 from npstream.writing.shard import Bodies, ColumnBlock, ShardFormat
 from npstream.writing.sidecar import sidecar_files
 from npstream.writing.tables import (
@@ -44,7 +44,6 @@ from npstream.writing.tables import (
     RowError,
     StoredSamples,
     TableStream,
-    infer_column,
     sample_numbers,
     table_encodings,
 )
@@ -80,7 +79,7 @@ class WriterEngine:
 
     def _configure(
         self,
-        columns: Mapping[str, str | Encoding] | None,
+        columns: Mapping[str, str | Encoding] | Sequence[str] | None,
         *,
         fill: Mapping[str, Any] | None,
         on_error: str,
@@ -114,11 +113,12 @@ class WriterEngine:
         )
         self._fill = check_fill(fill)
         self._is_inferred = columns is None
+        self._selection = check_column_list(columns)
         self._weakly_typed: frozenset[str] = frozenset()
         self._encoder: SampleEncoder | None = None
         self._encode_dict: Callable[[dict[str, Any]], bytes | None] = encode_none
         self._position: Position | None = None
-        if columns is not None and is_known:
+        if columns is not None and self._selection is None and is_known:
             self._encoder = SampleEncoder(self._settings.new_format(columns), False, self._fill)
         self._rejects = make_rejects(on_error, max_errors, rejects, keep=resume)
 
@@ -191,7 +191,7 @@ class WriterEngine:
         if base is None:
             settings = {**self._arguments, "format": self._arguments["format"] or "mds"}
             self._settings = parse_settings(**settings)
-            if self._columns is not None:
+            if isinstance(self._columns, Mapping):
                 layout = self._settings.new_format(self._columns)
                 self._encoder = SampleEncoder(layout, False, self._fill)
             return
@@ -199,7 +199,9 @@ class WriterEngine:
         columns = self._columns
         if columns is None:
             columns = base.columns
-        elif self._is_inferred:  # those of a table
+        elif not isinstance(columns, Mapping):
+            columns = base.select(columns)
+        elif self._is_inferred or self._selection is not None:  # those of a table
             columns = base.reconcile(columns, self._weakly_typed)
         layout = self._settings.new_format(columns)
         check_columns(base, layout)
@@ -296,8 +298,7 @@ class WriterEngine:
                 check_mapping(sample, number)
                 check_names(sample, number)
                 first = fill_sample(sample, self._fill, {})
-                layout = self._settings.new_format({k: infer_column(k, first[k]) for k in first})
-                layout.encode(first, number)
+                layout = self._settings.infer_format(first, self._selection, number)
             else:
                 layout = self._encoder.layout
                 row = self._encoder.encode(sample, number)
@@ -315,7 +316,7 @@ class WriterEngine:
     def _user_columns(self) -> Collection[str] | None:
         """Return the columns that the user named, in the user's order; None without `columns`."""
         if self._format is None or self._is_inferred:
-            return None
+            return self._selection
         return self._format.annotations.order or list(self._format.columns)
 
     def _next_number(self) -> int:
@@ -490,9 +491,8 @@ class WriterEngine:
 
         If a row cannot be encoded, no row is written.
         """
-        columns = self._format.columns if self._format and not self._is_inferred else None
         with sample_numbers(number):
-            table = foreign_table(data, columns, self._fill)
+            table = foreign_table(data, self._user_columns(), self._fill)
         if table is not None:
             self._write_any_table(table, at_once=True)
         return table is not None
@@ -521,7 +521,8 @@ class WriterEngine:
     def _write_stream(self, stream: TableStream, at_once: bool = False) -> None:
         """Write tables one after another."""
         if self._format is None:
-            self._set_format(self._settings.new_format(table_encodings(stream.head)))
+            encodings = table_encodings(stream.head, self._selection)
+            self._set_format(self._settings.new_format(encodings))
         while True:
             with sample_numbers(self._shards.samples):
                 table = next(stream.tables, None)
@@ -544,7 +545,9 @@ class WriterEngine:
 
     def _write_columns(self, table: InputTable, at_once: bool, as_records: bool) -> None:
         names, number = table.names(), self._shards.samples
-        layout = self._format or self._settings.new_format(table_encodings(table))
+        layout = self._format
+        if layout is None:
+            layout = self._settings.new_format(table_encodings(table, self._selection))
         columns = layout.columns
         if self._is_inferred:
             refuse_unknown_columns(columns, names, number)

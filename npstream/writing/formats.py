@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from npstream.errors import ColumnError
 from npstream.formats.compression import parse_compression
 from npstream.formats.encodings.encodings import Encoding, encoding_of_type
 from npstream.writing import text
 from npstream.writing.settings import hash_names, size_limit
 from npstream.writing.shard import MdsFormat, ShardFormat, ShardOptions
-from npstream.writing.tables import is_utf8_text, parse_column, with_column
+from npstream.writing.tables import infer_column, is_utf8_text, parse_column, with_column
 from npstream.writing.text import TextFormat, TextOptions
 
 __all__ = ["FormatSettings", "parse_settings"]
@@ -37,6 +38,28 @@ class FormatSettings:
     shards: ShardOptions
     text: TextOptions | None
 
+    def infer_format(
+        self, sample: Mapping[str, Any], names: Iterable[str] | None, number: int
+    ) -> ShardFormat:
+        """Return the format that fits the first sample, and check that it can be encoded.
+
+        Parameters
+        ----------
+        sample : mapping of str to object
+        names : iterable of str, optional
+            The columns; by default all of the sample.
+        number : int
+            The number of the sample, for messages.
+        """
+        encodings = {}
+        for name in sample if names is None else names:
+            if name not in sample:
+                raise ColumnError(name, sample, f"sample {number}: ")
+            encodings[name] = infer_column(name, sample[name])
+        layout = self.new_format(encodings)
+        layout.encode(sample, number)
+        return layout
+
     def new_format(self, columns: Any, *, inferred: bool = False) -> ShardFormat:
         """Return the format for some columns.
 
@@ -53,7 +76,7 @@ class FormatSettings:
             If there are no columns, or the format cannot store them.
         """
         if not isinstance(columns, Mapping):
-            raise TypeError(f"columns maps names to encodings; got {columns!r}")
+            raise TypeError(f"columns maps names to encodings, or lists names; got {columns!r}")
         if not columns:
             raise ValueError("a dataset has at least one column; columns is empty")
         parsed = {}

@@ -6,18 +6,44 @@ Tested in tests/writing/test_writer.py.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from npstream._core.arguments import parse_size, quantity
 from npstream.formats.hashes import digest
 
 __all__ = [
+    "check_column_list",
     "check_mode",
     "check_shard_samples",
     "check_workers",
     "hash_names",
     "size_limit",
 ]
+
+
+def check_column_list(columns: Any) -> tuple[str, ...] | None:
+    """Return the names of a list of columns; None for a mapping, or without columns.
+
+    Examples
+    --------
+    >>> check_column_list(["b", "a"]), check_column_list({"a": "int"})
+    (('b', 'a'), None)
+    """
+    if columns is None or isinstance(columns, Mapping):
+        return None
+    if not isinstance(columns, list | tuple):
+        raise TypeError(f"columns maps names to encodings, or lists names; got {columns!r}")
+    if not columns:
+        raise ValueError("a dataset has at least one column; columns is empty")
+    for name in columns:
+        if not isinstance(name, str):
+            raise TypeError(
+                f"columns lists names, or maps them to encodings; got {name!r} in {columns!r}"
+            )
+        if columns.count(name) > 1:
+            raise ValueError(f"columns names {name!r} twice")
+    return tuple(columns)
 
 
 def size_limit(shard_size: int | str | None) -> int | None:

@@ -21,7 +21,7 @@ from npstream._core.array_like import is_missing
 from npstream._core.dtypes import convert_exactly, invalid_bool_byte
 from npstream._core.memory import address_of
 from npstream._core.typing import AnyArray, Bools, Int64
-from npstream.errors import MissingDependencyError, NpstreamError
+from npstream.errors import ColumnError, MissingDependencyError, NpstreamError
 from npstream.formats.encodings.encodings import Encoding, column_type, infer, type_of_array
 from npstream.writing.inputs.fill import NO_FILL, Fill, is_absent, keeps_nan
 from npstream.writing.shard import Bodies, ColumnBlock, bodies_of_rows
@@ -543,10 +543,13 @@ def parse_column(name: str, encoding: str) -> Encoding:
         raise with_column(name, error) from None
 
 
-def table_encodings(table: InputTable) -> dict[str, Encoding]:
-    """Return the encodings that keep the types of a table's columns."""
+def table_encodings(table: InputTable, names: Collection[str] | None = None) -> dict[str, Encoding]:
+    """Return the encodings that keep the types of a table's columns, or of those named."""
     encodings = {}
-    for name in table.names():
+    existing = table.names()
+    for name in existing if names is None else names:
+        if name not in existing:
+            raise ColumnError(name, getattr(table, "given", existing))
         try:
             encodings[name] = table.encoding(name)
         except NpstreamError:

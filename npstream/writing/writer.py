@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -18,6 +18,7 @@ from npstream.writing.rows import (
     encode_none,
 )
 from npstream.writing.settings import (
+    check_column_list,
     check_workers,
 )
 from npstream.writing.tables import TableStream, sample_numbers, table_encodings
@@ -37,7 +38,7 @@ def write(
     data: Iterable[Any] | Mapping[str, Any] | Writable | ArrowStream | MapDataset | PartedInput,
     *,
     mode: str = "x",
-    columns: Mapping[str, str] | None = None,
+    columns: Mapping[str, str] | Sequence[str] | None = None,
     map: MapFunction | None = None,
     workers: int = 0,
     fill: Mapping[str, Any] | None = None,
@@ -83,11 +84,12 @@ def write(
         replaces it, and ``"a"`` appends to it; both create a new one if there is none. Readers find
         the former dataset or the new one. An append keeps the former index, which
         ``npstream.open(path, version=...)`` opens.
-    columns : mapping of str to str, optional
+    columns : mapping of str to str, or list of str, optional
         The encoding of each column, such as ``"int64"``, ``"str"``, ``"ndarray:uint16:1024"``,
         ``"bool"`` or ``"datetime64[s]"``. It can also be a type such as ``int``, or a dtype.
-        Other columns are left out. By default all columns are written. Their encodings are
-        inferred from the first sample or from the types of the table.
+        A list names columns whose encodings are inferred. Other columns are left out. By default
+        all columns are written. Encodings are inferred from the first sample or from the types
+        of the table.
     map : callable, optional
         A function that is called with each sample or row of a table. It returns a sample, an
         iterable of samples, or None to leave the sample out. Its argument need not be a mapping.
@@ -189,7 +191,8 @@ def write(
     (6, 5)
     """
     with short_traceback:
-        names = columns if isinstance(columns, Mapping) and map is None else None
+        selection = check_column_list(columns)
+        names = columns if map is None else None
         read = partial(
             open_input, data, names, check_fill(fill) if map is None else {},
             check=on_error == "raise", as_items=map is not None,
@@ -203,14 +206,15 @@ def write(
         if not is_parted:
             with sample_numbers(0):
                 table, samples = read()
+        encodings = _encodings(columns, selection, map, table)
         writer = Writer.__new__(Writer)
         writer._configure(
-            _encodings(columns, map, table), fill=fill, on_error=on_error, max_errors=max_errors,
-            rejects=rejects, format=format, separator=separator, newline=newline,
+            encodings, fill=fill, on_error=on_error, max_errors=max_errors, rejects=rejects,
+            format=format, separator=separator, newline=newline,
             shard_size=shard_size, compression=compression, hashes=hashes, mode=mode,
             exclusive=exclusive, resume=resume,
         )  # fmt: skip
-        writer._is_inferred = columns is None
+        writer._is_inferred, writer._selection = columns is None, selection
         if isinstance(data, Mapping):
             writer._weakly_typed = frozenset(
                 name for name, values in data.items() if isinstance(values, list | tuple)
@@ -237,12 +241,15 @@ def write(
 
 
 def _encodings(
-    columns: Mapping[str, str] | None, map: MapFunction | None, table: Any
-) -> Mapping[str, str | Encoding] | None:
-    """Return the encodings that the user named, or those of a table; None if neither says them."""
-    if columns is not None or map is not None or table is None:
+    columns: Mapping[str, str] | Sequence[str] | None,
+    selection: Collection[str] | None,
+    map: MapFunction | None,
+    table: Any,
+) -> Mapping[str, str | Encoding] | Sequence[str] | None:
+    """Return the encodings that the user named, or those of a table, or else the names."""
+    if isinstance(columns, Mapping) or map is not None or table is None:
         return columns
-    return table_encodings(table.head if isinstance(table, TableStream) else table)
+    return table_encodings(table.head if isinstance(table, TableStream) else table, selection)
 
 
 class Writer(WriterEngine):
@@ -255,10 +262,10 @@ class Writer(WriterEngine):
     ----------
     path : str or os.PathLike
         A local directory or a URL.
-    columns : mapping of str to str, optional
-        The encoding of each column, as for `write`; other keys of samples are ignored. By default
-        the columns are the keys of the first sample, with encodings inferred from its values. For
-        an append they are those of the dataset.
+    columns : mapping of str to str, or list of str, optional
+        The encoding of each column, or only the names of columns, as for `write`. Other keys of
+        samples are ignored. By default the columns are the keys of the first sample. Encodings
+        are inferred from its values. For an append they are those of the dataset.
     mode : {"x", "w", "a"}, default: "x"
         Write a new dataset, replace one, or append to one, as for `write`.
     fill : mapping of str to object, optional
@@ -326,7 +333,7 @@ class Writer(WriterEngine):
     def __init__(
         self,
         path: str | PathLike[str],
-        columns: Mapping[str, str | Encoding] | None = None,
+        columns: Mapping[str, str | Encoding] | Sequence[str] | None = None,
         *,
         mode: str = "x",
         fill: Mapping[str, Any] | None = None,

@@ -124,8 +124,15 @@ def test_types_and_dtypes_stand_for_encodings(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "kind", "words"),
     [
-        (["x"], TypeError, r"columns maps names to encodings; got \['x'\]"),
-        ("int", TypeError, "columns maps names to encodings; got 'int'"),
+        ("int", TypeError, "columns maps names to encodings, or lists names; got 'int'"),
+        ({"x"}, TypeError, "columns maps names to encodings, or lists names; got {'x'}"),
+        ([], ValueError, "a dataset has at least one column; columns is empty"),
+        (
+            ["x", 1],
+            TypeError,
+            r"columns lists names, or maps them to encodings; got 1 in \['x', 1\]",
+        ),
+        (["x", "y", "x"], ValueError, "columns names 'x' twice"),
         ({"x": set}, TypeError, "such as 'int32', or types; got 'x': <class 'set'>"),
         ({1: "int"}, TypeError, "or types; got 1: 'int'"),
         ({"\ud800": "int"}, ValueError, "its name has surrogates"),

@@ -9,7 +9,7 @@ Tested in tests/writing/test_publication.py.
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -153,6 +153,16 @@ class Base:
             )
             reconciled[name] = known if is_same and known is not None else encoding
         return reconciled
+
+    def select(self, names: Iterable[str]) -> dict[str, Encoding]:
+        """Return the dataset's encodings of the columns that a caller named."""
+        for name in names:
+            if name not in self.columns:
+                raise ValueError(
+                    f"columns= names {name!r}, and {self.index.where} has no such column, but "
+                    f"{', '.join(map(repr, self.columns))}: leave it out"
+                )
+        return {name: self.columns[name] for name in names}
 
     @cached_property
     def sidecar(self) -> Sidecar | None:
