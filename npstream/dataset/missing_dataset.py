@@ -217,6 +217,11 @@ def _describe_directory(root: str, names: Sequence[str], datasets: Sequence[str]
         )
     if not names:
         return "the directory is empty: npstream.write writes a dataset"
+    if f"{INDEX}.work" in names:
+        return (
+            f"a write is under way, or was interrupted: {INDEX} is stored last; if it was "
+            "interrupted, its call with resume=True goes on"
+        )
     if any(name == f"{INDEX}.lock" or name.startswith(f".{INDEX}") for name in names):
         return f"a write is under way, or was interrupted: {INDEX} is stored last"
     shards = [name for name in names if name.endswith(_SHARDS)]

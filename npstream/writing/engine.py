@@ -387,22 +387,23 @@ class WriterEngine:
 
     def _track(self, outputs: Iterator[Any], session: ResumeSession) -> Iterator[Any]:
         """Yield the results for one sample that are not stored, and record where each row lies."""
-        position = self._position
+        position, shards, last = self._position, self._shards, session.last
         assert position is not None
+        number = position.number
+        stored = last.output if last is not None and number == last.number else -1
         for output, sample in enumerate(outputs):
-            if hasattr(type(sample), "_writer_input"):
+            if type(sample) is not dict and hasattr(type(sample), "_writer_input"):
                 raise TypeError(
-                    f"map= returned several results for sample {position.number}, and one of them "
-                    f"is a {type(sample).__name__}: resume=True needs single samples, so return "
-                    "them one by one"
+                    f"map= returned several results for sample {number}, and one of them is a "
+                    f"{type(sample).__name__}: resume=True needs single samples, so return them "
+                    "one by one"
                 )
             position.output = output
-            if session.is_stored(position.number, output):
-                if session.is_last(position.number, output):
-                    session.check_sample(sample)
-                continue
-            session.add_output(self._shards.samples, position.number, output)
-            yield sample
+            if output > stored:
+                session.add_output(shards.samples, number, output)
+                yield sample
+            elif output == stored:
+                session.check_sample(sample)
 
     def _start_workers(
         self, count: int, function: MapFunction | None, tracks: bool = False

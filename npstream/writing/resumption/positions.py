@@ -1,7 +1,4 @@
-"""Provide `InputTracker`, which knows the input sample of each row that is written.
-
-Tested in tests/writing/resumption/test_resume.py.
-"""
+"""Provide `InputTracker`, which knows the input sample of each row that is written."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from dataclasses import dataclass
 __all__ = ["InputTracker"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Run:
     """The input samples of consecutive rows.
 
@@ -20,29 +17,30 @@ class _Run:
     ----------
     row : int
         The first row.
-    numbers : int or sequence of int
-        The number of its input sample, or those of all rows.
-    outputs : int or sequence of int
-        How many outputs of `map=` for the same input sample come before this row.
-    is_same : bool
-        Whether all rows come from one input sample. Otherwise each comes from the next one.
+    number, output : int
+        The number of its input sample, and how many outputs of `map=` for that sample come before.
+    is_same : bool or None
+        Whether all rows come from one input sample. Otherwise each comes from the next one, and is
+        its first output. None for a run of one row, which can become either.
+    numbers, outputs : sequence of int
+        If not empty: the same as `number` and `output` for each row.
     """
 
     row: int
-    numbers: int | Sequence[int]
-    outputs: int | Sequence[int]
-    is_same: bool = False
+    number: int
+    output: int = 0
+    is_same: bool | None = False
+    numbers: Sequence[int] = ()
+    outputs: Sequence[int] = ()
 
     def at(self, row: int) -> tuple[int, int]:
         """Return the number of the input sample of a row, and the output's among its outputs."""
         later = row - self.row
-        if not isinstance(self.numbers, int):
-            assert not isinstance(self.outputs, int)
+        if len(self.numbers):
             return int(self.numbers[later]), int(self.outputs[later])
-        assert isinstance(self.outputs, int)
-        if self.is_same:
-            return self.numbers, self.outputs + later
-        return self.numbers + later, 0
+        if self.is_same is False:
+            return self.number + later, 0
+        return self.number, self.output + later
 
 
 class InputTracker:
@@ -60,19 +58,31 @@ class InputTracker:
     """
 
     def __init__(self, row: int, number: int, rejected: tuple[int, int]) -> None:
-        self._runs = deque([_Run(row, number, 0)])
+        self._last = _Run(row, number)
+        self._runs = deque([self._last])
         self._rejected = rejected
         self._later_rejects: deque[tuple[tuple[int, int], tuple[int, int]]] = deque()
 
     def add_output(self, row: int, number: int, output: int) -> None:
         """Record that the next row is output number `output` of `map=` for an input sample."""
-        last = self._runs[-1]
-        if not (last.is_same and last.at(row) == (number, output)):
-            self._runs.append(_Run(row, number, output, is_same=True))
+        last = self._last
+        later = row - last.row
+        if last.is_same is not False and number == last.number and output == last.output + later:
+            last.is_same = True
+            return
+        is_next = not output and number == last.number + later and not last.numbers
+        if is_next and (last.is_same is False or (last.is_same is None and not last.output)):
+            last.is_same = False
+            return
+        self._add(_Run(row, number, output, is_same=None))
+
+    def _add(self, run: _Run) -> None:
+        self._last = run
+        self._runs.append(run)
 
     def add_batch(self, row: int, numbers: Sequence[int], outputs: Sequence[int]) -> None:
         """Record the next rows: from which input samples, and which of their outputs they are."""
-        self._runs.append(_Run(row, numbers, outputs))
+        self._add(_Run(row, 0, numbers=numbers, outputs=outputs))
 
     def add_reject(self, number: int, output: int, rejected: tuple[int, int]) -> None:
         """Record that an output is left out; `rejected` is as in the constructor, after it."""
@@ -80,7 +90,7 @@ class InputTracker:
 
     def skip(self, row: int, number: int) -> None:
         """Record that the next row is input sample `number`, as those before it were left out."""
-        self._runs.append(_Run(row, number, 0))
+        self._add(_Run(row, number))
 
     def position(self, row: int) -> tuple[int, int]:
         """Return the number of a row's input sample, and how many of its outputs precede the row.

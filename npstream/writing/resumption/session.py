@@ -217,16 +217,6 @@ class ResumeSession:
         if self.last is not None and not self._is_checked:
             raise self.missing_input_error()
 
-    def is_stored(self, number: int, output: int) -> bool:
-        """Return True if an output for an input sample is stored, or was left out."""
-        last = self.last
-        return last is not None and (number, output) <= (last.number, last.output)
-
-    def is_last(self, number: int, output: int) -> bool:
-        """Return True for the output that is the last row that is stored."""
-        last = self.last
-        return last is not None and (number, output) == (last.number, last.output)
-
     def drop_stored(self, result: WorkerResult) -> None:
         """Drop the rows of a worker that are stored, and check the last of them."""
         last = self.last

@@ -57,7 +57,7 @@ def test_an_exception_names_the_sample_and_keeps_the_whole_shards(tmp_path, whol
     notes = "\n".join(caught.value.__notes__)
     assert "raised by data, instead of sample 200" in notes
     assert re.search(rf"{tmp_path / 'ds'} keeps \d+ whole shards, which readers do not see", notes)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match="its call with resume=True goes on"):
         npstream.open(tmp_path / "ds")
     kept = local_files(tmp_path / "ds")
     del kept[WORK]
