@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import sys
@@ -37,6 +38,15 @@ def _scratch_directory(request: pytest.FixtureRequest) -> None:
         request.getfixturevalue("monkeypatch").chdir(request.getfixturevalue("tmp_path"))
         if (stores := sys.modules.get("fsspec.implementations.memory")) is not None:
             stores.MemoryFileSystem.store.clear()
+
+
+@pytest.fixture(autouse=True)
+def _start_method() -> Generator[None]:
+    """Restore the start method of processes, which litdata sets for the whole process."""
+    before = multiprocessing.get_start_method(allow_none=True)
+    yield
+    if multiprocessing.get_start_method(allow_none=True) != before:
+        multiprocessing.set_start_method(before, force=True)
 
 
 @pytest.fixture
