@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
 import shutil
 import struct
@@ -304,9 +305,11 @@ def parquet_rows(source: str) -> Iterator[dict[str, Any]]:
 
 def to_litdata(source: Path, target: Path) -> None:
     litdata = pytest.importorskip("litdata")
+    start_method = multiprocessing.get_start_method()
     litdata.optimize(
         parquet_rows, [str(source)], str(target), num_workers=1, chunk_bytes="64MB", verbose=False
     )
+    multiprocessing.set_start_method(start_method, force=True)  # litdata changes it for all
     assert (target / "index.json").exists()  # a worker that fails raises no exception
 
 
