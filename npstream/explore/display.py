@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from npstream._core.arguments import quantity, size_text
+from npstream.rendering.html import escape
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -129,13 +130,6 @@ def column_html(text: str, values: Sequence[Any]) -> str:
     """Return a column's ``repr`` and first values as HTML."""
     items = "".join(f"<li>{escape(value_text(value))}</li>" for value in values)
     return f"<div>{escape(text.strip('<>'))}<ol start='0'>{items}</ol></div>"
-
-
-def escape(text: str) -> str:
-    """Return text with HTML's special characters escaped."""
-    import html
-
-    return html.escape(text)
 
 
 def value_text(value: Any) -> str:

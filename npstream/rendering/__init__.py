@@ -1,0 +1,1 @@
+"""Values as text and HTML, for representations of datasets, columns and batches."""
