@@ -75,11 +75,16 @@ class Choice:
             if encoding is not None and self.columns is not None:
                 self.columns[name] = encoding_of_type(encoding) or encoding
 
-    def check(self, format: str) -> None:
-        """Raise ValueError for an encoding that a format of shards does not have."""
+    def check(self, format: str | None, mode: str) -> None:
+        """Raise ValueError for an encoding that a format of shards does not have.
+
+        An append without `format` has the format of the dataset, which may be text: `write` checks
+        its encodings.
+        """
+        is_append = format is None and mode == "a"
         for name, encoding in (self.columns or {}).items():
-            if encoding is not None:
-                if format == "mds":
+            if encoding is not None and not (is_append and encoding in _TEXT_TYPES):
+                if format in ("mds", None):
                     parse_column(name, encoding)
                 else:
                     parse_text_type(encoding)

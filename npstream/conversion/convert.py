@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -102,7 +101,24 @@ def convert(
     source_options: Mapping[str, Any] | None = None,
     reader_options: Mapping[str, Any] | None = None,
     dry_run: Literal[False] = False,
-    **options: Any,
+    mode: str = "x",
+    workers: int = 0,
+    on_error: str = "raise",
+    max_errors: int | None = None,
+    rejects: str | os.PathLike[str] | None = None,
+    format: str | None = None,
+    newline: str | None = None,
+    sidecar: bool = True,
+    shard_size: int | str | None = "64MiB",
+    shard_samples: int | None = None,
+    compression: str | None = None,
+    hashes: Iterable[str] = (),
+    resume: bool = False,
+    exclusive: bool = False,
+    progress: bool | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    timeout: float = 60.0,
+    retries: int = 4,
 ) -> WriteReport: ...
 @overload
 def convert(
@@ -123,7 +139,24 @@ def convert(
     source_options: Mapping[str, Any] | None = None,
     reader_options: Mapping[str, Any] | None = None,
     dry_run: Literal[True],
-    **options: Any,
+    mode: str = "x",
+    workers: int = 0,
+    on_error: str = "raise",
+    max_errors: int | None = None,
+    rejects: str | os.PathLike[str] | None = None,
+    format: str | None = None,
+    newline: str | None = None,
+    sidecar: bool = True,
+    shard_size: int | str | None = "64MiB",
+    shard_samples: int | None = None,
+    compression: str | None = None,
+    hashes: Iterable[str] = (),
+    resume: bool = False,
+    exclusive: bool = False,
+    progress: bool | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    timeout: float = 60.0,
+    retries: int = 4,
 ) -> ConvertPlan: ...
 def convert(
     source: SourcePath | Writable | Iterable[Any] | Mapping[str, Any],
@@ -143,7 +176,24 @@ def convert(
     source_options: Mapping[str, Any] | None = None,
     reader_options: Mapping[str, Any] | None = None,
     dry_run: bool = False,
-    **options: Any,
+    mode: str = "x",
+    workers: int = 0,
+    on_error: str = "raise",
+    max_errors: int | None = None,
+    rejects: str | os.PathLike[str] | None = None,
+    format: str | None = None,
+    newline: str | None = None,
+    sidecar: bool = True,
+    shard_size: int | str | None = "64MiB",
+    shard_samples: int | None = None,
+    compression: str | None = None,
+    hashes: Iterable[str] = (),
+    resume: bool = False,
+    exclusive: bool = False,
+    progress: bool | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    timeout: float = 60.0,
+    retries: int = 4,
 ) -> WriteReport | ConvertPlan:
     r"""Make a dataset of files of another format.
 
@@ -195,9 +245,48 @@ def convert(
     dry_run : bool, default: False
         Whether to return what would be written, without writing. Files that do not store the
         number of their samples are read to count them.
-    **options : object
-        All other arguments of `write`, such as `workers`, `resume`, `mode`, `format`,
-        `compression`, `shard_size`, `on_error` and `storage_options`.
+    mode : {"x", "w", "a"}, default: "x"
+        Write a new dataset, replace one, or append to one, as for `write`.
+    workers : int, default: 0
+        Number of processes that run `map` or the tokenizer, and encode samples; 0 for this
+        process. The order of the samples is kept.
+    on_error : {"raise", "skip"}, default: "raise"
+        Whether a sample that cannot be encoded raises, or is left out.
+    max_errors : int, optional
+        Number of samples that may be left out; one more raises ValueError. By default any number.
+    rejects : str or os.PathLike, optional
+        A local file of JSON lines that records the samples that are left out, as for `write`.
+    format : str, optional
+        ``"mds"``, or a text format: ``"jsonl"``, ``"csv"``, ``"tsv"`` or ``"xsv"``. By default
+        ``"mds"``, and for an append the format of the dataset.
+    newline : str, optional
+        The text after each line of a text format; a line feed by default.
+    sidecar : bool, default: True
+        Whether to also write the side-car.
+    shard_size : int, str or None, default: "64MiB"
+        Maximum bytes of a shard before compression, less than 4 GiB; None (or 0) for a single
+        shard.
+    shard_samples : int, optional
+        Maximum number of samples of a shard. A shard ends when either limit is reached.
+    compression : str, optional
+        The codec of the shards, such as ``"zstd:7"``. By default they are not compressed, and for
+        an append as those of the dataset.
+    hashes : iterable of str, default: ()
+        Hashes of each file that the index records, such as ``"xxh3_64"`` and ``"sha256"``.
+    resume : bool, default: False
+        Whether to keep the stored shards if the conversion fails or the process is killed, and to
+        go on after them, as for `write`. Files of the source before them are not opened again.
+    exclusive : bool, default: False
+        Whether the caller guarantees that no other process writes there, as for `write`.
+    progress : bool, optional
+        Whether to show samples, bytes and their rate. By default they are shown in a terminal or
+        notebook after a second.
+    storage_options : mapping, optional
+        Options of the storage driver, if the dataset is written to a URL.
+    timeout : float, default: 60.0
+        Seconds that a request to the store of the dataset may take, including all retries.
+    retries : int, default: 4
+        Number of retries of a request.
 
     Returns
     -------
@@ -232,14 +321,18 @@ def convert(
     'Alan'
     """
     with short_traceback:
-        _check_options(options)
         tokens = Tokenization.parse(tokenizer, column, block, separator, token_options)
-        if tokens is None and separator is not None:
-            options["separator"] = separator
+        options: dict[str, Any] = {
+            "mode": mode, "workers": check_workers(workers), "on_error": on_error,
+            "max_errors": max_errors, "rejects": rejects, "format": format, "newline": newline,
+            "separator": separator if tokens is None else None, "sidecar": sidecar,
+            "shard_size": shard_size, "shard_samples": shard_samples, "compression": compression,
+            "hashes": hashes, "resume": resume, "exclusive": exclusive, "progress": progress,
+            "storage_options": storage_options, "timeout": timeout, "retries": retries,
+        }  # fmt: skip
         read = columns if tokens is None else tokens.source_columns(columns, map is not None)
         choice = Choice(read, rename, parse_condition(where), map, fill)
-        choice.check(options.get("format", "mds"))
-        workers = check_workers(options.get("workers", 0))
+        choice.check(format, mode)
         open_source = partial(_open_source, source, kind, choice, source_options, reader_options)
         if tokens is not None:
             is_late = bool(workers) and _is_remote(source)
@@ -308,19 +401,6 @@ def _convert_tokens(
     except Exception as error:
         data.add_to(error)
         raise
-
-
-def _check_options(options: Mapping[str, Any]) -> None:
-    """Raise TypeError for an argument that `write` does not have."""
-    known = inspect.signature(write).parameters
-    for name in options:
-        if name not in known or name in ("path", "data"):
-            import difflib
-
-            names = [*known, *inspect.signature(convert).parameters]
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise TypeError(f"convert() has no argument {name!r}{hint}")
 
 
 def _open_source(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import multiprocessing
 from importlib import import_module
 
@@ -66,7 +67,7 @@ def test_a_dry_run_writes_nothing_and_says_what_would_be_written(source, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ({"kinds": "csv"}, TypeError, "no argument 'kinds'; did you mean 'kind'"),
+        ({"kinds": "csv"}, TypeError, "unexpected keyword argument 'kinds'"),
         ({"columns": "id"}, TypeError, "'id' is a text: give a list of names"),
         ({"columns": ["id", "id"]}, ValueError, "has 'id' twice"),
         ({"columns": ["no"]}, ColumnError, "no column 'no'; columns: id, text"),
@@ -90,6 +91,16 @@ def test_wrong_arguments_raise_before_anything_is_written(
     with pytest.raises(error, match=words):
         npstream.convert(source, tmp_path / "out", **arguments)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_signature_has_each_argument_of_write_with_its_default():
+    known = inspect.signature(npstream.convert).parameters
+    of_write = dict(inspect.signature(npstream.write).parameters)
+    assert [each.kind for each in known.values()].count(inspect.Parameter.VAR_KEYWORD) == 0
+    for name in ("path", "data"):
+        del of_write[name]
+    for name, parameter in of_write.items():
+        assert known[name].default == parameter.default, name
 
 
 def test_objects_are_sources_too(tmp_path):
@@ -202,3 +213,13 @@ def test_a_conversion_goes_on_after_its_last_whole_shard(tmp_path, monkeypatch, 
     )
     for path in (tmp_path / "whole").glob("*.mds"):
         assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_an_append_takes_the_encodings_of_the_text_format_that_the_dataset_has(tmp_path):
+    columns = {"x": "float", "n": "int"}
+    npstream.write(tmp_path / "out", [{"x": 1.5, "n": 1}], format="jsonl")
+    (tmp_path / "in.csv").write_text("x,n\n2.5,7\n")
+    npstream.convert(tmp_path / "in.csv", tmp_path / "out", mode="a", columns=columns)
+    assert npstream.open(tmp_path / "out")[1] == {"x": 2.5, "n": 7}
+    with pytest.raises(ValueError, match="unknown encoding 'float'"):
+        npstream.convert(tmp_path / "in.csv", tmp_path / "new", columns=columns)
