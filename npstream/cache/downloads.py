@@ -20,7 +20,7 @@ MAX_REQUEST = 1 << 24
 """The maximum number of bytes of one request."""
 
 ATTEMPTS = 3
-"""How often bytes are downloaded if their hash differs from the recorded one."""
+"""The maximum number of downloads of bytes whose hash is not the recorded one."""
 
 PieceCheck = Callable[[int, Bytes], bool]
 """Returns True if the bytes of a piece are right."""
@@ -69,8 +69,8 @@ class PieceRange(NamedTuple):
 class Downloads:
     """Downloads pieces into the cache so that no two threads download the same piece.
 
-    Between processes, locks on the cache's files have the same purpose. The locks only save
-    requests: at its timeout, a process downloads the bytes itself.
+    Between processes, locks on the cache's files have the same purpose. A process that has waited
+    for such a lock until its timeout downloads the bytes itself, so they may be downloaded twice.
     """
 
     def __init__(self, store: RemoteStore, cache: ShardCache) -> None:
@@ -107,8 +107,9 @@ class Downloads:
         part_of = {piece: part for part in parts for piece in part.keys}
 
         def fetch(pieces: list[PieceKey], new_lease: Lease) -> None:
-            by_part = groupby(pieces, part_of.__getitem__)
-            absent = [run for part, keys in by_part for run in runs(part, [k for _, k in keys])]
+            absent: list[PieceRange] = []
+            for part, keys in groupby(pieces, part_of.__getitem__):
+                absent += piece_ranges(part, [number for _, number in keys])
             self._fetch(absent, new_lease)
 
         self.fetch_once(
@@ -132,11 +133,12 @@ class Downloads:
         is_absent : callable
             ``is_absent(piece)`` returns True if a piece must be fetched.
         fetch : callable
-            ``fetch(pieces, lease)`` fetches pieces. The lease has them until it returns.
+            ``fetch(pieces, lease)`` fetches pieces. They have the lease until `fetch` returns.
         lease : Lease, optional
             The caller's lease. Its pieces are fetched as well.
         """
         absent = [piece for piece in pieces if is_absent(piece)]
+        # In the second round, pieces that other threads failed to fetch are fetched here.
         for _ in range(2):
             if not absent:
                 return
@@ -157,7 +159,7 @@ class Downloads:
             absent = [piece for piece in others if is_absent(piece)]
 
     def _fetch(self, parts: list[PieceRange], lease: Lease) -> None:
-        """Download parts under file locks; then those that other processes did not complete."""
+        """Download parts under file locks, wait for other processes, and download the rest."""
         parts, reserved = self._reserve_space([part for part in parts if self.can_keep(part.file)])
         with reserved:
             busy = self._fetch_locked(parts, reserved, lease)
@@ -166,7 +168,8 @@ class Downloads:
             with self.store.deadlines.track_wait(self.store.timeout / 2) as seconds:
                 part.file.wait(part.pieces, seconds)
         absent, reserved = self._reserve_space(
-            [run for part in busy for run in _absent_ranges(part) if part.file.is_linked]
+            # An evicted file is not linked: nobody would read bytes written to it.
+            [absent for part in busy if part.file.is_linked for absent in _absent_ranges(part)]
         )
         with reserved:
             self._download(absent, reserved, lease)
@@ -181,9 +184,9 @@ class Downloads:
             for part in parts:
                 claim = part.file.lock(part.pieces)
                 claims.append(claim)
-                claimed += runs(part, claim.pieces)
+                claimed += piece_ranges(part, claim.pieces)
                 locked = set(claim.pieces)
-                busy += runs(part, [piece for piece in part.pieces if piece not in locked])
+                busy += piece_ranges(part, [piece for piece in part.pieces if piece not in locked])
             self._download(claimed, reserved, lease)
         finally:
             for claim in claims:
@@ -197,7 +200,7 @@ class Downloads:
             result = self._reserve(parts[:count])
             if isinstance(result, Reservation):
                 return parts[:count], result
-            if result is Refusal.LOCKED:
+            if result is Refusal.LOCKED:  # until the timeout; a smaller count would not help
                 return [], Reservation()
             count //= 2
         if parts:
@@ -246,11 +249,11 @@ class Downloads:
                 if not part.file.put(begin, data):
                     if part.file.is_linked:
                         self._unwritable.add(part.file.path)
-                    remaining[id(part)] = -1
+                    remaining[id(part)] = -1  # never 0 again, so the part is never committed
                 remaining[id(part)] -= 1
                 if remaining[id(part)] == 0:
                     wrong = _find_damaged(part, part.file.data)
-                    yield from runs(part, wrong)
+                    yield from piece_ranges(part, wrong)
                     sound = [piece for piece in part.pieces if piece not in wrong]
                     part.file.commit(sound)
                     reserved.release(disk_bytes(part.bounds[0], part.bounds[-1]))
@@ -268,10 +271,10 @@ def _find_damaged(part: PieceRange, data: Bytes) -> list[int]:
 
 def _absent_ranges(part: PieceRange) -> list[PieceRange]:
     """Return the pieces of a part that are not in the file, as ranges."""
-    return runs(part, [piece for piece in part.pieces if not part.file.present[piece]])
+    return piece_ranges(part, [piece for piece in part.pieces if not part.file.present[piece]])
 
 
-def runs(part: PieceRange, pieces: list[int]) -> list[PieceRange]:
+def piece_ranges(part: PieceRange, pieces: list[int]) -> list[PieceRange]:
     """Return sorted pieces of a part as ranges of successive pieces, up to `MAX_REQUEST` long."""
     ranges: list[PieceRange] = []
     for piece in pieces:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from npstream._core.arguments import quantity
-from npstream.cache.downloads import MAX_REQUEST, Downloads, PieceRange, runs
+from npstream.cache.downloads import MAX_REQUEST, Downloads, PieceRange, piece_ranges
 from npstream.errors import FormatError
 from npstream.formats.hashes import digest
 from npstream.formats.sidecar.blocks import HASH_BLOCK
@@ -137,7 +137,7 @@ class CachedRanges:
             )
         bounds = tuple(min(_begin(piece), size) for piece in (*pieces, pieces.stop))
         part = PieceRange(file, name, pieces.start, bounds, None)
-        return file, runs(part, [piece for piece in pieces if not file.present[piece]])
+        return file, piece_ranges(part, [piece for piece in pieces if not file.present[piece]])
 
     def _file(self, name: str) -> CachedFile | None:
         file = self._files.get(name)

@@ -91,12 +91,12 @@ class Mask:
     def at(self, ranks: Int64) -> Int64:
         """Return the set position of each rank, in the shape of `ranks`."""
         block = self._counts_before.searchsorted(ranks, "right") - 1
-        within = ranks - self._counts_before[block]
+        rank_in_block = ranks - self._counts_before[block]
         positions = np.empty_like(ranks)
         _select.for_size(ranks.size)(
             self._bits.view(np.uint64),
             block.reshape(-1),
-            within.reshape(-1),
+            rank_in_block.reshape(-1),
             positions.reshape(-1),
         )
         return positions

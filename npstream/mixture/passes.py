@@ -19,14 +19,15 @@ from npstream.orders.order import Order
 from npstream.orders.permutation import MAX_TABLE_LENGTH
 
 _SCRATCH_BLOCKS = Blocks(MAX_TABLE_LENGTH + 1, 1, MAX_TABLE_LENGTH + 1, 0)
-"""The size of the buffers that all orders share: those for the smallest large block."""
+"""Settings for the buffers that all orders share: large blocks of any size need the same ones."""
 
 
 class Stored(NamedTuple):
-    """A source: its name, its number of samples and lanes, and the rows of a block in one lane.
+    """A source: its name, its numbers of samples and lanes, and the size of its shuffled blocks.
 
-    `block` is 0 without a shuffle. The names of this class and its fields are part of
-    `npstream.mixture.stream.MixtureOrder.identity`, so they must not change.
+    `block` is the number of rows of a block in one lane, or 0 without a shuffle. The names of this
+    class and its fields are part of `npstream.mixture.stream.MixtureOrder.identity`, so they must
+    not change.
     """
 
     name: str
@@ -67,11 +68,14 @@ class Passes:
         """Bytes of memory that the cached orders use."""
 
     def rows(self, sources: Int64, numbers: Int64, places: Int64) -> Int64:
-        """Return the rows of sources at places in the passes with `numbers`; see `find_passes`."""
+        """Return the rows at places of passes; `find_passes` finds the places and the passes."""
         return self._look_up(sources, numbers, places, Order.at)
 
     def find_draws(self, sources: Int64, rows: Int64, numbers: Int64) -> tuple[Int64, Int64]:
-        """Return the lane and the draw of rows in passes: `rows` and `find_passes` inverted."""
+        """Return the lane of each row in its source, and the number of the draw that gives the row.
+
+        The draws of a lane are counted from the first pass. `numbers` are the passes of the rows.
+        """
         positions = self._look_up(sources, numbers, rows, Order.find)
         elements, lane = np.divmod(positions, self._lanes[sources])
         return lane, numbers * self._elements(sources, lane) + elements
@@ -94,14 +98,14 @@ class Passes:
             return result
         first = int(numbers.min())
         span = int(numbers.max()) - first + 1
-        for key, here in group_positions(sources * span + numbers - first):
+        for key, indices in group_positions(sources * span + numbers - first):
             source, number = key // span, key % span + first
             if self._sources[source].block:
                 order = self._order(source, number)
-                result[here] = look_up(order, values[here])
+                result[indices] = look_up(order, values[indices])
                 self._update_nbytes((source, number), order)
             else:
-                result[here] = values[here]
+                result[indices] = values[indices]
         self._evict((source, number))
         return result
 
@@ -115,8 +119,8 @@ class Passes:
         chunks = self._chunks[source]
         if chunks is None:
             raise ValueError(
-                f"a sample of source {name!r} is drawn there, and the mixture no longer has this "
-                "source"
+                f"a sample of source {name!r} is at one of the positions, and the mixture no "
+                "longer has this source"
             )
         dtype = np.dtype(np.int32 if samples < 1 << 31 else np.int64)
         if dtype not in self._scratch:
@@ -154,6 +158,8 @@ def find_passes(
 ) -> None:
     """Find the pass of each sample through its source, and its place in this pass.
 
+    A unit is a sample, or a batch of samples of one source; see `npstream.mixture.stream`.
+
     Parameters
     ----------
     sources, lanes, numbers : ndarray of int64, shape (n,)
@@ -172,19 +178,19 @@ def find_passes(
     """
     for k in range(sources.size):
         samples = int(source_table[sources[k], 0])
-        own = int(source_table[sources[k], 1])
+        source_lanes = int(source_table[sources[k], 1])
         number = int(numbers[k])
-        turn = int(lanes[k])
         lane = 0
         if not across:
-            if own > 1:
-                lane = turn % own
-                turn //= own
-            number = number * (stream_lanes // own) + turn
+            share = int(lanes[k])  # counts the stream's lanes that share a lane of the source
+            if source_lanes > 1:
+                lane = share % source_lanes
+                share //= source_lanes
+            number = number * (stream_lanes // source_lanes) + share
         number = number * int(source_table[sources[k], 2]) + int(offsets[k % offsets.size])
-        if across and own > 1:
-            lane = number % own
-            number //= own
-        rows = samples // own + int(lane < samples % own)
+        if across and source_lanes > 1:
+            lane = number % source_lanes
+            number //= source_lanes
+        rows = samples // source_lanes + int(lane < samples % source_lanes)
         passes[k] = number // rows
-        places[k] = (number - int(passes[k]) * rows) * own + lane
+        places[k] = (number - int(passes[k]) * rows) * source_lanes + lane

@@ -53,9 +53,9 @@ def shard_chunks(starts: Int64, nbytes: Int64, whole: Bools, chunk_bytes: int) -
 def view_chunks(chunks: AnyArray, selection: Selection) -> AnyArray:
     """Cut a view, raveled, into chunks.
 
-    If its sample ids are monotonic, its chunks are its parts within the dataset's chunks. Otherwise
-    all its chunks have the average length of the dataset's chunks. Then consecutive samples of the
-    view mostly stay together, for instance in a list of several slices.
+    If the sample ids of the view are monotonic, it is cut where the dataset's chunks begin.
+    Otherwise all its chunks have the average length of the dataset's chunks. Then consecutive
+    samples of the view mostly stay together, for instance in a list of several slices.
 
     Parameters
     ----------

@@ -1,16 +1,19 @@
-"""Provide the layout of an epoch: the assignment of chunks to lanes, and lookups in both ways.
+"""Provide the layout of an epoch: the assignment of chunks to lanes.
 
-Permuted chunks fill one lane after the other. A chunk that crosses the end of a lane is cut there.
-The resulting *pieces* of each lane are permuted again, when the lane is first used, because a
-batch may use only a few of many lanes. The layout is the sequence of the pieces of lane 0, then of
-lane 1, and so on. A piece's index in it is its *slot*. A row's index in it is its *place*.
+A *lane* is a random sequence of chunks. Permuted chunks fill one lane after the other. A chunk that
+crosses the end of a lane is cut there. The resulting *pieces* of each lane are permuted once more.
+This happens when the lane is first used, because a batch may use only a few of many lanes. The
+layout is the sequence of the pieces of lane 0, then of lane 1, and so on. A piece's index in it is
+its *slot*. A row's index in it is its *place*. The functions find the row of a place, and the
+place of a row.
 
 Arrays of a layout; row numbers are int32 if there are fewer than 2**31 rows, else int64:
 
 ======  ========================================================================================
 chunks  first row of each chunk, then the number of rows. Chunk p is piece p, unless it is cut
-parts   the bounds of the parts of cut chunks, one chunk after the other; unused entries are the
-        number of rows. If there are c chunks, piece c + i begins at row ``parts[i]``
+parts   for each cut chunk, the first row of each of its parts, then the row after its last part;
+        unused entries are the number of rows. If there are c chunks, piece c + i has the rows from
+        ``parts[i]`` to ``parts[i + 1] - 1``
 pieces  the piece in each slot of the layout
 firsts  the first slot of each lane, then the number of slots
 laid    for each lane, 1 if its pieces are permuted, else 0
@@ -35,7 +38,7 @@ MARK_STRIDE = 8
 """Slots per mark: the maximum number of slots that a look-up reads."""
 
 SIZE_BATCH = 1 << 10
-"""Chunks whose sizes are read in a loop of their own: their random memory accesses overlap."""
+"""Chunks whose sizes are read in one tight loop, so that its random memory accesses overlap."""
 
 MAX_KEY = (1 << 63) - 1
 """Keys that are hashed from other keys are below this."""
@@ -108,7 +111,10 @@ def lane_start(n: int, lanes: int, lane: int) -> int:
 
 @kernel
 def subkey(key: int, lane: int, level: int) -> int:
-    """Return the key of one permutation of a lane, hashed from the epoch's key."""
+    """Return the key of one permutation of a lane, hashed from the epoch's key.
+
+    Level 0 permutes the lane's pieces. Level b + 1 permutes the elements of its block b.
+    """
     return draw(draw(key ^ lane, MAX_KEY) ^ level, MAX_KEY)
 
 
@@ -121,7 +127,7 @@ def _assign_chunks(
     pieces: AnyArray,
     firsts: AnyArray,
 ) -> int:
-    """Write the pieces and parts of a layout, and each lane's first slot; return their number."""
+    """Write the pieces and parts of a layout, and each lane's first slot; return the slot count."""
     count = len(chunks) - 1
     n = int(chunks[count])
     # The permuted chunks are at the end of `pieces`, behind one entry for each possible cut. So
@@ -131,8 +137,8 @@ def _assign_chunks(
     batch = np.empty(SIZE_BATCH, order.dtype)
     batch_sizes = np.empty(SIZE_BATCH, chunks.dtype)
     batch_length = 0
-    used = 0
-    read = 0
+    next_in_batch = 0
+    next_in_order = 0
     rest = 0  # rows of a chunk that is being cut
     part = 0
     slot = 0
@@ -141,27 +147,27 @@ def _assign_chunks(
         free = lane_start(n, lanes, lane + 1) - lane_start(n, lanes, lane)
         while free > 0:
             if rest == 0:
-                if used == batch_length:
-                    batch_length = min(SIZE_BATCH, count - read)
+                if next_in_batch == batch_length:
+                    batch_length = min(SIZE_BATCH, count - next_in_order)
                     for i in range(batch_length):
-                        batch[i] = order[read + i]
+                        batch[i] = order[next_in_order + i]
                         batch_sizes[i] = chunks[batch[i] + 1] - chunks[batch[i]]
-                    read += batch_length
-                    used = 0
-                while used < batch_length and batch_sizes[used] <= free:
-                    pieces[slot] = batch[used]
-                    free -= int(batch_sizes[used])
+                    next_in_order += batch_length
+                    next_in_batch = 0
+                while next_in_batch < batch_length and batch_sizes[next_in_batch] <= free:
+                    pieces[slot] = batch[next_in_batch]
+                    free -= int(batch_sizes[next_in_batch])
                     slot += 1
-                    used += 1
-                if free == 0 or used == batch_length:
+                    next_in_batch += 1
+                if free == 0 or next_in_batch == batch_length:
                     continue
-                rest = int(batch_sizes[used])
-                parts[part] = chunks[batch[used]]
-                used += 1
+                rest = int(batch_sizes[next_in_batch])
+                parts[part] = chunks[batch[next_in_batch]]
+                next_in_batch += 1
             size = min(rest, free)
             pieces[slot] = count + part
             parts[part + 1] = parts[part] + size
-            part += 1 if size < rest else 2
+            part += 1 if size < rest else 2  # the last part has a bound after it
             slot += 1
             rest -= size
             free -= size
@@ -206,7 +212,7 @@ def permute_lane(layout: Layout, lane: int) -> None:
 
 @kernel
 def _first_mark(layout: Layout, lane: int) -> int:
-    """Return the index of a lane's first mark; it is above those of the lane before."""
+    """Return the index of a lane's first mark; the previous lane's marks have lower indices."""
     return int(layout.firsts[lane]) // MARK_STRIDE + lane
 
 

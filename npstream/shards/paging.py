@@ -13,6 +13,12 @@ from npstream.shards import kernels
 PROBE_ROWS = 32
 """Rows that a probe touches to find out if their pages are in memory."""
 
+ROWS_PER_PROBE_FAULT = 8
+"""Up to one major fault in this number of probed rows counts as pages in memory."""
+
+ROWS_PER_FAULT = 64
+"""Up to one major fault in this number of rows, reads continue without prefetching."""
+
 READS_PER_PROBE = 4
 """Reads that are prefetched after a probe that found missing pages."""
 
@@ -48,7 +54,8 @@ class PagePrefetcher:
             before = _major_faults()
             kernels.touch_pages.for_size(PROBE_ROWS)(address[:PROBE_ROWS], nbytes[:PROBE_ROWS])
             self._faults, self._unchecked_rows = _major_faults(), 0
-            self.is_resident = self._faults - before <= min(len(address), PROBE_ROWS) >> 3
+            rows = min(len(address), PROBE_ROWS)
+            self.is_resident = self._faults - before <= rows // ROWS_PER_PROBE_FAULT
             if self.is_resident:
                 return
             self._reads_to_prefetch = READS_PER_PROBE
@@ -60,7 +67,7 @@ class PagePrefetcher:
         self._unchecked_rows += rows
         if self._unchecked_rows >= 1 << 12:  # a check takes a microsecond
             faults = _major_faults()
-            self.is_resident = faults - self._faults <= self._unchecked_rows >> 6
+            self.is_resident = faults - self._faults <= self._unchecked_rows // ROWS_PER_FAULT
             self._faults, self._unchecked_rows = faults, 0
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from npstream._core.typing import AnyArray, Bools, Bytes, Int64, Span
 from npstream.cache.cache import Reservation, disk_bytes
-from npstream.cache.downloads import Downloads, PieceCheck, PieceRange, runs
+from npstream.cache.downloads import Downloads, PieceCheck, PieceRange, piece_ranges
 from npstream.cache.leases import is_leased
 from npstream.errors import DAMAGED, IntegrityError, StorageError
 from npstream.shards.base import FetchResult, RemotePart
@@ -464,7 +464,7 @@ class RemoteShards(LocalShards):
         name, check = self.index.files(shard).data.name, self._piece_check(shard)
         whole = PieceRange(file, name, 0, tuple(bounds.tolist()), check)
         header = [] if self.files.is_ready(shard) else [0]
-        return runs(whole, header + [1 + chunk for chunk in sorted(chunks)])
+        return piece_ranges(whole, header + [1 + chunk for chunk in sorted(chunks)])
 
     def _piece_check(self, shard: int, meta: bool = False) -> PieceCheck | None:
         return None if self.verify is False else self.files.piece_check(shard, meta)

@@ -42,7 +42,7 @@ class RemoteFiles:
         The URL of the dataset.
     cache : ShardCache
     identity : str
-        Tells this version of the dataset from other versions.
+        Differs between versions of the dataset.
     sidecar : Sidecar, optional
         Holds the hashes of pieces.
     strict : bool
@@ -56,6 +56,11 @@ class RemoteFiles:
         The largest of these numbers, at least 1.
     strides : ndarray of int64, shape (schemas,)
         The size of every sample of a schema in bytes; 0 if sizes vary.
+
+    Notes
+    -----
+    A piece is *present* if any process has cached it. It is *resident* if this process may read it:
+    if it is present and, if `strict`, this process has verified it.
     """
 
     def __init__(
@@ -121,7 +126,7 @@ class RemoteFiles:
             return file
         pieces = 1 if meta else 1 + int(self.chunks[shard])
         key, check = self._key(shard, meta), self._cached_check(shard, meta)
-        file = self.cache.open(key, self._stored(shard, meta).nbytes, pieces, check)
+        file = self.cache.open(key, self._index_entry(shard, meta).nbytes, pieces, check)
         if file is not None:
             if self.strict and check is not None:
                 file.distrust()
@@ -135,13 +140,16 @@ class RemoteFiles:
     def _is_piece_readable(self, shard: int, meta: bool, piece: int) -> bool:
         """Return True if a piece is cached and passes its check, if it needs one."""
         file = self._file(shard, meta)
-        if file is None or file.resident[piece] or not file.present[piece]:
-            return file is not None and bool(file.resident[piece])
+        if file is None or not file.present[piece]:
+            return False
+        if file.resident[piece]:
+            return True
         check = self._cached_check(shard, meta)
-        assert check is not None
+        assert check is not None  # `_file` calls `distrust` only if there is a check
         return file.admit(piece, check)
 
-    def _stored(self, shard: int, meta: bool) -> File:
+    def _index_entry(self, shard: int, meta: bool) -> File:
+        """Return the index's entry of a data or meta file."""
         files = self.index.files(shard)
         return files.meta if meta and files.meta is not None else files.data
 
@@ -149,9 +157,9 @@ class RemoteFiles:
         """Return the cache key of a file: a hash of its name, size and content hashes."""
         key = self._keys.get((shard, meta))
         if key is None:
-            stored = self._stored(shard, meta)
-            content = sorted(stored.hashes.items()) or self._hashes(shard, meta) or self.identity
-            description = repr((self.root, stored.name, stored.nbytes, content))
+            entry = self._index_entry(shard, meta)
+            content = sorted(entry.hashes.items()) or self._hashes(shard, meta) or self.identity
+            description = repr((self.root, entry.name, entry.nbytes, content))
             if len(self._keys) >= MAX_KEYS:
                 self._keys.clear()
             key = self._keys[shard, meta] = digest("xxh3_128", description.encode())
@@ -162,7 +170,7 @@ class RemoteFiles:
         samples, nbytes = np.diff(self.index.starts), self.index.nbytes
         is_text = np.array([s.format != "mds" for s in self.index.schemas], bool)
         has_meta = is_text[self.index.schema_ids]
-        headers = 4 * (samples + 2)
+        headers = 4 * (samples + 2)  # see `_offsets_of`
         body = np.maximum(nbytes - np.where(has_meta, 0, headers), 0)
         # Chunks of a shard differ by one sample.
         chunks = body // self.chunks + (self.chunks > 1) * (body // np.maximum(samples, 1))
@@ -264,7 +272,7 @@ class RemoteFiles:
     # Integrity
 
     def piece_check(self, shard: int, meta: bool = False) -> PieceCheck | None:
-        """Return a function that compares a piece with its hash in the side-car; None without."""
+        """Return a function that compares a piece with its hash; None if no hashes are recorded."""
         hashes = self._hashes(shard, meta)
         if hashes is None:
             return None
@@ -305,6 +313,7 @@ class RemoteFiles:
 
 
 def _offsets_of(header: Bytes, count: int) -> NDArray[np.uint32]:
+    """Return the offsets in a header: a uint32, the number of samples, precedes them."""
     return header[4 : 4 * (count + 2)].view("<u4")
 
 

@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from npstream.storage.local import Store
 
 REQUEST_BYTES = 1 << 16
-"""A request costs as much time as this many bytes, if many requests are concurrent."""
+"""The cost of a request: the bytes transferred in its time, while many requests are concurrent."""
 
 
 def transfer_cost(requests: Any, nbytes: Any) -> Any:
-    """Return the cost of `requests` that transfer `nbytes` in all, in bytes."""
+    """Return the cost, in bytes, of a number of requests that transfer `nbytes` in all."""
     return nbytes + REQUEST_BYTES * requests
 
 
-def is_worthwhile(parts: Any, whole: Any) -> Any:
-    """Return True where the cost `parts` is at most three quarters of the cost `whole`."""
-    return 4 * parts <= 3 * whole
+def is_worthwhile(parts_cost: Any, whole_cost: Any) -> Any:
+    """Return True where reading parts costs at most three quarters of reading the whole."""
+    return 4 * parts_cost <= 3 * whole_cost
 
 
 def coalesce_ranges(
@@ -38,7 +38,8 @@ def coalesce_ranges(
     Parameters
     ----------
     file_of, begins, ends : ndarray of int64, shape (ranges,)
-        The file, the first byte and the end of each range. The ranges are sorted.
+        The file, the first byte and the end of each range. The ranges are sorted by file; the
+        begins and the ends in a file ascend.
     gap : int
 
     Returns

@@ -35,12 +35,14 @@ __all__ = [
 ]
 
 DEADLINE_BYTES = 1 << 24
-"""A request for more bytes than this gets proportionally more than one timeout."""
+"""Bytes for which a request has one timeout. The timeout of a larger one grows with its bytes."""
 
-_IN_FLIGHT_BYTES = 1 << 27
+_MAX_BYTES_IN_FLIGHT = 1 << 27
 _BACKOFF = 0.25
+"""The mean pause before the second attempt, in seconds. Each further pause is twice as long."""
+
 _MAX_BACKOFF = 1.0
-"""The longest pause, on average, before another attempt to connect, in seconds."""
+"""The limit of the mean pause before another attempt to connect, in seconds."""
 
 _UNREACHED = {
     *(errno.ECONNREFUSED, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH)
@@ -140,8 +142,8 @@ class Cancellation:
         completions: SimpleQueue[Any] = SimpleQueue()
         self._queues[completions] = thread = threading.current_thread()
         try:
-            # Only after the queue is registered: a concurrent `stop` either finds the queue, or
-            # has marked the thread before this check.
+            # This check must follow the registration of the queue. Then a concurrent `stop` either
+            # finds the queue, or has marked the thread before the check.
             if self._is_stopped(thread):
                 raise self._error()
             yield completions
@@ -195,7 +197,8 @@ def run_requests(
     requests : iterable of Request
         Consumed only when the next request may start.
     work : callable
-        Given a request and the start of its wait, returns the coroutine that performs it.
+        Given a request and the time since which the caller has waited for it (see
+        `run_with_retries`), returns the coroutine that performs the request.
     loop : asyncio.AbstractEventLoop
         Runs in another thread.
     width : int
@@ -203,7 +206,8 @@ def run_requests(
     cancellation : Cancellation
     deadlines : Deadlines
     timeout : float
-        Seconds to wait for an event loop that does not run.
+        The store's timeout in seconds. An event loop that does not run fails the requests after
+        half of it.
     """
     with cancellation.queue() as completions:
         next_completion = partial(
@@ -245,18 +249,19 @@ def _run(
             task.cancel()
 
     def may_start(request: Request) -> bool:
-        free = _IN_FLIGHT_BYTES - sum(in_flight.values())
+        free = _MAX_BYTES_IN_FLIGHT - sum(in_flight.values())
         return not in_flight or (len(in_flight) < width and request.nbytes <= free)
 
     numbered = enumerate(requests)
-    following = next(numbered, None)
+    upcoming = next(numbered, None)
     try:
-        while in_flight or following is not None:
+        while in_flight or upcoming is not None:
             batch = []
-            while following is not None and may_start(following[1]):
-                in_flight[following[0]] = following[1].nbytes
-                batch.append(following)
-                following = next(numbered, None)
+            while upcoming is not None and may_start(upcoming[1]):
+                number, request = upcoming
+                in_flight[number] = request.nbytes
+                batch.append(upcoming)
+                upcoming = next(numbered, None)
             if batch:
                 loop.call_soon_threadsafe(start, batch, deadlines.wait_start())
             with deadlines.track_wait():
@@ -282,6 +287,9 @@ def _next_completion(
 
     Every request has a deadline, but only a running loop enforces it. Filesystems of other packages
     share fsspec's loop, and one callback that blocks stops them all.
+
+    If nothing completes within `seconds`, this schedules a callback that puts `_LOOP_RUNS` into the
+    queue. If nothing arrives within another `seconds`, the loop does not run.
     """
     is_probed = False
     while True:
@@ -358,7 +366,8 @@ async def _run_attempts(
     while True:
         attempts += 1
         remaining = max(deadline - loop.time(), 0.0)
-        # A stalled first connection leaves time for a second one, which gets all of the rest.
+        # An attempt gets a third of the remaining time, in case its connection stalls. After an
+        # attempt that stalled, or if this is the last one, it gets all of it.
         limit = remaining if has_stalled or failures >= retries else remaining / 3
         try:
             result = await _with_timeout(limit, connection.perform(request.call))
@@ -411,7 +420,7 @@ def _storage_error(
 
 
 def _failure_text(connection: Connection, error: BaseException, source: BaseException) -> str:
-    """Return the reason of a failed request: the text of `source`, and of `error` if it adds."""
+    """Return the reason of a failed request: the text of `source`, and of `error` if it differs."""
     inner, outer = connection.describe(source), connection.describe(error)
     # fsspec's HTTP driver raises FileNotFoundError for any failure, with the URL as its text.
     if isinstance(error, FileNotFoundError) or outer.partition(": ")[2] in inner:
@@ -438,6 +447,7 @@ async def _acquire_slot(slots: asyncio.Semaphore, deadline: Callable[[], float])
 
 
 def _abandon_slot(slots: asyncio.Semaphore, acquiring: asyncio.Task[bool]) -> None:
+    """Cancel the acquisition of a slot; release the slot if it was acquired just now."""
     if acquiring.done():
         slots.release()
     acquiring.cancel()
@@ -473,5 +483,5 @@ async def _with_timeout(seconds: float, work: Any) -> Any:
 
 
 async def _pause(seconds: float) -> None:
-    """Wait for some seconds."""
+    """Wait for some seconds; tests/test_layers.py permits no call of a function named sleep."""
     await asyncio.wait((asyncio.get_running_loop().create_future(),), timeout=seconds)

@@ -254,7 +254,7 @@ def test_removed_sources_are_named_in_the_error():
     rows = order.at(np.arange(24, 80))
     assert rows.max() < 63
     assert np.array_equal(np.where(rows < 40, rows + 23, rows - 40), full.at(np.arange(24, 80)))
-    with pytest.raises(ValueError, match="source '2' is drawn there"):
+    with pytest.raises(ValueError, match="source '2' is at one of the positions"):
         order.at(np.arange(24))
     found = order.find(np.arange(63), 2)
     assert np.array_equal(order.at(found[found >= 24]), np.arange(63)[found >= 24])

@@ -69,7 +69,7 @@ def test_every_read_is_prefetched_while_pages_are_missing(process):
 
 
 def test_a_few_missing_pages_start_no_prefetch(process):
-    process.missing_pages = paging.PROBE_ROWS >> 3
+    process.missing_pages = paging.PROBE_ROWS // paging.ROWS_PER_PROBE_FAULT
     assert not process.read()
 
 

@@ -47,7 +47,7 @@ def test_concurrent_requests_are_bounded(fake, monkeypatch):
 
 
 def test_bytes_in_flight_are_bounded(fake, monkeypatch):
-    monkeypatch.setattr(requests, "_IN_FLIGHT_BYTES", 1000)
+    monkeypatch.setattr(requests, "_MAX_BYTES_IN_FLIGHT", 1000)
     in_flight = []
 
     async def answer(start, end):
