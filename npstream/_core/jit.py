@@ -356,10 +356,36 @@ def load_u8_acquire(address: int) -> int:
 
 
 def compare(left: int, right: int, nbytes: int) -> int:
-    """Compare two runs of bytes; return 0 if they are equal."""
-    return int(
-        ctypes.string_at(int(left), int(nbytes)) != ctypes.string_at(int(right), int(nbytes))
+    """Compare two runs of bytes; return 0 if equal, else a number with the sign of memcmp's."""
+    ours, theirs = (ctypes.string_at(int(at), int(nbytes)) for at in (left, right))
+    return (ours > theirs) - (ours < theirs)
+
+
+MASK_BYTES = 32
+"""Positions that `match_mask` compares at once: the bytes of a vector register of AVX2."""
+
+
+def match_mask(address: int, distance: int, pair: int) -> int:
+    """Compare `MASK_BYTES` positions with two bytes, ``pair & 255`` and ``pair >> 8``.
+
+    Bit k of the result is set if the first byte is at ``address + k``, and the second one
+    `distance` bytes after it. Both runs of `MASK_BYTES` bytes are read.
+    """
+    first, second = (ctypes.string_at(int(a), MASK_BYTES) for a in (address, address + distance))
+    return sum(
+        1 << k for k in range(MASK_BYTES) if first[k] == pair & 255 and second[k] == pair >> 8
     )
+
+
+def continuation_mask(address: int) -> int:
+    """Return `MASK_BYTES` bits, set where a byte continues a character of UTF-8: 0b10xxxxxx."""
+    values = ctypes.string_at(int(address), MASK_BYTES)
+    return sum(1 << k for k, value in enumerate(values) if value >> 6 == 2)
+
+
+def lowest_bit(word: int) -> int:
+    """Return the position of the lowest bit that is set in a positive number."""
+    return (int(word) & -int(word)).bit_length() - 1
 
 
 def will_need(address: int, nbytes: int) -> int:
@@ -413,7 +439,8 @@ def _primitives() -> dict[Callable[..., Any], Any]:
     with global_compiler_lock:
         entrypoints.init_all()
     _fork_guard.compiler = global_compiler_lock
-    return {**_memory_primitives(), **_libc_primitives(), **_arithmetic_primitives()}
+    memory = {**_memory_primitives(), **_vector_primitives()}
+    return {**memory, **_libc_primitives(), **_arithmetic_primitives()}
 
 
 def _intrinsic(signature: Any, emit: Callable[..., Any]) -> Any:
@@ -501,6 +528,40 @@ def _memory_primitives() -> dict[Callable[..., Any], Any]:
     }
 
 
+def _vector_primitives() -> dict[Callable[..., Any], Any]:
+    from llvmlite import ir
+    from numba.core import types as nb
+
+    def emit_match(context: Any, builder: Any, address: Any, distance: Any, pair: Any) -> Any:
+        vector, byte = ir.VectorType(ir.IntType(8), MASK_BYTES), ir.IntType(8)
+        no_value = ir.Constant(vector, ir.Undefined)
+        zeros = ir.Constant(ir.VectorType(ir.IntType(32), MASK_BYTES), [0] * MASK_BYTES)
+
+        def equal(at: Any, expected: Any) -> Any:
+            at = builder.inttoptr(at, vector.as_pointer())
+            one = builder.insert_element(no_value, expected, ir.Constant(ir.IntType(32), 0))
+            same = builder.shuffle_vector(one, no_value, zeros)
+            return builder.icmp_unsigned("==", builder.load(at, align=1), same)
+
+        second = builder.lshr(pair, ir.Constant(pair.type, 8))
+        left = equal(address, builder.trunc(pair, byte))
+        right = equal(builder.add(address, distance), builder.trunc(second, byte))
+        mask = builder.bitcast(builder.and_(left, right), ir.IntType(MASK_BYTES))
+        return builder.zext(mask, ir.IntType(64))
+
+    def emit_continuations(context: Any, builder: Any, address: Any) -> Any:
+        vector = ir.VectorType(ir.IntType(8), MASK_BYTES)
+        bytes_ = builder.load(builder.inttoptr(address, vector.as_pointer()), align=1)
+        bounds = ir.Constant(vector, [-64] * MASK_BYTES)  # as signed bytes, 0b10xxxxxx are less
+        mask = builder.icmp_signed("<", bytes_, bounds)
+        return builder.zext(builder.bitcast(mask, ir.IntType(MASK_BYTES)), ir.IntType(64))
+
+    return {
+        continuation_mask: _intrinsic(nb.int64(nb.int64), emit_continuations),
+        match_mask: _intrinsic(nb.int64(nb.int64, nb.int64, nb.int64), emit_match),
+    }
+
+
 def _libc_primitives() -> dict[Callable[..., Any], Any]:
     from llvmlite import ir
     from numba.core import cgutils
@@ -534,7 +595,11 @@ def _arithmetic_primitives() -> dict[Callable[..., Any], Any]:
         product = builder.mul(builder.zext(left, wide), builder.zext(right, wide))
         return builder.trunc(builder.lshr(product, ir.Constant(wide, 64)), ir.IntType(64))
 
+    def emit_lowest_bit(context: Any, builder: Any, word: Any) -> Any:
+        return builder.cttz(word, ir.Constant(ir.IntType(1), 1))
+
     return {
+        lowest_bit: _intrinsic(nb.int64(nb.int64), emit_lowest_bit),
         u64: _intrinsic(nb.uint64(nb.int64), lambda context, builder, number: number),
         popcount: _intrinsic(
             nb.int64(nb.uint64), lambda context, builder, word: builder.ctpop(word)

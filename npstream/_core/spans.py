@@ -1,4 +1,4 @@
-"""Kernels that copy and compare spans: byte ranges in memory, given by address and length.
+"""Kernels that copy, compare and search spans: byte ranges in memory, given by address and length.
 
 The caller must keep the memory alive. A `Span` of `npstream._core.typing` is something else: a byte
 range of a file.
@@ -9,14 +9,21 @@ Tested in tests/shards/test_kernels.py.
 from __future__ import annotations
 
 from npstream._core.jit import (
+    MASK_BYTES,
     compare,
+    continuation_mask,
     copy,
     copy_u8,
     copy_u16,
     copy_u32,
     copy_u64,
     kernel,
+    load_u8,
+    lowest_bit,
+    match_mask,
+    popcount,
     prefetch_cache_line,
+    u64,
 )
 from npstream._core.typing import Bools, Int64
 
@@ -96,3 +103,124 @@ def equal_spans(address: Int64, nbytes: Int64, value: int, size: int, equal: Boo
     """Set ``equal[k]`` to True where span k equals the `size` bytes at the address `value`."""
     for k in range(address.size):
         equal[k] = nbytes[k] == size and compare(address[k], value, size) == 0
+
+
+@kernel
+def match_any_span(
+    address: Int64, nbytes: Int64, values: Int64, sizes: Int64, matches: Bools
+) -> None:
+    """Set ``matches[k]`` to True where span k equals one of some values.
+
+    Parameters
+    ----------
+    address, nbytes : ndarray of int64, shape (n,)
+        The spans.
+    values, sizes : ndarray of int64, shape (values,)
+        Addresses and sizes of the values, sorted by size, then by their bytes.
+    matches : ndarray of bool, shape (n,)
+    """
+    for k in range(address.size):
+        prefetch_span(address, nbytes, k + PREFETCH_DISTANCE)
+        size = nbytes[k]
+        low, high = 0, values.size
+        is_found = False
+        while low < high and not is_found:
+            middle = (low + high) // 2
+            order = sizes[middle] - size
+            if order == 0:
+                order = compare(values[middle], address[k], size)
+            if order == 0:
+                is_found = True
+            elif order < 0:
+                low = middle + 1
+            else:
+                high = middle
+        matches[k] = is_found
+
+
+@kernel
+def match_ends(
+    address: Int64, nbytes: Int64, value: int, size: int, at_end: bool, matches: Bools
+) -> None:
+    """Set ``matches[k]`` where span k begins, or `at_end` ends, with `size` bytes at `value`."""
+    for k in range(address.size):
+        begin = address[k]
+        if at_end:
+            begin += nbytes[k] - size
+        matches[k] = nbytes[k] >= size and compare(begin, value, size) == 0
+
+
+@kernel
+def is_within_page(address: int) -> bool:
+    """Return True if `MASK_BYTES` bytes can be read, given that the first one can.
+
+    Memory is mapped in whole pages, of 4 KiB or a multiple.
+    """
+    return address & 4095 <= 4096 - MASK_BYTES
+
+
+@kernel
+def contains(address: int, nbytes: int, value: int, size: int) -> bool:
+    """Return True if a span contains the `size` bytes at the address `value`.
+
+    Positions where the value's first and last byte match are compared in full. `MASK_BYTES`
+    positions are tested at once. The last ones of a longer span are tested with some before them.
+    """
+    if size == 0:
+        return True
+    count = nbytes - size + 1
+    first, last = load_u8(value), load_u8(value + size - 1)
+    position = 0
+    while position < count:
+        if position > 0 and position > count - MASK_BYTES:
+            position = count - MASK_BYTES
+        at, left = address + position, count - position
+        mask = 0
+        if left >= MASK_BYTES:
+            mask = match_mask(at, size - 1, first | last << 8)
+        elif is_within_page(at) and is_within_page(at + size - 1):
+            mask = match_mask(at, size - 1, first | last << 8) & ((1 << left) - 1)
+        else:
+            for k in range(left):
+                if load_u8(at + k) == first and load_u8(at + k + size - 1) == last:
+                    mask |= 1 << k
+        while mask != 0:
+            begin = at + lowest_bit(mask)
+            if size <= 2 or compare(begin + 1, value + 1, size - 2) == 0:
+                return True
+            mask &= mask - 1
+        position += MASK_BYTES
+    return False
+
+
+@kernel
+def search_spans(address: Int64, nbytes: Int64, value: int, size: int, matches: Bools) -> None:
+    """Set ``matches[k]`` to True where span k contains the `size` bytes at `value`."""
+    for k in range(address.size):
+        prefetch_span(address, nbytes, k + PREFETCH_DISTANCE)
+        matches[k] = contains(address[k], nbytes[k], value, size)
+
+
+@kernel
+def count_characters(address: Int64, nbytes: Int64, lengths: Int64) -> None:
+    """Set ``lengths[k]`` to the number of code points of span k, which is UTF-8.
+
+    Each byte that is not ``0b10xxxxxx`` begins one.
+    """
+    for k in range(address.size):
+        prefetch_span(address, nbytes, k + PREFETCH_DISTANCE)
+        at, end = address[k], address[k] + nbytes[k]
+        continuations = u64(0)
+        while at < end:
+            left = end - at
+            if left >= MASK_BYTES:
+                mask = continuation_mask(at)
+            elif is_within_page(at):
+                mask = continuation_mask(at) & ((1 << left) - 1)
+            else:
+                left = 1
+                mask = int(load_u8(at) >> 6 == 2)
+            continuations += popcount(u64(mask))
+            at += min(left, MASK_BYTES)
+        lengths[k] = continuations
+        lengths[k] = nbytes[k] - lengths[k]

@@ -18,6 +18,7 @@ from npstream._core.progress import progress
 from npstream._core.typing import AnyArray
 from npstream.dataset import ufuncs as elementwise
 from npstream.dataset.array_methods import ArrayMethods
+from npstream.dataset.statistics_methods import StatisticsMethods
 from npstream.errors import read_only_error, short_repr, short_traceback, shorten
 from npstream.explore import display
 from npstream.formats.encodings.encodings import is_unsafe
@@ -45,7 +46,7 @@ _NO_DTYPE = ("image", "ndarray", "object")
 """Kinds of columns whose values NumPy can hold only as objects."""
 
 
-class Column(ArrayMethods, elementwise.Operators):
+class Column(ArrayMethods, StatisticsMethods, elementwise.Operators):
     """One column of a view: a lazy, read-only array whose first axes are the view's.
 
     Made by `Dataset`, as ``ds["name"]``. An integer index reads one value; any other index returns
@@ -635,9 +636,7 @@ class Column(ArrayMethods, elementwise.Operators):
     ) -> Any:
         """Apply a ufunc, or its operator, one block of rows at a time if possible."""
         inputs = elementwise.times_to_numpy(inputs, self.dtype)
-        text = (
-            None if options else elementwise.text_operand(ufunc, inputs, self._field.encoding.kind)
-        )
+        text = elementwise.text_operand(ufunc, inputs, options, self._field.encoding.kind)
         if method == "__call__" and text is not None:
             equal = elementwise.equals_text(text, self._source, self._plan, self._selection)
             return equal if ufunc is np.equal else ~equal

@@ -299,10 +299,12 @@ def _sum_of_products(left: Any, right: Any, bounds: Iterable[Any]) -> Any:
     return total
 
 
-def text_operand(ufunc: np.ufunc, inputs: tuple[Any, ...], kind: str) -> bytes | None:
+def text_operand(
+    ufunc: np.ufunc, inputs: tuple[Any, ...], options: Mapping[str, Any], kind: str
+) -> bytes | None:
     """Return the text to which a comparison compares a column of text, or None for other calls."""
     expected: Any = {"str": str, "bytes": bytes}.get(kind)
-    if expected is None or ufunc not in EQUALITY:
+    if expected is None or ufunc not in EQUALITY or options:
         return None
     for item in inputs:
         if isinstance(item, expected):

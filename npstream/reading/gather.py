@@ -533,24 +533,53 @@ def equal_text(fetcher: Fetcher, plan: Plan, ids: Int64, value: bytes) -> Bools:
     """Return True where the bytes of a stored column equal `value`, without copying them."""
     equal = np.zeros(len(ids), bool)
     pattern = np.frombuffer(value, np.uint8)
+
+    def compare(address: Int64, nbytes: Int64, block: Bools) -> None:
+        kernel = equal_spans.for_size(len(block))
+        kernel(address, nbytes, memory.address_of(pattern), len(pattern), block)
+
+    apply_to_spans(fetcher, plan, ids, compare, equal)
+    return equal
+
+
+SpanFunction = Callable[[Int64, Int64, Any], None]
+"""Takes the addresses and the sizes of values, and the array of their results to fill."""
+
+
+def apply_to_spans(
+    fetcher: Fetcher, plan: Plan, ids: Int64, function: SpanFunction, results: AnyArray
+) -> None:
+    """Call a function on the bytes of a stored column of text or bytes, without copying them.
+
+    Parameters
+    ----------
+    fetcher : Fetcher
+    plan : Plan
+        A plan of one column.
+    ids : ndarray of int64, shape (n,)
+        Sample numbers, in any order, with duplicates.
+    function : callable
+        A `SpanFunction`, called for each block of rows.
+    results : ndarray, shape (n,)
+        The results to fill.
+    """
     layout = fetcher.layouts[0] if len(fetcher.layouts) == 1 else None
     for start in range(0, len(ids), KERNEL_ROWS):
         block_ids = ids[start : start + KERNEL_ROWS]
-        owner: object
+        block = results[start : start + KERNEL_ROWS]
         if layout is not None:
             arguments = plan.split(0, layout).arguments
             spans, owner = fetcher.read(block_ids, arguments, arguments.fixed)
             address, nbytes = spans[0]
+            function(address, nbytes, block)
+            del owner  # the addresses were in use until here
         else:
-            column = _as_ragged(*gather(fetcher, plan, block_ids).values())
-            owner = column
-            address, nbytes = memory.address_of(column.values) + column.offsets[:-1], column.lengths
-        block = equal[start : start + KERNEL_ROWS]
-        equal_spans.for_size(len(block))(
-            address, nbytes, memory.address_of(pattern), len(pattern), block
-        )
-        del owner  # the addresses were in use until here
-    return equal
+            apply_to_ragged(_as_ragged(*gather(fetcher, plan, block_ids).values()), function, block)
+
+
+def apply_to_ragged(column: Ragged, function: SpanFunction, results: AnyArray) -> None:
+    """Call a function on the bytes of a column's rows; see `apply_to_spans`."""
+    function(memory.address_of(column.values) + column.offsets[:-1], column.lengths, results)
 
 
 def _as_ragged(column: RawColumn) -> Ragged:

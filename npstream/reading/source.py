@@ -219,7 +219,7 @@ class Source:
         if plan.is_own:
             return self._own_columns(plan, lookup, out)
         columns = self._own_columns(plan.own, lookup, out)
-        for source, part, rows in self._joined_parts(plan, lookup):
+        for source, part, rows in self.joined_parts(plan, lookup):
             columns |= source.columns(part, rows, out)
         for f in plan.fields:
             if f.computation is not None:
@@ -228,7 +228,7 @@ class Source:
                 columns[f.name] = batch_column(self.fetcher, f, column, lookup.samples, target)
         return {f.name: columns[f.name] for f in plan.fields}
 
-    def _joined_parts(self, plan: Plan, lookup: Lookup) -> Iterator[tuple[Source, Plan, Lookup]]:
+    def joined_parts(self, plan: Plan, lookup: Lookup) -> Iterator[tuple[Source, Plan, Lookup]]:
         """Yield the joined sources of a plan, each with its plan and its lookup of the rows."""
         for number, part in plan.joined.items():
             source = self.joined[number - 1]
@@ -303,7 +303,7 @@ class Source:
         columns = _own_value_lists(self.fetcher, plan.own, lookup)
         if plan.is_own:
             return columns
-        for source, part, rows in self._joined_parts(plan, lookup):
+        for source, part, rows in self.joined_parts(plan, lookup):
             columns |= source._value_lists(part, rows)
         for f in plan.fields:
             if f.computation is not None:
@@ -314,7 +314,7 @@ class Source:
     def bodies(self, plan: Plan, lookup: Lookup) -> dict[str, Bodies]:
         """Locate the stored bytes of columns, for a writer to copy."""
         bodies = find_bodies(self.fetcher, plan.own, lookup.samples)
-        for source, part, rows in self._joined_parts(plan, lookup):
+        for source, part, rows in self.joined_parts(plan, lookup):
             bodies |= source.bodies(part, rows)
         for name, computation in plan.computed.items():
             bodies[name] = column_bodies(computation.column(lookup.rows))
@@ -329,7 +329,7 @@ class Source:
         (field,) = plan.fields
         if field.computation is not None:
             return field.computation.equal(lookup.rows, text)
-        for source, part, rows in self._joined_parts(plan, lookup):
+        for source, part, rows in self.joined_parts(plan, lookup):
             return source.equal(part, rows, text)
         return equal_text(self.fetcher, plan, lookup.samples, text)
 

@@ -18,7 +18,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from npstream._core.memory import address_of, map_file
-from npstream._core.spans import copy_short, copy_spans, equal_spans, join_columns
+from npstream._core.spans import (
+    copy_short,
+    copy_spans,
+    count_characters,
+    equal_spans,
+    join_columns,
+    match_any_span,
+    match_ends,
+    search_spans,
+)
 from npstream.formats.encodings.arrays import DTYPE_CODES
 from npstream.formats.encodings.encodings import parse_array_head
 from npstream.formats.index import shard_lookup_table
@@ -386,6 +395,66 @@ def test_equal_spans_compares_each_span(run, parts, value):
     results = np.ones(len(parts) + 2, bool)
     run(equal_spans)(address, nbytes, address_of(pattern), len(value), results[1:-1])
     assert results.tolist() == [True, *(part == value for part in parts), True]
+
+
+texts = st.lists(st.text("ab", max_size=4).map(str.encode) | st.binary(max_size=80), max_size=6)
+
+
+@given(texts, st.text("ab", max_size=3).map(str.encode) | st.binary(max_size=3))
+def test_search_and_ends_of_spans_are_those_of_bytes(run, parts, value):
+    address, nbytes, _owners = spans_of(parts)
+    pattern = guarded_array(value)
+    where = address_of(pattern), len(value)
+    results = np.ones(len(parts) + 2, bool)
+    run(search_spans)(address, nbytes, *where, results[1:-1])
+    assert results.tolist() == [True, *(value in part for part in parts), True]
+    run(match_ends)(address, nbytes, *where, False, results[1:-1])
+    assert results.tolist() == [True, *(part.startswith(value) for part in parts), True]
+    run(match_ends)(address, nbytes, *where, True, results[1:-1])
+    assert results.tolist() == [True, *(part.endswith(value) for part in parts), True]
+
+
+@pytest.mark.parametrize("before", [b"", b"a" * 5, b"ab" * 20, b"b" * 31, b"\xff" * 100])
+@pytest.mark.parametrize("value", [b"a", b"ab", b"aab", b"ab" * 40, b"a" + b"b" * 32 + b"a"])
+def test_search_finds_values_at_each_position(run, before, value):
+    """Spans end at a page's end, or begin at its begin, and values lie in all parts of them."""
+    pattern = guarded_array(value)
+    parts = [before + value + b"c" * n for n in (0, 1, 30, 31, 32, 33, 70)]
+    parts += [before + value[:-1] + b"c" * n for n in (0, 1, 30, 31, 32, 33, 70)]
+    address, nbytes, _owners = spans_of(parts)
+    results = np.ones(len(parts), bool)
+    run(search_spans)(address, nbytes, address_of(pattern), len(value), results)
+    assert results.tolist() == [value in part for part in parts]
+
+
+@pytest.mark.parametrize("begin", [0, 1, 4050, 4064, 4065, 4090])
+def test_search_reads_no_other_page(run, begin):
+    """The end of a span is read 32 bytes at once only if they are in its page."""
+    page = guarded_array(bytes(4096 - begin) + b"abcabx")
+    address, nbytes = np.array([address_of(page)]), np.array([len(page)])
+    for value in (b"abx", b"bcabx", b"abe"):
+        pattern = guarded_array(value)
+        results = np.ones(1, bool)
+        run(search_spans)(address, nbytes, address_of(pattern), len(value), results)
+        assert results[0] == (value in page.tobytes())
+
+
+@given(st.lists(st.text(max_size=40), max_size=8))
+def test_count_characters_is_the_length_of_text(run, parts):
+    address, nbytes, _owners = spans_of([part.encode() for part in parts])
+    lengths = np.full(len(parts) + 2, -1)
+    run(count_characters)(address, nbytes, lengths[1:-1])
+    assert lengths.tolist() == [-1, *map(len, parts), -1]
+
+
+@given(st.lists(st.binary(max_size=2), max_size=9), st.sets(st.binary(max_size=2), max_size=9))
+def test_match_any_span_is_membership(run, parts, values):
+    address, nbytes, _owners = spans_of(parts)
+    ordered = sorted(values, key=lambda value: (len(value), value))
+    at, sizes, _held = spans_of(ordered)
+    results = np.ones(len(parts) + 2, bool)
+    run(match_any_span)(address, nbytes, at, sizes, results[1:-1])
+    assert results.tolist() == [True, *(part in values for part in parts), True]
 
 
 # Headers of arrays.

@@ -1,0 +1,298 @@
+"""Counts of the distinct values of a column, block by block.
+
+Memory is proportional to the number of distinct values.
+
+Tested in tests/explore/test_counts.py.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from npstream._core.arguments import quantity
+from npstream._core.optional import import_optional
+from npstream._core.typing import AnyArray, Int64
+from npstream.explore.display import truncate, value_text
+from npstream.formats.sketches import find_runs
+
+__all__ = ["ValueCounts", "count_numbers", "count_objects", "drop_missing"]
+
+MAX_SHOWN = 10
+"""Values that the text of `ValueCounts` shows."""
+
+_TABLE = 1 << 22
+"""Integers within a range of this size are counted in a table; others are sorted."""
+
+_PENDING = 1 << 22
+"""Numbers that are collected before they are sorted together and counted."""
+
+
+class ValueCounts(Mapping[Any, int]):
+    """The distinct values of a column, each with its number of rows, the most frequent first.
+
+    A mapping of values to counts. Values with equal counts are in ascending order.
+
+    Attributes
+    ----------
+    name : str
+        The column's name.
+    unique : ndarray, shape (distinct,)
+        The values: numbers of the column's dtype, text as StringDType, other values as objects.
+    counts : ndarray of int64, shape (distinct,)
+        The number of each value's occurrences.
+
+    Examples
+    --------
+    >>> counts = getfixture("example")["label"].value_counts()
+    >>> counts.unique, counts.counts
+    (array([0, 1, 2]), array([1, 1, 1]))
+    >>> counts[2]
+    1
+    """
+
+    __slots__ = ("_positions", "counts", "name", "unique")
+
+    def __init__(self, name: str, unique: AnyArray, counts: Int64) -> None:
+        self.name = name
+        self.unique = unique
+        self.counts = counts
+        self._positions: dict[Any, int] | None = None
+
+    def __getitem__(self, value: Any) -> int:
+        if self._positions is None:
+            self._positions = {key: k for k, key in enumerate(self.unique.tolist())}
+        return int(self.counts[self._positions[value]])
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.unique.tolist())
+
+    def __len__(self) -> int:
+        return len(self.unique)
+
+    def rows(self, most: int) -> list[tuple[str, str, str]]:
+        """Return the first values as text, with their counts and their shares of all."""
+        total = max(int(self.counts.sum()), 1)
+        shown = zip(self.unique[:most].tolist(), self.counts[:most].tolist(), strict=True)
+        return [(value_text(v), f"{count:,}", f"{count / total:.1%}") for v, count in shown]
+
+    def __repr__(self) -> str:
+        title = f"{quantity(len(self), 'distinct value')} of {truncate(repr(self.name))}"
+        lines = [f"<npstream.ValueCounts: {title}"]
+        rows = self.rows(MAX_SHOWN)
+        widths = [max((len(row[k]) for row in rows), default=0) for k in range(3)]
+        lines += [
+            f"  {value:<{widths[0]}}  {count:>{widths[1]}}  {share:>{widths[2]}}"
+            for value, count, share in rows
+        ]
+        if len(self) > len(rows):
+            lines.append(f"  ... and {len(self) - len(rows):,} more")
+        return "\n".join(lines) + ">"
+
+    def to_pandas(self) -> Any:
+        """Return the counts as `pandas.Series.value_counts` does.
+
+        Returns
+        -------
+        pandas.Series
+            Named ``"count"``; its index has the values and the column's name.
+
+        Raises
+        ------
+        MissingDependencyError
+            If pandas is not installed.
+
+        Examples
+        --------
+        >>> import pytest; _ = pytest.importorskip("pandas")
+        >>> getfixture("example")["label"].value_counts().to_pandas().tolist()
+        [1, 1, 1]
+        """
+        pandas = import_optional("pandas", "pandas", "pandas")
+        unique = self.unique.astype(object) if self.unique.dtype.kind == "T" else self.unique
+        return pandas.Series(self.counts, pandas.Index(unique, name=self.name), name="count")
+
+
+def drop_missing(values: AnyArray) -> AnyArray:
+    """Return the numbers that are neither NaN nor NaT."""
+    if values.dtype.kind in "biu":
+        return values
+    is_number = values == values
+    present: AnyArray = values if is_number.all() else values[is_number]
+    return present
+
+
+def count_numbers(
+    name: str, blocks: Iterable[AnyArray], dtype: np.dtype[Any], dropna: bool = True
+) -> ValueCounts:
+    """Count numbers, times or bools.
+
+    Parameters
+    ----------
+    name : str
+        The column's name.
+    blocks : iterable of ndarray
+        The numbers, in blocks of any shape.
+    dtype : dtype
+    dropna : bool, default: True
+        Whether to leave out NaN and NaT. Otherwise all of them count as one value.
+
+    Examples
+    --------
+    >>> dict(count_numbers("x", [np.array([3, 1]), np.array([3])], np.dtype(int)))
+    {3: 2, 1: 1}
+    """
+    stored = np.dtype(np.int64) if dtype.kind in "mM" else dtype
+    table, runs = _Table(stored), _Runs(stored)
+    missing = 0
+    for block in blocks:
+        values = block.reshape(-1)
+        present = drop_missing(values)
+        missing += len(values) - len(present)
+        present = present.view(stored)
+        if len(present) and not table.add(present):
+            runs.add(present)
+    runs.add_counts(*table.result())
+    unique, counts = runs.result()
+    order = _order_by_count(counts)
+    unique, counts = unique[order].view(dtype), counts[order]
+    if missing and not dropna:
+        at = int(np.searchsorted(-counts, -missing, side="right"))
+        nothing = np.array("NaT" if dtype.kind in "mM" else np.nan, dtype)
+        unique, counts = np.insert(unique, at, nothing), np.insert(counts, at, missing)
+    return ValueCounts(name, unique, counts)
+
+
+def _order_by_count(counts: Int64) -> Any:
+    """Return the stable order of descending counts."""
+    if not len(counts) or counts.min() == counts.max():
+        return slice(None)
+    keys = counts.max() - counts
+    # NumPy sorts integers of 16 bits in linear time.
+    return np.argsort(keys.astype(np.min_scalar_type(keys.max())), kind="stable")
+
+
+class _Table:
+    """Counts of integers of a small range, in an array."""
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        self._dtype = dtype
+        self._first = 0
+        self._counts: Int64 = np.zeros(0, np.int64)
+
+    def add(self, values: AnyArray) -> bool:
+        """Count integers; return False if their range is too large, and count none of them."""
+        if self._dtype.kind not in "biu":
+            return False
+        if self._dtype.kind == "b":
+            values = values.view(np.uint8)
+        first, last = int(values.min()), int(values.max())
+        if last - first >= min(_TABLE, 64 + 4 * len(values)):
+            return False
+        if len(self._counts):
+            end = self._first + len(self._counts)
+            first, last = min(first, self._first), max(last, end - 1)
+            if last - first >= _TABLE:
+                return False
+        if first != self._first or last - first + 1 != len(self._counts):
+            counts = np.zeros(last - first + 1, np.int64)
+            if len(self._counts):
+                begin = self._first - first
+                counts[begin : begin + len(self._counts)] = self._counts
+            self._first, self._counts = first, counts
+        if first or values.dtype == np.uint64:
+            # Unsigned and small numbers may not hold the difference: int64 does, modulo 2**64.
+            values = values.astype(np.int64) - np.array(first, values.dtype).astype(np.int64)
+        self._counts += np.bincount(values, minlength=len(self._counts))
+        return True
+
+    def result(self) -> tuple[AnyArray, Int64]:
+        """Return the distinct values in ascending order, and their counts."""
+        at = np.flatnonzero(self._counts)
+        if self._dtype.kind == "b":
+            return (at + self._first).astype(bool), self._counts[at]
+        first = np.array(self._first, self._dtype)
+        return first + at.astype(self._dtype), self._counts[at]
+
+
+class _Runs:
+    """Counts of sortable values: sorted distinct ones, and values that are not counted yet."""
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        self._unique: AnyArray = np.empty(0, dtype)
+        self._counts: Int64 = np.empty(0, np.int64)
+        self._pending: list[AnyArray] = []
+        self._pending_size = 0
+
+    def add(self, values: AnyArray) -> None:
+        """Add values."""
+        self._pending.append(values)
+        self._pending_size += len(values)
+        # The factor bounds the work: all merges together cost less than the sorts.
+        if self._pending_size >= max(_PENDING, 4 * len(self._unique)):
+            self._count_pending()
+
+    def _count_pending(self) -> None:
+        values = np.sort(np.concatenate(self._pending))
+        self._pending, self._pending_size = [], 0
+        begins, counts = find_runs(values)
+        self.add_counts(values[begins], counts)
+
+    def add_counts(self, unique: AnyArray, counts: Int64) -> None:
+        """Add counts of ascending values."""
+        if not len(self._unique):
+            self._unique, self._counts = unique, counts
+        elif len(unique):
+            merged = np.concatenate([self._unique, unique])
+            order = np.argsort(merged, kind="stable")
+            merged, counts = merged[order], np.concatenate([self._counts, counts])[order]
+            begins, _ = find_runs(merged)
+            self._unique, self._counts = merged[begins], np.add.reduceat(counts, begins)
+
+    def result(self) -> tuple[AnyArray, Int64]:
+        """Return the distinct values in ascending order, and their counts."""
+        if self._pending:
+            self._count_pending()
+        return self._unique, self._counts
+
+
+def count_objects(name: str, blocks: Iterable[Iterable[Any]], kind: str) -> ValueCounts:
+    """Count text, bytes, or other hashable values.
+
+    Parameters
+    ----------
+    name : str
+        The column's name.
+    blocks : iterable of iterable
+        The values.
+    kind : str
+        The kind of the column; "str" returns an array of text.
+
+    Raises
+    ------
+    TypeError
+        If values are not hashable, such as lists.
+
+    Examples
+    --------
+    >>> dict(count_objects("x", [["b", "a"], ["b"]], "str"))
+    {'b': 2, 'a': 1}
+    """
+    counter: Counter[Any] = Counter()
+    for block in blocks:
+        try:
+            counter.update(block)
+        except TypeError as error:
+            raise TypeError(
+                f"values of column {name!r} cannot be counted, as they are not hashable: {error}"
+            ) from None
+    try:
+        pairs = sorted(counter.items(), key=lambda pair: (-pair[1], pair[0]))
+    except TypeError:  # values of several types have no order
+        pairs = counter.most_common()
+    unique = np.empty(len(pairs), np.dtypes.StringDType() if kind == "str" else object)
+    unique[:] = [value for value, _ in pairs]
+    return ValueCounts(name, unique, np.array([count for _, count in pairs], np.int64))

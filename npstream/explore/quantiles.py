@@ -1,0 +1,37 @@
+"""Provide `quantiles`, those of numbers in memory.
+
+Tested in tests/dataset/test_statistics_methods.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from npstream._core.typing import AnyArray
+from npstream.explore.counts import drop_missing
+
+
+def quantiles(values: AnyArray, probabilities: AnyArray) -> Any:
+    """Return quantiles of numbers or times without NaN and NaT, interpolated linearly.
+
+    Examples
+    --------
+    >>> quantiles(np.array([1, np.nan, 2]), np.array(0.5))
+    np.float64(1.5)
+    """
+    present = drop_missing(values.reshape(-1))
+    kind = present.dtype.kind
+    if not len(present):
+        nothing = np.array("NaT", present.dtype) if kind in "mM" else np.array(np.nan)
+        return np.full(probabilities.shape, nothing)[()]
+    if kind in "mM":
+        unit = np.dtype(present.dtype.str.replace("M8", "m8"))
+        # Times are interpolated as durations since the first one, which float64 rounds less.
+        first = present.min()
+        found = np.quantile((present - first).astype(np.int64), probabilities)
+        return first + np.asarray(found).astype(np.int64).astype(unit)
+    if kind not in "iuf" or present.dtype.itemsize < 4:
+        present = present.astype(np.float64)  # bool, and float16, whose differences may overflow
+    return np.quantile(present, probabilities)

@@ -1,0 +1,196 @@
+"""Tests of the text of columns (`contains`, `startswith`, `isin`, ...), at the speed of ``==``.
+
+Values are tested where they lie in a shard, as bytes: they are neither copied nor decoded. Both
+arguments and values are UTF-8, in which a text occurs in another one if and only if its bytes do.
+
+Tested in tests/explore/test_text.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from npstream._core import spans
+from npstream._core.memory import address_of
+from npstream._core.progress import progress
+from npstream._core.typing import AnyArray, Bools, Bytes, Int64
+from npstream.reading.cost_limit import check_cost
+from npstream.reading.gather import KERNEL_ROWS, SpanFunction, apply_to_ragged, apply_to_spans
+from npstream.reading.ragged import Ragged
+
+if TYPE_CHECKING:
+    from npstream._core.jit import Kernel
+    from npstream.indexing.selection import Selection
+    from npstream.reading.gather import Lookup
+    from npstream.reading.plan import Plan
+    from npstream.reading.source import Source
+
+__all__ = [
+    "apply_to_rows",
+    "byte_counts",
+    "character_counts",
+    "equals_any",
+    "has_end",
+    "has_part",
+    "stored_texts",
+    "text_bytes",
+]
+
+TEXT_KINDS: dict[str, type] = {"str": str, "bytes": bytes}
+"""The kinds of columns of text, and the type of their values."""
+
+TEXT_TYPES = (str, bytes)
+"""The types of values of columns of text."""
+
+
+def text_bytes(value: Any, kind: str, name: str) -> bytes:
+    """Return an argument as the bytes of a value of a column.
+
+    Parameters
+    ----------
+    value : str or bytes
+    kind : {"str", "bytes"}
+        The kind of the column.
+    name : str
+        The column's name, for the message.
+
+    Raises
+    ------
+    TypeError
+        If the value does not have the type of the column's values.
+    """
+    if not isinstance(value, TEXT_KINDS[kind]):
+        raise TypeError(
+            f"column {name!r} holds {kind}, and the argument is {value!r:.60} "
+            f"({type(value).__name__}): pass {kind}"
+        )
+    return _encoded(value)
+
+
+def _encoded(value: Any) -> bytes:
+    # A str with surrogates is not valid UTF-8. It occurs in no value, but must not raise.
+    return value.encode(errors="surrogatepass") if isinstance(value, str) else bytes(value)
+
+
+def stored_texts(values: Iterable[Any], kind: str) -> list[bytes]:
+    """Return those of some values that have the type of a column of text, as they are stored."""
+    return [_encoded(value) for value in values if isinstance(value, TEXT_KINDS[kind])]
+
+
+def apply_to_rows(
+    function: SpanFunction,
+    dtype: type,
+    source: Source,
+    plan: Plan,
+    selection: Selection,
+    purpose: str,
+) -> AnyArray:
+    """Call a function on the values of a column of text or bytes, one block of rows at a time.
+
+    Parameters
+    ----------
+    function : callable
+        Takes addresses, sizes, and the results of a block of values to fill.
+    dtype : type
+        The dtype of the results.
+    source : Source
+    plan : Plan
+        A plan of one column.
+    selection : Selection
+        The rows.
+    purpose : str
+        What the values are read for, for progress and messages.
+
+    Returns
+    -------
+    ndarray
+        Of the selection's shape.
+    """
+    check_cost(source, selection, purpose, plan)
+    results: AnyArray = np.empty(selection.size, dtype)
+    for start in progress(range(0, selection.size, KERNEL_ROWS), purpose):
+        rows = source.look_up(selection.ids(start, start + KERNEL_ROWS))
+        _apply(source, plan, rows, function, results[start : start + KERNEL_ROWS])
+    shaped: AnyArray = results.reshape(selection.shape)[()]
+    return shaped
+
+
+def _apply(
+    source: Source, plan: Plan, rows: Lookup, function: SpanFunction, results: AnyArray
+) -> None:
+    """Call a function on the values of rows; they may be in a joined source, or computed."""
+    (field,) = plan.fields
+    if field.computation is not None:
+        column = field.computation.column(rows.rows)
+        assert isinstance(column, Ragged)
+        apply_to_ragged(column, function, results)
+        return
+    for joined, part, joined_rows in source.joined_parts(plan, rows):
+        _apply(joined, part, joined_rows, function, results)
+        return
+    apply_to_spans(source.fetcher, plan, rows.samples, function, results)
+
+
+def has_part(pattern: bytes) -> SpanFunction:
+    """Return a test whether values contain bytes."""
+    body = _readable(pattern)
+
+    def search(address: Int64, nbytes: Int64, matches: Bools) -> None:
+        search = _for_bytes(spans.search_spans, nbytes)
+        search(address, nbytes, address_of(body), len(pattern), matches)
+
+    return search
+
+
+def has_end(patterns: Iterable[bytes], at_end: bool) -> SpanFunction:
+    """Return a test whether values begin, or `at_end` end, with one of some bytes."""
+    bodies = [(_readable(pattern), len(pattern)) for pattern in patterns]
+
+    def compare(address: Int64, nbytes: Int64, matches: Bools) -> None:
+        kernel = spans.match_ends.for_size(len(matches))
+        block = matches
+        matches[:] = False
+        for number, (body, size) in enumerate(bodies):
+            if number == 1:
+                block = np.empty(len(matches), bool)
+            kernel(address, nbytes, address_of(body), size, at_end, block)
+            matches |= block
+
+    return compare
+
+
+def equals_any(values: Iterable[bytes]) -> SpanFunction:
+    """Return a test whether values equal one of some bytes."""
+    ordered = sorted(set(values), key=lambda value: (len(value), value))
+    sizes = np.array([len(value) for value in ordered], np.int64)
+    body = _readable(b"".join(ordered))
+    begins = address_of(body) + np.cumsum(sizes) - sizes
+
+    def compare(address: Int64, nbytes: Int64, matches: Bools) -> None:
+        assert len(body)  # the values must stay in memory
+        spans.match_any_span.for_size(len(matches))(address, nbytes, begins, sizes, matches)
+
+    return compare
+
+
+def character_counts(address: Int64, nbytes: Int64, lengths: Int64) -> None:
+    """Set the number of code points of values in UTF-8."""
+    _for_bytes(spans.count_characters, nbytes)(address, nbytes, lengths)
+
+
+def byte_counts(address: Int64, nbytes: Int64, lengths: Int64) -> None:
+    """Set the bytes of values."""
+    lengths[:] = nbytes
+
+
+def _for_bytes(kernel: Kernel[..., Any], nbytes: Int64) -> Any:
+    """Return the faster function of a kernel that takes `MASK_BYTES` or fewer bytes at once."""
+    return kernel.for_size(len(nbytes) + int(nbytes.sum()) // 32)
+
+
+def _readable(pattern: bytes) -> Bytes:
+    """Return bytes as an array that has an address, even if there are none."""
+    return np.frombuffer(pattern or b"\0", np.uint8)

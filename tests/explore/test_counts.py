@@ -1,0 +1,86 @@
+"""Tests of counts of values, against NumPy and pandas."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from npstream.explore import counts
+from npstream.explore.counts import ValueCounts, count_numbers, count_objects
+
+DTYPES = [*"?bBhHiIqQefdFD", "M8[D]", "m8[us]"]
+
+
+def expected_counts(values):
+    unique, numbers = np.unique(values, return_counts=True)
+    order = np.argsort(-numbers, kind="stable")
+    return unique[order], numbers[order]
+
+
+@pytest.mark.parametrize("limits", [(1 << 22, 1 << 22), (10, 20)], ids=["large", "small"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(data=st.data())
+def test_counts_of_blocks_are_those_of_numpy(limits, dtype, data):
+    narrow = st.integers(0, 5) if np.dtype(dtype).kind in "iu" else None
+    elements = data.draw(st.sampled_from([None, narrow]))
+    values = data.draw(npst.arrays(dtype, st.integers(0, 60), elements=elements))
+    values = values + np.zeros(1, values.dtype) if values.dtype.kind in "fc" else values  # no -0.0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(counts, "_PENDING", limits[0])
+        patch.setattr(counts, "_TABLE", limits[1])
+        blocks = np.array_split(values, data.draw(st.integers(1, 5)))
+        found = count_numbers("x", blocks, values.dtype)
+        with_missing = count_numbers("x", blocks, values.dtype, dropna=False)
+    present = values[values == values]
+    unique, numbers = expected_counts(present)
+    np.testing.assert_array_equal(found.unique, unique)
+    np.testing.assert_array_equal(found.counts, numbers)
+    assert found.unique.dtype == values.dtype
+    missing = len(values) - len(present)
+    assert with_missing.counts.sum() == len(values)
+    assert (with_missing.counts[with_missing.unique != with_missing.unique] == missing).all()
+    assert (np.diff(with_missing.counts) <= 0).all()
+
+
+def test_uint64_is_counted_exactly():
+    values = np.array([2**64 - 1, 2**64 - 3, 2**64 - 1, 0], np.uint64)
+    assert dict(count_numbers("x", [values], values.dtype)) == {
+        2**64 - 1: 2, 0: 1, 2**64 - 3: 1,
+    }  # fmt: skip
+
+
+def test_tables_grow_in_both_directions():
+    blocks = [np.array([5, 7]), np.array([1, 2, 5]), np.array([9]), np.array([10**9])]
+    assert dict(count_numbers("x", blocks, np.dtype(int))) == {
+        5: 2, 1: 1, 2: 1, 7: 1, 9: 1, 10**9: 1,
+    }  # fmt: skip
+
+
+def test_objects_without_an_order_are_counted():
+    assert dict(count_objects("x", [[1, "a", None], ["a"]], "object")) == {"a": 2, 1: 1, None: 1}
+    with pytest.raises(TypeError, match="column 'x' cannot be counted, as they are not hashable"):
+        count_objects("x", [[[1]]], "object")
+
+
+def test_counts_equal_those_of_pandas():
+    pandas = pytest.importorskip("pandas")
+    values = np.array([3, 1, 3, 2, 2, 3])
+    ours = count_numbers("x", [values], values.dtype).to_pandas()
+    pandas.testing.assert_series_equal(ours, pandas.Series(values, name="x").value_counts())
+    texts = count_objects("t", [["b", "a", "b"]], "str").to_pandas()
+    expected = pandas.Series(["b", "a", "b"], name="t", dtype=object).value_counts()
+    pandas.testing.assert_series_equal(texts, expected, check_index_type=False)
+
+
+def test_text_is_one_screen():
+    found = count_numbers("x", [np.arange(50_000)], np.dtype(int))
+    lines = repr(found).splitlines()
+    assert lines[0] == "<npstream.ValueCounts: 50,000 distinct values of 'x'"
+    assert lines[-1] == "  ... and 49,990 more>"
+    assert len(lines) == 12
+    assert repr(ValueCounts("x", np.empty(0), np.empty(0, int))) == (
+        "<npstream.ValueCounts: 0 distinct values of 'x'>"
+    )
