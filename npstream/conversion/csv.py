@@ -128,11 +128,14 @@ class CsvSource(InputSource):
             texts = next(
                 iter(self._reader(file, opened, column_types=types, include_columns=floats))
             )
+        options = self.request.options
+        # As pyarrow counts them: from 1, with the line of names and those that are skipped.
+        first = options.get("skip_rows", 0) + ("names" not in options) + 1
         for name in floats:
-            for row, text in enumerate(texts.column(name).to_pylist()):
+            for row, text in enumerate(texts.column(name).to_pylist(), first):
                 if text and _INTEGER.fullmatch(text) and int(float(text)) != int(text):
                     raise ValueError(
-                        f"{file.where}: row {row + 1}: column {name!r}: {text} exceeds int64, and "
+                        f"{file.where}: row {row}: column {name!r}: {text} exceeds int64, and "
                         f"a float64 would round it: give the type, as in columns={{{name!r}: "
                         "'str', ...}"
                     )

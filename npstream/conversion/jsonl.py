@@ -31,11 +31,14 @@ __all__ = ["JsonLinesSource"]
 JSON_BLOCK = 1 << 22
 """Bytes of lines that are parsed together. Those at the start decide the types of columns."""
 
-_ARROW_NAMES = {"int64": "int64", "float64": "float64", "bool": "bool_", "str": "string"}
+_ARROW_NAMES = {
+    "int64": "int64", "uint64": "uint64", "float64": "float64", "bool": "bool_", "str": "string",
+}  # fmt: skip
 """The Arrow type of each encoding that pyarrow parses without changing values."""
 
 _VALUE_TYPES: dict[str, set[type]] = {
     "int64": {int},
+    "uint64": {int},
     "float64": {int, float},
     "bool": {bool},
     "str": {str},
@@ -119,6 +122,8 @@ class JsonLinesSource(InputSource):
             )
         if found <= {list, dict}:
             return "json"
+        if found == {int} and named in ("uint64", "str_int"):
+            return named  # they hold integers that int64 does not
         if len(found) == 1:
             return {bool: "bool", int: "int64", float: "float64", str: "str"}[found.pop()]
         if found == {int, float}:
@@ -176,10 +181,12 @@ class JsonLinesSource(InputSource):
                 values = [None if value is None else float(value) for value in values]
             try:
                 columns.append(pa.array(values, field.type))
-            except (pa.ArrowException, OverflowError) as error:
+            except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
+                at = _first_refused(values, field.type)
                 raise ValueError(
-                    f"{file.where}: lines {line} to {rows[-1][0]}: column {field.name!r}: {error}: "
-                    f"name another encoding, as in columns={{{field.name!r}: 'json', ...}}"
+                    f"{file.where}: line {rows[at][0]}: column {field.name!r}: "
+                    f"{short_repr(values[at])} is not of the type {field.type}: {error}: name "
+                    f"another encoding, as in columns={{{field.name!r}: 'json', ...}}"
                 ) from error
         return pa.table(columns, schema)
 
@@ -233,6 +240,17 @@ class JsonLinesSource(InputSource):
     def _file_blocks(self, file: SourceFile) -> Iterator[tuple[int, bytes]]:
         with file.decompressed() as opened:
             yield from _blocks(opened)
+
+
+def _first_refused(values: Sequence[Any], arrow_type: Any) -> int:
+    """Return the position of the first value that an Arrow type cannot hold."""
+    pa = import_optional("pyarrow", "pyarrow", "arrow")
+    for position, value in enumerate(values):
+        try:
+            pa.scalar(value, arrow_type)
+        except (pa.ArrowException, OverflowError, UnicodeEncodeError):
+            return position
+    return 0
 
 
 def _is_float64(number: int) -> bool:

@@ -217,7 +217,7 @@ class Rejects:
         self._write("a", json.dumps(record) + "\n")
         if self._max_errors is not None and self.count > self._max_errors:
             raise ValueError(
-                f"{quantity(self.count, 'sample')} were refused, more than "
+                f"{quantity(self.count, 'refused sample')}, more than "
                 f"max_errors={self._max_errors}; the last: {rejected.reason}"
             )
 

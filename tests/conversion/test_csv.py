@@ -98,7 +98,7 @@ def test_empty_values_are_missing_except_in_text(convert):
 
 def test_integers_that_floats_would_round_are_refused(convert):
     text = "id\n1\n12345678901234567891\n"
-    with pytest.raises(ValueError, match=r"row 2: column 'id': 12345678901234567891 exceeds"):
+    with pytest.raises(ValueError, match=r"row 3: column 'id': 12345678901234567891 exceeds"):
         convert(text)
     assert convert(text, columns={"id": "uint64"})["id"][1] == 12345678901234567891
 
@@ -178,3 +178,18 @@ def test_remote_compressed_files(tmp_path, servers):
         place.put(f"d/{number}.csv.gz", gzip.compress(f"a\n{number}\n".encode()))
     npstream.convert(f"{place.url}/d", tmp_path / "out", source_options=place.storage_options)
     assert npstream.open(tmp_path / "out")["a"].load().tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("before", "options", "row"),
+    [
+        ("x\n", {}, 3),
+        ("#\n#\nx\n", {"skip_rows": 2}, 5),
+        ("", {"names": ["x"]}, 2),
+        ("#\n", {"names": ["x"], "skip_rows": 1}, 3),
+    ],
+)
+def test_errors_count_rows_alike(convert, before, options, row):
+    for text, columns in (("1\n300\n", {"x": "int8"}), (f"1\n{2**63 + 1}\n", None)):
+        with pytest.raises(ValueError, match=rf"a\.csv: row {row}: column 'x'"):
+            convert(before + text, columns=columns, reader_options=options)

@@ -148,3 +148,29 @@ def test_an_integer_that_a_float_would_round_raises(convert, monkeypatch):
         convert(lines([*rows, {"a": 2**53 + 1}]))
     values = convert(lines([*rows, {"a": 2**60}, {"a": 1e17}]))["a"].load()
     assert values[9:].tolist() == [2.0**60, 1e17]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "value"), [("uint64", 2**64 - 1), ("str_int", 10**40), ("str_int", -(2**63) - 1)]
+)
+def test_integers_that_exceed_int64_fit_the_encodings_that_hold_them(
+    convert, monkeypatch, encoding, value
+):
+    monkeypatch.setattr(jsonl, "JSON_BLOCK", 64)
+    rows = [{"x": n % 7} for n in range(50)] + [{"x": value}]
+    ds = convert(lines(rows), columns={"x": encoding})
+    assert [int(x) for x in ds["x"]] == [row["x"] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("\ud83d", r"line 300: column 'x': '\\ud83d' is not of the type string: .*surrogates"),
+        (2**63, r"line 300: column 'x': 9223372036854775808 is not of the type int64"),
+    ],
+)
+def test_a_value_that_arrow_cannot_hold_raises_with_its_line(convert, value, words):
+    good = "a" if isinstance(value, str) else 1
+    rows = [{"x": good}] * 299 + [{"x": value}] + [{"x": good}] * 100
+    with pytest.raises(ValueError, match=words):
+        convert(lines(rows))
