@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from npstream.dataset.dataset import Dataset
     from npstream.dataset.opening import open_dataset
     from npstream.formats.encodings.encodings import register_encoding
+    from npstream.mixture.concat import concat
     from npstream.mixture.mixture import Mixture, mix
     from npstream.orders.order import Shuffle
     from npstream.orders.streaming.settings import StreamingShuffle
@@ -45,6 +46,7 @@ __all__ = [
     "add_columns",
     "build_index",
     "cache",
+    "concat",
     "convert",
     "copy",
     "errors",
@@ -76,6 +78,7 @@ _EXPORTS = {
     "add_columns": "npstream.tools.add_columns:add_columns",
     "build_index": "npstream.tools.index_builder:build_index",
     "cache": "npstream.cache",
+    "concat": "npstream.mixture.concat:concat",
     "convert": "npstream.conversion.convert:convert",
     "copy": "npstream.tools.copy:copy",
     "errors": "npstream.errors",
@@ -98,7 +101,8 @@ _ALTERNATIVES = {
     **dict.fromkeys(("merge_index", "join"), "npstream.merge"),
     **dict.fromkeys(("save", "dump", "to_disk", "write_dataset", "from_dict"), "npstream.write"),
     **dict.fromkeys(("MDSWriter", "ShardWriter", "open_writer"), "npstream.Writer"),
-    **dict.fromkeys(("concat", "concatenate", "interleave", "chain", "Stream"), "npstream.mix"),
+    **dict.fromkeys(("concatenate", "concatenate_datasets", "chain"), "npstream.concat"),
+    **dict.fromkeys(("interleave", "interleave_datasets", "Stream"), "npstream.mix"),
     **dict.fromkeys(
         ("Loader", "DataLoader", "StreamingDataLoader"),
         "npstream.torch.DataLoader, after import npstream.torch; or ds.iter, without torch",

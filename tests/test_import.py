@@ -76,7 +76,8 @@ def test_an_editable_install_adds_a_path():
 @pytest.mark.parametrize(
     ("name", "words"),
     [("load", "use npstream.open"), ("read", "use npstream.open"), ("save", "use npstream.write"),
-     ("Loader", "npstream.torch.DataLoader"), ("concat", "use npstream.mix")],
+     ("Loader", "npstream.torch.DataLoader"),
+     ("interleave", "use npstream.mix"), ("concatenate", "use npstream.concat")],
 )  # fmt: skip
 def test_names_of_other_libraries_lead_to_those_of_npstream(name, words):
     import npstream

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_index
 
-from npstream._core.arguments import name_list
 from npstream._core.typing import AnyArray, Sample
 from npstream.dataset.column import Column
-from npstream.dataset.splits import chain_transforms, filter_mask, split_view
+from npstream.dataset.splits import split_view
 from npstream.dataset.view_methods import ViewMethods
 from npstream.errors import (
     ColumnError,
@@ -47,7 +46,7 @@ if TYPE_CHECKING:
 Transform = Callable[[Sample], Any]
 
 
-class Dataset(ViewMethods):
+class Dataset(ViewMethods["Dataset"]):
     """An array of the samples of an opened dataset, or a lazy view of some of them.
 
     Made by `npstream.open`. An integer index reads one sample. Any other row index returns a lazy
@@ -221,9 +220,11 @@ class Dataset(ViewMethods):
             raise ValueError(f"a column is listed twice in {list(names)}")
         return self._replace(tuple(names), self._transform)
 
-    def _replace(self, names: tuple[str, ...], transform: Transform | None) -> Dataset:
+    def _replace(
+        self, names: tuple[str, ...], transform: Transform | None, source: Any = None
+    ) -> Dataset:
         """Return a view of the same rows with these columns and this transform."""
-        return Dataset(self._source, self._selection, names, transform)
+        return Dataset(source or self._source, self._selection, names, transform)
 
     def _sample(self, sample: int) -> Any:
         reader = self._reader
@@ -499,69 +500,6 @@ class Dataset(ViewMethods):
         """
         parts = split_view(self._selection, lengths, seed, by, self._source.chunk_starts)
         return [self._view(part) for part in parts]
-
-    def with_transform(self, transform: Transform | None) -> Dataset:
-        """Return a view whose samples are passed through a function.
-
-        It applies to samples read by index, by iteration and by ``DataLoader(ds)``, but not to
-        columns and batches. It runs after the view's current transform, if any.
-
-        Parameters
-        ----------
-        transform : callable or None
-            Takes a sample and returns its replacement. None removes the transform.
-
-        Returns
-        -------
-        Dataset
-
-        Examples
-        --------
-        >>> ds = getfixture("example")
-        >>> [*ds.with_transform(lambda sample: sample["text"].upper())]
-        ['ZERO', 'ONE', 'TWO']
-        """
-        return self._replace(self._names, chain_transforms(self._transform, transform))
-
-    def filter(
-        self,
-        fn: Callable[[Any], Any],
-        columns: Sequence[str] | None = None,
-        batch_size: int | None = None,
-    ) -> Dataset:
-        """Return a view of the samples for which a function returns True.
-
-        Parameters
-        ----------
-        fn : callable
-            Takes a sample and returns a bool; with `batch_size`, takes a Batch and returns a mask.
-        columns : sequence of str, optional
-            Columns to read and pass to `fn`; by default all.
-        batch_size : int, optional
-            Samples of each Batch that is passed to `fn`. By default, `fn` takes single samples.
-
-        Returns
-        -------
-        Dataset
-            A 1-d view.
-
-        Raises
-        ------
-        TypeError
-            If `fn` takes Batches and does not return a mask of their rows.
-
-        Examples
-        --------
-        >>> ds = getfixture("example")
-        >>> ds.filter(lambda sample: sample["label"] > 0).shape
-        (2,)
-        """
-        view = self.ravel()
-        inputs = view if columns is None else view[name_list(columns)]
-        plan = self._source.plan(inputs._names)
-        step = self._source.estimate_read_rows(reading.SAMPLE_BLOCK, plan)
-        mask = filter_mask(inputs, fn, batch_size, step)
-        return view[mask]
 
     def iter(
         self,

@@ -13,7 +13,7 @@ from npstream.errors import StorageError, short_repr, short_traceback
 from npstream.formats.hashes import HASHES
 from npstream.indexing.selection import Selection
 from npstream.joins.added import open_joined, start_reading_groups
-from npstream.reading.source import open_source
+from npstream.reading.schema import open_source
 from npstream.shards.opening import open_cache, open_shards
 from npstream.shards.table import Fetcher
 from npstream.storage.local import open_store, options_for

@@ -1,27 +1,350 @@
-"""Provide the methods of datasets that answer questions about views and runs.
+"""Provide the methods of datasets that make other views, and answer questions about runs.
 
-Tested in tests/iteration/test_provenance.py.
+Tested in tests/dataset/test_view_methods.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from npstream.errors import short_traceback
+from npstream._core.arguments import integer, name_list
+from npstream._core.typing import Sample
+from npstream.dataset.splits import chain_transforms, filter_mask
+from npstream.errors import ColumnError, short_repr, short_traceback
+from npstream.explore.sorting import sort_order
+from npstream.orders.order import full_order
+from npstream.reading.load import SAMPLE_BLOCK
+from npstream.reading.source import transform_old_names
 
 if TYPE_CHECKING:
+    from npstream.indexing.selection import Selection
     from npstream.iteration.iteration import Iteration
     from npstream.iteration.provenance import Provenance
+    from npstream.reading.source import Source
+
+View = TypeVar("View")
+"""The class of the views that the methods return, `Dataset`."""
 
 
-class ViewMethods:
+class ViewMethods(Generic[View]):
     """Methods of `Dataset`."""
 
     __slots__ = ()
 
     if TYPE_CHECKING:
         iter: Callable[..., Iteration]
+        ravel: Callable[[], Any]
+        _replace: Callable[..., View]
+        _project: Callable[[Sequence[str]], View]
+        _source: Source
+        _selection: Selection
+        _names: tuple[str, ...]
+        _transform: Callable[[Sample], Any] | None
+
+        def __len__(self) -> int: ...
+        def __getitem__(self, index: Any) -> Any: ...
+
+    # Rows
+
+    def head(self, n: int = 5) -> View:
+        """Return a view of the first rows, as ``ds[:n]`` does.
+
+        Parameters
+        ----------
+        n : int, default: 5
+            Number of rows; a view with fewer rows is returned whole. If it is negative, all rows
+            but the last ``-n``, as in pandas.
+
+        Returns
+        -------
+        Dataset
+
+        Examples
+        --------
+        >>> getfixture("example").head(2)["text"].to_numpy()
+        array(['zero', 'one'], dtype=StringDType())
+        """
+        with short_traceback:
+            view: View = self[: integer("n", n)]
+            return view
+
+    def sample(self, n: int, seed: int = 0) -> View:
+        """Return a view of random samples, in random order, each at most once.
+
+        It is ``ds.shuffle(seed, block=None)[:n]``: a larger `n` gives the same samples and more.
+        Nothing is read.
+
+        Parameters
+        ----------
+        n : int
+            Number of samples.
+        seed : int, default: 0
+            Any integer. A seed gives the same samples on any machine and in any release.
+
+        Returns
+        -------
+        Dataset
+            A 1-d view. Index with sorted rows for samples in the dataset's order.
+
+        Raises
+        ------
+        ValueError
+            If the view has fewer than `n` samples, or `n` is negative.
+
+        Examples
+        --------
+        >>> getfixture("example").sample(2, seed=1)["label"].load()
+        array([1, 0])
+        """
+        with short_traceback:
+            view = self.ravel()
+            n, seed = integer("n", n), integer("seed", seed)
+            if not 0 <= n <= len(view):
+                raise ValueError(
+                    f"n={n}: expected a number from 0 to {len(view)}, the number of samples; to "
+                    "draw samples several times, index with random rows"
+                )
+            drawn: Any = view._selection.permuted(full_order(len(view), seed)).select(slice(n))
+            sample: View = view._view(drawn)
+            return sample
+
+    def sort(
+        self, by: str | Sequence[str], *more: str, descending: bool | Sequence[bool] = False
+    ) -> View:
+        """Return a view of the samples in the order of a column's values.
+
+        The columns of `by` are read, and nothing else. The sort is stable: samples with equal
+        values keep their order. None, NaN and NaT come last, in descending order, too.
+
+        Parameters
+        ----------
+        by : str or sequence of str
+            The columns to sort by; the first one counts most.
+        *more : str
+            Further columns to sort by.
+        descending : bool or sequence of bool, default: False
+            Whether the greatest value comes first; a sequence has a value for each column.
+
+        Returns
+        -------
+        Dataset
+            A 1-d view, by row numbers.
+
+        Raises
+        ------
+        ColumnError
+            If there is no such column.
+        TypeError
+            If values of a column have no order, such as arrays and images.
+        MemoryError
+            Before reading, if the column needs more memory than is free.
+
+        Examples
+        --------
+        >>> getfixture("example").sort("label", descending=True)["text"].to_numpy()
+        array(['two', 'one', 'zero'], dtype=StringDType())
+        """
+        with short_traceback:
+            names = [*(name_list(by) if not isinstance(by, str) else [by]), *more]
+            flags = _flags(names, descending)
+            view = self.ravel()
+            columns = {name: view[name] for name in dict.fromkeys(names)}
+            for column in columns.values():
+                _require_order(column)
+            order = sort_order(
+                {name: column.load() for name, column in columns.items()},
+                dict(zip(reversed(names), reversed(flags), strict=True)),
+            )
+            ordered: View = view[order]
+            return ordered
+
+    # Columns
+
+    def drop(self, *names: str) -> View:
+        """Return a view without some columns.
+
+        Parameters
+        ----------
+        *names : str
+            Columns to leave out.
+
+        Returns
+        -------
+        Dataset
+
+        Raises
+        ------
+        ColumnError
+            If there is no such column.
+        TypeError
+            If a name is not a str.
+
+        Examples
+        --------
+        >>> getfixture("example").drop("text").columns
+        ('label',)
+        """
+        with short_traceback:
+            for name in names:
+                if not isinstance(name, str):
+                    raise TypeError(
+                        f"drop takes names of columns, got {short_repr(name)}: write "
+                        "ds.drop('a', 'b')"
+                    )
+                if name not in self._names:
+                    raise ColumnError(name, self._names)
+            return self._project([name for name in self._names if name not in names])
+
+    def rename(self, mapping: Mapping[str, str] | None = None, /, **names: str) -> View:
+        """Return a view whose columns have other names.
+
+        Nothing is read or copied. Samples, batches, functions of `filter` and files that are
+        written from the view have the new names. States of iterations stay valid. A function from
+        an earlier `map` still gets the old names, and its result is not renamed.
+
+        Parameters
+        ----------
+        mapping : mapping of str to str, optional
+            Old name -> new name. Names can be exchanged.
+        **names : str
+            The same as keywords: ``old="new"``.
+
+        Returns
+        -------
+        Dataset
+
+        Raises
+        ------
+        ColumnError
+            If there is no column of an old name.
+        ValueError
+            If two columns would have the same name.
+        TypeError
+            If `mapping` is not a mapping, or a new name is not a str.
+
+        Examples
+        --------
+        >>> ds = getfixture("example").rename(label="y")
+        >>> ds[1]
+        {'text': 'one', 'y': np.int64(1)}
+        """
+        with short_traceback:
+            if mapping is not None and not isinstance(mapping, Mapping):
+                raise TypeError(
+                    f"rename takes a mapping from old names to new names, got "
+                    f"{short_repr(mapping)}: write ds.rename({{'old': 'new'}})"
+                )
+            changes = {**(mapping or {}), **names}
+            for old, new in changes.items():
+                if old not in self._names:
+                    raise ColumnError(old, self._names)
+                if not isinstance(new, str):
+                    raise TypeError(f"the new name of column {old!r} is {short_repr(new)}, no str")
+            by_name = {old: changes.get(old, old) for old in self._names}
+            _require_distinct(by_name)
+            source = self._source.renamed(by_name)
+            transform = transform_old_names(self._transform, by_name)
+            return self._replace(tuple(by_name.values()), transform, source)
+
+    # Functions of samples
+
+    def map(self, fn: Callable[[Sample], Any]) -> View:
+        """Return a view whose samples are passed through a function when they are read.
+
+        It is `with_transform`, under the name that other libraries have for it: lazy, and chained
+        if it is called again. Columns and batches are not passed through the function.
+
+        Parameters
+        ----------
+        fn : callable
+            Takes a sample and returns its replacement, of any type.
+
+        Returns
+        -------
+        Dataset
+
+        Raises
+        ------
+        TypeError
+            If `fn` is not callable.
+
+        Examples
+        --------
+        >>> ds = getfixture("example")
+        >>> [*ds.map(lambda sample: sample["text"]).map(len)]
+        [4, 3, 3]
+        """
+        with short_traceback:
+            if not callable(fn):
+                raise TypeError(f"map takes a function of a sample, got {short_repr(fn)}")
+            return self.with_transform(fn)
+
+    def with_transform(self, transform: Callable[[Sample], Any] | None) -> View:
+        """Return a view whose samples are passed through a function.
+
+        It applies to samples read by index, by iteration and by ``DataLoader(ds)``, but not to
+        columns and batches. It runs after the view's current transform, if any.
+
+        Parameters
+        ----------
+        transform : callable or None
+            Takes a sample and returns its replacement. None removes the transform.
+
+        Returns
+        -------
+        Dataset
+
+        Examples
+        --------
+        >>> ds = getfixture("example")
+        >>> [*ds.with_transform(lambda sample: sample["text"].upper())]
+        ['ZERO', 'ONE', 'TWO']
+        """
+        return self._replace(self._names, chain_transforms(self._transform, transform))
+
+    def filter(
+        self,
+        fn: Callable[[Any], Any],
+        columns: Sequence[str] | None = None,
+        batch_size: int | None = None,
+    ) -> View:
+        """Return a view of the samples for which a function returns True.
+
+        Parameters
+        ----------
+        fn : callable
+            Takes a sample and returns a bool; with `batch_size`, takes a Batch and returns a mask.
+        columns : sequence of str, optional
+            Columns to read and pass to `fn`; by default all.
+        batch_size : int, optional
+            Samples of each Batch that is passed to `fn`. By default, `fn` takes single samples.
+
+        Returns
+        -------
+        Dataset
+            A 1-d view.
+
+        Raises
+        ------
+        TypeError
+            If `fn` takes Batches and does not return a mask of their rows.
+
+        Examples
+        --------
+        >>> ds = getfixture("example")
+        >>> ds.filter(lambda sample: sample["label"] > 0).shape
+        (2,)
+        """
+        view = self.ravel()
+        inputs = view if columns is None else view[name_list(columns)]
+        plan = self._source.plan(inputs._names)
+        step = self._source.estimate_read_rows(SAMPLE_BLOCK, plan)
+        mask = filter_mask(inputs, fn, batch_size, step)
+        kept: View = view[mask]
+        return kept
+
+    # Runs
 
     def _run_settings(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments of `iter` for rank 0 of a state's run."""
@@ -74,3 +397,38 @@ class ViewMethods:
             iteration = self.iter(**self._run_settings(state))
             iteration.load_state_dict(state)
             return iteration.samples_of(steps, epoch=epoch)
+
+
+def _flags(names: Sequence[str], descending: bool | Sequence[bool]) -> list[bool]:
+    """Return whether each column is sorted in descending order."""
+    flags = [descending] * len(names) if isinstance(descending, bool) else [*descending]
+    if not names or len(flags) != len(names) or not all(isinstance(flag, bool) for flag in flags):
+        raise ValueError(
+            f"descending={short_repr(descending)} with columns {short_repr(list(names))}: expected "
+            "at least one column, and a bool, or a bool for each column"
+        )
+    return flags
+
+
+def _require_order(column: Any) -> None:
+    """Raise TypeError for a column whose values are arrays or images."""
+    encoding = column._field.encoding
+    if column.ndim > 1 or encoding.kind in ("image", "ndarray"):
+        what = "images" if encoding.kind == "image" else "arrays"
+        raise TypeError(
+            f"column {column.name!r} has {what}, which have no order: sort by a column of numbers "
+            "or text, or index with an order of your own, as in "
+            "ds[numpy.argsort(keys, kind='stable')]"
+        )
+
+
+def _require_distinct(names: Mapping[str, str]) -> None:
+    """Raise ValueError if two columns would get the same name."""
+    owners: dict[str, str] = {}
+    for old, new in names.items():
+        if new in owners:
+            raise ValueError(
+                f"columns {owners[new]!r} and {old!r} would both have the name {new!r}: rename "
+                f"both, or drop one before, as in ds.drop({old!r})"
+            )
+        owners[new] = old

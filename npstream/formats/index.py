@@ -13,7 +13,8 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn, Protocol
 
 import numpy as np
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from npstream._core.arguments import quantity
 from npstream._core.memory import available_memory, fits_in_memory
-from npstream._core.typing import AnyArray, Bools, Bytes, Int64
+from npstream._core.typing import AnyArray, Bools, Int64
 from npstream.errors import FormatError, short_repr
 from npstream.formats import chunks
 from npstream.formats.versions import SIDECAR_NAME
@@ -68,9 +69,6 @@ _MIN_ESTIMATED_BYTES = 1 << 20
 _PARSED_BYTES = {b"[": 72, b"{": 200, b",": 40, b":": 24}
 """Character of JSON -> approximate bytes of Python objects for each occurrence."""
 
-_MAX_CONFIGURATION_BYTES = 1 << 20
-"""`check_configuration` ignores a larger configuration of a shard."""
-
 MAX_FILE_BYTES = 1 << 40
 """A file of this size or larger is rejected.
 
@@ -83,7 +81,8 @@ class Schema:
     """The columns of a shard's samples, from its index entry.
 
     ``sizes`` holds the bytes of each column's values, or None for a variable size; it is empty for
-    text formats. ``newline`` and ``separator`` apply to the text formats only.
+    text formats. ``newline`` and ``separator`` apply to the text formats only. ``keys`` holds the
+    names in the shards if `Index.renamed` made other ``names``; it is empty otherwise.
     """
 
     format: str
@@ -92,6 +91,12 @@ class Schema:
     sizes: tuple[int | None, ...] = ()
     newline: str = ""
     separator: str = ""
+    keys: tuple[str, ...] = field(default=(), repr=False)  # fingerprints are hashes of the repr
+
+    def renamed(self, names: Mapping[str, str]) -> Schema:
+        """Return the schema with other names; columns that are not in `names` get unique names."""
+        new_names = tuple(names.get(name, f"\0{name}") for name in self.names)
+        return replace(self, names=new_names, keys=self.keys or self.names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,10 +221,13 @@ class Index:
         The path or URL of the index, for messages.
     chunk_bytes : int
         Approximate size of a chunk, in bytes; see `npstream.formats.chunks`.
+    stored : Index
+        The index with the names of columns in the shards; this one unless `renamed` made it.
     """
 
     __slots__ = (
         "_catalog",
+        "_stored",
         "annotations",
         "chunk_bytes",
         "compressed",
@@ -235,6 +243,7 @@ class Index:
 
     def __init__(self, arrays: ShardArrays, catalog: Catalog, where: str) -> None:
         self._catalog = catalog
+        self._stored: Index | None = None
         self.where = where
         self.schemas, self.annotations = arrays.schemas, arrays.annotations
         self.nbytes, self.schema_ids = arrays.nbytes, arrays.schema_ids
@@ -275,7 +284,25 @@ class Index:
         It covers sample counts, sizes, schemas, dtypes and recorded hashes. It does not depend on
         file names or on compressed sizes.
         """
-        return self._catalog.fingerprint(self)
+        return self._catalog.fingerprint(self.stored)
+
+    @property
+    def stored(self) -> Index:
+        """The index with the names of columns in the shards."""
+        return self._stored or self
+
+    def renamed(self, names: Mapping[str, str]) -> Index:
+        """Return the index with other names of columns; its fingerprint stays the same.
+
+        Parameters
+        ----------
+        names : mapping of str to str
+            Name here -> new name. Columns that are missing here cannot be read by name.
+        """
+        index = copy(self)
+        index._stored = self.stored
+        index.schemas = tuple(schema.renamed(names) for schema in self.schemas)
+        return index
 
 
 def check_size(nbytes: int, where: str) -> None:
@@ -647,52 +674,3 @@ def shard_table(index: Index) -> AnyArray:
     table["name"], table["bytes"] = names, index.nbytes
     table["start"], table["samples"] = index.starts[:-1], np.diff(index.starts)
     return table
-
-
-def check_ascending(offsets: np.ndarray[Any, np.dtype[np.uint32]]) -> None:
-    """Raise `FormatError` unless a shard's offsets ascend strictly.
-
-    Without this check, a damaged offset could select another sample unnoticed.
-    """
-    if (descends := offsets[1:] <= offsets[:-1]).any():
-        row = int(descends.argmax())
-        raise FormatError(f"sample {row} begins at byte {offsets[row]}, ends at {offsets[row + 1]}")
-
-
-def check_configuration(schema: Schema, configuration: Bytes) -> None:
-    """Compare the configuration stored in a shard with the index.
-
-    Reading does not need the configuration, and other writers omit it. But without this check, an
-    index with wrong encodings or column names would silently yield wrong values.
-
-    Parameters
-    ----------
-    schema : Schema
-    configuration : ndarray of uint8
-        The JSON object that the shard stores. Bytes that do not start with an object are ignored.
-
-    Raises
-    ------
-    FormatError
-        If the two differ, or if other bytes follow the object.
-    """
-    if len(configuration) > _MAX_CONFIGURATION_BYTES:
-        return
-    try:
-        text = configuration.tobytes().decode(errors="replace").lstrip()
-        stored, end = json.JSONDecoder().raw_decode(text)
-    except (ValueError, RecursionError):
-        return
-    if not isinstance(stored, dict):
-        return
-    if text[end:].strip():
-        raise FormatError("other bytes follow its configuration")
-    names, encodings = list(schema.names), list(schema.encodings)
-    expected: dict[str, Any] = {"column_names": names, "column_encodings": encodings}
-    if schema.format == "json":
-        expected = {"columns": dict(zip(names, encodings, strict=True))}
-    for key in expected.keys() & stored.keys():
-        if stored[key] != expected[key]:
-            raise FormatError(
-                f"its own {key!r} are {stored[key]!r}; the index says {expected[key]!r}"
-            )

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from npstream._core.arguments import quantity
 from npstream._core.typing import Bytes
 from npstream.errors import FormatError
-from npstream.formats.index import check_ascending, check_configuration
+from npstream.formats.heads import check_ascending, check_configuration
 
 if TYPE_CHECKING:
     from npstream.formats.index import Schema

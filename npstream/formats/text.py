@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from npstream._core.arguments import quantity
 from npstream._core.typing import Bytes
 from npstream.errors import FormatError
-from npstream.formats.index import check_ascending, check_configuration
+from npstream.formats.heads import check_ascending, check_configuration
 
 if TYPE_CHECKING:
     from npstream.formats.index import Schema
@@ -133,6 +133,7 @@ def parse_together(schema: Schema, lines: bytes, count: int) -> dict[str, list[A
 
 def _json_parser(schema: Schema, names: Sequence[str]) -> Parser:
     encodings = dict(zip(schema.names, schema.encodings, strict=True))
+    keys = dict(zip(schema.names, schema.keys or schema.names, strict=True))
 
     def parse(line: bytes) -> dict[str, Any]:
         try:
@@ -141,7 +142,7 @@ def _json_parser(schema: Schema, names: Sequence[str]) -> Parser:
             raise FormatError("JSON is nested too deeply") from None
         if not isinstance(record, dict):
             raise FormatError(f"the line holds {type(record).__name__}; expected an object")
-        return {name: _json_value(record, name, encodings[name]) for name in names}
+        return {name: _json_value(record, keys[name], encodings[name]) for name in names}
 
     return parse
 

@@ -20,7 +20,8 @@ from npstream.errors import ColumnError, FormatError, StorageError
 from npstream.formats.added_columns import COLUMNS_FILE, FORMAT, ColumnGroup, parse_groups
 from npstream.indexing.selection import Selection
 from npstream.joins.concatenated import ConcatenatedSource
-from npstream.reading.source import Member, Source, encoding_key, open_source
+from npstream.reading.schema import encoding_key, open_source
+from npstream.reading.source import Member, Source
 from npstream.shards.manifest import read_optional, start_thread
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def open_joined(
     open_part : callable
         Takes the path of a part, and returns its fetcher.
     columns, allow_pickle, limit
-        As for `npstream.reading.source.open_source`.
+        As for `npstream.reading.schema.open_source`.
 
     Returns
     -------

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from npstream.shards.table import Fetcher
 from npstream.shards.union import ShardUnion
 
 if TYPE_CHECKING:
+    from npstream.formats.index import Index
     from npstream.reading.batch import Ragged
     from npstream.reading.gather import Lookup
     from npstream.shards.base import Shards
@@ -68,7 +70,10 @@ class ConcatenatedSource(Source):
         sources = {id(member.source): member.source for member in self._members}
         counts = [len(source.datasets) for source in sources.values()]
         self._datasets = tuple(d for source in sources.values() for d in source.datasets)
-        union = ShardUnion([shards for d in self._datasets for shards in d.shard_parts])
+        union = ShardUnion(
+            [shards for d in self._datasets for shards in d.shard_parts],
+            [index for d in self._datasets for index in d.shard_indexes],
+        )
         self._remotes = [dataset for dataset in self._datasets if dataset.remote is not None]
         limits = [dataset.limit for dataset in self._remotes if dataset.limit is not None]
         first_datasets = dict(zip(sources, accumulate(counts, initial=0), strict=False))
@@ -84,6 +89,19 @@ class ConcatenatedSource(Source):
         arguments = self._members, self.fields, self.column_errors, self.joined
         return ConcatenatedSource, arguments
 
+    def renamed(self, names: Mapping[str, str]) -> ConcatenatedSource:
+        """Return a source of the same samples, with other names of columns."""
+        source: ConcatenatedSource = super().renamed(names)  # type: ignore[assignment]
+        stored = {old: new for old, new in names.items() if not self.fields[old].computation}
+        sources = {id(m.source): m.source for m in self._members}
+        new_sources = {key: each.renamed(stored) for key, each in sources.items()}
+        source._members = tuple(
+            replace(member, source=new_sources[id(member.source)]) for member in self._members
+        )
+        source._datasets = tuple(d for each in new_sources.values() for d in each.datasets)
+        source._remotes = [d for d in source._datasets if d.remote is not None]
+        return source
+
     @property
     def members(self) -> tuple[Member, ...]:
         """The views."""
@@ -93,6 +111,11 @@ class ConcatenatedSource(Source):
     def datasets(self) -> tuple[Source, ...]:
         """The sources of the views' datasets, in the order of their samples in the union."""
         return self._datasets
+
+    @property
+    def shard_indexes(self) -> Sequence[Index]:
+        """The index of each of `shard_parts`, with the names of columns in this source."""
+        return [index for dataset in self._datasets for index in dataset.shard_indexes]
 
     @property
     def shard_parts(self) -> Sequence[Shards[RemoteShards]]:
@@ -213,7 +236,8 @@ class ConcatenatedSource(Source):
 
     def chunk_starts(self) -> AnyArray:
         """Return the first row of each chunk of the views, then the number of rows."""
-        starts = {id(dataset): dataset.chunk_starts() for dataset in self._datasets}
+        sources = {id(member.source): member.source for member in self._members}
+        starts = {key: source.chunk_starts() for key, source in sources.items()}
         dtype = np.int32 if len(self.rows) < 1 << 31 else np.int64
         bounds = self.rows.bounds
         chunks = [

@@ -18,7 +18,7 @@ from npstream.iteration.state import DatasetFingerprint, ViewFingerprint
 from npstream.mixture.shares import MixtureSpec, make_schedule
 from npstream.mixture.source import SOURCE, MixedSource
 from npstream.orders.order import BlockSize, Shuffle
-from npstream.reading.common_columns import common_columns
+from npstream.reading.schema import common_columns
 from npstream.reading.source import Member
 
 if TYPE_CHECKING:
@@ -67,9 +67,11 @@ class Mixture(Dataset):
         made = (self._source, self._selection, self._names, transform)
         return Mixture, (*made, spec.schedule, spec.block)
 
-    def _replace(self, names: tuple[str, ...], transform: Transform | None) -> Dataset:
-        spec = self._spec
-        return Mixture(self._source, self._selection, names, transform, spec.schedule, spec.block)
+    def _replace(
+        self, names: tuple[str, ...], transform: Transform | None, source: Any = None
+    ) -> Dataset:
+        spec, source = self._spec, source or self._source
+        return Mixture(source, self._selection, names, transform, spec.schedule, spec.block)
 
     def __repr__(self) -> str:
         spec = self._spec
@@ -445,7 +447,7 @@ def mix(
     if has_source_names:
         _check_source_column(sources)
     names = tuple(fields)
-    source = MixedSource(members, fields, partial_, has_source_names)
+    source = MixedSource(members, fields, partial_, SOURCE if has_source_names else None)
     if columns is not None:
         names = _column_names(source, columns)
     elif not names:

@@ -20,7 +20,7 @@ from npstream.iteration.pickling import require_importable
 from npstream.joins.concatenated import ConcatenatedSource, RowReader
 from npstream.reading.batch import Ragged
 from npstream.reading.plan import Field
-from npstream.reading.source import Member, Reader, Source
+from npstream.reading.source import Member, Reader, Source, transform_old_names
 
 if TYPE_CHECKING:
     from npstream.indexing.concatenation import Concatenation
@@ -77,8 +77,8 @@ class MixedSource(ConcatenatedSource):
         The columns that all views have, with the same declaration.
     column_errors : mapping of str to str
         For each other column, an error message that says why it cannot be read.
-    names_sources : bool, default: False
-        Whether there is a column `SOURCE`, of the names of the sources.
+    names_column : str, optional
+        Name of a computed column with the names of the sources; by default there is none.
     """
 
     __slots__ = ("_has_transforms",)
@@ -88,25 +88,39 @@ class MixedSource(ConcatenatedSource):
         members: Sequence[Member],
         fields: Mapping[str, Field],
         column_errors: Mapping[str, str],
-        names_sources: bool = False,
+        names_column: str | None = None,
     ) -> None:
         fields, joined = _join_members(members, fields)
         super().__init__(members, fields, column_errors, joined)
         self._has_transforms = any(member.transform is not None for member in members)
-        if names_sources:
+        if names_column is not None:
             names = SourceNames([member.name for member in members], self.rows)
-            self.fields = {**fields, SOURCE: Field(SOURCE, parse("str"), computation=names)}
+            computed = Field(names_column, parse("str"), computation=names)
+            self.fields = {**fields, names_column: computed}
 
     def __reduce__(self) -> tuple[Any, ...]:
         for member in self.members:
             require_importable(f"the transform of source {member.name!r}", member.transform)
         stored = {name: f for name, f in self.fields.items() if f.computation is None}
+        computed = [name for name in self.fields if name not in stored]
         return MixedSource, (
             self.members,
             stored,
             self.column_errors,
-            len(stored) < len(self.fields),  # `SOURCE` is the only computed column
+            next(iter(computed), None),  # the names of the sources are the only computed column
         )
+
+    def renamed(self, names: Mapping[str, str]) -> MixedSource:
+        """Return a source of the same samples, with other names of columns.
+
+        The transforms of the views take samples with the old names.
+        """
+        source: MixedSource = super().renamed(names)  # type: ignore[assignment]
+        source._members = tuple(
+            replace(member, transform=transform_old_names(member.transform, names))
+            for member in source._members
+        )
+        return source
 
     def field(self, name: str) -> Field:
         """Return the column of that name; the error says why some views lack it."""

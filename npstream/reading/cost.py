@@ -143,7 +143,8 @@ def explain(source: Source, selection: Selection, plan: Plan) -> Cost:
             continue
         for usage in chunk_usages(part, selection):
             if usage.reads_sidecar(stored):
-                costs.append(_sidecar_cost(usage, stored.fields[0].name))
+                name = usage.source.fetcher.stored_name(stored.fields[0].name)
+                costs.append(_sidecar_cost(usage, name))
             else:
                 costs.append(_shards_cost(usage, part, selection, stored))
     return replace(_total_cost(costs), samples=selection.size)  # joined sources have the same ones
@@ -189,7 +190,7 @@ def _shards_cost(
     )
     requests, nbytes = 0, 0
     in_parts = np.zeros(len(pairs), bool)
-    for byte_ranges, of_schema in _byte_ranges_by_schema(remote, plan, shards):
+    for byte_ranges, of_schema in _byte_ranges_by_schema(usage.source, plan, shards):
         ids = _ids_in(usage, source, selection, shards, chunks, ~is_cached & of_schema)
         shard_of = np.searchsorted(remote.index.starts, ids, side="right") - 1
         ids = ids[remote.is_read_in_parts(ids, shard_of, byte_ranges)]
@@ -211,15 +212,15 @@ def _shards_cost(
 
 
 def _byte_ranges_by_schema(
-    remote: RemoteShards, plan: Plan | None, shards: Int64
+    source: Source, plan: Plan | None, shards: Int64
 ) -> Iterator[tuple[Int64, Bools]]:
     """Yield the byte ranges to read of a sample, and the mask of the shards with that schema."""
     if plan is None:
         return
-    schema_ids = remote.index.schema_ids[shards]
+    schema_ids = source.index.schema_ids[shards]
     for schema in np.unique(schema_ids).tolist():
         # A new plan, because the caller's plan may number the schemas of a mixture.
-        partial_read = Plan(plan.fields).partial_read(schema, remote.layouts[schema])
+        partial_read = Plan(plan.fields).partial_read(schema, source.fetcher.layouts[schema])
         if partial_read is not None:
             yield partial_read.byte_ranges, schema_ids == schema
 
@@ -300,7 +301,8 @@ def prefetch(source: Source, selection: Selection, plan: Plan) -> None:
         for field in plan.fields:
             column_plan = Plan([field])
             if usage.size and usage.reads_sidecar(column_plan):
-                files, spans = _column_files(usage, field.name)
+                name = usage.source.fetcher.stored_name(field.name)
+                files, spans = _column_files(usage, name)
                 if files is not None:
                     needed[cache.directory] += sum(nbytes for _, _, nbytes in spans)
                     jobs.append((remote, partial(remote.fetch_column, files, spans)))

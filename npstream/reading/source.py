@@ -17,10 +17,8 @@ import numpy as np
 
 from npstream._core.dtypes import invalid_bool_byte
 from npstream._core.typing import AnyArray, Bools, Int64, Sample
-from npstream.errors import ColumnError, FormatError, MissingDependencyError, StorageError
-from npstream.formats.encodings.encodings import Encoding, is_unsafe, parse, with_dtype
+from npstream.errors import ColumnError, FormatError, StorageError
 from npstream.formats.index import locate_samples
-from npstream.formats.text import CASTS
 from npstream.orders.chunks import shard_chunks, view_chunks
 from npstream.orders.order import Order, Shuffle, full_order
 from npstream.reading.decode import batch_column, sample_values
@@ -34,9 +32,10 @@ from npstream.reading.gather import (
 )
 from npstream.reading.plan import Field, Plan
 from npstream.reading.sample import SampleReader
+from npstream.shards.table import RenamedFetcher
 
 if TYPE_CHECKING:
-    from npstream.formats.index import Index, Schema
+    from npstream.formats.index import Index
     from npstream.indexing.selection import Selection
     from npstream.reading.batch import Ragged
     from npstream.shards.base import Shards
@@ -55,8 +54,6 @@ MAX_PART_ROWS = 1 << 8
 
 MAX_SIDECAR_SPREAD = 16
 """A read may read up to this many values of a side-car column for each value that it needs."""
-
-_TEXT_ENCODINGS = {"str": "str", "int": "int", "float": "float64"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +114,32 @@ class Source:
             source.close()
         for reader in list(self._readers.values()):
             reader.release()
+
+    def renamed(self, names: Mapping[str, str]) -> Source:
+        """Return a source of the same samples, with other names of columns.
+
+        It shares the loaded shards, so that closing either source closes both.
+
+        Parameters
+        ----------
+        names : mapping of str to str
+            Name of a column here -> new name, which may be the same. Other columns are left out.
+        """
+        source = copy_attributes(self)
+        source._readers, source._plans = {}, {}
+        tables: dict[int, dict[str, str]] = {}
+        for old, new in names.items():
+            if (field := self.field(old)).computation is None:
+                tables.setdefault(field.table, {})[old] = new
+        source.fetcher = RenamedFetcher(self.fetcher, tables.get(0, {}))
+        source.joined = tuple(
+            joined.renamed(tables.get(number, {})) for number, joined in enumerate(self.joined, 1)
+        )
+        source.fields = {new: replace(self.field(old), name=new) for old, new in names.items()}
+        source.column_errors = {
+            name: text for name, text in self.column_errors.items() if name not in source.fields
+        }
+        return source
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -267,8 +290,9 @@ class Source:
         assert remote is not None
         sidecar = remote.files.sidecar
         assert sidecar is not None
+        name = self.fetcher.stored_name(field.name)
         try:
-            values = remote.sidecar_column(field.name, first, stop).view(field.encoding.dtype)
+            values = remote.sidecar_column(name, first, stop).view(field.encoding.dtype)
         except StorageError as error:
             if error.errno not in (errno.ENOENT, errno.EACCES):
                 raise
@@ -278,7 +302,7 @@ class Source:
                 RuntimeWarning,
                 stacklevel=2,
             )
-            sidecar.drop_column(field.name)
+            sidecar.drop_column(name)
             return None
         if (byte := invalid_bool_byte(values)) is not None:
             where = sidecar.where
@@ -421,6 +445,11 @@ class Source:
         return self.is_rowwise(order, plan)
 
     @property
+    def shard_indexes(self) -> Sequence[Index]:
+        """The index of each of `shard_parts`, with the names of columns in this source."""
+        return (self.index,)
+
+    @property
     def has_transforms(self) -> bool:
         """True if the source itself transforms samples, before any transform of a view."""
         return False
@@ -443,7 +472,7 @@ class Source:
         (field,) = plan.fields
         if field.computation is not None:
             return None
-        column = remote.files.sidecar.columns.get(field.name)
+        column = remote.files.sidecar.columns.get(self.fetcher.stored_name(field.name))
         if column is None or field.encoding.kind != "fixed" or field.encoding.shape != ():
             return None
         dtype = field.encoding.dtype
@@ -544,6 +573,31 @@ class Source:
         return shard_chunks(index.starts, index.nbytes, index.compressed, index.chunk_bytes)
 
 
+def transform_old_names(
+    transform: Callable[[Sample], Any] | None, names: Mapping[str, str]
+) -> Callable[[Sample], Any] | None:
+    """Return a transform that takes samples with the new names of `Source.renamed`."""
+    if transform is None or all(old == new for old, new in names.items()):
+        return transform
+    old_names = {new: old for old, new in names.items()}
+    return partial(_apply_to_old_names, transform, old_names)
+
+
+def _apply_to_old_names(
+    transform: Callable[[Sample], Any], old_names: Mapping[str, str], sample: Sample
+) -> Any:
+    return transform({old_names[name]: value for name, value in sample.items()})
+
+
+def copy_attributes(source: T) -> T:
+    """Return a new object of the same class with the same attributes."""
+    copied = object.__new__(type(source))
+    for cls in type(source).__mro__:
+        for name in getattr(cls, "__slots__", ()):
+            setattr(copied, name, getattr(source, name))
+    return copied
+
+
 def _samples_of(item: tuple[Any, Lookup]) -> Int64:
     return item[1].samples
 
@@ -589,112 +643,3 @@ def view_order(
 
 def _chunks_of(source: Source, selection: Selection) -> AnyArray:
     return view_chunks(source.chunk_starts(), selection)
-
-
-def open_source(
-    fetcher: Fetcher,
-    columns: Sequence[str] | Mapping[str, Any] | None,
-    allow_pickle: bool,
-    limit: int | None = None,
-) -> tuple[Source, tuple[str, ...]]:
-    """Resolve the columns of an index, as selected or redeclared by the user.
-
-    Returns
-    -------
-    source : Source
-    names : tuple of str
-        The columns of a sample.
-    """
-    where = fetcher.index.where
-    fields: dict[str, Field] = {}
-    column_errors: dict[str, str] = {}
-    for number, schema in enumerate(fetcher.index.schemas):
-        others = schema_fields(schema, where)
-        if number == 0:
-            fields = others
-            continue
-        shard = int(np.argmax(fetcher.index.schema_ids == number))
-        for name in fields.keys() | others.keys():
-            if name not in others or name not in fields:
-                holds = "does not have" if name not in others else "has"
-                column_errors[name] = (
-                    f"{where}: not all shards have column {name!r}: shard {shard} {holds} it"
-                )
-                continue
-            first, other = fields[name].encoding, others[name].encoding
-            if encoding_key(other) != encoding_key(first):
-                column_errors[name] = (
-                    f"{where}: column {name!r} is {other.name!r} in shard {shard}, "
-                    f"but {first.name!r} before it"
-                )
-        fields = {name: f for name, f in fields.items() if name not in column_errors}
-    source = Source(fetcher, fields, column_errors, limit)
-    order = fetcher.index.annotations.order
-    names = tuple(dict.fromkeys([*(name for name in order if name in fields), *fields]))
-    declared: Mapping[str, Any] = columns if isinstance(columns, Mapping) else {}
-    if columns is not None and not isinstance(columns, Mapping):
-        names = tuple(source.field(name).name for name in columns)
-        if len(set(names)) != len(names):
-            raise ValueError(f"a column is listed twice in {list(names)}")
-    for name, dtype in fetcher.index.annotations.dtypes.items():
-        # Other columns are not needed, and their dtype may need a package that is not installed.
-        if name in names and name not in declared:
-            fields[name] = Field(name, _annotated_encoding(fields[name], dtype, where))
-    for name, meaning in declared.items():
-        fields[name] = source.field(name).view(meaning)
-    unsafe = [name for name in names if is_unsafe(fields[name].encoding.name)]
-    if unsafe and not allow_pickle:
-        raise ValueError(
-            f"{where}: column {unsafe[0]!r} is pickled, and loading it can run code: open with "
-            "allow_pickle=True if you trust the data, or leave it out with columns="
-        )
-    return source, names
-
-
-def schema_fields(schema: Schema, where: str) -> dict[str, Field]:
-    """Return the columns of a schema, after checking their encodings and sizes."""
-    fields = {}
-    for name, encoding, size in zip(
-        schema.names, schema.encodings, schema.sizes or [None] * len(schema.names), strict=True
-    ):
-        if schema.format != "mds":
-            if encoding not in CASTS:
-                raise FormatError(
-                    f"{where}: column {name!r} has encoding {encoding!r}; "
-                    f"{schema.format} columns are {', '.join(CASTS)}"
-                )
-            fields[name] = Field(name, parse(_TEXT_ENCODINGS[encoding]))
-            continue
-        try:
-            parsed = parse(encoding)
-        except ValueError as error:
-            raise FormatError(f"{where}: column {name!r}: {error}") from error
-        if parsed.size != size:
-            raise FormatError(
-                f"{where}: column {name!r} of encoding {encoding!r} has size {size}; "
-                f"its values take {parsed.size or 'different sizes'}"
-            )
-        fields[name] = Field(name, parsed)
-    return fields
-
-
-def _annotated_encoding(stored: Field, dtype: str, where: str) -> Encoding:
-    """Return the encoding of a column with the dtype that the index records for it."""
-    try:
-        return with_dtype(stored.encoding, dtype)
-    except ValueError as error:
-        raise FormatError(f"{where}: column {stored.name!r}: {error}") from None
-    except MissingDependencyError as error:
-        otherwise = (
-            "leave the column out with columns=, or read it as it is stored with "
-            f"columns={{{stored.name!r}: {stored.encoding.name!r}}}"
-        )
-        raise MissingDependencyError(
-            f"{where}: column {stored.name!r} of dtype {dtype}", "ml_dtypes", "dtypes", otherwise
-        ) from error
-
-
-def encoding_key(encoding: Encoding) -> tuple[Any, ...]:
-    """Return a key that is equal for two encodings whose values form one column."""
-    is_array = encoding.kind in ("fixed", "int_text", "float_text", "str", "bytes")
-    return encoding.kind, encoding.dtype, encoding.shape, "" if is_array else encoding.name

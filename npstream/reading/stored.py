@@ -14,7 +14,7 @@ from npstream.errors import NpstreamError
 from npstream.formats.encodings.encodings import Encoding, column_type, type_of_array
 from npstream.reading.plan import Field, Plan
 from npstream.reading.ragged import Ragged
-from npstream.reading.source import schema_fields
+from npstream.reading.schema import schema_fields
 from npstream.writing.shard import bodies_of_rows
 from npstream.writing.tables import StoredSamples, convert_rows
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -120,6 +120,10 @@ class Fetcher:
         self.shards.close()
         with self._lock:
             self.table = None
+
+    def stored_name(self, name: str) -> str:
+        """Return the name of a column in the shards and in the side-car."""
+        return name
 
     def current_table(self) -> ShardTable:
         """Return the table to read through. The caller keeps a reference while it reads."""
@@ -533,6 +537,44 @@ class Fetcher:
                 excess -= size
                 evicted.append(shard)
         return self._without(table, evicted)
+
+
+class RenamedFetcher(Fetcher):
+    """A fetcher with other names of columns; it shares the loaded shards of another one.
+
+    Parameters
+    ----------
+    fetcher : Fetcher
+    names : mapping of str to str
+        Name of a column in `fetcher` -> new name. Other columns cannot be read by name.
+    """
+
+    def __init__(self, fetcher: Fetcher, names: Mapping[str, str]) -> None:
+        self._fetcher, self._names = fetcher, dict(names)
+        self._old_names = {new: old for old, new in names.items()}
+        self.index = fetcher.index.renamed(names)
+        self.layouts = layouts_of(self.index)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_fetcher":  # only before `__init__`
+            raise AttributeError(name)
+        return getattr(self._fetcher, name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RenamedFetcher, (self._fetcher, self._names)
+
+    @property
+    def table(self) -> ShardTable | None:
+        """The table of the other fetcher, which may replace it."""
+        return self._fetcher.table
+
+    @table.setter
+    def table(self, table: ShardTable | None) -> None:
+        self._fetcher.table = table
+
+    def stored_name(self, name: str) -> str:
+        """Return the name of a column in the shards and in the side-car."""
+        return self._fetcher.stored_name(self._old_names[name])
 
 
 _MAPS = 2

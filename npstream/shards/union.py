@@ -50,6 +50,8 @@ class ShardUnion:
     ----------
     parts : sequence of Shards
         One for each dataset. Closing the union does not close them.
+    indexes : sequence of Index, optional
+        The index of each part, whose columns may have other names; by default that of the part.
 
     Attributes
     ----------
@@ -57,9 +59,12 @@ class ShardUnion:
         The first shard and the first sample of each part, followed by the totals.
     """
 
-    def __init__(self, parts: Sequence[Shards[RemoteShards]]) -> None:
+    def __init__(
+        self, parts: Sequence[Shards[RemoteShards]], indexes: Sequence[Index] | None = None
+    ) -> None:
         self.parts = tuple(parts)
-        indexes = [part.index for part in self.parts]
+        indexes = [part.index for part in self.parts] if indexes is None else indexes
+        self._indexes = indexes
         self.first_shards = [*accumulate(map(len, indexes), initial=0)]
         self.first_samples = [*accumulate((index.samples for index in indexes), initial=0)]
         self.root = f"mixture of {quantity(len(parts), 'dataset')}"
@@ -72,7 +77,7 @@ class ShardUnion:
         }
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ShardUnion, (self.parts,)
+        return ShardUnion, (self.parts, self._indexes)
 
     def close(self) -> None:
         """No-op: the parts stay open."""

@@ -50,7 +50,7 @@ from npstream.formats.sidecar.sidecar import (
 )
 from npstream.formats.statistics import encode_statistics, merge_statistics
 from npstream.joins.added import groups_in
-from npstream.reading.source import encoding_key, schema_fields
+from npstream.reading.schema import encoding_key, schema_fields
 from npstream.shards.manifest import size_in_version
 from npstream.storage.local import LocalStore, open_store
 from npstream.storage.urls import Location, local_path, location_str, scheme_of

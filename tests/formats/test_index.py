@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 import npstream
 from npstream.errors import FormatError
-from npstream.formats.index import check_ascending, parse_index, shard_lookup_table
+from npstream.formats.heads import check_ascending
+from npstream.formats.index import parse_index, shard_lookup_table
 from npstream.formats.versions import sidecar_in_head
 
 MDS = {
