@@ -81,9 +81,10 @@ class Kernel(Generic[P, R]):
             return self._compiled
         # A lost update between threads only delays the compilation a little.
         total = _rows_in_python + rows
+        is_small = rows <= SMALL_CALL_ROWS and total <= IMPORT_THRESHOLD
         if not _eager and (
-            (not _loaded and rows <= SMALL_CALL_ROWS and total <= IMPORT_THRESHOLD)
-            or (total <= COMPILE_THRESHOLD and not self._is_on_disk())
+            (is_small and not _loaded)  # not worth the import of Numba
+            or (total <= COMPILE_THRESHOLD and not self._is_on_disk())  # not worth a compilation
         ):
             _rows_in_python = total
             return self.py_func
@@ -96,7 +97,7 @@ class Kernel(Generic[P, R]):
 
     @functools.cached_property
     def py_func(self) -> Callable[P, R]:
-        """The function in plain Python, as are the kernels that it calls."""
+        """The function in plain Python; the kernels that it calls are in plain Python as well."""
         return _relink(self._function, lambda called: getattr(called, "py_func", called))
 
     def compiled(self) -> Callable[P, R]:
@@ -157,8 +158,8 @@ def _relink(function: Callable[P, R], link: Callable[[Any], Any]) -> Callable[P,
 # Loading and compiling.
 
 
-def _run_in_thread(job: Callable[[], R], compiles: Any = None) -> R:
-    """Run `job` in a new thread under the lock; warn if the dispatcher `compiles` takes long."""
+def _run_in_thread(job: Callable[[], R], dispatcher: Any = None) -> R:
+    """Run `job` in a new thread under the lock; warn if it compiles a dispatcher and takes long."""
     results: list[R] = []
     errors: list[BaseException] = []
 
@@ -170,7 +171,7 @@ def _run_in_thread(job: Callable[[], R], compiles: Any = None) -> R:
                 results.append(job())
             except BaseException as error:
                 errors.append(error)
-            if compiles is not None:
+            if dispatcher is not None:
                 _seconds_compiling += time.perf_counter() - began
 
     thread = threading.Thread(target=run, name="npstream-compile")
@@ -179,10 +180,10 @@ def _run_in_thread(job: Callable[[], R], compiles: Any = None) -> R:
     except RuntimeError:  # Python starts no thread while the interpreter shuts down
         run()
     else:
-        if compiles is not None:
+        if dispatcher is not None:
             thread.join(max(NOTICE_SECONDS - _seconds_compiling, 0.0))
             if thread.is_alive():
-                _warn_compiling(compiles)
+                _warn_compiling(dispatcher)
         thread.join()
     if errors:
         raise errors[0]
@@ -190,23 +191,26 @@ def _run_in_thread(job: Callable[[], R], compiles: Any = None) -> R:
 
 
 def _warn_compiling(dispatcher: Any) -> None:
-    """Warn that kernels are being compiled: once a process, and once for each cached kernel."""
+    """Warn that kernels are being compiled, at most once a process.
+
+    If Numba caches the kernel, a file next to its code shows later processes that it was warned of.
+    """
     global _has_warned
     if _has_warned:
         return
     _has_warned = True
     prefix = _cache_prefix(dispatcher)
     if prefix is None:
-        when = "in every process, as no directory can be written: set NUMBA_CACHE_DIR to one"
+        when = "in every process, because no directory can be written: set NUMBA_CACHE_DIR to one"
     else:
-        when = f"once on this machine; the code is kept in {os.path.dirname(prefix)}"
+        when = f"once on this machine, because the code is kept in {os.path.dirname(prefix)}"
         try:
             os.close(os.open(f"{prefix}.noticed", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         except FileExistsError:
             return
         except OSError as error:  # later processes warn again
             log("cannot keep compiled code in %s: %s", os.path.dirname(prefix), error)
-    warn("npstream compiles its kernels: seconds, %s", when)
+    warn("npstream compiles its kernels, which takes seconds: %s", when)
 
 
 def _cache_prefix(dispatcher: Any) -> str | None:
@@ -404,7 +408,7 @@ def popcount(word: int) -> int:
 
 
 def multiply_high(left: int, right: int) -> int:
-    """Return the upper 64 bits of the product of two uint64, which must be below 2**63."""
+    """Return the upper 64 bits of the product of two uint64; the result must be below 2**63."""
     return left * right >> 64
 
 
@@ -646,7 +650,8 @@ def _callee_compiler() -> type[Any]:
             state.flags.no_compile = True
             super().run_pass(state)
             state.library.finalize()
-            # Numba identifies a function by the Python callable, which must be a built-in.
+            # Numba identifies a function by a Python callable, which must be a built-in. Each
+            # evaluation of [].clear returns a built-in that is equal to no other.
             key, lowered = [].clear, state["cr"]
             state.targetctx.insert_user_function(key, lowered.fndesc, [state.library])
             state["cr"] = lowered._replace(cfunc=key)

@@ -32,7 +32,10 @@ class CachedFile:
     present : ndarray of uint8
         Not 0 for each piece in the file, read-only. Other threads and processes change it.
     resident : ndarray of uint8
-        Not 0 for each piece that may be read. Identical to `present` unless `distrust` was called.
+        Not 0 for each piece that may be read. It is `present` itself, unless
+        `require_verification` was called.
+    touched : float
+        The time of the last recorded use, on the clock of `time.monotonic`.
     """
 
     __slots__ = ("__weakref__", "_inode", "data", "path", "present", "resident", "touched")
@@ -55,7 +58,7 @@ class CachedFile:
         except OSError:
             return False
 
-    def distrust(self) -> None:
+    def require_verification(self) -> None:
         """Let pieces be read only after this process has verified them with `admit`."""
         self.resident = np.zeros(len(self.present), np.uint8)
 
@@ -82,9 +85,9 @@ class CachedFile:
     def _fetched_by_others(self, descriptor: int, pieces: list[int]) -> bool:
         if _inode(os.fstat(descriptor)) != self._inode:
             return False
-        first = len(self.data)
         return any(
-            not self.present[piece] and locks.is_locked(descriptor, first + piece, 1)
+            not self.present[piece]
+            and locks.is_locked(descriptor, self._residency_offset(piece), 1)
             for piece in pieces
         )
 
@@ -113,7 +116,7 @@ class CachedFile:
         self._write([(self._residency_offset(piece), b"\0") for piece in pieces])
 
     def _residency_offset(self, piece: int) -> int:
-        """Return the offset of a piece's residency byte."""
+        """Return the offset of a piece's residency byte. A lock on this byte locks the piece."""
         if not 0 <= piece < len(self.present):
             raise IndexError(f"{self.path}: piece {piece} of {len(self.present)}")
         return len(self.data) + int(piece)
@@ -191,7 +194,7 @@ def open_shard_file(
     """
     with sparse.open_descriptor(path) as descriptor:
         stored = sparse.read_footer(descriptor, footer)
-        if stored is None or stored[:3] != footer[:3]:
+        if stored is None or stored._replace(stamp=footer.stamp) != footer:
             cache_dir.log_once(
                 path, "this file belongs to another user, or is not the cache's: remove it"
             )
@@ -215,8 +218,9 @@ def _reverify(
         file.present = file.resident = _verified_residency(file, check)
         return True
     with lock as descriptor:
-        begin = len(file.data) + footer.pieces
-        locked = locks.wait_for_lock(file.path, descriptor, begin, 0, timeout)
+        footer_begin = len(file.data) + footer.pieces
+        # The lock for verifying is on the footer: from its first byte to the end of the file (0).
+        locked = locks.wait_for_lock(file.path, descriptor, footer_begin, 0, timeout)
         stored = sparse.read_footer(descriptor, footer)
         if not locked or stored is None or _inode(os.fstat(descriptor)) != file._inode:
             return False

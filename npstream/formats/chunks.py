@@ -1,6 +1,6 @@
 """Division of a shard into pieces, the units of fetching, caching and hashing.
 
-Piece 0 is the head: all bytes before the samples. Piece 1 + i is chunk i, a run of consecutive
+Piece 0 is the header: all bytes before the samples. Piece 1 + i is chunk i, a run of consecutive
 samples. The index alone determines the rows of each chunk. The shard's offsets determine the byte
 ranges of these rows.
 
@@ -16,7 +16,7 @@ import numpy as np
 from npstream._core.typing import Bools, Int64
 
 CHUNK_BYTES = 1 << 22
-"""A shard gets one chunk for each started `CHUNK_BYTES`. The format fixes this number."""
+"""The maximum average size of the chunks of a shard in bytes. The format fixes this number."""
 
 
 def chunk_counts(samples: Int64, nbytes: Int64, compressed: Bools, chunk_bytes: int) -> Int64:
@@ -30,12 +30,12 @@ def chunk_counts(samples: Int64, nbytes: Int64, compressed: Bools, chunk_bytes: 
     compressed : ndarray of bool, shape (shards,)
         Which shards are stored compressed. These have one chunk, whatever their size.
     chunk_bytes : int
-        Bytes of a chunk, about.
+        Maximum average bytes of a shard's chunks, as long as chunks are not empty.
 
     Examples
     --------
-    >>> bounds = np.array([5, 2, 0]), np.array([30, 30, 30]), np.array([False, False, False])
-    >>> chunk_counts(*bounds, 10).tolist()
+    >>> samples, nbytes = np.array([5, 2, 0]), np.array([30, 30, 30])
+    >>> chunk_counts(samples, nbytes, np.zeros(3, bool), 10).tolist()
     [3, 2, 1]
     """
     by_size = np.where(compressed, 1, np.maximum(-(-nbytes // chunk_bytes), 1))

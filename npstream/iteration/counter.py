@@ -8,8 +8,9 @@ The main process coordinates the workers of `npstream.torch.DataLoader`: it coun
 and tells them the cursor. Only workers of torch's own DataLoader are uncoordinated.
 
 There is no lock. Workers begin at the same time, and a reader may see half of their writes. So each
-worker writes its own slot, and never reads the slots of other workers of its loader. Loaders with
-different numbers of workers may follow each other: a worker adds the count of each other loader.
+worker writes its own slot, and never reads the slots of other workers of its loader. A process may
+use several loaders, one after the other, with different numbers of workers. Each number has its own
+slots. A worker adds the counts of all other loaders to its own.
 """
 
 from __future__ import annotations
@@ -29,14 +30,22 @@ MAX_WORKERS = 256
 MAX_GAPS = 8
 """Maximum number of skipped ranges in an epoch."""
 
-# Layout of the shared memory, in 64-bit words. A cursor has the words epoch, position and restart,
-# then start and stop of each gap; unused gaps are (0, 0).
+# Layout of the shared memory, in 64-bit words: two cursors, four single words, slots of workers,
+# and the contexts of the cursors. A cursor has the words epoch, position and restart, then the
+# start and stop of each gap; unused gaps are (0, 0).
+#   _NEXT     the cursor of the first iteration after the last call of `set`
+#   _CURRENT  the cursor for coordinated workers
+#   _PINNED   see `pinned`
+#   _NEWEST   see `newest`
+#   _BASE     the value of _NEWEST at the last call of `set`
+#   _WARNED   the warnings that were logged, as bits
 _GAPS = 3
 _CURSOR = _GAPS + 2 * MAX_GAPS
 _NEXT, _CURRENT = 0, _CURSOR
 _PINNED, _NEWEST, _BASE, _WARNED, _SLOTS = range(2 * _CURSOR, 2 * _CURSOR + 5)
-# Words of a worker's slot: iterations it began, and epochs by which loaded states moved it.
-_BEGUN, _SHIFT = 0, 1
+# Words of a worker's slot: the iterations that it began, and the epochs that loaded states added to
+# its epoch.
+_ITERATIONS, _SHIFT = 0, 1
 _FIRST = np.arange(MAX_WORKERS + 1) * np.arange(-1, MAX_WORKERS) // 2
 """``_FIRST[n]`` is the slot of worker 0 in a loader of n workers; its other workers follow."""
 
@@ -54,7 +63,8 @@ class EpochCursor(NamedTuple):
     gaps : tuple
         The skipped ranges.
     restart : int
-        The position from which an order divides the rest of the epoch again, if it does.
+        The position where the epoch was last resumed. Streaming's orders divide the rest of the
+        epoch again from there. Other orders ignore it.
     context : bytes
         Data about the training run, which only the order reads. All epochs of a run have the same.
     """
@@ -172,63 +182,69 @@ class EpochCounter:
 
     def advance_worker(self, worker: int, workers: int) -> EpochCursor:
         """Return where an iteration of an uncoordinated worker begins, and count it."""
-        slot, begun, shift = self._worker_slot(worker, workers)
-        slot[_BEGUN] += 1
+        slot, iterations, shift = self._worker_slot(worker, workers)
+        slot[_ITERATIONS] += 1
         number = self.number(worker, workers)
         if number > self._words[_NEWEST]:
             # The other workers of the loader write the same number.
             self._words[_NEWEST] = number
-        return self._after(self._read(_NEXT), begun, begun + shift)
+        return self._after(self._read(_NEXT), iterations, iterations + shift)
 
     def number(self, worker: int, workers: int) -> int:
         """Return the number of the last iteration of a worker; of the main process if 0 workers."""
         if not workers:
             return int(self._words[_BASE])
-        _, begun, _ = self._worker_slot(worker, workers)
-        return int(self._words[_BASE]) + begun
+        _, iterations, _ = self._worker_slot(worker, workers)
+        return int(self._words[_BASE]) + iterations
 
     def resume_worker(self, cursor: EpochCursor, worker: int, workers: int) -> None:
         """Let a worker's next iteration read the epoch of `cursor`; all workers must call it."""
-        slot, begun, shift = self._worker_slot(worker, workers)
-        slot[_SHIFT] += cursor.epoch - (self._read(_NEXT).epoch + begun + shift)
+        slot, iterations, shift = self._worker_slot(worker, workers)
+        slot[_SHIFT] += cursor.epoch - (self._read(_NEXT).epoch + iterations + shift)
         # All workers write the same context, and each writes it before it reads it.
         self._write_context(_NEXT, cursor.context)
 
     def upcoming(self) -> EpochCursor:
         """Return where the next iteration begins."""
-        begun, shift = self._other_loaders(0)
-        return self._after(self._read(_NEXT), begun, begun + shift)
+        iterations, shift = self._other_loaders(0)
+        return self._after(self._read(_NEXT), iterations, iterations + shift)
 
     @property
     def worker_iterations(self) -> int:
         """Iterations that uncoordinated workers began since the last call of `set`."""
-        return self._other_loaders(0)[_BEGUN]
+        return self._other_loaders(0)[_ITERATIONS]
 
     def last_of_workers(self) -> EpochCursor:
         """Return where the last iteration of uncoordinated workers began."""
-        begun, shift = self._other_loaders(0)
-        return self._after(self._read(_NEXT), begun - 1, begun - 1 + shift)
+        iterations, shift = self._other_loaders(0)
+        return self._after(self._read(_NEXT), iterations - 1, iterations - 1 + shift)
 
     def _worker_slot(self, worker: int, workers: int) -> tuple[Int64, int, int]:
-        """Return a worker's slot, and iterations and epoch shift before its next iteration."""
+        """Return a worker's slot, its iterations so far, and the sum of its epoch shifts.
+
+        The two numbers include those of other loaders.
+        """
         if workers > MAX_WORKERS:
             raise ValueError(f"num_workers={workers}: at most {MAX_WORKERS} can agree on an epoch")
         self.share()
         slot = self._slots[_FIRST[workers] + worker]
-        begun, shift = self._other_loaders(workers)
-        return slot, begun + int(slot[_BEGUN]), shift + int(slot[_SHIFT])
+        iterations, shift = self._other_loaders(workers)
+        return slot, iterations + int(slot[_ITERATIONS]), shift + int(slot[_SHIFT])
 
     def _other_loaders(self, workers: int) -> tuple[int, int]:
-        """Return the sum of worker 0's slots over all loaders that have not `workers` workers."""
+        """Return the sum of worker 0's slots of all loaders, without those of `workers` workers."""
         if self._shared is None:
             return 0, 0
         firsts = np.delete(_FIRST[1:], workers - 1) if workers else _FIRST[1:]
-        begun, shift = self._slots[firsts].sum(axis=0).tolist()
-        return begun, shift
+        iterations, shift = self._slots[firsts].sum(axis=0).tolist()
+        return iterations, shift
 
-    def _after(self, cursor: EpochCursor, begun: int, epochs: int) -> EpochCursor:
-        """Return where an iteration begins after `begun` others, `epochs` on unless pinned."""
-        if begun == 0 and epochs == 0:
+    def _after(self, cursor: EpochCursor, iterations: int, epochs: int) -> EpochCursor:
+        """Return where an iteration begins, if it follows `iterations` others from `cursor` on.
+
+        Its epoch is `epochs` after that of `cursor`, or the same if pinned.
+        """
+        if iterations == 0 and epochs == 0:
             return cursor
         epoch = cursor.epoch if self.pinned else cursor.epoch + epochs
         return cursor._replace(epoch=epoch).epoch_start

@@ -60,7 +60,8 @@ class Partition:
     unit : int
         Consecutive positions that a rank takes together; divides `size` and `batch_size`.
     stop : int, optional
-        The position after the last one that this rank reads; by default `end`, as for all ranks.
+        The position after the last one that this rank reads; by default `end`, which is the same
+        for all ranks.
     repeat_start : int
         The first of the positions that fill up the last batch.
     gaps : tuple
@@ -71,8 +72,8 @@ class Partition:
     lookup_samples : int, default: 1024
         Maximum number of samples of the rank in one look-up. One batch may have more.
     lookup_span : int, optional
-        Maximum distance from the first to the last position in one look-up, as far as one batch
-        allows; by default any distance.
+        Maximum distance from the first to the last position in one look-up. One batch may exceed
+        it. By default any distance.
 
     Examples
     --------
@@ -156,13 +157,15 @@ class Partition:
             True for rows that repeat earlier ones of the epoch, to fill up the last batch.
         """
         positions = self.positions(batches)
-        repeated = positions >= self.size
-        if repeated.any():
-            excess = positions[repeated] - self.size
-            positions[repeated] = self.repeat_start + excess % (self.size - self.repeat_start)
+        is_repeated = positions >= self.size
+        if is_repeated.any():
+            excess = positions[is_repeated] - self.size
+            positions[is_repeated] = self.repeat_start + excess % (self.size - self.repeat_start)
         rows = self.rows(to_epoch_positions(positions, self.gaps))
         is_sample = rows >= 0
-        return (rows, repeated) if is_sample.all() else (rows[is_sample], repeated[is_sample])
+        if is_sample.all():
+            return rows, is_repeated
+        return rows[is_sample], is_repeated[is_sample]
 
     def lookup_batches(self, step: int) -> int:
         """Return how many batches to look up together, if a worker reads every `step`-th one."""

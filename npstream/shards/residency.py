@@ -129,7 +129,7 @@ class RemoteFiles:
         file = self.cache.open(key, self._index_entry(shard, meta).nbytes, pieces, check)
         if file is not None:
             if self.strict and check is not None:
-                file.distrust()
+                file.require_verification()
             self._open[shard, meta] = file
         return file
 
@@ -145,7 +145,7 @@ class RemoteFiles:
         if file.resident[piece]:
             return True
         check = self._cached_check(shard, meta)
-        assert check is not None  # `_file` calls `distrust` only if there is a check
+        assert check is not None  # `_file` calls `require_verification` only if there is a check
         return file.admit(piece, check)
 
     def _index_entry(self, shard: int, meta: bool) -> File:

@@ -149,6 +149,9 @@ _CONNECTION_CLASSES = {
 }
 """Base classes of connection failures that do not derive from ConnectionError."""
 
+_MAX_CHAIN = 10
+"""The maximum number of exceptions that are examined: a chain may be a cycle."""
+
 _PERMANENT_ERRNOS = {
     errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG, errno.ENOSPC, errno.EOPNOTSUPP, errno.EROFS
 }  # fmt: skip
@@ -181,8 +184,10 @@ def diagnose(error: BaseException) -> tuple[Cause, BaseException]:
     for link in _chain(error):
         if (cause := _specific_cause(link)) is not None:
             return cause, link
-    if isinstance(error, FileNotFoundError) and (lost := _lost_connection(error)) is not None:
-        return diagnose(lost)
+    if isinstance(error, FileNotFoundError):
+        connection_error = _lost_connection(error)
+        if connection_error is not None:
+            return diagnose(connection_error)
     for kind, cause in _BY_TYPE:
         if isinstance(error, kind):
             return cause, error
@@ -195,10 +200,11 @@ def diagnose(error: BaseException) -> tuple[Cause, BaseException]:
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     """Yield an exception, then the exceptions that it was raised from, or that it wraps."""
-    for _ in range(10):
+    for _ in range(_MAX_CHAIN):
         if error is None:
             return
         yield error
+        # Paramiko's NoValidConnectionsError has the attribute `errors`, a dict.
         values = [*error.args[:1], *getattr(error, "errors", {}).values()]
         wrapped = [value for value in values if isinstance(value, BaseException)]
         context = None if error.__suppress_context__ else error.__context__
@@ -239,7 +245,7 @@ def _class_names(error: BaseException | None) -> list[str]:
 
 def _lost_connection(error: BaseException) -> BaseException | None:
     """Return the connection failure that a driver reported as a missing file, or None."""
-    for _ in range(10):
+    for _ in range(_MAX_CHAIN):
         inner = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
         if inner is None:
             return None

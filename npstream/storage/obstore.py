@@ -43,6 +43,7 @@ _NO_TIMEOUT = "365days"  # npstream cancels requests at their deadlines
 _BEFORE_SEND = "before-send.s3.GetObject"  # botocore's event
 
 _SCOPE = re.compile(r"AWS4-HMAC-SHA256 Credential=[^,]+/\d{8}/([^/,]+)/s3/aws4_request,")
+"""Finds the region in the Authorization header of a signed request."""
 
 _HEADERS = {
     *("accept-encoding", "authorization", "host", "range", "user-agent"),
@@ -57,20 +58,21 @@ _CODE, _MESSAGE = (re.compile(f"<{tag}>([^<]*)</{tag}>") for tag in ("Code", "Me
 _REASON = re.compile(r'(?:message|error): "([^"\n]*)"')
 _OS_CODE = re.compile(r"\bOs \{\s*code: (\d+),")
 _NO_ANSWER = re.compile(r"\bkind: Connect\b|\bParse\(|\bUnexpectedMessage\b")
+# These patterns search the texts of obstore's exceptions: the first three a response of the server,
+# the others the debugging output of a Rust error.
 
-_started: set[int] = set()
-"""The process that loaded obstore, by id: this process, or the one that it was forked from."""
+_obstore_pids: set[int] = set()
+"""The id of the process that loaded obstore, if any: this process, or a parent that forked it."""
 
 
 def fast_ranges(
-    kind: type, driver_read: Callable[..., Any], redact: Callable[[str], str]
+    driver_class: type, driver_read: Callable[..., Any], redact: Callable[[str], str]
 ) -> FastRanges | None:
     """Return an object that reads ranges instead of the driver, or None.
 
     Parameters
     ----------
-    kind : type
-        The driver's class.
+    driver_class : type
     driver_read : callable
         Reads a range through the driver.
     redact : callable
@@ -85,7 +87,7 @@ def fast_ranges(
     setting = os.environ.get("NPSTREAM_OBSTORE", "")
     if setting not in ("", "0", "1"):
         raise ValueError(f"NPSTREAM_OBSTORE={setting!r}: expected 0 or 1")
-    is_s3fs = kind.__module__.partition(".")[0] == "s3fs"
+    is_s3fs = driver_class.__module__.partition(".")[0] == "s3fs"
     if not is_s3fs or setting == "0" or find_spec("obstore") is None:
         return None
     return FastRanges(driver_read, redact)
@@ -153,10 +155,10 @@ class FastRanges:
             return  # the last request was for another object; try again after the next read
         headers = {name.lower(): _as_str(value) for name, value in request.headers.items()}
         try:
-            if _started - {os.getpid()}:
+            if _obstore_pids - {os.getpid()}:
                 raise _UnsupportedError("a process that had begun to use obstore was forked")
             # Mark before the import: in a child forked during it, the import lock stays locked.
-            _started.add(os.getpid())
+            _obstore_pids.add(os.getpid())
             certificates = _trusted_certificates(filesystem, self._client)
             base = request.url.removesuffix(suffix)
             self._make_store = _store_factory(bucket, base, headers, certificates)
@@ -279,7 +281,8 @@ async def _get(store: Any, key: str, start: int, end: int) -> bytes:
     check_encoding({"content-encoding": response.attributes.get("Content-Encoding")}, key)
     body = aiter(response.stream(min_chunk_size=end - start))
     parts, remaining = [], end - start
-    while remaining > 0:  # waiting for the end of the stream would take as long as the first part
+    # The end of the stream is not read: waiting for it would double the time of a small range.
+    while remaining > 0:
         part = await anext(body, b"")
         if not part:
             raise ResponseError(

@@ -296,7 +296,7 @@ def test_a_child_of_a_process_that_uses_obstore_reads_through_s3fs(remote_dir):
 def test_a_child_forked_during_the_import_of_obstore_reads_through_s3fs(remote_dir, monkeypatch):
     """The parent's event loop holds an import lock, which stays locked in the child."""
     store = RemoteStore(remote_dir.url, remote_dir.storage_options)
-    monkeypatch.setattr(obstore_ranges, "_started", set())
+    monkeypatch.setattr(obstore_ranges, "_obstore_pids", set())
     importing, forked = threading.Event(), threading.Event()
     load = obstore_ranges.import_module
 

@@ -91,6 +91,7 @@ def _name_sections(names: list[str], kind: str) -> dict[str, AnyArray]:
             number.append(int(counter or 0))
             digits.append(len(counter))
             texts += [before.encode(), after.encode()]
+        # Here `before` and `after` are those of the run that contains this shard.
         next_name = _format_name(before, number[-1] + shard + 1 - first[-1], digits[-1], after)
     return {
         f"{kind}.first": smallest_uint(first),

@@ -201,9 +201,9 @@ class PerStream(_CombinedStreams):
     @classmethod
     def draw(cls, streams: list[Samples], batch_size: int, seed: int) -> PerStream:
         """Draw the order of the full batches of all streams."""
-        full = [each.partition.samples // each.partition.batch_size for each in streams]
-        _require_batches(streams, full, f"a global batch of {quantity(batch_size, 'sample')}")
-        batch_streams = _shuffle_counts(full, np.random.default_rng(seed))
+        counts = [each.partition.samples // each.partition.batch_size for each in streams]
+        _require_batches(streams, counts, f"a global batch of {quantity(batch_size, 'sample')}")
+        batch_streams = _shuffle_counts(counts, np.random.default_rng(seed))
         return cls(streams, batch_size, batch_streams, _count_earlier(batch_streams))
 
     @property
@@ -244,14 +244,14 @@ class PerDevice(_CombinedStreams):
     def draw(cls, streams: list[Samples], world: World, batch_size: int, seed: int) -> PerDevice:
         """Draw the order of the full batches of all streams, for each node."""
         lanes, ranks = streams[0].partition.lanes // world.nodes, world.ranks_per_node
-        full = [each.partition.samples * lanes * ranks // batch_size for each in streams]
+        counts = [each.partition.samples * lanes * ranks // batch_size for each in streams]
         _require_batches(
-            streams, full, f"a rank's batch of {quantity(batch_size, 'sample')} on each node"
+            streams, counts, f"a rank's batch of {quantity(batch_size, 'sample')} on each node"
         )
-        batch_streams = np.full((world.nodes, -(-sum(full) // ranks) * ranks), -1)
+        batch_streams = np.full((world.nodes, -(-sum(counts) // ranks) * ranks), -1)
         rng = np.random.default_rng(seed)
         for node_streams in batch_streams:
-            node_streams[: sum(full)] = _shuffle_counts(full, rng)
+            node_streams[: sum(counts)] = _shuffle_counts(counts, rng)
         index_in_stream = np.stack([_count_earlier(row) for row in batch_streams])
         return cls(streams, world, batch_size, batch_streams, index_in_stream)
 
@@ -286,15 +286,18 @@ class PerDevice(_CombinedStreams):
         return batch, node
 
 
-def _require_batches(streams: list[Samples], full: list[int], batch: str) -> None:
-    """Raise StreamError if a stream fills no batch: an epoch would contain none of its samples."""
-    for number, (stream, batches) in enumerate(zip(streams, full, strict=True)):
-        if not batches:
+def _require_batches(streams: list[Samples], counts: list[int], batch_text: str) -> None:
+    """Raise StreamError if a stream fills no batch: an epoch would contain none of its samples.
+
+    `counts` are the numbers of full batches. `batch_text` describes a batch in the message.
+    """
+    for number, (stream, count) in enumerate(zip(streams, counts, strict=True)):
+        if not count:
             raise StreamError(
                 number,
                 f"stream {number} has {quantity(stream.partition.size, 'sample')} in an epoch, "
-                f"too few to fill {batch}, so none would be read: use smaller batches, take more "
-                "samples of the stream, or leave the stream out",
+                f"too few to fill {batch_text}, so none would be read: use smaller batches, take "
+                "more samples of the stream, or leave the stream out",
             )
 
 

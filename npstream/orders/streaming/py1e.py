@@ -59,7 +59,8 @@ class ExpandedOrder:
     shuffles : Snapshots
         Snapshots of the generator before it shuffles pieces.
     moves : ndarray
-        States of the generator before it draws the places of the pieces ``shuffles.runs``.
+        States of the generator before it draws places: row i is its state before it draws those of
+        piece ``shuffles.runs[i]``.
     min_width, width_stop : int
         The samples of a piece draw places in a range of random width. The width is at least
         `min_width` and below `width_stop`, and is not used if the piece is longer.
@@ -107,9 +108,9 @@ class ExpandedOrder:
 
     def rows(self, start: int, stop: int) -> AnyArray:
         """Return the numbers of the samples at positions `start` to `stop`, all in one lane."""
-        # Some samples move up across a place p, others down. The difference of their counts is how
-        # much p differs from the number of samples below p. It is less than the reach, and mostly
-        # far less, because moves up and down cancel. So try a small slack first.
+        # The number of samples below a place p differs from p if more samples move up across p than
+        # down, or fewer. The difference is less than the reach, and mostly far less, because moves
+        # up and down cancel. So try a small slack first.
         part = self._sort_part(start, stop, self.reach // 4)
         if part is None:
             part = self._sort_part(start, stop, self.reach)
@@ -119,13 +120,13 @@ class ExpandedOrder:
     def _sort_part(self, start: int, stop: int, slack: int) -> AnyArray | None:
         """Sort the samples whose places are in the range ``start - slack`` to ``stop + slack``.
 
-        Return the numbers of the samples at positions `start` to `stop`. Return None if the samples
-        with these places are not all that belong there, because `slack` is too small.
+        Return the numbers of the samples at positions `start` to `stop`. Return None if some of
+        these samples have places outside of the range, because `slack` is too small.
         """
         lane = int(self.lanes.searchsorted(start, "right")) - 1
         origin, end = int(self.lanes[lane]), int(self.lanes[lane + 1])
-        # Relative to `origin`: `floor` and `ceiling`, the places where the buckets begin and end,
-        # the `offsets` of pieces, and below also `start` and `stop`.
+        # The buckets begin at place `floor` and end at place `ceiling`. Both, and the `offsets` of
+        # pieces, are relative to `origin`.
         floor = max(start - origin - slack, 0)
         buckets = -(-(min(stop + slack, end) - origin - floor) >> BUCKET_BITS)
         ceiling = floor + (buckets << BUCKET_BITS)
@@ -198,7 +199,7 @@ def _skip_moves(state: State, sizes: Int64, widths: int, snapshots: Int64, state
 
 @kernel
 def _move_range(state: State, offset: int, size: int, move: MoveParameters) -> tuple[float, float]:
-    """Draw the range of the moves of a piece's samples; return its negative start, and its length.
+    """Draw the range of the moves of a piece's samples; return its start (at most 0) and length.
 
     The range ends where a sample would leave the lane.
     """
@@ -288,8 +289,8 @@ def _sort(
     index_bits = 0
     while keys.size >> index_bits:
         index_bits += 1
-    fine_bits = 63 - BUCKET_BITS - index_bits
-    index, fine = (1 << index_bits) - 1, 2.0**fine_bits
+    fraction_bits = 63 - BUCKET_BITS - index_bits
+    index_mask, scale = (1 << index_bits) - 1, 2.0**fraction_bits
     for bucket in range(bounds.size - 1):
         start, size = bounds[bucket], bounds[bucket + 1] - bounds[bucket]
         base = floor + (bucket << BUCKET_BITS)
@@ -301,9 +302,9 @@ def _sort(
             total += cells[cell]
             cells[cell] = total
         for i in range(size):
-            place = int((places[start + i] - base) * fine)
-            target = cells[place >> fine_bits]
-            cells[place >> fine_bits] = target + 1
+            place = int((places[start + i] - base) * scale)
+            target = cells[place >> fraction_bits]
+            cells[place >> fraction_bits] = target + 1
             keys[target] = place << index_bits | i
         # Cells have few keys. Two passes of a bubble sort without branches leave very few keys out
         # of order. They cost less than one pass with branches, which the processor mispredicts.
@@ -320,12 +321,12 @@ def _sort(
             if keys[i] >> index_bits > keys[i - 1] >> index_bits:
                 continue
             key, target = keys[i], i
-            place = places[start + (key & index)]
-            while target > 0 and places[start + (keys[target - 1] & index)] > place:
+            place = places[start + (key & index_mask)]
+            while target > 0 and places[start + (keys[target - 1] & index_mask)] > place:
                 keys[target] = keys[target - 1]
                 target -= 1
             keys[target] = key
         for i in range(size):
             spare[i] = numbers[start + i]
         for i in range(size):
-            numbers[start + i] = spare[keys[i] & index]
+            numbers[start + i] = spare[keys[i] & index_mask]
