@@ -24,6 +24,7 @@ import bench_mixture_order
 import bench_mixture_reading
 import bench_order
 import bench_peers
+import bench_query
 import bench_samples
 import bench_start
 import bench_statistics
@@ -44,6 +45,7 @@ FIGURES: list[Figure] = [
     *bench_writing.FIGURES,
     *bench_peers.FIGURES,
     *bench_statistics.FIGURES,
+    *bench_query.FIGURES,
     *bench_order.FIGURES,
     *bench_mixture_order.FIGURES,
     *bench_torch.FIGURES,

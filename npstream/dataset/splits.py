@@ -1,4 +1,4 @@
-"""Random splits and filters of a view."""
+"""Random splits, filters and queries of a view."""
 
 from __future__ import annotations
 
@@ -164,6 +164,26 @@ def filter_mask(view: View, fn: Callable[[Any], Any], batch_size: int | None, bl
                 f"{len(part)}; expected a bool for each row"
             )
         mask[start : start + step] = part_mask
+    return mask
+
+
+def query_mask(view: View, evaluate: Callable[[Any], Bools], block: int) -> Bools:
+    """Return the mask of samples for which an expression is true.
+
+    Parameters
+    ----------
+    view : View
+        A one-dimensional dataset.
+    evaluate : callable
+        Takes a part of the view, and returns a bool for each of its rows.
+    block : int
+        Rows that are evaluated at once.
+    """
+    mask = np.zeros(len(view), bool)
+    for start in progress(range(0, len(view), block), "query"):
+        mask[start : start + block] = evaluate(view[start : start + block])
+    if not len(view):
+        evaluate(view)  # raises for operands of the wrong kind
     return mask
 
 

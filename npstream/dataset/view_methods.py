@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from npstream._core.arguments import integer, name_list
 from npstream._core.typing import Sample
-from npstream.dataset.splits import chain_transforms, filter_mask
+from npstream.dataset.splits import chain_transforms, filter_mask, query_mask
 from npstream.errors import ColumnError, short_repr, short_traceback
 from npstream.explore.sorting import sort_order
 from npstream.orders.order import full_order
+from npstream.reading.cost_limit import check_cost
 from npstream.reading.load import SAMPLE_BLOCK
 from npstream.reading.source import transform_old_names
 
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 
 View = TypeVar("View")
 """The class of the views that the methods return, `Dataset`."""
+
+
+_QUERY_BYTES = 1 << 23
+"""Bytes of samples that `query` evaluates at once."""
 
 
 class ViewMethods(Generic[View]):
@@ -343,6 +348,67 @@ class ViewMethods(Generic[View]):
         mask = filter_mask(inputs, fn, batch_size, step)
         kept: View = view[mask]
         return kept
+
+    def query(self, text: str) -> View:
+        """Return a view of the samples for which an expression is true.
+
+        The expression is read by a parser with a fixed grammar, and no code is run. Its columns
+        are read in blocks, so that memory stays bounded. Further operands of ``and`` and ``or``
+        are read only for the rows that the first ones leave open.
+
+        Parameters
+        ----------
+        text : str
+            Comparisons of columns, numbers and text in Python's syntax, such as
+            ``"label == 3 and len(text) > 100"``. Allowed are ``== != < <= > >=``, chains of them,
+            ``in`` and ``not in`` with a list or a text, ``is None``, ``is not None``, ``and``,
+            ``or``, ``not``, ``+ - * / // % **``, ``len(column)``, numbers, texts, True, False and
+            None. A name that is not an identifier is written in backquotes. Dates are compared to
+            texts, such as ``day >= '2026-01-31'``.
+
+        Returns
+        -------
+        Dataset
+            A 1-d view, in the view's order.
+
+        Raises
+        ------
+        ValueError
+            If the text does not follow the grammar; the message has the position.
+        ColumnError
+            If there is no such column.
+        TypeError
+            If values of different kinds are compared, or the result is not True or False.
+        ArithmeticError
+            If an integer overflows, or is divided by zero.
+        CostError
+            If the columns of a remote dataset take more bytes than the limit of implicit reads.
+
+        Examples
+        --------
+        >>> ds = getfixture("example")
+        >>> ds.query("label > 0 and len(text) == 3")["text"].to_numpy()
+        array(['one', 'two'], dtype=StringDType())
+        """
+        from npstream.explore.expression import parse
+
+        with short_traceback:
+            expression = parse(text)
+            expression.check(self._names)
+            view = self.ravel()
+            names = expression.columns
+            plan = self._source.plan(names)
+            for name in names:
+                column_plan = self._source.plan((name,))
+                check_cost(self._source, view._selection, f"query {text!r}", column_plan)
+            sizes = [field.encoding.size for field in plan.fields]
+            if None in sizes:
+                block = self._source.estimate_read_rows(_QUERY_BYTES, plan)
+            else:
+                block = _QUERY_BYTES // max(sum(filter(None, sizes)), 1)
+            mask = query_mask(view[list(names)], expression.evaluate, max(block, 1))
+            chosen: View = view[mask]
+            return chosen
 
     # Runs
 

@@ -160,6 +160,8 @@ def _ragged_lengths(rows: Ragged) -> Int64 | None:
     if rows.kind == "image":
         return None
     if rows.kind == "str":
+        if not (rows.values & 0x80).any():
+            return rows.lengths
         # Count the bytes that are not continuation bytes of UTF-8.
         starts = (rows.values & 0xC0) != 0x80
         counts: Int64 = np.concatenate([[0], np.cumsum(starts, dtype=np.int64)])

@@ -316,3 +316,76 @@ def test_map_is_with_transform(ds):
     assert next(iter(ds.map(upper).iter(0, 1))) == ""
     with pytest.raises(TypeError, match="map takes a function of a sample, got None"):
         ds.map(None)
+
+
+# query
+
+
+QUERIES = [
+    "label == 3",
+    "label == 3 and len(text) > 5",
+    "len(text) > 5 and label != 3 or number < 2 * 10**12",
+    "not (label in [0, 2]) and 'text' in text",
+    "number // 10**12 % 2 == 1",
+    "text == 'text 1' or len(data) >= 9",
+    "len(tokens) == 3 and label < number",
+    "meta is None",
+]
+
+
+@pytest.mark.parametrize("text", QUERIES)
+@pytest.mark.parametrize("nbytes", [1, 100, 1 << 20])
+def test_query_keeps_the_rows_for_which_python_says_true(ds, text, nbytes, monkeypatch):
+    monkeypatch.setattr("npstream.dataset.view_methods._QUERY_BYTES", nbytes)
+    expected = [i for i in range(N) if eval(text, {name: VALUES[name][i] for name in VALUES})]
+    assert ids_of(ds.query(text)).tolist() == expected
+    rows = [9, 2, 2, 5, 0]
+    assert ids_of(ds[rows].query(text)).tolist() == [i for i in rows if i in expected]
+    assert len(ds[:0].query(text)) == 0
+
+
+def test_query_of_other_views(ds):
+    assert ids_of(ds.rename(label="a b").query("`a b` == 3")).tolist() == [3, 7]
+    assert ids_of(ds[[[0, 3], [7, 1]]].query("label == 3")).tolist() == [3, 7]
+    assert ids_of(ds.query("label == 3").query("number > 3 * 10**12")).tolist() == [7]
+    both = npstream.concat([ds[:4], ds[::-1]])
+    assert both.query("label == 3")["number"].load().tolist() == [
+        3 * 10**12,
+        7 * 10**12,
+        3 * 10**12,
+    ]
+    mixed = npstream.mix({"a": ds, "b": ds[:2]}, columns=["label", "source"])
+    assert ids_of(mixed.query("source == 'b' and label == 1")).tolist() == [12]
+    assert ds.map(upper).query("label == 2")[0] == ds[2]["text"].upper()
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("lable == 3", ColumnError, "label"),
+        ("label = 3", ValueError, "=="),
+        ("__import__('os')", ValueError, "."),
+        ("label == 'x'", TypeError, "label"),
+        ("tokens == 3", TypeError, "tokens"),
+        ("label", TypeError, "label"),
+        ("1 // label == 2", ZeroDivisionError, "zero"),
+        (3, TypeError, "an expression is text"),
+    ],
+)
+def test_query_refuses_what_it_cannot_answer(ds, text, error, message):
+    with pytest.raises(error, match=message):
+        ds.query(text)
+    if error is TypeError:
+        with pytest.raises(error, match=message):
+            ds[:0].query(text)
+    with pytest.raises(ColumnError):
+        ds.drop("label").query("label == 3")
+
+
+def test_query_of_a_remote_dataset_reads_the_side_car_and_obeys_the_limit(tmp_path, upload):
+    values = {"a": np.arange(4000), "t": ["x" * 200] * 4000}
+    npstream.write(tmp_path / "d", values, sidecar=True)
+    ds = npstream.open(upload(tmp_path / "d"), cache=tmp_path / "c", implicit_read_limit="100kB")
+    assert ids_of(ds.query("a % 1000 == 1").drop("t")).tolist() == [1, 1001, 2001, 3001]
+    with pytest.raises(npstream.errors.CostError, match="query 'len"):
+        ds.query("len(t) == 3")

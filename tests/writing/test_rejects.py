@@ -133,7 +133,9 @@ def test_too_many_errors(most, is_refused, write, tmp_path):
     if not is_refused:
         assert write(path, SAMPLES, **settings).rejected == 5
         return
-    with pytest.raises(ValueError, match=f"^{most + 1} refused samples?, more than max_errors={most}"):
+    with pytest.raises(
+        ValueError, match=f"^{most + 1} refused samples?, more than max_errors={most}"
+    ):
         write(path, SAMPLES, rejects=tmp_path / "rejects.jsonl", **settings)
     assert_nothing(str(path))
     assert len((tmp_path / "rejects.jsonl").read_text().splitlines()) == most + 1

@@ -1,0 +1,71 @@
+"""Queries of local datasets, against NumPy on columns in memory."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+import npstream
+from data import Data
+from figures import SIDES, Figure, Pair, check, figure
+
+LOADED = "the NumPy expression on loaded columns"
+
+
+def same_rows(ours: np.ndarray, reference: np.ndarray) -> None:
+    assert ours.tolist() == np.flatnonzero(reference).tolist()
+
+
+@figure('`ds.query("label == 3 and len(text) > 100")` on S', LOADED, factor=1.3, rounds=9)
+def label_and_text(data: Data) -> Pair:
+    dataset = npstream.open(data.small_dataset())
+    label, text = dataset["label"].load(), dataset["text"].to_numpy()
+    return Pair(
+        lambda number: rows(dataset, "label == 3 and len(text) > 100"),
+        lambda number: (label == 3) & (np.strings.str_len(text) > 100),
+        same_rows,
+    )
+
+
+@figure('`ds.query("len(text) > 100 and label < 500")` on S', LOADED, factor=1.3, rounds=9)
+def text_and_label(data: Data) -> Pair:
+    dataset = npstream.open(data.small_dataset())
+    label, text = dataset["label"].load(), dataset["text"].to_numpy()
+    return Pair(
+        lambda number: rows(dataset, "len(text) > 100 and label < 500"),
+        lambda number: (np.strings.str_len(text) > 100) & (label < 500),
+        same_rows,
+    )
+
+
+@figure(
+    '`ds.query("label == 3 and id > 100")` on S: numbers are read from the whole rows',
+    LOADED,
+    factor=math.inf,
+    rounds=9,
+)
+def numbers(data: Data) -> Pair:
+    dataset = npstream.open(data.small_dataset())
+    label, ids = dataset["label"].load(), dataset["id"].load()
+    return Pair(
+        lambda number: rows(dataset, "label == 3 and id > 100"),
+        lambda number: (label == 3) & (ids > 100),
+        same_rows,
+    )
+
+
+def rows(dataset: npstream.Dataset, text: str) -> np.ndarray:
+    """Return the rows of a query."""
+    return dataset.query(text)._selection.ids()
+
+
+FIGURES = [label_and_text, text_and_label, numbers]
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.prepare.__name__)
+def test_query(figure: Figure, side: str, benchmark: Any, data: Data) -> None:
+    check(figure, side, benchmark, data)
