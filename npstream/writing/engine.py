@@ -420,7 +420,7 @@ class WriterEngine:
         if self._encoder is not None and not pool.has_layout:
             pool.set_layout(self._encoder.layout, self._is_inferred)
         for result in pool.run(samples, first):
-            for number, output, sample in result.samples:
+            for number, output, sample in result.loaded_samples():
                 self._position = Position(number, output)
                 if session is not None:
                     session.add_output(self._shards.samples, number, output)

@@ -7,7 +7,9 @@ read. Results are used in the order of the batches.
 
 from __future__ import annotations
 
+import io
 import multiprocessing
+import pickle
 import queue
 import signal
 import threading
@@ -56,6 +58,9 @@ _BATCH_SECONDS = 0.1
 _MAX_BATCH_SAMPLES = 1 << 12
 """Maximum samples of a batch."""
 
+_PICKLING = "workers= pickles samples, to send them to its processes"
+"""The note of an exception of pickling."""
+
 _EXIT_TIMEOUT = 5.0
 """Seconds to wait for a worker to exit, before it is killed."""
 
@@ -93,9 +98,9 @@ class WorkerResult:
     ----------
     rows : list of bytes
         Encoded samples; `pack` moves them to `data` and `sizes`.
-    samples : list of (int, int, object)
-        Samples, if the worker has no format yet. Before each are the number of its input sample,
-        and how many outputs for the same input sample come before it.
+    samples : list of (int, int, bytes)
+        Pickled samples, if the worker has no format yet. Before each are the number of its input
+        sample, and how many outputs for the same input sample come before it.
     rejected : list of Rejected
         The samples that were left out.
     seconds : float
@@ -110,7 +115,7 @@ class WorkerResult:
     """
 
     rows: list[bytes] = field(default_factory=list)
-    samples: list[tuple[int, int, Any]] = field(default_factory=list)
+    samples: list[tuple[int, int, bytes]] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     seconds: float = 0.0
     data: bytes = b""
@@ -118,6 +123,11 @@ class WorkerResult:
     first: int = 0
     numbers: list[int] = field(default_factory=list)
     outputs: list[int] = field(default_factory=list)
+
+    def loaded_samples(self) -> Iterator[tuple[int, int, Any]]:
+        """Yield `samples`, loaded."""
+        for number, output, pickled in self.samples:
+            yield number, output, pickle.loads(pickled)
 
     def drop(self, position: tuple[int, int]) -> bytes | None:
         """Drop outputs up to a position, and return the bytes of the row at it; None if not here.
@@ -357,16 +367,28 @@ class _Batcher:
 
     def next(self, count: int | None) -> bytes | None:
         """Return the next batch; None at the end. `count` replaces the adaptive length."""
-        samples = list(islice(self._samples, count or self._count))
-        if len(samples) < (count or self._count):
+        most, taken = count or self._count, 0
+        payload = io.BytesIO()
+        pickler = ForkingPickler(payload, 5)
+        pickler.dump(self._number)
+        dump, clear_memo = pickler.dump, pickler.clear_memo
+        # Each sample is pickled before the next one is read, and anew, since the input may change
+        # an array or a mapping and yield it again.
+        for sample in islice(self._samples, most):
+            clear_memo()
+            try:
+                dump(sample)
+            except Exception as error:
+                raise with_note(error, _PICKLING) from None
+            taken += 1
+        if taken < most:
             self.is_exhausted = True
-        if not samples:
+        if not taken:
             return None
-        payload = _dumps((self._number, samples))
-        self._number += len(samples)
-        self._limit = max(1, _BATCH_BYTES * len(samples) // len(payload))
+        self._number += taken
+        self._limit = max(1, _BATCH_BYTES * taken // payload.tell())
         self._count = min(self._count, self._limit)
-        return payload
+        return payload.getvalue()
 
     def adapt(self, seconds: float) -> None:
         """Change the length of batches; a worker spent `seconds` on the last one."""
@@ -378,7 +400,7 @@ def _dumps(value: Any) -> bytes:
     try:
         return bytes(ForkingPickler.dumps(value, 5))
     except Exception as error:
-        raise with_note(error, "workers= pickles samples, to send them to its processes") from None
+        raise with_note(error, _PICKLING) from None
 
 
 def _run_worker(connection: Connection, inherited: list[Connection], task: Task) -> None:
@@ -394,11 +416,16 @@ def _run_worker(connection: Connection, inherited: list[Connection], task: Task)
         encoder = SampleEncoder(*task.encoding, task.fill)
     while (message := messages.get()) is not None:
         try:
-            first, rest = ForkingPickler.loads(message)
-            if not isinstance(rest, list):
-                encoder = SampleEncoder(first, rest, task.fill)
+            stream = io.BytesIO(message)
+            head = pickle.load(stream)
+            if not isinstance(head, int):
+                layout, only_columns = head
+                encoder = SampleEncoder(layout, only_columns, task.fill)
                 continue
-            result: WorkerResult | _Failure = _process_batch(task, encoder, first, rest)
+            samples = []
+            while stream.tell() < len(message):
+                samples.append(pickle.load(stream))
+            result: WorkerResult | _Failure = _process_batch(task, encoder, head, samples)
         except BaseException as error:
             result = _Failure.from_error(error)
         with suppress(OSError):  # the parent has closed the pipe
@@ -427,7 +454,7 @@ def _process_batch(
             mapped_samples = apply_map(function, source_sample, number)
         for output, sample in enumerate(mapped_samples):
             if encoder is None:
-                result.samples.append((number, output, sample))
+                result.samples.append((number, output, _dumps(sample)))  # `map` may reuse it
                 continue
             row = encoder.fast(sample) if type(sample) is dict else None
             if row is None:

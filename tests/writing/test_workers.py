@@ -285,6 +285,32 @@ def test_samples_larger_than_pipes(tmp_path):
     assert [value[0] for value in npstream.open(tmp_path)["x"]] == [k // 2 for k in range(40)]
 
 
+@pytest.mark.parametrize("function", [None, dict])
+@pytest.mark.parametrize("columns", [None, {"x": "ndarray:int64", "n": "int"}])
+def test_a_source_may_yield_the_same_objects_again(function, columns, workers, tmp_path):
+    def source():
+        sample = {"x": np.zeros(3, np.int64)}
+        for number in range(1000):
+            sample["x"][:] = sample["n"] = number
+            yield sample
+
+    npstream.write(tmp_path, source(), map=function, columns=columns, workers=workers)
+    ds = npstream.open(tmp_path)
+    assert ds["n"].load().tolist() == list(range(1000))
+    assert [array.tolist() for array in ds["x"]] == [[number] * 3 for number in range(1000)]
+
+
+def test_map_may_return_the_same_objects_again(workers, tmp_path):
+    def repeated(number):
+        sample = {"x": np.zeros(2, np.int64)}
+        for k in range(3):
+            sample["x"][:] = 3 * number + k
+            yield sample
+
+    npstream.write(tmp_path, range(100), map=repeated, workers=workers)
+    assert [array[0] for array in npstream.open(tmp_path)["x"]] == list(range(300))
+
+
 def test_the_source_is_not_read_far_ahead(tmp_path):
     """Workers have two batches each, and the parent one more for each."""
     taken, given = itertools.count(), []
