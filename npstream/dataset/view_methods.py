@@ -410,6 +410,133 @@ class ViewMethods(Generic[View]):
             chosen: View = view[mask]
             return chosen
 
+    # Tables of other libraries
+
+    def to_arrow(self) -> Any:
+        """Read the view into a table of pyarrow.
+
+        Columns have the types of the Arrow stream of a view: text is text, axes of arrays are
+        lists, JSON and decimals are text, and images are the bytes of their files. Functions of
+        `map` are not applied.
+
+        Returns
+        -------
+        pyarrow.Table
+
+        Raises
+        ------
+        ValueError
+            If the view has several axes, or no columns.
+        TypeError
+            If Arrow has no type for a column, such as complex numbers.
+        MemoryError
+            If the data need more memory than is free.
+        MissingDependencyError
+            If pyarrow is not installed.
+
+        Examples
+        --------
+        >>> getfixture("example").to_arrow().column("label").to_pylist()
+        [0, 1, 2]
+        """
+        from npstream.dataset.export import to_arrow_table
+
+        with short_traceback:
+            return to_arrow_table(self._source, self._selection, self._names)
+
+    def to_pandas(self) -> Any:
+        """Read the view into a DataFrame of pandas.
+
+        Columns have the types that pandas gives to `to_arrow`. Dates are datetime64.
+
+        Returns
+        -------
+        pandas.DataFrame
+            With row numbers of the view as its index.
+
+        Raises
+        ------
+        ValueError
+            If the view has several axes, or no columns.
+        TypeError
+            If Arrow has no type for a column, such as complex numbers.
+        MemoryError
+            If the data need more memory than is free.
+        MissingDependencyError
+            If pandas or pyarrow is not installed.
+
+        Examples
+        --------
+        >>> getfixture("example").to_pandas().groupby("label").size().tolist()
+        [1, 1, 1]
+        """
+        from npstream.dataset.export import to_data_frame
+
+        with short_traceback:
+            return to_data_frame(self._source, self._selection, self._names)
+
+    def to_polars(self) -> Any:
+        """Read the view into a DataFrame of polars.
+
+        Columns have the types that polars gives to `to_arrow`, without a copy where possible.
+
+        Returns
+        -------
+        polars.DataFrame
+
+        Raises
+        ------
+        ValueError
+            If the view has several axes, or no columns.
+        TypeError
+            If Arrow has no type for a column, such as complex numbers.
+        MemoryError
+            If the data need more memory than is free.
+        MissingDependencyError
+            If polars or pyarrow is not installed.
+
+        Examples
+        --------
+        >>> getfixture("example").to_polars()["text"].to_list()  # doctest: +SKIP
+        ['zero', 'one', 'two']
+        """
+        from npstream.dataset.export import to_polars_frame
+
+        with short_traceback:
+            return to_polars_frame(self._source, self._selection, self._names)
+
+    def to_hf(self) -> Any:
+        """Read the view into a Dataset of Hugging Face's datasets.
+
+        Columns have the types of `to_arrow`. Columns of images are features `Image`, whose files
+        are the stored ones; images of the encoding ``pil`` become PNG files.
+
+        Returns
+        -------
+        datasets.Dataset
+            In memory.
+
+        Raises
+        ------
+        ValueError
+            If the view has several axes, or no columns.
+        TypeError
+            If Arrow has no type for a column, such as complex numbers.
+        MemoryError
+            If the data need more memory than is free.
+        MissingDependencyError
+            If datasets or pyarrow is not installed.
+
+        Examples
+        --------
+        >>> getfixture("example").to_hf()[1]  # doctest: +SKIP
+        {'text': 'one', 'label': 1}
+        """
+        from npstream.dataset.export import to_hugging_face
+
+        with short_traceback:
+            return to_hugging_face(self._source, self._selection, self._names)
+
     # Runs
 
     def _run_settings(self, state: Mapping[str, Any]) -> dict[str, Any]:

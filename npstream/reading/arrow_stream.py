@@ -6,16 +6,18 @@ Tested in tests/reading/test_arrow.py.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from npstream._core.optional import import_optional
 from npstream.formats.encodings.encodings import parse
 from npstream.reading.arrow import TEXT_WRITERS, arrow_type, no_arrow_type, record_batch
 from npstream.reading.cost_limit import check_cost
-from npstream.reading.plan import Field, Plan
+from npstream.reading.plan import Plan
 
 if TYPE_CHECKING:
     from npstream.indexing.selection import Selection
+    from npstream.reading.plan import Field
     from npstream.reading.source import Source
 
 BATCH_BYTES = 1 << 24
@@ -32,17 +34,21 @@ def arrow_field(field: Field) -> Field:
     """
     encoding = field.encoding
     if encoding.kind in ("image", "bytes"):
-        return Field(field.name, parse("bytes"))
+        return replace(field, encoding=parse("bytes"))
     if encoding.name in TEXT_WRITERS:
-        return Field(field.name, parse("str"))
+        return replace(field, encoding=parse("str"))
     if encoding.kind == "object" or (encoding.kind == "ndarray" and encoding.dtype == object):
         raise no_arrow_type(field.name, f"{encoding.name} values")
     arrow_type(field.name, encoding.dtype)
     return field
 
 
-def record_batches(source: Source, selection: Selection, names: tuple[str, ...]) -> Any:
+def record_batches(
+    source: Source, selection: Selection, names: tuple[str, ...], is_limited: bool = True
+) -> Any:
     """Return a pyarrow RecordBatchReader of a 1-d view, which reads on demand.
+
+    The limit of implicit reads applies if `is_limited` is True.
 
     Raises
     ------
@@ -53,7 +59,8 @@ def record_batches(source: Source, selection: Selection, names: tuple[str, ...])
     """
     pa = import_optional("pyarrow", "pyarrow", "arrow")
     plan = Plan([arrow_field(source.field(name)) for name in names])
-    check_cost(source, selection, "an Arrow stream of this view", plan)
+    if is_limited:
+        check_cost(source, selection, "an Arrow stream of this view", plan)
     step = source.estimate_read_rows(BATCH_BYTES, plan)
     starts = range(0, selection.size, step) or range(1)
     blocks = (selection.ids(start, start + step) for start in starts)

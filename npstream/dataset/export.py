@@ -1,0 +1,120 @@
+"""Provide conversion of views to tables of pyarrow, pandas, polars and Hugging Face's datasets.
+
+All of them are made of one Arrow table, so that their types are those of Arrow's.
+Tested in tests/dataset/test_export.py.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from npstream._core.memory import ensure_fits
+from npstream._core.optional import import_optional
+from npstream._core.progress import progress
+
+if TYPE_CHECKING:
+    from npstream.indexing.selection import Selection
+    from npstream.reading.source import Source
+
+__all__ = ["to_arrow_table", "to_data_frame", "to_hugging_face", "to_polars_frame"]
+
+_IMAGE_FILES = ("jpeg", "png")
+"""Encodings whose stored bytes are files of images."""
+
+
+def to_arrow_table(source: Source, selection: Selection, names: tuple[str, ...]) -> Any:
+    """Read columns of a view into a pyarrow Table.
+
+    Raises
+    ------
+    ValueError
+        If the view has several axes, or no columns.
+    TypeError
+        If Arrow has no type for a column.
+    MemoryError
+        If the rows that remain to be read need more memory than is free.
+    """
+    pa = import_optional("pyarrow", "pyarrow", "arrow")
+    from npstream.reading.arrow_stream import record_batches
+
+    if selection.ndim != 1:
+        raise ValueError(f"a view of shape {selection.shape} is not a table: take its ravel()")
+    if not names:
+        raise ValueError("a view without columns is not a table: select columns, as in ds[['a']]")
+    reader = record_batches(source, selection, names, is_limited=False)
+    batches, rows, nbytes = [], 0, 0
+    for batch in reader:
+        batches.append(batch)
+        rows, nbytes = rows + len(batch), nbytes + batch.nbytes
+        rest = selection.size - rows
+        ensure_fits(nbytes * rest // max(rows, 1), "a table with {:,} more rows", rest)
+    return pa.Table.from_batches(batches, reader.schema)
+
+
+def to_data_frame(source: Source, selection: Selection, names: tuple[str, ...]) -> Any:
+    """Read columns of a view into a DataFrame of pandas."""
+    import_optional("pandas", "pandas", "pandas")
+    table = to_arrow_table(source, selection, names)
+    ensure_fits(table.nbytes, "a DataFrame of {:,} rows", len(table))
+    return table.to_pandas(date_as_object=False)
+
+
+def to_polars_frame(source: Source, selection: Selection, names: tuple[str, ...]) -> Any:
+    """Read columns of a view into a DataFrame of polars."""
+    polars = import_optional("polars", "polars", "polars")
+    return polars.from_arrow(to_arrow_table(source, selection, names), rechunk=False)
+
+
+def to_hugging_face(source: Source, selection: Selection, names: tuple[str, ...]) -> Any:
+    """Read columns of a view into a Dataset of Hugging Face's datasets, in memory."""
+    datasets = import_optional("datasets", "datasets", "datasets")
+    table = to_arrow_table(source, selection, names)
+    features = datasets.Features.from_arrow_schema(table.schema)
+    for position, name in enumerate(names):
+        encoding = source.field(name).encoding
+        if encoding.kind == "image":
+            features[name] = datasets.Image()
+            column = table.column(position)
+            column = _image_column(name, column, encoding.name, features[name].pa_type)
+            table = table.set_column(position, name, column)
+    memory = datasets.table.InMemoryTable(table)
+    return datasets.Dataset(memory, info=datasets.DatasetInfo(features=features))
+
+
+def _image_column(name: str, column: Any, encoding: str, storage: Any) -> Any:
+    """Return images as Hugging Face stores them: the bytes of files, and no paths.
+
+    Parameters
+    ----------
+    name : str
+    column : pyarrow.ChunkedArray
+        The stored bytes.
+    encoding : str
+        Their encoding. Images of another encoding than JPEG and PNG become PNG files.
+    storage : pyarrow.DataType
+        The type of the result, ``struct<bytes: binary, path: string>``.
+    """
+    pa = import_optional("pyarrow", "pyarrow", "arrow")
+    chunks = []
+    for chunk in progress(column.chunks, "images"):
+        if encoding in _IMAGE_FILES:
+            files = chunk.cast(pa.binary())
+        else:
+            files = pa.array([_png_file(name, body) for body in chunk.to_pylist()], pa.binary())
+        paths = pa.nulls(len(files), pa.string())
+        chunks.append(pa.StructArray.from_arrays([files, paths], ["bytes", "path"]).cast(storage))
+    return pa.chunked_array(chunks, storage)
+
+
+def _png_file(name: str, body: bytes) -> bytes:
+    """Return an image of the encoding ``pil`` as a PNG file."""
+    from npstream.formats.encodings.images import decode_pil, encode_png
+
+    image = decode_pil(body)
+    try:
+        return encode_png(image)
+    except ValueError as error:
+        raise TypeError(
+            f"column {name!r} has an image of mode {image.mode!r}, for which PNG files have none: "
+            f"leave the column out, as in ds.drop({name!r})"
+        ) from error
