@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, cast
 
 import numpy as np
 
+from npstream._core.arguments import quantity
 from npstream._core.memory import ensure_fits
 from npstream.conversion.arrays.source import ArraySource, StoredArray
 from npstream.conversion.files import SourceFile, split_extension
@@ -121,7 +122,7 @@ class NpyArray:
         while len(pieces) < nbytes:
             piece = self._read(nbytes - len(pieces))
             if not piece:
-                raise self._damaged(f"it ends {nbytes - len(pieces)} bytes too early")
+                raise self._damaged(f"it ends {quantity(nbytes - len(pieces), 'byte')} too early")
             pieces += piece
         self._position += nbytes
         if self._position == self._row_bytes * self.shape[0]:

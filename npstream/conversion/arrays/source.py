@@ -109,9 +109,11 @@ class ArrayTable:
         """Raise ValueError if the arrays differ in length."""
         lengths = {name: field.rows for name, field in self.columns.items()}
         if len(set(lengths.values())) > 1:
-            shown = ", ".join(f"{name!r} has {rows:,}" for name, rows in lengths.items())
+            shown = ", ".join(
+                f"{name!r} has {quantity(rows, 'row')}" for name, rows in lengths.items()
+            )
             raise ValueError(
-                f"{self.where}: the arrays differ in length, and columns do not: {shown} rows: "
+                f"{self.where}: the arrays differ in length, and columns do not: {shown}: "
                 f"name those to write with columns={hint}"
             )
 

@@ -15,6 +15,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from npstream._core.arguments import quantity
 from npstream.errors import FormatError, short_repr
 from npstream.formats.encodings.encodings import infer
 
@@ -134,7 +135,7 @@ def _csv_rows(file: SourceFile) -> Iterator[dict[str, Any]]:
     for number, row in enumerate(rows):
         if None in row or None in row.values():
             raise FormatError(
-                f"{file.where}: row {number} has not the {len(names)} values of the first line"
+                f"{file.where}: row {number} has not the {quantity(len(names), 'value')} of the first line"
             )
     numbers = {name: _number_type([row[name] for row in rows]) for name in names}
     for row in rows:

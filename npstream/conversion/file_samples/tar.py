@@ -119,7 +119,7 @@ class _Member(tarfile.TarInfo):
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
         header = super().frombuf(buf, encoding, errors)
         if header.size < 0:
-            raise tarfile.ReadError(f"a size of {header.size:,} bytes")
+            raise tarfile.ReadError(f"a negative size, {header.size:,}")
         if header.type in _EXTENDED and header.size > _MAX_HEADER:
             raise tarfile.ReadError(f"an extended header of {quantity(header.size, 'byte')}")
         return header

@@ -92,7 +92,9 @@ def read_arrow(file: SourceFile) -> Any:
         pa = import_optional("pyarrow", "pyarrow", "arrow", f"reading {file.where}")
         nbytes = int.from_bytes(end[:4], "little")
         if nbytes > file.nbytes - 12:
-            raise FormatError(f"{file.where}: its Arrow file of {nbytes:,} bytes is truncated")
+            raise FormatError(
+                f"{file.where}: its Arrow file of {quantity(nbytes, 'byte')} is truncated"
+            )
         ensure_fits(nbytes, "reading {}", file.where)
         opened.seek(file.nbytes - 12 - nbytes)
         body = _read(opened, nbytes, file)

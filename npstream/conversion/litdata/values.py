@@ -210,7 +210,9 @@ def _parse_json(body: bytes) -> Any:
     except (struct.error, IndexError, RecursionError) as error:
         raise ValueError(f"a nested value that is damaged: {error}") from error
     if reader.position != len(body):
-        raise ValueError(f"{len(body) - reader.position:,} bytes follow a nested value")
+        raise ValueError(
+            f"a nested value is followed by {quantity(len(body) - reader.position, 'byte')}"
+        )
     return value
 
 
@@ -245,7 +247,9 @@ class _NestedReader:
         """Return a number of values, each of at least a byte."""
         count: int = self._number("<I")
         if count > len(self.body) - self.position:
-            raise ValueError(f"{count:,} values in {len(self.body) - self.position:,} bytes")
+            raise ValueError(
+                f"{quantity(count, 'value')} in {quantity(len(self.body) - self.position, 'byte')}"
+            )
         return count
 
     def _text(self) -> str:

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from npstream._core.arguments import quantity
 from npstream._core.log import log
 from npstream._core.typing import Body
 from npstream.errors import StorageError
@@ -223,7 +224,7 @@ class ResumableUrl(RemoteDestination):
             count += 1
         if publication is not None and count != publication["shards"]:
             what = (
-                f"a complete write of {publication['shards']} shards was interrupted here, and "
+                f"a complete write of {quantity(publication['shards'], 'shard')} was interrupted here, and "
                 f"the file of shard {count} is missing: remove all its files"
             )
             raise StorageError(errno.ENOENT, what, self.path)
