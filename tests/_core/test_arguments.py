@@ -26,7 +26,14 @@ ABOVE_ONE = {
 }  # fmt: skip
 """Expressions in f-strings before a plural whose value is never 1."""
 
-NOT_COUNTS = {"encoding.name", "kind", "schema.format", "sorted(ranks)", "span"}
+NOT_COUNTS = {
+    "encoding.name",
+    "field.encoding.name",
+    "kind",
+    "schema.format",
+    "sorted(ranks)",
+    "span",
+}
 """Expressions in f-strings before a plural that are not counts."""
 
 

@@ -135,7 +135,8 @@ def _csv_rows(file: SourceFile) -> Iterator[dict[str, Any]]:
     for number, row in enumerate(rows):
         if None in row or None in row.values():
             raise FormatError(
-                f"{file.where}: row {number} has not the {quantity(len(names), 'value')} of the first line"
+                f"{file.where}: row {number} has not the {quantity(len(names), 'value')} of the "
+                "first line"
             )
     numbers = {name: _number_type([row[name] for row in rows]) for name in names}
     for row in rows:

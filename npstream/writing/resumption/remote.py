@@ -224,8 +224,8 @@ class ResumableUrl(RemoteDestination):
             count += 1
         if publication is not None and count != publication["shards"]:
             what = (
-                f"a complete write of {quantity(publication['shards'], 'shard')} was interrupted here, and "
-                f"the file of shard {count} is missing: remove all its files"
+                f"a complete write of {quantity(publication['shards'], 'shard')} was interrupted "
+                f"here, and the file of shard {count} is missing: remove all its files"
             )
             raise StorageError(errno.ENOENT, what, self.path)
         if publication is None:
