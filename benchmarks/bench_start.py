@@ -158,8 +158,19 @@ def _first_rows(dataset: Path) -> str:
     return f"import npstream\nnpstream.open({str(dataset)!r})[:4096].load()"
 
 
+@figure("`npstream --help`", "`python -c pass`", plus=0.150, rounds=15)
+def command_line_help(data: Data) -> Pair:
+    ours = (
+        "import contextlib, io\nfrom npstream.__main__ import main\n"
+        "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
+        "    main(['--help'])"
+    )
+    return timed(wall(ours), wall("pass"))
+
+
 FIGURES = [
-    imported, first_sample, first_load, first_batch, first_compiled_batch, first_fixed, first_text,
+    imported, command_line_help, first_sample, first_load, first_batch, first_compiled_batch,
+    first_fixed, first_text,
 ]  # fmt: skip
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
+import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from contextlib import suppress
+from types import TracebackType
 
-from npstream import __version__
-from npstream._core.arguments import quantity
-from npstream._core.redaction import redact, url_secrets
-from npstream.conversion.command import add_convert_command
-from npstream.errors import NpstreamError
-from npstream.tools.commands import add_merge_and_copy
+from npstream.commands.output import TRACEBACK, print_error, print_message, shows_tracebacks
+from npstream.commands.parser import build_parser
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C: 128 and the number of the signal, as a shell has it."""
+
+READER_GONE = 141
+"""Exit status if the reader of a pipe has closed it, as for a program that SIGPIPE ends."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,165 +24,92 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     arguments : sequence of str, optional
-        The command line's arguments; by default those of this process.
+        The command line's arguments. By default those of this process, whose streams and hooks are
+        then set up for a program in a terminal.
     """
+    is_process = arguments is None
     words = sys.argv[1:] if arguments is None else arguments
-    root = build_parser(words)
-    if not words:
-        root.print_help()
-        return 0
-    options = root.parse_args(words)
+    if is_process:
+        _set_up_process()
     try:
-        return options.command(options) or 0
-    except (NpstreamError, OSError, ValueError) as error:
-        notes: list[str] = getattr(error, "__notes__", [])
-        print("\n".join([f"npstream: {error}", *notes]), file=sys.stderr)
+        try:
+            return _run(words)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # an error here is shown as any other
+    except KeyboardInterrupt:
+        if is_process:
+            # Python then ends the process by the signal, so that a shell's loop ends, too.
+            sys.excepthook = _say_interrupted
+            raise
+        print_message("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError as error:
+        if _is_reader_gone():
+            _discard_output()
+            return READER_GONE
+        print_error(error, words)
+        return 1
+    except Exception as error:
+        print_error(error, words)
+        _discard_output()
         return 1
 
 
-def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
-    """Return the parser of the command line.
-
-    It removes the secrets of URLs in `words`, the arguments to parse, from its error messages.
-    """
-
-    class Parser(argparse.ArgumentParser):
-        """A parser whose error messages do not contain the secrets of URLs."""
-
-        def error(self, message: str) -> NoReturn:
-            if message.endswith("required: COMMAND"):
-                message = f"{' '.join(map(repr, words))} names no command; see npstream --help"
-            super().error(redact(message, (part for word in words for part in url_secrets(word))))
-
-    root = Parser(prog="npstream", description="Training data as a lazily loaded NumPy array.")
-    root.add_argument("-v", "-V", "--version", action="version", version=f"npstream {__version__}")
-    commands = root.add_subparsers(required=True, metavar="COMMAND")
-
-    demo = commands.add_parser("demo", help="a tour, with Python's standard library as data")
-    demo.add_argument("--out", metavar="DIRECTORY", help="keep the dataset in this new directory")
-    demo.set_defaults(command=run_demo)
-
-    info = commands.add_parser("info", help="describe a dataset")
-    info.add_argument("url", help="the dataset's directory")
-    info.add_argument("--split", help="the sub-directory to open")
-    info.set_defaults(command=run_info)
-
-    cache = commands.add_parser("cache", help="show, fill or empty the cache of remote datasets")
-    actions = cache.add_subparsers(required=True, metavar="{info,clear,fetch}")
-    for name, run, summary in (
-        ("info", run_cache_info, "show its directory, its size and its limit"),
-        ("clear", run_cache_clear, "remove its files; running programs are not affected"),
-    ):
-        action = actions.add_parser(name, help=summary)
-        action.add_argument("directory", nargs="?", help="the cache, if not the default one")
-        action.set_defaults(command=run)
-
-    fetch = actions.add_parser("fetch", help="fetch a dataset into the cache before it is read")
-    fetch.add_argument("url", help="the dataset's URL")
-    fetch.add_argument("--split", help="the sub-directory to fetch")
-    fetch.add_argument("--cache", metavar="DIRECTORY", help="the cache, if not the default one")
-    fetch.add_argument("--limit", help="the bytes that the cache may take, such as 100GB")
-    fetch.add_argument("--index", help="the side-car's directory or URL, if not the dataset's")
-    fetch.set_defaults(command=run_cache_fetch)
-
-    add_merge_and_copy(commands)
-    index = commands.add_parser("index", help="build a dataset's side-car: hashes, statistics")
-    index.add_argument("url", help="the dataset's directory, or its URL")
-    index.add_argument("--out", help="the side-car's directory or URL, if not the dataset's")
-    index.add_argument("--columns", nargs="*", help="the scalar columns to store; all by default")
-    index.add_argument("--no-hashes", action="store_true", help="omit the hashes of shard parts")
-    index.set_defaults(command=run_index)
-
-    verify = commands.add_parser("verify", help="read and check a whole dataset")
-    verify.add_argument("url", help="the dataset's directory, or its URL")
-    verify.add_argument("--index", help="the side-car's directory or URL, if not the dataset's")
-    verify.set_defaults(command=run_verify)
-
-    add_convert_command(commands)
-    precompile = commands.add_parser(
-        "precompile", help="compile all kernels now, for a fast first load in later processes"
-    )
-    precompile.set_defaults(command=run_precompile)
-    check = commands.add_parser("selftest", help="check this installation, in under a minute")
-    check.set_defaults(command=run_selftest)
-    return root
+def _run(words: Sequence[str]) -> int:
+    parser = build_parser(words)
+    if not words:
+        parser.print_help()
+        return 0
+    options = parser.parse_args(words)
+    if options.traceback:
+        os.environ[TRACEBACK] = "full"
+    status: int | None = options.command(options)
+    return status or 0
 
 
-def run_demo(options: argparse.Namespace) -> None:
-    """Run ``npstream demo``."""
-    from npstream.tools.demo import demo
+def _set_up_process() -> None:
+    """Let the streams write any text, and let warnings be one line."""
+    for stream in (sys.stdout, sys.stderr):
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="backslashreplace")
+    if not shows_tracebacks():
+        import warnings
 
-    demo(options.out)
-
-
-def run_info(options: argparse.Namespace) -> None:
-    """Run ``npstream info``."""
-    from npstream.dataset.opening import open_dataset
-
-    with open_dataset(options.url, split=options.split) as dataset:
-        print(repr(dataset))
+        warnings.formatwarning = lambda message, *_: f"npstream: warning: {message}\n"
 
 
-def run_cache_info(options: argparse.Namespace) -> None:
-    """Run ``npstream cache info``."""
-    from npstream.cache.cache import info
-
-    print(info(options.directory))
-
-
-def run_cache_clear(options: argparse.Namespace) -> None:
-    """Run ``npstream cache clear``."""
-    from npstream.cache.cache import clear
-
-    print(f"{quantity(clear(options.directory), 'byte')} removed")
+def _say_interrupted(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    """Show an exception that ends the process: no traceback for Ctrl-C."""
+    if issubclass(kind, KeyboardInterrupt) and not shows_tracebacks():
+        print_message("interrupted")
+    else:
+        sys.__excepthook__(kind, error, traceback)
 
 
-def run_cache_fetch(options: argparse.Namespace) -> None:
-    """Run ``npstream cache fetch``."""
-    from npstream.cache.cache import info
-    from npstream.dataset.opening import open_dataset
+def _is_reader_gone() -> bool:
+    """Return True if standard output is a pipe or a socket whose other end is closed."""
+    import select
 
-    with open_dataset(
-        options.url,
-        split=options.split,
-        cache=options.cache,
-        cache_limit=options.limit,
-        index=options.index,
-    ) as dataset:
-        print(dataset.explain())
-        dataset.prefetch()
-    print(info(options.cache))
+    poll = select.poll()
+    with suppress(AttributeError, OSError, ValueError):  # not a file of the system
+        poll.register(sys.stdout.fileno(), 0)
+        return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+    return False
 
 
-def run_index(options: argparse.Namespace) -> None:
-    """Run ``npstream index``."""
-    from npstream.tools.index_builder import build_index
-
-    hashes = not options.no_hashes
-    print(build_index(options.url, options.out, columns=options.columns, hashes=hashes))
-
-
-def run_verify(options: argparse.Namespace) -> int:
-    """Run ``npstream verify``; return 1 if the dataset has problems."""
-    from npstream.tools.verify import verify_dataset
-
-    report = verify_dataset(options.url, index=options.index)
-    print(report)
-    return int(bool(report.problems))
-
-
-def run_precompile(_options: argparse.Namespace) -> None:
-    """Run ``npstream precompile``."""
-    from npstream.tools.precompile import precompile
-
-    precompile()
-
-
-def run_selftest(_options: argparse.Namespace) -> int:
-    """Run ``npstream selftest``; return 1 if a check failed."""
-    from npstream.tools.selftest import selftest
-
-    return int(not selftest())
+def _discard_output() -> None:
+    """Throw away output that cannot be written, so that Python does not try it at its end."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        with suppress(AttributeError, OSError, ValueError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, sys.stdout.fileno())
+            os.close(null)
 
 
 if __name__ == "__main__":

@@ -449,11 +449,20 @@ def test_the_command(source, tmp_path, capsys):
     assert json.loads((tmp_path / "raw/index.json").read_text())["shards"][0]["zip_data"] is None
     capsys.readouterr()
     for extra, said in {
-        ("--rows", "5"): "--rows '5': expected a slice",
+        ("--rows", "5"): "--rows: '5': expected a slice",
         ("--rows", "a:b"): "expected a slice",
+        ("--rows", "::0"): "expected a slice",
+        ("--shard-samples", "-1"): "--shard-samples: '-1': expected a whole number",
+        ("--storage-options", "secret"): "--storage-options: expected NAME=VALUE",
+    }.items():
+        with pytest.raises(SystemExit, match="2"):
+            main(["copy", str(source), str(tmp_path / "x"), *extra])
+        printed = capsys.readouterr().err
+        assert said in printed
+        assert "secret" not in printed.replace("--storage-options", "")
+    for extra, said in {
         ("--where", "nunber > 3"): "no column 'nunber'; did you mean 'number'",
         ("--columns", "nunber"): "no column 'nunber'",
-        ("--storage-options", "key"): "--storage-options 'key': expected a name, =, and a value",
         ("--source-options", "key=1"): "storage_options are for remote stores",
     }.items():
         assert main(["copy", str(source), str(tmp_path / "x"), *extra]) == 1

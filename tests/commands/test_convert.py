@@ -54,9 +54,7 @@ def test_all_options(capsys):
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["none.csv", "out"], "no such file"), (["1.csv", "out", "--columns", "a:"], "NAME:ENCODING"),
-     (["1.csv", "out", "--rename", "a"], "--rename 'a': expected a name"),
-     (["1.csv", "out", "--where", "id ="], "npstream: "),
+    [(["none.csv", "out"], "no such file"), (["1.csv", "out", "--where", "id ="], "npstream: "),
      (["1.csv", "out", "--reader-options", "sep=;"], "no option 'sep'"),
      (["3.csv", "out"], "in part '3.csv' of the")],
 )  # fmt: skip
@@ -64,6 +62,25 @@ def test_errors_are_shown_without_a_traceback(capsys, directory, words, message)
     (directory / "3.csv").write_text('a\n1\n""\n')
     assert main(["convert", *words]) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["--columns", "a:"], "--columns: 'a:': expected NAME or NAME:ENCODING"),
+     (["--rename", "a"], "--rename: 'a': expected a name, =, and a new name"),
+     (["--fill", "a"], "--fill: expected NAME=VALUE"), (["--workers", "x"], "whole number")],
+)  # fmt: skip
+def test_wrong_options_are_mistakes_of_the_command_line(capsys, words, message):
+    with pytest.raises(SystemExit, match="2"):
+        main(["convert", "1.csv", "out", *words])
+    assert message in capsys.readouterr().err
+
+
+def test_a_dry_run_as_json(capsys):
+    assert main(["convert", "1.csv", "out", "--dry-run", "--json", *SEMICOLONS]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["kind"], plan["samples"]) == ("csv", 2)
+    assert plan["columns"] == {"id": "int64", "name": "str"}
 
 
 def test_a_tokenizer_file_makes_tokens(capsys, directory):

@@ -1,0 +1,198 @@
+"""Tables of text that fit a terminal, also with wide characters.
+
+No value can reach the terminal as an escape sequence: characters that are not printable are
+shown as Python would write them.
+"""
+
+from __future__ import annotations
+
+import shutil
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+from npstream.commands.output import styled
+
+__all__ = ["cell_text", "display_width", "fit", "format_table", "printable"]
+
+GAP = "  "
+"""The text between two columns."""
+
+MIN_WIDTH = 8
+"""Columns that are cut keep this width; there are fewer columns instead."""
+
+MAX_CHARACTERS = 1000
+"""Characters of a value that are looked at."""
+
+_SHOWN = {"\u200c", "\u200d"}
+"""Joiners, which are not printable, but belong to text and to emoji."""
+
+
+def format_table(
+    names: Sequence[str],
+    types: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    width: int | None = None,
+) -> tuple[list[str], list[str]]:
+    r"""Return the lines of a table, and the names of the columns that it has no room for.
+
+    Parameters
+    ----------
+    names, types : sequence of str
+        The heads of the columns, in two lines.
+    rows : sequence of sequence
+        The values of each row.
+    width : int, optional
+        The most cells that a line takes; by default those of the terminal, or ``COLUMNS``, or 80.
+        The first two columns are shown in any case.
+
+    Examples
+    --------
+    >>> lines, omitted = format_table(["row", "text"], ["", "str"], [[9, "東京"], [10, "x"]], 80)
+    >>> print("\n".join(lines))
+    row  text
+         str
+      9  東京
+     10  x
+    """
+    if width is None:
+        width = shutil.get_terminal_size().columns
+    columns = [
+        [printable(name), type_name, *map(cell_text, values)]
+        for name, type_name, *values in zip(names, types, *rows, strict=True)
+    ]
+    widths = [max(map(display_width, column)) for column in columns]
+    limits = _limits(widths, width)
+    is_right = [
+        bool(rows) and all(_is_number(row[number]) for row in rows) for number in range(len(names))
+    ]
+    lines = []
+    for number in range(len(rows) + 2):
+        cells = [
+            _pad(fit(column[number], limit), limit, right)
+            for column, limit, right in zip(columns, limits, is_right, strict=False)
+        ]
+        line = GAP.join(cells).rstrip()
+        lines.append(styled(line, {0: "bold", 1: "dim"}[number]) if number < 2 else line)
+    return lines, list(names[len(limits) :])
+
+
+def _limits(widths: list[int], total: int) -> list[int]:
+    """Return the widths of the columns that fit: the widest ones are cut to one width."""
+    count = len(widths)
+    while count > 2 and sum(min(w, MIN_WIDTH) for w in widths[:count]) > _room(total, count):
+        count -= 1
+    widths = widths[:count]
+    room = _room(total, count)
+    limit = max(widths, default=0)
+    while limit > MIN_WIDTH and sum(min(w, limit) for w in widths) > room:
+        limit -= 1
+    limits = [min(w, limit) for w in widths]
+    # What is left after rounding goes to the first columns that were cut.
+    for number, wanted in enumerate(widths):
+        extra = min(wanted - limits[number], max(room - sum(limits), 0))
+        limits[number] += extra
+    return limits
+
+
+def _room(total: int, count: int) -> int:
+    return total - len(GAP) * (count - 1)
+
+
+def _pad(text: str, width: int, right: bool) -> str:
+    spaces = " " * (width - display_width(text))
+    return spaces + text if right else text + spaces
+
+
+def _is_number(value: Any) -> bool:
+    """Return True for a number of Python or NumPy."""
+    kind = getattr(getattr(value, "dtype", None), "kind", None)
+    if kind is not None:
+        return kind in "iufc" and not value.shape
+    return isinstance(value, int | float | complex) and not isinstance(value, bool)
+
+
+def cell_text(value: Any) -> str:
+    r"""Return a value as one line of printable text.
+
+    Examples
+    --------
+    >>> cell_text(np.int64(5)), cell_text("a\nb"), cell_text(np.arange(1000))
+    ('5', 'a\\nb', '[0 1 2 ... 997 998 999]')
+    >>> cell_text(b"abc"), cell_text({"a": [1, None]})
+    ("3 bytes b'abc'", '{"a": [1, null]}')
+    """
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, bytes):
+        from npstream._core.arguments import size_text
+
+        return f"{size_text(len(value))} {value[:MAX_CHARACTERS]!r}"
+    if isinstance(value, dict | list):
+        from npstream.commands.output import json_text
+
+        return printable(json_text(value))
+    if type(value).__module__.partition(".")[0] == "PIL":
+        return f"{value.mode} image, {value.width} x {value.height}"
+    if getattr(value, "ndim", 0):
+        import numpy as np
+
+        inner = np.array2string(np.asarray(value), threshold=6, edgeitems=3, separator=" ")
+        shape = f"{value.shape} " if value.ndim > 1 else ""
+        return printable(shape + " ".join(inner.split()).replace("[ ", "["))
+    return printable(str(value))
+
+
+def printable(text: str) -> str:
+    r"""Return text of one line without control characters.
+
+    Examples
+    --------
+    >>> printable("red\x1b[31m"), printable("x" * 2000) == "x" * 1000
+    ('red\\x1b[31m', True)
+    """
+    text = text[:MAX_CHARACTERS]
+    if text.isprintable():
+        return text
+    return "".join(
+        character
+        if character.isprintable() or character in _SHOWN or unicodedata.category(character) == "Zs"
+        else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
+def display_width(text: str) -> int:
+    r"""Return the number of a terminal's cells that a text takes.
+
+    Examples
+    --------
+    >>> display_width("abc"), display_width("東京"), display_width("e\u0301")
+    (3, 4, 1)
+    """
+    return len(text) if text.isascii() else sum(map(_character_width, text))
+
+
+def _character_width(character: str) -> int:
+    if unicodedata.category(character) in ("Mn", "Me", "Cf") or "\u1160" <= character <= "\u11ff":
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in ("W", "F") else 1
+
+
+def fit(text: str, width: int) -> str:
+    """Return text that takes at most `width` cells: the end of longer text is "...".
+
+    Examples
+    --------
+    >>> fit("abcdefgh", 6), fit("東京都庁", 7), fit("abc", 3)
+    ('abc...', '東京...', 'abc')
+    """
+    if display_width(text) <= width:
+        return text
+    end = "..."[:width]
+    room = width - len(end)
+    for number, character in enumerate(text):
+        room -= 1 if character.isascii() else _character_width(character)
+        if room < 0:
+            return text[:number] + end
+    return text
