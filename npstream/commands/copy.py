@@ -15,7 +15,6 @@ from npstream.commands.options import (
     count,
     pairs,
     parse_slice,
-    select_samples,
 )
 
 if TYPE_CHECKING:
@@ -95,10 +94,11 @@ def _run_copy(options: argparse.Namespace) -> None:
         split=options.split,
         storage_options=pairs(options.source_options),
         allow_pickle=options.allow_pickle,
+        implicit_read_limit=None,  # a copy reads what it selects, in any case
     ) as dataset:
         view = dataset if options.rows is None else dataset[options.rows]
         if options.where is not None:
-            view = select_samples(view, options.where)
+            view = view.query(options.where)
         report = copy(
             view,
             options.url,

@@ -18,17 +18,17 @@ __all__ = [
     "add_dataset_options",
     "add_json_option",
     "add_pairs_option",
+    "add_read_limit_option",
     "key_value",
     "open_with_options",
     "parse_slice",
-    "select_samples",
 ]
 
 Commands: TypeAlias = "argparse._SubParsersAction[Any]"
 """The commands of a parser."""
 
-FILTER_ROWS = 1 << 16
-"""Samples whose columns are read at a time to evaluate a condition."""
+DEFAULT_READ_LIMIT = "1GiB"
+"""That of `npstream.open`."""
 
 
 def add_command(
@@ -72,6 +72,29 @@ def add_dataset_options(parser: argparse.ArgumentParser) -> None:
     add("--cache", metavar="DIRECTORY", help="the cache, if not the default one")
     add("--allow-pickle", action="store_true", help="read pickled columns, which can run code")
     add_pairs_option(parser, "--storage-options", "driver options of the store")
+
+
+def add_read_limit_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option of commands that may read whole columns of a remote dataset."""
+    parser.add_argument(
+        "--read-limit",
+        metavar="SIZE",
+        type=_size_or_none,
+        default=DEFAULT_READ_LIMIT,
+        help=f"the most bytes to fetch of a remote dataset, or none; default {DEFAULT_READ_LIMIT}",
+    )
+
+
+def _size_or_none(text: str) -> str | None:
+    from npstream._core.arguments import parse_size
+
+    if text == "none":
+        return None
+    try:
+        parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 def add_json_option(parser: argparse.ArgumentParser, summary: str) -> None:
@@ -162,14 +185,5 @@ def open_with_options(url: str, options: argparse.Namespace) -> Dataset:
         cache=options.cache,
         allow_pickle=options.allow_pickle,
         storage_options=pairs(options.storage_options),
+        implicit_read_limit=getattr(options, "read_limit", DEFAULT_READ_LIMIT),
     )
-
-
-def select_samples(view: Dataset, text: str) -> Dataset:
-    """Return the samples of a view that meet a condition."""
-    from npstream.explore.expression import parse
-
-    expression = parse(text)
-    expression.check(view.columns)
-    columns = list(expression.columns)
-    return view.filter(expression.evaluate, columns=columns, batch_size=FILTER_ROWS)

@@ -68,9 +68,7 @@ def print_error(error: BaseException, words: Iterable[str] = ()) -> None:
 
         traceback.print_exception(error)
         return
-    from npstream.errors import NpstreamError
-
-    print_message("\n".join([_message(error, NpstreamError, words), *_notes(error)]))
+    print_message("\n".join([_message(error, words), *_notes(error)]))
 
 
 def print_message(text: str) -> None:
@@ -78,10 +76,14 @@ def print_message(text: str) -> None:
     print(f"{styled('npstream:', 'red', sys.stderr)} {text}", file=sys.stderr)
 
 
-def _message(error: BaseException, own: type[Exception], words: Iterable[str]) -> str:
+def _message(error: BaseException, words: Iterable[str]) -> str:
+    from npstream.errors import CostError, NpstreamError
+
+    if isinstance(error, CostError):
+        return f"{error}\non the command line: --read-limit SIZE, or none"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    if isinstance(error, (own, *EXPECTED)):
+    if isinstance(error, (NpstreamError, *EXPECTED)):
         return str(error) or type(error).__name__
     from npstream._core.redaction import redact, url_secrets
 

@@ -10,9 +10,9 @@ from npstream.commands.options import (
     add_command,
     add_dataset_options,
     add_json_option,
+    add_read_limit_option,
     count,
     open_with_options,
-    select_samples,
 )
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def add_query(commands: Commands) -> None:
     query.add_argument("condition", help="which samples, such as 'label == 3'")
     query.add_argument("--count", action="store_true", help="print only how many there are")
     _add_row_options(query, f"the most samples; by default {ROWS} in a table, all in JSON", None)
+    add_read_limit_option(query)
 
 
 def _add_row_options(parser: argparse.ArgumentParser, limit: str, default: int | None) -> None:
@@ -77,19 +78,19 @@ def _add_row_options(parser: argparse.ArgumentParser, limit: str, default: int |
 
 def _run_head(options: argparse.Namespace) -> None:
     with open_with_options(options.url, options) as dataset:
-        _show(dataset[: options.limit], len(dataset), options)
+        _show(dataset.head(options.limit), len(dataset), options)
 
 
 def _run_sample(options: argparse.Namespace) -> None:
     with open_with_options(options.url, options) as dataset:
-        view = dataset.shuffle(options.seed, block=None)[: options.limit]
-        _show(view, len(dataset), options)
+        drawn = dataset.sample(min(options.limit, len(dataset)), options.seed)
+        _show(drawn, len(dataset), options)
 
 
 def _run_query(options: argparse.Namespace) -> None:
     with open_with_options(options.url, options) as dataset:
         _selected(dataset, options)  # an unknown column fails before anything is read
-        matching = select_samples(dataset, options.condition)
+        matching = dataset.query(options.condition)
         if options.count:
             _show_count(len(matching), options)
             return

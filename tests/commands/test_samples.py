@@ -161,6 +161,19 @@ def test_splits_and_options_of_the_store(tmp_path, capsys):
     assert "pass-of-me" not in capsys.readouterr().err
 
 
+def test_a_condition_fetches_at_most_the_limit(tmp_path, upload, capsys):
+    npstream.write(tmp_path / "data", {"text": ["word " * 20] * 1000}, sidecar=False)
+    url = upload(tmp_path / "data")
+    words = ["query", url, "len(text) > 3", "--count", "--cache", str(tmp_path / "cache")]
+    assert main([*words, "--read-limit", "1KiB"]) == 1
+    assert "on the command line: --read-limit SIZE" in capsys.readouterr().err
+    assert lines_of(capsys, *words, "--read-limit", "none") == ["1000"]
+    assert lines_of(capsys, *words, "--read-limit", "2MiB") == ["1000"]
+    with pytest.raises(SystemExit, match="2"):
+        main([*words, "--read-limit", "much"])
+    assert "cannot read the size 'much'" in capsys.readouterr().err
+
+
 def test_head_of_a_remote_dataset_reads_only_its_samples(tmp_path, upload, requests, capsys):
     npstream.write(tmp_path / "data", {"x": [bytes(10_000)] * 1000}, shard_size="1MiB")
     url = upload(tmp_path / "data")
