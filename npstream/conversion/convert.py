@@ -474,6 +474,7 @@ class _Parts(PartedInput):
 
     def __init__(self, source: InputSource, choice: Choice) -> None:
         self._transform, self._choice = choice.transform(), choice
+        self._transform.may_reuse = isinstance(source, ObjectSource)
         has_all = choice.where is None and not choice.maps_parts
         parts = [
             Part(part.name, partial(self._open, part), part.samples if has_all else None)

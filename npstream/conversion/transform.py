@@ -8,7 +8,7 @@ Tested in tests/conversion/test_convert.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import chain, islice
+from itertools import chain
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -27,7 +27,12 @@ Condition: TypeAlias = "Callable[[dict[str, Any]], object]"
 """A function that returns True for a sample to keep."""
 
 _GROUP = 64
-"""Number of samples that are filtered together."""
+"""Maximum number of samples that are filtered together."""
+
+_IMMUTABLE = {bool, int, float, complex, str, bytes, type(None), *np.sctypeDict.values()} - {
+    np.void
+}
+"""Types of values that an iterator cannot change after it has yielded them."""
 
 
 def parse_condition(where: str | Condition | None) -> Expression | Condition | None:
@@ -61,6 +66,11 @@ class PartTransform:
         New names by names in the source.
     where : Expression or callable, optional
         Uses the new names.
+
+    Attributes
+    ----------
+    may_reuse : bool
+        Whether the source may change a value and yield it again, as an iterator of the user may.
     """
 
     def __init__(
@@ -69,6 +79,7 @@ class PartTransform:
         rename: Mapping[str, str],
         where: Expression | Condition | None,
     ) -> None:
+        self.may_reuse = False
         self.columns = columns
         self.rename = dict(rename)
         self.where = where
@@ -154,18 +165,28 @@ class PartTransform:
         return {name: renamed[name] for name in wanted if name in renamed}
 
     def _samples(self, samples: Iterator[Any]) -> Iterator[dict[str, Any]]:
-        number = 0
-        while group := list(islice(samples, _GROUP if self.where is not None else 1)):
-            renamed: Iterable[dict[str, Any]] = [
-                self._renamed(sample, number + k) for k, sample in enumerate(group)
-            ]
-            number += len(group)
-            if self.where is not None:
-                renamed = self._kept([*renamed])
-            for sample in renamed:
+        for group in self._groups(samples):
+            kept: Iterable[dict[str, Any]] = group if self.where is None else self._kept(group)
+            for sample in kept:
                 if self.columns is not None:
                     sample = {name: sample[name] for name in self.columns if name in sample}
                 yield sample
+
+    def _groups(self, samples: Iterator[Any]) -> Iterator[list[dict[str, Any]]]:
+        """Yield samples with new names, in groups for which `where` is evaluated together."""
+        group: list[dict[str, Any]] = []
+        for number, sample in enumerate(samples):
+            renamed = self._renamed(sample, number)
+            group.append(renamed)
+            if (
+                self.where is None
+                or len(group) == _GROUP
+                or (self.may_reuse and not _IMMUTABLE.issuperset(map(type, renamed.values())))
+            ):
+                yield group
+                group = []
+        if group:
+            yield group
 
     def _kept(self, samples: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Yield the samples to keep, and those that the writer refuses for a bad value."""

@@ -223,3 +223,18 @@ def test_an_append_takes_the_encodings_of_the_text_format_that_the_dataset_has(t
     assert npstream.open(tmp_path / "out")[1] == {"x": 2.5, "n": 7}
     with pytest.raises(ValueError, match="unknown encoding 'float'"):
         npstream.convert(tmp_path / "in.csv", tmp_path / "new", columns=columns)
+
+
+@pytest.mark.parametrize("where", ["n != 5", lambda sample: sample["n"] != 5])
+def test_where_of_an_iterator_that_yields_the_same_objects_again(tmp_path, where):
+    def source():
+        sample = {"x": np.zeros(3, np.int64)}
+        for number in range(200):
+            sample["x"][:] = sample["n"] = number
+            yield sample
+
+    npstream.convert(source(), tmp_path / "out", where=where)
+    expected = [number for number in range(200) if number != 5]
+    ds = npstream.open(tmp_path / "out")
+    assert ds["n"].load().tolist() == expected
+    assert [array[0] for array in ds["x"]] == expected
