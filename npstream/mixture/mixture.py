@@ -477,7 +477,8 @@ def _members(sources: Mapping[str, Dataset]) -> list[Member]:
             raise TypeError(f"source {name!r} is a {type(ds).__name__}; expected a Dataset")
         if isinstance(ds._source, MixedSource):
             raise TypeError(
-                f"source {name!r} is a mixture, or a view of a mixture: mix views of its sources"
+                f"source {name!r} is a mixture or concatenation, or a view of one: mix views of "
+                "its sources"
             )
         if ds.ndim != 1:
             raise ValueError(

@@ -554,6 +554,8 @@ class RenamedFetcher(Fetcher):
         self._old_names = {new: old for old, new in names.items()}
         self.index = fetcher.index.renamed(names)
         self.layouts = layouts_of(self.index)
+        self.shards, self.remotes = fetcher.shards, fetcher.remotes
+        self._pages, self._readers, self._lookup = fetcher._pages, fetcher._readers, fetcher._lookup
 
     def __getattr__(self, name: str) -> Any:
         if name == "_fetcher":  # only before `__init__`

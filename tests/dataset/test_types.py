@@ -30,10 +30,28 @@ def test_indices_have_the_inferred_types(ds: Dataset) -> None:
     assert isinstance(assert_type(npstream.mix({"x": ds}), Mixture), Mixture)
 
 
+def test_views_have_the_inferred_types(ds: Dataset) -> None:
+    views = [
+        assert_type(ds.head(), Dataset),
+        assert_type(ds.sample(2), Dataset),
+        assert_type(ds.sort("a"), Dataset),
+        assert_type(ds.drop("a"), Dataset),
+        assert_type(ds.rename(a="b"), Dataset),
+        assert_type(ds.map(len), Dataset),
+        assert_type(ds.with_transform(None), Dataset),
+        assert_type(ds.filter(len), Dataset),
+        assert_type(ds.query("a > 1"), Dataset),
+        assert_type(npstream.concat([ds, ds]), Dataset),
+        assert_type(npstream.mix({"x": ds}).query("a > 1"), Dataset),
+    ]
+    assert all(isinstance(view, Dataset) for view in views)
+
+
 PUBLIC = [
     npstream.open,
     npstream.write,
     npstream.mix,
+    npstream.concat,
     *(
         method
         for kind in (Dataset, Mixture)

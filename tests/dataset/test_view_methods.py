@@ -246,6 +246,18 @@ def test_a_written_copy_has_the_new_names(tmp_path, ds, renamed):
     check_renamed(copy.rename(text="label", label="text").rename(text="label", label="text"), ds)
 
 
+@pytest.mark.parametrize("compression", [None, "zstd:3"])
+def test_whole_samples_are_copied_under_new_names_of_the_same_order(tmp_path, compression):
+    values = {"a": np.arange(20), "b": ["x" * (i % 5) for i in range(20)], "c": np.ones(20, bool)}
+    npstream.write(tmp_path / "d", values, compression=compression, shard_samples=6)
+    view = npstream.open(tmp_path / "d").rename(a="d", b="e", c="f")
+    npstream.copy(view[3:], tmp_path / "copy")
+    copy = npstream.open(tmp_path / "copy")
+    assert copy.dtypes == view.dtypes
+    assert [*copy] == [*view[3:]]
+    assert not npstream.verify_dataset(tmp_path / "copy").problems
+
+
 @pytest.mark.parametrize("layout", ["jsonl", "csv"])
 def test_columns_of_text_files_are_renamed(tmp_path, layout):
     values = {"n": np.arange(5), "word": [f"w{i}" for i in range(5)], "x": np.arange(5) / 4}

@@ -216,6 +216,8 @@ def test_columns_must_agree(sets, datasets, error, message):
 def test_unknown_columns_of_a_concatenation_raise(sets):
     with pytest.raises(ColumnError, match="nope"):
         npstream.concat([sets["a"], sets["b"]])["nope"]
+    with pytest.raises(TypeError, match="'x' is a mixture or concatenation"):
+        npstream.mix({"x": npstream.concat([sets["a"], sets["b"]])})
     sets["b"].close()
     with pytest.raises(ValueError, match="closed"):
         npstream.concat([sets["a"], sets["b"]])

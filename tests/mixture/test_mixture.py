@@ -266,7 +266,7 @@ def test_invalid_sources_raise(tmp_path):
         (
             {"a": npstream.mix({"a": a})[::2]},
             TypeError,
-            "source 'a' is a mixture, or a view",
+            "source 'a' is a mixture or concatenation, or a view",
         ),
         ({"a": a[["x"]], "b": b}, ValueError, "no column in common: column 'x' is not common"),
     ):
