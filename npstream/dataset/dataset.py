@@ -11,6 +11,7 @@ from numpy.lib.array_utils import normalize_axis_index
 from npstream._core.typing import AnyArray, Sample
 from npstream.dataset.column import Column
 from npstream.dataset.splits import split_view
+from npstream.dataset.statistics_methods import DescriptionMethods
 from npstream.dataset.view_methods import ViewMethods
 from npstream.errors import (
     ColumnError,
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 Transform = Callable[[Sample], Any]
 
 
-class Dataset(ViewMethods["Dataset"]):
+class Dataset(ViewMethods["Dataset"], DescriptionMethods):
     """An array of the samples of an opened dataset, or a lazy view of some of them.
 
     Made by `npstream.open`. An integer index reads one sample. Any other row index returns a lazy

@@ -5,7 +5,7 @@ Tested in tests/dataset/test_statistics_methods.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -13,13 +13,18 @@ import numpy as np
 from npstream.errors import short_traceback
 from npstream.explore import text
 from npstream.explore.counts import ValueCounts, count_numbers, count_objects
+from npstream.explore.describe import describe_rows, describe_statistics, known_statistics
+from npstream.explore.histogram import draw_histogram
 from npstream.explore.quantiles import quantiles
+from npstream.explore.summary import ColumnSummary, Description
 from npstream.reading.cost_limit import check_cost
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from npstream._core.typing import AnyArray
+    from npstream.formats.statistics import ColumnStatistics
+    from npstream.indexing.mesh import Mesh
     from npstream.indexing.selection import Selection
     from npstream.reading.plan import Field, Plan
     from npstream.reading.source import Source
@@ -166,9 +171,24 @@ class StatisticsMethods:
         @property
         def _field(self) -> Field: ...
 
+        _mesh: Mesh | None
+
         @property
         def dtype(self) -> np.dtype[Any]:
             """Dtype of the elements."""
+
+        @property
+        def shape(self) -> tuple[int, ...]:
+            """Shape of the column."""
+
+        @property
+        def size(self) -> int:
+            """Number of elements."""
+
+        def load(self, out: Any = None) -> Any:
+            """Read the column."""
+
+        def _flat_rows(self) -> Any: ...
 
         def _bounds(self, purpose: Any = None) -> Iterator[tuple[int, int]]: ...
 
@@ -292,6 +312,46 @@ class StatisticsMethods:
                 f"{method} takes numbers, and column {field.name!r} holds {field.encoding.name}"
             )
 
+    def hist(self, bins: Any = 10, ax: Any = None, **keywords: Any) -> Any:
+        """Draw a histogram with matplotlib, as `pandas.Series.hist` does.
+
+        Values are counted in blocks of rows. NaN, NaT and infinities are left out.
+
+        Parameters
+        ----------
+        bins : int or sequence, default: 10
+            Number of bins of equal width, or their edges.
+        ax : matplotlib.axes.Axes, optional
+            The axes to draw on. By default a new figure's, or the current ones in pyplot.
+        **keywords : Any
+            Arguments of `matplotlib.axes.Axes.hist`, such as `color` or `log`.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+
+        Raises
+        ------
+        TypeError
+            If values are not numbers or times.
+        MissingDependencyError
+            If matplotlib is not installed.
+
+        Examples
+        --------
+        >>> import pytest; _ = pytest.importorskip("matplotlib").use("agg")
+        >>> getfixture("example")["label"].hist(bins=3).get_title()
+        'label'
+        """
+        with short_traceback:
+            self._require_numbers("hist")
+            name = self._field.name
+
+            def read() -> Iterator[AnyArray]:
+                return self._blocks(f"hist of {name!r}")
+
+            return draw_histogram(name, read, self.dtype, bins, ax, keywords)
+
     def isin(self, values: Iterable[Any]) -> AnyArray:
         """Return True where a value equals one of some values, as `numpy.isin` does.
 
@@ -334,6 +394,62 @@ class StatisticsMethods:
                 test, bool, self._source, self._plan, self._selection, purpose
             )
 
+    def describe(self, sample: int = 10_000, seed: int = 0) -> ColumnSummary:
+        """Return statistics of the values: counts, bounds, mean, quantiles, lengths.
+
+        The statistics of a whole remote column are those of the dataset's side-car. Otherwise,
+        scalars of a local dataset are read in all rows, and other values in a sample of rows.
+
+        Parameters
+        ----------
+        sample : int, default: 10000
+            Rows of the sample. If there are not more, all are read.
+        seed : int, default: 0
+            Seed of the sample.
+
+        Returns
+        -------
+        ColumnSummary
+            It says which rows it describes, and has `to_pandas`.
+
+        Raises
+        ------
+        ValueError
+            If `sample` is not positive.
+
+        Examples
+        --------
+        >>> summary = getfixture("example")["label"].describe()
+        >>> summary.count, summary.mean, summary.quantiles[0.5]
+        (3, 1.0, 1.0)
+        """
+        with short_traceback:
+            _check_sample(sample)
+            known = known_statistics(self._source, self._selection) if self._is_stored else {}
+            return self._describe(known, sample, seed)
+
+    @property
+    def _is_stored(self) -> bool:
+        """Whether the column has the whole values of one axis of rows."""
+        return len(self._selection.shape) == 1 and self._mesh is None
+
+    def _describe(
+        self, known: Mapping[Any, ColumnStatistics], sample: int, seed: int
+    ) -> ColumnSummary:
+        """Describe the column, given the side-car's statistics of columns."""
+        field = self._field
+        if known and self._is_stored:
+            summary = describe_statistics(self._source, field, known)
+            if summary is not None:
+                return summary
+        column = self._flat_rows() if len(self._selection.shape) != 1 else self
+        if column is None:
+            raise ValueError(
+                f"column {field.name!r} of shape {self.shape}: describe a view with one axis of "
+                "rows, such as ds.ravel()"
+            )
+        return describe_rows(column, sample, seed)
+
     # `str` is the last attribute: in the class's body, it hides the type.
     @property
     def str(self) -> TextMethods:
@@ -345,3 +461,82 @@ class StatisticsMethods:
                 "and bytes have .str"
             )
         return TextMethods(self)
+
+
+def _check_sample(sample: int) -> None:
+    if not isinstance(sample, int) or sample < 1:
+        raise ValueError(f"sample={sample!r}: the number of rows is a positive integer")
+
+
+class DescriptionMethods:
+    """Methods of `Dataset`."""
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+
+        @property
+        def columns(self) -> tuple[str, ...]:
+            """Names of the columns."""
+
+        @property
+        def size(self) -> int:
+            """Number of samples in the view."""
+
+        def ravel(self) -> DescriptionMethods:
+            """Return the samples as a 1-d view."""
+
+        def _column(self, name: str) -> StatisticsMethods: ...
+
+    def describe(self, sample: int = 10_000, seed: int = 0) -> Description:
+        """Return statistics of all columns: counts, bounds, mean, quantiles, lengths.
+
+        The statistics of a whole remote dataset are those of its side-car: one request reads them.
+        Otherwise, scalars of a local dataset are read in all rows, and other values in a sample of
+        rows. Transforms of the view are not applied.
+
+        Parameters
+        ----------
+        sample : int, default: 10000
+            Rows of the sample. If there are not more, all are read.
+        seed : int, default: 0
+            Seed of the sample.
+
+        Returns
+        -------
+        Description
+            A mapping of names to `ColumnSummary`, with text, HTML and `to_pandas`. It says which
+            rows it describes.
+
+        Raises
+        ------
+        ValueError
+            If `sample` is not positive.
+        CostError
+            If a remote view would download more than the limit of implicit reads.
+
+        Examples
+        --------
+        >>> getfixture("example").describe()
+        <npstream.Description: 3 rows, 2 columns
+        <BLANKLINE>
+          column  type   missing  distinct  mean     std  min  25%  50%  75%  max
+          label   int64        0         3     1  0.8165    0  0.5    1  1.5    2
+        <BLANKLINE>
+          column  type  missing  distinct                     lengths  most frequent
+          text    str         0         3  3 to 4 bytes, mean 3.333
+        <BLANKLINE>
+          all 3 rows.>
+        """
+        with short_traceback:
+            _check_sample(sample)
+            view = self.ravel()
+            columns = [view._column(name) for name in self.columns]
+            known: dict[int, Mapping[Any, ColumnStatistics]] = {}
+            for column in columns:
+                source = column._source
+                if id(source) not in known:  # added columns have sources of their own
+                    known[id(source)] = known_statistics(source, column._selection)
+            return Description(
+                self.size, [c._describe(known[id(c._source)], sample, seed) for c in columns]
+            )

@@ -24,7 +24,7 @@ __all__ = ["ValueCounts", "count_numbers", "count_objects", "drop_missing"]
 MAX_SHOWN = 10
 """Values that the text of `ValueCounts` shows."""
 
-_TABLE = 1 << 22
+_TABLE = 1 << 18
 """Integers within a range of this size are counted in a table; others are sorted."""
 
 _PENDING = 1 << 22
@@ -92,6 +92,19 @@ class ValueCounts(Mapping[Any, int]):
             lines.append(f"  ... and {len(self) - len(rows):,} more")
         return "\n".join(lines) + ">"
 
+    def _repr_html_(self) -> str:
+        from npstream.rendering.html import table
+
+        hidden = len(self) - MAX_SHOWN
+        return table(
+            [self.name, "count", "share"],
+            self.rows(MAX_SHOWN),
+            caption=quantity(len(self), "distinct value"),
+            footer=f"... and {hidden:,} more" if hidden > 0 else "",
+            numeric=(1, 2),
+            index=1,
+        )
+
     def to_pandas(self) -> Any:
         """Return the counts as `pandas.Series.value_counts` does.
 
@@ -153,7 +166,7 @@ def count_numbers(
         present = drop_missing(values)
         missing += len(values) - len(present)
         present = present.view(stored)
-        if len(present) and not table.add(present):
+        if len(present) and not runs.add_ascending(present) and not table.add(present):
             runs.add(present)
     runs.add_counts(*table.result())
     unique, counts = runs.result()
@@ -226,20 +239,43 @@ class _Runs:
         self._counts: Int64 = np.empty(0, np.int64)
         self._pending: list[AnyArray] = []
         self._pending_size = 0
+        self._limit = _PENDING
+        self._ascending: list[AnyArray] = []
+
+    def add_ascending(self, values: AnyArray) -> bool:
+        """Add values that are in ascending order, and above earlier ones; return False otherwise.
+
+        Numbers of samples and times of logs are. They need no sort.
+        """
+        if self._ascending and not values[0] > self._ascending[-1][-1]:
+            return False
+        for part in (values[:64], values):  # other values need only a short look
+            if not (part[1:] > part[:-1]).all():
+                return False
+        self._ascending.append(values)
+        return True
 
     def add(self, values: AnyArray) -> None:
         """Add values."""
         self._pending.append(values)
         self._pending_size += len(values)
-        # The factor bounds the work: all merges together cost less than the sorts.
-        if self._pending_size >= max(_PENDING, 4 * len(self._unique)):
-            self._count_pending()
+        if self._pending_size >= self._limit:
+            self._count_pending(is_last=False)
 
-    def _count_pending(self) -> None:
+    def _count_pending(self, is_last: bool) -> None:
+        """Count the collected values, or keep them sorted if most are different.
+
+        Counts of many distinct values take more memory than the values, and merging them takes
+        longer than a sort. The growing limit bounds the work.
+        """
         values = np.sort(np.concatenate(self._pending))
-        self._pending, self._pending_size = [], 0
         begins, counts = find_runs(values)
-        self.add_counts(values[begins], counts)
+        if 2 * len(begins) > len(values) and not is_last:
+            self._pending, self._limit = [values], 16 * len(values)
+        else:
+            self._pending, self._pending_size = [], 0
+            self.add_counts(values[begins], counts)
+            self._limit = max(_PENDING, 4 * len(self._unique))
 
     def add_counts(self, unique: AnyArray, counts: Int64) -> None:
         """Add counts of ascending values."""
@@ -255,7 +291,11 @@ class _Runs:
     def result(self) -> tuple[AnyArray, Int64]:
         """Return the distinct values in ascending order, and their counts."""
         if self._pending:
-            self._count_pending()
+            self._count_pending(is_last=True)
+        if self._ascending:
+            values = np.concatenate(self._ascending)
+            self._ascending = []
+            self.add_counts(values, np.ones(len(values), np.int64))
         return self._unique, self._counts
 
 

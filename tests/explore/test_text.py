@@ -61,6 +61,15 @@ def test_names_of_sources_are_tested(tmp_path):
     assert mixture["t"].str.contains("ab").sum() == sum("ab" in t for t in TEXTS + TEXTS[:2])
 
 
+def test_renamed_and_concatenated_columns_are_tested(tmp_path):
+    read("mds", tmp_path)
+    ds = npstream.open(tmp_path / "a")
+    expected = ["ab" in text for text in TEXTS]
+    assert ds.rename({"t": "u"})["u"].str.contains("ab").tolist() == expected
+    both = npstream.concat([ds, ds[::-1]])
+    assert both["t"].str.contains("ab").tolist() == expected + expected[::-1]
+
+
 def test_surrogates_occur_in_no_value(tmp_path):
     assert not read("mds", tmp_path).str.contains("\udc80").any()
 

@@ -1,0 +1,390 @@
+"""Statistics of columns as objects with text, HTML and pandas forms: results of ``describe``.
+
+Tested in tests/explore/test_describe.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from npstream._core.arguments import quantity
+from npstream._core.optional import import_optional
+from npstream.explore.display import MAX_COLUMNS, truncate, value_text
+
+__all__ = ["PROBABILITIES", "ColumnSummary", "Description", "aligned"]
+
+PROBABILITIES = (0.25, 0.5, 0.75)
+"""The quantiles of a description."""
+
+_NAME_WIDTH = 24
+"""Characters of a column's name that are shown."""
+
+_TOP_WIDTH = 20
+"""Characters of a most frequent value that are shown."""
+
+
+@dataclass(frozen=True)
+class ColumnSummary:
+    """Statistics of a column: the result of ``column.describe()``.
+
+    Unknown statistics are None.
+
+    Attributes
+    ----------
+    name : str
+        The column's name.
+    type : str
+        Its encoding.
+    rows : int
+        Number of rows of the view.
+    count : int
+        Number of rows that were examined: all, or those of a sample.
+    origin : str
+        ``"side-car"``, ``"rows"`` or ``"sample"``: what the statistics are computed from.
+    elements : int
+        Number of values, counting each element of arrays.
+    missing : int
+        Number of NaN, NaT, empty texts and nulls.
+    min, max : scalar or None
+        Bounds of the numbers that are not missing.
+    mean, std : float or None
+        Mean and standard deviation of these numbers, the latter as `numpy.std`.
+    quantiles : dict of float to scalar
+        Quantiles of these numbers, by probability.
+    rank_error : float
+        Bound of the error of the ranks of `quantiles`, as a fraction of all ranks; 0 if exact.
+    distinct : int or None
+        Number of distinct values.
+    top : list of tuple
+        The most frequent values, each with its count.
+    top_error : int
+        By how much these counts may be too low.
+    lengths : tuple or None
+        Least, mean and greatest length of values that vary in length.
+    unit : str
+        The unit of `lengths`: ``"bytes"``, or ``"rows"`` of arrays along their first axis.
+    image_sizes : tuple or None
+        Least and greatest width, then least and greatest height of `images` images, in pixels.
+    images : int
+        Number of images that were opened.
+    """
+
+    name: str
+    type: str
+    rows: int
+    count: int
+    origin: str
+    elements: int = 0
+    missing: int = 0
+    min: Any = None
+    max: Any = None
+    mean: float | None = None
+    std: float | None = None
+    quantiles: dict[float, Any] = field(default_factory=dict)
+    rank_error: float = 0.0
+    distinct: int | None = None
+    top: list[tuple[Any, int]] = field(default_factory=list)
+    top_error: int = 0
+    lengths: tuple[int, float, int] | None = None
+    unit: str = ""
+    image_sizes: tuple[int, int, int, int] | None = None
+    images: int = 0
+
+    @property
+    def has_numbers(self) -> bool:
+        """Whether the values have bounds."""
+        return self.min is not None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the statistics under the names of `pandas.DataFrame.describe`, in its order.
+
+        Returns
+        -------
+        dict
+            Without unknown statistics.
+        """
+        top, freq = self.top[0] if self.top else (None, None)
+        low, mean, high = self.lengths or (None, None, None)
+        least_width, width, least_height, height = self.image_sizes or (None,) * 4
+        facts = {
+            "count": self.count,
+            "missing": self.missing,
+            "unique": self.distinct,
+            "top": top,
+            "freq": freq,
+            "mean": self.mean,
+            "std": self.std,
+            "min": self.min,
+            **{f"{p:.0%}": value for p, value in self.quantiles.items()},
+            "max": self.max,
+            "min length": low,
+            "mean length": mean,
+            "max length": high,
+            "min width": least_width,
+            "max width": width,
+            "min height": least_height,
+            "max height": height,
+        }
+        return {key: value for key, value in facts.items() if value is not None}
+
+    def __repr__(self) -> str:
+        facts = self._facts()
+        width = max(len(name) for name, _ in facts)
+        lines = [f"<npstream.ColumnSummary {truncate(repr(self.name))}: {self.type}"]
+        lines += [f"  {name:{width}}  {value}" for name, value in facts]
+        return "\n".join(lines) + ">"
+
+    def _repr_html_(self) -> str:
+        from npstream.rendering.html import table
+
+        caption = f"{truncate(self.name)}: {self.type}"
+        return table(["statistic", "value"], self._facts(), caption=caption, index=1)
+
+    def to_pandas(self) -> Any:
+        """Return the statistics as a series of objects.
+
+        Returns
+        -------
+        pandas.Series
+
+        Raises
+        ------
+        MissingDependencyError
+            If pandas is not installed.
+        """
+        pandas = import_optional("pandas", "pandas", "pandas")
+        return pandas.Series(self.to_dict(), name=self.name, dtype=object)
+
+    def _facts(self) -> list[tuple[str, str]]:
+        """Return names and values of all known statistics as text."""
+        facts = [("rows", self.origin_text())]
+        facts += [
+            (name, text) for name, text in zip(_NUMBER_HEADERS[2:], self.numbers(), strict=True)
+        ]
+        facts += [("lengths", self.lengths_text()), ("image sizes", self.sizes_text())]
+        facts += [("most frequent", self.top_text(k)) for k in range(min(len(self.top), 5))]
+        if self.images:
+            facts.append(("images opened", f"{self.images:,}"))
+        if self.rank_error:
+            facts.append(("quantiles", f"within {self.rank_error:.1%} of the ranks"))
+        return [(name, text) for name, text in facts if text]
+
+    def origin_text(self) -> str:
+        """Return what the statistics are computed from."""
+        if self.origin == "sample":
+            return f"a sample of {self.count:,} of {self.rows:,}"
+        return f"all {self.rows:,}" + (", by the side-car" if self.origin == "side-car" else "")
+
+    def numbers(self) -> list[str]:
+        """Return the cells of a row of the table of numbers, without name and type."""
+        distinct = "" if self.distinct is None else f"{self.distinct:,}"
+        about = "~" if self.rank_error else ""
+        middle = [
+            about + _number_text(self.quantiles[p]) if p in self.quantiles else ""
+            for p in PROBABILITIES
+        ]
+        cells = [_number_text(x) for x in (self.mean, self.std, self.min)]
+        return [f"{self.missing:,}", distinct, *cells, *middle, _number_text(self.max)]
+
+    def others(self) -> list[str]:
+        """Return the cells of a row of the table of other values, without name and type."""
+        distinct = "" if self.distinct is None else f"{self.distinct:,}"
+        sizes = self.sizes_text()
+        lengths = ", ".join(text for text in (self.lengths_text(), sizes) if text)
+        return [f"{self.missing:,}", distinct, lengths, self.top_text(0) if self.top else ""]
+
+    def lengths_text(self) -> str:
+        """Return the lengths of values."""
+        if self.lengths is None:
+            return ""
+        low, mean, high = self.lengths
+        if low == high:
+            return f"{low:,} {self.unit}"
+        return f"{low:,} to {high:,} {self.unit}, mean {_number_text(mean)}"
+
+    def sizes_text(self) -> str:
+        """Return the sizes of images."""
+        if self.image_sizes is None:
+            return ""
+        least_width, width, least_height, height = self.image_sizes
+        widths = f"{width}" if least_width == width else f"{least_width} to {width}"
+        heights = f"{height}" if least_height == height else f"{least_height} to {height}"
+        return f"{widths} x {heights} pixels"
+
+    def top_text(self, number: int) -> str:
+        """Return a most frequent value and its share of the examined values."""
+        value, count = self.top[number]
+        text = value_text(value) if not isinstance(value, str) else repr(value)
+        text = text if len(text) <= _TOP_WIDTH else text[: _TOP_WIDTH - 3] + "..."
+        about = "~" if self.top_error else ""
+        return f"{text} ({about}{count / max(self.elements or self.count, 1):.2%})"
+
+
+def _number_text(value: Any) -> str:
+    """Return a number in at most about ten characters."""
+    if value is None:
+        return ""
+    if isinstance(value, bool | np.bool_ | np.datetime64 | np.timedelta64):
+        return str(value)
+    if isinstance(value, int | np.integer) and abs(int(value)) < 10**9:
+        return f"{value:,}"
+    if isinstance(value, float) and value.is_integer() and abs(value) < 10**9:
+        return f"{value:,.0f}"
+    return f"{value:,.1f}" if 10**4 <= abs(value) < 10**9 else f"{value:.4g}"
+
+
+_NUMBER_HEADERS = [
+    "column", "type", "missing", "distinct", "mean", "std", "min",
+    *(f"{p:.0%}" for p in PROBABILITIES), "max",
+]  # fmt: skip
+
+_OTHER_HEADERS = ["column", "type", "missing", "distinct", "lengths", "most frequent"]
+
+
+class Description(Mapping[str, ColumnSummary]):
+    """Statistics of the columns of a view: the result of ``ds.describe()``.
+
+    A mapping of column names to `ColumnSummary`.
+
+    Parameters
+    ----------
+    rows : int
+        Number of rows of the view.
+    columns : sequence of ColumnSummary
+
+    Examples
+    --------
+    >>> description = getfixture("example").describe()
+    >>> description["label"].max, description["text"].lengths[2]
+    (2, 4)
+    """
+
+    __slots__ = ("_columns", "_rows")
+
+    def __init__(self, rows: int, columns: Sequence[ColumnSummary]) -> None:
+        self._rows = rows
+        self._columns = {column.name: column for column in columns}
+
+    def __getitem__(self, name: str) -> ColumnSummary:
+        return self._columns[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+    def to_pandas(self) -> Any:
+        """Return a table of the statistics, as `pandas.DataFrame.describe` does.
+
+        Returns
+        -------
+        pandas.DataFrame
+            A row for each statistic, and a column for each column; unknown statistics are NaN.
+
+        Raises
+        ------
+        MissingDependencyError
+            If pandas is not installed.
+
+        Examples
+        --------
+        >>> import pytest; _ = pytest.importorskip("pandas")
+        >>> getfixture("example").describe().to_pandas().loc["max", "label"]
+        2
+        """
+        pandas = import_optional("pandas", "pandas", "pandas")
+        facts = {name: column.to_dict() for name, column in self.items()}
+        order = dict.fromkeys(key for column in facts.values() for key in column)
+        names = [key for key in _PANDAS_ORDER if key in order]
+        table = {name: [known.get(key) for key in names] for name, known in facts.items()}
+        return pandas.DataFrame(table, names, dtype=object).fillna(np.nan)
+
+    def __repr__(self) -> str:
+        size = f"{quantity(self._rows, 'row')}, {quantity(len(self), 'column')}"
+        lines = [f"<npstream.Description: {size}"]
+        for headers, rows in self._tables():
+            lines += ["", *aligned([headers, *rows], 2)]
+        hidden = len(self) - MAX_COLUMNS
+        if hidden > 0:
+            lines.append(f"  ... and {quantity(hidden, 'more column')}")
+        return "\n".join([*lines, "", *(f"  {line}" for line in self._origins())]) + ">"
+
+    def _repr_html_(self) -> str:
+        from npstream.rendering.html import table
+
+        tables = self._tables()
+        size = f"{quantity(self._rows, 'row')}, {quantity(len(self), 'column')}"
+        footer = " ".join(self._origins())
+        return "".join(
+            table(
+                headers,
+                rows,
+                caption="" if number else size,
+                footer="" if number < len(tables) - 1 else footer,
+                numeric=range(2, len(headers) if headers is _NUMBER_HEADERS else 4),
+                index=1,
+            )
+            for number, (headers, rows) in enumerate(tables)
+        )
+
+    def _tables(self) -> list[tuple[list[str], list[list[str]]]]:
+        """Return the headers and rows of the tables that are shown."""
+        shown = list(self.values())[:MAX_COLUMNS]
+        numbers = [[*_titles(c), *c.numbers()] for c in shown if c.has_numbers]
+        others = [[*_titles(c), *c.others()] for c in shown if not c.has_numbers]
+        tables = [(_NUMBER_HEADERS, numbers), (_OTHER_HEADERS, others)]
+        return [(headers, rows) for headers, rows in tables if rows]
+
+    def _origins(self) -> list[str]:
+        """Return lines that say what the statistics are computed from."""
+        by_origin: dict[str, list[str]] = {}
+        for column in self.values():
+            by_origin.setdefault(column.origin_text(), []).append(column.name)
+        lines = []
+        for origin, names in by_origin.items():
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            which = "" if len(by_origin) == 1 else f"{', '.join(map(truncate, names[:5]))}{more}: "
+            lines.append(f"{which}{origin} rows.".replace("side-car rows", "side-car"))
+        error = max((column.rank_error for column in self.values()), default=0.0)
+        if error:
+            lines.append(f"~ is approximate: quantiles are within {error:.1%} of the ranks.")
+        return lines
+
+
+def _titles(column: ColumnSummary) -> list[str]:
+    return [_short(column.name), _short(column.type)]
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _NAME_WIDTH else text[: _NAME_WIDTH - 3] + "..."
+
+
+_PANDAS_ORDER = [
+    "count", "missing", "unique", "top", "freq", "mean", "std", "min",
+    *(f"{p:.0%}" for p in PROBABILITIES), "max",
+    "min length", "mean length", "max length", "min width", "max width", "min height", "max height",
+]  # fmt: skip
+
+
+def aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
+    """Return rows of cells as lines, the first `left` cells aligned to the left.
+
+    Examples
+    --------
+    >>> aligned([["a", "n"], ["bcd", "10"]], 1)
+    ['  a     n', '  bcd  10']
+    """
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    return [
+        "  "
+        + "  ".join(
+            f"{cell:<{width}}" if k < left else f"{cell:>{width}}"
+            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
