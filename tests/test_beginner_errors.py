@@ -61,7 +61,7 @@ MISTAKES: dict[str, tuple[Mistake, type[Exception], list[str]]] = {
     ),
     "a CSV file": (
         lambda ds, at: npstream.open(at / "table.csv"),
-        NotADirectoryError, ["table.csv", "npstream.write('new', pandas.read_csv("],
+        NotADirectoryError, ["table.csv", "import npstream; npstream.convert("],
     ),
     "several paths": (
         lambda ds, at: npstream.open([at / "data", at / "data"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import glob
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,6 @@ from npstream.errors import StorageError
 from npstream.formats.index import INDEX
 from npstream.shards.snapshot import MEMORY_ADVICE, is_in_memory
 from npstream.storage.local import LocalStore
-from npstream.storage.urls import scheme_of
 
 if TYPE_CHECKING:
     from npstream.storage.local import Store
@@ -34,26 +34,26 @@ _MAX_NAMES = 3
 _READ_TEXT = "pathlib.Path({path!r}).read_text()"
 
 _READ_CODE = {
-    ".csv": ("pandas", "pandas.read_csv({path!r})"),
-    ".tsv": ("pandas", "pandas.read_table({path!r})"),
-    ".parquet": ("pandas", "pandas.read_parquet({path!r})"),
     ".feather": ("pandas", "pandas.read_feather({path!r})"),
     ".arrow": ("pandas", "pandas.read_feather({path!r})"),
-    ".npz": ("numpy", "dict(numpy.load({path!r}))"),
-    ".npy": ("numpy", "{{'x': numpy.load({path!r}, mmap_mode='r')}}"),
     ".json": ("json, pathlib", f"json.loads({_READ_TEXT})"),
-    ".jsonl": ("json, pathlib", f"map(json.loads, {_READ_TEXT}.splitlines())"),
 }
 """For each suffix of another format, the modules to import, and code that reads a file."""
 
-_READ_IMAGES = (
-    "pathlib, PIL.Image",
-    "({{'image': PIL.Image.open(file)}} "
-    "for file in sorted(pathlib.Path({folder!r}).glob({glob!r})))",
-)
-"""The same for images: code that reads all images of a directory with one suffix."""
-
 _IMAGES = frozenset((".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"))
+
+_CONVERTED = _IMAGES | {
+    ".csv",
+    ".tsv",
+    ".parquet",
+    ".jsonl",
+    ".npy",
+    ".npz",
+    ".h5",
+    ".hdf5",
+    ".tar",
+}
+"""Suffixes of files that `npstream.convert` reads."""
 
 _SHARDS = (".mds", ".mds.zstd", ".mds.gz", ".mds.bz2", ".mds.br", ".mds.snappy")
 
@@ -156,17 +156,19 @@ def _describe_index(folder: str) -> str:
     return f"give the directory that holds {INDEX}, {folder!r}, not the file"
 
 
-def _advise_write(path: str) -> str:
-    """Return advice on how to write a dataset from a file."""
-    folder, name = os.path.split(path)
-    suffix = os.path.splitext(name)[1]
+def _advise_write(path: str, is_directory: bool = False) -> str:
+    """Return advice on how to write a dataset from a file, or from a directory of such files."""
+    suffix = os.path.splitext(path)[1]
+    if suffix.lower() in _CONVERTED:
+        if is_directory:
+            path = f"{glob.escape(os.path.dirname(path))}/*{suffix}"
+        return f"to write one: import npstream; npstream.convert({path!r}, 'new')"
     modules, code = _READ_CODE.get(suffix.lower(), ("", ""))
-    if suffix.lower() in _IMAGES and not scheme_of(path):
-        modules, code = _READ_IMAGES
     if not code:
         return "npstream.write writes a dataset, from samples, arrays or tables"
-    code = code.format(path=path, folder=folder, glob=f"*{suffix}")
-    return f"to write one: import npstream, {modules}; npstream.write('new', {code})"
+    return (
+        f"to write one: import npstream, {modules}; npstream.write('new', {code.format(path=path)})"
+    )
 
 
 def _describe_missing(root: str) -> str:
@@ -233,12 +235,12 @@ def _describe_directory(root: str, names: Sequence[str], datasets: Sequence[str]
         )
     suffixes = Counter(os.path.splitext(name.lower())[1] for name in names)
     # Prefer the formats with specific advice, and among them the most frequent.
-    known = _READ_CODE.keys() | _IMAGES
+    known = _READ_CODE.keys() | _CONVERTED
     suffix = max(suffixes, key=lambda each: (each in known, suffixes[each]))
     example = next(name for name in names if name.lower().endswith(suffix))
     return (
         f"the directory holds {_list_names(names)}, and a dataset is a directory of shards with an "
-        f"{INDEX}: {_advise_write(root + '/' + example)}"
+        f"{INDEX}: {_advise_write(root + '/' + example, is_directory=True)}"
     )
 
 
