@@ -190,8 +190,13 @@ MISTAKES: dict[str, tuple[Mistake, type[Exception], list[str]]] = {
         _write({"x": ["a"]}, columns={"x": "string"}),
         ValueError, ["column 'x'", "'string'", "did you mean 'str'?"],
     ),
-    "a list of columns": (
-        _write({"x": X}, columns=["x"]), TypeError, ["columns", "['x']", "encodings"]
+    "a dict and the path swapped": (
+        lambda ds, at: npstream.write({"x": X}, at / "new"),
+        TypeError, ["path is of type dict", "the path comes first", "npstream.write(path, data)"],
+    ),
+    "a file as data": (
+        _write("table.csv"),
+        TypeError, ["a name instead of samples", "npstream.convert(source, url)"],
     ),
     "a codec that is not there": (
         _write({"x": X}, compression="lz4"), ValueError, ["'lz4'", "zstd"]
@@ -207,11 +212,11 @@ MISTAKES: dict[str, tuple[Mistake, type[Exception], list[str]]] = {
     ),
     "an existing dataset": (
         lambda ds, at: npstream.write(at / "data", {"x": X}),
-        FileExistsError, ["a dataset, or a part of one, is here", "remove it"],
+        FileExistsError, ["a dataset, or a part of one, is here", "remove it", "mode='w'"],
     ),
     "a Writer to an existing dataset": (
         lambda ds, at: npstream.Writer(at / "data"),
-        FileExistsError, ["a dataset, or a part of one, is here", "remove it"],
+        FileExistsError, ["a dataset, or a part of one, is here", "remove it", "mode='w'"],
     ),
     "one sample": (
         _write({"x": 1, "y": 2}),
@@ -235,6 +240,52 @@ MISTAKES: dict[str, tuple[Mistake, type[Exception], list[str]]] = {
     ),
     "a number too large": (
         _write({"x": [1, 300]}, columns={"x": "uint8"}), ValueError, ["sample 1", "300", "uint8"]
+    ),
+    "a missing text": (
+        _write([{"x": "a"}, {"x": None}]),
+        TypeError, ["sample 1", "'x'", "fill=", "on_error='skip'"],
+    ),
+    "a missing number of pandas": (
+        lambda ds, at: npstream.write(
+            at / "new", pytest.importorskip("pandas").DataFrame({"x": [1, None]}).convert_dtypes()
+        ),
+        ValueError, ["sample 1", "column 'x'", "give fill= a value", "on_error='skip'"],
+    ),
+    # Converting
+    "a source with a typo": (
+        lambda ds, at: npstream.convert(at / "tble.csv", at / "new"),
+        FileNotFoundError, ["tble.csv", "did you mean 'table.csv'?"],
+    ),
+    "texts as a source": (
+        lambda ds, at: npstream.convert(["to be or", "not to be"], at / "new"),
+        FileNotFoundError, ["source is a list of paths", "[{'text': 'to be'}]"],
+    ),
+    "a file of another program": (
+        lambda ds, at: [(at / "book.xlsx").touch(), npstream.convert(at / "book.xlsx", at / "new")],
+        ValueError, ["book.xlsx", "give kind=", "pandas.read_excel"],
+    ),
+    "a column by its former name": (
+        lambda ds, at: npstream.convert(
+            at / "table.csv", at / "new", rename={"x": "y"}, columns=["x"]
+        ),
+        KeyError, ["no column 'x'", "rename= calls it 'y'"],
+    ),
+    "a name of a tokenizer": (
+        lambda ds, at: npstream.convert([{"text": "to be"}], at / "new", tokenizer="gpt2"),
+        TypeError, ["tokenizer= is of type str", "from_pretrained"],
+    ),
+    "a text in another column": (
+        lambda ds, at: npstream.convert(
+            [{"txt": "to be"}], at / "new", tokenizer=str.split, block=2
+        ),
+        KeyError, ["no column 'text'", "column="],
+    ),
+    "a date that is none": (
+        lambda ds, at: npstream.convert(
+            [{"day": np.datetime64("2026-11-29")}], at / "new", dry_run=True,
+            columns={"day": "datetime64[D]"}, fill={"day": "soon"},
+        ),
+        TypeError, ["'day'", "'soon'", "datetime64[D]"],
     ),
     "a closed writer": (_closed_writer, ValueError, ["this Writer is closed", "open another"]),
 }  # fmt: skip
@@ -269,7 +320,7 @@ def test_a_mistake_raises_a_helpful_error(name: str, at: Path) -> None:
     mistake, kind, words = MISTAKES[name]
     with pytest.raises(kind) as caught:
         mistake(npstream.open(at / "data"), at)
-    message = str(caught.value)
+    message = "\n".join([str(caught.value), *getattr(caught.value, "__notes__", ())])
     assert [word for word in words if word not in message] == [], message
     assert len(message) < 600
     assert caught.value.__cause__ is None

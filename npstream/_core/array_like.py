@@ -18,7 +18,9 @@ from npstream._core.typing import AnyArray
 if TYPE_CHECKING:
     from npstream._core.dtypes import DType
 
-HOW_TO_FILL = "fill it in with a value of your own, or leave the sample out"
+HOW_TO_FILL = (
+    "fill it in with a value of your own, or leave the sample out, with fill= or on_error='skip'"
+)
 """The advice that errors about a missing value give."""
 
 

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
 
 from npstream.conversion.source import SourceRequest
 from npstream.conversion.transform import Condition, PartTransform
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
     from npstream.writing.inputs.fill import Fill
     from npstream.writing.mapping import MapFunction
 
-__all__ = ["Choice", "ColumnChoice"]
+__all__ = ["Choice", "ColumnChoice", "parse_times"]
 
 ColumnChoice: TypeAlias = "Mapping[str, str | None] | Iterable[str]"
 """The columns to write: their names, or a mapping from names to encodings."""
@@ -153,11 +156,39 @@ class Choice:
         columns = dict.fromkeys(renamed) if self.columns is None else self.columns
         for name in columns:
             if name not in renamed:
+                if name in self.rename:
+                    raise ColumnError.saying(
+                        f"no column {name!r}: rename= calls it {self.rename[name]!r}, and all "
+                        "other arguments use the new names"
+                    )
                 raise ColumnError(name, list(renamed))
         return {
             name: named or (renamed[name] if is_encoded else column_type(renamed[name]))
             for name, named in columns.items()
         }
+
+
+def parse_times(
+    fill: Mapping[str, Any], encodings: Mapping[str, str | Encoding] | None
+) -> dict[str, Any]:
+    """Return values of ``fill=`` with text such as "2026-11-29" and "NaT" as dates.
+
+    Only text for columns of dates is parsed. Text that is no date stays: the writer refuses it.
+    """
+    parsed = dict(fill)
+    for name, value in fill.items():
+        encoding = (encodings or {}).get(name)
+        if encoding is None or not isinstance(value, str):
+            continue
+        target = column_type(encoding) if isinstance(encoding, str) else encoding
+        if target.kind != "fixed" or target.dtype.kind not in "mM":
+            continue
+        if value == "NaT":
+            parsed[name] = np.array(value, target.dtype)[()]
+        elif target.dtype.kind == "M" and value[:1].isdigit():
+            with suppress(ValueError):
+                parsed[name] = np.datetime64(value)
+    return parsed
 
 
 def _named_once(names: Iterable[str]) -> dict[str, None]:

@@ -12,15 +12,16 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from npstream._core.arguments import quantity, size_text
-from npstream.conversion.choice import Choice, ColumnChoice
+from npstream.conversion.choice import Choice, ColumnChoice, parse_times
 from npstream.conversion.files import FileList, SourcePath, find_files
 from npstream.conversion.source import InputSource, SourceRequest, kind_class, recognize_kind
 from npstream.conversion.tokenization import Tokenization
 from npstream.conversion.transform import Condition, is_arrow_table, parse_condition
-from npstream.errors import ColumnError, short_traceback
+from npstream.errors import ColumnError, StorageError, short_traceback
 from npstream.explore.expression import Expression
+from npstream.formats.encodings.encodings import column_type
 from npstream.storage.urls import location_str, scheme_of
-from npstream.writing.inputs.fill import check_fill, fill_sample
+from npstream.writing.inputs.fill import Fill, check_fill, fill_sample
 from npstream.writing.inputs.parts import Part, PartedInput
 from npstream.writing.inputs.recognition import as_mapping, iterate, samples_of, table_of
 from npstream.writing.mapping import apply_map, table_rows
@@ -30,7 +31,6 @@ from npstream.writing.writer import WriteReport, write
 
 if TYPE_CHECKING:
     from npstream.tokens.encoder import Tokenizer
-    from npstream.writing.inputs.fill import Fill
     from npstream.writing.mapping import MapFunction
     from npstream.writing.tables import Writable
 
@@ -354,6 +354,8 @@ def convert(
             )
             if _is_remote(source):
                 options["workers"] = 0
+        if map is None and fill is not None:
+            fill = parse_times(choice.fill, named)
         try:
             return write(url, data, columns=named, map=map, fill=fill, **options)
         except Exception as error:
@@ -414,7 +416,15 @@ def _open_source(
     if not _is_path(source):
         return ObjectSource(source, request)
     chosen = None if kind is None else kind_class(kind)
-    files = find_files(source, source_options)
+    try:
+        files = find_files(source, source_options)
+    except StorageError as error:
+        if not isinstance(source, str | os.PathLike) and " " in str(source[0]).strip():
+            error.add_note(
+                "source is a list of paths; texts are samples that are mappings, as in "
+                "[{'text': 'to be'}]"
+            )
+        raise
     opened = (chosen or recognize_kind(files))(files, request)
     if opened.columns is not None:
         for old in choice.rename:
@@ -500,6 +510,8 @@ class _Parts(PartedInput):
     def add_to(self, error: Exception) -> None:
         """Add the name of the part to an exception that does not have it yet."""
         texts = [str(error), *getattr(error, "__notes__", ())]
+        if isinstance(error, StorageError):
+            return  # it names its file, which can be one of the dataset
         if self.last is not None and not any(self.last in text for text in texts):
             error.add_note(f"in part {self.last!r} of the source")
 
@@ -530,6 +542,10 @@ def _plan(source: InputSource, choice: Choice) -> ConvertPlan:
     found = choice.encodings(source.columns)
     parts = _Parts(source, choice).parts
     known = [part.samples for part in parts]
+    for name, value in parse_times(choice.fill, found).items():
+        target = (found or {}).get(name)
+        if target is not None and choice.map is None:
+            Fill(value).check(name, column_type(target) if isinstance(target, str) else target)
     if found is None:
         encodings = _inferred_encodings(parts, choice)
     else:

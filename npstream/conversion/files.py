@@ -8,6 +8,7 @@ Tested in tests/conversion/test_files.py.
 
 from __future__ import annotations
 
+import difflib
 import errno
 import glob
 import io
@@ -16,7 +17,7 @@ import os
 import re
 import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 from typing import Any, BinaryIO, TypeAlias, cast
@@ -371,7 +372,12 @@ def _find_local(text: str) -> FileList:
     if os.path.isdir(path):
         return FileList(path, tuple(_local_files(path, path)), path)
     if _GLOB.search(path) is None:
-        raise StorageError(errno.ENOENT, "no such file or directory: source", path)
+        folder, name = os.path.split(path)
+        near: list[str] = []
+        with suppress(OSError):
+            near = difflib.get_close_matches(name, os.listdir(folder), n=1)
+        hint = f", did you mean {near[0]!r}?" if near else ""
+        raise StorageError(errno.ENOENT, f"no such file or directory: source{hint}", path)
     root = _fixed_root(path)
     files: dict[str, SourceFile] = {}
     for each in sorted(glob.glob(path, recursive=True)):

@@ -223,7 +223,8 @@ def recognize_kind(files: FileList) -> type[InputSource]:
     what = f"such as {', '.join(map(repr, names))}" if names else "which is empty"
     raise ValueError(
         f"{files.where}: the kind of data is unknown, {what}: give kind=, one of "
-        f"{', '.join(map(repr, SOURCE_KINDS))}"
+        f"{', '.join(map(repr, SOURCE_KINDS))}; or read the data yourself, as with "
+        "pandas.read_excel, and pass them instead of the path"
     )
 
 

@@ -206,8 +206,8 @@ class PartTransform:
         mapping = as_mapping(sample, None, number)
         if not isinstance(mapping, Mapping):
             raise TypeError(
-                f"sample {number} of the source is of type {type(sample).__name__}: columns=, "
-                "rename= and where= need samples that are mappings"
+                f"sample {number} of the source is of type {type(sample).__name__}: convert "
+                "needs samples that are mappings, such as {'text': 'to be'}"
             )
         return {self.new_name(name): value for name, value in mapping.items()}
 

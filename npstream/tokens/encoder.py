@@ -49,7 +49,8 @@ class TokenEncoder:
         if not self._kind and not callable(tokenizer):
             raise TypeError(
                 f"tokenizer= is of type {type(tokenizer).__name__}: expected a callable from a "
-                "text to its ids, or a tokenizers.Tokenizer"
+                "text to its ids, or a tokenizers.Tokenizer, such as from Tokenizer.from_file, "
+                "Tokenizer.from_pretrained or transformers.AutoTokenizer.from_pretrained"
             )
         self._batched = bool(batched)
         count = _vocabulary(tokenizer, self._kind)
@@ -271,7 +272,9 @@ def text_of(sample: Any, column: str) -> Any:
             f"that has one as {column!r}"
         )
     if column not in sample:
-        raise ColumnError(column, sample)
+        if not sample:
+            raise ColumnError.saying(f"no column {column!r}: name that of the text with column=")
+        raise ColumnError(column, sample, "column= names that of the text: ")
     return sample[column]
 
 

@@ -26,6 +26,7 @@ from npstream.errors import (
     IntegrityError,
     MissingDependencyError,
     StorageError,
+    StorageExistsError,
     short_traceback,
 )
 from npstream.formats.added_columns import COLUMNS_FILE
@@ -156,7 +157,11 @@ def merge(
         folders = _folders(list(urls), out, store, open_again)
         target = destination(store)
         try:
-            target.prepare()
+            try:
+                target.prepare()
+            except StorageExistsError as error:
+                error.add_note(f"to merge anew, remove only {INDEX} of out, not its directories")
+                raise
             parts = _read_parts(folders, with_sidecars=sidecar is not False)
             columns = _common_columns(parts)
             entries = [entry for part in parts for entry in part.entries()]

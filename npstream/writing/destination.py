@@ -230,7 +230,11 @@ class Destination:
         kind = "directory" if self._store.is_local else "URL"
         what = f"a dataset, or a part of one, is here: remove it, or choose another {kind}"
         with suppress(StorageError):
-            if not self._store.exists(INDEX):
+            if self._store.exists(INDEX):
+                what += (
+                    "; npstream.write replaces it with mode='w', and appends to it with mode='a'"
+                )
+            else:
                 writer = self._describe_writer()
                 what += f"; it has no index, as a write is in progress or was interrupted{writer}"
                 if self._store.exists(WORK):

@@ -171,6 +171,23 @@ class RowError(ValueError):
         return ValueError(f"sample {first + self.row}: {self._text}")
 
 
+def missing_advice(kind: str) -> str:
+    """Return advice for a column with missing values; `kind` is that of its dtype.
+
+    Examples
+    --------
+    >>> missing_advice("f")
+    "give fill= a value for the column, such as float('nan'), or leave these samples out with \
+on_error='skip'"
+    """
+    missing = {"f": "float('nan')", "M": "np.datetime64('NaT', 's')"}.get(kind)
+    example = f", such as {missing}" if missing else ""
+    return (
+        f"give fill= a value for the column{example}, or leave these samples out with "
+        "on_error='skip'"
+    )
+
+
 @contextmanager
 def sample_numbers(first: int) -> Iterator[None]:
     """Replace the row in a RowError by the sample number; row 0 is sample `first`."""
@@ -349,8 +366,7 @@ class MaskedColumn:
         return RowError(
             start + int(missing.argmax()),
             f"{quantity(int(missing.sum()), 'missing value')} of {len(missing):,}, of which this "
-            "is the first: give fill= a value for the column, or leave these samples out, as with "
-            ".dropna()",
+            f"is the first: {missing_advice(self._column.encoding().dtype.kind)} or .dropna()",
         )
 
     def blocks(self, bounds: Bounds, target: Encoding) -> Iterator[ColumnBlock]:

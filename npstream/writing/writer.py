@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
+from os import PathLike
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from npstream._core.progress import show_progress
-from npstream.errors import short_traceback, shorten
+from npstream.errors import short_repr, short_traceback, shorten
 from npstream.writing.engine import WriterEngine
 from npstream.writing.inputs.fill import check_fill
 from npstream.writing.inputs.parts import PartedInput, open_input
@@ -24,8 +25,6 @@ from npstream.writing.settings import (
 from npstream.writing.tables import TableStream, sample_numbers, table_encodings
 
 if TYPE_CHECKING:
-    from os import PathLike
-
     from npstream.formats.encodings.encodings import Encoding
     from npstream.writing.mapping import MapFunction
     from npstream.writing.tables import ArrowStream, InputTable, MapDataset, Writable
@@ -191,6 +190,11 @@ def write(
     (6, 5)
     """
     with short_traceback:
+        if isinstance(data, str | PathLike) and not isinstance(path, str | PathLike):
+            raise TypeError(
+                f"path is of type {type(path).__name__}, and data is {short_repr(data)}: the path "
+                "comes first, as in npstream.write(path, data)"
+            )
         selection = check_column_list(columns)
         names = columns if map is None else None
         read = partial(

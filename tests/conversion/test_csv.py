@@ -193,3 +193,22 @@ def test_errors_count_rows_alike(convert, before, options, row):
     for text, columns in (("1\n300\n", {"x": "int8"}), (f"1\n{2**63 + 1}\n", None)):
         with pytest.raises(ValueError, match=rf"a\.csv: row {row}: column 'x'"):
             convert(before + text, columns=columns, reader_options=options)
+
+
+def test_missing_dates_and_numbers_are_filled_with_text_and_nan(tmp_path):
+    (tmp_path / "a.csv").write_text("n,day,time\n1,2026-11-29,2026-11-29 10:00:00\n,,\n")
+    fill = {"n": -1, "day": "NaT", "time": "2026-11-30T12"}
+    npstream.convert(tmp_path / "a.csv", tmp_path / "o", fill=fill)
+    ds = npstream.open(tmp_path / "o")
+    assert ds["n"].load().tolist() == [1, -1]
+    assert ds["day"][0] == np.datetime64("2026-11-29")
+    assert np.isnat(ds["day"][1])
+    assert ds["time"][1] == np.datetime64("2026-11-30T12:00:00")
+
+
+@pytest.mark.parametrize("day", ["soon", "2026-11-29T05", "today", 3])
+def test_a_fill_that_is_no_day_is_refused_before_a_dry_run(tmp_path, day):
+    (tmp_path / "a.csv").write_text("n,day\n1,2026-11-29\n2,\n")
+    for dry_run in (True, False):
+        with pytest.raises((TypeError, ValueError), match="'day'"):
+            npstream.convert(tmp_path / "a.csv", tmp_path / "o", fill={"day": day}, dry_run=dry_run)

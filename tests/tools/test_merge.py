@@ -270,8 +270,11 @@ def test_a_dataset_is_not_replaced(tmp_path):
     write(tmp_path / "a")
     write(tmp_path, 100)
     before = names(tmp_path)
-    with pytest.raises(FileExistsError, match="a dataset, or a part of one, is here"):
+    with pytest.raises(FileExistsError, match="a dataset, or a part of one, is here") as caught:
         npstream.merge([tmp_path / "a"], tmp_path)
+    assert caught.value.__notes__ == [
+        "to merge anew, remove only index.json of out, not its directories"
+    ]
     assert names(tmp_path) == before
     assert_rows(tmp_path, range(100, 107))
 

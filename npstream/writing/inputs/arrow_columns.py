@@ -22,7 +22,7 @@ from npstream._core.typing import AnyArray, Bools, Int64
 from npstream.formats.encodings.encodings import Encoding, column_type, infer, parse, type_of_array
 from npstream.writing.inputs.fill import NO_FILL, Fill
 from npstream.writing.shard import Bodies, ColumnBlock, bodies_of_rows
-from npstream.writing.tables import Bounds, RowError, convert_rows, nan_mask
+from npstream.writing.tables import Bounds, RowError, convert_rows, missing_advice, nan_mask
 
 __all__ = ["ArrowColumn", "arrow_encoding"]
 
@@ -266,11 +266,15 @@ def _nulls(array: Any) -> Bools:
 
 
 def _null_error(array: Any, count: int) -> RowError:
+    pa = import_optional("pyarrow", "pyarrow", "arrow")
     row = array.is_null().index(True).as_py()
+    kind = "f" if pa.types.is_floating(array.type) else ""
+    if pa.types.is_date(array.type) or pa.types.is_timestamp(array.type):
+        kind = "M"
     return RowError(
         row,
         f"{quantity(count, 'null')} in {quantity(len(array), 'value')}, of which this is the "
-        "first: give fill= a value for the column, or leave these samples out",
+        f"first: {missing_advice(kind)}",
     )
 
 

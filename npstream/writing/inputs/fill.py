@@ -66,6 +66,15 @@ class Fill:
         nbytes = np.where(missing, len(body), block.nbytes)
         return Bodies(address, nbytes, (block.owner, owner))
 
+    def check(self, name: str, target: Encoding) -> None:
+        """Raise TypeError or ValueError if a column of `target` cannot store the value."""
+        if not is_absent(self.value, target):
+            try:
+                self.body(target)
+            except (TypeError, ValueError) as error:
+                kind = TypeError if isinstance(error, TypeError) else ValueError
+                raise kind(f"column {name!r}: {error}") from error
+
     def body(self, target: Encoding) -> bytes:
         """Return the encoded value."""
         try:

@@ -496,7 +496,7 @@ def iterate(data: Any) -> Iterator[Any]:
     if isinstance(data, str | bytes | os.PathLike):
         raise TypeError(
             f"data is of type {type(data).__name__}, a name instead of samples: open it first, as "
-            "with pandas.read_csv or pyarrow.dataset.dataset"
+            "with pandas.read_csv, or write files with npstream.convert(source, url)"
         )
     loader = getattr(sys.modules.get("torch.utils.data"), "DataLoader", None)
     if loader is not None and isinstance(data, loader):
