@@ -401,3 +401,16 @@ def test_query_of_a_remote_dataset_reads_the_side_car_and_obeys_the_limit(tmp_pa
     assert ids_of(ds.query("a % 1000 == 1").drop("t")).tolist() == [1, 1001, 2001, 3001]
     with pytest.raises(npstream.errors.CostError, match="query 'len"):
         ds.query("len(t) == 3")
+
+
+def test_parts_of_renamed_remote_values_cost_the_same(tmp_path, upload):
+    values = {"v": np.arange(20 * 2**16).reshape(20, 4, -1), "n": np.arange(20)}
+    npstream.write(tmp_path / "d", values, sidecar=False)
+    url = upload(tmp_path / "d")
+    ds = npstream.open(url, cache=tmp_path / "a")
+    view = npstream.open(url, cache=tmp_path / "b").rename(v="n", n="v")
+    both = npstream.concat([view[:10], view[10:]])
+    assert view[::3][["v"]].explain() == ds[::3][["n"]].explain()
+    assert both[::3][["v"]].explain() == ds[::3][["n"]].explain()
+    assert both["v"][::3].load().tolist() == values["n"][::3].tolist()
+    assert np.array_equal(view["n"][::7, 1, 5:9].load(), values["v"][::7, 1, 5:9])
