@@ -169,7 +169,7 @@ def _unflatten(values: Iterable[Any], columns: _Columns) -> Batch:
 
 
 def _leading_shape(column: Any) -> tuple[int, ...] | None:
-    if isinstance(column, Ragged):
+    if isinstance(column, Ragged | list):
         return (len(column),)
     return tuple(column.shape[:1]) if isinstance(column, torch.Tensor | np.ndarray) else None
 

@@ -18,6 +18,7 @@ from npstream._core.progress import progress
 from npstream._core.typing import AnyArray
 from npstream.dataset import ufuncs as elementwise
 from npstream.dataset.array_methods import ArrayMethods
+from npstream.dataset.image_methods import ImageMethods
 from npstream.dataset.statistics_methods import StatisticsMethods
 from npstream.errors import read_only_error, short_repr, short_traceback, shorten
 from npstream.explore import display
@@ -46,7 +47,7 @@ _NO_DTYPE = ("image", "ndarray", "object")
 """Kinds of columns whose values NumPy can hold only as objects."""
 
 
-class Column(ArrayMethods, StatisticsMethods, elementwise.Operators):
+class Column(ArrayMethods, ImageMethods, StatisticsMethods, elementwise.Operators):
     """One column of a view: a lazy, read-only array whose first axes are the view's.
 
     Made by `Dataset`, as ``ds["name"]``. An integer index reads one value; any other index returns

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from npstream.iteration.settings import IterationSettings
     from npstream.orders.streaming.settings import StreamingShuffle
     from npstream.reading.cost import Cost
+    from npstream.reading.images.options import Decode
     from npstream.reading.source import Source
 
 Transform = Callable[[Sample], Any]
@@ -249,7 +250,7 @@ class Dataset(ViewMethods["Dataset"], DescriptionMethods):
 
     # Reading
 
-    def load(self, out: Mapping[str, Any] | None = None) -> Batch:
+    def load(self, out: Mapping[str, Any] | None = None, *, decode: Decode = False) -> Batch:
         """Read all columns of all samples.
 
         Parameters
@@ -257,11 +258,15 @@ class Dataset(ViewMethods["Dataset"], DescriptionMethods):
         out : mapping of str to array_like, optional
             Arrays to fill and return, or tensors, such as in pinned memory. They need the shape and
             dtype of their columns, whose values must have a fixed size. By default, new arrays.
+        decode : bool, str, sequence of str or mapping, default: False
+            Columns of images to decode: True for all, names, or options by name, such as
+            ``{"image": {"resize": 224}}``; `npstream.Column.decode` explains the options.
 
         Returns
         -------
         Batch
             The shape of an array is the view's, then a value's. A Ragged has a row for each sample.
+            A decoded column is an array, or a list of arrays if images differ in shape.
 
         Raises
         ------
@@ -279,6 +284,11 @@ class Dataset(ViewMethods["Dataset"], DescriptionMethods):
         with short_traceback:
             ids, shape = self._selection.ids(), self._selection.shape
             plan = self._source.plan(self._names)
+            if decode:
+                from npstream.reading.images.columns import load_decoded
+
+                columns, encodings = load_decoded(self._source, plan, ids, shape, out, decode)
+                return Batch(columns, ids.reshape(shape), encodings=encodings)
             columns = reading.load(self._source, plan, ids, shape, out)
             return Batch(columns, ids.reshape(shape), encodings=plan.encodings)
 
@@ -517,6 +527,7 @@ class Dataset(ViewMethods["Dataset"], DescriptionMethods):
         last: str = "repeat",
         ranks_per_node: int | None = None,
         replication: int = 1,
+        decode: Decode = False,
         transform: Callable[[Any], Any] | None = None,
     ) -> Iteration:
         """Return an iterable over this rank's part of the view, epoch after epoch.
@@ -564,6 +575,8 @@ class Dataset(ViewMethods["Dataset"], DescriptionMethods):
             LOCAL_WORLD_SIZE of the environment if `rank` is not given, else all ranks.
         replication : int, default: 1
             Number of consecutive ranks that read the same samples, such as ranks of one model.
+        decode : bool, str, sequence of str or mapping, default: False
+            Columns of images to decode, in threads, as for `load`.
         transform : callable, optional
             Takes each Batch, or each sample, and returns its replacement.
 
@@ -591,7 +604,7 @@ class Dataset(ViewMethods["Dataset"], DescriptionMethods):
                 rank=rank, world=world, batch_size=batch_size, global_batch_size=global_batch_size,
                 batched=batched, shuffle=shuffle, seed=seed, epoch=epoch, epoch_size=epoch_size,
                 last=last, ranks_per_node=ranks_per_node, replication=replication,
-                transform=transform,
+                decode=decode, transform=transform,
             )
         )  # fmt: skip
 

@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from itertools import chain, repeat
+from itertools import chain, repeat, starmap
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -24,10 +24,11 @@ from npstream.iteration.partition import LOOKUP_SAMPLES, to_unskipped_position
 from npstream.iteration.pickling import is_spawning, require_importable
 from npstream.iteration.provenance import StepHistory
 from npstream.iteration.rank_epochs import FORMER_VERSION
-from npstream.iteration.ranks import this_worker
+from npstream.iteration.ranks import decoding_threads, this_worker
 from npstream.iteration.resumable import Resumable
 from npstream.iteration.settings import VIEW_TRANSFORM
 from npstream.reading.batch import Batch
+from npstream.reading.images.options import options_by_column
 from npstream.reading.load import apply_transform
 from npstream.shards.locality import ReadOrder
 
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from npstream.iteration.provenance import Provenance
     from npstream.iteration.ranks import Ranks
     from npstream.iteration.settings import IterationSettings
+    from npstream.reading.gather import Lookup
+    from npstream.reading.images.columns import DecodedColumns
+    from npstream.reading.images.threads import ImageStack
     from npstream.reading.source import Source
 
 MAX_SAMPLED_RANKS = 32
@@ -45,8 +49,12 @@ MAX_SAMPLED_RANKS = 32
 _READ_BYTES = 1 << 22
 """Bytes of samples that are read together if samples are yielded, not batches."""
 
-_Piece: TypeAlias = "tuple[Int64, Bools]"
-"""Ids of samples that are read together, and True for those that only fill up a batch."""
+_Piece: TypeAlias = "tuple[Int64, Bools, Int64]"
+"""Ids of samples that are read together, True for those that only fill up a batch, and the epoch
+position of each."""
+
+_Read: TypeAlias = "tuple[_Piece, Lookup, dict[str, Any]]"
+"""A piece, the lookup of its rows, and its columns."""
 
 
 class Iteration(Resumable):
@@ -101,6 +109,7 @@ class Iteration(Resumable):
                 "the view has a transform, which takes samples, and batches are not made of "
                 "samples: give iter a transform= for batches, or batched=False"
             )
+        self._decoding = options_by_column(settings.decode, source.plan(names).fields)
         transforms = [(VIEW_TRANSFORM, view_transform), ("transform=", settings.transform)]
         self._transforms = [(name, fn) for name, fn in transforms if fn is not None]
         if self._given_ranks is not None:
@@ -247,6 +256,8 @@ class Iteration(Resumable):
             self._check_reader(has_workers=True)  # workers cannot see the main process's reader
             for name, transform in self._transforms:
                 require_importable(name, transform)
+            for options in self._decoding.values():
+                require_importable("transform= of decode", options.transform)
         self._resolve()
         return super().__getstate__()
 
@@ -370,19 +381,76 @@ class Iteration(Resumable):
 
     def _batches(self, progress: EpochProgress, pieces: Iterator[_Piece]) -> Iterator[Any]:
         plan = self._source.plan(self._names)
-        rowwise = self._is_rowwise(progress)
+        encodings = {name: e for name, e in plan.encodings.items() if name not in self._decoding}
+        reads = self._reads(progress, pieces)
+        if self._decoding:
+            reads = self._decoded(progress, reads)
+        for (ids, repeated, _), _, columns in reads:
+            yield Batch(columns, ids, repeated, encodings=encodings)
+
+    def _reads(self, progress: EpochProgress, pieces: Iterator[_Piece]) -> Iterator[_Read]:
+        """Yield the columns of pieces."""
+        plan = self._source.plan(self._names)
+        for piece, lookup in self._read_ahead(progress, pieces):
+            yield piece, lookup, self._source.columns(plan, lookup, {})
+
+    def _read_ahead(
+        self, progress: EpochProgress, pieces: Iterator[_Piece]
+    ) -> Iterator[tuple[_Piece, Lookup]]:
+        plan, rowwise = self._source.plan(self._names), self._is_rowwise(progress)
         ahead = self._source.read_ahead(pieces, itemgetter(0), plan, self._step, rowwise)
-        for (ids, repeated), lookup in ahead:
+        for piece, lookup in ahead:
             self.require_newest(progress)
-            columns = self._source.columns(plan, lookup, {})
-            yield Batch(columns, ids, repeated, encodings=plan.encodings)
+            yield piece, lookup
+
+    def _decoded(self, progress: EpochProgress, reads: Iterator[_Read]) -> Iterator[_Read]:
+        """Yield reads with decoded images; the images of the next one are decoded meanwhile."""
+        for (piece, lookup, columns), decoded in self._decode_ahead(progress, reads):
+            yield piece, lookup, {**columns, **decoded.arrays()}
+
+    def _decode_ahead(
+        self, progress: EpochProgress, reads: Iterator[_Read]
+    ) -> Iterator[tuple[_Read, DecodedColumns]]:
+        from npstream.reading.images.columns import ColumnDecoder, decode_ahead
+
+        fields, seed = self._source.plan(self._names).fields, self._settings.seed
+        decoder = ColumnDecoder(self._source, fields, self._decoding, seed, progress.cursor.epoch)
+        separate = not self.yields_batches
+
+        def stacks_of(read: _Read) -> dict[str, ImageStack]:
+            (_, _, positions), lookup, columns = read
+            return decoder.stacks(columns, lookup, positions, separate=separate)
+
+        threads = decoding_threads(self._settings.ranks_per_node)
+        for read, decoded in decode_ahead(reads, stacks_of, threads):
+            self.require_newest(progress)
+            yield read, decoded
 
     def _samples(self, progress: EpochProgress, pieces: Iterator[_Piece]) -> Iterator[Any]:
-        plan = self._source.plan(self._names)
-        rowwise = self._is_rowwise(progress)
-        for _, lookup in self._source.read_ahead(pieces, itemgetter(0), plan, self._step, rowwise):
-            self.require_newest(progress)
+        if self._decoding:
+            yield from self._decoded_samples(progress, pieces)
+            return
+        for _, lookup in self._read_ahead(progress, pieces):
             yield from self._source.samples(self._names, lookup)
+
+    def _decoded_samples(self, progress: EpochProgress, pieces: Iterator[_Piece]) -> Iterator[Any]:
+        source, plan = self._source, self._source.plan(self._names)
+        images = source.plan(tuple(self._decoding))
+        others = source.plan(tuple(name for name in self._names if name not in self._decoding))
+
+        def read(piece: _Piece, lookup: Lookup) -> _Read:
+            values = source.value_lists(others, lookup) if others.fields else {}
+            return piece, lookup, {**values, **source.columns(images, lookup, {})}
+
+        reads = starmap(read, self._read_ahead(progress, pieces))
+        for ((ids, *_), lookup, columns), decoded in self._decode_ahead(progress, reads):
+            values = {f.name: columns[f.name] for f in others.fields} | decoded.lists()
+            if decoded.error is not None:
+                values = {name: column[: decoded.rows] for name, column in values.items()}
+                lookup = source.look_up(ids[: decoded.rows])
+            yield from source.make_samples(plan, values, lookup)
+            if decoded.error is not None:
+                raise decoded.error
 
     def _pieces(self, progress: EpochProgress, batches: range, done: int) -> Iterator[_Piece]:
         """Yield the ids of samples that are read together, without `done` of the first batch."""
@@ -393,7 +461,9 @@ class Iteration(Resumable):
         if self.yields_batches:
             rows = part.batch_size
         for start in range(0, len(batches), step):
-            ids, repeated = part.lookup(batches[start : start + step])
+            looked_up = part.lookup_with_positions(batches[start : start + step])
+            ids, repeated, positions = looked_up
             for row in range(done, len(ids), rows):
-                yield ids[row : row + rows], repeated[row : row + rows]
+                span = slice(row, row + rows)
+                yield ids[span], repeated[span], positions[span]
             done = 0

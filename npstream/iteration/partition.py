@@ -156,16 +156,22 @@ class Partition:
         is_repeated : ndarray of bool
             True for rows that repeat earlier ones of the epoch, to fill up the last batch.
         """
+        rows, is_repeated, _ = self.lookup_with_positions(batches)
+        return rows, is_repeated
+
+    def lookup_with_positions(self, batches: range) -> tuple[Int64, Bools, Int64]:
+        """Return what `lookup` returns, and the epoch position of each row."""
         positions = self.positions(batches)
         is_repeated = positions >= self.size
         if is_repeated.any():
             excess = positions[is_repeated] - self.size
             positions[is_repeated] = self.repeat_start + excess % (self.size - self.repeat_start)
-        rows = self.rows(to_epoch_positions(positions, self.gaps))
+        positions = to_epoch_positions(positions, self.gaps)
+        rows = self.rows(positions.copy())
         is_sample = rows >= 0
         if is_sample.all():
-            return rows, is_repeated
-        return rows[is_sample], is_repeated[is_sample]
+            return rows, is_repeated, positions
+        return rows[is_sample], is_repeated[is_sample], positions[is_sample]
 
     def lookup_batches(self, step: int) -> int:
         """Return how many batches to look up together, if a worker reads every `step`-th one."""

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from npstream._core.arguments import integer
 from npstream._core.optional import import_npstream_torch
+from npstream.reading.images.threads import thread_count
 
 _LAUNCHERS = [
     ("SLURM_PROCID", "SLURM_NTASKS"),
@@ -119,6 +120,17 @@ def this_worker() -> tuple[int, int]:
         import_npstream_torch().worker_and_workers() if "torch" in sys.modules else (0, 0)
     )
     return worker
+
+
+def decoding_threads(per_node: int | None) -> int:
+    """Return the number of threads that decode images in this process.
+
+    The ranks and the workers of a machine share its processors. By default, `per_node` is
+    LOCAL_WORLD_SIZE of the environment, or else 1.
+    """
+    if per_node is None:
+        per_node = _environment_integer("LOCAL_WORLD_SIZE", 1)
+    return thread_count(per_node * max(1, this_worker()[1]))
 
 
 def _environment_integer(name: str, default: int) -> int:

@@ -15,6 +15,7 @@ from npstream.iteration.partition import LAST_BATCH_MODES
 if TYPE_CHECKING:
     from npstream.orders.order import Shuffle
     from npstream.orders.streaming.settings import StreamingShuffle
+    from npstream.reading.images.options import Decode
 
 VIEW_TRANSFORM = "the transform of the view"
 """Name, in errors, of the function that `npstream.Dataset.with_transform` was given."""
@@ -40,6 +41,7 @@ class IterationSettings:
     last: str = "repeat"
     ranks_per_node: int | None = None
     replication: int = 1
+    decode: Decode = False
     transform: Callable[[Any], Any] | None = None
 
     def __post_init__(self) -> None:

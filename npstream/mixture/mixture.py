@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from npstream.mixture.shares import Schedule
     from npstream.mixture.stream import EpochOrder
     from npstream.orders.streaming.settings import StreamingShuffle
+    from npstream.reading.images.options import Decode
 
 
 class Mixture(Dataset):
@@ -243,6 +244,7 @@ class Mixture(Dataset):
         last: str = "repeat",
         ranks_per_node: int | None = None,
         replication: int = 1,
+        decode: Decode = False,
         transform: Callable[[Any], Any] | None = None,
     ) -> Iteration:
         """Return an iterable over this rank's part of the drawn samples, epoch after epoch.
@@ -281,6 +283,8 @@ class Mixture(Dataset):
             Ranks on each machine; by default LOCAL_WORLD_SIZE or all ranks.
         replication : int, default: 1
             Number of consecutive ranks that read the same samples.
+        decode : bool, str, sequence of str or mapping, default: False
+            Columns of images to decode, in threads, as for `load`.
         transform : callable, optional
             Takes each Batch, or each sample, and returns its replacement.
 
@@ -308,7 +312,7 @@ class Mixture(Dataset):
                 self.names, batching, batch_size, global_batch_size, rank=rank, world=world,
                 batched=batched, shuffle=shuffle, seed=seed, epoch=epoch, epoch_size=epoch_size,
                 last=last, ranks_per_node=ranks_per_node, replication=replication,
-                transform=transform,
+                decode=decode, transform=transform,
             )
         )  # fmt: skip
 

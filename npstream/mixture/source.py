@@ -25,6 +25,7 @@ from npstream.reading.source import Member, Reader, Source, transform_old_names
 if TYPE_CHECKING:
     from npstream.indexing.concatenation import Concatenation
     from npstream.reading.gather import Lookup
+    from npstream.reading.plan import Plan
 
 SOURCE = "source"
 """Name of the computed column with the name of each row's source."""
@@ -128,9 +129,11 @@ class MixedSource(ConcatenatedSource):
             raise ColumnError.saying(self.column_errors[name])
         return super().field(name)
 
-    def samples(self, names: tuple[str, ...], lookup: Lookup) -> Iterator[Any]:
-        """Read samples together, and yield them after the transforms of their sources."""
-        samples = super().samples(names, lookup)
+    def make_samples(
+        self, plan: Plan, columns: Mapping[str, list[Any]], lookup: Lookup
+    ) -> Iterator[Any]:
+        """Yield samples, given the values of each column, after the transforms of their sources."""
+        samples = super().make_samples(plan, columns, lookup)
         if not self.has_transforms:
             return samples
         members = map(self.members.__getitem__, self.rows.view_numbers(lookup.rows).tolist())

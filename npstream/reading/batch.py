@@ -127,8 +127,8 @@ class Batch(dict[str, Any]):
         """Return the batch with tensors over the same memory.
 
         Arrays in a Ragged become nested tensors in jagged layout. Rows of ``bytes`` and images
-        become nested tensors of their bytes. Text, dates and arrays of objects, for which torch
-        has no type, stay unchanged.
+        become nested tensors of their bytes. A list of arrays becomes a list of tensors. Text,
+        dates and arrays of objects, for which torch has no type, stay unchanged.
 
         Returns
         -------
@@ -148,12 +148,15 @@ class Batch(dict[str, Any]):
                     tensors[name] = column.to_torch()
             elif isinstance(column, np.ndarray) and torch.has_dtype(column.dtype):
                 tensors[name] = torch.to_tensor(column)
+            elif isinstance(column, list) and all(isinstance(row, np.ndarray) for row in column):
+                tensors[name] = [torch.to_tensor(row) for row in column]
         return tensors
 
     def to(self, device: Any, **options: Any) -> Batch:
         """Return the batch with its numeric columns as tensors on a device.
 
-        Trainers call this method to move a batch. The batch keeps its `ids`. A Ragged is not moved.
+        Trainers call this method to move a batch. The batch keeps its `ids`. A Ragged is not moved,
+        nor is a list of arrays.
 
         Parameters
         ----------
@@ -214,6 +217,8 @@ def _describe(column: Any) -> str:
     """Return dtype and shape of a column for a repr."""
     if isinstance(column, Ragged):
         return repr(column).strip("<>").replace(":", ",")
+    if isinstance(column, list):
+        return f"list of {quantity(len(column), type(column[0]).__name__ if column else 'value')}"
     return (
         f"{getattr(column, 'dtype', type(column).__name__)} {tuple(getattr(column, 'shape', ()))}"
     )

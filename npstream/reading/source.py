@@ -312,23 +312,31 @@ class Source:
     def samples(self, names: tuple[str, ...], lookup: Lookup) -> Iterator[Sample]:
         """Read samples at once, and yield them."""
         plan = self.plan(names)
+        columns = self.value_lists(plan, lookup) if plan.fields else {}
+        return self.make_samples(plan, columns, lookup)
+
+    def make_samples(
+        self, plan: Plan, columns: Mapping[str, list[Any]], lookup: Lookup
+    ) -> Iterator[Sample]:
+        """Yield samples, given the values of each column."""
         if not plan.fields:  # shards may have no column in common
             return ({} for _ in lookup.samples)
-        columns = self._value_lists(plan, lookup)
-        return _rows_of(plan, columns)
+        names = [f.name for f in plan.fields]
+        values = [columns[name] for name in names]
+        return (dict(zip(names, row, strict=True)) for row in zip(*values, strict=True))
 
     def values(self, plan: Plan, lookup: Lookup) -> list[Any]:
         """Read one column of samples, in the form of a sample's values."""
         (field,) = plan.fields
-        return self._value_lists(plan, lookup)[field.name]
+        return self.value_lists(plan, lookup)[field.name]
 
-    def _value_lists(self, plan: Plan, lookup: Lookup) -> dict[str, list[Any]]:
+    def value_lists(self, plan: Plan, lookup: Lookup) -> dict[str, list[Any]]:
         """Read columns of samples, each as a list of values of samples."""
         columns = _own_value_lists(self.fetcher, plan.own, lookup)
         if plan.is_own:
             return columns
         for source, part, rows in self.joined_parts(plan, lookup):
-            columns |= source._value_lists(part, rows)
+            columns |= source.value_lists(part, rows)
         for f in plan.fields:
             if f.computation is not None:
                 column = f.computation.column(lookup.rows)
@@ -610,13 +618,6 @@ def _own_value_lists(fetcher: Fetcher, plan: Plan, lookup: Lookup) -> dict[str, 
     """Read columns from shards, each as a list of values of samples."""
     stored = gather(fetcher, plan, lookup.samples, is_prefetched=lookup.is_prefetched)
     return {f.name: sample_values(fetcher, f, stored[f.name], lookup.samples) for f in plan.fields}
-
-
-def _rows_of(plan: Plan, columns: Mapping[str, list[Any]]) -> Iterator[Sample]:
-    """Yield samples, given the values of each column."""
-    names = [f.name for f in plan.fields]
-    values = [columns[name] for name in names]
-    return (dict(zip(names, row, strict=True)) for row in zip(*values, strict=True))
 
 
 def _read_no_columns(sample: int) -> Sample:

@@ -36,6 +36,7 @@ __all__ = [
     "encode_list",
     "encode_pil",
     "encode_png",
+    "import_pillow",
     "is_image",
     "jpeg_file",
 ]
@@ -69,7 +70,7 @@ def decode_pil(body: Body) -> Image:
             f"{quantity(len(pixels), 'byte')} of pixels for an image of {width} x {height} in mode "
             f"{mode!r}"
         )
-    image: Image = _pillow().frombytes(mode, (width, height), bytes(pixels))
+    image: Image = import_pillow().frombytes(mode, (width, height), bytes(pixels))
     return image
 
 
@@ -103,7 +104,7 @@ def encode_png(image: Any) -> bytes:
 
 def decode_file(body: Body) -> Image:
     """Return the image in the bytes of an image file."""
-    pillow = _pillow()
+    pillow = import_pillow()
     try:
         image: Image = pillow.open(io.BytesIO(body), formats=_FORMATS)
     except pillow.UnidentifiedImageError:
@@ -150,7 +151,8 @@ def decode_jpeg_array(body: Body) -> list[Image]:
     return [decode_file(part) for part in _split(body)]
 
 
-def _pillow() -> ModuleType:
+def import_pillow() -> ModuleType:
+    """Return Pillow's module Image, or raise MissingDependencyError."""
     try:
         from PIL import Image
     except ImportError as error:
@@ -160,7 +162,7 @@ def _pillow() -> ModuleType:
 
 def _require_image(image: Any) -> Image:
     """Return `image`; raise TypeError if it is not a PIL image."""
-    if not isinstance(image, _pillow().Image):
+    if not isinstance(image, import_pillow().Image):
         hint = "; jpeg_array takes the bytes of files" if isinstance(image, bytes) else ""
         raise TypeError(f"expected a PIL image, got {type(image).__name__}{hint}")
     checked: Image = image
@@ -171,7 +173,7 @@ def _require_image(image: Any) -> Image:
 def _bits_per_pixel(mode: str) -> int:
     """Return the bits of a raw pixel in an image mode."""
     try:
-        return len(_pillow().new(mode, (8, 1)).tobytes())
+        return len(import_pillow().new(mode, (8, 1)).tobytes())
     except ValueError:
         raise ValueError(f"unknown image mode {mode[:16]!r}") from None
 

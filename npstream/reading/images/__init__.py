@@ -1,0 +1,1 @@
+"""Decoding of images in batches: options, decoders, threads, and the columns of reads."""

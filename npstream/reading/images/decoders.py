@@ -1,0 +1,222 @@
+"""Provide `decode_image`, which decodes one image with simplejpeg or Pillow.
+
+simplejpeg decodes JPEG files of gray and color, if it is installed. Pillow decodes all other
+images. Both give the same pixels, because both use libjpeg-turbo with the same settings.
+
+Tested in tests/reading/images/test_columns.py.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from npstream._core.typing import AnyArray, Body
+from npstream.formats.encodings import images
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from npstream.reading.images.options import Geometry, ImageOptions
+
+__all__ = ["decode_image", "import_decoders"]
+
+Slot: TypeAlias = "Callable[[tuple[int, ...], np.dtype[Any]], AnyArray | None]"
+"""Takes the shape and the dtype of an image; returns an array to fill, or None."""
+
+_UINT8 = np.dtype(np.uint8)
+_DRAFTS = (8, 4, 2)
+"""The divisors of the size at which libjpeg-turbo decodes a JPEG file fast."""
+
+_DRAFT_GAP = 2
+"""A draft is at least this many times as large as the resized image, as for `Image.thumbnail`."""
+
+
+def import_decoders() -> None:
+    """Import Pillow and simplejpeg; raise MissingDependencyError without Pillow."""
+    images.import_pillow()
+    _simplejpeg()
+
+
+@functools.cache
+def _simplejpeg() -> Any:
+    """Return the module simplejpeg, or None if it is not installed."""
+    try:
+        import simplejpeg
+    except ImportError:
+        return None
+    return simplejpeg
+
+
+def decode_image(
+    body: Body,
+    encoding: str,
+    options: ImageOptions,
+    fractions: tuple[float, float],
+    slot: Slot,
+) -> AnyArray:
+    """Decode an image, and resize and crop it.
+
+    Parameters
+    ----------
+    body : bytes-like
+        The stored bytes.
+    encoding : str
+        The encoding of the column: "pil", or a name of one that stores image files.
+    options : ImageOptions
+        `transform` is not called.
+    fractions : tuple of float
+        The place of a random crop, see `ImageOptions.geometry`.
+    slot : callable
+        Returns the array that receives the pixels, if their shape fits.
+
+    Returns
+    -------
+    ndarray, shape (height, width, channels)
+        The array of `slot`, or a new one.
+
+    Raises
+    ------
+    ValueError
+        If the image does not fit the options.
+    Exception
+        Pillow's decoders may raise any exception for damaged images.
+    """
+    if encoding != "pil" and bytes(body[:3]) == b"\xff\xd8\xff" and (jpeg := _simplejpeg()):
+        decoded = _decode_jpeg(jpeg, body, options, fractions, slot)
+        if decoded is not None:
+            return decoded
+    image = images.decode_pil(body) if encoding == "pil" else images.decode_file(body)
+    geometry = options.geometry(image.height, image.width, fractions)
+    divisor = _draft_divisor(image.height, image.width, geometry, options)
+    if divisor > 1 and image.format in ("JPEG", "MPO"):
+        # Pillow rounds up, so the file is decoded at 1 / divisor of its size.
+        image.draft(None, (image.width // divisor, image.height // divisor))
+    return _finish(_convert(image, options.mode), geometry, options, slot)
+
+
+def _decode_jpeg(
+    jpeg: Any,
+    body: Body,
+    options: ImageOptions,
+    fractions: tuple[float, float],
+    slot: Slot,
+) -> AnyArray | None:
+    """Decode a JPEG file with simplejpeg; return None if Pillow must decode it."""
+    try:
+        height, width, stored, _ = jpeg.decode_jpeg_header(body)
+    except ValueError:
+        return None
+    is_gray = stored.upper() == "GRAY"
+    if not is_gray and stored.upper() not in ("RGB", "YCBCR"):
+        return None  # CMYK
+    if height * width > _max_pixels():
+        return None  # Pillow warns, or raises
+    is_gray = is_gray and options.mode in ("L", None)
+    geometry = options.geometry(height, width, fractions)
+    is_final = is_gray or options.mode in ("RGB", None)
+    is_whole = geometry == (((height, width), 0, 0, height, width))
+    colors = "GRAY" if is_gray else "RGB"
+    target = None
+    if is_final and is_whole:
+        target = slot((height, width, 1 if is_gray else 3), _UINT8)
+    divisor = _draft_divisor(height, width, geometry, options)
+    minimum = (-(-height // divisor), -(-width // divisor)) if divisor > 1 else (0, 0)
+    try:
+        pixels: AnyArray = jpeg.decode_jpeg(
+            body, colors, min_height=minimum[0], min_width=minimum[1], buffer=target,
+            min_factor=divisor,
+        )  # fmt: skip
+    except ValueError:
+        return None  # Pillow accepts some damage, and describes other damage
+    if is_final and is_whole:
+        return pixels if target is None else target
+    if is_final and geometry.size == pixels.shape[:2]:
+        return _into(_cut(pixels, geometry), slot)
+    image = images.import_pillow().fromarray(pixels[..., 0] if is_gray else pixels)
+    return _finish(_convert(image, options.mode), geometry, options, slot)
+
+
+def _draft_divisor(height: int, width: int, geometry: Geometry, options: ImageOptions) -> int:
+    """Return the divisor of the size at which a JPEG file is decoded before it is resized."""
+    if not options.draft or options.resample == "nearest":
+        return 1
+    for divisor in _DRAFTS:
+        least = divisor * _DRAFT_GAP
+        if height >= least * geometry.size[0] and width >= least * geometry.size[1]:
+            return divisor
+    return 1
+
+
+def _finish(image: Image, geometry: Geometry, options: ImageOptions, slot: Slot) -> AnyArray:
+    """Resize and crop an image, and return its pixels."""
+    height, width = geometry.size
+    if (width, height) == image.size:
+        return _into(_cut(_pixels(image), geometry), slot)
+    # Only the pixels of the crop are computed: its box in the image before the resize.
+    across, down = image.width / width, image.height / height
+    left, top = geometry.left, geometry.top
+    right, bottom = left + geometry.width, top + geometry.height
+    box = (
+        left * across,
+        top * down,
+        min(right * across, image.width),
+        min(bottom * down, image.height),
+    )
+    resample = getattr(images.import_pillow().Resampling, options.resample.upper())
+    resized = image.resize((geometry.width, geometry.height), resample, box=box)
+    return _into(_pixels(resized), slot)
+
+
+def _cut(pixels: AnyArray, geometry: Geometry) -> AnyArray:
+    top, left = geometry.top, geometry.left
+    return pixels[top : top + geometry.height, left : left + geometry.width]
+
+
+def _into(pixels: AnyArray, slot: Slot) -> AnyArray:
+    """Return pixels in the array of `slot`, or as a new array."""
+    target = slot(pixels.shape, pixels.dtype)
+    if target is None:
+        return pixels.copy()
+    target[...] = pixels
+    return target
+
+
+def _pixels(image: Image) -> AnyArray:
+    pixels = np.asarray(image)
+    return pixels[..., np.newaxis] if pixels.ndim == 2 else pixels
+
+
+def _convert(image: Image, mode: str | None) -> Image:
+    """Return an image in another mode; None keeps its mode, and converts bits to bytes.
+
+    Raises
+    ------
+    ValueError
+        If the pixels are 32-bit numbers, which have no color.
+    """
+    if mode is None:
+        return image.convert("L") if image.mode == "1" else image
+    if image.mode == mode:
+        return image
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        # As libpng: the high byte. Pillow would clip at 255.
+        high = (np.asarray(image) >> 8).astype(np.uint8)
+        image = images.import_pillow().fromarray(high)
+    elif image.mode in ("I", "F"):
+        raise ValueError(
+            f"its pixels are 32-bit numbers (mode {image.mode!r}), which have no 8-bit color: give "
+            "mode=None, and convert in transform="
+        )
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # Pillow warns of other conversions
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _max_pixels() -> float:
+    """Return Pillow's limit for images that may be decompression bombs."""
+    limit = images.import_pillow().MAX_IMAGE_PIXELS
+    return float("inf") if limit is None else limit
