@@ -20,6 +20,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 import bench_disk
 import bench_gather
+import bench_images
 import bench_mixture_order
 import bench_mixture_reading
 import bench_order
@@ -49,6 +50,7 @@ FIGURES: list[Figure] = [
     *bench_order.FIGURES,
     *bench_mixture_order.FIGURES,
     *bench_torch.FIGURES,
+    *bench_images.FIGURES,
     *bench_streaming_orders.FIGURES,
 ]
 

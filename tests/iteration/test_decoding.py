@@ -355,7 +355,7 @@ def test_processes_share_the_processors(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert ranks.decoding_threads(None) == 2
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(500), raising=False)
-    assert threads.thread_count() == threads.MAX_THREADS
+    assert threads.thread_count() == threads.MAX_DECODE_THREADS
 
 
 def test_an_interruption_repeats_the_batch(ds, monkeypatch):

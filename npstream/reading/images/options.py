@@ -17,7 +17,7 @@ from npstream.errors import ColumnError, short_repr
 if TYPE_CHECKING:
     from npstream.reading.plan import Field
 
-MODES = ("RGB", "L", "RGBA", None)
+IMAGE_MODES = ("RGB", "L", "RGBA", None)
 """Values of `mode`, with None for the image's own mode."""
 
 CHANNELS = {"L": 1, "RGB": 3, "RGBA": 4, None: 3}
@@ -93,7 +93,7 @@ class ImageOptions:
     _crop_size: Size | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        _check_choice("mode", self.mode, MODES)
+        _check_choice("mode", self.mode, IMAGE_MODES)
         _check_choice("crop", self.crop, CROPS)
         _check_choice("resample", self.resample, FILTERS)
         if not isinstance(self.draft, bool):

@@ -22,7 +22,7 @@ from npstream._core.typing import AnyArray
 
 __all__ = ["DecodeThreads", "ImageStack", "thread_count"]
 
-MAX_THREADS = 64
+MAX_DECODE_THREADS = 64
 
 DecodeRow: TypeAlias = "Callable[[int, ImageStack], AnyArray]"
 """Decodes the image of a row; it may use `ImageStack.slot` of the stack for its result."""
@@ -32,7 +32,7 @@ def thread_count(processes: int = 1) -> int:
     """Return the number of threads for each of several processes that decode at the same time."""
     available: Any = getattr(os, "sched_getaffinity", None)
     cores = len(available(0)) if available is not None else os.cpu_count() or 1
-    return min(MAX_THREADS, max(1, cores // max(1, processes)))
+    return min(MAX_DECODE_THREADS, max(1, cores // max(1, processes)))
 
 
 class ImageStack:

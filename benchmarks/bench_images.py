@@ -1,0 +1,158 @@
+"""Decoding of images in batches, compared with bare loops and with torch's DataLoader."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import npstream
+from data import Data
+from figures import SIDES, Figure, Pair, check, figure, require, warm
+from npstream.reading.images import decoders
+from npstream.reading.images.options import ImageOptions
+
+BATCH = 64
+IMAGES = 4096
+RESIZED = (128, 192)
+THREADS = 2
+
+
+def opened(data: Data) -> npstream.Dataset:
+    dataset = npstream.open(data.jpegs_dataset())[:IMAGES]
+    warm(dataset)
+    return dataset
+
+
+def decoded(dataset: npstream.Dataset, options: Any = True) -> int:
+    """Decode all images in batches, and return the sum of their first pixels."""
+    batches = dataset.iter(0, 1, batch_size=BATCH, last="short", decode={"image": options})
+    return sum(int(batch["image"][:, 0, 0].sum()) for batch in batches)
+
+
+def bare(files: list[bytes], decode: Callable[[bytes], np.ndarray]) -> int:
+    """Decode all images by a function in a loop over batches, in two threads."""
+    total = 0
+    with ThreadPoolExecutor(THREADS) as pool:
+        for start in range(0, len(files), BATCH):
+            batch = files[start : start + BATCH]
+            halves = [batch[k::THREADS] for k in range(THREADS)]
+            for images in pool.map(lambda half: [decode(file) for file in half], halves):
+                total += sum(int(image[0, 0].sum()) for image in images)
+    return total
+
+
+def with_pillow(file: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(file)))
+
+
+def without_simplejpeg(dataset: npstream.Dataset) -> int:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoders, "_simplejpeg", lambda: None)
+        return decoded(dataset)
+
+
+@figure(
+    "J decoded with simplejpeg by `ds.iter(batch_size=64, decode=True)`, 2 cores, for an image",
+    "a loop over batches of `simplejpeg.decode_jpeg` in 2 threads",
+    factor=1.1,
+    rounds=7,
+)
+def with_simplejpeg(data: Data) -> Pair:
+    jpeg = require("simplejpeg", "simplejpeg")
+    dataset, files = opened(data), data.jpegs()[:IMAGES]
+    return Pair(
+        lambda number: decoded(dataset),
+        lambda number: bare(files, jpeg.decode_jpeg),
+        equal,
+        calls=len(files),
+    )
+
+
+@figure(
+    "the same with Pillow",
+    "a loop over batches of `np.asarray(PIL.Image.open(...))` in 2 threads",
+    factor=1.1,
+    rounds=7,
+)
+def pillow(data: Data) -> Pair:
+    dataset, files = opened(data), data.jpegs()[:IMAGES]
+    return Pair(
+        lambda number: without_simplejpeg(dataset),
+        lambda number: bare(files, with_pillow),
+        equal,
+        calls=len(files),
+    )
+
+
+@figure(
+    "J decoded with simplejpeg by `ds.iter(batch_size=64, decode=True)`, 2 cores, for an image",
+    "the same with Pillow",
+    factor=1 / 1.5,
+    rounds=7,
+)
+def both_decoders(data: Data) -> Pair:
+    require("simplejpeg", "simplejpeg")
+    dataset = opened(data)
+    return Pair(
+        lambda number: decoded(dataset),
+        lambda number: without_simplejpeg(dataset),
+        equal,
+        calls=len(dataset),
+    )
+
+
+class Folder:
+    """The images of a folder, decoded as npstream decodes them: a dataset for torch."""
+
+    def __init__(self, data: Data) -> None:
+        self.paths = sorted(data.jpeg_folders().rglob("*.jpg"))[:IMAGES]
+        self.options = ImageOptions(resize=RESIZED)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        body = self.paths[row].read_bytes()
+        return decoders.decode_image(body, "jpeg", self.options, (0, 0), lambda *array: None)
+
+
+@figure(
+    "an epoch of J decoded and resized to 128 x 192, shuffled, 2 cores, for an image",
+    "torch's DataLoader with 2 workers over a folder of files, with the same decoder",
+    factor=1 / 1.1,
+    rounds=7,
+)
+def epoch(data: Data) -> Pair:
+    torch = require("torch", "torch")
+    dataset, folder = opened(data), Folder(data)
+    batches = dataset.iter(
+        0, 1, batch_size=BATCH, shuffle=True, last="short", decode={"image": {"resize": RESIZED}}
+    )
+    loader = torch.utils.data.DataLoader(
+        folder, batch_size=BATCH, shuffle=True, num_workers=THREADS, persistent_workers=True
+    )
+    return Pair(
+        lambda number: sum(len(batch.to_torch()["image"]) for batch in batches),
+        lambda number: sum(len(batch) for batch in loader),
+        equal,
+        calls=len(folder),
+    )
+
+
+def equal(left: int, right: int) -> None:
+    assert left == right
+
+
+FIGURES = [with_simplejpeg, pillow, both_decoders, epoch]
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.prepare.__name__)
+def test_images(figure: Figure, side: str, benchmark: Any, data: Data) -> None:
+    check(figure, side, benchmark, data)
