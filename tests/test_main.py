@@ -125,8 +125,8 @@ def test_no_command_prints_the_help(capsys):
     assert main([]) == 0
     output = capsys.readouterr().out
     for command in (
-        "info", "head", "sample", "query", "verify", "index", "convert", "merge", "copy", "cache",
-        "demo", "precompile", "selftest", "completion",
+        "info", "head", "sample", "describe", "query", "verify", "index", "convert", "merge",
+        "copy", "cache", "demo", "precompile", "selftest", "completion",
     ):  # fmt: skip
         assert f"\n    {command}" in output
 
@@ -148,6 +148,7 @@ def test_errors_of_the_command_line_say_what_to_write(capsys):
         ("cache",): "{info,clear,fetch}",
         ("verify", "a", "b", "--index", "c"): "--index is the side-car of one dataset",
         ("index", "a", "b", "--out", "c"): "--out is the place of one side-car",
+        ("head", "--columns", "a", "b"): "required: url; an option such as --columns takes all",
         ("--vebose",): "'--vebose' names no command; see npstream --help",
     }.items():
         with pytest.raises(SystemExit, match="2"):

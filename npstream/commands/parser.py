@@ -21,6 +21,7 @@ from npstream.commands.checks import (
 from npstream.commands.completion import add_completion
 from npstream.commands.convert import add_convert
 from npstream.commands.copy import add_copy, add_merge
+from npstream.commands.describe import add_describe
 from npstream.commands.info import add_info
 from npstream.commands.samples import add_head, add_query, add_sample
 
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["ADD_COMMANDS", "build_parser"]
 
 ADD_COMMANDS: tuple[Callable[[Commands], None], ...] = (
-    add_info, add_head, add_sample, add_query, add_verify, add_index, add_convert, add_merge,
-    add_copy, add_cache, add_demo, add_precompile, add_selftest, add_completion,
+    add_info, add_head, add_sample, add_describe, add_query, add_verify, add_index, add_convert,
+    add_merge, add_copy, add_cache, add_demo, add_precompile, add_selftest, add_completion,
 )  # fmt: skip
 """What adds each command, in the order of ``npstream --help``."""
 
@@ -55,6 +56,10 @@ def build_parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
 
             if message.endswith("required: COMMAND"):
                 message = f"{' '.join(map(repr, words))} names no command; see npstream --help"
+            elif "are required: " in message and any(word.startswith("--") for word in words):
+                message += (
+                    "; an option such as --columns takes all words after it, so write it at the end"
+                )
             super().error(redact(message, (part for word in words for part in url_secrets(word))))
 
     root = Parser(

@@ -24,27 +24,35 @@ MIN_WIDTH = 8
 MAX_CHARACTERS = 1000
 """Characters of a value that are looked at."""
 
+SHOWN_BYTES = 16
+"""Bytes of a value that are shown after their number."""
+
 _SHOWN = {"\u200c", "\u200d"}
 """Joiners, which are not printable, but belong to text and to emoji."""
 
 
 def format_table(
     names: Sequence[str],
-    types: Sequence[str],
+    types: Sequence[str] | None,
     rows: Sequence[Sequence[Any]],
     width: int | None = None,
+    left: int | None = None,
 ) -> tuple[list[str], list[str]]:
     r"""Return the lines of a table, and the names of the columns that it has no room for.
 
     Parameters
     ----------
-    names, types : sequence of str
-        The heads of the columns, in two lines.
+    names : sequence of str
+        The heads of the columns.
+    types : sequence of str, optional
+        A second line of heads.
     rows : sequence of sequence
         The values of each row.
     width : int, optional
         The most cells that a line takes; by default those of the terminal, or ``COLUMNS``, or 80.
         The first two columns are shown in any case.
+    left : int, optional
+        How many columns are aligned to the left; by default those that do not hold numbers.
 
     Examples
     --------
@@ -57,23 +65,24 @@ def format_table(
     """
     if width is None:
         width = shutil.get_terminal_size().columns
-    columns = [
-        [printable(name), type_name, *map(cell_text, values)]
-        for name, type_name, *values in zip(names, types, *rows, strict=True)
-    ]
+    heads = [list(names)] if types is None else [list(names), list(types)]
+    columns = [list(map(cell_text, cells)) for cells in zip(*heads, *rows, strict=True)]
     widths = [max(map(display_width, column)) for column in columns]
     limits = _limits(widths, width)
     is_right = [
-        bool(rows) and all(_is_number(row[number]) for row in rows) for number in range(len(names))
+        number >= left
+        if left is not None
+        else bool(rows) and all(_is_number(row[number]) for row in rows)
+        for number in range(len(names))
     ]
     lines = []
-    for number in range(len(rows) + 2):
+    for number in range(len(heads) + len(rows)):
         cells = [
             _pad(fit(column[number], limit), limit, right)
             for column, limit, right in zip(columns, limits, is_right, strict=False)
         ]
         line = GAP.join(cells).rstrip()
-        lines.append(styled(line, {0: "bold", 1: "dim"}[number]) if number < 2 else line)
+        lines.append(styled(line, ("bold", "dim")[number]) if number < len(heads) else line)
     return lines, list(names[len(limits) :])
 
 
@@ -127,13 +136,12 @@ def cell_text(value: Any) -> str:
     if isinstance(value, bytes):
         from npstream._core.arguments import size_text
 
-        return f"{size_text(len(value))} {value[:MAX_CHARACTERS]!r}"
+        end = "..." if len(value) > SHOWN_BYTES else ""
+        return f"{size_text(len(value))} {value[:SHOWN_BYTES]!r}{end}"
     if isinstance(value, dict | list):
         from npstream.commands.output import json_text
 
         return printable(json_text(value))
-    if type(value).__module__.partition(".")[0] == "PIL":
-        return f"{value.mode} image, {value.width} x {value.height}"
     if getattr(value, "ndim", 0):
         import numpy as np
 

@@ -32,11 +32,6 @@ def test_values_become_those_of_json(value, expected):
     json.dumps(converted, allow_nan=False)
 
 
-def test_images_become_their_mode_and_size():
-    image = pytest.importorskip("PIL.Image").new("L", (4, 3))
-    assert json_value(image) == {"image": "L", "width": 4, "height": 3}
-
-
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
 def test_json_is_one_line_that_any_stream_can_hold(encoding, monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))

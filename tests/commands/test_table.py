@@ -76,17 +76,12 @@ def test_no_value_holds_a_control_character():
         (np.int64(5), "5"), (np.float32(0.1), "0.1"), (True, "True"), (None, "None"),
         (np.datetime64("2026-01-31"), "2026-01-31"), (np.arange(3), "[0 1 2]"),
         (np.arange(1000), "[0 1 2 ... 997 998 999]"), (np.zeros((2, 1)), "(2, 1) [[0.] [0.]]"),
-        (b"ab\xff", r"3 bytes b'ab\xff'"), (b"x" * 2048, "2.0 KiB b'" + "x" * 986),
+        (b"ab\xff", r"3 bytes b'ab\xff'"), (b"x" * 2048, "2.0 KiB b'" + "x" * 16 + "'..."),
         ({"a": [1, None, "é"]}, '{"a": [1, null, "é"]}'), ([], "[]"), (1 + 2j, "(1+2j)"),
     ],
 )  # fmt: skip
 def test_values_print_as_a_person_writes_them(value, text):
-    assert cell_text(value)[:996] == text
-
-
-def test_images_show_their_mode_and_size():
-    image = pytest.importorskip("PIL.Image").new("RGB", (4, 3))
-    assert cell_text(image) == "RGB image, 4 x 3"
+    assert cell_text(value) == text
 
 
 def test_text_is_cut_between_characters():

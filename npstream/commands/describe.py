@@ -1,0 +1,94 @@
+"""The command ``describe``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from npstream.commands.options import (
+    Commands,
+    add_command,
+    add_dataset_options,
+    add_json_option,
+    add_read_limit_option,
+    count,
+    open_with_options,
+)
+
+if TYPE_CHECKING:
+    import argparse
+
+    from npstream.explore.summary import Description
+
+__all__ = ["add_describe"]
+
+SAMPLE = 10_000
+"""Rows of the sample if the user does not say how many."""
+
+
+def add_describe(commands: Commands) -> None:
+    """Add ``npstream describe``."""
+    describe = add_command(
+        commands,
+        "describe",
+        "show statistics of the columns of datasets",
+        _run_describe,
+        "Show statistics of the columns of datasets: missing and distinct values, bounds, mean, "
+        "quantiles, lengths, the most frequent value. The last lines say which rows they describe.",
+    )
+    add = describe.add_argument
+    add("urls", nargs="+", metavar="url", help="the datasets' directories or URLs")
+    add("--columns", nargs="+", metavar="NAME", help="the columns to describe; all by default")
+    add(
+        "--sample",
+        metavar="N",
+        type=count,
+        default=SAMPLE,
+        help=f"rows of the sample, where not all rows are read; {SAMPLE:,} by default",
+    )
+    add("--seed", type=int, default=0, help="seed of the sample; 0 by default")
+    add_json_option(describe, "print each dataset as a line of JSON")
+    add_dataset_options(describe)
+    add_read_limit_option(describe)
+
+
+def _run_describe(options: argparse.Namespace) -> int:
+    from npstream.commands.output import print_json, run_for_each
+
+    def show(url: str) -> None:
+        with open_with_options(url, options) as dataset:
+            view = dataset if options.columns is None else dataset[options.columns]
+            description = view.describe(sample=options.sample, seed=options.seed)
+            where = dataset._source.index.where.removesuffix("index.json").rstrip("/")
+            if options.json:
+                print_json(_document(where, len(dataset), description))
+            else:
+                print("\n".join(_lines(where, len(dataset), description)))
+                if len(options.urls) > 1:
+                    print()
+
+    return run_for_each(options.urls, show)
+
+
+def _document(where: str, samples: int, description: Description) -> dict[str, Any]:
+    """Return a description as an object of JSON, without unknown statistics."""
+    columns = {}
+    for name, summary in description.items():
+        facts = {key: value for key, value in vars(summary).items() if value is not None}
+        del facts["name"]
+        facts["quantiles"] = {str(p): value for p, value in summary.quantiles.items()}
+        columns[name] = facts
+    return {"url": where, "samples": samples, "columns": columns}
+
+
+def _lines(where: str, samples: int, description: Description) -> list[str]:
+    """Return the lines of a description, which fit the terminal."""
+    from npstream._core.arguments import quantity
+    from npstream.commands.table import format_table
+
+    lines = [f"{where}: {quantity(samples, 'sample')}, {quantity(len(description), 'column')}"]
+    for headers, rows in description._tables():
+        table, omitted = format_table(headers, None, rows, left=2)
+        lines += ["", *table]
+        if omitted:
+            lines.append(f"{quantity(len(omitted), 'more statistic')}: {', '.join(omitted)}")
+    return [*lines, "", *description._origins()]
