@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING, Any
 
 from npstream.commands.options import (
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from npstream.explore.summary import Description
 
 __all__ = ["add_describe"]
+
+LESS_IMPORTANT = ("std", "25%", "75%", "distinct")
+"""The columns that a narrow terminal does not show, in the order in which they go."""
 
 SAMPLE = 10_000
 """Rows of the sample if the user does not say how many."""
@@ -86,9 +90,29 @@ def _lines(where: str, samples: int, description: Description) -> list[str]:
     from npstream.commands.table import format_table
 
     lines = [f"{where}: {quantity(samples, 'sample')}, {quantity(len(description), 'column')}"]
+    width = shutil.get_terminal_size().columns
     for headers, rows in description._tables():
-        table, omitted = format_table(headers, None, rows, left=2)
+        headers, rows, hidden = _drop_columns(headers, rows, width)
+        table, omitted = format_table(headers, None, rows, width, left=2)
+        omitted = hidden + omitted
         lines += ["", *table]
         if omitted:
             lines.append(f"{quantity(len(omitted), 'more statistic')}: {', '.join(omitted)}")
     return [*lines, "", *description._origins()]
+
+
+def _drop_columns(
+    headers: list[str], rows: list[list[str]], width: int
+) -> tuple[list[str], list[list[str]], list[str]]:
+    """Return a table without less important columns, as far as it is too wide; and their heads."""
+    from npstream.commands.table import table_width
+
+    hidden: list[str] = []
+    for name in LESS_IMPORTANT:
+        if table_width([headers, *rows]) <= width:
+            break
+        if name in headers:
+            number = headers.index(name)
+            headers, *rows = [cells[:number] + cells[number + 1 :] for cells in [headers, *rows]]
+            hidden.append(name)
+    return headers, rows, hidden

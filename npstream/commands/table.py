@@ -13,7 +13,7 @@ from typing import Any
 
 from npstream.commands.output import styled
 
-__all__ = ["cell_text", "display_width", "fit", "format_table", "printable"]
+__all__ = ["cell_text", "display_width", "fit", "format_table", "printable", "table_width"]
 
 GAP = "  "
 """The text between two columns."""
@@ -84,6 +84,20 @@ def format_table(
         line = GAP.join(cells).rstrip()
         lines.append(styled(line, ("bold", "dim")[number]) if number < len(heads) else line)
     return lines, list(names[len(limits) :])
+
+
+def table_width(rows: Sequence[Sequence[Any]]) -> int:
+    """Return the width of a table whose cells are not cut.
+
+    Examples
+    --------
+    >>> table_width([["a", "bc"], ["def", "g"]])
+    7
+    """
+    widths = [
+        max(display_width(cell_text(cell)) for cell in cells) for cells in zip(*rows, strict=True)
+    ]
+    return sum(widths) + len(GAP) * (len(widths) - 1)
 
 
 def _limits(widths: list[int], total: int) -> list[int]:
