@@ -241,8 +241,8 @@ def accelerate_mode(dataset: Any) -> tuple[str | None, int]:
     The modes are:
 
     - "shards": Accelerate divides the items among its processes.
-    - "skips": it resumes from a checkpoint. It skips the items before the checkpoint, but in the
-      next epoch that is read, which may be another epoch than the checkpoint's.
+    - "skips": it resumes from a checkpoint. It skips as many items as precede the checkpoint in its
+      epoch. But it skips them in the next epoch that is read, which may be another epoch.
     - "prefetches": it always reads one batch ahead, which saved states would count as yielded.
     - None: Accelerate changes neither the items nor the states.
     """

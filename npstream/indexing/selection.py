@@ -54,16 +54,16 @@ class Selection:
     (2, 2)
     """
 
-    __slots__ = ("_ids", "_rows", "_source", "_stages")
+    __slots__ = ("_dataset_size", "_ids", "_rows", "_stages")
 
     def __init__(
         self,
-        source: int,
+        dataset_size: int,
         rows: range,
         stages: tuple[Stage, ...] = (),
         ids: Int64 | None = None,
     ) -> None:
-        self._source = source
+        self._dataset_size = dataset_size
         self._rows = rows
         self._stages = stages
         self._ids = ids
@@ -74,14 +74,14 @@ class Selection:
         return cls(n, range(n))
 
     @classmethod
-    def _from_ids(cls, source: int, ids: Int64) -> Selection:
+    def _from_ids(cls, dataset_size: int, ids: Int64) -> Selection:
         """Select samples by an array of their ids, which must not be modified later."""
-        return cls(source, _NO_ROWS, (), np.asarray(ids, order="C"))
+        return cls(dataset_size, _NO_ROWS, (), np.asarray(ids, order="C"))
 
     @property
-    def source(self) -> int:
+    def dataset_size(self) -> int:
         """Number of samples of the whole dataset."""
-        return self._source
+        return self._dataset_size
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -125,8 +125,8 @@ class Selection:
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         # For a few rows of a large mask, pickling their ids takes less than the whole mask.
         if self.size * 8 < self.nbytes:
-            return Selection._from_ids, (self._source, self.ids().reshape(self.shape))
-        return Selection, (self._source, self._rows, self._stages, self._ids)
+            return Selection._from_ids, (self._dataset_size, self.ids().reshape(self.shape))
+        return Selection, (self._dataset_size, self._rows, self._stages, self._ids)
 
     def select(self, index: Any) -> int | Selection:
         """Return the sample id that an index selects, or a selection of several samples.
@@ -138,7 +138,7 @@ class Selection:
             if type(index) is int:
                 return self._sample(index)
             if type(index) is slice:
-                return Selection(self._source, self._rows[index], self._stages)
+                return Selection(self._dataset_size, self._rows[index], self._stages)
         if isinstance(index, tuple):
             normalized: Any = tuple(normalize_item(item) for item in index)
         else:
@@ -147,7 +147,7 @@ class Selection:
             return self._select(normalized, index)
         selected = self._ids[normalized]
         if isinstance(selected, np.ndarray):
-            return Selection._from_ids(self._source, selected)
+            return Selection._from_ids(self._dataset_size, selected)
         return int(selected)
 
     def ids(self, start: int = 0, stop: int | None = None) -> Int64:
@@ -179,14 +179,15 @@ class Selection:
         """Return the samples as a 1-d view."""
         if self._ids is None:
             return self
-        return Selection._from_ids(self._source, self._ids.reshape(-1))
+        return Selection._from_ids(self._dataset_size, self._ids.reshape(-1))
 
     def cuts(self, bounds: AnyArray) -> AnyArray | None:
         """Return the positions at which sorted bounds of sample ids split the ravelled view.
 
-        Samples between two cuts have ids between two bounds, which ascend from 0 to the number of
-        samples. Cuts are in the order of the view. The result is None unless the view's ids only
-        ascend or only descend.
+        The bounds ascend from 0 to the number of samples of the dataset. The samples of the view
+        between two consecutive cuts have ids between two consecutive bounds. Cuts ascend, so if ids
+        descend, the first cut belongs to the last bound. The result is None unless the view's ids
+        only ascend or only descend.
 
         >>> Selection.all(10).select(slice(None, None, -3)).cuts(np.array([0, 5, 10]))
         array([0, 2, 4])
@@ -199,7 +200,7 @@ class Selection:
                 return ids.size - np.searchsorted(ids[::-1], bounds)[::-1]
             return None
         rows = self._rows
-        if not self._stages and rows == range(self._source):
+        if not self._stages and rows == range(self._dataset_size):
             return bounds
         bounds = bounds.astype(np.int64, copy=False)
         if len(self._stages) == 1 and isinstance(self._stages[0], Mask):
@@ -207,6 +208,8 @@ class Selection:
         elif self._stages:
             return None
         start, step = rows.start if rows else 0, rows.step if len(rows) > 1 else 1
+        # The id at position k is start + k * step. Count the positions whose ids are below each
+        # bound or, if ids descend, not below it.
         if step > 0:
             return np.clip(-((start - bounds) // step), 0, len(rows))
         return np.clip((start - bounds[::-1]) // -step + 1, 0, len(rows))
@@ -229,17 +232,17 @@ class Selection:
             stages = self._stages
         else:
             stages = (self._rows, *self._stages)
-        return Selection(self._source, range(self.size), (permutation, *stages))
+        return Selection(self._dataset_size, range(self.size), (permutation, *stages))
 
-    def through(self, stage: Rearrangement, source: int) -> Selection:
+    def map_ids(self, stage: Rearrangement, dataset_size: int) -> Selection:
         """Return this view with its sample ids mapped through a stage to ids of another dataset.
 
-        `source` is the number of samples of that dataset.
+        `dataset_size` is the number of samples of that dataset.
         """
         if self._ids is not None:
             ids = stage.at(self._ids.reshape(-1)).reshape(self._ids.shape)
-            return Selection(source, _NO_ROWS, (), ids)
-        return Selection(source, self._rows, (*self._stages, stage))
+            return Selection(dataset_size, _NO_ROWS, (), ids)
+        return Selection(dataset_size, self._rows, (*self._stages, stage))
 
     def _sample(self, index: int) -> int:
         try:
@@ -272,7 +275,7 @@ class Selection:
             positions[positions < 0] += n
             if out_of_bounds(positions, n):
                 self._raise_index_error(index)
-        return Selection(self._source, _NO_ROWS, (), self._at(positions))
+        return Selection(self._dataset_size, _NO_ROWS, (), self._at(positions))
 
     def _select_tuple(self, index: tuple[Any, ...]) -> int | Selection:
         self._placeholder()[index]  # raises for more than one axis, or more than one ellipsis
@@ -280,8 +283,8 @@ class Selection:
         if not items:
             return self
         selected = self.select(items[0])
-        if isinstance(selected, int) and len(index) > 1:
-            return Selection._from_ids(self._source, np.array(selected))
+        if isinstance(selected, int) and len(index) > 1:  # (i, ...) gives an array without axes
+            return Selection._from_ids(self._dataset_size, np.array(selected))
         return selected
 
     def _select_mask(self, mask: Bools) -> Selection:
@@ -294,16 +297,16 @@ class Selection:
         if isinstance(first, Mask):
             domain, stages = first.domain, stages[1:]
         else:
-            domain = self._source if first is None else len(first)
+            domain = self._dataset_size if first is None else len(first)
         count = int(np.count_nonzero(mask))
         if count <= MAX_MASK_AS_POSITIONS or count * 64 <= domain:
-            return Selection._from_ids(self._source, self._at(np.flatnonzero(mask)))
+            return Selection._from_ids(self._dataset_size, self._at(np.flatnonzero(mask)))
         if first is None and self._rows == range(domain):
             bits = Mask.from_bools(mask)
         else:
             bits = Mask.from_positions(self._masked_positions(mask), domain)
         rows = range(count) if self._rows.step > 0 else range(count)[::-1]
-        return Selection(self._source, rows, (bits, *stages))
+        return Selection(self._dataset_size, rows, (bits, *stages))
 
     def _masked_positions(self, mask: Bools) -> Iterator[Int64]:
         """Yield the positions where a mask is True, mapped through the rows and a first mask."""

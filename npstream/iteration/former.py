@@ -67,7 +67,7 @@ def former_source(
         None unless the dataset keeps that version and has grown from it, and the view is the whole
         dataset.
     """
-    is_whole = selection.affine == (0, 1) and selection.size == selection.source
+    is_whole = selection.affine == (0, 1) and selection.size == selection.dataset_size
     if source.members or not is_whole:
         return None
     former = _kept_index(source, state.get("fingerprint"))

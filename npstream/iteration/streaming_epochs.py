@@ -238,10 +238,10 @@ def _streams(source: Source, selection: Selection) -> tuple[list[str], list[Int6
     members = source.members
     views = [(f"source {member.name!r}", member.selection) for member in members]
     for name, view in [("this", selection), *views]:
-        if view.affine != (0, 1) or view.size != view.source:
+        if view.affine != (0, 1) or view.size != view.dataset_size:
             raise ValueError(
                 f"Streaming's orders need whole datasets, and {name} is a view: "
-                f"{view.size:,} of {quantity(view.source, 'sample')}, or in another order; "
+                f"{view.size:,} of {quantity(view.dataset_size, 'sample')}, or in another order; "
                 "shuffle=True works on any view"
             )
     if not members:

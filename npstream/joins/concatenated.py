@@ -224,7 +224,7 @@ class ConcatenatedSource(Source):
 
     def stored(self, selection: Selection) -> Selection:
         """Convert a selection of rows to a selection of union ids."""
-        return selection.through(self.rows, self.index.samples)
+        return selection.map_ids(self.rows, self.index.samples)
 
     def estimate_bytes(self, samples: int) -> int:
         """Return the bytes of `samples` average samples."""

@@ -1,8 +1,9 @@
 """Provide patterns: random sequences of sources in which every prefix has exact shares.
 
 A pattern of L slots has n_s units of source s. Its first k slots have ``n_s * k / L`` units of s,
-rounded up or down. This holds if and only if unit i of source s is in its *window*: from slot
-``floor(i * L / n_s)`` to before slot ``ceil((i + 1) * L / n_s)``, the unit's *deadline*.
+rounded up or down. This holds if and only if each unit is in its *window*. The window of unit i of
+source s begins with slot ``floor(i * L / n_s)``, and ends before slot ``ceil((i + 1) * L / n_s)``,
+the unit's *deadline*.
 
 Slots are filled one after the other, each by a random unit whose window is open. The chance of a
 unit is 1 / (slots left in its window). With these chances, and without other sources, each slot of
@@ -51,43 +52,44 @@ def interleave_sources(counts: Int64, key: int, sources: AnyArray) -> None:
     index_of = np.zeros(counts.size, np.int64)
     # Each slot has a linked list of the sources whose window opens there, or whose class changes.
     heads = np.full(length + 1, -1, np.int64)
-    after = np.full(counts.size, -1)
-    before = np.full(counts.size, -1)
-    due = np.full(counts.size, -1)
+    next_source = np.full(counts.size, -1)
+    previous_source = np.full(counts.size, -1)
+    slot_of = np.full(counts.size, -1)
     for source in range(counts.size):
         if counts[source] > 0:
             ends[source] = (length + counts[source] - 1) // counts[source]
-            _add_to_slot(source, 0, heads, after, before, due)
+            _add_to_slot(source, 0, heads, next_source, previous_source, slot_of)
     counter = 0
     for slot in range(length):
         while heads[slot] >= 0:
             source = int(heads[slot])
-            _remove_from_slot(source, heads, after, before, due)
+            _remove_from_slot(source, heads, next_source, previous_source, slot_of)
             _remove_member(source, members, sizes, class_of, index_of)
             count = int(counts[source])
-            chance, whole = _chance(slot, count, int(placed[source]), length)
-            number = 0
-            while whole >= chance << (number + 1):
-                number += 1
-            class_of[source] = number
-            index_of[source] = sizes[number]
-            members[number, sizes[number]] = source
-            sizes[number] += 1
-            # Set when the class must be found again: after a slot that is shared with the window
-            # before (see `_chance`), else when the growing chance exceeds the class.
+            numerator, denominator = _chance(slot, count, int(placed[source]), length)
+            class_index = 0
+            while denominator >= numerator << (class_index + 1):
+                class_index += 1
+            class_of[source] = class_index
+            index_of[source] = sizes[class_index]
+            members[class_index, sizes[class_index]] = source
+            sizes[class_index] += 1
+            # Set the slot at which to determine the class again. If the window shares this slot
+            # with the one before (see `_chance`), it is the next slot. Otherwise it is the slot in
+            # which the chance, which grows from slot to slot, exceeds 2**-class_index.
             if slot * count < placed[source] * length:
-                _add_to_slot(source, slot + 1, heads, after, before, due)
-            elif number:
-                changes = ((int(placed[source]) + 1) * length - (count << number)) // count + 1
-                _add_to_slot(source, changes, heads, after, before, due)
+                _add_to_slot(source, slot + 1, heads, next_source, previous_source, slot_of)
+            elif class_index:
+                changes = ((int(placed[source]) + 1) * length - (count << class_index)) // count + 1
+                _add_to_slot(source, changes, heads, next_source, previous_source, slot_of)
         tight = _first_tight_deadline(slot, sums, lows)
         source, counter = _draw_source(
             length, slot, tight, key, counter, counts, placed, ends, members, sizes
         )
         sources[slot] = source
         _remove_member(source, members, sizes, class_of, index_of)
-        if due[source] >= 0:
-            _remove_from_slot(source, heads, after, before, due)
+        if slot_of[source] >= 0:
+            _remove_from_slot(source, heads, next_source, previous_source, slot_of)
         _remove_deadline(int(ends[source]) - 1, sums, lows)
         placed[source] += 1
         number = int(placed[source])
@@ -95,7 +97,7 @@ def interleave_sources(counts: Int64, key: int, sources: AnyArray) -> None:
         if number < count:
             ends[source] = ((number + 1) * length + count - 1) // count
             opens = max(slot + 1, number * length // count)
-            _add_to_slot(source, opens, heads, after, before, due)
+            _add_to_slot(source, opens, heads, next_source, previous_source, slot_of)
 
 
 @kernel
@@ -115,27 +117,27 @@ def _draw_source(
     # Rejection sampling: draw as if each source of class k had the chance 2**-k. Then accept the
     # source with probability chance / 2**-k, which is above 1/2.
     total = 0
-    for number in range(_CLASSES):
-        total += int(sizes[number]) << (_CLASSES - number)
+    for class_index in range(_CLASSES):
+        total += int(sizes[class_index]) << (_CLASSES - class_index)
     for _ in range(_MAX_DRAWS):
         target = draw(key ^ counter, total)
-        number = 0
-        while target >= int(sizes[number]) << (_CLASSES - number):
-            target -= int(sizes[number]) << (_CLASSES - number)
-            number += 1
-        source = int(members[number, target >> (_CLASSES - number)])
-        chance, whole = _chance(slot, int(counts[source]), int(placed[source]), length)
-        is_accepted = draw(key ^ (counter + 1), whole) < chance << number
+        class_index = 0
+        while target >= int(sizes[class_index]) << (_CLASSES - class_index):
+            target -= int(sizes[class_index]) << (_CLASSES - class_index)
+            class_index += 1
+        source = int(members[class_index, target >> (_CLASSES - class_index)])
+        numerator, denominator = _chance(slot, int(counts[source]), int(placed[source]), length)
+        is_accepted = draw(key ^ (counter + 1), denominator) < numerator << class_index
         counter += 2
         if is_accepted and ends[source] <= tight:
             return source, counter
     # Look for the earliest deadline in the first class only: its units have the fewest slots left.
-    number = 0
-    while sizes[number] == 0:
-        number += 1
-    first = int(members[number, 0])
-    for i in range(1, int(sizes[number])):
-        source = int(members[number, i])
+    class_index = 0
+    while sizes[class_index] == 0:
+        class_index += 1
+    first = int(members[class_index, 0])
+    for i in range(1, int(sizes[class_index])):
+        source = int(members[class_index, i])
         if ends[source] < ends[first] or (ends[source] == ends[first] and source < first):
             first = source
     return first, counter
@@ -149,11 +151,12 @@ def _chance(slot: int, count: int, number: int, length: int) -> tuple[int, int]:
     shares this slot. Then a part of the slot belongs to the unit before, and the chance of this
     unit is smaller.
     """
-    reached = slot * count
-    if reached >= number * length:
-        whole = (number + 1) * length - reached
-        return min(count, whole), whole
-    return reached + count - number * length, reached - (number - 1) * length
+    # In units of 1 / count of a slot, unit i begins at i * length and a slot at slot * count.
+    begin = slot * count
+    if begin >= number * length:
+        remaining = (number + 1) * length - begin
+        return min(count, remaining), remaining
+    return begin + count - number * length, begin - (number - 1) * length
 
 
 @kernel
@@ -217,36 +220,38 @@ def _remove_member(
     source: int, members: AnyArray, sizes: Int64, class_of: Int64, index_of: Int64
 ) -> None:
     """Remove a source from its class, if it is in one."""
-    number = int(class_of[source])
-    if number >= 0:
-        sizes[number] -= 1
-        last = int(members[number, sizes[number]])
-        members[number, index_of[source]] = last
+    class_index = int(class_of[source])
+    if class_index >= 0:
+        sizes[class_index] -= 1
+        last = int(members[class_index, sizes[class_index]])
+        members[class_index, index_of[source]] = last
         index_of[last] = index_of[source]
         class_of[source] = -1
 
 
 @kernel
 def _add_to_slot(
-    source: int, slot: int, heads: Int64, after: Int64, before: Int64, due: Int64
+    source: int, slot: int, heads: Int64, next_source: Int64, previous_source: Int64, slot_of: Int64
 ) -> None:
     """Add a source to the list of a slot."""
     head = int(heads[slot])
-    after[source] = head
-    before[source] = -1
+    next_source[source] = head
+    previous_source[source] = -1
     if head >= 0:
-        before[head] = source
+        previous_source[head] = source
     heads[slot] = source
-    due[source] = slot
+    slot_of[source] = slot
 
 
 @kernel
-def _remove_from_slot(source: int, heads: Int64, after: Int64, before: Int64, due: Int64) -> None:
+def _remove_from_slot(
+    source: int, heads: Int64, next_source: Int64, previous_source: Int64, slot_of: Int64
+) -> None:
     """Remove a source from its list."""
-    if before[source] >= 0:
-        after[before[source]] = after[source]
+    if previous_source[source] >= 0:
+        next_source[previous_source[source]] = next_source[source]
     else:
-        heads[due[source]] = after[source]
-    if after[source] >= 0:
-        before[after[source]] = before[source]
-    due[source] = -1
+        heads[slot_of[source]] = next_source[source]
+    if next_source[source] >= 0:
+        previous_source[next_source[source]] = previous_source[source]
+    slot_of[source] = -1

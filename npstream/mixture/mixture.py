@@ -226,7 +226,7 @@ class Mixture(Dataset):
             seed, epoch, block=block, lanes=lanes, batching=batching,
             batch_size=batch_size, global_batch_size=global_batch_size,
         )  # fmt: skip
-        return self._view(Selection(self._selection.source, range(len(order)), (order,)))
+        return self._view(Selection(self._selection.dataset_size, range(len(order)), (order,)))
 
     def iter(
         self,

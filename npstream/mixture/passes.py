@@ -182,11 +182,12 @@ def find_passes(
         number = int(numbers[k])
         lane = 0
         if not across:
-            share = int(lanes[k])  # counts the stream's lanes that share a lane of the source
+            # A lane group has consecutive lanes of the stream, one for each lane of the source.
+            lane_group = int(lanes[k])
             if source_lanes > 1:
-                lane = share % source_lanes
-                share //= source_lanes
-            number = number * (stream_lanes // source_lanes) + share
+                lane = lane_group % source_lanes
+                lane_group //= source_lanes
+            number = number * (stream_lanes // source_lanes) + lane_group
         number = number * int(source_table[sources[k], 2]) + int(offsets[k % offsets.size])
         if across and source_lanes > 1:
             lane = number % source_lanes

@@ -1,4 +1,4 @@
-"""Provide the run of a mixture, which gives positions their meaning, and its continuation.
+"""Provide the run of a mixture, which determines the sample at each position, and resume it.
 
 A run has the lanes and blocks of each source, and the shares of sources with the units at which
 they change. A source keeps its lanes and blocks for the whole run, from when it was added. Saved
@@ -113,9 +113,10 @@ class MixtureRun:
     sizes : tuple of int, optional
         If batches are drawn: the samples of each source in a batch, or None for unknown ones.
     grain : int
-        Positions of the largest batch. Batches must not be split.
+        Positions of the largest batch. A mixture can change only at multiples of it, so that no
+        batch is split.
     stretches : tuple of RunPhase
-        The shares of sources, with the units at which they change.
+        The phases of the run: the shares of sources, with the units at which they change.
     size : int
         Positions in an epoch.
     epoch, offset : int
@@ -187,10 +188,11 @@ class MixtureRun:
 
     def schedule_phases(self, spec: MixtureSpec, begin: int = 0) -> tuple[RunPhase, ...]:
         """Return the phases of a mixture's schedule, from unit `begin` on."""
-        grid = self.grain if self.batching == "stratified" else self.stream_lanes
+        # Phases start at multiples of this number of units: at whole batches, or at lane 0.
+        multiple = self.grain if self.batching == "stratified" else self.stream_lanes
         starts: dict[int, tuple[float, ...]] = {}
         for position, shares in spec.schedule:
-            start = -(-position // (self.width * grid)) * grid
+            start = -(-position // (self.width * multiple)) * multiple
             by_name = dict(zip(spec.names, shares, strict=True))
             run_shares = tuple(by_name.get(source.name, 0.0) for source in self.sources)
             # Of several phases before `begin`, the last one overwrites the others.
@@ -234,26 +236,26 @@ class MixtureRun:
                 f"the state is of a mixture's order of version {short_repr(facts['version'])}; "
                 f"this release of npstream has version {list(STREAM_VERSION)}"
             )
-        known = {name: facts[name] for name in names}
-        known["sources"] = tuple(_source(source) for source in _list_in(facts, "sources"))
-        known["stretches"] = tuple(
-            _phase(stretch, len(known["sources"])) for stretch in _list_in(facts, "stretches")
+        values = {name: facts[name] for name in names}
+        values["sources"] = tuple(_source(source) for source in _list_in(facts, "sources"))
+        values["stretches"] = tuple(
+            _phase(stretch, len(values["sources"])) for stretch in _list_in(facts, "stretches")
         )
         for key, least in {"lanes": 1, "block": 0, "grain": 1, "size": 0, "offset": 0}.items():
             read_count(facts, key, least)
-        if not 0 <= read_count(facts, "since") < len(known["stretches"]):
+        if not 0 <= read_count(facts, "since") < len(values["stretches"]):
             raise ValueError(f"this state is damaged: since is {facts['since']}")
         read_count(facts, "epoch")
-        if known["sizes"] is not None:
-            known["sizes"] = tuple(_list_in(facts, "sizes"))
-            if len(known["sizes"]) != len(known["sources"]):
+        if values["sizes"] is not None:
+            values["sizes"] = tuple(_list_in(facts, "sizes"))
+            if len(values["sizes"]) != len(values["sources"]):
                 raise ValueError(f"this state is damaged: sizes are {short_repr(facts['sizes'])}")
-            for size in known["sizes"]:
+            for size in values["sizes"]:
                 if size is not None:
                     read_count({"sizes": size}, "sizes", 1)
-        if known["batching"] not in BATCHINGS:
-            raise ValueError(f"this state is damaged: batching is {short_repr(known['batching'])}")
-        run = cls(**known)
+        if values["batching"] not in BATCHINGS:
+            raise ValueError(f"this state is damaged: batching is {short_repr(values['batching'])}")
+        run = cls(**values)
         run._check_lanes()
         return run
 
@@ -376,20 +378,24 @@ def assign_lanes(
     """
     total = max(sum(spec.nbytes), 1)
     # A given number of lanes can make a lane's part of the block smaller than the default minimum.
-    least = min(MIN_LANE_BLOCK_BYTES, max(block // lanes, 1))
-    choice = [c for c in range(1, lanes + 1) if lanes % c == 0 and (c in LANES or c & c - 1 == 0)]
-    choice += [lanes]
-    found = []
+    min_block = min(MIN_LANE_BLOCK_BYTES, max(block // lanes, 1))
+    # Choose among the divisors of `lanes` that are default numbers of lanes or powers of two.
+    divisors = [c for c in range(1, lanes + 1) if lanes % c == 0]
+    lane_counts = [c for c in divisors if c in LANES or c & c - 1 == 0] + [lanes]
+    sources = []
     for number in numbers:
         name, samples, nbytes = spec.names[number], spec.sizes[number], max(spec.nbytes[number], 1)
-        own = max(block * nbytes // total, least)
-        if settings is None or block == 0 or (nbytes <= own and settings.lanes is None):
-            found.append(RunSource(name, samples, "", 1, 0 if settings is None else samples))
+        source_block = max(block * nbytes // total, min_block)
+        # A source within one block needs one lane only, unless the user gave a number of lanes.
+        if settings is None or block == 0 or (nbytes <= source_block and settings.lanes is None):
+            sources.append(RunSource(name, samples, "", 1, 0 if settings is None else samples))
             continue
-        most = min(own // least, samples)
-        count = max(c for c in choice if c == 1 or c <= most)
-        found.append(RunSource(name, samples, "", count, -(-own * samples // (nbytes * count))))
-    return tuple(found)
+        max_lanes = min(source_block // min_block, samples)
+        count = max(c for c in lane_counts if c == 1 or c <= max_lanes)
+        sources.append(
+            RunSource(name, samples, "", count, -(-source_block * samples // (nbytes * count)))
+        )
+    return tuple(sources)
 
 
 def epoch_size(spec: MixtureSpec, chosen: int | None, run: MixtureRun) -> int:
@@ -429,7 +435,7 @@ def _check_shares(spec: MixtureSpec, shares: tuple[float, ...], batch_size: int)
 
 
 def load_run(state: Mapping[str, Any]) -> MixtureRun:
-    """Return the run of a state; fingerprints of older versions are marked by a prefix."""
+    """Return the run of a state; fingerprints of version 1 get the prefix `_VERSION_1`."""
     run = MixtureRun.from_json(state["mixture"])
     if state_version(state) == STATE_VERSION:
         return run
@@ -437,14 +443,14 @@ def load_run(state: Mapping[str, Any]) -> MixtureRun:
     return replace(run, sources=tuple(sources))
 
 
-def resume_run(run: MixtureRun, own: MixtureRun, spec: MixtureSpec) -> MixtureRun:
+def resume_run(run: MixtureRun, new: MixtureRun, spec: MixtureSpec) -> MixtureRun:
     """Return the run of a state, resumed with a mixture.
 
     Parameters
     ----------
     run : MixtureRun
         The run of the state.
-    own : MixtureRun
+    new : MixtureRun
         A new run of the mixture.
     spec : MixtureSpec
 
@@ -453,17 +459,17 @@ def resume_run(run: MixtureRun, own: MixtureRun, spec: MixtureSpec) -> MixtureRu
     ValueError
         If the runs do not fit. The message names the difference.
     """
-    _check_batches(run, own)
-    if run.lanes > max(*LANES, own.lanes):
+    _check_batches(run, new)
+    if run.lanes > max(*LANES, new.lanes):
         raise ValueError(f"this state is damaged: it has {quantity(run.lanes, 'lane')}")
     if set(run.present) != set(spec.names):
         raise ValueError(
             f"the state is of sources {_list_names(run.present)}; this mixture has "
             f"{_list_names(spec.names)}: {_CONTINUING_HINT}"
         )
-    known = {source.name: source for source in run.sources}
+    run_sources = {source.name: source for source in run.sources}
     for number, name in enumerate(spec.names):
-        _check_samples(known[name], spec, number)
+        _check_samples(run_sources[name], spec, number)
     run = with_fingerprints(run, spec)
     begin = run.stretches[run.since].start
     if run.stretches[run.since :] != run.schedule_phases(spec, begin):
@@ -471,18 +477,18 @@ def resume_run(run: MixtureRun, own: MixtureRun, spec: MixtureSpec) -> MixtureRu
             "the state is of other weights, or of another block, than this mixture: "
             f"{_CONTINUING_HINT}"
         )
-    if run.sizes is None or own.sizes is None:
+    if run.sizes is None or new.sizes is None:
         return run
-    here = dict(zip(spec.names, own.sizes, strict=True))
+    sizes_by_name = dict(zip(spec.names, new.sizes, strict=True))
     sizes = tuple(
-        here.get(source.name) if size is None else size
+        sizes_by_name.get(source.name) if size is None else size
         for source, size in zip(run.sources, run.sizes, strict=True)
     )
     for source, size in zip(run.sources, sizes, strict=True):
-        if size is not None and here.get(source.name, size) != size:
+        if size is not None and sizes_by_name.get(source.name, size) != size:
             raise ValueError(
                 f"the state has batches of {quantity(size, 'sample')} of source {source.name!r}; "
-                f"this iteration has {here[source.name]}: use the batch size of the state"
+                f"this iteration has {sizes_by_name[source.name]}: use the batch size of the state"
             )
     run = replace(run, sizes=sizes)
     # Block lengths depend on batch sizes, which `continue_run` did not know for new sources.
@@ -519,7 +525,7 @@ def continue_run(spec: MixtureSpec, state: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(difference_message("version", state["version"], STATE_VERSION))
     run = load_run(state)
     epoch, position = (read_count(state, key) for key in ("epoch", "position"))
-    reached = run.stream_position(epoch, position)
+    stream_position = run.stream_position(epoch, position)
     if position % run.grain:
         raise ValueError(
             f"position {position} is within a batch of {quantity(run.grain, 'position')}: a "
@@ -527,13 +533,13 @@ def continue_run(spec: MixtureSpec, state: Mapping[str, Any]) -> dict[str, Any]:
         )
     shuffle = state["shuffle"]
     settings = None if shuffle is None else Shuffle(shuffle["block"], shuffle["lanes"])
-    known = {source.name: source for source in run.sources}
+    run_sources = {source.name: source for source in run.sources}
     for number, name in enumerate(spec.names):
-        if name in known:
-            _check_samples(known[name], spec, number)
-    new = [number for number, name in enumerate(spec.names) if name not in known]
+        if name in run_sources:
+            _check_samples(run_sources[name], spec, number)
+    new = [number for number, name in enumerate(spec.names) if name not in run_sources]
     added = assign_lanes(spec, new, settings, run.block, run.lanes)
-    unit = reached // run.width
+    unit = stream_position // run.width
     past = [
         replace(phase, shares=phase.shares + (0.0,) * len(added))
         for phase in run.stretches
@@ -549,15 +555,15 @@ def continue_run(spec: MixtureSpec, state: Mapping[str, Any]) -> dict[str, Any]:
         since=len(past),
         size=epoch_size(spec, state["epoch_size"], run),
     )
-    moved: dict[str, Any] = {}
+    updates: dict[str, Any] = {}
     if position >= run.size:
         epoch, position = epoch + 1, 0
-        moved["skipped"] = []
+        updates["skipped"] = []
         if state.get(TRAINER_EPOCH) is not None:
-            moved[TRAINER_EPOCH] = read_count(state, TRAINER_EPOCH, -MAX_COUNT) + 1
-    run = replace(run, epoch=epoch, offset=reached - position)
+            updates[TRAINER_EPOCH] = read_count(state, TRAINER_EPOCH, -MAX_COUNT) + 1
+    run = replace(run, epoch=epoch, offset=stream_position - position)
     return {
-        **state, **moved, "version": STATE_VERSION, "mixture": run.to_json(), "epoch": epoch,
+        **state, **updates, "version": STATE_VERSION, "mixture": run.to_json(), "epoch": epoch,
         "position": position,
     }  # fmt: skip
 
@@ -574,38 +580,38 @@ def with_fingerprints(run: MixtureRun, spec: MixtureSpec) -> MixtureRun:
     return replace(run, sources=tuple(sources))
 
 
-def _check_batches(run: MixtureRun, own: MixtureRun) -> None:
+def _check_batches(run: MixtureRun, new: MixtureRun) -> None:
     """Raise ValueError unless both runs make the same kind and size of batches."""
-    if run.batching != own.batching:
+    if run.batching != new.batching:
         raise ValueError(
             f"the state is of batching={run.batching!r}; this iteration has "
-            f"batching={own.batching!r}: use the setting of the state"
+            f"batching={new.batching!r}: use the setting of the state"
         )
-    if run.grain != own.grain:
+    if run.grain != new.grain:
         name = "batch_size" if run.batching == "device_per_stream" else "global_batch_size"
         raise ValueError(
-            f"the state is of {name}={run.grain}; this iteration has {own.grain}: with "
+            f"the state is of {name}={run.grain}; this iteration has {new.grain}: with "
             f"batching={run.batching!r} it must stay the same"
         )
 
 
-def _check_samples(known: RunSource, spec: MixtureSpec, number: int) -> None:
+def _check_samples(source: RunSource, spec: MixtureSpec, number: int) -> None:
     """Raise ValueError unless a source holds the same samples as in the run."""
-    if known.samples != spec.sizes[number]:
-        change = f"has {quantity(spec.sizes[number], 'sample')}, and had {known.samples:,}"
-    elif known.fingerprint != _fingerprint_like(known, spec, number):
+    if source.samples != spec.sizes[number]:
+        change = f"has {quantity(spec.sizes[number], 'sample')}, and had {source.samples:,}"
+    elif source.fingerprint != _fingerprint_like(source, spec, number):
         change = "holds other samples, or in another order"
     else:
         return
     raise ValueError(
-        f"source {known.name!r} {change}: select the same samples in the same way, or give the "
+        f"source {source.name!r} {change}: select the same samples in the same way, or give the "
         "source another name, so that its passes start again"
     )
 
 
-def _fingerprint_like(known: RunSource, spec: MixtureSpec, number: int) -> str:
+def _fingerprint_like(source: RunSource, spec: MixtureSpec, number: int) -> str:
     """Return the fingerprint of source `number`, in the version of the run's fingerprint."""
-    if known.fingerprint.startswith(_VERSION_1):
+    if source.fingerprint.startswith(_VERSION_1):
         return _VERSION_1 + spec.fingerprints[number](1)
     return spec.fingerprints[number](STATE_VERSION)
 

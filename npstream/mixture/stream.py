@@ -9,9 +9,9 @@ before a phase, of each source in each lane, are counted from the patterns of ea
 Every source has its own lanes and blocks, independent of weights, and an `Order` for each pass
 through it. Let a source have C lanes, and the stream k * C. Then the lanes c, c + C, c + 2 * C and
 so on of the stream share lane c of the source: draw m of lane l of the stream is draw
-``m * k + l // C`` of the source's lane. So a node that reads every P-th lane of the stream reads
-every P-th lane of each source whose number of lanes P divides. Pass p of a lane with E elements is
-its draws ``p * E`` to ``(p + 1) * E - 1``, with each element once.
+``m * k + l // C`` of the source's lane. Consider a node that reads every P-th lane of the stream.
+If P divides C, the node reads only every P-th lane of the source. Pass p of a lane with E elements
+is its draws ``p * E`` to ``(p + 1) * E - 1``, with each element once.
 """
 
 from __future__ import annotations
@@ -88,8 +88,9 @@ class Course(NamedTuple):
 class _DrawCounts(NamedTuple):
     """The numbers of draws of each source in each lane.
 
-    `before` counts the draws before a phase. `base` is `before` minus the draws that the phase's
-    own pattern has before the start, in the row of lanes in which the phase starts.
+    `before` counts the draws before a phase. `base` is added to a draw's number in the patterns of
+    the phase. These patterns begin with the row of lanes in which the phase starts, so `base` is
+    `before` minus the draws that they have before the start.
     """
 
     before: Int64
@@ -233,36 +234,41 @@ class MixtureOrder:
         return np.array(present)[np.searchsorted(ends, rows, side="right")]
 
     def _to_stream(self, sources: Int64, lane: Int64, draw: Int64) -> tuple[Int64, Int64, Int64]:
-        """Return the stream's lanes, the numbers of units in them, and of samples in the units."""
-        own = self._lanes[sources]
+        """Return the place of each draw in the stream.
+
+        It is the lane of the stream, the number of the unit among the units of its source in this
+        lane, and the number of the sample in the unit.
+        """
+        source_lanes = self._lanes[sources]
         size = self._batches[sources]
         if self.course.across:
-            numbers, offsets = np.divmod(draw * own + lane, size)
+            numbers, offsets = np.divmod(draw * source_lanes + lane, size)
             return np.zeros_like(numbers), numbers, offsets
         numbers, offsets = np.divmod(draw, size)
-        numbers, turn = np.divmod(numbers, self.course.lanes // own)
-        return turn * own + lane, numbers, offsets
+        # A lane group has consecutive lanes of the stream, one for each lane of the source.
+        numbers, lane_group = np.divmod(numbers, self.course.lanes // source_lanes)
+        return lane_group * source_lanes + lane, numbers, offsets
 
     # Units and draws
 
     def _draws(self, buffers: _Buffers, units: Int64) -> tuple[Int64, Int64, Int64]:
-        """Return the sources of units, their lanes, and their numbers among the draws there."""
+        """Return the source and lane of units, and their numbers among the source's in the lane."""
         sources, numbers = np.empty_like(units), np.empty_like(units)
         lanes = units % self.course.lanes
         phases = np.searchsorted(self._starts, units, side="right") - 1
-        for phase, mine in group_positions(phases):
-            places = units[mine] - self._row_start(phase)
+        for phase, in_phase in group_positions(phases):
+            places = units[in_phase] - self._row_start(phase)
             source, draw = np.empty_like(places), np.empty_like(places)
-            for number, these in group_positions(
+            for number, in_pattern in group_positions(
                 places // (self._repeats * self._superblock_units(phase))
             ):
-                pattern, at = self._pattern(buffers, phase, number), places[these]
-                found = np.empty((2, at.size), np.int64)
-                look_up_draws.for_size(4 * at.size)(at, pattern, *found)
-                source[these], draw[these] = found
+                pattern, pattern_places = self._pattern(buffers, phase, number), places[in_pattern]
+                result = np.empty((2, pattern_places.size), np.int64)
+                look_up_draws.for_size(4 * pattern_places.size)(pattern_places, pattern, *result)
+                source[in_pattern], draw[in_pattern] = result
             if phase:
-                draw += self._counts_before(buffers, phase).base[source, lanes[mine]]
-            sources[mine], numbers[mine] = source, draw
+                draw += self._counts_before(buffers, phase).base[source, lanes[in_phase]]
+            sources[in_phase], numbers[in_phase] = source, draw
         return sources, lanes, numbers
 
     def _units(self, buffers: _Buffers, sources: Int64, lanes: Int64, numbers: Int64) -> Int64:
@@ -271,19 +277,20 @@ class MixtureOrder:
         for phase in range(1, len(self.course.phases)):
             phases[self._counts_before(buffers, phase).before[sources, lanes] <= numbers] = phase
         units = np.empty_like(sources)
-        for phase, here in group_positions(phases):
-            source, lane, draw = sources[here], lanes[here], numbers[here]
+        for phase, in_phase in group_positions(phases):
+            source, lane, draw = sources[in_phase], lanes[in_phase], numbers[in_phase]
             if phase:
                 draw = draw - self._counts_before(buffers, phase).base[source, lane]
             superblocks, draw = np.divmod(draw, self._counts[phase][source])
             places = np.empty_like(draw)
-            for number, these in group_positions(superblocks // self._repeats):
-                pattern, place = self._pattern(buffers, phase, number), np.empty_like(draw[these])
+            for number, in_pattern in group_positions(superblocks // self._repeats):
+                pattern = self._pattern(buffers, phase, number)
+                place = np.empty_like(draw[in_pattern])
                 find_places.for_size(4 * place.size)(
-                    source[these], lane[these], draw[these], pattern, place
+                    source[in_pattern], lane[in_pattern], draw[in_pattern], pattern, place
                 )
-                places[these] = place
-            units[here] = (
+                places[in_pattern] = place
+            units[in_phase] = (
                 self._row_start(phase) + superblocks * self._superblock_units(phase) + places
             )
         return units
@@ -305,7 +312,7 @@ class MixtureOrder:
         start = self.course.phases[phase].start
         return start - start % self.course.lanes
 
-    def _places(self, phase: int, units: Any) -> tuple[Any, Any]:
+    def _split_units(self, phase: int, units: Any) -> tuple[Any, Any]:
         """Return the superblocks of units in a phase, and their places there."""
         superblocks, places = divmod(units - self._row_start(phase), self._superblock_units(phase))
         return superblocks, places
@@ -343,7 +350,7 @@ class MixtureOrder:
 
     def _count_draws(self, buffers: _Buffers, phase: int, stop: int) -> Int64:
         """Count the draws from the row of lanes in which a phase starts up to unit `stop`."""
-        superblock, place = self._places(phase, stop)
+        superblock, place = self._split_units(phase, stop)
         counts = np.zeros((len(self.chunks), self.course.lanes), np.int64)
         if place:
             pattern = self._pattern(buffers, phase, superblock // self._repeats)

@@ -56,6 +56,10 @@ CACHE_BYTES = 1 << 28
 """Maximum number of bytes of cached stretches. Few settings reach it, even with all lanes."""
 
 
+# Columns of `Cache.held`.
+_BEGIN, _END, _STRETCH, _ROW = 0, 1, 2, 3
+
+
 class Blocks(NamedTuple):
     """The sizes of an order: rows, lanes, and elements of a block; and the key of its epoch."""
 
@@ -110,7 +114,7 @@ class Cache(NamedTuple):
 def new_cache(blocks: Blocks, dtype: np.dtype[Any], shared: Cache | None = None) -> Cache:
     """Return a cache without stretches, for rows of `dtype`.
 
-    It uses the buffers of `shared`, if given; then both must not be used at the same time.
+    It uses the buffers of `shared`, if given. Then only one of the two may be in use at a time.
     """
     longest = min(blocks.block, -(-blocks.n // blocks.lanes))
     width = _MAX_STRETCH if longest > MAX_TABLE_LENGTH else longest
@@ -141,7 +145,7 @@ def grow_cache(cache: Cache, needed: int) -> Cache:
 
 @kernel
 def look_up(positions: Int64, blocks: Blocks, layout: Layout, cache: Cache, rows: Int64) -> int:
-    """Write the rows at positions; a single position is the first of consecutive ones.
+    """Write the rows at positions, or at ``rows.size`` consecutive positions from a single one on.
 
     Return the number of rows written. It is less than ``rows.size`` if the cache has no free
     stretch, and may grow.
@@ -164,7 +168,7 @@ def look_up(positions: Int64, blocks: Blocks, layout: Layout, cache: Cache, rows
 def _look_up_run(position: int, blocks: Blocks, layout: Layout, cache: Cache, rows: Int64) -> int:
     """Write the rows at consecutive positions from `position` on; see `look_up`."""
     lanes = blocks.lanes
-    window = max(_WINDOW, 16 * lanes)
+    window = max(_WINDOW, 16 * lanes)  # at least 16 elements of each lane
     for start in range(0, rows.size, window):
         stop = min(start + window, rows.size)
         # Consecutive elements of a lane are `lanes` positions apart.
@@ -174,16 +178,16 @@ def _look_up_run(position: int, blocks: Blocks, layout: Layout, cache: Cache, ro
             held = cache.held[lane]
             k = first
             while k < stop:
-                is_cached = held[0] <= element < held[1]
+                is_cached = held[_BEGIN] <= element < held[_END]
                 if not (is_cached or _fill(lane, element, blocks, layout, cache)):
                     return start
-                if held[3] >= 0:
-                    rows[k] = held[3]
+                if held[_ROW] >= 0:
+                    rows[k] = held[_ROW]
                     element += 1
                     k += lanes
                 else:
-                    stretch = cache.stretches[held[2], element - int(held[0]) :]
-                    count = min(int(held[1]) - element, (stop - k + lanes - 1) // lanes)
+                    stretch = cache.stretches[held[_STRETCH], element - int(held[_BEGIN]) :]
+                    count = min(int(held[_END]) - element, (stop - k + lanes - 1) // lanes)
                     for i in range(count):
                         rows[k + i * lanes] = stretch[i]
                     element += count
@@ -200,17 +204,20 @@ def _fill(lane: int, element: int, blocks: Blocks, layout: Layout, cache: Cache)
     place = lane_start(blocks.n, blocks.lanes, lane) + begin
     key = subkey(blocks.key, lane, number + 1)
     held = cache.held[lane]
-    is_continued = 0 <= element - held[1] < MAX_READAHEAD_STEP
+    # True if the reader continues: from the last look-up in a large block, or in or just before a
+    # small one.
     if length <= MAX_TABLE_LENGTH:
-        is_continued = begin <= held[1] <= begin + length
+        is_continued = begin <= held[_END] <= begin + length
+    else:
+        is_continued = 0 <= element - held[_END] < MAX_READAHEAD_STEP
     if not is_continued:
-        held[0] = element
-        held[1] = element + 1
-        held[3] = _row_of_element(key, length, element - begin, layout, lane, place, cache.work)
+        held[_BEGIN] = element
+        held[_END] = element + 1
+        held[_ROW] = _row_of_element(key, length, element - begin, layout, lane, place, cache.work)
         return True
-    if held[2] < 0 and not _claim(lane, cache):
+    if held[_STRETCH] < 0 and not _claim(lane, cache):
         return False
-    stretch = cache.stretches[held[2]]
+    stretch = cache.stretches[held[_STRETCH]]
     if length <= stretch.size:
         count = length
         _shuffle(key, layout, lane, place, stretch[:length])
@@ -223,13 +230,13 @@ def _fill(lane: int, element: int, blocks: Blocks, layout: Layout, cache: Cache)
             stretch[k] = cache.table[first + k]
     else:
         # Stretches start short, because the reader may stop soon, and grow eightfold.
-        count = max(8 * int(held[1] - held[0]), 8)
+        count = max(8 * int(held[_END] - held[_BEGIN]), 8)
         count = min(count, stretch.size, begin + length - element)
         _scatter(key, length, element - begin, layout, lane, place, cache, stretch[:count])
         begin = element
-    held[0] = begin
-    held[1] = begin + count
-    held[3] = -1
+    held[_BEGIN] = begin
+    held[_END] = begin + count
+    held[_ROW] = -1
     return True
 
 
@@ -246,7 +253,7 @@ def _claim(lane: int, cache: Cache) -> bool:
     stretch = claims % count
     if claims >= count:
         cache.held[cache.lane_of[stretch]] = -1
-    cache.held[lane, 2] = stretch
+    cache.held[lane, _STRETCH] = stretch
     cache.lane_of[stretch] = lane
     cache.lane_of[count] = claims + 1
     return True
@@ -260,13 +267,13 @@ def _row_of_element(
     if length <= MAX_TABLE_LENGTH:
         place += shuffled_element(key, length, offset)
     else:
-        radix, other = _radices(length)
+        a, b = _radices(length)
         left = work[2, :1]
         right = work[3, :1]
-        left[0] = offset // other
-        right[0] = offset % other
-        encipher(length, radix, other, key, left, right)
-        place += int(left[0]) * other + int(right[0])
+        left[0] = offset // b
+        right[0] = offset % b
+        encipher(length, a, b, key, left, right)
+        place += int(left[0]) * b + int(right[0])
     slot = find_slot(layout, lane, place)
     return slot_row(layout, slot) + place - slot_place(layout, lane, slot)
 
@@ -278,6 +285,7 @@ def _shuffle(key: int, layout: Layout, lane: int, place: int, rows: AnyArray) ->
     skipped = place - slot_place(layout, lane, slot)
     filled = 0
     while filled < rows.size:
+        # Before the permutation, element i of the block is row first + i.
         first = slot_row(layout, slot) + skipped - filled
         stop = min(filled + slot_size(layout, slot) - skipped, rows.size)
         for i in range(filled, stop):
@@ -309,22 +317,23 @@ def _scatter(
             rows[k] = _row_of_element(key, length, offset + k, layout, lane, place, cache.work)
         return
     shift = _tabulate(layout, lane, place, length, slot, count, cache.work, cache.guide)
-    radix, other = _radices(length)
+    a, b = _radices(length)
     left = cache.work[2, : rows.size]
     right = cache.work[3, : rows.size]
-    digit = offset // other
-    low = offset - digit * other
+    digit = offset // b
+    low = offset - digit * b
     for k in range(rows.size):
         left[k] = digit
         right[k] = low
         low += 1
-        if low == other:
+        if low == b:
             low = 0
             digit += 1
-    encipher(length, radix, other, key, left, right)
+    encipher(length, a, b, key, left, right)
     for k in range(rows.size):
-        target = int(left[k]) * other + int(right[k])
+        target = int(left[k]) * b + int(right[k])
         piece = int(cache.guide[target >> shift])
+        # Mostly one step is enough. It has no branch, so that the processor mispredicts less.
         piece += target >= cache.work[0, piece]
         while target >= cache.work[0, piece]:
             piece += 1
@@ -344,8 +353,8 @@ def _tabulate(
 ) -> int:
     """Write the pieces of a block into `work` and `guide`, so that `_scatter` finds them quickly.
 
-    Return a shift: target i of the block is in piece ``guide[i >> shift]``, or in one of the next
-    few pieces.
+    Return a shift. Before the permutation, element i of the block is in piece
+    ``guide[i >> shift]``, or in one of the next few pieces.
     """
     target = slot_place(layout, lane, slot) - place
     for piece in range(count):
@@ -383,8 +392,8 @@ def find(rows: Int64, blocks: Blocks, layout: Layout, slots: AnyArray, positions
         if length <= MAX_TABLE_LENGTH:
             offset = shuffled_position(key, length, element - begin)
         else:
-            radix, other = _radices(length)
-            offset = decipher(length, radix, other, key, element - begin)
+            a, b = _radices(length)
+            offset = decipher(length, a, b, key, element - begin)
         positions[k] = (begin + offset) * blocks.lanes + lane
 
 

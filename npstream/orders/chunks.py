@@ -77,7 +77,7 @@ def view_chunks(chunks: AnyArray, selection: Selection) -> AnyArray:
     cuts = selection.cuts(chunks)
     if cuts is not None:
         return cuts
-    length = max(1, selection.source // max(len(chunks) - 1, 1))
+    length = max(1, selection.dataset_size // max(len(chunks) - 1, 1))
     return np.append(np.arange(0, selection.size, length), selection.size)
 
 

@@ -142,7 +142,8 @@ class PointReader:
         shard_of = np.searchsorted(index.starts, ids, side="right") - 1
         rows = ids - index.starts[shard_of]
         begins, ends, is_known, _ = self._known_bounds(ids, shard_of)
-        # One unknown sample makes all bounds of its shard estimates, so that they are in order.
+        # If one sample of a shard has unknown bounds, use estimates for all samples of this shard.
+        # Otherwise the bounds might not ascend.
         is_estimated = np.isin(shard_of, shard_of[~is_known])
         sizes = index.nbytes[shard_of] // (index.starts[shard_of + 1] - index.starts[shard_of])
         begins = np.where(is_estimated, rows * sizes, begins - self._shards.guard_nbytes[shard_of])
@@ -165,9 +166,9 @@ class PointReader:
         byte_ranges : ndarray of int64, shape (k, 2)
             The first byte of each part within a sample, and the byte after its last.
         """
-        lacks = np.array(self._parts_cache.missing(_part_keys(ids, byte_ranges)), bool)
-        lacks[lacks] = self.lacks(ids[lacks])
-        return lacks
+        is_missing = np.array(self._parts_cache.missing(_part_keys(ids, byte_ranges)), bool)
+        is_missing[is_missing] = self.lacks(ids[is_missing])
+        return is_missing
 
     def part_costs_by_chunk(
         self, ids: Int64, byte_ranges: Int64, chunk_of: Int64, chunks: int
@@ -226,11 +227,15 @@ class PointReader:
             else:
                 rows[k] = np.frombuffer(part, np.uint8)
         if absent:
-            fetched = rows if len(absent) == len(rows) else rows[absent]
+            out = (
+                rows
+                if len(absent) == len(rows)
+                else np.empty((len(absent), rows.shape[1]), np.uint8)
+            )
             self._is_first_read = False
-            self._fetch_parts(ids[absent], byte_ranges, fetched)
-            if fetched is not rows:
-                rows[absent] = fetched
+            self._fetch_parts(ids[absent], byte_ranges, out)
+            if out is not rows:
+                rows[absent] = out
             max_entries = PARTS_CACHE_BYTES // (ENTRY_OVERHEAD + rows.shape[1])
             last = absent[max(len(absent) - max_entries, 0) :]
             self._parts_cache.put([keys[k] for k in last], [rows[k].tobytes() for k in last])
@@ -283,7 +288,7 @@ class PointReader:
         return begins, ends, ~unknown | is_cached, is_cached
 
     def _fetch(self, ids: Int64, shard_of: Int64) -> list[bytes]:
-        """Fetch samples in ascending order, each with its guard."""
+        """Fetch samples in ascending order, each with its guard bytes; see `text.guard_nbytes`."""
         begins, ends, is_known, is_cached = self._known_bounds(ids, shard_of)
         if not is_known.all():
             unknown = ~is_known
@@ -372,6 +377,9 @@ class OffsetRuns:
 
     Run k has the rows ``first[k]`` to ``stop[k]`` of shard ``shard_of[k]``. ``keys`` are the cache
     keys of the runs; None for runs of a single row, which are not cached.
+
+    The file begins with the number of rows and the offsets, as uint32. Row i has the offsets i and
+    i + 1.
     """
 
     shard_of: Int64
@@ -387,7 +395,7 @@ class OffsetRuns:
     @property
     def ends(self) -> Int64:
         """Where the offsets of each run end in the shard's file, with the end of the last row."""
-        return 8 + 4 * self.stop
+        return 4 + 4 * (self.stop + 1)
 
 
 class OffsetsCache:
@@ -491,5 +499,5 @@ def _look_up_bounds(
     """Look up where rows begin and end in the offsets of their runs."""
     words = np.frombuffer(b"".join(parts), "<u4")
     lengths = np.array([len(part) // 4 for part in parts], np.int64)
-    at = (np.cumsum(lengths) - lengths - first)[run_of] + rows
-    return words[at].astype(np.int64), words[at + 1].astype(np.int64)
+    indices = (np.cumsum(lengths) - lengths - first)[run_of] + rows
+    return words[indices].astype(np.int64), words[indices + 1].astype(np.int64)

@@ -243,23 +243,23 @@ def missing_driver(driver: Driver, scheme: str, error: ImportError) -> MissingDe
     return MissingDependencyError(f"{scheme}://", package, driver.extra)
 
 
-def make_filesystem(kind: Any, options: Mapping[str, Any], driver: Driver) -> Any:
-    """Make a filesystem whose settings nobody else shares."""
-    filesystem = kind(**options, skip_instance_cache=True)
+def make_filesystem(filesystem_class: Any, options: Mapping[str, Any], driver: Driver) -> Any:
+    """Make a filesystem outside of fsspec's cache, so that no other code changes its settings."""
+    filesystem = filesystem_class(**options, skip_instance_cache=True)
     if hasattr(filesystem.dircache, "use_listings_cache"):
         filesystem.dircache.use_listings_cache = False
     driver.configure(filesystem)
     return filesystem
 
 
-def lists_by_walking(kind: Any) -> bool:
+def lists_by_walking(filesystem_class: Any) -> bool:
     """Return True if a driver inherits fsspec's generic ``find``."""
     from fsspec import AbstractFileSystem
     from fsspec.asyn import AsyncFileSystem
 
-    if getattr(kind, "async_impl", False):
-        return bool(kind._find is AsyncFileSystem._find)
-    return bool(kind.find is AbstractFileSystem.find)
+    if getattr(filesystem_class, "async_impl", False):
+        return bool(filesystem_class._find is AsyncFileSystem._find)
+    return bool(filesystem_class.find is AbstractFileSystem.find)
 
 
 def same_service(url: str, other: str) -> bool:
@@ -615,7 +615,7 @@ def _sftp_write(filesystem: Any, path: str, data: Any) -> None:
 
 
 def _sftp_close(filesystem: Any) -> None:
-    with suppress(Exception):
+    with suppress(Exception):  # of a connection that is broken already
         filesystem.client.close()
 
 

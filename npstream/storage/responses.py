@@ -119,8 +119,8 @@ class SurplusError(ResponseError):
 def check_range(status: int, headers: Headers, name: str, start: int, end: int) -> int | None:
     """Raise ResponseError unless a response holds bytes `start` to `end` of a file.
 
-    A response with the whole file is valid if the range is the whole file. So is a part without
-    Content-Range, which some servers leave out, if it has the length of the range.
+    A response with the whole file is valid if the range is the whole file. Some servers leave out
+    Content-Range: a partial response without it is valid if it has the length of the range.
 
     Parameters
     ----------

@@ -102,7 +102,7 @@ def test_chained_indices_give_the_results_of_numpy(data):
             view, ids = result
     unpickled = pickle.loads(pickle.dumps(view))
     check_same(unpickled, ids)
-    assert unpickled.source == view.source == n
+    assert unpickled.dataset_size == view.dataset_size == n
 
 
 def views():
