@@ -19,6 +19,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parents[1]))
 
 import bench_disk
+import bench_exploring
 import bench_gather
 import bench_images
 import bench_mixture_order
@@ -47,6 +48,7 @@ FIGURES: list[Figure] = [
     *bench_peers.FIGURES,
     *bench_statistics.FIGURES,
     *bench_query.FIGURES,
+    *bench_exploring.FIGURES,
     *bench_order.FIGURES,
     *bench_mixture_order.FIGURES,
     *bench_torch.FIGURES,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import numpy as np
@@ -12,6 +13,10 @@ from npstream.errors import CostError
 from npstream.explore import describe
 from npstream.explore.describe import RUNS, describe_statistics
 from npstream.explore.summary import ColumnSummary, Description, aligned
+from npstream.formats.index import parse_index
+from npstream.formats.sidecar.sidecar import Sidecar, digest_index, encode_sidecar
+from npstream.formats.statistics import encode_statistics
+from npstream.storage.local import LocalStore
 
 RNG = np.random.default_rng(3)
 N = 3000
@@ -183,6 +188,36 @@ def test_a_remote_dataset_takes_one_request(store, path, servers, tmp_path):
     assert dict(text.top)["é"] == COLUMNS["text"].count("é")
     assert description["meta"].missing == COLUMNS["meta"].count(None)
     assert "all 3,000, by the side-car." in repr(description)
+
+
+def test_many_shards_take_one_request_of_few_bytes(ds, path, upload, requests, tmp_path):
+    """Only the index and the side-car exist."""
+    files = tmp_path / "many"
+    files.mkdir()
+    document = json.loads((path / "index.json").read_text())
+    shard = document["shards"][0]
+    shards = [
+        {**shard, "raw_data": {**shard["raw_data"], "basename": f"shard.{number:06}.mds"}}
+        for number in range(20_000)
+    ]
+    text = json.dumps({**document, "shards": shards}).encode()
+    (files / "index.json").write_bytes(text)
+    (name,) = (file.name for file in path.glob("*.msgpack"))
+    known = Sidecar(LocalStore(path), name).statistics()
+    body = np.frombuffer(encode_statistics(known), np.uint8)
+    parts = encode_sidecar(
+        parse_index(text, "index.json"), digest_index(text), [], {"statistics": body}
+    )
+    (files / name).write_bytes(b"".join(map(bytes, parts)))
+    remote = npstream.open(upload(files), cache=tmp_path / "cache")
+    assert len(remote.shards) == 20_000
+    requests.clear()
+    description = remote.describe()
+    assert len(requests) <= 2
+    assert sum(nbytes for *_, nbytes in requests) <= 2 << 20
+    assert description["label"].origin == "side-car"
+    assert description["label"].mean == ds["label"].describe().mean
+    assert description["id"].rows == len(remote)
 
 
 def test_views_and_other_declarations_do_not_take_the_side_car(path, upload, tmp_path):
