@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import multiprocessing
-import pickle
 import queue
 import signal
 import threading
@@ -19,7 +18,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, pairwise
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any
@@ -127,7 +126,7 @@ class WorkerResult:
     def loaded_samples(self) -> Iterator[tuple[int, int, Any]]:
         """Yield `samples`, loaded."""
         for number, output, pickled in self.samples:
-            yield number, output, pickle.loads(pickled)
+            yield number, output, ForkingPickler.loads(pickled)
 
     def drop(self, position: tuple[int, int]) -> bytes | None:
         """Drop outputs up to a position, and return the bytes of the row at it; None if not here.
@@ -367,10 +366,9 @@ class _Batcher:
 
     def next(self, count: int | None) -> bytes | None:
         """Return the next batch; None at the end. `count` replaces the adaptive length."""
-        most, taken = count or self._count, 0
-        payload = io.BytesIO()
-        pickler = ForkingPickler(payload, 5)
-        pickler.dump(self._number)
+        most = count or self._count
+        pickled, ends = io.BytesIO(), [0]
+        pickler = ForkingPickler(pickled, 5)
         dump, clear_memo = pickler.dump, pickler.clear_memo
         # Each sample is pickled before the next one is read, and anew, since the input may change
         # an array or a mapping and yield it again.
@@ -380,15 +378,17 @@ class _Batcher:
                 dump(sample)
             except Exception as error:
                 raise with_note(error, _PICKLING) from None
-            taken += 1
+            ends.append(pickled.tell())
+        taken = len(ends) - 1
         if taken < most:
             self.is_exhausted = True
         if not taken:
             return None
+        payload = _dumps((self._number, (pickled.getvalue(), ends)))
         self._number += taken
-        self._limit = max(1, _BATCH_BYTES * taken // payload.tell())
+        self._limit = max(1, _BATCH_BYTES * taken // len(payload))
         self._count = min(self._count, self._limit)
-        return payload.getvalue()
+        return payload
 
     def adapt(self, seconds: float) -> None:
         """Change the length of batches; a worker spent `seconds` on the last one."""
@@ -416,16 +416,13 @@ def _run_worker(connection: Connection, inherited: list[Connection], task: Task)
         encoder = SampleEncoder(*task.encoding, task.fill)
     while (message := messages.get()) is not None:
         try:
-            stream = io.BytesIO(message)
-            head = pickle.load(stream)
-            if not isinstance(head, int):
-                layout, only_columns = head
-                encoder = SampleEncoder(layout, only_columns, task.fill)
+            first, rest = ForkingPickler.loads(message)
+            if not isinstance(rest, tuple):
+                encoder = SampleEncoder(first, rest, task.fill)
                 continue
-            samples = []
-            while stream.tell() < len(message):
-                samples.append(pickle.load(stream))
-            result: WorkerResult | _Failure = _process_batch(task, encoder, head, samples)
+            pickled, ends = memoryview(rest[0]), rest[1]
+            samples = [ForkingPickler.loads(pickled[at:end]) for at, end in pairwise(ends)]
+            result: WorkerResult | _Failure = _process_batch(task, encoder, first, samples)
         except BaseException as error:
             result = _Failure.from_error(error)
         with suppress(OSError):  # the parent has closed the pipe
