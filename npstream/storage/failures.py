@@ -204,8 +204,10 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         if error is None:
             return
         yield error
-        # Paramiko's NoValidConnectionsError has the attribute `errors`, a dict.
-        values = [*error.args[:1], *getattr(error, "errors", {}).values()]
+        # Paramiko's NoValidConnectionsError has the attribute `errors`, a dict. Exceptions of other
+        # packages have a list or a method of this name.
+        errors = getattr(error, "errors", None)
+        values = [*error.args[:1], *(errors.values() if isinstance(errors, Mapping) else ())]
         wrapped = [value for value in values if isinstance(value, BaseException)]
         context = None if error.__suppress_context__ else error.__context__
         error = error.__cause__ or next(iter(wrapped), context)

@@ -114,6 +114,13 @@ def test_a_missing_file_after_a_lost_connection_is_transient(lost):
         assert failures.classify(error) == (errno.ENOENT, False)
 
 
+@pytest.mark.parametrize("errors", [[{"reason": "x"}], lambda: [], None])
+def test_errors_of_an_exception_that_are_no_mapping_are_ignored(errors):
+    error = ConnectionResetError()
+    error.errors = errors
+    assert failures.classify(error) == (errno.EIO, True)
+
+
 def test_a_lost_connection_that_a_driver_reports_as_a_missing_file_is_retried(fake):
     failures_left = [1, 1]
 
