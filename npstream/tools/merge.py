@@ -160,7 +160,10 @@ def merge(
             try:
                 target.prepare()
             except StorageExistsError as error:
-                error.add_note(f"to merge anew, remove only {INDEX} of out, not its directories")
+                error.add_note(
+                    "to merge anew, remove 'index.*' and 'shard.*' from out, and keep the "
+                    "datasets' directories"
+                )
                 raise
             parts = _read_parts(folders, with_sidecars=sidecar is not False)
             columns = _common_columns(parts)

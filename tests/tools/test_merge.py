@@ -273,10 +273,14 @@ def test_a_dataset_is_not_replaced(tmp_path):
     with pytest.raises(FileExistsError, match="a dataset, or a part of one, is here") as caught:
         npstream.merge([tmp_path / "a"], tmp_path)
     assert caught.value.__notes__ == [
-        "to merge anew, remove only index.json of out, not its directories"
+        "to merge anew, remove 'index.*' and 'shard.*' from out, and keep the datasets' directories"
     ]
     assert names(tmp_path) == before
     assert_rows(tmp_path, range(100, 107))
+    for path in [*tmp_path.glob("index.*"), *tmp_path.glob("shard.*")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    npstream.merge([tmp_path / "a"], tmp_path)
+    assert_rows(tmp_path, range(7))
 
 
 def test_a_link_to_a_directory_is_followed(tmp_path):
