@@ -18,10 +18,10 @@ from npstream._core.progress import progress
 from npstream._core.typing import AnyArray
 from npstream.dataset import ufuncs as elementwise
 from npstream.dataset.array_methods import ArrayMethods
+from npstream.dataset.display_methods import ColumnDisplay
 from npstream.dataset.image_methods import ImageMethods
 from npstream.dataset.statistics_methods import StatisticsMethods
 from npstream.errors import read_only_error, short_repr, short_traceback, shorten
-from npstream.explore import display
 from npstream.formats.encodings.encodings import is_unsafe
 from npstream.indexing.columns import Cell, split_index
 from npstream.reading.batch import Ragged
@@ -47,7 +47,7 @@ _NO_DTYPE = ("image", "ndarray", "object")
 """Kinds of columns whose values NumPy can hold only as objects."""
 
 
-class Column(ArrayMethods, ImageMethods, StatisticsMethods, elementwise.Operators):
+class Column(ColumnDisplay, ArrayMethods, ImageMethods, StatisticsMethods, elementwise.Operators):
     """One column of a view: a lazy, read-only array whose first axes are the view's.
 
     Made by `Dataset`, as ``ds["name"]``. An integer index reads one value; any other index returns
@@ -58,7 +58,8 @@ class Column(ArrayMethods, ImageMethods, StatisticsMethods, elementwise.Operator
     --------
     >>> label = getfixture("example")["label"]
     >>> label
-    <npstream.Column 'label': shape (3,), dtype int64, stored as int64>
+    <npstream.Column 'label': shape (3,), dtype int64, stored as int64, 24 bytes
+      0, 1, 2>
     >>> label[::2].load()
     array([0, 2])
     >>> label > 0
@@ -166,14 +167,6 @@ class Column(ArrayMethods, ImageMethods, StatisticsMethods, elementwise.Operator
         if not self._shape:
             raise TypeError("len() of unsized object")
         return self._shape[0]
-
-    def __repr__(self) -> str:
-        stored = self._field.encoding.stored_name
-        return display.column_text(self.name, self.shape, self.dtype, stored)
-
-    def _repr_html_(self) -> str:
-        count = min(display.MAX_ROWS, len(self)) if self.ndim else 0
-        return display.column_html(repr(self), [self[row] for row in range(count)])
 
     # Indexing
 
@@ -332,7 +325,7 @@ class Column(ArrayMethods, ImageMethods, StatisticsMethods, elementwise.Operator
         --------
         >>> ds = getfixture("example")
         >>> ds["text"].load()
-        <Ragged: 3 str, 3 to 4 bytes>
+        <Ragged: 3 str, 3 to 4 bytes: 'zero', 'one', 'two'>
         """
         with short_traceback:
             field = self._field

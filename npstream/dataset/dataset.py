@@ -10,6 +10,7 @@ from numpy.lib.array_utils import normalize_axis_index
 
 from npstream._core.typing import AnyArray, Sample
 from npstream.dataset.column import Column
+from npstream.dataset.display_methods import DatasetDisplay
 from npstream.dataset.splits import split_view
 from npstream.dataset.statistics_methods import DescriptionMethods
 from npstream.dataset.view_methods import ViewMethods
@@ -21,7 +22,6 @@ from npstream.errors import (
     shorten,
     stop_iteration_error,
 )
-from npstream.explore import display
 from npstream.formats.index import shard_table
 from npstream.indexing.columns import raise_if_names
 from npstream.iteration.pickling import require_importable
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 Transform = Callable[[Sample], Any]
 
 
-class Dataset(ViewMethods["Dataset"], DescriptionMethods):
+class Dataset(DatasetDisplay, ViewMethods["Dataset"], DescriptionMethods):
     """An array of the samples of an opened dataset, or a lazy view of some of them.
 
     Made by `npstream.open`. An integer index reads one sample. Any other row index returns a lazy
@@ -160,19 +160,6 @@ class Dataset(ViewMethods["Dataset"], DescriptionMethods):
         if isinstance(selected, int):
             return self._source.locate(selected)
         return self._source.locate(selected.ids().reshape(selected.shape))
-
-    def __repr__(self) -> str:
-        return display.dataset_text(
-            self._source.index, self.shape, self._encodings(), self._transform
-        )
-
-    def _repr_html_(self) -> str:
-        first = self.ravel()[: display.MAX_ROWS]
-        names = self._names[: display.MAX_COLUMNS]
-        return display.dataset_html(repr(self), {name: list(first[name]) for name in names})
-
-    def _encodings(self) -> dict[str, str]:
-        return {name: self._source.field(name).encoding.name for name in self._names}
 
     # Indexing
 

@@ -1,67 +1,107 @@
-"""Text and HTML representations of datasets, mixtures and columns, at most one screen long.
+"""Text representations of datasets, mixtures and columns, at most one screen long.
 
 Tested in tests/dataset/test_dataset.py.
 """
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from npstream._core.arguments import quantity, size_text
-from npstream.rendering.html import escape
+from npstream.rendering.text import WIDTH, printable, truncate, values_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from npstream.explore.preview import Preview
     from npstream.formats.index import Index
 
-MAX_ROWS = 5
-"""Rows that HTML shows."""
+__all__ = [
+    "MAX_COLUMNS", "TEXT_VALUES", "column_lines", "column_text", "column_title", "dataset_title",
+    "mixture_text", "transform_note",
+]  # fmt: skip
+
+TEXT_VALUES = 3
+"""Values of a column that a text representation reads."""
 
 MAX_COLUMNS = 24
 """Columns, or sources of a mixture, that are shown."""
 
-WIDTH = 60
-"""Characters of a name or value that are shown."""
+LINE = 79
+"""Characters of a line."""
+
+MIN_VALUES = 12
+"""Characters of the shortest list of values that is shown."""
 
 
-def dataset_text(
-    index: Index,
-    shape: tuple[int, ...],
-    encodings: Mapping[str, str],
-    transform: Callable[[Any], Any] | None,
-) -> str:
-    """Return the ``repr`` of a dataset: its size and its columns.
+def dataset_title(index: Index, shape: tuple[int, ...]) -> str:
+    """Return the first line of the ``repr`` of a dataset: its size.
 
     Parameters
     ----------
     index : Index
     shape : tuple of int
         Shape of the view.
-    encodings : mapping of str to str
-        The name and encoding of each column of the view.
-    transform : callable, optional
-        The transform of the view's samples.
+
+    Returns
+    -------
+    str
     """
     samples = quantity(shape[0], "sample") if len(shape) == 1 else f"samples of shape {shape}"
     stored = f"{quantity(len(index), 'shard')}, {size_text(int(index.nbytes.sum()))}"
-    lines = [f"<npstream.Dataset: {samples} of {index.samples:,} in {stored}, {index.where}"]
-    lines += _column_lines(encodings)
-    if transform is not None:
-        name = getattr(transform, "__qualname__", type(transform).__qualname__)
-        lines.append(f"  samples, not columns, pass through the transform {truncate(name)}")
-    return "\n".join(lines) + ">"
+    where = printable(str(index.where))
+    return f"<npstream.Dataset: {samples} of {index.samples:,} in {stored}, {where}"
 
 
-def _column_lines(encodings: Mapping[str, str]) -> list[str]:
-    columns = list(encodings.items())[:MAX_COLUMNS]
-    width = min(WIDTH, max((len(name) for name, _ in columns), default=0))
-    lines = [f"  {truncate(name):{width}}  {encoding}" for name, encoding in columns]
+def transform_note(transform: Callable[[Any], Any]) -> str:
+    """Return the note about the transform of a dataset's samples."""
+    name = getattr(transform, "__qualname__", type(transform).__qualname__)
+    return f"samples, not columns, pass through the transform {truncate(printable(name))}"
+
+
+def column_lines(encodings: Mapping[str, str], preview: Preview | None = None) -> list[str]:
+    """Return a line for each column: its name, its encoding and its first values.
+
+    Parameters
+    ----------
+    encodings : mapping of str to str
+        The name and encoding of each column.
+    preview : Preview, optional
+        The first values.
+
+    Returns
+    -------
+    list of str
+    """
+    columns = list(islice(encodings.items(), MAX_COLUMNS))
+    names = [truncate(printable(name)) for name, _ in columns]
+    width = max(map(len, names), default=0)
+    types = max((len(encoding) for _, encoding in columns), default=0)
+    lines = []
+    for shown, (name, encoding) in zip(names, columns, strict=True):
+        line = f"  {shown:{width}}  {encoding}"
+        if preview is not None and name in preview.columns:
+            line = f"  {shown:{width}}  {encoding:{types}}  "
+            if (left := LINE - len(line)) >= MIN_VALUES:
+                is_all = len(preview.ids) < TEXT_VALUES
+                line += values_text(preview.columns[name], is_all, left)
+        lines.append(line.rstrip())
     if len(encodings) > MAX_COLUMNS:
         lines.append(f"  ... and {quantity(len(encodings) - MAX_COLUMNS, 'more column')}")
+    if preview is not None and preview.cost is not None:
+        lines.append(f"  {cost_note(preview)}")
     return lines
+
+
+def cost_note(preview: Preview) -> str:
+    """Return the reason why no values are shown: the estimated cost of a look at them."""
+    cost = preview.cost
+    assert cost is not None
+    return (
+        f"values are not shown: to read {quantity(cost.samples, 'sample')} takes "
+        f"{quantity(cost.requests, 'request')} for {size_text(cost.nbytes)}"
+    )
 
 
 def mixture_text(
@@ -69,6 +109,7 @@ def mixture_text(
     encodings: Mapping[str, str],
     sources: Sequence[tuple[str, int, float]],
     changes: int | None,
+    preview: Preview | None = None,
 ) -> str:
     """Return the ``repr`` of a mixture: its columns, and its sources with their shares.
 
@@ -82,11 +123,13 @@ def mixture_text(
         The name of each source, its number of samples, and its share of the drawn samples.
     changes : int, optional
         The first position with other shares.
+    preview : Preview, optional
+        The first values of the columns.
     """
     lines = [
         f"<npstream.Mixture: {quantity(samples, 'sample')} of {quantity(len(sources), 'source')}"
     ]
-    lines += _column_lines(encodings)
+    lines += column_lines(encodings, preview)
     width = min(WIDTH, max(len(name) for name, *_ in sources[:MAX_COLUMNS]))
     lines += [
         f"  {truncate(name):{width}}  {share:7.2%} of drawn samples, {quantity(size, 'sample')}"
@@ -99,50 +142,48 @@ def mixture_text(
     return "\n".join(lines) + ">"
 
 
-def dataset_html(text: str, columns: Mapping[str, Sequence[Any]]) -> str:
-    """Return an HTML table of a dataset's first rows.
+def column_title(
+    name: str, shape: tuple[int, ...], dtype: Any, stored: str, nbytes: int | None
+) -> str:
+    """Return the first line of the ``repr`` of a column: name, shape, dtype, encoding and size.
 
     Parameters
     ----------
-    text : str
-        The dataset's ``repr``, from `dataset_text`.
-    columns : mapping of str to sequence
-        The values of the first rows.
+    name : str
+    shape : tuple of int
+    dtype : dtype
+    stored : str
+        The stored encoding.
+    nbytes : int or None
+        Bytes of the loaded column; None if its values vary in size.
+
+    Returns
+    -------
+    str
     """
-    head = "".join(f"<th>{escape(truncate(name))}</th>" for name in columns)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(value_text(value))}</td>" for value in row) + "</tr>"
-        for row in zip(*columns.values(), strict=True)
-    )
-    caption = escape(text.splitlines()[0].strip("<>"))
-    return (
-        f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead>"
-        f"<tbody>{body}</tbody></table>"
-    )
+    size = "" if nbytes is None else f", {size_text(nbytes)}"
+    return f"<npstream.Column {name!r}: shape {shape}, dtype {dtype}, stored as {stored}{size}"
 
 
-def column_text(name: str, shape: tuple[int, ...], dtype: Any, stored: str) -> str:
-    """Return the ``repr`` of a column: its name, shape, dtype and encoding."""
-    return f"<npstream.Column {name!r}: shape {shape}, dtype {dtype}, stored as {stored}>"
+def column_text(title: str, name: str, size: int, preview: Preview) -> str:
+    """Return the ``repr`` of a column: its title and its first values.
 
+    Parameters
+    ----------
+    title : str
+        From `column_title`.
+    name : str
+    size : int
+        Samples of the column's view.
+    preview : Preview
 
-def column_html(text: str, values: Sequence[Any]) -> str:
-    """Return a column's ``repr`` and first values as HTML."""
-    items = "".join(f"<li>{escape(value_text(value))}</li>" for value in values)
-    return f"<div>{escape(text.strip('<>'))}<ol start='0'>{items}</ol></div>"
-
-
-def value_text(value: Any) -> str:
-    """Return a value as one line of at most `WIDTH` characters."""
-    if isinstance(value, np.ndarray):
-        inner = np.array2string(value, threshold=6, edgeitems=3, separator=" ")
-        text = f"{value.dtype}{list(value.shape)} {' '.join(inner.split())}"
-    else:
-        short = value[: WIDTH + 1] if isinstance(value, str | bytes) else value
-        text = str(short) if isinstance(value, str | np.generic) else repr(short)
-    return truncate(text)
-
-
-def truncate(text: str) -> str:
-    """Return text, truncated to `WIDTH` characters."""
-    return text if len(text) <= WIDTH else text[: WIDTH - 3] + "..."
+    Returns
+    -------
+    str
+    """
+    if preview.cost is not None:
+        return f"{title}\n  {cost_note(preview)}>"
+    values = preview.columns.get(name, [])
+    if not values:
+        return f"{title}>"
+    return f"{title}\n  {values_text(values, len(values) == size, LINE - 3)}>"

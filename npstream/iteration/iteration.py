@@ -15,6 +15,7 @@ import numpy as np
 from npstream._core.arguments import integer, quantity
 from npstream._core.log import log
 from npstream._core.optional import import_npstream_torch
+from npstream.errors import short_repr
 from npstream.indexing.selection import Selection
 from npstream.iteration.counter import EpochCursor
 from npstream.iteration.epochs import epochs_for
@@ -263,11 +264,39 @@ class Iteration(Resumable):
 
     def __repr__(self) -> str:
         rank, world = (self._given_ranks or self._detected_ranks or ("?", "?"))[:2]
+        settings = f"rank {rank} of {world}, {self._item_text()}, last={self._settings.last!r}"
+        return "<Iteration: " + ", ".join([settings, *filter(None, [self._epoch_text()])]) + ">"
+
+    def _item_text(self) -> str:
         size, suffix = self._settings.batch_size, ""
         if size is None:
             size, suffix = self._settings.global_batch_size, " of all ranks"
-        items = f"batches of {size}{suffix}" if self.yields_batches else "samples"
-        return f"<Iteration: rank {rank} of {world}, {items}, last={self._settings.last!r}>"
+        return f"batches of {size}{suffix}" if self.yields_batches else "samples"
+
+    def _epoch_text(self) -> str:
+        """Return the epoch and its length, or "" if the ranks are not known yet."""
+        if self._given_ranks is None and self._detected_ranks is None:
+            return ""  # to detect them now would fix them
+        try:
+            items = quantity(len(self), "batch" if self.yields_batches else "sample")
+            return f"epoch {self.epoch} of {items}"
+        except (RuntimeError, ValueError):  # the settings fit only together with a state
+            return ""
+
+    def _repr_html_(self) -> str:
+        from npstream.rendering.html import facts
+        from npstream.rendering.text import truncate
+
+        rank, world = (self._given_ranks or self._detected_ranks or ("?", "?"))[:2]
+        pairs = [
+            ("rank", f"{rank} of {world}"),
+            ("yields", self._item_text()),
+            ("last", repr(self._settings.last)),
+            ("shuffle", short_repr(self._settings.shuffle)),
+            ("epoch", self._epoch_text().removeprefix("epoch ") or "not known before the ranks"),
+            ("columns", truncate(", ".join(self._names), 300)),
+        ]
+        return facts(f"Iteration over {quantity(self._selection.size, 'sample')}", pairs)
 
     def _check_reader(self, has_workers: bool = False) -> int:
         """Raise if Accelerate would divide this rank's data again, or skip wrong batches.

@@ -140,6 +140,25 @@ class EpochIterator(chain[Any]):
     def __reduce__(self) -> NoReturn:
         raise TypeError("an iterator cannot be copied or pickled: copy what ds.iter returned")
 
+    def __repr__(self) -> str:
+        return f"<EpochIterator: {', '.join(f'{name} {text}' for name, text in self._facts())}>"
+
+    def _repr_html_(self) -> str:
+        from npstream.rendering.html import facts
+
+        return facts("EpochIterator", self._facts())
+
+    def _facts(self) -> list[tuple[str, str]]:
+        """Return how far the iteration is; nothing is read."""
+        progress = self.progress
+        part = progress.part
+        rank, done = f"{part.rank} of {part.world}", progress.samples_done
+        return [
+            ("epoch", str(progress.cursor.epoch)),
+            ("rank", rank),
+            ("samples", f"{done:,} of {part.samples:,}{', finished' if progress.is_done else ''}"),
+        ]
+
     @property
     def progress(self) -> EpochProgress:
         """The progress of the iteration."""

@@ -78,7 +78,9 @@ class Mixture(Dataset):
         spec = self._spec
         sources = list(zip(spec.names, spec.sizes, spec.schedule[0][1], strict=True))
         changes = spec.schedule[1][0] if len(spec.schedule) > 1 else None
-        return display.mixture_text(len(self), self._encodings(), sources, changes)
+        return display.mixture_text(
+            len(self), self._encodings(), sources, changes, self._preview(display.TEXT_VALUES, 0)
+        )
 
     @property
     def names(self) -> tuple[str, ...]:

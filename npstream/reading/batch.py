@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from npstream._core import optional
-from npstream._core.arguments import quantity
+from npstream._core.arguments import quantity, size_text
 from npstream._core.typing import Bools, Int64
 from npstream.errors import ColumnError, short_repr
 from npstream.reading.ragged import Ragged
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["Batch", "Ragged"]
 
 _MAX_COLUMNS_SHOWN = 20  # columns in a repr
+_MAX_ROWS_SHOWN = 10  # rows in HTML
+_LINE = 79  # characters of a line in a repr
+_MIN_VALUES = 12  # characters of the shortest list of values in a repr
 
 
 class Batch(dict[str, Any]):
@@ -47,9 +50,9 @@ class Batch(dict[str, Any]):
     --------
     >>> batch = Batch({"x": np.ones((2, 3)), "text": Ragged.from_list(["a", "bcd"])}, [7, 3])
     >>> batch
-    <Batch: 2 samples>
-      x     float64 (2, 3)
-      text  Ragged, 2 str, 1 to 3 bytes
+    <Batch: 2 samples, 52 bytes>
+      x     float64 (2, 3)               [1. 1. 1.], [1. 1. 1.]
+      text  Ragged, 2 str, 1 to 3 bytes  'a', 'bcd'
     >>> batch.ids
     array([7, 3])
     """
@@ -204,19 +207,69 @@ class Batch(dict[str, Any]):
         return columns_of(self, self._encodings)
 
     def __repr__(self) -> str:
-        lines = [f"<Batch: {quantity(self.n, 'sample')}>"]
+        from npstream.rendering.cells import first_values_text
+        from npstream.rendering.text import printable, truncate
+
+        lines = [f"<{self._title()}>"]
         shown = list(islice(self, _MAX_COLUMNS_SHOWN))
-        width = max(map(len, shown), default=0)
-        lines += [f"  {name:{width}}  {_describe(self[name])}" for name in shown]
+        names = [truncate(printable(str(name))) for name in shown]
+        types = [_describe(self[name]) for name in shown]
+        widths = max(map(len, names), default=0), max(map(len, types), default=0)
+        for name, shown_name, kind in zip(shown, names, types, strict=True):
+            line = f"  {shown_name:{widths[0]}}  {kind:{widths[1]}}  "
+            if (left := _LINE - len(line)) >= _MIN_VALUES:
+                line += first_values_text(self[name], left)
+            lines.append(line.rstrip())
         if len(self) > len(shown):
             lines.append(f"  ... and {quantity(len(self) - len(shown), 'more column')}")
         return "\n".join(lines)
+
+    def _title(self) -> str:
+        """Return the number of samples and their bytes, for a repr."""
+        sizes = [getattr(column, "nbytes", None) for column in self.values()]
+        nbytes = sum(size for size in sizes if isinstance(size, int))
+        return f"Batch: {quantity(self._row_count(), 'sample')}, {size_text(nbytes)}"
+
+    def _row_count(self) -> int:
+        """Return `n`, or 0 if a user put something into the batch that has no rows."""
+        try:
+            return self.n
+        except TypeError:
+            return 0
+
+    def _repr_html_(self) -> str:
+        from npstream.rendering.cells import first_items, rows_table
+
+        rows = self._row_count()
+        count = min(rows, _MAX_ROWS_SHOWN)
+        shown = list(islice(self, _MAX_COLUMNS_SHOWN))
+        indices = {"row": [str(row) for row in range(count)]}
+        if self._ids is not None and rows:
+            indices["id"] = [
+                str(number) for number in self._ids.reshape(rows, -1)[:count, 0].tolist()
+            ]
+        columns = {name: first_items(self[name], count) for name in shown}
+        notes = []
+        if count < rows:
+            notes.append(f"... {quantity(rows, 'row')}")
+        if self._repeated is not None and self._repeated.any():
+            notes.append(f"{quantity(int(self._repeated.sum()), 'row')} repeated to fill the batch")
+        if len(shown) < len(self):
+            notes.append(f"{quantity(len(self) - len(shown), 'more column')} are not shown")
+        return rows_table(
+            self._title(),
+            indices,
+            {str(name): values for name, values in columns.items()},
+            {str(name): _describe(self[name]) for name in shown},
+            {str(name): getattr(self[name], "encoding", None) or "" for name in shown},
+            "; ".join(notes),
+        )
 
 
 def _describe(column: Any) -> str:
     """Return dtype and shape of a column for a repr."""
     if isinstance(column, Ragged):
-        return repr(column).strip("<>").replace(":", ",")
+        return f"Ragged, {len(column)} {column._summary()}"
     if isinstance(column, list):
         return f"list of {quantity(len(column), type(column[0]).__name__ if column else 'value')}"
     return (

@@ -39,7 +39,7 @@ Transfer = tuple[int, int]
 """Bytes to fetch, and the largest number of bytes for one request."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Cost:
     """The estimated cost of reading a view. Made by `Dataset.explain`.
 
@@ -77,6 +77,22 @@ class Cost:
             f"{quantity(self.shards, 'shard')}; in cache: {quantity(self.cached, 'chunk')}; the "
             f"rest takes {quantity(self.requests, 'request')} for {size_text(self.nbytes)}"
         )
+
+    def __repr__(self) -> str:
+        return f"<Cost: {self}>"
+
+    def _repr_html_(self) -> str:
+        from npstream.rendering.html import facts
+
+        pairs = [
+            ("samples", f"{self.samples:,}"),
+            ("shards", f"{self.shards:,}"),
+            ("chunks", f"{self.chunks:,}"),
+            ("chunks in cache", f"{self.cached:,}"),
+            ("requests", f"{self.requests:,}"),
+            ("bytes to fetch", size_text(self.nbytes)),
+        ]
+        return facts("Cost of reading", pairs)
 
 
 class ChunkUsage:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from npstream._core import optional
-from npstream._core.arguments import quantity
+from npstream._core.arguments import quantity, size_text
 from npstream._core.memory import address_of, ensure_fits
 from npstream._core.spans import copy_spans
 from npstream._core.typing import AnyArray, Int64
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike
 
 _TEXT = np.dtypes.StringDType()
+
+_REPR_VALUES = 48  # characters of the values in a repr
+_MAX_ROWS_SHOWN = 10  # rows in HTML
 
 KINDS = ("str", "bytes", "image")
 """Possible meanings of the bytes of a row. The kind is None if rows are arrays."""
@@ -59,7 +62,7 @@ class Ragged:
     --------
     >>> r = Ragged([1, 2, 3, 4, 5, 6], [0, 2, 2, 6])
     >>> r
-    <Ragged: 3 rows of int64, lengths 0 to 4>
+    <Ragged: 3 rows of int64, lengths 0 to 4: [1 2], [], [3 4 5 6]>
     >>> r[-1]
     array([3, 4, 5, 6])
     >>> r[[2, 0]].pad(-1)
@@ -144,7 +147,7 @@ class Ragged:
         Examples
         --------
         >>> Ragged.from_list(["one", "two", "three"])
-        <Ragged: 3 str, 3 to 5 bytes>
+        <Ragged: 3 str, 3 to 5 bytes: 'one', 'two', 'three'>
         """
         rows = list(rows)
         if kind is None and rows and isinstance(rows[0], str | bytes):
@@ -249,7 +252,24 @@ class Ragged:
         return Ragged, (*self._packed(), self.kind, self.shapes, self.encoding)
 
     def __repr__(self) -> str:
-        return f"<Ragged: {len(self)} {self._summary()}>"
+        from npstream.rendering.cells import first_values_text
+
+        values = first_values_text(self, _REPR_VALUES) if len(self) else ""
+        return f"<Ragged: {len(self)} {self._summary()}{': ' if values else ''}{values}>"
+
+    def _repr_html_(self) -> str:
+        from npstream.rendering.cells import first_items, rows_table
+
+        count = min(len(self), _MAX_ROWS_SHOWN)
+        title = f"Ragged: {len(self):,} {self._summary()}, {size_text(self.nbytes)}"
+        return rows_table(
+            title,
+            {"row": [str(row) for row in range(count)]},
+            {"values": first_items(self, count)},
+            {"values": self.kind or str(self.dtype)},
+            {"values": self.encoding or ""},
+            f"... {quantity(len(self), 'row')}" if count < len(self) else "",
+        )
 
     def _summary(self) -> str:
         """Return kind or dtype, and lengths, for a repr."""
@@ -266,7 +286,8 @@ class Ragged:
         is_object = dtype is not None and np.dtype(dtype).kind == "O"
         if self.kind not in dtypes and not is_object:
             raise TypeError(
-                f"{self!r} has no ndarray but one of objects: use pad(), to_list() or dtype=object"
+                f"{len(self)} {self._summary()}: no ndarray has such rows, but one of objects: "
+                "use pad(), to_list() or dtype=object"
             )
         if copy is False:
             raise ValueError("Unable to avoid copy while creating an array as requested.")

@@ -34,8 +34,7 @@ font:13px/1.4 var(--jp-ui-font-family,system-ui,sans-serif);padding:4px 0}
 color-scheme:dark}}
 .npstream table{border-collapse:collapse;border:none;margin:0;font-size:inherit;\
 table-layout:auto;color:inherit}
-.npstream caption,.npstream .npstream-head{caption-side:top;text-align:left;\
-color:var(--npstream-text);padding:0 8px 6px;white-space:nowrap}
+.npstream .npstream-head{padding:0 8px 6px;white-space:pre-wrap;overflow-wrap:anywhere}
 .npstream tr,.npstream thead,.npstream tbody{background:none;border:none}
 .npstream tbody tr:nth-child(even){background:var(--npstream-stripe)}
 .npstream th,.npstream td{text-align:left;vertical-align:top;padding:4px 8px;border:none;\
@@ -47,6 +46,7 @@ overflow-wrap:normal;font-weight:600}
 .npstream .npstream-n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 .npstream tbody th{color:var(--npstream-muted);font-weight:400}
 .npstream .npstream-t{white-space:pre-wrap}
+.npstream .npstream-l{display:block;min-width:18em}
 .npstream .npstream-e{color:var(--npstream-error)}
 .npstream .npstream-m{color:var(--npstream-muted)}
 .npstream p{margin:4px 8px;color:var(--npstream-muted)}
@@ -197,11 +197,12 @@ def table(
         for row in rows
     ]
     parts = [
-        element("caption", caption) if caption else "",
         element("thead", element("tr", *head)) if headers else "",
         element("tbody", *body),
     ]
-    return document(element("table", *parts), element("p", footer) if footer else "")
+    # A title outside of the table does not widen its columns.
+    title = element("div", caption, class_="npstream-head") if caption else ""
+    return document(title, element("table", *parts), element("p", footer) if footer else "")
 
 
 def facts(caption: str, pairs: Iterable[tuple[str, str]]) -> str:

@@ -447,3 +447,34 @@ def test_invalid_settings_raise_immediately(ds, arguments, error, says):
 def test_integers_can_have_any_type(ds, kind, number):
     batches = ds.iter(kind(0), kind(number), batch_size=kind(number))
     assert len(batches) == -(-N // number**2)
+
+
+# Text and HTML
+
+
+def test_reprs_say_what_is_read(ds, alone):
+    batches = ds.iter(1, 4, batch_size=8, shuffle=True)
+    length = len(batches)
+    text = f"rank 1 of 4, batches of 8, last='repeat', epoch 0 of {length} batches"
+    assert repr(batches) == f"<Iteration: {text}>"
+    iterator = iter(batches)
+    next(iterator)
+    expected = f"<EpochIterator: epoch 0, rank 1 of 4, samples 8 of {8 * length}>"
+    assert repr(iterator) == expected
+    assert f"8 of {8 * length}" in iterator._repr_html_()
+    list(iterator)
+    assert repr(iterator).endswith(", finished>")
+    assert "epoch 1 of" in repr(batches)
+    html = batches._repr_html_()
+    assert "<th>rank</th><td>1 of 4</td>" in html
+    assert f"<th>epoch</th><td>1 of {length} batches</td>" in html
+
+
+def test_a_repr_detects_no_ranks(ds, alone):
+    samples = ds.iter()
+    assert "? of ?" in repr(samples) + samples._repr_html_()
+    alone.setenv("RANK", "1")
+    alone.setenv("WORLD_SIZE", "2")
+    assert "rank ? of ?" in repr(samples)
+    len(samples)
+    assert repr(samples).startswith("<Iteration: rank 1 of 2, samples, last='repeat', epoch 0 of ")

@@ -178,7 +178,7 @@ def test_repr_and_properties_of_a_mixture(made):
     assert text.startswith(f"<npstream.Mixture: {SIZE} samples of 7 sources\n  id ")
     assert f"  packed     {80 / SIZE:.2%} of drawn samples, 80 samples\n" in text
     assert repr(mixed[::2]).startswith(f"<npstream.Dataset: {len(mixed[::2])} samples of 300 in ")
-    assert f"<td>{ids[4]}</td>" in mixed._repr_html_()
+    assert f"<span>{ids[4]}</span>" in mixed._repr_html_()
     assert len(mixed.version) == 16
     assert len(mixed.shards) == sum(len(part.index) for part in mixed._source._datasets)
     assert mixed["id"].shape == (SIZE,)
@@ -241,7 +241,7 @@ def test_transforms_of_sources(tmp_path):
     assert [sample["id"] for sample in view] == [view[0]["id"], view[1]["id"]] == [10, 1001]
     assert view["id"].load().tolist() == [5, 1001]
     assert view["id"][0] == 5
-    assert "<td>5</td>" in view._repr_html_()
+    assert "<span>5</span>" in view._repr_html_()
     names = view.with_transform(lambda sample: (sample["source"], sample["id"]))
     assert [*names] == [("a", 10), ("b", 1001)]
     assert isinstance(mixed.with_transform(str), npstream.Mixture)

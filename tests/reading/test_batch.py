@@ -354,10 +354,16 @@ def test_a_missing_package_is_reported(monkeypatch, package, convert):
 @pytest.mark.parametrize(
     ("ragged", "expected"),
     [
-        (Ragged.from_list(ROWS), "<Ragged: 4 rows of int64, lengths 0 to 3>"),
+        (
+            Ragged.from_list(ROWS),
+            "<Ragged: 4 rows of int64, lengths 0 to 3: [1 2], [], [3 4 5], [6]>",
+        ),
         (Ragged.from_list(ROWS)[:0], "<Ragged: 0 rows of int64>"),
-        (Ragged.from_list(IMAGES), "<Ragged: 3 rows of uint8, 2-d>"),
-        (Ragged.from_list([b"abc"], "image"), "<Ragged: 1 image, 3 to 3 bytes>"),
+        (
+            Ragged.from_list(IMAGES),
+            "<Ragged: 3 rows of uint8, 2-d: [[0 1 2] [3 4 5]], [[9 9 9]], ...>",
+        ),
+        (Ragged.from_list([b"abc"], "image"), "<Ragged: 1 image, 3 to 3 bytes: b'abc'>"),
     ],
 )
 def test_repr_of_a_ragged(ragged, expected):
@@ -493,16 +499,32 @@ def test_what_is_no_column_of_a_batch_raises_with_the_way_on():
 def test_the_repr_of_a_batch_is_short():
     assert repr(batch()) == "\n".join(
         [
-            "<Batch: 4 samples>",
-            "  x       float64 (4, 2)",
-            "  tokens  Ragged, 4 rows of int64, lengths 0 to 3",
-            "  text    Ragged, 4 str, 0 to 9 bytes",
-            "  object  object (4,)",
+            "<Batch: 4 samples, 160 bytes>",
+            "  x       float64 (4, 2)                           [0. 1.], [2. 3.], ...",
+            "  tokens  Ragged, 4 rows of int64, lengths 0 to 3  [1 2], [], [3 4 5], [6]",
+            "  text    Ragged, 4 str, 0 to 9 bytes              'one', '', 'zwei', ...",
+            "  object  object (4,)                              1, 'a', None, []",
         ]
     )
     wide = repr(Batch({f"c{i}": np.zeros(1) for i in range(1000)}))
     assert wide.count("\n") < 24
     assert wide.endswith("... and 980 more columns")
+
+
+def test_html_of_a_batch_and_of_its_columns():
+    html = Batch({"x": np.arange(40), "t": Ragged.from_list(["<b>"] * 40)}, range(100, 140))
+    page = html._repr_html_()
+    assert page.count("<tr>") == 1 + 10
+    assert '<th class="npstream-n">0</th><th class="npstream-n">100</th>' in page
+    assert "... 40 rows" in page
+    assert "&lt;b&gt;" in page
+    assert "<b>" not in page + html["t"]._repr_html_()
+    assert html["t"]._repr_html_().count("<tr>") == 1 + 10
+    repeated = Batch({"x": np.arange(2)}, [0, 1], [False, True])._repr_html_()
+    assert "1 row repeated to fill the batch" in repeated
+    for odd in ({}, {"x": 7}, {"x": [1, None], 3: "ab"}, {"x": np.zeros(())}):
+        assert Batch(odd)._repr_html_().startswith("<div")
+        assert repr(Batch(odd)).startswith("<Batch: ")
 
 
 @pytest.mark.usefixtures("torch")

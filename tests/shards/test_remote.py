@@ -227,6 +227,8 @@ def test_explain_counts_cached_chunks(tmp_path, upload, small_chunks):
     assert ds.explain().requests == 0
     local = npstream.open(tmp_path / "data").explain()
     assert (local.cached, local.requests) == (local.chunks, 0)
+    assert repr(local) == f"<Cost: {local}>"
+    assert "<th>requests</th><td>0</td>" in local._repr_html_()
 
 
 def test_reads_after_a_prefetch_take_no_request(tmp_path, upload, requests, small_chunks):
