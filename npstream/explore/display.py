@@ -9,7 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from npstream._core.arguments import quantity, size_text
-from npstream.rendering.text import WIDTH, printable, truncate, values_text
+from npstream.rendering.text import WIDTH, printable_name, truncate, value_text, values_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_COLUMNS", "TEXT_VALUES", "column_lines", "column_text", "column_title", "dataset_title",
-    "mixture_text", "transform_note",
+    "mixture_text", "transform_note", "truncate", "value_text",
 ]  # fmt: skip
 
 TEXT_VALUES = 3
@@ -50,14 +50,14 @@ def dataset_title(index: Index, shape: tuple[int, ...]) -> str:
     """
     samples = quantity(shape[0], "sample") if len(shape) == 1 else f"samples of shape {shape}"
     stored = f"{quantity(len(index), 'shard')}, {size_text(int(index.nbytes.sum()))}"
-    where = printable(str(index.where))
+    where = printable_name(str(index.where))
     return f"<npstream.Dataset: {samples} of {index.samples:,} in {stored}, {where}"
 
 
 def transform_note(transform: Callable[[Any], Any]) -> str:
     """Return the note about the transform of a dataset's samples."""
     name = getattr(transform, "__qualname__", type(transform).__qualname__)
-    return f"samples, not columns, pass through the transform {truncate(printable(name))}"
+    return f"samples, not columns, pass through the transform {truncate(printable_name(name))}"
 
 
 def column_lines(encodings: Mapping[str, str], preview: Preview | None = None) -> list[str]:
@@ -75,7 +75,7 @@ def column_lines(encodings: Mapping[str, str], preview: Preview | None = None) -
     list of str
     """
     columns = list(islice(encodings.items(), MAX_COLUMNS))
-    names = [truncate(printable(name)) for name, _ in columns]
+    names = [truncate(printable_name(name)) for name, _ in columns]
     width = max(map(len, names), default=0)
     types = max((len(encoding) for _, encoding in columns), default=0)
     lines = []

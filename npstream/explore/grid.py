@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ImageGrid", "holds_images"]
 
-GAP = 6
+TILE_GAP = 6
 """Pixels between the images of a grid."""
 
 LABEL_HEIGHT = 14
@@ -137,7 +137,7 @@ class ImageGrid:
         """
         from PIL import Image, ImageDraw
 
-        step = self._size + GAP
+        step = self._size + TILE_GAP
         columns = min(self._columns, max(1, len(self)))
         rows = math.ceil(len(self) / columns)
         canvas = Image.new(

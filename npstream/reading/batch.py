@@ -208,11 +208,11 @@ class Batch(dict[str, Any]):
 
     def __repr__(self) -> str:
         from npstream.rendering.cells import first_values_text
-        from npstream.rendering.text import printable, truncate
+        from npstream.rendering.text import printable_name, truncate
 
         lines = [f"<{self._title()}>"]
         shown = list(islice(self, _MAX_COLUMNS_SHOWN))
-        names = [truncate(printable(str(name))) for name in shown]
+        names = [truncate(printable_name(str(name))) for name in shown]
         types = [_describe(self[name]) for name in shown]
         widths = max(map(len, names), default=0), max(map(len, types), default=0)
         for name, shown_name, kind in zip(shown, names, types, strict=True):

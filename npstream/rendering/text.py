@@ -21,7 +21,7 @@ __all__ = [
     "array_elements",
     "error_text",
     "plain_text",
-    "printable",
+    "printable_name",
     "truncate",
     "value_text",
     "values_text",
@@ -49,7 +49,7 @@ class Unread:
         return f"<{size_text(self.nbytes)}, not read>"
 
 
-def printable(name: str) -> str:
+def printable_name(name: str) -> str:
     """Return a name for a terminal: characters that control it become escapes."""
     return name if name.isprintable() else repr(name)[1:-1]
 

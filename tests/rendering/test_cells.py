@@ -18,7 +18,7 @@ from npstream.formats.encodings import images
 from npstream.rendering import cells
 from npstream.rendering.cells import CellRenderer, first_values_text, rows_table, type_text
 from npstream.rendering.media import recognize
-from npstream.rendering.text import Unread, plain_text, printable, value_text, values_text
+from npstream.rendering.text import Unread, plain_text, printable_name, value_text, values_text
 from tests.rendering.test_html import ATTACKS, Page, check, visible
 
 PIXELS = np.arange(40 * 30 * 3, dtype=np.uint32).reshape(40, 30, 3).astype(np.uint8)
@@ -96,8 +96,8 @@ def test_a_large_list_is_not_rendered_whole():
 
 
 def test_names_do_not_control_a_terminal():
-    assert printable("a\x1b[31m\n") == "a\\x1b[31m\\n"
-    assert printable("naïve") == "naïve"
+    assert printable_name("a\x1b[31m\n") == "a\\x1b[31m\\n"
+    assert printable_name("naïve") == "naïve"
 
 
 @pytest.mark.parametrize(
