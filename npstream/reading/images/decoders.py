@@ -36,8 +36,12 @@ _DRAFT_GAP = 2
 
 
 def import_decoders() -> None:
-    """Import Pillow and simplejpeg; raise MissingDependencyError without Pillow."""
-    images.import_pillow()
+    """Import Pillow and simplejpeg; raise MissingDependencyError without Pillow.
+
+    Pillow's plugins are imported, too: its `open` may miss a format if another thread is just
+    importing them.
+    """
+    images.import_pillow().init()
     _simplejpeg()
 
 

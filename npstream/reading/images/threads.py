@@ -104,7 +104,7 @@ class ImageStack:
                 self._agree = False
                 return None
             assert self._array is not None
-            target: AnyArray = self._array[row]
+            target: AnyArray = self._array[row, ...]  # an array even if the shape is ()
             return target
 
     def _allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:

@@ -342,6 +342,13 @@ def test_random_crops_depend_on_seed_and_position(tmp_path):
     np.testing.assert_array_equal(column[5:].decode(crop="random", crop_size=16), crops[:25])
 
 
+def test_plugins_of_pillow_are_imported_before_threads_start(tmp_path, monkeypatch):
+    column = write(tmp_path / "ds", [encode(picture(4, 4), "WEBP")], "bytes")["image"]
+    monkeypatch.setattr(Image, "_initialized", 0)
+    initialized = column.decode(mode="L", transform=lambda image: np.int64(Image._initialized))
+    assert initialized.tolist() == [2]
+
+
 def test_threads_end_with_the_read(tmp_path):
     column = write(tmp_path / "ds", [encode(picture(16, 16))] * 20)["image"]
     column.decode()
