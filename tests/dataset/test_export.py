@@ -8,7 +8,6 @@ import sys
 from decimal import Decimal
 
 import numpy as np
-import pandas
 import pytest
 from dataset_files import objects
 from mixed_columns import VALUES, N
@@ -19,6 +18,7 @@ from npstream._core import memory
 from npstream.reading import arrow_stream
 
 pa = pytest.importorskip("pyarrow")
+pandas = pytest.importorskip("pandas")
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,6 @@ import pickle
 from decimal import Decimal
 
 import numpy as np
-import pandas
 import pytest
 from dataset_files import objects
 from hypothesis import given, settings
@@ -28,6 +27,7 @@ def upper(sample):
 
 @pytest.mark.parametrize("n", [0, 1, 3, N, N + 5, -1, -N, -N - 3])
 def test_head_has_the_rows_of_pandas(ds, n):
+    pandas = pytest.importorskip("pandas")
     expected = pandas.DataFrame({"id": np.arange(N)}).head(n)["id"]
     assert ids_of(ds.head(n)).tolist() == expected.tolist()
 
@@ -64,6 +64,7 @@ def test_sample_refuses_more_samples_than_there_are(ds, n):
 @pytest.mark.parametrize("descending", [False, True])
 @pytest.mark.parametrize("name", ["label", "number", "text", "data"])
 def test_sort_orders_as_pandas_does(ds, name, descending):
+    pandas = pytest.importorskip("pandas")
     expected = pandas.Series(VALUES[name]).sort_values(ascending=not descending, kind="stable")
     if descending:  # pandas reverses equal values
         values = list(VALUES[name])
@@ -109,6 +110,7 @@ def test_the_order_of_one_column_is_stable_with_missing_values_last(data, kind, 
     descending=st.lists(st.booleans(), min_size=3, max_size=3),
 )
 def test_several_columns_are_sorted_as_pandas_does(rows, descending):
+    pandas = pytest.importorskip("pandas")
     table = pandas.DataFrame(np.array(rows, int).reshape(-1, 3), columns=["a", "b", "c"])
     expected = table.sort_values(
         ["a", "b", "c"], ascending=[not flag for flag in descending], kind="stable"
