@@ -296,14 +296,14 @@ def trace_steps(
     """
     pieces: list[tuple[Int64, Int64, Int64, Bools]] = []
     for step in steps:
-        found = history.find(epoch, step)
-        if found is None:
+        step_range = history.find(epoch, step)
+        if step_range is None:
             first = history.ranges[0]
             raise ValueError(
                 f"step {step} of epoch {epoch} is unknown: the run's state knows the steps from "
                 f"step {first.step} of epoch {first.epoch} on"
             )
-        pieces += _read_step(epochs, found, context, step)
+        pieces += _read_step(epochs, step_range, context, step)
     numbers, ranks, ids, repeated = (
         (np.concatenate(column) for column in zip(*pieces, strict=True))
         if pieces

@@ -134,9 +134,9 @@ def read_cursor(
     version = state_version(state)
     expected = {"version": version, **settings_in(version)}
     require_keys(state, (*expected, "epoch", "position", "skipped"))
-    for key, here in expected.items():
-        if state[key] != here:
-            raise ValueError(difference_message(key, state[key], here))
+    for key, current in expected.items():
+        if state[key] != current:
+            raise ValueError(difference_message(key, state[key], current))
     epoch, position = (read_count(state, key) for key in ("epoch", "position"))
     gaps = merge_gaps(read_gaps(state))
     if len(gaps) > MAX_GAPS:
@@ -216,23 +216,23 @@ def require_keys(state: Any, keys: Iterable[str]) -> None:
         raise ValueError(f"this is not a state of an iteration: {', '.join(missing)} missing{hint}")
 
 
-def difference_message(key: str, there: Any, here: Any) -> str:
-    """Return an error message for a setting that differs: the difference and the fix."""
+def difference_message(key: str, saved: Any, current: Any) -> str:
+    """Return an error message for a setting that differs: saved and current value, and fix."""
     if key == "version":
         return (
-            f"the state has version {short_repr(there)}; this release of npstream reads versions "
+            f"the state has version {short_repr(saved)}; this release of npstream reads versions "
             f"{' and '.join(map(str, _VERSIONS))}"
         )
     if key == "fingerprint":
-        parts = there.split("-") if isinstance(there, str) else []
-        key = "view" if parts[:1] == here.split("-")[:1] else "dataset"
+        parts = saved.split("-") if isinstance(saved, str) else []
+        key = "view" if parts[:1] == current.split("-")[:1] else "dataset"
         return f"the state is of another {key}: {_FIXES[key]}"
     if key == "samples":
-        is_count = isinstance(there, int) and not isinstance(there, bool)
-        size = quantity(there, "sample") if is_count else f"{short_repr(there)} samples"
-        return f"the state is of a view of {size}; this view has {here:,}: {_FIXES[key]}"
+        is_count = isinstance(saved, int) and not isinstance(saved, bool)
+        size = quantity(saved, "sample") if is_count else f"{short_repr(saved)} samples"
+        return f"the state is of a view of {size}; this view has {current:,}: {_FIXES[key]}"
     return (
-        f"the state is of {key}={short_repr(there)}; this iteration has {key}={here!r}: use the "
+        f"the state is of {key}={short_repr(saved)}; this iteration has {key}={current!r}: use the "
         "setting of the state"
     )
 

@@ -197,10 +197,10 @@ class StreamingEpochs:
             return EpochCursor(number, position, restart=position, context=_context(run))
         require_keys(state, (*StreamingRun._fields, "drop_first"))
         run = StreamingRun(*(read_count(state, name, 0, 1 << 63) for name in StreamingRun._fields))
-        for name, there in run._asdict().items():
-            here = getattr(self._settings, name)
-            if here is not None and here != there:
-                raise ValueError(difference_message(name, there, here))
+        for name, saved in run._asdict().items():
+            current = getattr(self._settings, name)
+            if current is not None and current != saved:
+                raise ValueError(difference_message(name, saved, current))
         cursor = read_cursor(state, partial(self._state_settings, run, ranks))
         samples = sum(self._order(run).stream_samples()[0])
         require_within_epoch(cursor, samples + _MAX_REPEATED)

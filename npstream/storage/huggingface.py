@@ -278,8 +278,8 @@ def _commit(filesystem: Any, location: Any, path: str, data: bytes, version: str
     repo = {"repo_id": location.repo_id, "repo_type": location.repo_type}
     while True:
         newest = api.repo_info(revision=location.revision, **repo).sha
-        found = api.get_paths_info(paths=[location.path], revision=newest, **repo)
-        if [file.blob_id for file in found] != ([] if version is None else [version]):
+        infos = api.get_paths_info(paths=[location.path], revision=newest, **repo)
+        if [file.blob_id for file in infos] != ([] if version is None else [version]):
             raise FileExistsError(path)
         try:
             _upload(filesystem, data, path, parent=newest)
