@@ -170,8 +170,8 @@ def count_numbers(
             runs.add(present)
     runs.add_counts(*table.result())
     unique, counts = runs.result()
-    order = _order_by_count(counts)
-    unique, counts = unique[order].view(dtype), counts[order]
+    unique, counts = _order_by_count(unique, counts)
+    unique = unique.view(dtype)
     if missing and not dropna:
         at = int(np.searchsorted(-counts, -missing, side="right"))
         nothing = np.array("NaT" if dtype.kind in "mM" else np.nan, dtype)
@@ -179,13 +179,22 @@ def count_numbers(
     return ValueCounts(name, unique, counts)
 
 
-def _order_by_count(counts: Int64) -> Any:
-    """Return the stable order of descending counts."""
-    if not len(counts) or counts.min() == counts.max():
-        return slice(None)
-    keys = counts.max() - counts
+def _order_by_count(unique: AnyArray, counts: Int64) -> tuple[AnyArray, Int64]:
+    """Return values and their counts in the stable order of descending counts."""
+    if not len(counts):
+        return unique, counts
+    # Of many distinct values, most have the least count; they are in order.
+    is_least = counts == counts.min()
+    others = np.flatnonzero(~is_least)
+    if not len(others):
+        return unique, counts
+    keys = counts.max() - counts[others]
     # NumPy sorts integers of 16 bits in linear time.
-    return np.argsort(keys.astype(np.min_scalar_type(keys.max())), kind="stable")
+    others = others[np.argsort(keys.astype(np.min_scalar_type(keys.max())), kind="stable")]
+    return (
+        np.concatenate([unique[others], unique[is_least]]),
+        np.concatenate([counts[others], counts[is_least]]),
+    )
 
 
 class _Table:
@@ -269,12 +278,13 @@ class _Runs:
         longer than a sort. The growing limit bounds the work.
         """
         values = np.sort(np.concatenate(self._pending))
-        begins, counts = find_runs(values)
-        if 2 * len(begins) > len(values) and not is_last:
+        is_first = np.ones(len(values), bool)
+        np.not_equal(values[1:], values[:-1], out=is_first[1:])
+        if 2 * np.count_nonzero(is_first) > len(values) and not is_last:
             self._pending, self._limit = [values], 16 * len(values)
         else:
             self._pending, self._pending_size = [], 0
-            self.add_counts(values[begins], counts)
+            self.add_counts(values[is_first], np.diff(np.flatnonzero(is_first), append=len(values)))
             self._limit = max(_PENDING, 4 * len(self._unique))
 
     def add_counts(self, unique: AnyArray, counts: Int64) -> None:
