@@ -199,7 +199,7 @@ def write(
         names = columns if map is None else None
         read = partial(
             open_input, data, names, check_fill(fill) if map is None else {},
-            check=on_error == "raise", as_items=map is not None,
+            check=on_error == "raise", as_items=map is not None, may_be_empty=mode == "a",
         )  # fmt: skip
         # A forked process cannot use the threads and storage clients of its parent. So the workers
         # start before this write creates any, and before a part of the input is opened. An

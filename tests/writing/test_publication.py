@@ -70,6 +70,16 @@ def test_a_reader_of_the_former_version_goes_on(place, tmp_path, small_chunks):
     assert newest["v"].load().tolist() == list(range(60))
 
 
+def test_an_append_of_no_samples_has_the_columns_of_the_dataset(tmp_path):
+    npstream.write(tmp_path, {"v": np.arange(3)})
+    for data in (iter(()), []):
+        assert npstream.write(tmp_path, data, mode="a").samples == 0
+    assert npstream.open(tmp_path)["v"].load().tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match="no samples and no columns="):
+        npstream.write(tmp_path / "new", iter(()), mode="a")
+    assert not (tmp_path / "new").exists()
+
+
 def test_replace(place, tmp_path):
     url, options = place
     cache = tmp_path / "cache"

@@ -267,10 +267,11 @@ def open_input(
     *,
     check: bool,
     as_items: bool,
+    may_be_empty: bool = False,
 ) -> tuple[InputTable | TableStream | None, Iterable[Any]]:
     """Return the user's data as a table and no samples, or as None and the samples.
 
-    The parameters are those of `PartedInput.read`.
+    The parameters are those of `PartedInput.read` and `samples_of`.
     """
     if isinstance(data, PartedInput):
         content: Any = data.read(names, fill, check=check, as_items=as_items)
@@ -278,7 +279,7 @@ def open_input(
         table = table_of(data, names, fill, check=check)
         if table is not None:
             return table, ()
-        content = iterate(data) if as_items else samples_of(data, names, fill)
+        content = iterate(data) if as_items else samples_of(data, names, fill, may_be_empty)
     return (content, ()) if isinstance(content, TableStream) else (None, content)
 
 

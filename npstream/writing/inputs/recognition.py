@@ -451,7 +451,10 @@ def _reader_stream(
 
 
 def samples_of(
-    data: Any, names: Collection[str] | None, fill: Mapping[str, Fill] | None = None
+    data: Any,
+    names: Collection[str] | None,
+    fill: Mapping[str, Fill] | None = None,
+    may_be_empty: bool = False,
 ) -> Iterable[Any] | TableStream:
     """Return the user's data as samples, or as a stream if they are tables.
 
@@ -461,11 +464,13 @@ def samples_of(
     names : collection of str, optional
         The columns to write. They name the values of tuples in order.
     fill : mapping of str to Fill, optional
+    may_be_empty : bool, default: False
+        Whether there may be no samples although `names` is None, as in an append.
 
     Raises
     ------
     TypeError, ValueError
-        If there are no samples and `names` is None.
+        If there are no samples, and `names` is None.
     """
     samples = iterate(data)
     for first in samples:
@@ -483,7 +488,7 @@ def samples_of(
             return _named_samples(rest, names)
         head = table.head if isinstance(table, TableStream) else table
         return TableStream(head, _tables(table, samples, names, fill or {}))
-    if names is None:
+    if names is None and not may_be_empty:
         raise ValueError(
             "no samples and no columns=: the columns of the dataset are unknown (an iterator can "
             "be read only once)"
