@@ -19,7 +19,6 @@ from npstream._core.typing import AnyArray
 from npstream.dataset import ufuncs as elementwise
 from npstream.dataset.array_methods import ArrayMethods
 from npstream.dataset.display_methods import ColumnDisplay
-from npstream.dataset.image_methods import ImageMethods
 from npstream.dataset.statistics_methods import StatisticsMethods
 from npstream.errors import read_only_error, short_repr, short_traceback, shorten
 from npstream.formats.encodings.encodings import is_unsafe
@@ -27,6 +26,7 @@ from npstream.indexing.columns import Cell, split_index
 from npstream.reading.batch import Ragged
 from npstream.reading.cost_limit import check_cost
 from npstream.reading.decode import object_array
+from npstream.reading.images.methods import ImageMethods
 from npstream.reading.load import apply_mode, load, load_elements, map_column, output_array
 from npstream.reading.plan import Field, Plan
 from npstream.reading.stored import StoredColumn, StoredTable

@@ -1,4 +1,4 @@
-"""Provide the method of columns that decodes images.
+"""Provide the method of `npstream.Column` that decodes images.
 
 Tested in tests/reading/images/test_columns.py.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class ImageMethods:
-    """Methods of `Column`."""
+    """Methods of `npstream.Column`."""
 
     __slots__ = ()
 
