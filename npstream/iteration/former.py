@@ -96,10 +96,10 @@ def _fingerprints(source: Source, state: Mapping[str, Any]) -> Iterator[tuple[So
         return
     mixture = state.get("mixture")
     saved = mixture.get("sources") if isinstance(mixture, Mapping) else None
-    facts = {fact.get("name"): fact for fact in saved or () if isinstance(fact, Mapping)}
-    for member in source.members:
-        if member.name in facts:
-            yield member.source, facts[member.name].get("fingerprint")
+    for fact in saved if isinstance(saved, list | tuple) else ():
+        for member in source.members:
+            if isinstance(fact, Mapping) and fact.get("name") == member.name:
+                yield member.source, fact.get("fingerprint")
 
 
 def _kept_index(source: Source, fingerprint: Any) -> Index | None:

@@ -388,7 +388,7 @@ def _none_if_denied(open_sidecar: Callable[[], Sidecar | None], store: Store) ->
     except StorageError as error:
         if error.errno != errno.EACCES:
             raise
-    warn_sidecar_denied(store, stacklevel=7)
+    warn_sidecar_denied(store, stacklevel=8)
     return None
 
 

@@ -27,9 +27,11 @@ ABOVE_ONE = {
 """Expressions in f-strings before a plural whose value is never 1."""
 
 NOT_COUNTS = {
+    "encoding",
     "encoding.name",
     "field.encoding.name",
     "kind",
+    "origin",
     "schema.format",
     "sorted(ranks)",
     "span",

@@ -13,6 +13,7 @@ from streaming_reference import GOLDEN, arrays, golden
 from streaming_runs import BATCHING_METHODS, DATA, batch_ids
 
 import npstream
+import npstream.torch
 from npstream import StreamingShuffle
 from npstream.iteration.counter import EpochCursor
 from npstream.iteration.ranks import Ranks
