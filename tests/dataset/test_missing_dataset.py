@@ -122,6 +122,7 @@ def test_the_code_of_each_hint_runs_as_it_is(tmp_path, monkeypatch, suffix):
     elif suffix == ".json":
         path.write_text(json.dumps(rows))
     elif suffix == ".jsonl":
+        pytest.importorskip("pyarrow")
         path.write_text("\n".join(map(json.dumps, rows)))
     else:
         table = pytest.importorskip("pandas").DataFrame(rows)
