@@ -56,6 +56,12 @@ def example(tmp_path: Path) -> npstream.Dataset:
     return npstream.open(tmp_path / "example")
 
 
+@pytest.fixture
+def datasets() -> Any:
+    """Return Hugging Face's datasets; skip an example that needs it if it is not installed."""
+    return pytest.importorskip("datasets")
+
+
 @pytest.fixture(autouse=True)
 def _names_in_docstrings(doctest_namespace: dict[str, Any]) -> None:
     doctest_namespace.update(np=np, npstream=npstream)

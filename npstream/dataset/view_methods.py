@@ -497,7 +497,7 @@ class ViewMethods(Generic[View]):
 
         Examples
         --------
-        >>> getfixture("example").to_polars()["text"].to_list()  # doctest: +SKIP
+        >>> getfixture("example").to_polars()["text"].to_list()
         ['zero', 'one', 'two']
         """
         from npstream.dataset.export import to_polars_frame
@@ -529,7 +529,8 @@ class ViewMethods(Generic[View]):
 
         Examples
         --------
-        >>> getfixture("example").to_hf()[1]  # doctest: +SKIP
+        >>> _ = getfixture("datasets")
+        >>> getfixture("example").to_hf()[1]
         {'text': 'one', 'label': 1}
         """
         from npstream.dataset.export import to_hugging_face

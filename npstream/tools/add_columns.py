@@ -149,7 +149,7 @@ def add_columns(
     >>> report = npstream.write("letters", {"name": list("abc")})
     >>> report = npstream.add_columns("letters", {"score": np.array([0.5, 0.25, 1.0])})
     >>> ds = npstream.open("letters")
-    >>> ds[ds["score"] > 0.3].load()["name"].tolist()
+    >>> ds[ds["score"] > 0.3]["name"].tolist()
     ['a', 'c']
     >>> scores = {"name": ["c", "a"], "rank": [1, 2]}
     >>> report = npstream.add_columns("letters", scores, key="name", fill={"rank": -1})

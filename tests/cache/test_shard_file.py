@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import threading
@@ -55,11 +56,12 @@ def test_writes_beyond_the_shard_raise(cache):
 
 
 def test_cached_files_keep_no_descriptor(cache):
-    before = os.listdir("/dev/fd")
+    gc.collect()  # objects of other tests may hold descriptors
+    before = set(os.listdir("/dev/fd"))
     files = [open_file(cache, key(number)) for number in range(50)]
     for file in files:
         add(file, [0])
-    assert os.listdir("/dev/fd") == before
+    assert set(os.listdir("/dev/fd")) <= before
 
 
 def test_a_shard_without_bytes(cache):

@@ -70,7 +70,7 @@ def test_a_group_or_a_dataset_can_be_chosen(path, tmp_path):
 
 
 def test_lengths_that_differ_name_the_datasets(path):
-    with pytest.raises(ValueError, match=r"'other/z' has 7, .* rows: name .* or a group of them"):
+    with pytest.raises(ValueError, match=r"'other/z' has 7 rows.*: name .* or a group of them"):
         npstream.convert(path, "no")
 
 

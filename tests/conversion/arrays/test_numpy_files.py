@@ -166,7 +166,7 @@ def test_fields_of_a_structured_array_are_columns(tmp_path, small_parts):
 
 def test_lengths_that_differ_name_the_arrays(tmp_path):
     np.savez(tmp_path / "a.npz", x=X, y=Y[:50], z=Y[:50])
-    message = r"a.npz: the arrays differ in length.*'x' has 100, 'y' has 50, 'z' has 50 rows"
+    message = r"a.npz: the arrays differ in length.*'x' has 100 rows, 'y' has 50 rows, 'z' has"
     with pytest.raises(ValueError, match=message):
         npstream.convert(tmp_path / "a.npz", tmp_path / "out")
     npstream.convert(tmp_path / "a.npz", tmp_path / "out", columns=["y", "z"])
