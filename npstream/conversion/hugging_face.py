@@ -164,7 +164,7 @@ class HuggingFaceSource(InputSource):
                     yield converted if cast is None else cast(converted)
 
     def _samples(self, file: SourceFile, varying: list[str]) -> Iterator[dict[str, Any]]:
-        """Yield samples, for arrays of several axes of which the first varies in length."""
+        """Yield samples. In the columns `varying`, the first axis of arrays varies in length."""
         fill = check_fill(self.request.fill)
         for batch in self._batches(file, list(self._features)):
             table = table_of(batch, list(self._features), fill, check=False)
@@ -190,7 +190,7 @@ class StoredFeature:
 
     @property
     def is_varying_array(self) -> bool:
-        """True for arrays of several axes, of which one varies in length."""
+        """True for arrays of several axes if the length of one axis varies."""
         return None in self.shape
 
     def is_file(self, arrow_type: Any) -> bool:

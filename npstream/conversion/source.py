@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
@@ -77,7 +78,7 @@ class SourceRequest:
     is_mapped: bool = False
 
 
-class InputSource:
+class InputSource(ABC):
     """The base of the sources.
 
     A class for a kind defines `kind`, `extensions` and `parts`. It may define `recognizes` and
@@ -131,12 +132,12 @@ class InputSource:
         """
         return False
 
+    @abstractmethod
     def parts(self) -> Sequence[Part]:
         """Return the parts in order. Nothing of them is read before they are opened.
 
         The name of a part is the same in every run, and so is the order of its samples.
         """
-        raise NotImplementedError
 
     def own_files(self) -> tuple[SourceFile, ...]:
         """Return the files to read: those with the kind's extensions, or all if none has one.

@@ -140,7 +140,7 @@ class ColumnDisplay:
         size : int, default: 112
             Longest side of an image in the grid, in pixels.
         columns : int, optional
-            Images in each row of the grid; by default as many as fit a notebook.
+            Images in each row of the grid; by default the number that fits a notebook.
 
         Returns
         -------

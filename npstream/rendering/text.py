@@ -163,7 +163,7 @@ def _container_text(value: Any, width: int, depth: int) -> str:
 
 
 def values_text(values: Iterable[Any], is_all: bool, width: int = WIDTH) -> str:
-    """Return values in one line: as many as fit, and ``...`` if there are more.
+    """Return the first values that fit in one line, and ``...`` if there are more.
 
     Arrays are shown without dtype and shape, which the column's type says.
 

@@ -116,7 +116,7 @@ def kept_versions(store: Store) -> list[str]:
 
 
 def _missing_version(store: Store, name: str, version: str, newest: Index) -> StorageError:
-    """Return the error for a version of which the store has no index."""
+    """Return the error for a version that has no index in the store."""
     versions = ""
     with suppress(StorageError):  # the listing may be forbidden
         if store.can_list:

@@ -13,6 +13,7 @@ import errno
 import json
 import os
 import sys
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -84,7 +85,7 @@ def _run_now(job: Callable[..., T], *arguments: Any) -> Future[T]:
     return future
 
 
-class Destination:
+class Destination(ABC):
     """Stores the files of one write, and knows which files it created.
 
     Parameters
@@ -127,12 +128,12 @@ class Destination:
             )
         self._store.make_folders(self._folders)
 
-    def begin(self) -> None:
+    def begin(self) -> None:  # noqa: B027 - a claim is optional
         """Claim the directory or URL for this write, before its first file."""
 
+    @abstractmethod
     def max_parallel(self, compressed: bool) -> int:
         """Return the maximum number of shards that are stored at once."""
-        raise NotImplementedError
 
     def submit(self, job: Callable[..., T], *arguments: Any) -> Future[T]:
         """Run a job that stores something in another thread.
@@ -155,12 +156,12 @@ class Destination:
     def _most_threads(self) -> int:
         return self.max_parallel(compressed=True)
 
+    @abstractmethod
     def put(self, name: str, pieces: Iterable[Body]) -> None:
         """Store a new file; each piece is used before the next one is requested.
 
         Several threads may call it at once.
         """
-        raise NotImplementedError
 
     def write_draft(
         self, name: str, pieces: Iterable[Body]
@@ -170,11 +171,11 @@ class Destination:
         The function that is returned syncs the file to the disk, waits for the future that it is
         given, and gives the file its name.
         """
-        raise NotImplementedError
+        raise TypeError(f"{self.path} is not a local directory")
 
+    @abstractmethod
     def publish(self, index: bytes, files: Iterable[tuple[str, Iterable[Body]]]) -> None:
         """Store the last files, and then the index, which publishes the dataset."""
-        raise NotImplementedError
 
     def remove(self) -> str:
         """Remove the unpublished files of this write; return a message about any that remain.
@@ -206,9 +207,9 @@ class Destination:
                 f"process {os.getpid()} was forked from it: write in the process that opened it"
             )
 
+    @abstractmethod
     def _names(self) -> Iterable[str]:
         """Yield the names of existing files."""
-        raise NotImplementedError
 
     def _wait_for_jobs(self) -> None:
         """Wait for the running jobs, and cancel the others."""
@@ -219,11 +220,11 @@ class Destination:
         """Return the names of files that another write has published."""
         return ()
 
+    @abstractmethod
     def _discard(self, names: list[str]) -> None:
         """Remove files that this write created."""
-        raise NotImplementedError
 
-    def _release(self) -> None:
+    def _release(self) -> None:  # noqa: B027
         """Release the claim, so that other writes can begin."""
 
     def _occupied_error(self, name: str) -> StorageError:

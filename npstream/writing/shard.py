@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import json
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -146,7 +147,7 @@ ColumnBlock: TypeAlias = "AnyArray | Bodies | Sequence[Any]"
 """Rows of a column: an array of its dtype and shape, encoded values, or values to encode."""
 
 
-class ShardFormat:
+class ShardFormat(ABC):
     """The format, columns and settings that all shards of a dataset share.
 
     Parameters
@@ -241,10 +242,11 @@ class ShardFormat:
         """The MDS schema that an index without shards records."""
         return self.schema
 
+    @abstractmethod
     def encode(self, sample: Mapping[str, Any], number: int) -> bytes:
         """Return the bytes of a sample; `number` is for messages."""
-        raise NotImplementedError
 
+    @abstractmethod
     def pack(self, columns: Mapping[str, ColumnBlock], number: int) -> tuple[Bytes, Int64]:
         """Join columns to encoded samples.
 
@@ -262,11 +264,10 @@ class ShardFormat:
         nbytes : ndarray of int64, shape (n,)
             The bytes of each.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def head(self, ends: Int64) -> bytes:
         """Return the bytes before the samples; `ends` is the end of each sample after them."""
-        raise NotImplementedError
 
     def meta(self, ends: Int64) -> bytes | None:
         """Return the content of the shard's meta file; None if the format has none."""
@@ -290,7 +291,7 @@ class ShardFormat:
             Returns writable memory for the next piece, of at most the given number of bytes. The
             memory has whole samples. By default each piece overwrites the one before.
         """
-        raise NotImplementedError
+        raise TypeError(f"samples of format {self._name!r} have no fixed size")
 
     def bodies(self, name: str, values: Iterable[Any], number: int) -> list[Any]:
         """Encode values of a column one by one; `number` is the first sample's, for messages."""

@@ -365,8 +365,8 @@ class MaskedColumn:
     def _error(self, missing: Bools, start: int) -> RowError:
         return RowError(
             start + int(missing.argmax()),
-            f"{quantity(int(missing.sum()), 'missing value')} of {len(missing):,}, of which this "
-            f"is the first: {missing_advice(self._column.encoding().dtype.kind)} or .dropna()",
+            f"{quantity(int(missing.sum()), 'missing value')} of {len(missing):,}; this is the "
+            f"first: {missing_advice(self._column.encoding().dtype.kind)} or .dropna()",
         )
 
     def blocks(self, bounds: Bounds, target: Encoding) -> Iterator[ColumnBlock]:

@@ -213,7 +213,7 @@ REFUSED = {
     ),
     "pandas NA text": (
         pd.Series(["a", None]),
-        "sample 1: column 'x': 1 null in 2 values, of which this is the first: give fill=",
+        "sample 1: column 'x': 1 null in 2 values; this is the first: give fill=",
     ),
     "pandas NA float": (pd.Series([1.5, None], dtype="Float64"), "missing"),
     "pandas NA category": (pd.Series(["a", None], dtype="category"), "missing"),
@@ -223,7 +223,7 @@ REFUSED = {
         pd.Series(pd.period_range("2020", periods=2)),
         r"pandas's period\[D\] has no encoding: convert the column",
     ),
-    "arrow null": (pa.array([1, None]), "sample 1: column 'x': 1 null in 2 values, .* give fill="),
+    "arrow null": (pa.array([1, None]), "sample 1: column 'x': 1 null in 2 values; .* give fill="),
     "arrow null text": (pa.array(["a", None]), "sample 1: column 'x': 1 null in 2 values"),
     "arrow null in a list": (pa.array([[1], [None]]), "sample 1: .* its list has a null"),
     "arrow null in a row": (

@@ -84,11 +84,11 @@ def test_an_index_with_names_is_columns(tmp_path):
         ),
         (
             lambda: pd.DataFrame({"x": pd.array([1, 2, None], dtype="Int8")}),
-            "sample 2: column 'x': 1 missing value of 3, .*: give fill= a value",
+            "sample 2: column 'x': 1 missing value of 3; .*: give fill= a value",
         ),
         (
             lambda: pd.DataFrame({"x": ["a", None, "b"]}),
-            "sample 1: column 'x': 1 null in 3 values, .*: give fill= a value",
+            "sample 1: column 'x': 1 null in 3 values; .*: give fill= a value",
         ),
         (
             lambda: pd.DataFrame({"x": pd.Categorical(["a", None])}),

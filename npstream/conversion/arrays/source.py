@@ -5,6 +5,7 @@ Tested in tests/conversion/arrays/test_numpy_files.py.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -267,9 +268,9 @@ class ArraySource(InputSource):
                 self.columns[name] = request.encodings.get(name) or infer(value).name
         self.samples = sum(table.rows for table in tables)
 
+    @abstractmethod
     def _named_arrays(self) -> Iterable[tuple[str, str, Mapping[str, StoredArray]]]:
         """Return the name and place of each table, and its arrays by name."""
-        raise NotImplementedError
 
     def _table(self, name: str, where: str, arrays: Mapping[str, StoredArray]) -> ArrayTable:
         if not arrays:

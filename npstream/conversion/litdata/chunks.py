@@ -177,7 +177,7 @@ def _decompressed_items(opened: BinaryIO, file: SourceFile, samples: int) -> Ite
 
 
 def _framed_items(opened: BinaryIO, file: SourceFile, samples: int) -> Iterator[bytes]:
-    """Yield the samples of a chunk of frames, each of which is decompressed as a whole."""
+    """Yield the samples of a chunk of frames. Each frame is decompressed as a whole."""
     prefix = _read(opened, _PREFIX.size, file)
     _, version, _, count, _, frame_count = _PREFIX.unpack(prefix)
     if version != 1:

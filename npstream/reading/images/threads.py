@@ -67,7 +67,7 @@ class ImageStack:
         self._agree = True
 
     def fresh(self) -> ImageStack:
-        """Return a stack of the same images, of which none is decoded."""
+        """Return a stack of the same images, before any is decoded."""
         stack = ImageStack(self.count, self._decode, self._shape, self._is_fixed)
         stack._agree = self._agree
         return stack

@@ -273,8 +273,8 @@ def _null_error(array: Any, count: int) -> RowError:
         kind = "M"
     return RowError(
         row,
-        f"{quantity(count, 'null')} in {quantity(len(array), 'value')}, of which this is the "
-        f"first: {missing_advice(kind)}",
+        f"{quantity(count, 'null')} in {quantity(len(array), 'value')}; this is the first: "
+        f"{missing_advice(kind)}",
     )
 
 

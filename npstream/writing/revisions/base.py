@@ -143,7 +143,7 @@ class Base:
         columns : mapping of str to (str or Encoding)
             The encodings of the table's columns.
         weakly_typed : container of str
-            Columns of Python values, of which each one is checked.
+            Columns of Python values. Each value is checked when it is written.
         """
         reconciled: dict[str, str | Encoding] = {}
         for name, encoding in columns.items():
