@@ -546,6 +546,7 @@ class Servers:
     def __init__(self, parent: Path | None = None) -> None:
         self.parent = parent
         self.running: dict[str, Server] = {}
+        self.failures: dict[str, Exception] = {}
         self.proxies: dict[str, Proxy] = {}
 
     def __getitem__(self, name: str) -> Server:
@@ -558,8 +559,15 @@ class Servers:
             kind = SERVER_KINDS[name]
             if missing := kind.missing():
                 pytest.skip(f"{name}: {missing}; see docs/contributing.md")
+            if name in self.failures:
+                raise RuntimeError(f"{name} did not start before") from self.failures[name]
             server = kind(self.parent)
-            server.start()
+            try:
+                server.start()
+            except Exception as error:
+                # Each further test would wait as long as this one.
+                self.failures[name] = error
+                raise
             self.running[name] = server
         return self.running[name]
 
