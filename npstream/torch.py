@@ -1,8 +1,8 @@
 """Provide the DataLoader for iterations, and all other code that imports torch.
 
-No other module imports torch. Lower modules import this one by name, through
-`npstream._core.optional`: to make tensors and, if torch is already imported, to find the rank, the
-worker and the mode of Accelerate.
+No other module imports torch. Lower modules import this one by name, with
+`npstream._core.optional`. They use it to make tensors. If torch is already imported, they also use
+it to find the rank, the worker and the mode of Accelerate.
 """
 
 from __future__ import annotations
@@ -241,8 +241,8 @@ def accelerate_mode(dataset: Any) -> tuple[str | None, int]:
     The modes are:
 
     - "shards": Accelerate divides the items among its processes.
-    - "skips": it resumes from a checkpoint. It skips as many items as precede the checkpoint in its
-      epoch. But it skips them in the next epoch that is read, which may be another epoch.
+    - "skips": it resumes from a checkpoint. It counts the items before the checkpoint in its epoch,
+      and skips this number of items in the next epoch that is read, which may be another epoch.
     - "prefetches": it always reads one batch ahead, which saved states would count as yielded.
     - None: Accelerate changes neither the items nor the states.
     """
@@ -300,7 +300,7 @@ class _EpochSampler(torch.utils.data.Sampler[None]):
         return repeat(None)
 
     def set_epoch(self, epoch: int) -> None:
-        """Record that a trainer begins the epoch that it numbers `epoch`."""
+        """Record that a trainer begins or continues its epoch number `epoch`."""
         self._iteration.set_trainer_epoch(epoch)
 
 
@@ -388,7 +388,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
 
     def _items(self, progress: EpochProgress) -> Iterator[Any]:
         """Let torch's DataLoader read the rest of the epoch after `progress`."""
-        if progress.resume_cursor(progress.position + progress.failed) is None:
+        if progress.resume_cursor(progress.position + progress.failed_positions) is None:
             return iter(())  # nothing is left: starts no workers
         return self._checked_batches(self.dataset.coordinate(progress, super().__iter__), progress)
 

@@ -31,26 +31,26 @@ MAX_GAPS = 8
 """Maximum number of skipped ranges in an epoch."""
 
 # Layout of the shared memory, in 64-bit words: two cursors, four single words, slots of workers,
-# and the contexts of the cursors. A cursor has the words epoch, position and restart, then the
-# start and stop of each gap; unused gaps are (0, 0).
+# and the contexts of the cursors. A cursor has `_CURSOR_WORDS` words: epoch, position and restart,
+# then, at `_GAPS_OFFSET`, the start and stop of each gap. Unused gaps are (0, 0).
 #   _NEXT     the cursor of the first iteration after the last call of `set`
 #   _CURRENT  the cursor for coordinated workers
 #   _PINNED   see `pinned`
-#   _NEWEST   see `newest`
+#   _NEWEST   see `newest_number`
 #   _BASE     the value of _NEWEST at the last call of `set`
 #   _WARNED   the warnings that were logged, as bits
-_GAPS = 3
-_CURSOR = _GAPS + 2 * MAX_GAPS
-_NEXT, _CURRENT = 0, _CURSOR
-_PINNED, _NEWEST, _BASE, _WARNED, _SLOTS = range(2 * _CURSOR, 2 * _CURSOR + 5)
-# Words of a worker's slot: the iterations that it began, and the epochs that loaded states added to
-# its epoch.
+_GAPS_OFFSET = 3
+_CURSOR_WORDS = _GAPS_OFFSET + 2 * MAX_GAPS
+_NEXT, _CURRENT = 0, _CURSOR_WORDS
+_PINNED, _NEWEST, _BASE, _WARNED, _SLOTS = range(2 * _CURSOR_WORDS, 2 * _CURSOR_WORDS + 5)
+# Words of a worker's slot: the iterations that it began, and the sum of the epochs by which loaded
+# states shifted it.
 _ITERATIONS, _SHIFT = 0, 1
-_FIRST = np.arange(MAX_WORKERS + 1) * np.arange(-1, MAX_WORKERS) // 2
-"""``_FIRST[n]`` is the slot of worker 0 in a loader of n workers; its other workers follow."""
+_FIRST_SLOTS = np.arange(MAX_WORKERS + 1) * np.arange(-1, MAX_WORKERS) // 2
+"""``_FIRST_SLOTS[n]`` is the slot of worker 0 in a loader of n workers; the others follow it."""
 
-_CONTEXTS = _SLOTS + 2 * (int(_FIRST[-1]) + MAX_WORKERS)
-_LENGTH = 8
+_CONTEXTS = _SLOTS + 2 * (int(_FIRST_SLOTS[-1]) + MAX_WORKERS)
+_LENGTH_BYTES = 8
 """Bytes of the length that precedes each context."""
 
 
@@ -94,7 +94,7 @@ class EpochCounter:
     Examples
     --------
     >>> counter = EpochCounter(epoch=7)
-    >>> counter.advance().epoch, counter.advance().epoch, counter.upcoming().epoch
+    >>> counter.advance().epoch, counter.advance().epoch, counter.next_cursor().epoch
     (7, 8, 9)
     """
 
@@ -110,7 +110,7 @@ class EpochCounter:
             self.share()
             return self._shared, self._context_bytes, {}
         copy = EpochCounter(0, self._context_bytes)
-        copy.set(self.upcoming(), self.pinned)
+        copy.set(self.next_cursor(), self.pinned)
         return copy._words, copy._context_bytes, copy._contexts
 
     def __setstate__(self, state: Any) -> None:
@@ -130,7 +130,7 @@ class EpochCounter:
 
             for context in self._contexts.values():
                 self._check_context(context)
-            contexts = 2 * -(-(_LENGTH + self._context_bytes) // 8)
+            contexts = 2 * -(-(_LENGTH_BYTES + self._context_bytes) // 8)
             self._shared = multiprocessing.RawArray("q", _CONTEXTS + contexts)
             words: Int64 = np.frombuffer(self._shared, np.int64)
             words[:_SLOTS] = self._words
@@ -143,7 +143,7 @@ class EpochCounter:
         """Whether all iterations read the same epoch."""
         return bool(self._words[_PINNED])
 
-    def first_warning(self, number: int) -> bool:
+    def is_first_warning(self, number: int) -> bool:
         """Return True on the first call with this `number`, in this process and its workers."""
         is_first = not int(self._words[_WARNED]) >> number & 1
         self._words[_WARNED] |= 1 << number
@@ -158,8 +158,8 @@ class EpochCounter:
         self._write(_NEXT, cursor)
 
     @property
-    def newest(self) -> int:
-        """Number of the iteration that began last, or of the last call of `set`."""
+    def newest_number(self) -> int:
+        """Number of the newest iteration, or of the last call of `set`."""
         return self._words_view[_NEWEST]
 
     def advance(self) -> EpochCursor:
@@ -167,16 +167,16 @@ class EpochCounter:
 
         Workers that the main process coordinates read this iteration with it.
         """
-        cursor = self.upcoming()
+        cursor = self.next_cursor()
         self.coordinate(cursor)
-        self.set(self._after(cursor, 1, 1), self.pinned)
+        self.set(self._advance_cursor(cursor, 1, 1), self.pinned)
         return cursor
 
     def coordinate(self, cursor: EpochCursor) -> None:
         """Tell coordinated workers where their iteration begins."""
         self._write(_CURRENT, cursor)
 
-    def current(self) -> EpochCursor:
+    def current_cursor(self) -> EpochCursor:
         """Return where the iteration of a coordinated worker begins."""
         return self._read(_CURRENT)
 
@@ -188,7 +188,7 @@ class EpochCounter:
         if number > self._words[_NEWEST]:
             # The other workers of the loader write the same number.
             self._words[_NEWEST] = number
-        return self._after(self._read(_NEXT), iterations, iterations + shift)
+        return self._advance_cursor(self._read(_NEXT), iterations, iterations + shift)
 
     def number(self, worker: int, workers: int) -> int:
         """Return the number of the last iteration of a worker; of the main process if 0 workers."""
@@ -201,23 +201,23 @@ class EpochCounter:
         """Let a worker's next iteration read the epoch of `cursor`; all workers must call it."""
         slot, iterations, shift = self._worker_slot(worker, workers)
         slot[_SHIFT] += cursor.epoch - (self._read(_NEXT).epoch + iterations + shift)
-        # All workers write the same context, and each writes it before it reads it.
+        # All workers write the same bytes, and each worker writes them before it reads them.
         self._write_context(_NEXT, cursor.context)
 
-    def upcoming(self) -> EpochCursor:
+    def next_cursor(self) -> EpochCursor:
         """Return where the next iteration begins."""
         iterations, shift = self._other_loaders(0)
-        return self._after(self._read(_NEXT), iterations, iterations + shift)
+        return self._advance_cursor(self._read(_NEXT), iterations, iterations + shift)
 
     @property
     def worker_iterations(self) -> int:
         """Iterations that uncoordinated workers began since the last call of `set`."""
         return self._other_loaders(0)[_ITERATIONS]
 
-    def last_of_workers(self) -> EpochCursor:
+    def last_worker_cursor(self) -> EpochCursor:
         """Return where the last iteration of uncoordinated workers began."""
         iterations, shift = self._other_loaders(0)
-        return self._after(self._read(_NEXT), iterations - 1, iterations - 1 + shift)
+        return self._advance_cursor(self._read(_NEXT), iterations - 1, iterations - 1 + shift)
 
     def _worker_slot(self, worker: int, workers: int) -> tuple[Int64, int, int]:
         """Return a worker's slot, its iterations so far, and the sum of its epoch shifts.
@@ -227,7 +227,7 @@ class EpochCounter:
         if workers > MAX_WORKERS:
             raise ValueError(f"num_workers={workers}: at most {MAX_WORKERS} can agree on an epoch")
         self.share()
-        slot = self._slots[_FIRST[workers] + worker]
+        slot = self._slots[_FIRST_SLOTS[workers] + worker]
         iterations, shift = self._other_loaders(workers)
         return slot, iterations + int(slot[_ITERATIONS]), shift + int(slot[_SHIFT])
 
@@ -235,14 +235,14 @@ class EpochCounter:
         """Return the sum of worker 0's slots of all loaders, without those of `workers` workers."""
         if self._shared is None:
             return 0, 0
-        firsts = np.delete(_FIRST[1:], workers - 1) if workers else _FIRST[1:]
-        iterations, shift = self._slots[firsts].sum(axis=0).tolist()
+        first_slots = np.delete(_FIRST_SLOTS[1:], workers - 1) if workers else _FIRST_SLOTS[1:]
+        iterations, shift = self._slots[first_slots].sum(axis=0).tolist()
         return iterations, shift
 
-    def _after(self, cursor: EpochCursor, iterations: int, epochs: int) -> EpochCursor:
-        """Return where an iteration begins, if it follows `iterations` others from `cursor` on.
+    def _advance_cursor(self, cursor: EpochCursor, iterations: int, epochs: int) -> EpochCursor:
+        """Return the cursor of the iteration that is `iterations` after that of `cursor`.
 
-        Its epoch is `epochs` after that of `cursor`, or the same if pinned.
+        Its epoch number is larger by `epochs`, or the same if the epoch is pinned.
         """
         if iterations == 0 and epochs == 0:
             return cursor
@@ -250,33 +250,33 @@ class EpochCounter:
         return cursor._replace(epoch=epoch).epoch_start
 
     def _read(self, offset: int) -> EpochCursor:
-        words = self._words[offset : offset + _CURSOR].tolist()
-        (epoch, position, restart), ends = words[:_GAPS], words[_GAPS:]
+        words = self._words[offset : offset + _CURSOR_WORDS].tolist()
+        (epoch, position, restart), ends = words[:_GAPS_OFFSET], words[_GAPS_OFFSET:]
         gaps = tuple(gap for gap in zip(ends[::2], ends[1::2], strict=True) if gap != (0, 0))
         return EpochCursor(epoch, position, gaps, restart, self._read_context(offset))
 
     def _write(self, offset: int, cursor: EpochCursor) -> None:
-        words = self._words[offset : offset + _CURSOR]
+        words = self._words[offset : offset + _CURSOR_WORDS]
         words[:] = 0
-        words[:_GAPS] = cursor.epoch, cursor.position, cursor.restart
+        words[:_GAPS_OFFSET] = cursor.epoch, cursor.position, cursor.restart
         if cursor.gaps:
-            words[_GAPS : _GAPS + 2 * len(cursor.gaps)] = np.ravel(cursor.gaps)
+            words[_GAPS_OFFSET : _GAPS_OFFSET + 2 * len(cursor.gaps)] = np.ravel(cursor.gaps)
         self._write_context(offset, cursor.context)
 
     def _read_context(self, offset: int) -> bytes:
         if self._shared is None:
             return self._contexts[offset]
         memory = self._context_memory(offset)
-        length = int.from_bytes(memory[:_LENGTH], "little")
-        return bytes(memory[_LENGTH : _LENGTH + length])
+        length = int.from_bytes(memory[:_LENGTH_BYTES], "little")
+        return bytes(memory[_LENGTH_BYTES : _LENGTH_BYTES + length])
 
     def _write_context(self, offset: int, context: bytes) -> None:
         if self._shared is None:
             self._contexts[offset] = context
             return
         self._check_context(context)
-        length = len(context).to_bytes(_LENGTH, "little")
-        self._context_memory(offset)[: _LENGTH + len(context)] = length + context
+        length = len(context).to_bytes(_LENGTH_BYTES, "little")
+        self._context_memory(offset)[: _LENGTH_BYTES + len(context)] = length + context
 
     def _check_context(self, context: bytes) -> None:
         """Raise ValueError if `context` is too long for shared memory."""
@@ -290,5 +290,5 @@ class EpochCounter:
     def _context_memory(self, offset: int) -> memoryview:
         """Return the memory of a cursor's context: 8 bytes of length, then the context."""
         contexts = self._words[_CONTEXTS:].reshape(2, -1)
-        memory: memoryview = contexts[offset // _CURSOR].data.cast("B")
+        memory: memoryview = contexts[offset // _CURSOR_WORDS].data.cast("B")
         return memory

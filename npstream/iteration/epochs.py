@@ -52,7 +52,7 @@ class AnyEpochs(Protocol):
         """
 
     @property
-    def is_stored_order(self) -> bool:
+    def is_view_order(self) -> bool:
         """Whether epochs read the view in its own order."""
 
     @property
@@ -63,7 +63,10 @@ class AnyEpochs(Protocol):
         """Return True if `ranks` are valid only for iterations that have loaded a state."""
 
     def nodes_per_chunk(self, nodes: int) -> int:
-        """Return how many of `nodes` nodes read each chunk; 1 if lanes are not the cause."""
+        """Return how many of `nodes` nodes read each chunk because they do not divide the lanes.
+
+        It is 1 for orders without lanes.
+        """
 
     def chunk_share(self, nodes: int) -> float:
         """Return the fraction of a chunk's samples that one of `nodes` nodes reads."""
@@ -142,7 +145,7 @@ class Epochs:
         )  # fmt: skip
 
     @property
-    def is_stored_order(self) -> bool:
+    def is_view_order(self) -> bool:
         """Whether epochs read the view in its own order."""
         return self.shuffle is None
 
@@ -156,7 +159,7 @@ class Epochs:
         return False
 
     def nodes_per_chunk(self, nodes: int) -> int:
-        """Return how many of `nodes` nodes read each chunk; 1 if lanes are not the cause."""
+        """Return how many of `nodes` nodes read each chunk; 1 for orders without lanes."""
         lanes = 1 if self.shuffle is None else self.shuffle.lanes or 1
         return nodes // math.gcd(nodes, lanes) if lanes > 1 else 1
 

@@ -1,7 +1,7 @@
-"""Former versions of a dataset that has grown: states that were saved before the append.
+"""Provide `former_source`, to resume from states that were saved before an append.
 
-An append leaves all samples before it in their places. So an iteration over the dataset continues
-in the order of the former version, which depends only on the former index.
+An append does not change the positions of existing samples. So an iteration over the dataset can
+continue in the order of the former version, which depends only on the former index.
 
 Tested in tests/iteration/test_former.py.
 """
@@ -53,7 +53,7 @@ class FormerSource(Source):
 def former_source(
     source: Source, selection: Selection, state: Mapping[str, Any]
 ) -> FormerSource | None:
-    """Return the former version of a dataset that a state was saved of.
+    """Return the former version of a dataset to which a state belongs.
 
     Parameters
     ----------
@@ -64,8 +64,8 @@ def former_source(
     Returns
     -------
     FormerSource or None
-        None unless the dataset keeps that version and has grown from it, and the view is the whole
-        dataset.
+        None if the view is not the whole dataset, if the store does not keep the index of that
+        version, or if the dataset does not begin with its shards.
     """
     is_whole = selection.affine == (0, 1) and selection.size == selection.dataset_size
     if source.members or not is_whole:
@@ -77,7 +77,7 @@ def former_source(
 
 
 def former_version_hint(source: Source, state: Mapping[str, Any]) -> str:
-    """Return a message about the former versions that a state was saved of; "" if none is kept."""
+    """Return a message about the former version to which a state belongs; "" if none is kept."""
     for owner, fingerprint in _fingerprints(source, state):
         former = _kept_index(owner, fingerprint)
         if former is not None:
@@ -96,14 +96,14 @@ def _fingerprints(source: Source, state: Mapping[str, Any]) -> Iterator[tuple[So
         return
     mixture = state.get("mixture")
     saved = mixture.get("sources") if isinstance(mixture, Mapping) else None
-    for fact in saved if isinstance(saved, list | tuple) else ():
+    for saved_source in saved if isinstance(saved, list | tuple) else ():
         for member in source.members:
-            if isinstance(fact, Mapping) and fact.get("name") == member.name:
-                yield member.source, fact.get("fingerprint")
+            if isinstance(saved_source, Mapping) and saved_source.get("name") == member.name:
+                yield member.source, saved_source.get("fingerprint")
 
 
 def _kept_index(source: Source, fingerprint: Any) -> Index | None:
-    """Return the index of the dataset in a fingerprint, if it is kept and not the newest one."""
+    """Return the index of the former version that a fingerprint names; None if it was not kept."""
     version = fingerprint.partition("-")[0] if isinstance(fingerprint, str) else ""
     name = version_name(version)
     store = getattr(source.fetcher.shards, "store", None)

@@ -103,7 +103,8 @@ class Iteration(Resumable):
     ) -> None:
         super().__init__(epochs, settings)
         self._source, self._selection, self._names = source, selection, names
-        self._step = selection.step if epochs.is_stored_order else 0
+        # The step between the rows that are read one after the other; 0 if they are shuffled.
+        self._step = selection.step if epochs.is_view_order else 0
         self._rowwise: bool | None = None
         if settings.yields_batches and (view_transform is not None or source.has_transforms):
             raise ValueError(
@@ -131,14 +132,14 @@ class Iteration(Resumable):
 
     def __len__(self) -> int:
         """Return the number of batches, or samples, of a whole epoch."""
-        part = self._part(self._counter.upcoming().epoch_start)
+        part = self._part(self._counter.next_cursor().epoch_start)
         return part.batches if self.yields_batches else part.samples
 
     def __iter__(self) -> Iterator[Any]:
         worker, workers = this_worker()
         make = partial(self._items, worker, workers)
         if self._is_coordinated:
-            return make(self._progress_from(self._counter.current()))
+            return make(self._progress_from(self._counter.current_cursor()))
         skipped = self._check_reader()
         one_by_one = self._settings.batch_size is None and self._settings.global_batch_size is None
         if workers > 1 and worker == 0 and one_by_one:
@@ -158,10 +159,11 @@ class Iteration(Resumable):
 
     def _items(self, worker: int, workers: int, progress: EpochProgress) -> Iterator[Any]:
         """Yield the remaining items of a worker, or of the main process if `workers` is 0."""
-        part, done = progress.part, progress.samples_done
+        part = progress.part
         log("iterating as worker %d of %d: %r over %s", worker, workers, self, part)
-        batches = range(worker, part.batches, workers or 1)[done // part.batch_size :]
-        pieces = self._pieces(progress, batches, done % part.batch_size)
+        batches_done, rows_done = divmod(progress.samples_done, part.batch_size)
+        batches = range(worker, part.batches, workers or 1)[batches_done:]
+        pieces = self._pieces(progress, batches, rows_done)
         items = (
             self._batches(progress, pieces)
             if self.yields_batches
@@ -213,7 +215,9 @@ class Iteration(Resumable):
         return rows
 
     def samples_of(self, steps: int | Iterable[int], *, epoch: int | None = None) -> Provenance:
-        """Return which samples steps of this run read, on all ranks; nothing is read.
+        """Return the ids and locations of the samples in steps of this run, on all ranks.
+
+        No data is read.
 
         Parameters
         ----------
@@ -245,12 +249,11 @@ class Iteration(Resumable):
         from npstream.iteration.provenance import step_numbers, trace_steps
 
         numbers = step_numbers(steps)
-        number = self.epoch if epoch is None else integer("epoch", epoch, 0)
+        epoch = self.epoch if epoch is None else integer("epoch", epoch, 0)
         history, cursor = self._history, self._next_cursor()
         if not history.ranges:
-            settings = self._step_range(self._part(cursor.epoch_start))
-            history = StepHistory([settings])
-        return trace_steps(self._epochs, self._source, history, cursor.context, number, numbers)
+            history = StepHistory([self._step_range(self._part(cursor.epoch_start))])
+        return trace_steps(self._epochs, self._source, history, cursor.context, epoch, numbers)
 
     def __getstate__(self) -> dict[str, Any]:
         if is_spawning():
@@ -373,7 +376,7 @@ class Iteration(Resumable):
             self._rowwise = not self._step and self._source.is_rowwise(
                 self._order(cursor, self._epochs),
                 self._source.plan(self._names),
-                partial(self._smaller_block, cursor),
+                partial(self._smaller_block_hint, cursor),
             )
         return self._rowwise
 
@@ -381,9 +384,9 @@ class Iteration(Resumable):
         """Return the order in which this machine reads an epoch."""
         ranks = self._merged_ranks()
         nodes = ranks.world // ranks.per_node
-        view = self._selection.size / max(self._source.index.samples, 1)
-        sampled = min(1.0, MAX_SAMPLED_RANKS / ranks.per_node)
-        share = epochs.chunk_share(nodes) * min(1.0, view) * sampled
+        view_share = min(1.0, self._selection.size / max(self._source.index.samples, 1))
+        sampled_share = min(1.0, MAX_SAMPLED_RANKS / ranks.per_node)
+        share = epochs.chunk_share(nodes) * view_share * sampled_share
         return ReadOrder(partial(self._first_samples, cursor, ranks, epochs), share)
 
     def _first_samples(self, cursor: EpochCursor, ranks: Ranks, epochs: AnyEpochs, n: int) -> Int64:
@@ -397,9 +400,10 @@ class Iteration(Resumable):
             batches = min(-(-n // (len(sampled_ranks) * part.batch_size)), part.batches)
             ids.append(part.lookup(range(batches))[0])
             batch_numbers.append(np.arange(len(ids[-1])) // part.batch_size)
+        # The ranks read their batches with the same number at about the same time.
         return np.concatenate(ids)[np.argsort(np.concatenate(batch_numbers), kind="stable")]
 
-    def _smaller_block(self, cursor: EpochCursor, fits: Callable[[ReadOrder], bool]) -> str:
+    def _smaller_block_hint(self, cursor: EpochCursor, fits: Callable[[ReadOrder], bool]) -> str:
         """Return the part of an error message that names a shuffle setting the cache can hold."""
         nbytes = self._source.index.total_nbytes
         while (nbytes := nbytes // 2) and (smaller := self._epochs.with_block(nbytes)):
@@ -481,8 +485,8 @@ class Iteration(Resumable):
             if decoded.error is not None:
                 raise decoded.error
 
-    def _pieces(self, progress: EpochProgress, batches: range, done: int) -> Iterator[_Piece]:
-        """Yield the ids of samples that are read together, without `done` of the first batch."""
+    def _pieces(self, progress: EpochProgress, batches: range, rows_done: int) -> Iterator[_Piece]:
+        """Yield the samples of batches in pieces; skip the first `rows_done` samples."""
         part = progress.part
         step = part.lookup_batches(batches.step)
         plan = self._source.plan(self._names)
@@ -492,7 +496,7 @@ class Iteration(Resumable):
         for start in range(0, len(batches), step):
             looked_up = part.lookup_with_positions(batches[start : start + step])
             ids, repeated, positions = looked_up
-            for row in range(done, len(ids), rows):
+            for row in range(rows_done, len(ids), rows):
                 span = slice(row, row + rows)
                 yield ids[span], repeated[span], positions[span]
-            done = 0
+            rows_done = 0

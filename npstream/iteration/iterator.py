@@ -35,13 +35,13 @@ class EpochProgress:
     position : int
         The position after the last item that was yielded.
     is_over : bool, default: False
-        True if the iterator has ended. Before that, `is_done` is True after the last item.
+        True if the iterator has ended. `is_done` is True already after the last item.
     has_yielded : bool, default: False
         True if the loop yielded items before this progress began: `Resumable.skip` gives the
         iterator of a loop a new progress.
     loop_start : int, optional
-        See `origin`; by default ``part.start``.
-    failed : int, default: 0
+        The position where the loop began; by default ``part.start``. `origin` explains it.
+    failed_positions : int, default: 0
         Number of positions after `position` whose items raised an error instead of being yielded.
         The loop skips them if it continues.
     saved_position : int, default: -1
@@ -57,7 +57,7 @@ class EpochProgress:
     is_over: bool = False
     has_yielded: bool = False
     loop_start: int | None = None
-    failed: int = 0
+    failed_positions: int = 0
     saved_position: int = -1
     iteration_number: int | None = None
 
@@ -65,8 +65,9 @@ class EpochProgress:
     def origin(self) -> int:
         """The position where the loop began.
 
-        Skipped samples have no position, so it is below 0 if the loop yielded batches, and then
-        skipped them.
+        `Resumable.skip` gives a loop a new part that starts at the loop's position, so the origin
+        is before that part. Skipped samples have no position. So if the loop skips batches that it
+        has yielded, the origin is negative.
         """
         return self.part.start if self.loop_start is None else self.loop_start
 
@@ -83,7 +84,7 @@ class EpochProgress:
     @property
     def samples_done(self) -> int:
         """Samples of the rank that were yielded or failed."""
-        return (self.position + self.failed - self.part.start) // self.part.world
+        return (self.position + self.failed_positions - self.part.start) // self.part.world
 
     def resume_cursor(self, position: int | None = None) -> EpochCursor | None:
         """Return the cursor at `position`, by default after all yielded items; None at the end."""
@@ -113,7 +114,11 @@ class EpochIterator(chain[Any]):
 
     @classmethod
     def create(
-        cls, progress: EpochProgress, rows: int, items: Iterator[Any], make: ItemFactory
+        cls,
+        progress: EpochProgress,
+        samples_per_item: int,
+        items: Iterator[Any],
+        make: ItemFactory,
     ) -> EpochIterator:
         """Return an iterator over the items of an iteration.
 
@@ -121,7 +126,7 @@ class EpochIterator(chain[Any]):
         ----------
         progress : EpochProgress
             The progress of the iteration, which the iterator keeps up to date.
-        rows : int
+        samples_per_item : int
             Number of samples of the rank in each item.
         items : iterator
             The items.
@@ -132,7 +137,7 @@ class EpochIterator(chain[Any]):
         -------
         EpochIterator
         """
-        segments = _Segments(progress, rows * progress.part.world, items, make)
+        segments = _Segments(progress, samples_per_item * progress.part.world, items, make)
         iterator: Any = cls.from_iterable(segments)
         iterator._segments = segments
         return cast("EpochIterator", iterator)
@@ -227,19 +232,21 @@ def _count_yielded(
     try:
         # The first item after failed ones also moves the position past these. This is a loop of its
         # own, so that the other loop needs no check per item.
-        if progress.failed:
+        if progress.failed_positions:
             for item in items:
-                progress.position, progress.failed = progress.position + progress.failed + step, 0
+                progress.position += progress.failed_positions + step
+                progress.failed_positions = 0
                 yield item
                 break
         for item in items:
             progress.position += step
             yield item
     except Exception as error:
-        progress.failed += step
+        progress.failed_positions += step
         shorten(error)
         raise
-    progress.position, progress.failed = progress.position + progress.failed, 0
+    progress.position += progress.failed_positions
+    progress.failed_positions = 0
     progress.is_over = True
 
 

@@ -4,8 +4,9 @@ Batch t of all ranks together is the global batch t: G consecutive positions. Wi
 ranks each, sample i of rank k of node n is at position ``t * G + (i * R + k) * P + n``. So the
 samples of a global batch do not depend on the number of ranks and nodes.
 
-Consecutive positions of an order are in consecutive lanes. So if P divides the number of lanes, a
-node reads only every P-th lane. Orders differ only in which rows are at these positions.
+An order interleaves lanes, which are sequences of chunks: consecutive positions are in consecutive
+lanes. So if P divides the number of lanes, a node reads only every P-th lane. Orders differ only in
+which rows are at these positions.
 
 There are two kinds of positions. *Epoch positions* count all samples of an epoch; *unskipped
 positions* count only those outside of the gaps.

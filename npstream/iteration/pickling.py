@@ -41,8 +41,8 @@ def require_importable(name: str, function: T) -> T:
     Raises
     ------
     TypeError
-        If multiprocessing is pickling it, and the name of the function, or of a function that it
-        holds, does not lead to it.
+        If multiprocessing pickles the function, and the new process could not import it, or a
+        function that it holds, by its name.
 
     Examples
     --------
@@ -95,7 +95,8 @@ def _is_importable(function: FunctionType | type) -> bool:
     if function.__module__ == "__main__" and not hasattr(module, "__file__"):
         return False  # an interactive session, whose code no other process has
     if isinstance(function, type):
-        return "<locals>" not in function.__qualname__  # classes of C may have any names
+        # The class of a C extension may have a name by which it cannot be imported.
+        return "<locals>" not in function.__qualname__
     try:
         return operator.attrgetter(function.__qualname__)(module) is function
     except AttributeError:

@@ -82,8 +82,8 @@ class StepRange(NamedTuple):
             to_unskipped_position(position, self.gaps)
             for position in (self.position, cursor.position)
         )
-        batches, rest = divmod(stop - start, self.global_batch)
-        return self.step + batches + (rest > 0), rest == 0
+        batches, remainder = divmod(stop - start, self.global_batch)
+        return self.step + batches + (remainder > 0), remainder == 0
 
     def cursor(self, context: bytes) -> EpochCursor:
         """Return the cursor where the first step begins."""
@@ -107,41 +107,46 @@ class StepHistory:
     def __init__(self, ranges: Iterable[StepRange] = ()) -> None:
         self.ranges = tuple(sorted(ranges))
 
-    def after_begin(self, cursor: EpochCursor, settings: StepRange) -> StepHistory:
-        """Return the history after a loop began.
+    def with_loop(self, cursor: EpochCursor, batches: StepRange) -> StepHistory:
+        """Return the history with a loop that begins.
 
         Parameters
         ----------
         cursor : EpochCursor
-            Where it began.
-        settings : StepRange
-            The batch size and the ranks of the loop.
+            The cursor where the loop begins.
+        batches : StepRange
+            A range with the batch size and the ranks of the loop, at any position.
         """
         step, is_aligned = 0, True
-        before = self._before(cursor)
-        if before is not None:
-            step, is_aligned = before.steps_to(cursor)
+        previous = self._previous_range(cursor)
+        if previous is not None:
+            step, is_aligned = previous.steps_to(cursor)
         elif cursor.position:  # the state has no history: assume batches of this size
-            start = settings.in_epoch(cursor.epoch)._replace(gaps=cursor.gaps)
+            start = batches.in_epoch(cursor.epoch)._replace(gaps=cursor.gaps)
             step, _ = start.steps_to(cursor)
-        new = settings._replace(
+        loop_range = batches._replace(
             epoch=cursor.epoch,
             step=step,
             position=cursor.position,
             gaps=cursor.gaps,
             restart=cursor.restart,
         )
-        # A loop may read steps again, for instance after `set_epoch`: its batches count.
-        kept = [each for each in self.ranges if each.epoch != new.epoch or each.step < new.step]
-        is_continued = before is not None and is_aligned and _how_read(before) == _how_read(new)
-        return StepHistory(kept if is_continued else [*kept, new])
+        # A loop may read steps again, for instance after `set_epoch`. Its batches replace those
+        # that the history has from this step of the epoch on.
+        ranges = [r for r in self.ranges if r.epoch != cursor.epoch or r.step < step]
+        is_continued = (
+            previous is not None
+            and is_aligned
+            and _batch_fields(previous) == _batch_fields(loop_range)
+        )
+        return StepHistory(ranges if is_continued else [*ranges, loop_range])
 
     def find(self, epoch: int, step: int) -> StepRange | None:
         """Return the range of a step; None if it is unknown."""
         number = bisect_right(self.ranges, (epoch, step), key=itemgetter(0, 1))
         return self.ranges[number - 1].in_epoch(epoch) if number else None
 
-    def _before(self, cursor: EpochCursor) -> StepRange | None:
+    def _previous_range(self, cursor: EpochCursor) -> StepRange | None:
         """Return the range that a loop from the cursor would continue; None if there is none."""
         number = bisect_right(self.ranges, (cursor.epoch, cursor.position), key=itemgetter(0, 2))
         if not cursor.position:  # the loop reads the epoch from its first step on
@@ -175,21 +180,21 @@ def _read_range(entry: Any) -> StepRange:
     last = entry["last"]
     if last not in LAST_BATCH_MODES:
         raise ValueError(f"this state is damaged: last={short_repr(last)} in {STEPS}")
-    least = {"global_batch": 1, "world": 1, "ranks_per_node": 1}
+    minimums = {"global_batch": 1, "world": 1, "ranks_per_node": 1}
     counts = {
-        key: read_count(entry, key, least.get(key, 0))
+        key: read_count(entry, key, minimums.get(key, 0))
         for key in StepRange._fields
         if key not in ("last", "gaps")
     }
     return StepRange(**counts, last=last, gaps=merge_gaps(read_gaps(entry, "gaps")))
 
 
-def _how_read(steps: StepRange) -> tuple[Any, ...]:
-    """Return what decides which samples the batches of a range have, but for their number."""
-    return steps[3:]
+def _batch_fields(step_range: StepRange) -> tuple[Any, ...]:
+    """Return the fields that stay equal while a range continues: not epoch, step and position."""
+    return step_range[3:]
 
 
-_SHOWN_ROWS = 10
+_MAX_REPR_ROWS = 10
 """Maximum number of rows in a repr."""
 
 
@@ -244,26 +249,25 @@ class Provenance:
         return len(self.ids)
 
     def __repr__(self) -> str:
-        columns = {each.name: getattr(self, each.name) for each in fields(self)}
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
         if not any(self.sources):
             del columns["sources"]
-        shown = {
-            name: [name, *map(str, values[:_SHOWN_ROWS].tolist())]
-            for name, values in columns.items()
-        }
-        widths = {name: max(map(len, texts)) for name, texts in shown.items()}
+        cells = [
+            [name, *map(str, values[:_MAX_REPR_ROWS].tolist())] for name, values in columns.items()
+        ]
+        widths = [max(map(len, texts)) for texts in cells]
         lines = [f"<Provenance: {quantity(len(self), 'sample')}>"]
-        for row in zip(*shown.values(), strict=True):
-            cells = zip(row, widths.values(), strict=True)
-            lines.append("  " + "  ".join(text.rjust(width) for text, width in cells))
-        if len(self) > _SHOWN_ROWS:
-            lines.append(f"  ... {len(self) - _SHOWN_ROWS:,} more")
+        for row in zip(*cells, strict=True):
+            padded = [text.rjust(width) for text, width in zip(row, widths, strict=True)]
+            lines.append("  " + "  ".join(padded))
+        if len(self) > _MAX_REPR_ROWS:
+            lines.append(f"  ... {len(self) - _MAX_REPR_ROWS:,} more")
         return "\n".join(lines)
 
     def to_pandas(self) -> Any:
         """Return the table as a DataFrame of pandas, with a column for each attribute."""
         pandas = import_optional("pandas", "pandas", "pandas")
-        return pandas.DataFrame({each.name: getattr(self, each.name) for each in fields(self)})
+        return pandas.DataFrame({field.name: getattr(self, field.name) for field in fields(self)})
 
 
 def trace_steps(
@@ -324,23 +328,22 @@ def trace_steps(
 
 
 def _read_step(
-    epochs: AnyEpochs, steps: StepRange, context: bytes, step: int
+    epochs: AnyEpochs, step_range: StepRange, context: bytes, step: int
 ) -> list[tuple[Int64, Int64, Int64, Bools]]:
-    """Return the numbers of the step, ranks, ids and marks of repeated samples, by rank."""
-    cursor, number = steps.cursor(context), step - steps.step
+    """Return, for each rank, the columns `steps`, `ranks`, `ids` and `repeated` of `Provenance`."""
+    cursor, batch = step_range.cursor(context), step - step_range.step
+    batch_size = step_range.global_batch // step_range.world
     pieces, batches = [], 0
-    for rank in range(steps.world):
-        ranks = Ranks(rank, steps.world, steps.ranks_per_node)
-        part = epochs.part(cursor, ranks, steps.global_batch // steps.world, steps.last)
+    for rank in range(step_range.world):
+        ranks = Ranks(rank, step_range.world, step_range.ranks_per_node)
+        part = epochs.part(cursor, ranks, batch_size, step_range.last)
         batches = max(batches, part.batches)
-        if number < part.batches:
-            ids, repeated = part.lookup(range(number, number + 1))
+        if batch < part.batches:
+            ids, repeated = part.lookup(range(batch, batch + 1))
             pieces.append((np.full_like(ids, step), np.full_like(ids, rank), ids, repeated))
-    if number >= batches:
-        raise IndexError(
-            f"step {step}: epoch {steps.epoch} has {quantity(steps.step + batches, 'step')}, "
-            "counted from 0"
-        )
+    if batch >= batches:
+        steps = quantity(step_range.step + batches, "step")
+        raise IndexError(f"step {step}: epoch {step_range.epoch} has {steps}, counted from 0")
     return pieces
 
 
@@ -354,11 +357,11 @@ def step_numbers(steps: int | Iterable[int]) -> list[int]:
     IndexError
         If one is negative.
     """
-    given: Any = [steps] if hasattr(steps, "__index__") else steps
-    if not isinstance(given, Iterable) or isinstance(given, str | bytes):
+    items: Any = [steps] if hasattr(steps, "__index__") else steps
+    if not isinstance(items, Iterable) or isinstance(items, str | bytes):
         raise TypeError(f"steps={short_repr(steps)}: expected a number of a step, or several")
     numbers = []
-    for step in given:
+    for step in items:
         if isinstance(step, bool) or not hasattr(step, "__index__"):
             raise TypeError(f"a step is {short_repr(step)}: expected an integer")
         numbers.append(operator.index(step))
@@ -401,7 +404,7 @@ def _streaming_shuffle(state: Mapping[str, Any], shuffle: Mapping[str, Any]) -> 
     """Return the StreamingShuffle of a state in an order of Streaming."""
     from npstream.orders.streaming.settings import StreamingShuffle
 
-    names = {each.name for each in fields(StreamingShuffle)}
+    names = {field.name for field in fields(StreamingShuffle)}
     settings = {name: value for name, value in shuffle.items() if name in names}
     weights: dict[str, Any] = {}
     for source, weight in (state.get("weights") or {}).items():

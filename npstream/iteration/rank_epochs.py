@@ -63,11 +63,11 @@ class RankEpochs:
             self._warn_of_shared_chunks(
                 self._epochs.merge_replicas(self._detected_ranks, self._settings.replication)
             )
-        elif (now := torch_ranks()) is not None and now != self._detected_ranks[:2]:
+        elif (current := torch_ranks()) is not None and current != self._detected_ranks[:2]:
             raise RuntimeError(
                 f"(rank, world) was {self._detected_ranks[:2]} when this was first used, and "
-                f"torch.distributed says {now}: call init_process_group before, or give rank= and "
-                "world="
+                f"torch.distributed says {current}: call init_process_group before, or give rank= "
+                "and world="
             )
         return self._detected_ranks
 
@@ -86,7 +86,7 @@ class RankEpochs:
 
     def _is_first_warning(self, number: int) -> bool:
         """Return True if this process gives the warning: the main process or worker 0, once."""
-        return this_worker()[0] == 0 and self._counter.first_warning(number)
+        return this_worker()[0] == 0 and self._counter.is_first_warning(number)
 
     def _merged_ranks(self) -> Ranks:
         return self._epochs.merge_replicas(self._resolve(), self._settings.replication)
@@ -122,13 +122,15 @@ class RankEpochs:
         return cursor
 
     def _former_epochs(self, state: Mapping[str, Any], error: ValueError) -> AnyEpochs | None:
-        """Return the epochs of a former version of the dataset that a state was saved of.
+        """Return the epochs of the former version of the dataset to which a state belongs.
 
-        None if there is none. `error` is that of the newest version.
+        None if there is no such version. `error` is the error of loading the state into the newest
+        version.
         """
         return None
 
-    def _warn_left(self, progress: EpochProgress) -> None:
+    def _warn_unfinished(self, progress: EpochProgress) -> None:
+        """Warn that this run does not read the rest of an epoch, but a resumed run would."""
         message = (
             f"epoch {progress.cursor.epoch} was left after {progress.position:,} of "
             f"{quantity(progress.part.size, 'sample')}, where a state was saved: a run that "
@@ -138,5 +140,6 @@ class RankEpochs:
             message += f". To have epochs end there, give epoch_size={progress.position}"
             warnings.warn(message, stacklevel=5)
         else:
-            # Streaming leaves epochs in the same way, and its orders depend on epoch_size.
+            # This is only logged: runs of Streaming also leave epochs early, and epoch_size would
+            # change the order.
             warn("%s", message)

@@ -65,9 +65,9 @@ class Resumable(RankEpochs):
         # worker yielded after it.
         self._worker_state: tuple[EpochCursor, int] | None = None
         self._is_coordinated = False  # True while `coordinate` calls its function
-        self._has_warned_left = False  # see `_warn_if_left`
+        self._has_warned_unfinished = False  # see `_warn_if_unfinished`
         self._history = StepHistory()
-        # The trainer's number of its current epoch, and the number to add to get this object's.
+        # The number of the current epoch in a trainer, and `epoch` minus this number.
         self._trainer_epoch: int | None = None
         self._trainer_offset: int | None = None
         # A DataLoader may start workers later, and they inherit the counter.
@@ -106,7 +106,7 @@ class Resumable(RankEpochs):
         """
         progress = self._fresh_progress()
         if progress is None:
-            self._warn_if_left(self._counter.upcoming())
+            self._warn_if_unfinished(self._counter.next_cursor())
             progress = self._next_progress(self._counter.advance)
         else:
             # The iteration before yielded nothing, so this one begins at the same cursor.
@@ -141,8 +141,8 @@ class Resumable(RankEpochs):
     def _register(self, progress: EpochProgress) -> EpochProgress:
         """Make `progress` the newest one; the iterator before it raises if it is used again."""
         worker, workers = this_worker()
-        if not workers and (old := self._live_iterator()) is not None:
-            old.retire(OUTDATED)
+        if not workers and (previous := self._live_iterator()) is not None:
+            previous.retire(OUTDATED)
         self._progress, self._iterator = progress, None
         self._record_begin(progress)
         progress.iteration_number = self._counter.number(worker, workers)
@@ -182,7 +182,7 @@ class Resumable(RankEpochs):
             If the iteration is outdated.
         """
         number = progress.iteration_number
-        if number is not None and self._counter.newest > number:
+        if number is not None and self._counter.newest_number > number:
             raise RuntimeError(OUTDATED)
 
     def coordinate(self, progress: EpochProgress, start: Callable[[], T]) -> T:
@@ -203,7 +203,7 @@ class Resumable(RankEpochs):
         Any
             The result of `start`.
         """
-        position = progress.position + progress.failed
+        position = progress.position + progress.failed_positions
         self._counter.coordinate(progress.resume_cursor(position) or progress.cursor)
         self._is_coordinated = True
         try:
@@ -236,7 +236,7 @@ class Resumable(RankEpochs):
         progress = self._progress
         if workers:
             if self._is_coordinated or progress is None:
-                return self._counter.current().epoch
+                return self._counter.current_cursor().epoch
             return progress.cursor.epoch
         # In a loop, or before the first batch of a loop: the epoch of this loop.
         is_fresh = progress is not None and self._fresh_progress() is progress
@@ -245,7 +245,7 @@ class Resumable(RankEpochs):
             return progress.cursor.epoch
         # Outside of loops: the epoch of the next loop. If the cursor is within an epoch, but too
         # little of it is left for a batch, this is the epoch after it.
-        cursor = self._counter.upcoming()
+        cursor = self._counter.next_cursor()
         if cursor == cursor.epoch_start or self._counter.pinned:
             return cursor.epoch
         is_finished = _is_empty(self._progress_from(cursor))
@@ -278,7 +278,7 @@ class Resumable(RankEpochs):
         cursor = self._next_cursor()
         if cursor.epoch != epoch:
             cursor = cursor._replace(epoch=epoch).epoch_start
-        self._warn_if_left(cursor)
+        self._warn_if_unfinished(cursor)
         self._move_to(cursor, pinned=True)
 
     def set_trainer_epoch(self, epoch: int) -> None:
@@ -295,11 +295,12 @@ class Resumable(RankEpochs):
             The trainer's number of the epoch.
         """
         cursor = self._next_cursor()
-        offset, last = self._trainer_offset, self._trainer_epoch
+        offset, previous = self._trainer_offset, self._trainer_epoch
         self._trainer_epoch = epoch
-        if offset is None or (last is not None and epoch <= last) or epoch + offset < cursor.epoch:
-            # A trainer's first call, or its epochs went back because another training began: its
-            # epoch is the epoch of the next iteration.
+        is_restarted = previous is not None and epoch <= previous
+        if offset is None or is_restarted or epoch + offset < cursor.epoch:
+            # This is a trainer's first call, or its epochs went back because another training
+            # began. The trainer's epoch is the epoch of the next iteration.
             self._trainer_offset = cursor.epoch - epoch
         elif epoch + offset > cursor.epoch:
             trainer_cursor = cursor._replace(epoch=epoch + offset).epoch_start
@@ -335,7 +336,7 @@ class Resumable(RankEpochs):
         """
         _, workers = this_worker()
         if workers:
-            progress = self._progress or self._progress_from(self._counter.upcoming())
+            progress = self._progress or self._progress_from(self._counter.next_cursor())
             yielded = (progress.position - progress.part.start) // progress.part.world
             state = self._state_of(progress.cursor)
             return {**state, "workers": workers, "yielded": yielded}
@@ -446,14 +447,14 @@ class Resumable(RankEpochs):
         if len(gaps) > MAX_GAPS:
             raise ValueError(f"at most {MAX_GAPS} separate ranges of an epoch can be skipped")
         progress = self._progress_from(cursor._replace(gaps=gaps))  # raises for invalid gaps
-        if (old := self._active_progress()) is None:
+        if (previous := self._active_progress()) is None:
             self._move_to(progress.cursor, self._counter.pinned)
             return
         iterator = self._live_iterator()
         assert iterator is not None
-        progress.has_yielded, progress.iteration_number = True, old.iteration_number
-        # The loop has read as many samples as before: `position` minus `loop_start` stays the same.
-        progress.loop_start = progress.position - (old.position - old.origin)
+        progress.has_yielded, progress.iteration_number = True, previous.iteration_number
+        # The number of samples that the loop has read, `position` minus `origin`, stays the same.
+        progress.loop_start = progress.position - (previous.position - previous.origin)
         iterator.redirect(progress)
         self._progress = progress
         self._record_begin(progress)
@@ -500,7 +501,7 @@ class Resumable(RankEpochs):
     def _next_cursor(self) -> EpochCursor:
         """Return where the next iteration begins."""
         progress = self._fresh_progress()
-        return self._counter.upcoming() if progress is None else progress.cursor
+        return self._counter.next_cursor() if progress is None else progress.cursor
 
     def _state_cursor(self, samples: int | None = None, from_beginning: bool = True) -> EpochCursor:
         """Return the cursor to save; `samples` is the caller's count, if the caller has one."""
@@ -515,15 +516,15 @@ class Resumable(RankEpochs):
         if self._counter.worker_iterations:
             if samples is None:
                 raise RuntimeError(_WORKERS_PREFETCH)
-            progress = self._progress_from(self._counter.last_of_workers())
+            progress = self._progress_from(self._counter.last_worker_cursor())
         if samples is not None:
-            progress = progress or self._progress_from(self._counter.upcoming())
+            progress = progress or self._progress_from(self._counter.next_cursor())
             progress = EpochProgress(
                 progress.cursor, progress.part, samples + (0 if from_beginning else progress.origin)
             )
         if progress is None:
-            return self._counter.upcoming()
-        return progress.resume_cursor() or self._counter.upcoming()
+            return self._counter.next_cursor()
+        return progress.resume_cursor() or self._counter.next_cursor()
 
     def _raise_in_loop(self, call: str) -> None:
         progress = self._active_progress()
@@ -534,34 +535,34 @@ class Resumable(RankEpochs):
                 "close()); or make another iteration"
             )
 
-    def _warn_if_left(self, next_cursor: EpochCursor) -> None:
+    def _warn_if_unfinished(self, next_cursor: EpochCursor) -> None:
         """Warn if the last loop was left where its state was saved, and another epoch begins.
 
         A run that resumes from this state would read the rest of the epoch instead.
         """
         progress = self._progress
-        if progress is None or self._has_warned_left or self._trainer_offset is not None:
+        if progress is None or self._has_warned_unfinished or self._trainer_offset is not None:
             return
-        is_left = (
+        is_unfinished = (
             not progress.is_fresh and not progress.is_done and progress.resume_cursor() is not None
         )
         if (
-            not is_left
+            not is_unfinished
             or progress.saved_position != progress.position
             or next_cursor.epoch == progress.cursor.epoch
         ):
             return
-        self._has_warned_left = True
-        self._warn_left(progress)
+        self._has_warned_unfinished = True
+        self._warn_unfinished(progress)
 
     # Steps
 
     def _record_begin(self, progress: EpochProgress) -> None:
         """Record in the history that a loop begins."""
-        self._history = self._history.after_begin(progress.cursor, self._step_range(progress.part))
+        self._history = self._history.with_loop(progress.cursor, self._step_range(progress.part))
 
     def _step_range(self, part: Partition) -> StepRange:
-        """Return a range of steps with the batch size and the ranks of this iteration."""
+        """Return a range with the batch size and the ranks of this iteration, at epoch 0."""
         per_node = part.world // part.nodes
         last = self._settings.last
         return StepRange(0, 0, 0, part.global_batch, part.world, per_node, last)

@@ -54,15 +54,15 @@ class DatasetFingerprint:
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self._known: dict[int, str] = {}
+        self._fingerprints: dict[int, str] = {}
 
     def __call__(self, version: int) -> str:
         """Return the fingerprint in states of a version."""
-        if version not in self._known:
+        if version not in self._fingerprints:
             index = self.source.index
-            make = _first_fingerprint if version == 1 else Index.fingerprint
-            self._known[version] = make(index)
-        return self._known[version]
+            make = _version_1_fingerprint if version == 1 else Index.fingerprint
+            self._fingerprints[version] = make(index)
+        return self._fingerprints[version]
 
 
 class ViewFingerprint:
@@ -88,7 +88,7 @@ class ViewFingerprint:
         return f"{self._dataset(version)}-{self._view}"
 
 
-def _first_fingerprint(index: Index) -> str:
+def _version_1_fingerprint(index: Index) -> str:
     """Return the fingerprint of a dataset in states of version 1."""
     index = index.stored
     dataset = hashlib.blake2b(digest_size=8)
@@ -115,14 +115,14 @@ def make_state(settings: Mapping[str, Any], cursor: EpochCursor) -> dict[str, An
 
 
 def read_cursor(
-    state: Mapping[str, Any], settings_in: Callable[[int], Mapping[str, Any]]
+    state: Mapping[str, Any], settings_of_version: Callable[[int], Mapping[str, Any]]
 ) -> EpochCursor:
     """Return the cursor of a state.
 
     Parameters
     ----------
     state : mapping
-    settings_in : callable
+    settings_of_version : callable
         Takes a version, and returns the settings of the iteration as states of that version have
         them.
 
@@ -132,7 +132,7 @@ def read_cursor(
         If the state is of an iteration over another view, or in another order.
     """
     version = state_version(state)
-    expected = {"version": version, **settings_in(version)}
+    expected = {"version": version, **settings_of_version(version)}
     require_keys(state, (*expected, "epoch", "position", "skipped"))
     for key, current in expected.items():
         if state[key] != current:
@@ -174,16 +174,16 @@ def state_version(state: Any) -> int:
     return STATE_VERSION if version not in _VERSIONS else int(version)
 
 
-def read_count(state: Mapping[str, Any], key: str, least: int = 0, bound: int = MAX_COUNT) -> int:
-    """Return an integer of a state; raise ValueError unless it is in range(least, bound)."""
+def read_count(state: Mapping[str, Any], key: str, minimum: int = 0, bound: int = MAX_COUNT) -> int:
+    """Return an integer of a state; raise ValueError unless it is in range(minimum, bound)."""
     try:
         count = integer(key, state[key])
     except TypeError:
-        count = least - 1
-    if not least <= count < bound:
+        count = minimum - 1
+    if not minimum <= count < bound:
         raise ValueError(
             f"this state is damaged: {key}={short_repr(state[key])}; expected an integer from "
-            f"{least} to {bound - 1}"
+            f"{minimum} to {bound - 1}"
         )
     return count
 

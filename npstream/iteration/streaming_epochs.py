@@ -103,15 +103,15 @@ class StreamingEpochs:
                 "last='short': Streaming's orders repeat samples so that all ranks read the same "
                 "number; shuffle=False, or a native order, reads each sample once"
             )
-        world, first = _world(ranks), cursor.restart
+        world, restart = _world(ranks), cursor.restart
         order, global_batch = self._order(_run(cursor), batch_size), world.ranks * batch_size
         unit = world.ranks
         if order.is_relaxed(world) and not self._settings.is_batched:
             unit = global_batch
-        if (cursor.position - first) % unit:
-            first = cursor.position  # Streaming divides the rest again when it resumes
+        if (cursor.position - restart) % unit:
+            restart = cursor.position  # Streaming divides the rest again when it resumes
         try:
-            epoch = order.epoch(cursor.epoch, world, first)
+            epoch = order.epoch(cursor.epoch, world, restart)
         except StreamError as error:
             if not self._names:
                 raise
@@ -122,26 +122,26 @@ class StreamingEpochs:
         if last == "drop":
             batches = epoch.full_batches
             samples = batches * batch_size
-        stop = first + batches * global_batch
+        stop = restart + batches * global_batch
         cuts = [cut for gap in cursor.gaps for cut in gap if cursor.position < cut < stop]
-        if any((cut - first) % unit for cut in cuts):
+        if any((cut - restart) % unit for cut in cuts):
             raise ValueError(
                 f"the epoch skips the ranges {cursor.gaps}, and Streaming's orders can skip only "
-                f"multiples of {quantity(unit, 'sample')}, counted from sample {first}: use the "
+                f"multiples of {quantity(unit, 'sample')}, counted from sample {restart}: use the "
                 "ranks and the batch size with which they were skipped"
             )
         size, rank_stop, start = (
             to_unskipped_position(position, cursor.gaps)
-            for position in (stop, first + samples * world.ranks, cursor.position)
+            for position in (stop, restart + samples * world.ranks, cursor.position)
         )
         return Partition(
             size, ranks.rank, ranks.world, batch_size, "short", world.nodes, start,
-            stop=rank_stop, gaps=cursor.gaps, rows=partial(_samples, epoch, node, rank, first),
+            stop=rank_stop, gaps=cursor.gaps, rows=partial(_samples, epoch, node, rank, restart),
             lookup_samples=MAX_IDS, lookup_span=epoch.batching.lookup_size,
         )  # fmt: skip
 
     @property
-    def is_stored_order(self) -> bool:
+    def is_view_order(self) -> bool:
         """False: epochs do not read the view in its own order."""
         return False
 
@@ -213,21 +213,21 @@ class StreamingEpochs:
         """Return the settings that positions depend on, without those in `StreamingRun`."""
         order = self._order(run)
         names = ["partition_algo", "sampling_method", "sampling_granularity"]
-        facts: dict[str, Any] = {
+        state_settings: dict[str, Any] = {
             "samples": self._selection.size, "fingerprint": self._fingerprint(version),
             "seed": run.shuffle_seed, "epoch_size": self._epoch_size,
         }  # fmt: skip
         if self._settings.is_batched:
             names.append("batching_method")
             global_size = self._global_batch_size or (self._batch_size or 1) * ranks.world
-            facts["global_batch_size"] = global_size
-        settings = {name: getattr(order, name) for name in names}
-        settings["shuffle_block_size"] = order.block_size(World(1, 1))
-        facts["shuffle"] = {"order": self._settings.shuffle_algo, **settings}
+            state_settings["global_batch_size"] = global_size
+        shuffle = {name: getattr(order, name) for name in names}
+        shuffle["shuffle_block_size"] = order.block_size(World(1, 1))
+        state_settings["shuffle"] = {"order": self._settings.shuffle_algo, **shuffle}
         if self._names:
             weights = map(asdict, self._weights)
-            facts["weights"] = dict(zip(self._names, weights, strict=True))
-        return facts
+            state_settings["weights"] = dict(zip(self._names, weights, strict=True))
+        return state_settings
 
 
 def _streams(source: Source, selection: Selection) -> tuple[list[str], list[Int64]]:
@@ -249,9 +249,9 @@ def _streams(source: Source, selection: Selection) -> tuple[list[str], list[Int6
     return [m.name for m in members], [np.diff(m.source.index.starts) for m in members]
 
 
-def _samples(epoch: Epoch, node: int, rank: int, first: int, positions: Int64) -> Int64:
-    """Return a rank's samples at its positions, or -1; `epoch` begins at position `first`."""
-    return epoch.samples(node, rank, (positions - first) // epoch.world.ranks)
+def _samples(epoch: Epoch, node: int, rank: int, restart: int, positions: Int64) -> Int64:
+    """Return a rank's samples at its positions, or -1; `epoch` begins at position `restart`."""
+    return epoch.samples(node, rank, (positions - restart) // epoch.world.ranks)
 
 
 def _context(run: StreamingRun) -> bytes:

@@ -39,7 +39,7 @@ CONTEXT_BYTES = 1 << 20
 """Maximum length of the compressed run of a loaded state, which is shared with workers."""
 
 _ROWS_PER_SOURCE, _MIN_LOOKUP_ROWS = 8, 1 << 14
-"""Rows to look up together: on average for each source, and at least for all sources."""
+"""Rows to look up together: the first number times the sources, but at least the second number."""
 
 
 BatchSizes: TypeAlias = "int | Mapping[str, int] | None"
@@ -87,7 +87,7 @@ class MixtureEpochs:
         if not isinstance(shuffle, bool | Shuffle):
             raise TypeError(f"shuffle={shuffle!r}: expected False, True or an npstream.Shuffle")
         self._spec = spec
-        self._settings = Shuffle() if shuffle is True else shuffle or None
+        self._shuffle = Shuffle() if shuffle is True else shuffle or None
         self._seed, self._epoch_size = settings.seed, settings.epoch_samples
         self._batching, self._batches = settings.batching, settings.batches
         self._last_order: tuple[Any, MixtureRun, MixtureOrder] | None = None
@@ -100,7 +100,7 @@ class MixtureEpochs:
         return ranks.merge_replicas(replication)
 
     @property
-    def is_stored_order(self) -> bool:
+    def is_view_order(self) -> bool:
         """False: epochs do not read the view in its own order."""
         return False
 
@@ -116,11 +116,11 @@ class MixtureEpochs:
     def nodes_per_chunk(self, nodes: int) -> int:
         """Return how many of `nodes` nodes read each chunk, on average over bytes of sources.
 
-        It is 1 for a source with one lane: all nodes read it, but it is usually small.
+        A source with one lane counts as 1: all nodes read it, but such sources are usually small.
         """
-        block, lanes = resolve_shuffle(self._spec, self._settings)
+        block, lanes = resolve_shuffle(self._spec, self._shuffle)
         sources = assign_lanes(
-            self._spec, range(len(self._spec.names)), self._settings, block, lanes
+            self._spec, range(len(self._spec.names)), self._shuffle, block, lanes
         )
         times = [
             nodes // math.gcd(nodes, source.lanes) if source.lanes > 1 else 1 for source in sources
@@ -133,10 +133,10 @@ class MixtureEpochs:
 
     def with_block(self, nbytes: int) -> tuple[MixtureEpochs, str] | None:
         """Return epochs with blocks of `nbytes`, and this setting as text; None if not shuffled."""
-        if self._settings is None:
+        if self._shuffle is None:
             return None
         other = copy(self)
-        other._settings = Shuffle(nbytes)
+        other._shuffle = Shuffle(nbytes)
         return other, f"shuffle=npstream.Shuffle(block={nbytes})"
 
     def part(self, cursor: EpochCursor, ranks: Ranks, batch_size: int, last: str) -> Partition:
@@ -191,10 +191,10 @@ class MixtureEpochs:
             raise ValueError("the state is of an iteration over one dataset, and this is a mixture")
         require_keys(state, ("mixture",))
         cursor = read_cursor(state, lambda _: self._state_settings)
-        own, _ = self._stream(b"", ranks)
-        run = resume_run(load_run(state), own, self._spec)
+        fresh_run, _ = self._stream(b"", ranks)
+        run = resume_run(load_run(state), fresh_run, self._spec)
         require_within_epoch(cursor, run.size)
-        if run == with_fingerprints(own, self._spec):
+        if run == with_fingerprints(fresh_run, self._spec):
             return cursor
         return cursor._replace(context=zlib.compress(json.dumps(run.to_json()).encode()))
 
@@ -202,13 +202,13 @@ class MixtureEpochs:
     def _state_settings(self) -> dict[str, Any]:
         """Return the settings that positions depend on, without the run."""
         shuffle = None
-        if self._settings is not None:
-            block, lanes = self._settings.block, self._settings.lanes
+        if self._shuffle is not None:
+            block, lanes = self._shuffle.block, self._shuffle.lanes
             shuffle = {"order": "mixture", "block": block, "lanes": lanes}
         return {"seed": self._seed, "shuffle": shuffle, "epoch_size": self._epoch_size}
 
     def _stream(self, context: bytes, ranks: Ranks) -> tuple[MixtureRun, MixtureOrder]:
-        """Return the run of a cursor's context, or a new run if it is empty; and its stream."""
+        """Return a run and its stream: the run in a cursor's context, or a new run without one."""
         key, cached = (context, ranks.world), self._last_order
         if cached is None or cached[0] != key:
             if context:
@@ -216,21 +216,20 @@ class MixtureEpochs:
             else:
                 run = new_run(
                     self._spec,
-                    self._settings,
+                    self._shuffle,
                     self._batching,
                     self._batches,
                     self._epoch_size,
                     ranks,
                 )
-            firsts = np.cumsum([0, *self._spec.sizes]).tolist()
-            by_name = {
-                name: (chunks, first)
-                for name, chunks, first in zip(
-                    self._spec.names, self._spec.chunks, firsts, strict=False
-                )
-            }
-            chunks, rows = zip(*(by_name.get(s.name, (None, 0)) for s in run.sources), strict=True)
-            stream = MixtureOrder(run.course(self._seed), chunks, rows)
+            names, starts = self._spec.names, np.cumsum([0, *self._spec.sizes]).tolist()
+            chunks_of = dict(zip(names, self._spec.chunks, strict=True))
+            start_of = dict(zip(names, starts, strict=False))
+            stream = MixtureOrder(
+                run.course(self._seed),
+                [chunks_of.get(source.name) for source in run.sources],
+                [start_of.get(source.name, 0) for source in run.sources],
+            )
             self._last_order = cached = key, run, stream
         return cached[1:]
 
@@ -250,7 +249,7 @@ def batches_of_run(state: Mapping[str, Any]) -> dict[str, Any]:
     sizes = {
         source.name: size or run.grain
         for source, size in zip(run.sources, run.sizes, strict=True)
-        if source.name in run.present
+        if source.name in run.active_sources
     }
     if run.batching == "device_per_stream":
         return {"batching": run.batching, "batch_size": sizes, "global_batch_size": None}
@@ -277,13 +276,15 @@ def mixture_settings(
     **others
         The other settings.
     """
-    batches, has_own = Batches(), batching == "device_per_stream"
+    # torch makes batches only of one size, and of the samples of any sources.
+    needs_batches = batching == "device_per_stream"
+    batches = Batches()
     largest: dict[str, Any] = {}
     for key, size in {"batch_size": batch_size, "global_batch_size": global_batch_size}.items():
         if size is None:
             continue
         if isinstance(size, Mapping):
-            has_own = True
+            needs_batches = True
             if batching not in ("per_stream", "device_per_stream"):
                 raise ValueError(
                     f"{key}={size!r}: batch sizes can differ by source only if each batch is of "
@@ -299,7 +300,7 @@ def mixture_settings(
         largest[key] = max(sizes)
         batches = Batches(sizes, key == "global_batch_size")
     settings = MixtureSettings(batching=batching, batches=batches, **largest, **others)
-    if has_own and not settings.batched:
+    if needs_batches and not settings.batched:
         raise ValueError(
             "batched=False: torch cannot make the batches of batching='device_per_stream', or "
             "batches whose size differs by source: leave batched out"

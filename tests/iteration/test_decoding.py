@@ -49,7 +49,7 @@ def ds(tmp_path):
     return write(tmp_path / "ds", shard_size=1 << 12)
 
 
-def running():
+def decoding_threads():
     return [t for t in threading.enumerate() if t.name.startswith("npstream-images")]
 
 
@@ -63,7 +63,7 @@ def test_batches_have_the_images_of_their_samples(ds, shuffle):
         np.testing.assert_array_equal(a.repeated, b.repeated)
         np.testing.assert_array_equal(a["n"], b["n"])
         np.testing.assert_array_equal(b["image"], PICTURES[b.ids])
-    assert not running()
+    assert not decoding_threads()
 
 
 def test_samples_have_their_images(ds):
@@ -71,8 +71,8 @@ def test_samples_have_their_images(ds):
         assert [*sample] == ["image", "n"]
         np.testing.assert_array_equal(sample["image"], PICTURES[sample["n"]])
         assert sample["image"].base is None or sample["image"].base.nbytes < 1000
-    only = [*ds[["image"]].iter(0, 1, batch_size=4, batched=False, decode="image")]
-    np.testing.assert_array_equal([sample["image"] for sample in only], PICTURES)
+    image_samples = [*ds[["image"]].iter(0, 1, batch_size=4, batched=False, decode="image")]
+    np.testing.assert_array_equal([sample["image"] for sample in image_samples], PICTURES)
 
 
 def test_states_are_those_of_a_loop_without_decoding(ds):
@@ -126,8 +126,8 @@ def test_crops_go_on_after_a_resumption(ds):
     next(iter(loop))
     resumed = ds.iter(0, 1, batch_size=6, shuffle=True, decode=decode)
     resumed.load_state_dict(loop.state_dict())
-    rest = np.concatenate([batch["image"] for batch in resumed])
-    np.testing.assert_array_equal(rest, np.concatenate(whole[1:]))
+    remaining = np.concatenate([batch["image"] for batch in resumed])
+    np.testing.assert_array_equal(remaining, np.concatenate(whole[1:]))
 
 
 def test_two_columns_of_a_sample_are_cropped_at_the_same_place(tmp_path):
@@ -155,7 +155,7 @@ def test_a_damaged_image_fails_its_batch_and_the_loop_goes_on(tmp_path):
     assert "sample 40" in errors[1]
     assert "shard.00000.mds" in errors[0]
     assert "column 'image'" in errors[0]
-    assert not running()
+    assert not decoding_threads()
 
 
 def test_a_damaged_image_fails_its_sample_and_the_loop_goes_on(tmp_path):
@@ -181,7 +181,7 @@ def test_threads_end_with_the_loop(ds, end):
     loop = ds.iter(0, 1, batch_size=4, decode={"image": {"transform": fail_late}})
     iterator = iter(loop)
     next(iterator)
-    assert running()
+    assert decoding_threads()
     if end == "close":
         iterator.close()
     elif end == "exception":
@@ -194,7 +194,7 @@ def test_threads_end_with_the_loop(ds, end):
     else:
         del iterator
         gc.collect()
-    assert not running()
+    assert not decoding_threads()
 
 
 def test_one_batch_is_decoded_ahead(ds):
@@ -229,8 +229,8 @@ def test_an_inherited_iterator_goes_on_in_a_forked_process(ds):
     if child == 0:
         status = 1
         try:
-            rest = [batch["image"][:, 0, 0, 0].tolist() for batch in iterator]
-            os.write(writer, repr(rest).encode())
+            remaining = [batch["image"][:, 0, 0, 0].tolist() for batch in iterator]
+            os.write(writer, repr(remaining).encode())
             status = 0
         finally:
             os._exit(status)
@@ -361,18 +361,18 @@ def test_processes_share_the_processors(monkeypatch):
 def test_an_interruption_repeats_the_batch(ds, monkeypatch):
     wait, calls = image_columns._wait, []
 
-    def interrupted(*arguments):
+    def interrupt_third_call(*arguments):
         calls.append(None)
         if len(calls) == 3:
             raise KeyboardInterrupt
         return wait(*arguments)
 
-    monkeypatch.setattr(image_columns, "_wait", interrupted)
+    monkeypatch.setattr(image_columns, "_wait", interrupt_third_call)
     iterator = iter(ds.iter(0, 1, batch_size=6, decode=True))
     seen = [next(iterator)["n"][0] for _ in range(2)]
     with pytest.raises(KeyboardInterrupt):
         next(iterator)
-    assert not running()
+    assert not decoding_threads()
     seen += [batch["n"][0] for batch in iterator]
     assert seen == [*range(0, COUNT, 6)]
 

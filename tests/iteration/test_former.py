@@ -28,14 +28,14 @@ def append(path, first, stop):
 
 def take(batches, count):
     """Return the ids and values of the next batches, over the ends of epochs."""
-    found = []
-    while len(found) < count:
+    batch_ids = []
+    while len(batch_ids) < count:
         for batch in batches:
             assert batch["x"].tolist() == batch.ids.tolist()
-            found.append(batch.ids.tolist())
-            if len(found) == count:
+            batch_ids.append(batch.ids.tolist())
+            if len(batch_ids) == count:
                 break
-    return found
+    return batch_ids
 
 
 @pytest.fixture(params=["directory", "memory"])

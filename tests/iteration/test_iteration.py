@@ -52,7 +52,7 @@ def view(request, ds):
     return VIEWS[request.param](ds)
 
 
-def workers(monkeypatch, worker: int, workers: int) -> None:
+def pretend_worker(monkeypatch, worker: int, workers: int) -> None:
     """Pretend to be one of DataLoader's workers."""
     monkeypatch.setattr("npstream.torch.worker_and_workers", lambda: (worker, workers))
 
@@ -143,7 +143,7 @@ def test_workers_take_batches_in_turn(ds, monkeypatch, last, batch_size):
     for count in (2, 3, 5):
         shares = []
         for worker in range(count):
-            workers(monkeypatch, worker, count)
+            pretend_worker(monkeypatch, worker, count)
             shares.append(iter(batches))
         assert [batch.ids.tolist() for batch in in_turn(shares)] == alone
         assert len(batches) == len(alone)
@@ -155,20 +155,20 @@ def test_workers_take_runs_of_samples(ds, monkeypatch, last):
     alone = [sample["label"] for sample in samples]
     runs = [alone[start : start + 4] for start in range(0, len(alone), 4)]
     for worker in range(3):
-        workers(monkeypatch, worker, 3)
+        pretend_worker(monkeypatch, worker, 3)
         share = [sample["label"] for sample in samples]
         assert share == [label for run in runs[worker::3] for label in run]
 
 
 def test_single_samples_in_several_workers_warn(ds, monkeypatch):
     samples = ds.iter(0, 1, last="short")
-    workers(monkeypatch, 0, 2)
+    pretend_worker(monkeypatch, 0, 2)
     with pytest.warns(
         UserWarning,
         match=r"2 workers take single samples in turn.*batch_size=\.\.\., batched=False",
     ):
         shares = [iter(samples)]
-    workers(monkeypatch, 1, 2)
+    pretend_worker(monkeypatch, 1, 2)
     shares.append(iter(samples))  # only worker 0 warns
     assert [sample["label"] for sample in in_turn(shares)] == list(range(N))
 
@@ -218,9 +218,9 @@ def test_pages_of_a_batch_are_prefetched_before_the_previous_batch_is_read(ds, m
     events = []
     columns = Source.columns
 
-    def read(self, plan, found, out):
-        events.append(("read", int(found.rows[0])))
-        return columns(self, plan, found, out)
+    def read(self, plan, lookup, out):
+        events.append(("read", int(lookup.rows[0])))
+        return columns(self, plan, lookup, out)
 
     monkeypatch.setattr(Source, "columns", read)
     monkeypatch.setattr(
@@ -236,22 +236,22 @@ def test_pages_of_a_batch_are_prefetched_before_the_previous_batch_is_read(ds, m
 
 
 def test_pages_are_prefetched_once(ds, monkeypatch):
-    asked = []
+    prefetches = []
     monkeypatch.setattr(PagePrefetcher, "is_active", True)
     monkeypatch.setattr(
-        PagePrefetcher, "prefetch", lambda self, address, nbytes: asked.append(len(address))
+        PagePrefetcher, "prefetch", lambda self, address, nbytes: prefetches.append(len(address))
     )
     assert len(list(ds[:35].iter(0, 1, batch_size=10, last="short"))) == 4
-    assert asked == [10, 10, 10, 5]
+    assert prefetches == [10, 10, 10, 5]
 
 
 def test_samples_are_read_in_blocks(ds, monkeypatch):
     reads = []
     samples = Source.samples
 
-    def read(self, names, found):
-        reads.append(len(found.rows))
-        return samples(self, names, found)
+    def read(self, names, lookup):
+        reads.append(len(lookup.rows))
+        return samples(self, names, lookup)
 
     monkeypatch.setattr(Source, "samples", read)
     view = ds[np.arange(3000) % N]
@@ -263,37 +263,37 @@ def test_samples_are_read_in_blocks(ds, monkeypatch):
 
 
 @pytest.fixture
-def alone(monkeypatch):
+def clean_env(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     return monkeypatch
 
 
-def test_a_single_process_is_rank_0_of_1(ds, alone):
+def test_a_single_process_is_rank_0_of_1(ds, clean_env):
     assert len(ds.iter()) == N
 
 
-def test_rank_and_world_are_read_from_the_environment(ds, alone):
+def test_rank_and_world_are_read_from_the_environment(ds, clean_env):
     batches = ds.iter(batch_size=10, last="short")
-    alone.setenv("RANK", "1")
-    alone.setenv("WORLD_SIZE", "4")
+    clean_env.setenv("RANK", "1")
+    clean_env.setenv("WORLD_SIZE", "4")
     assert next(iter(batches)).ids.tolist() == list(range(1, 41, 4))
     assert len(ds.iter(3, 5, batch_size=1, last="short")) == 20
 
 
-def test_ranks_per_node_are_read_from_the_environment_only_if_the_rank_is(ds, alone):
-    for name, said in (("RANK", "2"), ("WORLD_SIZE", "4"), ("LOCAL_WORLD_SIZE", "2")):
-        alone.setenv(name, said)
+def test_ranks_per_node_are_read_from_the_environment_only_if_the_rank_is(ds, clean_env):
+    for name, value in (("RANK", "2"), ("WORLD_SIZE", "4"), ("LOCAL_WORLD_SIZE", "2")):
+        clean_env.setenv(name, value)
     assert next(iter(ds.iter(batch_size=3))).ids.tolist() == [1, 5, 9]
     assert next(iter(ds.iter(batch_size=3, ranks_per_node=4))).ids.tolist() == [2, 6, 10]
     assert next(iter(ds.iter(2, 4, batch_size=3))).ids.tolist() == [2, 6, 10]
     assert next(iter(ds.iter(2, 4, batch_size=3, ranks_per_node=1))).ids.tolist() == [2, 6, 10]
     assert next(iter(ds.iter(2, 4, batch_size=3, ranks_per_node=2))).ids.tolist() == [1, 5, 9]
-    alone.setenv("LOCAL_WORLD_SIZE", "3")
+    clean_env.setenv("LOCAL_WORLD_SIZE", "3")
     with pytest.raises(ValueError, match="ranks_per_node=3 does not divide world=4"):
         len(ds.iter())
-    alone.setenv("LOCAL_WORLD_SIZE", "two")
+    clean_env.setenv("LOCAL_WORLD_SIZE", "two")
     with pytest.raises(ValueError, match="LOCAL_WORLD_SIZE=two"):
         len(ds.iter())
 
@@ -316,21 +316,21 @@ def test_nodes_read_their_own_shards_in_every_epoch(ds, per_node):
     assert len(read[0] & read[1]) < lanes
 
 
-def test_chunks_that_several_nodes_fetch_warn_once(ds, alone):
+def test_chunks_that_several_nodes_fetch_warn_once(ds, clean_env):
     four = {"shuffle": Shuffle("1KB", lanes=4)}
-    says = "each chunk is fetched 3 times, because 6 nodes do not divide the number of lanes"
-    with pytest.warns(UserWarning, match=says):
+    message = "each chunk is fetched 3 times, because 6 nodes do not divide the number of lanes"
+    with pytest.warns(UserWarning, match=message):
         ds.iter(0, 12, ranks_per_node=2, **four)
-    for name, said in (("RANK", "2"), ("WORLD_SIZE", "12"), ("LOCAL_WORLD_SIZE", "2")):
-        alone.setenv(name, said)
+    for name, value in (("RANK", "2"), ("WORLD_SIZE", "12"), ("LOCAL_WORLD_SIZE", "2")):
+        clean_env.setenv(name, value)
     batches = ds.iter(**four)
-    with pytest.warns(UserWarning, match=says) as warned:
+    with pytest.warns(UserWarning, match=message) as warned:
         assert len(batches) == len(list(batches)) == 9
     assert len(warned) == 1
 
 
 @pytest.mark.parametrize(
-    "how",
+    "options",
     [
         {},  # unknown nodes
         {"ranks_per_node": 3},
@@ -341,19 +341,19 @@ def test_chunks_that_several_nodes_fetch_warn_once(ds, alone):
         {"ranks_per_node": 2, "shuffle": "py1e"},
     ],
 )
-def test_chunks_that_one_node_fetches_do_not_warn(ds, how):
-    assert ds.iter(0, 12, **{"shuffle": Shuffle("1KB", lanes=4), **how})
+def test_chunks_that_one_node_fetches_do_not_warn(ds, options):
+    assert ds.iter(0, 12, **{"shuffle": Shuffle("1KB", lanes=4), **options})
 
 
-def test_a_global_batch_is_divided_among_ranks(ds, alone):
+def test_a_global_batch_is_divided_among_ranks(ds, clean_env):
     batches = ds.iter(global_batch_size=24)
     assert "batches of 24 of all ranks" in repr(batches)
-    alone.setenv("RANK", "1")
-    alone.setenv("WORLD_SIZE", "3")
+    clean_env.setenv("RANK", "1")
+    clean_env.setenv("WORLD_SIZE", "3")
     assert len(batches) == 5
     assert next(iter(batches)).ids.tolist() == list(range(1, 24, 3))
     assert next(iter(ds.iter(global_batch_size=24, batch_size=8))).n == 8
-    alone.setenv("WORLD_SIZE", "5")
+    clean_env.setenv("WORLD_SIZE", "5")
     with pytest.raises(ValueError, match=r"global_batch_size=24 with batch_size=None: .* 5 times"):
         len(ds.iter(global_batch_size=24))
 
@@ -369,22 +369,22 @@ def test_replicas_read_the_same_samples(ds):
 
 
 @pytest.mark.parametrize("use", [len, iter, pickle.dumps, copy.copy])
-def test_rank_and_world_are_detected_on_first_use_and_kept(ds, alone, use):
+def test_rank_and_world_are_detected_on_first_use_and_kept(ds, clean_env, use):
     samples = ds.iter(last="short")
     assert "rank ? of ?" in repr(samples)
-    alone.setenv("RANK", "1")
-    alone.setenv("WORLD_SIZE", "2")
+    clean_env.setenv("RANK", "1")
+    clean_env.setenv("WORLD_SIZE", "2")
     use(samples)
-    alone.setenv("RANK", "0")
+    clean_env.setenv("RANK", "0")
     assert len(samples) == 51
     assert len(ds.iter(last="short")) == 52
 
 
-def test_pickles_contain_the_rank(ds, alone):
-    alone.setenv("RANK", "2")
-    alone.setenv("WORLD_SIZE", "3")
+def test_pickles_contain_the_rank(ds, clean_env):
+    clean_env.setenv("RANK", "2")
+    clean_env.setenv("WORLD_SIZE", "3")
     sent = pickle.dumps(ds.iter(batch_size=9, last="short"))
-    alone.setenv("RANK", "0")
+    clean_env.setenv("RANK", "0")
     received = pickle.loads(sent)
     assert "rank 2 of 3, batches of 9" in repr(received)
     assert next(iter(received)).ids[0] == 2
@@ -393,16 +393,16 @@ def test_pickles_contain_the_rank(ds, alone):
 @pytest.mark.parametrize(
     ("rank", "world"), [("1", None), (None, "2"), ("2", "2"), ("-1", "2"), ("x", "2"), ("0", "0")]
 )
-def test_an_invalid_environment_raises(ds, alone, rank, world):
-    for name, said in (("RANK", rank), ("WORLD_SIZE", world)):
-        if said is not None:
-            alone.setenv(name, said)
+def test_an_invalid_environment_raises(ds, clean_env, rank, world):
+    for name, value in (("RANK", rank), ("WORLD_SIZE", world)):
+        if value is not None:
+            clean_env.setenv(name, value)
     with pytest.raises(ValueError, match=f"RANK={rank} and WORLD_SIZE={world}: .*give rank="):
         len(ds.iter())
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "says"),
+    ("arguments", "error", "message"),
     [
         ({"rank": 0}, ValueError, "rank=0 and world=None: give both"),
         ({"world": 2}, ValueError, "give both, or neither"),
@@ -438,8 +438,8 @@ def test_an_invalid_environment_raises(ds, alone, rank, world):
         ({"transform": "f"}, TypeError, "transform='f': expected a function"),
     ],
 )
-def test_invalid_settings_raise_immediately(ds, arguments, error, says):
-    with pytest.raises(error, match=says):
+def test_invalid_settings_raise_immediately(ds, arguments, error, message):
+    with pytest.raises(error, match=message):
         ds.iter(**arguments)
 
 
@@ -452,7 +452,7 @@ def test_integers_can_have_any_type(ds, kind, number):
 # Text and HTML
 
 
-def test_reprs_say_what_is_read(ds, alone):
+def test_reprs_say_what_is_read(ds, clean_env):
     batches = ds.iter(1, 4, batch_size=8, shuffle=True)
     length = len(batches)
     text = f"rank 1 of 4, batches of 8, last='repeat', epoch 0 of {length} batches"
@@ -470,11 +470,11 @@ def test_reprs_say_what_is_read(ds, alone):
     assert f"<th>epoch</th><td>1 of {length} batches</td>" in html
 
 
-def test_a_repr_detects_no_ranks(ds, alone):
+def test_a_repr_detects_no_ranks(ds, clean_env):
     samples = ds.iter()
     assert "? of ?" in repr(samples) + samples._repr_html_()
-    alone.setenv("RANK", "1")
-    alone.setenv("WORLD_SIZE", "2")
+    clean_env.setenv("RANK", "1")
+    clean_env.setenv("WORLD_SIZE", "2")
     assert "rank ? of ?" in repr(samples)
     len(samples)
     assert repr(samples).startswith("<Iteration: rank 1 of 2, samples, last='repeat', epoch 0 of ")

@@ -31,18 +31,18 @@ def ds(path):
     return npstream.open(path)
 
 
-def iterate_dataset(ds, **more):
-    return ds.iter(0, 1, batch_size=10, shuffle=True, **more)
+def iterate_dataset(ds, **options):
+    return ds.iter(0, 1, batch_size=10, shuffle=True, **options)
 
 
-def iterate_mixture(ds, **more):
+def iterate_mixture(ds, **options):
     mixed = npstream.mix({"a": ds[:60], "b": ds[60:]})
-    return mixed.iter(0, 1, batch_size=10, shuffle=True, **more)
+    return mixed.iter(0, 1, batch_size=10, shuffle=True, **options)
 
 
-def iterate_streaming(ds, **more):
+def iterate_streaming(ds, **options):
     order = npstream.StreamingShuffle("py1s", num_canonical_nodes=1)
-    return ds.iter(0, 1, batch_size=10, shuffle=order, **more)
+    return ds.iter(0, 1, batch_size=10, shuffle=order, **options)
 
 
 ITERATIONS = [iterate_dataset, iterate_mixture, iterate_streaming]
@@ -81,8 +81,8 @@ def test_skipping_starts_with_the_next_batch(ds, make, data):
         resumed = make(ds)
         resumed.load_state_dict(state)
         following = remaining_batches(10, seen[-1] + 1, skips)
-        rest = [epochs[0][k] for k in following] if following else epochs[1]
-        assert ids(resumed) == rest
+        remaining = [epochs[0][k] for k in following] if following else epochs[1]
+        assert ids(resumed) == remaining
     assert seen == expected
     assert ids(batches) == epochs[1]
 
@@ -277,8 +277,8 @@ def test_a_copy_continues_where_the_original_was(ds, make, done):
     for _ in range(done):
         next(iterator)
     other = copy.deepcopy(batches)
-    rest = ids(iterator) if done < 10 else ids(batches)
-    assert ids(other) == rest
+    remaining = ids(iterator) if done < 10 else ids(batches)
+    assert ids(other) == remaining
 
 
 def test_a_copy_made_after_a_loop_was_left_begins_the_next_epoch(ds):
@@ -302,8 +302,8 @@ def test_a_copy_after_skipping_yielded_batches(make, ds):
         next(iterator)
     batches.skip(0, 4)
     other = copy.deepcopy(batches)
-    rest = ids(iterator)
-    assert rest == ids(other) == ids(make(ds))[5:]
+    remaining = ids(iterator)
+    assert remaining == ids(other) == ids(make(ds))[5:]
     assert ids(copy.deepcopy(batches)) == ids(make(ds, epoch=1))
 
 

@@ -27,7 +27,7 @@ settings = st.fixed_dictionaries(
 )
 
 
-def dealt(size: int, world: int, batch_size: int, last: str) -> list[list[list[int]]]:
+def batches_by_rank(size: int, world: int, batch_size: int, last: str) -> list[list[list[int]]]:
     """Return the positions in each batch of each rank."""
     whole = world * batch_size
     order = list(range(size))
@@ -41,22 +41,22 @@ def dealt(size: int, world: int, batch_size: int, last: str) -> list[list[list[i
 
 @given(settings)
 def test_batches_are_slices_of_global_batches(settings):
-    for rank, batches in enumerate(dealt(**settings)):
+    for rank, batches in enumerate(batches_by_rank(**settings)):
         part = Partition(rank=rank, **settings)
-        found = [part.positions(range(t, t + 1)).tolist() for t in range(part.batches)]
-        assert found == batches
+        positions = [part.positions(range(t, t + 1)).tolist() for t in range(part.batches)]
+        assert positions == batches
         assert part.samples == sum(map(len, batches))
 
 
 @given(settings, st.integers(1, 5))
 def test_several_batches_are_looked_up_together(settings, step):
-    for rank, batches in enumerate(dealt(**settings)):
+    for rank, batches in enumerate(batches_by_rank(**settings)):
         part = Partition(rank=rank, **settings)
         for first in range(step):
-            mine = range(first, part.batches, step)
-            positions = part.positions(mine)
+            numbers = range(first, part.batches, step)
+            positions = part.positions(numbers)
             assert positions.dtype == np.int64
-            assert positions.tolist() == [p for t in mine for p in batches[t]]
+            assert positions.tolist() == [p for t in numbers for p in batches[t]]
 
 
 @given(settings, st.sampled_from([1, 2, 3, 4, 6, 12]))
@@ -137,7 +137,7 @@ def test_a_node_reads_its_own_lanes(per_node):
             for rank in range(node * per_node, (node + 1) * per_node)
         ]
         read.append({p % lanes for part in parts for p in part.positions(range(part.batches))})
-    assert [len(mine) for mine in read] == [lanes // nodes] * nodes
+    assert [len(node_lanes) for node_lanes in read] == [lanes // nodes] * nodes
     assert set.union(*read) == set(range(lanes))
 
 
@@ -153,14 +153,14 @@ gaps = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=5)
 
 @given(gaps)
 def test_gaps_are_removed_from_positions(gaps):
-    joint = merge_gaps(gaps)
+    merged = merge_gaps(gaps)
     skipped = {p for start, stop in gaps for p in range(start, stop)}
-    assert [p for start, stop in joint for p in range(start, stop)] == sorted(skipped)
-    assert all(stop < start for (_, stop), (start, _) in itertools.pairwise(joint))
-    left = [p for p in range(50) if p not in skipped]
-    assert to_epoch_positions(np.arange(len(left)), joint).tolist() == left
-    assert [to_unskipped_position(p, joint) for p in range(50)] == [
-        sum(q < p for q in left) for p in range(50)
+    assert [p for start, stop in merged for p in range(start, stop)] == sorted(skipped)
+    assert all(stop < start for (_, stop), (start, _) in itertools.pairwise(merged))
+    remaining = [p for p in range(50) if p not in skipped]
+    assert to_epoch_positions(np.arange(len(remaining)), merged).tolist() == remaining
+    assert [to_unskipped_position(p, merged) for p in range(50)] == [
+        sum(q < p for q in remaining) for p in range(50)
     ]
 
 
@@ -174,9 +174,9 @@ def test_units_of_whole_batches(settings, unit):
         )
         assert (part.batches, part.samples) == (single.batches, single.samples * unit)
         assert (part.end, part.unrepeated_end) == (single.end * unit, single.unrepeated_end * unit)
-        mine = range(part.batches)
-        expected = [p * unit + k for p in single.positions(mine).tolist() for k in range(unit)]
-        assert part.positions(mine).tolist() == expected
+        numbers = range(part.batches)
+        expected = [p * unit + k for p in single.positions(numbers).tolist() for k in range(unit)]
+        assert part.positions(numbers).tolist() == expected
 
 
 @given(settings, st.integers(0, 20))
@@ -198,8 +198,8 @@ def test_lookup_handles_gaps_repeats_and_missing_samples(settings, repeat_start)
                 position = repeat_start + (position - part.size) % (part.size - repeat_start)
             if whole[position] % 5:
                 expected.append((whole[position] + 1000, repeated))
-        found = part.lookup(range(part.batches))
-        assert list(zip(*(each.tolist() for each in found), strict=True)) == expected
+        columns = part.lookup(range(part.batches))
+        assert list(zip(*(column.tolist() for column in columns), strict=True)) == expected
 
 
 def test_number_of_batches_that_are_looked_up_together():

@@ -52,9 +52,10 @@ def read(view, world, count, state=None, **options):
     return epoch, record, ranks[0].state_dict(), ranks[0]
 
 
-def by_rank(found, step, world):
+def by_rank(provenance, step, world):
     return [
-        found.ids[(found.steps == step) & (found.ranks == rank)].tolist() for rank in range(world)
+        provenance.ids[(provenance.steps == step) & (provenance.ranks == rank)].tolist()
+        for rank in range(world)
     ]
 
 
@@ -63,12 +64,12 @@ def by_rank(found, step, world):
 def test_steps_of_an_epoch(ds, order, world):
     options = {"batch_size": 6, **ORDERS[order]}
     epoch, record, state, iteration = read(ds, world, 5, **options)
-    found = ds.provenance(state, epoch=epoch, steps=record)
+    provenance = ds.provenance(state, epoch=epoch, steps=record)
     for step, ids in record.items():
-        assert by_rank(found, step, world) == ids
-    own = iteration.samples_of(record, epoch=epoch)
-    np.testing.assert_array_equal(own.ids, found.ids)
-    np.testing.assert_array_equal(own.ranks, found.ranks)
+        assert by_rank(provenance, step, world) == ids
+    from_iteration = iteration.samples_of(record, epoch=epoch)
+    np.testing.assert_array_equal(from_iteration.ids, provenance.ids)
+    np.testing.assert_array_equal(from_iteration.ranks, provenance.ranks)
 
 
 @settings(max_examples=60)
@@ -94,9 +95,9 @@ def test_batch_sizes_and_ranks_that_change(ds, order, loops, last):
     if not expected:
         return
     for (epoch, step), ids in expected.items():
-        found = ds.provenance(state, epoch=epoch, steps=step)
-        assert by_rank(found, step, worlds[epoch, step]) == ids
-        assert (ds["x"][found.ids] == found.ids).all()
+        provenance = ds.provenance(state, epoch=epoch, steps=step)
+        assert by_rank(provenance, step, worlds[epoch, step]) == ids
+        assert (ds["x"][provenance.ids] == provenance.ids).all()
 
 
 def test_steps_after_batches_were_skipped(ds):
@@ -108,8 +109,8 @@ def test_steps_after_batches_were_skipped(ds):
             batches.skip(5, 8)
         if len(record) == 9:
             break
-    found = ds.provenance(batches.state_dict(), steps=range(9))
-    assert [by_rank(found, step, 1)[0] for step in range(9)] == record
+    provenance = ds.provenance(batches.state_dict(), steps=range(9))
+    assert [by_rank(provenance, step, 1)[0] for step in range(9)] == record
 
 
 def test_an_epoch_that_is_read_again_with_other_batches(ds):
@@ -128,40 +129,42 @@ def test_an_epoch_that_is_read_again_with_other_batches(ds):
 def test_steps_of_a_mixture(mixed, batching, world):
     options = {"batch_size": 4, "batching": batching, "shuffle": True, "seed": 2}
     epoch, record, state, _ = read(mixed, world, 6, **options)
-    _, more, state, _ = read(mixed, world, 6, state, **options)
-    record |= {6 + number: ids for number, ids in more.items()}
-    found = mixed.provenance(state, epoch=epoch, steps=range(12))
+    _, later_record, state, _ = read(mixed, world, 6, state, **options)
+    record |= {6 + number: ids for number, ids in later_record.items()}
+    provenance = mixed.provenance(state, epoch=epoch, steps=range(12))
     for step, ids in record.items():
-        assert by_rank(found, step, world) == ids
-    assert found.sources.tolist() == ["a" if each < 60 else "b" for each in found.ids.tolist()]
+        assert by_rank(provenance, step, world) == ids
+    assert provenance.sources.tolist() == [
+        "a" if row < 60 else "b" for row in provenance.ids.tolist()
+    ]
 
 
 def test_steps_of_a_mixture_with_batch_sizes_by_source(mixed):
     options = {"batch_size": {"a": 3, "b": 5}, "batching": "per_stream", "shuffle": True}
     epoch, record, state, _ = read(mixed, 2, 6, **options)
-    found = mixed.provenance(state, epoch=epoch, steps=range(6))
+    provenance = mixed.provenance(state, epoch=epoch, steps=range(6))
     for step, ids in record.items():
-        assert by_rank(found, step, 2) == ids
+        assert by_rank(provenance, step, 2) == ids
 
 
 def test_streaming_orders_of_a_mixture(ds):
     mixed = npstream.mix({"a": ds, "b": ds})
     shuffle = StreamingShuffle("py1e", proportion={"a": 0.25, "b": 0.75})
     epoch, record, state, _ = read(mixed, 2, 6, batch_size=5, shuffle=shuffle)
-    found = mixed.provenance(state, epoch=epoch, steps=range(6))
+    provenance = mixed.provenance(state, epoch=epoch, steps=range(6))
     for step, ids in record.items():
-        assert by_rank(found, step, 2) == ids
+        assert by_rank(provenance, step, 2) == ids
 
 
 def test_a_view_names_the_shards_of_the_dataset(ds):
     view = ds[::-2]
     batches = view.iter(0, 1, batch_size=7, shuffle=True)
     first = next(iter(batches))
-    found = view.provenance(batches.state_dict(), steps=0)
-    np.testing.assert_array_equal(found.ids, first.ids)
-    np.testing.assert_array_equal(found.shards * 20 + found.rows, first.ids)
-    assert found.files.tolist() == [f"shard.{shard:05}.mds" for shard in found.shards]
-    assert not any(found.sources)
+    provenance = view.provenance(batches.state_dict(), steps=0)
+    np.testing.assert_array_equal(provenance.ids, first.ids)
+    np.testing.assert_array_equal(provenance.shards * 20 + provenance.rows, first.ids)
+    assert provenance.files.tolist() == [f"shard.{shard:05}.mds" for shard in provenance.shards]
+    assert not any(provenance.sources)
 
 
 def test_a_loader_with_workers(ds):
@@ -172,8 +175,8 @@ def test_a_loader_with_workers(ds):
         ds.iter(0, 1, batch_size=9, shuffle=True, seed=4), num_workers=2
     )
     record = [batch["x"].tolist() for _, batch in zip(range(8), loader, strict=False)]
-    found = ds.provenance(loader.state_dict(), epoch=0, steps=range(8))
-    assert [by_rank(found, step, 1)[0] for step in range(8)] == record
+    provenance = ds.provenance(loader.state_dict(), epoch=0, steps=range(8))
+    assert [by_rank(provenance, step, 1)[0] for step in range(8)] == record
 
 
 def test_future_steps_are_those_that_the_run_will_read(ds):
@@ -185,20 +188,20 @@ def test_future_steps_are_those_that_the_run_will_read(ds):
 def test_repeated_samples_are_marked(ds):
     batches = ds.iter(0, 1, batch_size=10)
     *_, last = batches
-    found = batches.samples_of(20, epoch=0)
-    np.testing.assert_array_equal(found.repeated, last.repeated)
+    provenance = batches.samples_of(20, epoch=0)
+    np.testing.assert_array_equal(provenance.repeated, last.repeated)
 
 
 def test_the_repr_and_the_table_of_pandas(ds):
     pandas = pytest.importorskip("pandas", reason="needs pandas")
     batches = ds.iter(0, 1, batch_size=3)
-    found = batches.samples_of([0, 2])
-    assert repr(found).splitlines()[:3] == [
+    provenance = batches.samples_of([0, 2])
+    assert repr(provenance).splitlines()[:3] == [
         "<Provenance: 6 samples>",
         "  steps  ranks  ids  repeated  shards  rows            files",
         "      0      0    0     False       0     0  shard.00000.mds",
     ]
-    table = found.to_pandas()
+    table = provenance.to_pandas()
     assert isinstance(table, pandas.DataFrame)
     assert table["ids"].tolist() == [0, 1, 2, 6, 7, 8]
 

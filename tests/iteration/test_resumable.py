@@ -207,8 +207,8 @@ def test_each_iteration_reads_the_next_epoch(ds):
 def test_an_iteration_that_yielded_nothing_does_not_count(ds):
     batches = ds.iter(0, 1, batch_size=30, shuffle=True)
     first, second = iter(batches), iter(batches)
-    taken = next(second).ids.tolist()
-    assert taken == first_ids(ds.iter(0, 1, batch_size=30, shuffle=True))
+    second_ids = next(second).ids.tolist()
+    assert second_ids == first_ids(ds.iter(0, 1, batch_size=30, shuffle=True))
     assert batches.state_dict()["position"] == 30
     with pytest.raises(RuntimeError, match="this iterator is outdated"):
         next(first)
@@ -273,9 +273,9 @@ def test_batches_are_skipped(ds):
     batches = ds.iter(0, 1, **settings)
     batches.skip(3, 6)
     batches.skip(8, 9)
-    left = [batch for t, batch in enumerate(whole[: steps_in - 1]) if t not in (3, 4, 5, 8)]
+    remaining = [batch for t, batch in enumerate(whole[: steps_in - 1]) if t not in (3, 4, 5, 8)]
     read = epochs([batches], 2)
-    assert read[: len(left)] == left
+    assert read[: len(remaining)] == remaining
     assert read[-steps_in:] == whole[-steps_in:]  # the next epoch is whole
 
 
@@ -347,7 +347,7 @@ def test_a_seed_is_any_integer(ds):
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"version": 3}, "version 3; .*reads versions 1 and 2"),
         ({"seed": 1}, "seed=1; this iteration has seed=0"),
@@ -363,31 +363,31 @@ def test_a_seed_is_any_integer(ds):
         ({"workers": 2, "yielded": 3}, "the state has workers=2"),
     ],
 )
-def test_a_state_that_does_not_fit_raises_with_the_reason(ds, change, says):
+def test_a_state_that_does_not_fit_raises_with_the_reason(ds, change, message):
     batches = ds.iter(0, 1, batch_size=4, shuffle=True)
     state = batches.state_dict()
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         batches.load_state_dict({**state, **change})
     assert batches.state_dict() == state
 
 
 def test_another_view_or_dataset_is_named_in_the_error(ds, tmp_path):
-    def copied(name, **options):
+    def write_copy(name, **options):
         npstream.write(tmp_path / name, {"label": np.arange(N), "x": np.ones((N, 2))}, **options)
         return npstream.open(tmp_path / name)
 
     state = ds.iter(0, 1).state_dict()
     ds[:].iter(0, 1).load_state_dict(state)
     ds[["x"]].iter(0, 1).load_state_dict(state)
-    copied("same", shard_size="256B").iter(0, 1).load_state_dict(state)
+    write_copy("same", shard_size="256B").iter(0, 1).load_state_dict(state)
     with pytest.raises(ValueError, match="another view"):
         ds[::-1].iter(0, 1).load_state_dict(state)
     with pytest.raises(ValueError, match="another dataset"):
-        copied("shards", shard_size="512B").iter(0, 1).load_state_dict(state)
+        write_copy("shards", shard_size="512B").iter(0, 1).load_state_dict(state)
     with pytest.raises(ValueError, match="another dataset"):
-        copied("hashes", shard_size="256B", hashes=["sha1"]).iter(0, 1).load_state_dict(state)
+        write_copy("hashes", shard_size="256B", hashes=["sha1"]).iter(0, 1).load_state_dict(state)
     with pytest.raises(ValueError, match="another dataset"):
-        copied("zip", shard_size="256B", compression="gz").iter(0, 1).load_state_dict(state)
+        write_copy("zip", shard_size="256B", compression="gz").iter(0, 1).load_state_dict(state)
 
 
 @pytest.mark.parametrize(
@@ -444,7 +444,7 @@ def torchrun(processes, *arguments):
     return done.returncode == 0
 
 
-def trained_on(directory, processes):
+def read_steps(directory, processes):
     """Return the samples of each step, of all ranks."""
     read = {}
     for rank in range(processes):
@@ -467,12 +467,12 @@ def test_a_killed_training_resumes_on_other_ranks(tmp_path):
     killed = tmp_path / "killed"
     killed.mkdir()
     assert not torchrun(2, tmp_path / "data", killed, 1, 5)  # of 9 in the first epoch
-    assert list(trained_on(killed, 2).values())[:4] == undisturbed[:4]
+    assert list(read_steps(killed, 2).values())[:4] == undisturbed[:4]
     weights = []
     for processes in (1, 4):
         directory = shutil.copytree(killed, tmp_path / str(processes))
         assert torchrun(processes, tmp_path / "data", directory, 0, -1)
-        after = trained_on(directory, processes)
+        after = read_steps(directory, processes)
         assert list(after) == list(range(4, 19))  # from the checkpoint after step 3
         assert list(after.values()) == undisturbed[3:]
         weights.append(torch.load(directory / f"{processes}.pt")["weight"].numpy())

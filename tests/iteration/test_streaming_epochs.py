@@ -31,11 +31,11 @@ WEIGHTS = ("proportion", "repeat", "choose")
 
 def weights_of(streams):
     """Return the settings of streams, whose names are their numbers."""
-    given = {
+    weights = {
         weight: {str(k): stream[weight] for k, stream in enumerate(streams) if weight in stream}
         for weight in WEIGHTS
     }
-    return {weight: streams for weight, streams in given.items() if streams}
+    return {weight: streams for weight, streams in weights.items() if streams}
 
 
 def settings_of(case):
@@ -51,7 +51,7 @@ def settings_of(case):
     )
 
 
-def of_shards(path, sizes):
+def open_with_shards(path, sizes):
     """Open a dataset that has only an index, with the given shard sizes."""
     entry = json.loads((DATA / "index.json").read_text())["shards"][0]
     raw = {"basename": "x", "bytes": 1 << 20, "hashes": {}}
@@ -64,13 +64,16 @@ def of_shards(path, sizes):
     return npstream.open(path)
 
 
-def of_streams(path, streams):
+def open_streams(path, streams):
     """Open one dataset, or mix the datasets of several streams."""
-    opened = {str(k): of_shards(path / str(k), each["shards"]) for k, each in enumerate(streams)}
-    return opened["0"] if alone(streams) else npstream.mix(opened)
+    datasets = {
+        str(k): open_with_shards(path / str(k), stream["shards"])
+        for k, stream in enumerate(streams)
+    }
+    return datasets["0"] if is_unweighted(streams) else npstream.mix(datasets)
 
 
-def alone(streams):
+def is_unweighted(streams):
     """Return True if there is one stream, without weights."""
     return len(streams) == 1 and not set(WEIGHTS) & set(streams[0])
 
@@ -83,10 +86,10 @@ WORK = [case for case in golden("orders") if case["kind"] == "work"]
 def test_golden_samples_of_workers(case, tmp_path):
     params, workers = case["params"], case["params"]["workers_per_rank"]
     world, replication = params["nodes"] * params["ranks_per_node"], params["replication"] or 1
-    begun = params["sample_in_epoch"]
-    cursor = EpochCursor(params["epoch"], begun, restart=begun)
+    sample_in_epoch = params["sample_in_epoch"]
+    cursor = EpochCursor(params["epoch"], sample_in_epoch, restart=sample_in_epoch)
 
-    view = of_streams(tmp_path, params["streams"])
+    view = open_streams(tmp_path, params["streams"])
 
     def part(rank, last="repeat"):
         batches = view.iter(
@@ -141,14 +144,14 @@ def test_ranks_and_workers_read_the_same_samples_as_in_streaming(
         batches = ds.iter(
             rank, world, batch_size=7, shuffle=settings, ranks_per_node=per_node, epoch=1
         )
-        dealt = order.epoch(1, nodes)
-        want = [
-            ids.tolist() for ids in dealt.read(*nodes.node_and_rank(rank), range(dealt.batches))
+        epoch = order.epoch(1, nodes)
+        expected = [
+            ids.tolist() for ids in epoch.read(*nodes.node_and_rank(rank), range(epoch.batches))
         ]
         read = list(batches)
-        assert [batch.ids.tolist() for batch in read] == want
-        assert [batch["id"].tolist() for batch in read] == want
-        assert len(batches) == len(want)
+        assert [batch.ids.tolist() for batch in read] == expected
+        assert [batch["id"].tolist() for batch in read] == expected
+        assert len(batches) == len(expected)
         samples = ds.iter(
             rank, world, batch_size=7, batched=False, shuffle=settings, ranks_per_node=per_node
         )
@@ -158,11 +161,11 @@ def test_ranks_and_workers_read_the_same_samples_as_in_streaming(
                 "npstream.torch.worker_and_workers", lambda worker=worker: (worker, 3)
             )
             batches.set_epoch(1)
-            assert [batch.ids.tolist() for batch in batches] == want[worker::3]
+            assert [batch.ids.tolist() for batch in batches] == expected[worker::3]
             ids = [int(sample["id"]) for sample in samples]
-            assert ids == [number for batch in want[worker::3] for number in batch]
+            assert ids == [number for batch in expected[worker::3] for number in batch]
         monkeypatch.undo()
-        assert len(samples) == sum(map(len, want))
+        assert len(samples) == sum(map(len, expected))
 
 
 # Checkpoints
@@ -175,31 +178,31 @@ RUNS = [
 ]
 
 
-def iteration(view, rank, run, case, **how):
+def iteration(view, rank, run, case, **options):
     """Return a rank's iteration with the settings of a run of Streaming."""
-    given = dict(run.get("dataset_args", case["dataset_args"]))
-    replication, shuffle = given.pop("replication", 1), given.pop("shuffle", False)
-    algorithm = given.pop("shuffle_algo", "py1e") if shuffle else None
-    epoch_size = given.pop("epoch_size", None)
+    arguments = dict(run.get("dataset_args", case["dataset_args"]))
+    replication, shuffle = arguments.pop("replication", 1), arguments.pop("shuffle", False)
+    algorithm = arguments.pop("shuffle_algo", "py1e") if shuffle else None
+    epoch_size = arguments.pop("epoch_size", None)
     return view.iter(
         rank,
         run["nodes"] * run["ranks_per_node"],
         batch_size=run["batch_size"],
-        shuffle=StreamingShuffle(algorithm, **given, **weights_of(case["streams"])),
+        shuffle=StreamingShuffle(algorithm, **arguments, **weights_of(case["streams"])),
         epoch_size=epoch_size,
         ranks_per_node=run["ranks_per_node"],
         replication=replication,
-        **how,
+        **options,
     )
 
 
 @pytest.mark.parametrize(("case", "run"), RUNS)
 def test_runs_of_streaming_resume(case, run):
     """After a loaded state of Streaming, each rank reads the same as the real package did."""
-    opened = [npstream.open(GOLDEN / "checkpoints" / "data" / s["dir"]) for s in case["streams"]]
-    view = opened[0]
-    if not alone(case["streams"]):
-        view = npstream.mix({str(number): ds for number, ds in enumerate(opened)})
+    datasets = [npstream.open(GOLDEN / "checkpoints" / "data" / s["dir"]) for s in case["streams"]]
+    view = datasets[0]
+    if not is_unweighted(case["streams"]):
+        view = npstream.mix({str(number): ds for number, ds in enumerate(datasets)})
     for rank in range(run["nodes"] * run["ranks_per_node"]):
         batches = iteration(view, rank, run, case)
         if "loaded_state" in run:
@@ -208,17 +211,17 @@ def test_runs_of_streaming_resume(case, run):
             ids = arrays("checkpoints/ids.npz")[epoch["ids"][rank]]
             if len(ids) == 0:  # Streaming yields an empty epoch if nothing is left
                 continue
-            iterator, want = iter(batches), [[i for i in row if i >= 0] for row in ids.tolist()]
-            read = [next(iterator) for _ in want]
-            assert [batch.ids.tolist() for batch in read] == want
-            assert [batch["id"].tolist() for batch in read] == want
+            iterator, expected = iter(batches), [[i for i in row if i >= 0] for row in ids.tolist()]
+            read = [next(iterator) for _ in expected]
+            assert [batch.ids.tolist() for batch in read] == expected
+            assert [batch["id"].tolist() for batch in read] == expected
             if epoch["stopped_after_batches"] is None:
                 assert next(iterator, None) is None
             else:
-                state, after = batches.state_dict(), run["state_after"]
+                state, state_after = batches.state_dict(), run["state_after"]
                 assert state["epoch"] == epoch["epoch"]
-                if epoch["epoch"] == after["epoch"]:
-                    assert {name: state[name] for name in after} == after
+                if epoch["epoch"] == state_after["epoch"]:
+                    assert {name: state[name] for name in state_after} == state_after
 
 
 STATE = {
@@ -230,7 +233,7 @@ STATE = {
 }
 
 
-def of_run(ds, number, drop_first=0, batch_size=8):
+def read_run(ds, number, drop_first=0, batch_size=8):
     """Return the batches that rank 1 of 2 reads in an epoch of the run of `STATE`."""
     order = StreamingOrder(shards=[ds.shards["samples"]], batch_size=batch_size, shuffle=True)
     world = World(1, 2)
@@ -259,10 +262,10 @@ def test_workers_resume_from_a_state_of_streaming(ds, kind, start, persistent):
     first = batch_ids(loader)
     for _ in range(2):
         batches.load_state_dict(STATE)
-        assert batch_ids(loader) == of_run(ds, 2, 80)
-        assert batch_ids(loader) == of_run(ds, 3) != first
+        assert batch_ids(loader) == read_run(ds, 2, 80)
+        assert batch_ids(loader) == read_run(ds, 3) != first
     batches.set_epoch(1)
-    assert batch_ids(loader) == of_run(ds, 1)
+    assert batch_ids(loader) == read_run(ds, 1)
 
 
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")  # torchdata's own
@@ -283,8 +286,8 @@ def test_torchdata_states_contain_the_run(ds, persistent):
         pass
     resumed = loader(ds.iter(1, 2, batch_size=8, shuffle="py1e"))
     resumed.load_state_dict(running.state_dict())
-    assert batch_ids(resumed) == of_run(ds, 2, 80)[3:]
-    assert batch_ids(resumed) == of_run(ds, 3)
+    assert batch_ids(resumed) == read_run(ds, 2, 80)[3:]
+    assert batch_ids(resumed) == read_run(ds, 3)
 
 
 # States of npstream
@@ -363,19 +366,19 @@ def test_other_ranks_read_the_same_global_batches(ds, new):
 def test_batches_are_skipped(ds):
     settings = {"batch_size": 8, "shuffle": "py1e"}
     first, second = (
-        batch_ids(each) for each in [ds.iter(0, 2, **settings, epoch=e) for e in (0, 1)]
+        batch_ids(iteration) for iteration in [ds.iter(0, 2, **settings, epoch=e) for e in (0, 1)]
     )
     batches = ds.iter(0, 2, **settings)
     batches.skip(0, 2)
     batches.skip(5, 9)
     batches.skip(20, 10**6)
-    left = first[2:5] + first[9:20]
+    remaining = first[2:5] + first[9:20]
     for done, batch in enumerate(batches, 1):
-        assert batch.ids.tolist() == left[done - 1]
+        assert batch.ids.tolist() == remaining[done - 1]
         resumed = ds.iter(0, 2, **settings)
         resumed.load_state_dict(batches.state_dict())
-        assert batch_ids(resumed) == (left[done:] or second)
-    assert done == len(left)
+        assert batch_ids(resumed) == (remaining[done:] or second)
+    assert done == len(remaining)
     assert batch_ids(batches) == second
     batches.skip(3, 4)
     ds.iter(0, 2, batch_size=15, shuffle="py1e").load_state_dict(batches.state_dict())
@@ -411,20 +414,21 @@ def test_a_state_from_before_the_first_epoch_starts_at_the_beginning(ds):
 
 
 @pytest.mark.parametrize("method", BATCHING_METHODS[1:])
-@pytest.mark.parametrize("left", [3, 1, 0])
-def test_states_of_streaming_resume_up_to_the_last_batch(ds, method, left):
+@pytest.mark.parametrize("remaining", [3, 1, 0])
+def test_states_of_streaming_resume_up_to_the_last_batch(ds, method, remaining):
     def batches():
         settings = StreamingShuffle("py1s", batching_method=method)
         return ds.iter(1, 4, ranks_per_node=4, batch_size=1, shuffle=settings)
 
-    begun = batches()
-    whole = batch_ids(begun)
-    dealt = len(ds.iter(0, 4, ranks_per_node=4, batch_size=1, shuffle=begun._epochs._settings))
-    assert 4 * dealt > len(ds)
+    iteration = batches()
+    whole = batch_ids(iteration)
+    shuffle = iteration._epochs._settings
+    rank_0_batches = len(ds.iter(0, 4, ranks_per_node=4, batch_size=1, shuffle=shuffle))
+    assert 4 * rank_0_batches > len(ds)
     resumed = batches()
-    state = {"epoch": 0, "sample_in_epoch": 4 * (dealt - left)}
+    state = {"epoch": 0, "sample_in_epoch": 4 * (rank_0_batches - remaining)}
     resumed.load_state_dict(STATE | state | {"num_canonical_nodes": 64, "shuffle_seed": 9176})
-    expected = whole[dealt - left :] or batch_ids(begun)
+    expected = whole[rank_0_batches - remaining :] or batch_ids(iteration)
     assert batch_ids(resumed) == expected
 
 
@@ -450,9 +454,9 @@ def test_replicated_ranks_read_the_same(ds):
 
 
 def test_views_of_whole_datasets_can_have_streaming_orders(ds):
-    want = batch_ids(ds.iter(0, 1, batch_size=8, shuffle="py1e"))
+    expected = batch_ids(ds.iter(0, 1, batch_size=8, shuffle="py1e"))
     for view in (ds[:], ds[["id"]], ds[::-1][::-1]):
-        assert batch_ids(view.iter(0, 1, batch_size=8, shuffle="py1e")) == want
+        assert batch_ids(view.iter(0, 1, batch_size=8, shuffle="py1e")) == expected
 
 
 # States that do not fit
@@ -469,7 +473,7 @@ def test_views_of_a_part_raise(ds, view):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "says"),
+    ("arguments", "error", "message"),
     [
         ({"shuffle": "py1b"}, ValueError, "shuffle='py1b': expected .* 'naive', 'py1br'"),
         ({"shuffle": 3}, TypeError, "npstream.StreamingShuffle"),
@@ -483,8 +487,8 @@ def test_views_of_a_part_raise(ds, view):
         ({"shuffle": StreamingShuffle("py1br", shuffle_block_size=1)}, ValueError, "larger blocks"),
     ],
 )
-def test_invalid_settings_raise_immediately(ds, arguments, error, says):
-    with pytest.raises(error, match=says):
+def test_invalid_settings_raise_immediately(ds, arguments, error, message):
+    with pytest.raises(error, match=message):
         ds.iter(0, 3, **{"batch_size": 4, "shuffle": "py1e"} | arguments)
 
 
@@ -497,13 +501,12 @@ def test_the_context_of_a_cursor_contains_the_run(run):
 
 def test_a_state_can_contain_the_largest_seed(ds):
     settings = StreamingShuffle("naive", shuffle_seed=(1 << 63) - 1, num_canonical_nodes=1)
-    begun = ds.iter(0, 1, batch_size=4, shuffle=settings)
-    state = begun.state_dict()
+    state = ds.iter(0, 1, batch_size=4, shuffle=settings).state_dict()
     ds.iter(0, 1, batch_size=4, shuffle=settings).load_state_dict(state)
 
 
 @pytest.mark.parametrize(
-    ("settings", "error", "says"),
+    ("settings", "error", "message"),
     [
         ({"num_canonical_nodes": 0}, ValueError, "num_canonical_nodes=0"),
         ({"num_canonical_nodes": 1.5}, TypeError, "num_canonical_nodes=1.5: expected an integer"),
@@ -518,13 +521,13 @@ def test_a_state_can_contain_the_largest_seed(ds):
         ({"choose": {"a": 1.5}}, TypeError, "choose of source 'a' is 1.5: expected an integer"),
     ],
 )
-def test_invalid_settings_raise(settings, error, says):
-    with pytest.raises(error, match=says):
+def test_invalid_settings_raise(settings, error, message):
+    with pytest.raises(error, match=message):
         StreamingShuffle(**settings)
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"version": 3}, "version 3; .*reads versions 1 and 2"),
         ({"samples": 99}, "view of 99 samples; this view has 437"),
@@ -537,26 +540,26 @@ def test_invalid_settings_raise(settings, error, says):
         ({"position": 10**9}, "damaged: position reaches sample 1,000,000,000"),
     ],
 )
-def test_a_state_that_does_not_fit_raises_with_the_reason(ds, change, says):
+def test_a_state_that_does_not_fit_raises_with_the_reason(ds, change, message):
     settings = StreamingShuffle("py1e", 2, shuffle_seed=9, initial_physical_nodes=1)
     batches = ds.iter(0, 1, batch_size=4, shuffle=settings)
     state = batches.state_dict()
-    with pytest.raises((ValueError, TypeError), match=says):
+    with pytest.raises((ValueError, TypeError), match=message):
         batches.load_state_dict({**state, **change})
     assert batches.state_dict() == state
 
 
 def test_states_of_other_orders_raise(ds):
-    ours, native = (ds.iter(0, 1, batch_size=4, shuffle=each) for each in ("py1e", True))
+    streaming, native = (ds.iter(0, 1, batch_size=4, shuffle=order) for order in ("py1e", True))
     with pytest.raises(ValueError, match=r"num_canonical_nodes, .* missing$"):
-        ours.load_state_dict(native.state_dict())
+        streaming.load_state_dict(native.state_dict())
     with pytest.raises(ValueError, match="seed=9176; this iteration has seed=0"):
-        native.load_state_dict(ours.state_dict())
+        native.load_state_dict(streaming.state_dict())
     with pytest.raises(ValueError, match=r"looks like a state of Streaming.* shuffle='py1e'"):
         native.load_state_dict(STATE)
     with pytest.raises(ValueError, match="not a state of Streaming: num_canonical_nodes"):
-        ours.load_state_dict({"epoch": 0, "sample_in_epoch": 3})
+        streaming.load_state_dict({"epoch": 0, "sample_in_epoch": 3})
     with pytest.raises(ValueError, match="sample_in_epoch=10000: expected a number of samples"):
-        ours.load_state_dict(STATE | {"sample_in_epoch": 10_000})
+        streaming.load_state_dict(STATE | {"sample_in_epoch": 10_000})
     with pytest.raises(TypeError, match="a state is a dict"):
-        ours.load_state_dict(json.dumps(STATE))
+        streaming.load_state_dict(json.dumps(STATE))

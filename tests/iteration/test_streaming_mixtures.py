@@ -32,24 +32,24 @@ def test_mixtures_resume_after_any_batch_or_sample(mixed, method, world, per_nod
         whole, following = batch_ids(other), batch_ids(other)
         assert whole != following
         assert len(running) == len(whole) > 2
-        dealt = len(mixed.iter(0, world, **settings))
+        rank_0_batches = len(mixed.iter(0, world, **settings))
         for done, batch in enumerate(running, 1):
             assert batch.ids.tolist() == whole[done - 1]
             assert batch["id"].tolist() == batch.ids.tolist()
             resumed = mixed.iter(rank, world, **settings)
             resumed.load_state_dict(json.loads(json.dumps(running.state_dict())))
-            if done == len(whole) < dealt:  # other ranks have one more batch
+            if done == len(whole) < rank_0_batches:  # other ranks have one more batch
                 assert batch_ids(resumed) == []
             assert batch_ids(resumed) == (whole[done:] or following)
         samples = mixed.iter(rank, world, **settings, batched=False)
-        wanted = [number for batch in whole for number in batch]
-        assert len(samples) == len(wanted)
+        expected = [number for batch in whole for number in batch]
+        assert len(samples) == len(expected)
         for done, sample in enumerate(samples, 1):
-            assert sample["id"] == wanted[done - 1]
-            if done % 9 in (0, 4) and done < len(wanted):
+            assert sample["id"] == expected[done - 1]
+            if done % 9 in (0, 4) and done < len(expected):
                 resumed = mixed.iter(rank, world, **settings, batched=False)
                 resumed.load_state_dict(samples.state_dict())
-                assert [int(each["id"]) for each in resumed] == wanted[done:]
+                assert [int(sample["id"]) for sample in resumed] == expected[done:]
 
 
 def test_sources_of_batches_follow_the_batching_method(mixed):
@@ -65,9 +65,9 @@ def test_sources_of_batches_follow_the_batching_method(mixed):
 
     assert (origins("stratified").sum(axis=1) == origins("stratified")[0].sum(axis=0)).all()
     assert (np.count_nonzero(origins("per_stream").sum(axis=1), axis=1) == 1).all()
-    of_devices = origins("device_per_stream")
-    assert (np.count_nonzero(of_devices, axis=2) == 1).all()
-    assert (np.count_nonzero(of_devices.sum(axis=1), axis=1) == 2).any()
+    device_origins = origins("device_per_stream")
+    assert (np.count_nonzero(device_origins, axis=2) == 1).all()
+    assert (np.count_nonzero(device_origins.sum(axis=1), axis=1) == 2).any()
 
 
 def test_ranks_may_differ_by_a_batch_of_a_device(mixed):
@@ -99,9 +99,9 @@ def test_epochs_of_a_size_that_is_text_or_a_float(mixed, count, epoch_size):
 def test_one_dataset_may_be_all_of_a_mixture(ds):
     for method in BATCHING_METHODS:
         settings = {"batch_size": 8, "shuffle": StreamingShuffle(batching_method=method)}
-        want = batch_ids(ds.iter(1, 2, **settings))
+        expected = batch_ids(ds.iter(1, 2, **settings))
         batches = npstream.mix({"alone": ds}).iter(1, 2, **settings)
-        assert batch_ids(pickle.loads(pickle.dumps(batches))) == batch_ids(batches) == want
+        assert batch_ids(pickle.loads(pickle.dumps(batches))) == batch_ids(batches) == expected
 
 
 def test_one_dataset_may_be_several_streams(ds):
@@ -133,7 +133,7 @@ def test_changed_settings_raise_when_a_state_is_loaded(mixed):
 
 
 @pytest.mark.parametrize(
-    ("settings", "error", "says"),
+    ("settings", "error", "message"),
     [
         ({"proportion": {"a": 1, "b": 1, "d": 1}}, ValueError, "no source 'd'; the sources are"),
         ({"proportion": {"a": 1}}, ValueError, "give a proportion to all"),
@@ -168,12 +168,12 @@ def test_changed_settings_raise_when_a_state_is_loaded(mixed):
         ),
     ],
 )  # fmt: skip
-def test_invalid_mixtures_raise_immediately(mixed, settings, error, says):
-    given = {"batch_size": 8} | dict(settings)
-    names = [name for name in given if name in StreamingShuffle.__slots__]
-    order = StreamingShuffle("py1s", **{name: given.pop(name) for name in names})
-    with pytest.raises(error, match=says):
-        mixed.iter(0, 1, shuffle=order, **given)
+def test_invalid_mixtures_raise_immediately(mixed, settings, error, message):
+    arguments = {"batch_size": 8} | dict(settings)
+    names = [name for name in arguments if name in StreamingShuffle.__slots__]
+    order = StreamingShuffle("py1s", **{name: arguments.pop(name) for name in names})
+    with pytest.raises(error, match=message):
+        mixed.iter(0, 1, shuffle=order, **arguments)
 
 
 @pytest.mark.parametrize(
