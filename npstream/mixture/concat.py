@@ -32,8 +32,8 @@ def concat(datasets: Iterable[Dataset]) -> Dataset:
     Parameters
     ----------
     datasets : iterable of Dataset
-        One-dimensional datasets or views with the same columns. The functions of their `map` apply
-        to their samples. Empty ones add no rows.
+        One-dimensional datasets or views with the same columns. Functions that a view has from
+        `map` apply to its samples. Empty views add no rows.
 
     Returns
     -------
@@ -63,10 +63,10 @@ def concat(datasets: Iterable[Dataset]) -> Dataset:
         views = _checked_views(datasets)
         names = views[0].columns
         _require_same_names(views)
-        filled = [(number, view) for number, view in enumerate(views) if len(view)]
-        if not filled:
+        nonempty = [(number, view) for number, view in enumerate(views) if len(view)]
+        if not nonempty:
             return views[0]
-        members = [member for number, view in filled for member in _members_of(number, view)]
+        members = [member for number, view in nonempty for member in _members_of(number, view)]
         fields, errors = common_columns(members, [names] * len(members))
         if errors:
             raise ValueError(next(iter(errors.values())))
@@ -103,14 +103,14 @@ def _require_same_names(views: list[Dataset]) -> None:
     first = views[0].columns
     for number, view in enumerate(views):
         missing = [name for name in first if name not in view.columns]
-        more = [name for name in view.columns if name not in first]
-        if not missing and not more:
+        extra = [name for name in view.columns if name not in first]
+        if not missing and not extra:
             continue
-        name, has, lacks = (missing[0], 0, number) if missing else (more[0], number, 0)
+        name, owner, other = (missing[0], 0, number) if missing else (extra[0], number, 0)
         raise ValueError(
-            f"datasets[{lacks}] has no column {name!r}, which datasets[{has}] has: rename a column "
-            f"with ds.rename({{'old': {name!r}}}), leave it out with ds.drop({name!r}), or add it "
-            "with npstream.add_columns"
+            f"datasets[{other}] has no column {name!r}, which datasets[{owner}] has: rename a "
+            f"column with ds.rename({{'old': {name!r}}}), leave it out with ds.drop({name!r}), or "
+            "add it with npstream.add_columns"
         )
 
 
@@ -118,7 +118,7 @@ def _members_of(number: int, view: Dataset) -> Iterator[Member]:
     """Yield the parts of one dataset: itself, or the parts of a concatenation or mixture."""
     name = f"datasets[{number}]"
     source, transform = view._source, view._transform
-    computed = [each for each in view.columns if source.field(each).computation is not None]
+    computed = [column for column in view.columns if source.field(column).computation is not None]
     if computed:
         raise ValueError(
             f"column {computed[0]!r} of {name} is the name of each sample's source, which is not "
@@ -129,8 +129,7 @@ def _members_of(number: int, view: Dataset) -> Iterator[Member]:
     elif view._selection.affine is not None:
         for part, selection in source.rows.pieces(view._selection):
             member = source.members[part]
-            of_part = _chain(member.transform, transform)
-            yield Member(name, member.source, selection, of_part)
+            yield Member(name, member.source, selection, _chain(member.transform, transform))
     elif not source.has_transforms:
         yield Member(name, source, view._selection, transform)
     else:

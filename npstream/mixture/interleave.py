@@ -43,9 +43,9 @@ _MAX_DRAWS = 16
 def interleave_sources(counts: Int64, key: int, sources: AnyArray) -> None:
     """Write the source of each slot of a pattern with ``counts[s]`` units of source s."""
     length = sources.size
-    placed = np.zeros(counts.size, np.int64)  # units of each source
-    ends = np.zeros(counts.size, np.int64)  # deadline of each source's next unit
-    sums, lows = _make_slack_tree(counts, length)
+    next_units = np.zeros(counts.size, np.int64)  # number of each source's next unit
+    deadlines = np.zeros(counts.size, np.int64)  # deadline of this unit
+    sums, min_sums = _make_slack_tree(counts, length)
     members = np.empty((_CLASSES, counts.size), np.int32)
     sizes = np.zeros(_CLASSES, np.int64)
     class_of = np.full(counts.size, -1)
@@ -57,7 +57,7 @@ def interleave_sources(counts: Int64, key: int, sources: AnyArray) -> None:
     slot_of = np.full(counts.size, -1)
     for source in range(counts.size):
         if counts[source] > 0:
-            ends[source] = (length + counts[source] - 1) // counts[source]
+            deadlines[source] = (length + counts[source] - 1) // counts[source]
             _add_to_slot(source, 0, heads, next_source, previous_source, slot_of)
     counter = 0
     for slot in range(length):
@@ -66,7 +66,7 @@ def interleave_sources(counts: Int64, key: int, sources: AnyArray) -> None:
             _remove_from_slot(source, heads, next_source, previous_source, slot_of)
             _remove_member(source, members, sizes, class_of, index_of)
             count = int(counts[source])
-            numerator, denominator = _chance(slot, count, int(placed[source]), length)
+            numerator, denominator = _chance(slot, count, int(next_units[source]), length)
             class_index = 0
             while denominator >= numerator << (class_index + 1):
                 class_index += 1
@@ -77,27 +77,28 @@ def interleave_sources(counts: Int64, key: int, sources: AnyArray) -> None:
             # Set the slot at which to determine the class again. If the window shares this slot
             # with the one before (see `_chance`), it is the next slot. Otherwise it is the slot in
             # which the chance, which grows from slot to slot, exceeds 2**-class_index.
-            if slot * count < placed[source] * length:
+            if slot * count < next_units[source] * length:
                 _add_to_slot(source, slot + 1, heads, next_source, previous_source, slot_of)
             elif class_index:
-                changes = ((int(placed[source]) + 1) * length - (count << class_index)) // count + 1
-                _add_to_slot(source, changes, heads, next_source, previous_source, slot_of)
-        tight = _first_tight_deadline(slot, sums, lows)
+                end = (int(next_units[source]) + 1) * length
+                change_slot = (end - (count << class_index)) // count + 1
+                _add_to_slot(source, change_slot, heads, next_source, previous_source, slot_of)
+        tight = _first_tight_deadline(slot, sums, min_sums)
         source, counter = _draw_source(
-            length, slot, tight, key, counter, counts, placed, ends, members, sizes
+            length, slot, tight, key, counter, counts, next_units, deadlines, members, sizes
         )
         sources[slot] = source
         _remove_member(source, members, sizes, class_of, index_of)
         if slot_of[source] >= 0:
             _remove_from_slot(source, heads, next_source, previous_source, slot_of)
-        _remove_deadline(int(ends[source]) - 1, sums, lows)
-        placed[source] += 1
-        number = int(placed[source])
+        _remove_deadline(int(deadlines[source]) - 1, sums, min_sums)
+        next_units[source] += 1
+        number = int(next_units[source])
         count = int(counts[source])
         if number < count:
-            ends[source] = ((number + 1) * length + count - 1) // count
-            opens = max(slot + 1, number * length // count)
-            _add_to_slot(source, opens, heads, next_source, previous_source, slot_of)
+            deadlines[source] = ((number + 1) * length + count - 1) // count
+            opening_slot = max(slot + 1, number * length // count)
+            _add_to_slot(source, opening_slot, heads, next_source, previous_source, slot_of)
 
 
 @kernel
@@ -108,8 +109,8 @@ def _draw_source(
     key: int,
     counter: int,
     counts: Int64,
-    placed: Int64,
-    ends: Int64,
+    next_units: Int64,
+    deadlines: Int64,
     members: AnyArray,
     sizes: Int64,
 ) -> tuple[int, int]:
@@ -126,10 +127,10 @@ def _draw_source(
             target -= int(sizes[class_index]) << (_CLASSES - class_index)
             class_index += 1
         source = int(members[class_index, target >> (_CLASSES - class_index)])
-        numerator, denominator = _chance(slot, int(counts[source]), int(placed[source]), length)
+        numerator, denominator = _chance(slot, int(counts[source]), int(next_units[source]), length)
         is_accepted = draw(key ^ (counter + 1), denominator) < numerator << class_index
         counter += 2
-        if is_accepted and ends[source] <= tight:
+        if is_accepted and deadlines[source] <= tight:
             return source, counter
     # Look for the earliest deadline in the first class only: its units have the fewest slots left.
     class_index = 0
@@ -138,7 +139,8 @@ def _draw_source(
     first = int(members[class_index, 0])
     for i in range(1, int(sizes[class_index])):
         source = int(members[class_index, i])
-        if ends[source] < ends[first] or (ends[source] == ends[first] and source < first):
+        is_equal = deadlines[source] == deadlines[first]
+        if deadlines[source] < deadlines[first] or (is_equal and source < first):
             first = source
     return first, counter
 
@@ -151,7 +153,8 @@ def _chance(slot: int, count: int, number: int, length: int) -> tuple[int, int]:
     shares this slot. Then a part of the slot belongs to the unit before, and the chance of this
     unit is smaller.
     """
-    # In units of 1 / count of a slot, unit i begins at i * length and a slot at slot * count.
+    # Slots are multiplied by count, so that bounds of windows are integers: unit i begins at
+    # i * length, and a slot at slot * count.
     begin = slot * count
     if begin >= number * length:
         remaining = (number + 1) * length - begin
@@ -175,43 +178,43 @@ def _make_slack_tree(counts: Int64, length: int) -> tuple[AnyArray, AnyArray]:
         count = int(counts[source])
         for number in range(count):
             sums[size + ((number + 1) * length + count - 1) // count - 1] -= 1
-    lows = sums.copy()
+    min_sums = sums.copy()
     for node in range(size - 1, 0, -1):
         sums[node] = sums[2 * node] + sums[2 * node + 1]
-        lows[node] = min(lows[2 * node], sums[2 * node] + lows[2 * node + 1])
-    return sums, lows
+        min_sums[node] = min(min_sums[2 * node], sums[2 * node] + min_sums[2 * node + 1])
+    return sums, min_sums
 
 
 @kernel
-def _first_tight_deadline(slot: int, sums: AnyArray, lows: AnyArray) -> int:
+def _first_tight_deadline(slot: int, sums: AnyArray, min_sums: AnyArray) -> int:
     """Return the first tight deadline at or after a slot."""
     size = sums.size // 2
     node = size + slot
     slack = 0
     # This ends, because the last deadline of a pattern has no slack.
-    while slack + lows[node] > 0:
+    while slack + min_sums[node] > 0:
         slack += int(sums[node])
         while node & 1:
             node >>= 1
         node += 1
     while node < size:
         node *= 2
-        if slack + lows[node] > 0:
+        if slack + min_sums[node] > 0:
             slack += int(sums[node])
             node += 1
     return node - size + 1
 
 
 @kernel
-def _remove_deadline(leaf: int, sums: AnyArray, lows: AnyArray) -> None:
+def _remove_deadline(leaf: int, sums: AnyArray, min_sums: AnyArray) -> None:
     """Remove a unit with the deadline of a leaf from the tree."""
     node = sums.size // 2 + leaf
     sums[node] += 1
-    lows[node] += 1
+    min_sums[node] += 1
     node >>= 1
     while node:
         sums[node] += 1
-        lows[node] = min(lows[2 * node], sums[2 * node] + lows[2 * node + 1])
+        min_sums[node] = min(min_sums[2 * node], sums[2 * node] + min_sums[2 * node + 1])
         node >>= 1
 
 

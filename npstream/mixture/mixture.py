@@ -65,8 +65,8 @@ class Mixture(Dataset):
     def __reduce__(self) -> tuple[Any, ...]:
         spec = self._spec
         transform = require_importable(VIEW_TRANSFORM, self._transform)
-        made = (self._source, self._selection, self._names, transform)
-        return Mixture, (*made, spec.schedule, spec.block)
+        arguments = (self._source, self._selection, self._names, transform)
+        return Mixture, (*arguments, spec.schedule, spec.block)
 
     def _replace(
         self, names: tuple[str, ...], transform: Transform | None, source: Any = None
@@ -89,7 +89,10 @@ class Mixture(Dataset):
 
     @property
     def weights(self) -> dict[str, float] | list[tuple[int, dict[str, float]]]:
-        """Shares of the sources in the drawn samples; or pairs of a position and such shares."""
+        """Share of each source in the drawn samples, by name; together 1.
+
+        If the shares change during the run, it is a list of pairs ``(position, shares)``.
+        """
         schedule = [
             (position, dict(zip(self.names, shares, strict=True)))
             for position, shares in self._spec.schedule
@@ -115,14 +118,14 @@ class Mixture(Dataset):
         >>> mix({"a": ds, "b": ds[::2]}).origin([1, 3, 4])
         (array([0, 1, 1]), array([1, 0, 1]))
         """
-        chosen = self._selection.select(index)
+        selected = self._selection.select(index)
         rows = self._source.rows
-        ids = np.array([chosen]) if isinstance(chosen, int) else chosen.ids()
-        which = rows.view_numbers(ids)
-        row = ids - rows.bounds[which]
-        if isinstance(chosen, int):
-            return int(which[0]), int(row[0])
-        return which.reshape(chosen.shape), row.reshape(chosen.shape)
+        ids = np.array([selected]) if isinstance(selected, int) else selected.ids()
+        source = rows.view_numbers(ids)
+        row = ids - rows.bounds[source]
+        if isinstance(selected, int):
+            return int(source[0]), int(row[0])
+        return source.reshape(selected.shape), row.reshape(selected.shape)
 
     # Drawn samples
 
@@ -421,9 +424,10 @@ def mix(
         The columns of the mixture; by default those that all sources have, with the same
         declaration. "source" is the name of each sample's source.
     block : int, optional
-        Number of samples with exact shares of all sources, or of batches if each batch is of one
-        source. If it is not coprime to the number of lanes, the next larger number that is coprime
-        is used. By default at least 4,096, and enough for 32 samples of the rarest source.
+        Number of consecutive samples in which all sources have their exact shares. If each batch is
+        of one source, it counts batches. A number that is not coprime to the number of lanes is
+        raised to the next coprime number. By default at least 4,096, and enough for 32 samples of
+        the rarest source.
 
     Returns
     -------
@@ -448,18 +452,18 @@ def mix(
     {'odd': 0.75, 'all': 0.25}
     """
     members = _members(sources)
-    fields, partial_ = common_columns(members, [ds.columns for ds in sources.values()])
+    fields, column_errors = common_columns(members, [ds.columns for ds in sources.values()])
     has_source_names = columns is not None and SOURCE in columns
     if has_source_names:
         _check_source_column(sources)
     names = tuple(fields)
-    source = MixedSource(members, fields, partial_, SOURCE if has_source_names else None)
+    source = MixedSource(members, fields, column_errors, SOURCE if has_source_names else None)
     if columns is not None:
         names = _column_names(source, columns)
     elif not names:
         raise ValueError(
             "the sources have no column in common: "
-            f"{next(iter(partial_.values()), 'they have none at all')}"
+            f"{next(iter(column_errors.values()), 'they have none at all')}"
         )
     sizes = [member.selection.size for member in members]
     schedule = make_schedule([member.name for member in members], sizes, weights, alpha)
@@ -498,7 +502,7 @@ def _members(sources: Mapping[str, Dataset]) -> list[Member]:
 
 
 def _check_source_column(sources: Mapping[str, Dataset]) -> None:
-    """Raise ValueError if a source has a column with the name of the column of source names."""
+    """Raise ValueError if a source has a column `SOURCE`, the name of the computed column."""
     for name, ds in sources.items():
         if SOURCE in ds.columns:
             raise ValueError(

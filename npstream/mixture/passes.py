@@ -19,7 +19,7 @@ from npstream.orders.order import Order
 from npstream.orders.permutation import MAX_TABLE_LENGTH
 
 _SCRATCH_BLOCKS = Blocks(MAX_TABLE_LENGTH + 1, 1, MAX_TABLE_LENGTH + 1, 0)
-"""Settings for the buffers that all orders share: large blocks of any size need the same ones."""
+"""Settings for the buffers that all orders share. All sizes of large blocks need equal buffers."""
 
 
 class Stored(NamedTuple):
@@ -67,18 +67,18 @@ class Passes:
         self.nbytes = 0
         """Bytes of memory that the cached orders use."""
 
-    def rows(self, sources: Int64, numbers: Int64, places: Int64) -> Int64:
+    def rows(self, sources: Int64, passes: Int64, places: Int64) -> Int64:
         """Return the rows at places of passes; `find_passes` finds the places and the passes."""
-        return self._look_up(sources, numbers, places, Order.at)
+        return self._look_up(sources, passes, places, Order.at)
 
-    def find_draws(self, sources: Int64, rows: Int64, numbers: Int64) -> tuple[Int64, Int64]:
+    def find_draws(self, sources: Int64, rows: Int64, passes: Int64) -> tuple[Int64, Int64]:
         """Return the lane of each row in its source, and the number of the draw that gives the row.
 
-        The draws of a lane are counted from the first pass. `numbers` are the passes of the rows.
+        The draws of a lane are counted from the first pass. `passes` are the passes of the rows.
         """
-        positions = self._look_up(sources, numbers, rows, Order.find)
+        positions = self._look_up(sources, passes, rows, Order.find)
         elements, lane = np.divmod(positions, self._lanes[sources])
-        return lane, numbers * self._elements(sources, lane) + elements
+        return lane, passes * self._elements(sources, lane) + elements
 
     def _elements(self, sources: Int64, lane: Int64) -> Int64:
         """Return the number of rows in lanes of sources."""
@@ -88,7 +88,7 @@ class Passes:
     def _look_up(
         self,
         sources: Int64,
-        numbers: Int64,
+        passes: Int64,
         values: Int64,
         look_up: Callable[[Order, Int64], Int64],
     ) -> Int64:
@@ -96,9 +96,9 @@ class Passes:
         result = np.empty_like(values)
         if not result.size:
             return result
-        first = int(numbers.min())
-        span = int(numbers.max()) - first + 1
-        for key, indices in group_positions(sources * span + numbers - first):
+        first = int(passes.min())
+        span = int(passes.max()) - first + 1
+        for key, indices in group_positions(sources * span + passes - first):
             source, number = key // span, key % span + first
             if self._sources[source].block:
                 order = self._order(source, number)

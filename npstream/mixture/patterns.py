@@ -35,17 +35,17 @@ class Pattern(NamedTuple):
     lanes, length : int
         The number of lanes and the length of a block. They are coprime, or `lanes` divides
         `length`.
-    turn : int
-        Places by which rows are rotated more from block to block: 1 if `lanes` divides `length`,
+    rotation : int
+        Rows are rotated by ``a * rotation`` places in block a. It is 1 if `lanes` divides `length`,
         else 0.
-    step, back : int
+    step, inverse_step : int
         Slot q is in class ``q * step % lanes``. The slots of class k have
-        ``slot % lanes == k * back % lanes``.
+        ``slot % lanes == k * inverse_step % lanes``.
     sources : ndarray of int32, shape (length,)
         The source in each slot.
-    ranks : ndarray of int32, shape (length,)
+    slot_numbers : ndarray of int32, shape (length,)
         The number of each slot among the slots of its source, sorted by class.
-    firsts : ndarray of int64, shape (sources + 1,)
+    cell_starts : ndarray of int64, shape (sources + 1,)
         The first index of each source in `cells`.
     cells : ndarray of int32, shape (length,)
         For each source, its slots, sorted by class. Slot q of class k is encoded as
@@ -54,18 +54,19 @@ class Pattern(NamedTuple):
 
     lanes: int
     length: int
-    turn: int
+    rotation: int
     step: int
-    back: int
+    inverse_step: int
     sources: AnyArray
-    ranks: AnyArray
-    firsts: Int64
+    slot_numbers: AnyArray
+    cell_starts: Int64
     cells: AnyArray
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory that the arrays take."""
-        return self.sources.nbytes + self.ranks.nbytes + self.firsts.nbytes + self.cells.nbytes
+        arrays = (self.sources, self.slot_numbers, self.cell_starts, self.cells)
+        return sum(array.nbytes for array in arrays)
 
 
 def make_pattern(counts: Int64, lanes: int, key: int) -> Pattern:
@@ -86,39 +87,39 @@ def make_pattern(counts: Int64, lanes: int, key: int) -> Pattern:
     array([...], dtype=int32)
     """
     length = int(counts.sum())
-    turn, step, back = 1, 1, 1
+    rotation, step, inverse_step = 1, 1, 1
     if length % lanes:
-        turn, step, back = 0, pow(-length, -1, lanes), -length % lanes
+        rotation, step, inverse_step = 0, pow(-length, -1, lanes), -length % lanes
     pattern = Pattern(
         lanes,
         length,
-        turn,
+        rotation,
         step,
-        back,
+        inverse_step,
         np.empty(length, np.int32),
         np.empty(length, np.int32),
         np.concatenate([[0], np.cumsum(counts)]),
         np.empty(length, np.int32),
     )
     interleave_sources.for_size(2 * length)(counts, key, pattern.sources)
-    _number.for_size(length)(pattern)
+    _write_cells.for_size(length)(pattern)
     return pattern
 
 
 @kernel
-def _number(pattern: Pattern) -> None:
-    """Write the ranks and cells of a pattern."""
+def _write_cells(pattern: Pattern) -> None:
+    """Write `slot_numbers` and `cells` of a pattern."""
     rows = _rows(pattern)
-    filled = np.zeros(pattern.firsts.size - 1, np.int64)
+    source_slots = np.zeros(pattern.cell_starts.size - 1, np.int64)
     for class_number in range(pattern.lanes):
         for slot in range(
-            class_number * pattern.back % pattern.lanes, pattern.length, pattern.lanes
+            class_number * pattern.inverse_step % pattern.lanes, pattern.length, pattern.lanes
         ):
             source = pattern.sources[slot]
-            pattern.ranks[slot] = filled[source]
+            pattern.slot_numbers[slot] = source_slots[source]
             cell = class_number * rows + slot // pattern.lanes
-            pattern.cells[pattern.firsts[source] + filled[source]] = cell
-            filled[source] += 1
+            pattern.cells[pattern.cell_starts[source] + source_slots[source]] = cell
+            source_slots[source] += 1
 
 
 @kernel
@@ -134,15 +135,15 @@ def look_up_draws(places: Int64, pattern: Pattern, sources: Int64, numbers: Int6
     for k in range(places.size):
         place = int(places[k])
         block = place // length
-        within = place - block * length
+        offset = place - block * length
         superblock = block // lanes
         block -= superblock * lanes
-        slot = _rotate(within, pattern.turn * block, lanes)
+        slot = _rotate(offset, pattern.rotation * block, lanes)
         source = int(pattern.sources[slot])
-        cells = pattern.cells[pattern.firsts[source] : pattern.firsts[source + 1]]
-        number = int(pattern.ranks[slot])
+        cells = pattern.cells[pattern.cell_starts[source] : pattern.cell_starts[source + 1]]
+        number = int(pattern.slot_numbers[slot])
         if lanes > 1:
-            lane = (block * length + within) % lanes
+            lane = (block * length + offset) % lanes
             number -= _count_below(cells, _first_class(lane, pattern) * rows)
             if number < 0:
                 number += cells.size
@@ -158,13 +159,13 @@ def find_places(
     lanes = pattern.lanes
     rows = _rows(pattern)
     for k in range(sources.size):
-        cells = pattern.cells[pattern.firsts[sources[k]] : pattern.firsts[sources[k] + 1]]
+        cells = pattern.cells[pattern.cell_starts[sources[k]] : pattern.cell_starts[sources[k] + 1]]
         first = _first_class(int(draw_lanes[k]), pattern)
         cell = int(cells[(int(numbers[k]) + _count_below(cells, first * rows)) % cells.size])
         class_number = cell // rows
-        slot = cell % rows * lanes + class_number * pattern.back % lanes
+        slot = cell % rows * lanes + class_number * pattern.inverse_step % lanes
         block = (class_number - first) % lanes
-        places[k] = block * pattern.length + _rotate(slot, -pattern.turn * block, lanes)
+        places[k] = block * pattern.length + _rotate(slot, -pattern.rotation * block, lanes)
 
 
 @kernel
@@ -194,13 +195,13 @@ def count_draws(pattern: Pattern, stop: int, counts: Int64) -> None:
         if first > class_number:
             bounds[source, 0] += 1
     for source in range(counts.shape[0]):
-        met = 0
+        draws = 0
         for first in range(lanes):
-            met += int(bounds[source, first])
-            counts[source, first * pattern.back % lanes] = met
-    for within in range(stop - blocks * length):
-        slot = _rotate(within, pattern.turn * blocks, lanes)
-        counts[pattern.sources[slot], (blocks * length + within) % lanes] += 1
+            draws += int(bounds[source, first])
+            counts[source, first * pattern.inverse_step % lanes] = draws
+    for offset in range(stop - blocks * length):
+        slot = _rotate(offset, pattern.rotation * blocks, lanes)
+        counts[pattern.sources[slot], (blocks * length + offset) % lanes] += 1
 
 
 @kernel
@@ -216,10 +217,10 @@ def _first_class(lane: int, pattern: Pattern) -> int:
 
 
 @kernel
-def _rotate(within: int, by: int, lanes: int) -> int:
+def _rotate(offset: int, shift: int, lanes: int) -> int:
     """Rotate a place within its row of `lanes` places."""
-    place = within % lanes
-    return within - place + (place + by) % lanes
+    place = offset % lanes
+    return offset - place + (place + shift) % lanes
 
 
 @kernel

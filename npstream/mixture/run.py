@@ -1,9 +1,8 @@
 """Provide the run of a mixture, which determines the sample at each position, and resume it.
 
-A run has the lanes and blocks of each source, and the shares of sources with the units at which
-they change. A source keeps its lanes and blocks for the whole run, from when it was added. Saved
-states contain the run, so the names of `MixtureRun`, `RunSource` and `RunPhase` fields are part of
-a stored format.
+A run has the lanes and blocks of each source. They never change after the source was added. A run
+also has the shares of sources, with the units at which the shares change. Saved states contain the
+run, so the names of `MixtureRun`, `RunSource` and `RunPhase` fields are part of a stored format.
 
 Tested in tests/mixture/test_epochs.py.
 """
@@ -56,7 +55,7 @@ BATCHINGS = ("random", "stratified", "per_stream", "device_per_stream")
 
 @dataclass(frozen=True, slots=True)
 class Batches:
-    """The batch size of each source, of one rank or (`is_global`) of all ranks."""
+    """The batch size of each source: samples of one rank, or of all ranks if `is_global`."""
 
     sizes: tuple[int, ...] = ()
     is_global: bool = False
@@ -153,7 +152,7 @@ class MixtureRun:
         return 1 if self.batching == "per_stream" else self.lanes
 
     @property
-    def present(self) -> list[str]:
+    def active_sources(self) -> list[str]:
         """Names of the sources that the run draws from now."""
         shares = self.stretches[-1].shares
         return [s.name for s, share in zip(self.sources, shares, strict=True) if share]
@@ -200,10 +199,11 @@ class MixtureRun:
             if self.batching == "stratified":
                 _check_shares(spec, shares, self.grain)
         return tuple(
-            RunPhase(start, self._length(spec, shares), shares) for start, shares in starts.items()
+            RunPhase(start, self._block_length(spec, shares), shares)
+            for start, shares in starts.items()
         )
 
-    def _length(self, spec: MixtureSpec, shares: tuple[float, ...]) -> int:
+    def _block_length(self, spec: MixtureSpec, shares: tuple[float, ...]) -> int:
         """Return the number of units in which shares are exact."""
         if self.batching == "stratified":
             return self.grain
@@ -221,35 +221,35 @@ class MixtureRun:
 
     def to_json(self) -> dict[str, Any]:
         """Return the run as plain JSON."""
-        facts: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return {"version": list(STREAM_VERSION), **facts}
+        data: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return {"version": list(STREAM_VERSION), **data}
 
     @classmethod
-    def from_json(cls, facts: Any) -> MixtureRun:
+    def from_json(cls, data: Any) -> MixtureRun:
         """Return the run of a result of `to_json`; raise ValueError if it is invalid."""
-        names = [each.name for each in fields(cls)]
-        if not isinstance(facts, Mapping):
-            raise ValueError(f"this state is damaged: mixture is {short_repr(facts)}")
-        require_keys(facts, ("version", *names))
-        if facts["version"] != list(STREAM_VERSION):
+        names = [field.name for field in fields(cls)]
+        if not isinstance(data, Mapping):
+            raise ValueError(f"this state is damaged: mixture is {short_repr(data)}")
+        require_keys(data, ("version", *names))
+        if data["version"] != list(STREAM_VERSION):
             raise ValueError(
-                f"the state is of a mixture's order of version {short_repr(facts['version'])}; "
+                f"the state is of a mixture's order of version {short_repr(data['version'])}; "
                 f"this release of npstream has version {list(STREAM_VERSION)}"
             )
-        values = {name: facts[name] for name in names}
-        values["sources"] = tuple(_source(source) for source in _list_in(facts, "sources"))
+        values = {name: data[name] for name in names}
+        values["sources"] = tuple(_source(source) for source in _list_in(data, "sources"))
         values["stretches"] = tuple(
-            _phase(stretch, len(values["sources"])) for stretch in _list_in(facts, "stretches")
+            _phase(stretch, len(values["sources"])) for stretch in _list_in(data, "stretches")
         )
-        for key, least in {"lanes": 1, "block": 0, "grain": 1, "size": 0, "offset": 0}.items():
-            read_count(facts, key, least)
-        if not 0 <= read_count(facts, "since") < len(values["stretches"]):
-            raise ValueError(f"this state is damaged: since is {facts['since']}")
-        read_count(facts, "epoch")
+        for key, minimum in {"lanes": 1, "block": 0, "grain": 1, "size": 0, "offset": 0}.items():
+            read_count(data, key, minimum)
+        if not 0 <= read_count(data, "since") < len(values["stretches"]):
+            raise ValueError(f"this state is damaged: since is {data['since']}")
+        read_count(data, "epoch")
         if values["sizes"] is not None:
-            values["sizes"] = tuple(_list_in(facts, "sizes"))
+            values["sizes"] = tuple(_list_in(data, "sizes"))
             if len(values["sizes"]) != len(values["sources"]):
-                raise ValueError(f"this state is damaged: sizes are {short_repr(facts['sizes'])}")
+                raise ValueError(f"this state is damaged: sizes are {short_repr(data['sizes'])}")
             for size in values["sizes"]:
                 if size is not None:
                     read_count({"sizes": size}, "sizes", 1)
@@ -261,9 +261,9 @@ class MixtureRun:
 
     def _check_lanes(self) -> None:
         """Raise ValueError unless lanes and phases satisfy the conditions of `Course`."""
-        if wrong := [source.lanes for source in self.sources if self.lanes % source.lanes]:
+        if invalid := [source.lanes for source in self.sources if self.lanes % source.lanes]:
             raise ValueError(
-                f"this state is damaged: a source has {quantity(wrong[0], 'lane')}, which do not "
+                f"this state is damaged: a source has {quantity(invalid[0], 'lane')}, which do not "
                 f"divide the mixture's {quantity(self.lanes, 'lane')}"
             )
         lanes = self.stream_lanes
@@ -273,47 +273,47 @@ class MixtureRun:
             raise ValueError(f"this state is damaged: stretches {short_repr(self.stretches)}")
 
 
-def _list_in(facts: Mapping[str, Any], key: str) -> list[Any]:
+def _list_in(data: Mapping[str, Any], key: str) -> list[Any]:
     """Return a list of a state; raise ValueError if it is empty or no list."""
-    if not isinstance(facts[key], list) or not facts[key]:
+    if not isinstance(data[key], list) or not data[key]:
         raise ValueError(
-            f"this state is damaged: {key} is {short_repr(facts[key])}; expected a list"
+            f"this state is damaged: {key} is {short_repr(data[key])}; expected a list"
         )
-    return list(facts[key])
+    return list(data[key])
 
 
-def _require_fields(facts: Any, kind: type[RunSource | RunPhase]) -> None:
+def _require_fields(data: Any, kind: type[RunSource | RunPhase]) -> None:
     """Raise ValueError unless a part of a state has the fields of a class."""
-    names = [each.name for each in fields(kind)]
-    if not isinstance(facts, Mapping) or any(name not in facts for name in names):
-        raise ValueError(f"this state is damaged: {short_repr(facts)}; expected {', '.join(names)}")
+    names = [field.name for field in fields(kind)]
+    if not isinstance(data, Mapping) or any(name not in data for name in names):
+        raise ValueError(f"this state is damaged: {short_repr(data)}; expected {', '.join(names)}")
 
 
-def _source(facts: Any) -> RunSource:
+def _source(data: Any) -> RunSource:
     """Return a source of a state."""
-    _require_fields(facts, RunSource)
-    name, fingerprint = facts["name"], facts["fingerprint"]
+    _require_fields(data, RunSource)
+    name, fingerprint = data["name"], data["fingerprint"]
     if not isinstance(name, str) or not isinstance(fingerprint, str):
-        raise ValueError(f"this state is damaged: it has the source {short_repr(facts)}")
-    samples, block = read_count(facts, "samples"), read_count(facts, "block")
-    return RunSource(name, samples, fingerprint, read_count(facts, "lanes", 1), block)
+        raise ValueError(f"this state is damaged: it has the source {short_repr(data)}")
+    samples, block = read_count(data, "samples"), read_count(data, "block")
+    return RunSource(name, samples, fingerprint, read_count(data, "lanes", 1), block)
 
 
-def _phase(facts: Any, sources: int) -> RunPhase:
+def _phase(data: Any, sources: int) -> RunPhase:
     """Return a phase of a state with `sources` sources."""
-    _require_fields(facts, RunPhase)
-    shares = _list_in(facts, "shares")
+    _require_fields(data, RunPhase)
+    shares = _list_in(data, "shares")
     is_valid = len(shares) == sources and all(
         isinstance(share, int | float) and 0 <= share <= 1 for share in shares
     )
     if not is_valid or not 0.99 < math.fsum(shares) < 1.01:
         raise ValueError(f"this state is damaged: it has the shares {short_repr(shares)}")
-    return RunPhase(read_count(facts, "start"), read_count(facts, "length", 1), tuple(shares))
+    return RunPhase(read_count(data, "start"), read_count(data, "length", 1), tuple(shares))
 
 
 def new_run(
     spec: MixtureSpec,
-    settings: Shuffle | None,
+    shuffle: Shuffle | None,
     batching: str,
     batches: Batches,
     size: int | None,
@@ -324,7 +324,7 @@ def new_run(
     Parameters
     ----------
     spec : MixtureSpec
-    settings : Shuffle, optional
+    shuffle : Shuffle, optional
         None reads sources in their own order.
     batching : str
     batches : Batches
@@ -332,7 +332,7 @@ def new_run(
         Samples in an epoch.
     ranks : Ranks
     """
-    block, lanes = resolve_shuffle(spec, settings)
+    block, lanes = resolve_shuffle(spec, shuffle)
     is_batched = batching in ("per_stream", "device_per_stream")
     if batching == "random":
         sizes: tuple[int, ...] = (1,)
@@ -347,7 +347,7 @@ def new_run(
         batching=batching,
         lanes=lanes,
         block=block,
-        sources=assign_lanes(spec, range(len(spec.names)), settings, block, lanes),
+        sources=assign_lanes(spec, range(len(spec.names)), shuffle, block, lanes),
         sizes=sizes if is_batched else None,
         grain=grain,
         stretches=(),
@@ -356,14 +356,14 @@ def new_run(
     return replace(run, stretches=run.schedule_phases(spec), size=epoch_size(spec, size, run))
 
 
-def resolve_shuffle(spec: MixtureSpec, settings: Shuffle | None) -> tuple[int, int]:
+def resolve_shuffle(spec: MixtureSpec, shuffle: Shuffle | None) -> tuple[int, int]:
     """Return the bytes that are shuffled together (0 for all), and the lanes of a mixture."""
-    chosen = Shuffle(None) if settings is None else settings.resolve(sum(spec.nbytes))
-    return int(chosen.block or 0), chosen.lanes or 1
+    shuffle = Shuffle(None) if shuffle is None else shuffle.resolve(sum(spec.nbytes))
+    return int(shuffle.block or 0), shuffle.lanes or 1
 
 
 def assign_lanes(
-    spec: MixtureSpec, numbers: Iterable[int], settings: Shuffle | None, block: int, lanes: int
+    spec: MixtureSpec, numbers: Iterable[int], shuffle: Shuffle | None, block: int, lanes: int
 ) -> tuple[RunSource, ...]:
     """Return sources with their lanes and blocks.
 
@@ -372,12 +372,13 @@ def assign_lanes(
     spec : MixtureSpec
     numbers : iterable of int
         The numbers of the sources.
-    settings : Shuffle, optional
+    shuffle : Shuffle, optional
     block, lanes : int
         The block and the lanes of the mixture.
     """
     total = max(sum(spec.nbytes), 1)
-    # A given number of lanes can make a lane's part of the block smaller than the default minimum.
+    # If the user gives a large number of lanes, a lane's part of the block can be smaller than
+    # MIN_LANE_BLOCK_BYTES. Then this part is the minimum.
     min_block = min(MIN_LANE_BLOCK_BYTES, max(block // lanes, 1))
     # Choose among the divisors of `lanes` that are default numbers of lanes or powers of two.
     divisors = [c for c in range(1, lanes + 1) if lanes % c == 0]
@@ -387,8 +388,8 @@ def assign_lanes(
         name, samples, nbytes = spec.names[number], spec.sizes[number], max(spec.nbytes[number], 1)
         source_block = max(block * nbytes // total, min_block)
         # A source within one block needs one lane only, unless the user gave a number of lanes.
-        if settings is None or block == 0 or (nbytes <= source_block and settings.lanes is None):
-            sources.append(RunSource(name, samples, "", 1, 0 if settings is None else samples))
+        if shuffle is None or block == 0 or (nbytes <= source_block and shuffle.lanes is None):
+            sources.append(RunSource(name, samples, "", 1, 0 if shuffle is None else samples))
             continue
         max_lanes = min(source_block // min_block, samples)
         count = max(c for c in lane_counts if c == 1 or c <= max_lanes)
@@ -398,15 +399,19 @@ def assign_lanes(
     return tuple(sources)
 
 
-def epoch_size(spec: MixtureSpec, chosen: int | None, run: MixtureRun) -> int:
-    """Return the positions in an epoch: a multiple of the batch, or by default of the lanes."""
-    samples = sum(spec.sizes) if chosen is None else chosen
+def epoch_size(spec: MixtureSpec, size: int | None, run: MixtureRun) -> int:
+    """Return the positions in an epoch.
+
+    If batches must not be split, it is a multiple of the batch. Otherwise it is `size`, or by
+    default a multiple of the lanes.
+    """
+    samples = sum(spec.sizes) if size is None else size
     if run.batching == "random":
-        rest = samples % run.lanes if chosen is None and samples >= run.lanes else 0
-        return samples - rest
-    if chosen is not None and chosen < run.grain:
+        is_default = size is None and samples >= run.lanes
+        return samples - samples % run.lanes if is_default else samples
+    if size is not None and size < run.grain:
         raise ValueError(
-            f"epoch_size={chosen}: with batching={run.batching!r} an epoch has whole batches, of "
+            f"epoch_size={size}: with batching={run.batching!r} an epoch has whole batches, of "
             f"{quantity(run.grain, 'sample')} each"
         )
     return max(samples // run.grain, 1) * run.grain
@@ -462,9 +467,9 @@ def resume_run(run: MixtureRun, new: MixtureRun, spec: MixtureSpec) -> MixtureRu
     _check_batches(run, new)
     if run.lanes > max(*LANES, new.lanes):
         raise ValueError(f"this state is damaged: it has {quantity(run.lanes, 'lane')}")
-    if set(run.present) != set(spec.names):
+    if set(run.active_sources) != set(spec.names):
         raise ValueError(
-            f"the state is of sources {_list_names(run.present)}; this mixture has "
+            f"the state is of sources {_list_names(run.active_sources)}; this mixture has "
             f"{_list_names(spec.names)}: {_CONTINUING_HINT}"
         )
     run_sources = {source.name: source for source in run.sources}
@@ -531,28 +536,29 @@ def continue_run(spec: MixtureSpec, state: Mapping[str, Any]) -> dict[str, Any]:
             f"position {position} is within a batch of {quantity(run.grain, 'position')}: a "
             "mixture can change only between batches"
         )
-    shuffle = state["shuffle"]
-    settings = None if shuffle is None else Shuffle(shuffle["block"], shuffle["lanes"])
+    shuffle: Shuffle | None = None
+    if (state_shuffle := state["shuffle"]) is not None:
+        shuffle = Shuffle(state_shuffle["block"], state_shuffle["lanes"])
     run_sources = {source.name: source for source in run.sources}
     for number, name in enumerate(spec.names):
         if name in run_sources:
             _check_samples(run_sources[name], spec, number)
-    new = [number for number, name in enumerate(spec.names) if name not in run_sources]
-    added = assign_lanes(spec, new, settings, run.block, run.lanes)
+    new_numbers = [number for number, name in enumerate(spec.names) if name not in run_sources]
+    new_sources = assign_lanes(spec, new_numbers, shuffle, run.block, run.lanes)
     unit = stream_position // run.width
-    past = [
-        replace(phase, shares=phase.shares + (0.0,) * len(added))
+    earlier_phases = [
+        replace(phase, shares=phase.shares + (0.0,) * len(new_sources))
         for phase in run.stretches
         if phase.start < unit
     ]
     if run.sizes is not None:
         size = run.sizes[0] if run.is_even else None
-        run = replace(run, sizes=run.sizes + (size,) * len(added))
-    run = with_fingerprints(replace(run, sources=run.sources + added), spec)
+        run = replace(run, sizes=run.sizes + (size,) * len(new_sources))
+    run = with_fingerprints(replace(run, sources=run.sources + new_sources), spec)
     run = replace(
         run,
-        stretches=(*past, *run.schedule_phases(spec, unit)),
-        since=len(past),
+        stretches=(*earlier_phases, *run.schedule_phases(spec, unit)),
+        since=len(earlier_phases),
         size=epoch_size(spec, state["epoch_size"], run),
     )
     updates: dict[str, Any] = {}
@@ -599,7 +605,7 @@ def _check_samples(source: RunSource, spec: MixtureSpec, number: int) -> None:
     """Raise ValueError unless a source holds the same samples as in the run."""
     if source.samples != spec.sizes[number]:
         change = f"has {quantity(spec.sizes[number], 'sample')}, and had {source.samples:,}"
-    elif source.fingerprint != _fingerprint_like(source, spec, number):
+    elif source.fingerprint != _current_fingerprint(source, spec, number):
         change = "holds other samples, or in another order"
     else:
         return
@@ -609,7 +615,7 @@ def _check_samples(source: RunSource, spec: MixtureSpec, number: int) -> None:
     )
 
 
-def _fingerprint_like(source: RunSource, spec: MixtureSpec, number: int) -> str:
+def _current_fingerprint(source: RunSource, spec: MixtureSpec, number: int) -> str:
     """Return the fingerprint of source `number`, in the version of the run's fingerprint."""
     if source.fingerprint.startswith(_VERSION_1):
         return _VERSION_1 + spec.fingerprints[number](1)

@@ -28,7 +28,8 @@ MAX_BLOCK = 1 << 22
 """Maximum number of units in a block."""
 
 _RAREST_UNITS = 32
-"""Units of the rarest source in a default block. Half a unit is 1/64: shares are exact to that."""
+"""Units of the rarest source in a default block. Counts are rounded to whole units, so the source's
+share is exact to half a unit, which is 1/64 of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,8 @@ def make_schedule(
         if not isinstance(entry, Sequence) or len(entry) != 2 or not isinstance(entry[1], Mapping):
             _raise_for_schedule(weights)
         position = _integer("a position of weights", entry[0])
-        if position != 0 if not schedule else position <= schedule[-1][0]:
+        is_valid = position > schedule[-1][0] if schedule else position == 0
+        if not is_valid:
             raise ValueError(
                 f"weights change at position {position}: expected increasing positions from 0"
             )
@@ -150,15 +152,15 @@ def block_length(shares: Sequence[float], lanes: int = 1) -> int:
     return number
 
 
-def next_coprime(least: int, lanes: int) -> int:
-    """Return the smallest number from `least` on that is coprime to `lanes`.
+def next_coprime(number: int, lanes: int) -> int:
+    """Return the smallest number, at least `number`, that is coprime to `lanes`.
 
     >>> next_coprime(48, lanes=8), next_coprime(48, lanes=1)
     (49, 48)
     """
-    while math.gcd(least, lanes) > 1:
-        least += 1
-    return least
+    while math.gcd(number, lanes) > 1:
+        number += 1
+    return number
 
 
 def apportion(shares: Sequence[float], length: int) -> list[int]:
@@ -168,8 +170,8 @@ def apportion(shares: Sequence[float], length: int) -> list[int]:
     [3, 2, 2]
     """
     parts = _as_integers(shares)
-    whole = sum(parts)
-    quotas = [divmod(part * length, whole) for part in parts]
+    total = sum(parts)
+    quotas = [divmod(part * length, total) for part in parts]
     counts = [quotient for quotient, _ in quotas]
     by_remainder = sorted(range(len(quotas)), key=lambda source: (-quotas[source][1], source))
     for source in by_remainder[: length - sum(counts)]:
@@ -216,14 +218,14 @@ def min_block_length(shares: Sequence[float]) -> int:
     return -(-sum(parts) // min(part for part in parts if part))
 
 
-def _shares(names: Sequence[str], weights: Mapping[str, float], what: str) -> tuple[float, ...]:
+def _shares(names: Sequence[str], weights: Mapping[str, float], label: str) -> tuple[float, ...]:
     unknown = [name for name in weights if name not in names]
     missing = [name for name in names if name not in weights]
     if unknown or missing:
         problem = (
             f"there is no source {unknown[0]!r}" if unknown else f"{missing[0]!r} has no weight"
         )
-        raise ValueError(f"{what}: {problem}; the sources are {', '.join(map(repr, names))}")
+        raise ValueError(f"{label}: {problem}; the sources are {', '.join(map(repr, names))}")
     numbers = []
     for name in names:
         weight = _number(f"the weight of source {name!r}", weights[name])

@@ -157,7 +157,8 @@ def _join_members(
     """Return the columns of a mixture, and its joined sources.
 
     A view may have a column in its own shards, and another view in a joined source. The columns
-    that are in the same sources of all views are read together.
+    that are in the same sources of all views are read together. A table number is 0 for a view's
+    own shards, and k + 1 for its joined source k.
     """
     mixed_fields: dict[str, Field] = {}
     groups: dict[tuple[int, ...], dict[str, Field]] = {(0,) * len(members): mixed_fields}

@@ -41,12 +41,12 @@ _STREAM_IDENTITY = "<MixtureOrder: {} sources, {}>"
 _EPOCH_IDENTITY = "<EpochOrder: {} positions from {} on, {}>"
 
 MIN_PATTERN_REPEATS = 16
-"""Minimum number of blocks that share a pattern: drawing one takes longer than looking it up."""
+"""Minimum number of blocks that share a pattern: to draw a pattern takes longer than to use it."""
 
 _ZERO = np.zeros(1, np.int64)
 
 _PATTERN = 4
-"""Level, for `make_key`, of patterns."""
+"""The argument `level` of `make_key` for patterns."""
 
 
 class Phase(NamedTuple):
@@ -88,13 +88,13 @@ class Course(NamedTuple):
 class _DrawCounts(NamedTuple):
     """The numbers of draws of each source in each lane.
 
-    `before` counts the draws before a phase. `base` is added to a draw's number in the patterns of
-    the phase. These patterns begin with the row of lanes in which the phase starts, so `base` is
-    `before` minus the draws that they have before the start.
+    `total` counts the draws before a phase. `offset` is added to a draw's number in the patterns of
+    the phase. These patterns begin with the row of lanes in which the phase starts, so `offset` is
+    `total` minus the draws that they have before the start.
     """
 
-    before: Int64
-    base: Int64
+    total: Int64
+    offset: Int64
 
 
 class _Buffers:
@@ -252,7 +252,7 @@ class MixtureOrder:
     # Units and draws
 
     def _draws(self, buffers: _Buffers, units: Int64) -> tuple[Int64, Int64, Int64]:
-        """Return the source and lane of units, and their numbers among the source's in the lane."""
+        """Return each unit's source, its lane, and its number among the source's draws there."""
         sources, numbers = np.empty_like(units), np.empty_like(units)
         lanes = units % self.course.lanes
         phases = np.searchsorted(self._starts, units, side="right") - 1
@@ -267,7 +267,7 @@ class MixtureOrder:
                 look_up_draws.for_size(4 * pattern_places.size)(pattern_places, pattern, *result)
                 source[in_pattern], draw[in_pattern] = result
             if phase:
-                draw += self._counts_before(buffers, phase).base[source, lanes[in_phase]]
+                draw += self._counts_before(buffers, phase).offset[source, lanes[in_phase]]
             sources[in_phase], numbers[in_phase] = source, draw
         return sources, lanes, numbers
 
@@ -275,12 +275,12 @@ class MixtureOrder:
         """Return the units of draws of sources in lanes: the inverse of `_draws`."""
         phases = np.zeros_like(sources)
         for phase in range(1, len(self.course.phases)):
-            phases[self._counts_before(buffers, phase).before[sources, lanes] <= numbers] = phase
+            phases[self._counts_before(buffers, phase).total[sources, lanes] <= numbers] = phase
         units = np.empty_like(sources)
         for phase, in_phase in group_positions(phases):
             source, lane, draw = sources[in_phase], lanes[in_phase], numbers[in_phase]
             if phase:
-                draw = draw - self._counts_before(buffers, phase).base[source, lane]
+                draw = draw - self._counts_before(buffers, phase).offset[source, lane]
             superblocks, draw = np.divmod(draw, self._counts[phase][source])
             places = np.empty_like(draw)
             for number, in_pattern in group_positions(superblocks // self._repeats):
@@ -341,15 +341,15 @@ class MixtureOrder:
         count = buffers.counts.pop(cached, None) or _DrawCounts(zeros, zeros)
         for number in range(cached, phase):
             stop = self.course.phases[number + 1].start
-            before = count.base + self._count_draws(buffers, number, stop)
-            count = _DrawCounts(before, before - self._count_draws(buffers, number + 1, stop))
+            total = count.offset + self._count_draws(buffers, number, stop)
+            count = _DrawCounts(total, total - self._count_draws(buffers, number + 1, stop))
         while len(buffers.counts) > 1:
             del buffers.counts[next(iter(buffers.counts))]
         buffers.counts[phase] = count
         return count
 
     def _count_draws(self, buffers: _Buffers, phase: int, stop: int) -> Int64:
-        """Count the draws from the row of lanes in which a phase starts up to unit `stop`."""
+        """Count the draws before unit `stop`, from the beginning of the phase's row of lanes on."""
         superblock, place = self._split_units(phase, stop)
         counts = np.zeros((len(self.chunks), self.course.lanes), np.int64)
         if place:

@@ -43,19 +43,19 @@ def double(sample):
 
 
 def test_rows_follow_each_other(sets):
-    both = npstream.concat([sets["b"], sets["a"]])
+    ds = npstream.concat([sets["b"], sets["a"]])
     expected = [*values_of("b")["id"], *values_of("a")["id"]]
-    assert type(both) is npstream.Dataset
-    assert (len(both), both.columns) == (11, ("id", "text"))
-    assert ids(both) == expected
-    assert [sample["id"] for sample in both] == expected
-    assert [both[row]["id"] for row in range(-11, 11)] == expected * 2
-    assert both["text"].to_numpy().tolist() == values_of("b")["text"] + values_of("a")["text"]
-    batch = both[[10, 0, 5]].load()
+    assert type(ds) is npstream.Dataset
+    assert (len(ds), ds.columns) == (11, ("id", "text"))
+    assert ids(ds) == expected
+    assert [sample["id"] for sample in ds] == expected
+    assert [ds[row]["id"] for row in range(-11, 11)] == expected * 2
+    assert ds["text"].to_numpy().tolist() == values_of("b")["text"] + values_of("a")["text"]
+    batch = ds[[10, 0, 5]].load()
     assert batch["id"].tolist() == np.array(expected)[[10, 0, 5]].tolist()
-    assert ids(both[both["id"] > 9703]) == [i for i in expected if i > 9703]
-    assert ids(both.sort("id")) == sorted(expected)
-    assert ids(both.filter(lambda sample: sample["id"] % 2)) == [i for i in expected if i % 2]
+    assert ids(ds[ds["id"] > 9703]) == [i for i in expected if i > 9703]
+    assert ids(ds.sort("id")) == sorted(expected)
+    assert ids(ds.filter(lambda sample: sample["id"] % 2)) == [i for i in expected if i % 2]
 
 
 views = st.lists(
@@ -72,11 +72,11 @@ views = st.lists(
 @given(views=views, index=st.slices(12), data=st.data())
 def test_views_are_concatenated_as_arrays_are(paths, views, index, data):
     sets = {name: npstream.open(path) for name, path in paths.items()}
-    together = npstream.concat([sets[name][rows] for name, rows in views])
+    ds = npstream.concat([sets[name][rows] for name, rows in views])
     expected = np.concatenate([values_of(name)["id"][rows] for name, rows in views])
-    assert ids(together) == expected.tolist()
-    assert ids(together[index]) == expected[index].tolist()
-    nested = npstream.concat([together[index], sets["c"], together])
+    assert ids(ds) == expected.tolist()
+    assert ids(ds[index]) == expected[index].tolist()
+    nested = npstream.concat([ds[index], sets["c"], ds])
     whole = np.concatenate([expected[index], values_of("c")["id"], expected])
     assert ids(nested) == whole.tolist()
     assert ids(pickle.loads(pickle.dumps(nested))) == whole.tolist()
@@ -87,14 +87,14 @@ def test_views_are_concatenated_as_arrays_are(paths, views, index, data):
 
 
 def test_an_epoch_reads_each_row_once_and_resumes(sets):
-    both = npstream.concat([sets["a"][::-1], sets["b"][1:], sets["a"]])
-    batches = both.iter(0, 1, batch_size=4, shuffle=True, last="short")
+    ds = npstream.concat([sets["a"][::-1], sets["b"][1:], sets["a"]])
+    batches = ds.iter(0, 1, batch_size=4, shuffle=True, last="short")
     read = [batch["id"].tolist() for batch in batches]
-    assert sorted(row for batch in read for row in batch) == sorted(ids(both))
-    batches = both.iter(0, 1, batch_size=4, shuffle=True, last="short")
+    assert sorted(row for batch in read for row in batch) == sorted(ids(ds))
+    batches = ds.iter(0, 1, batch_size=4, shuffle=True, last="short")
     iterator = iter(batches)
     assert next(iterator)["id"].tolist() == read[0]
-    resumed = both.iter(0, 1, batch_size=4, shuffle=True, last="short")
+    resumed = ds.iter(0, 1, batch_size=4, shuffle=True, last="short")
     resumed.load_state_dict(batches.state_dict())
     assert [batch["id"].tolist() for batch in resumed] == read[1:]
     other = npstream.concat([sets["a"], sets["b"][1:], sets["a"]])
@@ -107,37 +107,37 @@ def test_an_epoch_reads_each_row_once_and_resumes(sets):
 def test_renamed_datasets_are_concatenated_also_with_exchanged_names(sets, tmp_path):
     npstream.write(tmp_path / "d", {"text": np.arange(5), "id": ["x"] * 5})
     other = npstream.open(tmp_path / "d").rename(text="id", id="text")
-    both = npstream.concat([sets["a"], other, sets["b"]])
-    assert ids(both) == [*values_of("a")["id"], *range(5), *values_of("b")["id"]]
-    assert [sample["id"] for sample in both.rename(id="text", text="id")[["id"]]] == [
+    ds = npstream.concat([sets["a"], other, sets["b"]])
+    assert ids(ds) == [*values_of("a")["id"], *range(5), *values_of("b")["id"]]
+    assert [sample["id"] for sample in ds.rename(id="text", text="id")[["id"]]] == [
         *values_of("a")["text"], *["x"] * 5, *values_of("b")["text"],
     ]  # fmt: skip
-    renamed = both.rename(id="key").drop("text")
+    renamed = ds.rename(id="key").drop("text")
     assert renamed[8] == {"key": 1}
-    assert pickle.loads(pickle.dumps(renamed))["key"].load().tolist() == ids(both)
-    npstream.write(tmp_path / "copy", both)
-    assert ids(npstream.open(tmp_path / "copy")) == ids(both)
+    assert pickle.loads(pickle.dumps(renamed))["key"].load().tolist() == ids(ds)
+    npstream.write(tmp_path / "copy", ds)
+    assert ids(npstream.open(tmp_path / "copy")) == ids(ds)
 
 
 def test_functions_of_map_apply_to_their_samples(sets):
-    both = npstream.concat([sets["a"].map(double), sets["c"]])
+    ds = npstream.concat([sets["a"].map(double), sets["c"]])
     expected = [*(values_of("a")["id"] * 2), *values_of("c")["id"]]
-    assert [sample["id"] for sample in both] == expected
-    assert [sample["id"] for sample in npstream.concat([both[5:], both])] == expected[5:] + expected
-    twice = npstream.concat([both.map(double), sets["c"]])
+    assert [sample["id"] for sample in ds] == expected
+    assert [sample["id"] for sample in npstream.concat([ds[5:], ds])] == expected[5:] + expected
+    twice = npstream.concat([ds.map(double), sets["c"]])
     assert [sample["id"] for sample in twice][6:8] == [9706 * 4, 9900 * 2]
-    mapped = both.rename(id="key")
+    mapped = ds.rename(id="key")
     assert [sample["id"] for sample in mapped.head(7)] == expected[:7]
     with pytest.raises(ValueError, match="call map on the result of concat"):
-        npstream.concat([both[[3, 1]], sets["a"]])
+        npstream.concat([ds[[3, 1]], sets["a"]])
 
 
 def test_local_and_remote_datasets_are_concatenated(paths, upload, tmp_path):
     remote = npstream.open(upload(paths["b"]), cache=tmp_path / "cache")
-    both = npstream.concat([npstream.open(paths["a"]), remote.rename(text="t").rename(t="text")])
-    assert ids(both) == [*values_of("a")["id"], *values_of("b")["id"]]
-    assert both.explain().samples == 11
-    assert both[9]["text"] == values_of("b")["text"][2]
+    ds = npstream.concat([npstream.open(paths["a"]), remote.rename(text="t").rename(t="text")])
+    assert ids(ds) == [*values_of("a")["id"], *values_of("b")["id"]]
+    assert ds.explain().samples == 11
+    assert ds[9]["text"] == values_of("b")["text"][2]
 
 
 def test_added_columns_are_concatenated(paths, tmp_path):
@@ -146,10 +146,10 @@ def test_added_columns_are_concatenated(paths, tmp_path):
     added = npstream.open(tmp_path / "a")
     npstream.write(tmp_path / "d", {**values_of("b"), "plus": np.arange(4)})
     stored = npstream.open(tmp_path / "d").rename(plus="extra")
-    both = npstream.concat([added, stored])
-    assert both["extra"].load().tolist() == [*(np.arange(7) * 10), 0, 1, 2, 3]
-    again = pickle.loads(pickle.dumps(both.rename(extra="id", id="extra")))
-    assert ids(again) == both["extra"].load().tolist()
+    ds = npstream.concat([added, stored])
+    assert ds["extra"].load().tolist() == [*(np.arange(7) * 10), 0, 1, 2, 3]
+    again = pickle.loads(pickle.dumps(ds.rename(extra="id", id="extra")))
+    assert ids(again) == ds["extra"].load().tolist()
     assert again[8] == {"extra": 9801, "text": "b1", "id": 1}
 
 
@@ -162,8 +162,8 @@ def test_empty_and_single_datasets(sets):
 
 def test_mixtures_are_concatenated_without_weights(sets):
     mixed = npstream.mix({"a": sets["a"], "b": sets["b"]}, columns=["id", "text", "source"])
-    both = npstream.concat([mixed.drop("source"), sets["c"]])
-    assert ids(both) == [*values_of("a")["id"], *values_of("b")["id"], *values_of("c")["id"]]
+    ds = npstream.concat([mixed.drop("source"), sets["c"]])
+    assert ids(ds) == [*values_of("a")["id"], *values_of("b")["id"], *values_of("c")["id"]]
     with pytest.raises(ValueError, match="'source' of datasets\\[0\\] is the name of each sample"):
         npstream.concat([mixed, mixed])
 

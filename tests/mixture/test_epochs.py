@@ -31,7 +31,7 @@ def even(n):
     return np.append(np.arange(0, n, 4), n)
 
 
-def print_of(name, n, version):
+def fingerprint_of(name, n, version):
     return f"{name}{n}" if version == 2 else f"{name}{n} in version {version}"
 
 
@@ -42,23 +42,23 @@ def mixture(sizes=None, weights=None, block=24, **settings):
         sizes=tuple(sizes.values()),
         nbytes=tuple(8 * n for n in sizes.values()),
         chunks=tuple(functools.partial(even, n) for n in sizes.values()),
-        fingerprints=tuple(functools.partial(print_of, name, n) for name, n in sizes.items()),
+        fingerprints=tuple(functools.partial(fingerprint_of, name, n) for name, n in sizes.items()),
         schedule=make_schedule(list(sizes), list(sizes.values()), weights, **settings),
         block=block,
     )
 
 
-def settings_of(of, batching, batch_size=None, global_batch_size=None, **others):
-    return mixture_settings(of.names, batching, batch_size, global_batch_size, **others)
+def settings_of(spec, batching, batch_size=None, global_batch_size=None, **others):
+    return mixture_settings(spec.names, batching, batch_size, global_batch_size, **others)
 
 
-def epochs(of=None, batching="random", **settings):
-    of = of or mixture()
-    return MixtureEpochs(of, settings_of(of, batching, **{"shuffle": LANES, **settings}))
+def make_epochs(spec=None, batching="random", **settings):
+    spec = spec or mixture()
+    return MixtureEpochs(spec, settings_of(spec, batching, **{"shuffle": LANES, **settings}))
 
 
-def part(made, rank=0, world=1, size=8, last="repeat", cursor=START, per_node=None):
-    return made.part(cursor, Ranks(rank, world, per_node or world), size, last)
+def part(epochs, rank=0, world=1, size=8, last="repeat", cursor=START, per_node=None):
+    return epochs.part(cursor, Ranks(rank, world, per_node or world), size, last)
 
 
 def read(share):
@@ -66,47 +66,47 @@ def read(share):
     return [share.lookup(range(number, number + 1))[0].tolist() for number in range(share.batches)]
 
 
-def chained(batches):
+def flatten(batches):
     return list(itertools.chain.from_iterable(batches))
 
 
-def together(made, world, size, **settings):
+def read_ranks(epochs, world, size, **settings):
     """Return the rows of all ranks, with one global batch in each row."""
-    by_rank = [read(part(made, rank, world, size, **settings)) for rank in range(world)]
-    return [chained(step) for step in zip(*by_rank, strict=True)]
+    by_rank = [read(part(epochs, rank, world, size, **settings)) for rank in range(world)]
+    return [flatten(step) for step in zip(*by_rank, strict=True)]
 
 
 @pytest.mark.parametrize("shuffle", [False, True, LANES, Shuffle(None)])
 @pytest.mark.parametrize("batching", BATCHINGS[:3])
 def test_global_batches_do_not_depend_on_ranks(batching, shuffle):
-    made = {
-        world: epochs(batching=batching, global_batch_size=24, shuffle=shuffle)
+    epochs = {
+        world: make_epochs(batching=batching, global_batch_size=24, shuffle=shuffle)
         for world in (1, 2, 4, 8)
     }
-    expected = [sorted(batch) for batch in together(made[1], 1, 24)]
+    expected = [sorted(batch) for batch in read_ranks(epochs[1], 1, 24)]
     assert len(expected) == 16
     for world, per_node in ((2, 1), (4, 2), (8, 8), (8, 1)):
-        seen = together(made[world], world, 24 // world, per_node=per_node)
+        seen = read_ranks(epochs[world], world, 24 // world, per_node=per_node)
         assert [sorted(batch) for batch in seen] == expected
 
 
 def test_batches_of_devices_do_not_depend_on_ranks():
-    made = epochs(batching="device_per_stream", batch_size=6)
-    expected = read(part(made, size=6))
+    epochs = make_epochs(batching="device_per_stream", batch_size=6)
+    expected = read(part(epochs, size=6))
     assert len(expected) == 64
     for world, per_node in ((2, 1), (4, 2), (8, 8), (8, 1)):
         seen = [None] * 64
         for rank in range(world):
             node, k = divmod(rank, per_node)
-            share = part(made, rank, world, 6, per_node=per_node)
+            share = part(epochs, rank, world, 6, per_node=per_node)
             seen[k * (world // per_node) + node :: world] = read(share)
         assert seen == expected
 
 
 @pytest.mark.parametrize("last", ["repeat", "drop", "short"])
 def test_last_batches_of_device_per_stream(last):
-    made = epochs(batching="device_per_stream", batch_size=7)  # 54 in an epoch, and 4 ranks
-    shares = [part(made, rank, 4, 7, last) for rank in range(4)]
+    epochs = make_epochs(batching="device_per_stream", batch_size=7)  # 54 in an epoch, and 4 ranks
+    shares = [part(epochs, rank, 4, 7, last) for rank in range(4)]
     counts = {"repeat": [14] * 4, "drop": [13] * 4, "short": [14, 14, 13, 13]}[last]
     assert [share.batches for share in shares] == counts
     assert [share.samples for share in shares] == [7 * count for count in counts]
@@ -123,44 +123,44 @@ def test_epochs_resume_from_any_batch(batching):
         "batch_size" if batching[0] == "d" else "global_batch_size": 24,
     }
     size = 24
-    made = epochs(**settings)
-    whole = read(part(made, size=size))
+    epochs = make_epochs(**settings)
+    whole = read(part(epochs, size=size))
     for number in range(len(whole)):
-        state = made.state(EpochCursor(0, 24 * number), ALONE)
-        again = epochs(**settings)
+        state = epochs.state(EpochCursor(0, 24 * number), ALONE)
+        again = make_epochs(**settings)
         cursor = again.load_cursor(json.loads(json.dumps(state)), ALONE)
         assert cursor == EpochCursor(0, 24 * number)
         assert read(part(again, size=size, cursor=cursor)) == whole[number:]
 
 
 def test_epochs_resume_from_any_sample_with_any_ranks():
-    made = epochs()
-    whole = chained(read(part(made)))
+    epochs = make_epochs()
+    whole = flatten(read(part(epochs)))
     for position in (1, 7, 24, 100, 383):
-        left = part(made, cursor=EpochCursor(0, position), last="short")
-        assert chained(read(left)) == whole[position:]
+        remaining = part(epochs, cursor=EpochCursor(0, position), last="short")
+        assert flatten(read(remaining)) == whole[position:]
         seen = [
             row
             for rank in range(3)
-            for row in chained(read(part(made, rank, 3, 5, "short", EpochCursor(0, position))))
+            for row in flatten(read(part(epochs, rank, 3, 5, "short", EpochCursor(0, position))))
         ]
         assert sorted(seen) == sorted(whole[position:])
 
 
 def test_ranges_are_skipped():
     for batching in BATCHINGS:
-        made = epochs(batching=batching, batch_size=12)
-        whole = read(part(made, size=12))
-        left = part(made, size=12, cursor=EpochCursor(0, 0, ((24, 60),)))
-        assert read(left) == whole[:2] + whole[5:]
+        epochs = make_epochs(batching=batching, batch_size=12)
+        whole = read(part(epochs, size=12))
+        remaining = part(epochs, size=12, cursor=EpochCursor(0, 0, ((24, 60),)))
+        assert read(remaining) == whole[:2] + whole[5:]
 
 
 @pytest.mark.parametrize("batching", BATCHINGS[1:])
 def test_batches_are_of_one_source_or_have_exact_shares(batching):
-    of = mixture(weights={"a": 4, "b": 3, "c": 1})
+    spec = mixture(weights={"a": 4, "b": 3, "c": 1})
     world = 1 if batching == "device_per_stream" else 2
-    made = epochs(of, batching, batch_size=8)
-    batches = together(made, world, 8)
+    epochs = make_epochs(spec, batching, batch_size=8)
+    batches = read_ranks(epochs, world, 8)
     sources = np.searchsorted([200, 320], np.array(batches), side="right")
     if batching == "stratified":
         assert (np.sort(sources) == [0] * 8 + [1] * 6 + [2] * 2).all()
@@ -173,88 +173,88 @@ def test_batches_are_of_one_source_or_have_exact_shares(batching):
 @pytest.mark.parametrize("batching", BATCHINGS[2:])
 def test_batch_sizes_can_differ_by_source(batching):
     sizes = {"a": 2, "b": 4, "c": 6}
-    of = mixture(weights={"a": 1, "b": 1, "c": 1}, block=11)
-    given = {name: 2 * size for name, size in sizes.items()}
-    settings = settings_of(of, batching, shuffle=True, batch_size=sizes)
+    spec = mixture(weights={"a": 1, "b": 1, "c": 1}, block=11)
+    global_sizes = {name: 2 * size for name, size in sizes.items()}
+    settings = settings_of(spec, batching, shuffle=True, batch_size=sizes)
     assert (settings.batch_size, settings.global_batch_size) == (6, None)
-    made = MixtureEpochs(of, settings)
-    shares = [part(made, rank, 2, 6) for rank in range(2)]
+    epochs = MixtureEpochs(spec, settings)
+    shares = [part(epochs, rank, 2, 6) for rank in range(2)]
     batches = [batch for share in shares for batch in read(share)]
     sources = [set(np.searchsorted([200, 320], batch, side="right").tolist()) for batch in batches]
-    assert all(len(found) == 1 for found in sources)
-    lengths = [list(sizes.values())[found.pop()] for found in sources]
+    assert all(len(batch_sources) == 1 for batch_sources in sources)
+    lengths = [list(sizes.values())[batch_sources.pop()] for batch_sources in sources]
     assert [len(batch) for batch in batches] == lengths
     # Shares count samples: 6, 3 and 2 batches of sizes 2, 4 and 6.
-    units = np.array([len(batch) for batch in read(part(made, 0, 2, 6))[:11]])
+    units = np.array([len(batch) for batch in read(part(epochs, 0, 2, 6))[:11]])
     if batching == "per_stream":
         assert np.bincount(units)[[2, 4, 6]].tolist() == [6, 3, 2]
-        whole = epochs(of, batching, shuffle=True, global_batch_size=given)
+        whole = make_epochs(spec, batching, shuffle=True, global_batch_size=global_sizes)
         assert read(part(whole, 0, 2, 6)) == read(shares[0])
     cursor = EpochCursor(0, 12 * 12)
-    left = part(made, 1, 2, 6, cursor=cursor)
-    assert read(left) == read(shares[1])[12:]
+    remaining = part(epochs, 1, 2, 6, cursor=cursor)
+    assert read(remaining) == read(shares[1])[12:]
 
 
 @pytest.mark.parametrize("per_node", [1, 8])
 @pytest.mark.parametrize("batching", BATCHINGS)
 def test_nodes_read_their_own_lanes(batching, per_node):
     """Over two epochs: each chunk is read by one node, unless a lane's end cuts it."""
-    of = mixture({"a": 1600, "b": 800}, {"a": 2, "b": 1}, block=48)
+    spec = mixture({"a": 1600, "b": 800}, {"a": 2, "b": 1}, block=48)
     nodes, world = 4, 4 * per_node
-    made = epochs(of, batching, batch_size=4, shuffle=Shuffle("2KiB", 16))
+    epochs = make_epochs(spec, batching, batch_size=4, shuffle=Shuffle("2KiB", 16))
     readers = {}
     for rank, epoch in itertools.product(range(world), range(2)):
-        share = part(made, rank, world, 4, "drop", EpochCursor(epoch), per_node)
-        for row in chained(read(share)):
+        share = part(epochs, rank, world, 4, "drop", EpochCursor(epoch), per_node)
+        for row in flatten(read(share)):
             readers.setdefault(row // 4, set()).add(rank // per_node)
-    shared = sum(len(found) > 1 for found in readers.values())
+    shared = sum(len(node_set) > 1 for node_set in readers.values())
     assert len(readers) == 600
     assert shared <= 2 * 16
-    assert made.nodes_per_chunk(nodes) == 1
-    assert made.nodes_per_chunk(3) == 3
+    assert epochs.nodes_per_chunk(nodes) == 1
+    assert epochs.nodes_per_chunk(3) == 3
 
 
 def test_weights_follow_a_schedule():
-    of = mixture(weights=[(0, {"a": 1, "b": 1, "c": 2}), (91, {"a": 6, "b": 1, "c": 1})])
-    made = epochs(of, epoch_size=400)
-    order = made.order(0)
+    spec = mixture(weights=[(0, {"a": 1, "b": 1, "c": 2}), (91, {"a": 6, "b": 1, "c": 1})])
+    epochs = make_epochs(spec, epoch_size=400)
+    order = epochs.order(0)
     sources = np.searchsorted([200, 320], order[:], side="right")
     # Weights change at the next row of 8 lanes. Blocks have 25 units: 24 is not coprime to 8.
     assert np.bincount(sources[:75]).tolist() == [18, 18, 39]
     assert np.bincount(sources[96:396]).tolist() == [228, 36, 36]
     rows = order[:]
     for first, size in ((0, 200), (200, 120), (320, 64)):
-        mine = rows[(rows >= first) & (rows < first + size)]
-        counts = np.bincount(mine - first, minlength=size)
+        source_rows = rows[(rows >= first) & (rows < first + size)]
+        counts = np.bincount(source_rows - first, minlength=size)
         assert counts.max() - counts.min() <= 1
 
 
 def test_epochs_are_consecutive_in_the_stream():
-    made = epochs(epoch_size=100)
-    stream = made.order(0).stream
+    epochs = make_epochs(epoch_size=100)
+    stream = epochs.order(0).stream
     for epoch in range(4):
-        seen = chained(read(part(made, size=10, cursor=EpochCursor(epoch))))
+        seen = flatten(read(part(epochs, size=10, cursor=EpochCursor(epoch))))
         assert seen == stream.at(np.arange(100 * epoch, 100 * epoch + 100)).tolist()
     sizes = {"a": 201, "b": 120, "c": 64}
-    assert len(epochs(mixture(sizes)).order(0)) == 384  # rounded down to rows of lanes
-    assert len(epochs(mixture(sizes), shuffle=False).order(0)) == 385
-    assert len(epochs(mixture(sizes), "stratified", batch_size=100).order(0)) == 300
+    assert len(make_epochs(mixture(sizes)).order(0)) == 384  # rounded down to rows of lanes
+    assert len(make_epochs(mixture(sizes), shuffle=False).order(0)) == 385
+    assert len(make_epochs(mixture(sizes), "stratified", batch_size=100).order(0)) == 300
 
 
 # States
 
 
-def state_at(made, position, epoch=0):
-    return json.loads(json.dumps(made.state(EpochCursor(epoch, position), ALONE)))
+def state_at(epochs, position, epoch=0):
+    return json.loads(json.dumps(epochs.state(EpochCursor(epoch, position), ALONE)))
 
 
-def gone_on(of, state):
+def continue_epochs(spec, state):
     """Return the rows after a state, in its epoch and in the next one."""
-    made = epochs(of, shuffle=True)
-    cursor = made.load_cursor(state, ALONE)
-    rows = chained(read(part(made, cursor=cursor, last="short")))
+    epochs = make_epochs(spec, shuffle=True)
+    cursor = epochs.load_cursor(state, ALONE)
+    rows = flatten(read(part(epochs, cursor=cursor, last="short")))
     after = cursor._replace(epoch=cursor.epoch + 1).epoch_start
-    return rows, chained(read(part(made, cursor=after, last="short")))
+    return rows, flatten(read(part(epochs, cursor=after, last="short")))
 
 
 def test_other_weights_continue_the_passes_of_sources():
@@ -262,78 +262,78 @@ def test_other_weights_continue_the_passes_of_sources():
         mixture(weights={"a": 1, "b": 1, "c": 1}),
         mixture(weights={"a": 6, "b": 1, "c": 1}),
     )
-    drawn = chained(read(part(epochs(before, shuffle=True))))[:101]
-    state = state_at(epochs(before, shuffle=True), 101)
+    drawn = flatten(read(part(make_epochs(before, shuffle=True))))[:101]
+    state = state_at(make_epochs(before, shuffle=True), 101)
     with pytest.raises(ValueError, match=r"other weights, .*: load mix.continuing.state. of this"):
-        epochs(after, shuffle=True).load_cursor(state, ALONE)
+        make_epochs(after, shuffle=True).load_cursor(state, ALONE)
     changed = json.loads(json.dumps(continue_run(after, state)))
     assert (changed["epoch"], changed["position"]) == (0, 101)
-    rest, following = gone_on(after, changed)
-    sources = np.searchsorted([200, 320], rest[:240], side="right")
+    remaining, following = continue_epochs(after, changed)
+    sources = np.searchsorted([200, 320], remaining[:240], side="right")
     assert np.bincount(sources).tolist() == [180, 30, 30]
-    everything = np.array(drawn + rest + following)
+    everything = np.array(drawn + remaining + following)
     for first, size in ((0, 200), (200, 120), (320, 64)):
-        mine = everything[(everything >= first) & (everything < first + size)] - first
-        for passed in range(0, len(mine), size):  # each pass reads the whole source
-            once = mine[passed : passed + size]
-            assert len(np.unique(once)) == len(once)
+        source_rows = everything[(everything >= first) & (everything < first + size)] - first
+        for start in range(0, len(source_rows), size):  # each pass reads the whole source
+            one_pass = source_rows[start : start + size]
+            assert len(np.unique(one_pass)) == len(one_pass)
     with pytest.raises(ValueError, match=r"mix.continuing"):
-        epochs(before, shuffle=True).load_cursor(changed, ALONE)
+        make_epochs(before, shuffle=True).load_cursor(changed, ALONE)
 
 
 def test_sources_can_be_added_and_removed():
     before, after = mixture(), mixture({"d": 96, "b": 120, "a": 200}, {"a": 1, "b": 1, "d": 1})
-    state = state_at(epochs(before, shuffle=True), 104)
+    state = state_at(make_epochs(before, shuffle=True), 104)
     with pytest.raises(
         ValueError, match=r"of sources 'a', 'b', 'c'; this mixture has 'd', 'b', 'a'"
     ):
-        epochs(after, shuffle=True).load_cursor(state, ALONE)
+        make_epochs(after, shuffle=True).load_cursor(state, ALONE)
     changed = continue_run(after, state)
-    rest, following = gone_on(after, changed)
-    assert (len(rest), len(following)) == (416 - 104, 416)
-    drawn = np.array(chained(read(part(epochs(before, shuffle=True))))[:104])
-    mine = [*drawn[drawn < 200], *(row - 216 for row in rest if row >= 216)]
-    assert len(np.unique(mine)) == len(mine) > 54
-    new = [row for row in rest if row < 96]
+    remaining, following = continue_epochs(after, changed)
+    assert (len(remaining), len(following)) == (416 - 104, 416)
+    drawn = np.array(flatten(read(part(make_epochs(before, shuffle=True))))[:104])
+    source_rows = [*drawn[drawn < 200], *(row - 216 for row in remaining if row >= 216)]
+    assert len(np.unique(source_rows)) == len(source_rows) > 54
+    new = [row for row in remaining if row < 96]
     assert len(np.unique(new[:96])) == 96
     # And back: the run remembers a removed source.
-    again = state_at(epochs(after, shuffle=True), 0)
-    made = epochs(after, shuffle=True)
-    cursor = made.load_cursor(changed, ALONE)._replace(position=208)
-    again = continue_run(before, made.state(cursor, ALONE))
+    again = state_at(make_epochs(after, shuffle=True), 0)
+    epochs = make_epochs(after, shuffle=True)
+    cursor = epochs.load_cursor(changed, ALONE)._replace(position=208)
+    again = continue_run(before, epochs.state(cursor, ALONE))
     assert [source["name"] for source in again["mixture"]["sources"]] == ["a", "b", "c", "d"]
-    back, _ = gone_on(before, again)
+    rows, _ = continue_epochs(before, again)
     old = drawn[drawn >= 320].tolist()
-    both = old + [row for row in back if row >= 320]
+    both = old + [row for row in rows if row >= 320]
     assert len(np.unique(both)) == len(both) > len(old)
 
 
 def test_a_run_can_continue_at_the_end_of_an_epoch():
     small = mixture({"d": 16, "e": 16})
-    changed = continue_run(small, state_at(epochs(shuffle=True), 100, 3))
+    changed = continue_run(small, state_at(make_epochs(shuffle=True), 100, 3))
     assert (changed["epoch"], changed["position"]) == (4, 0)
-    rest, following = gone_on(small, changed)
-    assert len(rest) == len(following) == 32
-    made = epochs(small, shuffle=True)
-    cursor = made.load_cursor(changed, ALONE)
+    remaining, following = continue_epochs(small, changed)
+    assert len(remaining) == len(following) == 32
+    epochs = make_epochs(small, shuffle=True)
+    cursor = epochs.load_cursor(changed, ALONE)
     with pytest.raises(ValueError, match="epoch 3: the mixture changed in epoch 4"):
-        part(made, cursor=cursor._replace(epoch=3))
+        part(epochs, cursor=cursor._replace(epoch=3))
 
 
 def test_continuing_with_the_same_mixture_changes_nothing():
-    of = mixture()
-    changed = continue_run(of, state_at(epochs(of, shuffle=True), 0))
-    assert gone_on(of, changed)[0] == chained(read(part(epochs(of, shuffle=True))))
+    spec = mixture()
+    changed = continue_run(spec, state_at(make_epochs(spec, shuffle=True), 0))
+    assert continue_epochs(spec, changed)[0] == flatten(read(part(make_epochs(spec, shuffle=True))))
 
 
 @pytest.mark.parametrize("batching", BATCHINGS[1:])
 def test_batched_runs_resume_only_between_batches(batching):
     settings = {"batching": batching, "batch_size": 8}
     before, after = mixture(), mixture({"a": 200, "d": 100}, {"a": 1, "d": 1})
-    state = state_at(epochs(before, **settings), 88)
-    made = epochs(after, **settings)
-    cursor = made.load_cursor(continue_run(after, state), ALONE)
-    batches = np.array(read(part(made, cursor=cursor)))
+    state = state_at(make_epochs(before, **settings), 88)
+    epochs = make_epochs(after, **settings)
+    cursor = epochs.load_cursor(continue_run(after, state), ALONE)
+    batches = np.array(read(part(epochs, cursor=cursor)))
     sources = (batches >= 200).astype(int)
     if batching == "stratified":
         assert (sources.sum(1) == 4).all()
@@ -343,62 +343,62 @@ def test_batched_runs_resume_only_between_batches(batching):
     with pytest.raises(ValueError, match=r"position 90 is within a batch of 8"):
         continue_run(after, {**state, "position": 90})
     with pytest.raises(ValueError, match=r"is within a batch: with batching="):
-        part(made, cursor=cursor._replace(position=90))
+        part(epochs, cursor=cursor._replace(position=90))
 
 
 def test_new_sources_have_their_own_batch_size():
     sizes = {"a": 2, "b": 4, "c": 6}
     settings = {"batching": "device_per_stream", "batch_size": sizes}
-    state = state_at(epochs(**settings), 60)
+    state = state_at(make_epochs(**settings), 60)
     after = mixture({"b": 120, "c": 64, "d": 90})
     changed = continue_run(after, state)
     assert changed["mixture"]["sizes"] == [2, 4, 6, None]
-    made = epochs(after, "device_per_stream", batch_size={"b": 4, "c": 6, "d": 3})
-    cursor = made.load_cursor(changed, ALONE)
-    lengths = {len(batch) for batch in read(part(made, cursor=cursor))}
+    epochs = make_epochs(after, "device_per_stream", batch_size={"b": 4, "c": 6, "d": 3})
+    cursor = epochs.load_cursor(changed, ALONE)
+    lengths = {len(batch) for batch in read(part(epochs, cursor=cursor))}
     assert lengths == {3, 4, 6}
-    made = epochs(after, "device_per_stream", batch_size={"b": 5, "c": 6, "d": 3})
+    epochs = make_epochs(after, "device_per_stream", batch_size={"b": 5, "c": 6, "d": 3})
     with pytest.raises(
         ValueError, match=r"batches of 4 samples of source 'b'; this iteration has 5"
     ):
-        made.load_cursor(changed, ALONE)
+        epochs.load_cursor(changed, ALONE)
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"batching": "per_stream"}, "batching='stratified'; this iteration has .*per_stream"),
         ({"batch_size": 12}, "global_batch_size=24; this iteration has 12: with"),
         ({"seed": 1}, "seed=0; this iteration has seed=1"),
         ({"shuffle": True}, "the state is of shuffle=.*; this iteration has shuffle="),
         ({"epoch_size": 100}, "the state is of epoch_size=None"),
-        ({"of": mixture({"a": 200, "b": 120, "c": 63})}, "'c' has 63 samples, and had 64"),
-        ({"of": mixture(block=48)}, None),
+        ({"spec": mixture({"a": 200, "b": 120, "c": 63})}, "'c' has 63 samples, and had 64"),
+        ({"spec": mixture(block=48)}, None),
     ],
 )
-def test_states_of_other_settings_raise(settings, said):
-    given = {"batching": "stratified", "batch_size": 24, **settings}
-    state = state_at(epochs(batching="stratified", batch_size=24), 48)
-    made = epochs(**given)
-    if said is None:
-        made.load_cursor(state, ALONE)  # a block is a batch
+def test_states_of_other_settings_raise(settings, message):
+    arguments = {"batching": "stratified", "batch_size": 24, **settings}
+    state = state_at(make_epochs(batching="stratified", batch_size=24), 48)
+    epochs = make_epochs(**arguments)
+    if message is None:
+        epochs.load_cursor(state, ALONE)  # a block is a batch
         return
-    with pytest.raises(ValueError, match=said):
-        made.load_cursor(state, ALONE)
+    with pytest.raises(ValueError, match=message):
+        epochs.load_cursor(state, ALONE)
 
 
 def test_invalid_mixture_states_raise():
-    made = epochs()
+    epochs = make_epochs()
     with pytest.raises(ValueError, match="mixture missing"):
-        made.load_cursor({}, ALONE)
+        epochs.load_cursor({}, ALONE)
     with pytest.raises(ValueError, match=r"over one dataset, and this is a mixture"):
-        made.load_cursor({"fingerprint": "x"}, ALONE)
-    state = state_at(made, 8)
+        epochs.load_cursor({"fingerprint": "x"}, ALONE)
+    state = state_at(epochs, 8)
     old = {**state, "mixture": {**state["mixture"], "version": [0, 1, 1]}}
     with pytest.raises(ValueError, match=r"version .0, 1, 1.; this release of npstream has"):
-        made.load_cursor(old, ALONE)
+        epochs.load_cursor(old, ALONE)
     with pytest.raises(ValueError, match=r"damaged: position reaches sample 1,000,000,000"):
-        made.load_cursor({**state, "position": 10**9}, ALONE)
+        epochs.load_cursor({**state, "position": 10**9}, ALONE)
     with pytest.raises(ValueError, match="one of several workers"):
         continue_run(mixture(), {**state, "workers": 2, "yielded": 3})
     other = mixture()
@@ -409,35 +409,35 @@ def test_invalid_mixture_states_raise():
 
 def test_states_of_version_1_can_be_resumed():
     """They contain other fingerprints; a removed source keeps its fingerprint."""
-    of = mixture()
+    spec = mixture()
 
-    def saved_then(state):
+    def as_version_1(state):
         sources = state["mixture"]["sources"]
-        for source, name, size in zip(sources, of.names, of.sizes, strict=True):
-            source["fingerprint"] = print_of(name, size, 1)
+        for source, name, size in zip(sources, spec.names, spec.sizes, strict=True):
+            source["fingerprint"] = fingerprint_of(name, size, 1)
         return {**state, "version": 1}
 
-    made = epochs(of)
-    old = saved_then(state_at(made, 8))
-    assert made.load_cursor(old, ALONE) == EpochCursor(0, 8)  # as in a new run
+    epochs = make_epochs(spec)
+    old = as_version_1(state_at(epochs, 8))
+    assert epochs.load_cursor(old, ALONE) == EpochCursor(0, 8)  # as in a new run
     small = mixture({"a": 200, "b": 120})
     changed = continue_run(small, old)
     prints = [source["fingerprint"] for source in changed["mixture"]["sources"]]
     assert (changed["version"], prints) == (2, ["a200", "b120", "1:c64 in version 1"])
-    later = epochs(small)
+    later = make_epochs(small)
     again = later.state(later.load_cursor(changed, ALONE), ALONE)
     assert [source["fingerprint"] for source in again["mixture"]["sources"]] == prints
-    back = continue_run(of, again)
-    assert [source["fingerprint"] for source in back["mixture"]["sources"]] == [
+    restored = continue_run(spec, again)
+    assert [source["fingerprint"] for source in restored["mixture"]["sources"]] == [
         "a200", "b120", "c64"
     ]  # fmt: skip
     wrong = {**old, "version": 2}
     with pytest.raises(ValueError, match="'a' holds other samples, or in another order"):
-        made.load_cursor(wrong, ALONE)
+        epochs.load_cursor(wrong, ALONE)
 
 
 @pytest.mark.parametrize(
-    ("settings", "error", "said"),
+    ("settings", "error", "message"),
     [
         ({"batching": "mixed"}, ValueError, "batching='mixed': expected 'random', 'stratified'"),
         ({"batching": "stratified"}, ValueError, "give batch_size or global_batch_size"),
@@ -456,41 +456,41 @@ def test_states_of_version_1_can_be_resumed():
         ({"shuffle": "py1e"}, TypeError, "expected False, True or an npstream.Shuffle"),
     ],
 )
-def test_invalid_mixture_settings_raise(settings, error, said):
-    with pytest.raises(error, match=said):
-        epochs(**settings)
+def test_invalid_mixture_settings_raise(settings, error, message):
+    with pytest.raises(error, match=message):
+        make_epochs(**settings)
 
 
 def test_impossible_stratified_batches_raise():
-    made = epochs(
+    epochs = make_epochs(
         mixture(weights={"a": 100, "b": 100, "c": 1}, block=None), "stratified", batch_size=50
     )
     with pytest.raises(
         ValueError, match="50 samples holds no sample of it: give global_batch_size=201"
     ):
-        part(made, size=50)
-    made = epochs(mixture(weights={"a": 1, "b": 1, "c": 1}), "stratified", batch_size=300)
+        part(epochs, size=50)
+    epochs = make_epochs(mixture(weights={"a": 1, "b": 1, "c": 1}), "stratified", batch_size=300)
     with pytest.raises(
         ValueError, match="'c' has 64 samples, and a global batch of 300 samples would hold 100"
     ):
-        part(made, size=300)
-    made = epochs(batching="per_stream", global_batch_size={"a": 8, "b": 6, "c": 8})
+        part(epochs, size=300)
+    epochs = make_epochs(batching="per_stream", global_batch_size={"a": 8, "b": 6, "c": 8})
     with pytest.raises(ValueError, match="global_batch_size=6: expected a multiple of 4"):
-        part(made, 0, 4, 2)
-    made = epochs(batching="per_stream", batch_size=8, epoch_size=7)
+        part(epochs, 0, 4, 2)
+    epochs = make_epochs(batching="per_stream", batch_size=8, epoch_size=7)
     with pytest.raises(ValueError, match=r"epoch_size=7: .* of 8 samples each"):
-        part(made)
-    made = epochs(batching="per_stream", batch_size={"a": 8, "b": 6, "c": 8})
+        part(epochs)
+    epochs = make_epochs(batching="per_stream", batch_size={"a": 8, "b": 6, "c": 8})
     with pytest.raises(ValueError, match="an order of samples needs"):
-        made.order(0)
+        epochs.order(0)
 
 
 def test_epochs_equal_recorded_digests():
     digest = hashlib.blake2b(digest_size=8)
     for batching in BATCHINGS:
-        made = epochs(batching=batching, batch_size=24)
-        digest.update(json.dumps(read(part(made, size=24, cursor=EpochCursor(2)))).encode())
-        state = {**state_at(made, 48), "version": 1}  # the version of the recorded digest
+        epochs = make_epochs(batching=batching, batch_size=24)
+        digest.update(json.dumps(read(part(epochs, size=24, cursor=EpochCursor(2)))).encode())
+        state = {**state_at(epochs, 48), "version": 1}  # the version of the recorded digest
         digest.update(json.dumps(state, sort_keys=True).encode())
     assert digest.hexdigest() == "3d0987da201127a3"
 
@@ -572,8 +572,8 @@ def test_torchs_own_loader_resumes(mixtures):
         samples, batch_size=None, num_workers=2, persistent_workers=True
     )
     assert ids(loader) == ids(alone)
-    for each in (samples, alone):
-        each.load_state_dict(state)
+    for iteration in (samples, alone):
+        iteration.load_state_dict(state)
     assert [ids(loader), ids(loader)] == [ids(alone), ids(alone)]
 
 
@@ -581,7 +581,7 @@ def test_torchs_own_loader_resumes(mixtures):
 def test_iterations_read_in_the_order_of_order(mixtures, batching):
     one, _ = mixtures
     settings = {"batching": batching, "batch_size": 6}
-    seen = chained(ids(one.iter(0, 1, shuffle=True, seed=3, **settings)))
+    seen = flatten(ids(one.iter(0, 1, shuffle=True, seed=3, **settings)))
     assert seen == one.order(3, **settings)[:].tolist()
     assert one.shuffle(3, **settings).take([5])["label"][0] == one.take([seen[5]])["label"][0]
     again = one.iter(0, 1, shuffle=True, seed=3, **settings)
@@ -589,5 +589,5 @@ def test_iterations_read_in_the_order_of_order(mixtures, batching):
     state = again.state_dict()
     resumed = one.iter(0, 1, shuffle=True, seed=3, **settings)
     resumed.load_state_dict(json.loads(json.dumps(state)))
-    assert first + chained(ids(resumed)) == seen
+    assert first + flatten(ids(resumed)) == seen
     assert isinstance(resumed._epochs, MixtureEpochs)

@@ -40,7 +40,7 @@ def check_prefixes(sources, counts):
 
 
 @st.composite
-def weights(draw):
+def source_weights(draw):
     """Draw weights of 2 to 40 sources, often extreme ones."""
     count = draw(st.integers(2, 40))
     spread = draw(st.sampled_from([0, 1, 5]))
@@ -48,27 +48,27 @@ def weights(draw):
     return draw(st.lists(one, min_size=count, max_size=count))
 
 
-@given(weights(), st.integers(1, 2000))
-def test_shares_are_rounded_by_largest_remainders(given, length):
-    counts = apportion(given, length)
-    quotas = np.array(given) / math.fsum(given) * length
+@given(source_weights(), st.integers(1, 2000))
+def test_shares_are_rounded_by_largest_remainders(weights, length):
+    counts = apportion(weights, length)
+    quotas = np.array(weights) / math.fsum(weights) * length
     assert sum(counts) == length
     assert (np.abs(counts - quotas) < 1 + 1e-9).all()
-    rests = quotas - np.floor(quotas)
-    up = np.array(counts) > quotas
-    if up.any() and not up.all():
-        assert rests[up].min() >= rests[~up].max() - 1e-6
+    remainders = quotas - np.floor(quotas)
+    is_rounded_up = np.array(counts) > quotas
+    if is_rounded_up.any() and not is_rounded_up.all():
+        assert remainders[is_rounded_up].min() >= remainders[~is_rounded_up].max() - 1e-6
 
 
 def test_equal_remainders_go_to_the_first_sources():
     assert apportion([1, 1, 1, 1], 6) == [2, 2, 1, 1]
 
 
-@given(weights(), st.integers(40, 1500), st.integers(0, 5))
+@given(source_weights(), st.integers(40, 1500), st.integers(0, 5))
 @example([1.0, 1e-3], 1001, 0)
 @settings(max_examples=60)
-def test_every_prefix_is_within_one_of_the_shares(given, length, seed):
-    counts = apportion(given, length)
+def test_every_prefix_is_within_one_of_the_shares(weights, length, seed):
+    counts = apportion(weights, length)
     check_prefixes(pattern_of(counts, seed=seed).sources, counts)
 
 
@@ -81,14 +81,14 @@ def test_small_patterns_compiled_and_plain(counts, kernel_mode):
 def test_compiled_and_plain_kernels_agree(length, monkeypatch):
     counts = apportion([1, 2, 3, 0.1], length)
     places = np.random.default_rng(0).integers(0, length * 6, 300)
-    seen = []
-    for way in (lambda self: self.compiled(), lambda self: self.py_func):
-        monkeypatch.setattr(_jit.Kernel, "for_size", lambda self, rows, way=way: way(self))
+    results = []
+    for choose in (lambda self: self.compiled(), lambda self: self.py_func):
+        monkeypatch.setattr(_jit.Kernel, "for_size", lambda self, rows, choose=choose: choose(self))
         pattern = pattern_of(counts, 6)
         sources, numbers = np.empty_like(places), np.empty_like(places)
         look_up_draws.for_size(0)(places, pattern, sources, numbers)
-        seen.append([*pattern[5:], sources, numbers])
-    assert all(np.array_equal(a, b) for a, b in zip(*seen, strict=True))
+        results.append([*pattern[5:], sources, numbers])
+    assert all(np.array_equal(a, b) for a, b in zip(*results, strict=True))
 
 
 CASES = [
@@ -104,20 +104,20 @@ def test_places_are_numbered_in_each_lane(counts, lanes, kernel_mode):
     places = np.arange(length * lanes)
     sources, numbers = np.empty_like(places), np.empty_like(places)
     look_up_draws.for_size(0)(places, pattern, sources, numbers)
-    met = {}
+    draws = {}
     for place, source, number in zip(places, sources, numbers, strict=True):
         block, slot = divmod(place, length)
         if length % lanes == 0:  # rows of lanes are rotated from block to block
             slot += (slot + block) % lanes - slot % lanes
         assert source == pattern.sources[slot]
         key = place % lanes, source
-        assert number == met.get(key, 0)  # in the order in which the lane meets them
-        met[key] = number + 1
+        assert number == draws.get(key, 0)  # in the order in which the lane meets them
+        draws[key] = number + 1
     for lane in range(lanes):
-        assert [met.get((lane, source), 0) for source in range(len(counts))] == counts
-    found = np.empty_like(places)
-    find_places.for_size(0)(sources, places % lanes, numbers, pattern, found)
-    assert np.array_equal(found, places)
+        assert [draws.get((lane, source), 0) for source in range(len(counts))] == counts
+    actual = np.empty_like(places)
+    find_places.for_size(0)(sources, places % lanes, numbers, pattern, actual)
+    assert np.array_equal(actual, places)
 
 
 @pytest.mark.parametrize(("counts", "lanes"), CASES)
@@ -128,10 +128,10 @@ def test_draws_before_a_place_are_counted(counts, lanes, kernel_mode):
     sources, numbers = np.empty_like(places), np.empty_like(places)
     look_up_draws.for_size(0)(places, pattern, sources, numbers)
     expected = np.zeros((len(counts), lanes), int)
-    found = np.full_like(expected, 99)
+    actual = np.full_like(expected, 99)
     for stop in range(length * lanes + 1):
-        count_draws.for_size(0)(pattern, stop, found)
-        assert np.array_equal(found, expected)
+        count_draws.for_size(0)(pattern, stop, actual)
+        assert np.array_equal(actual, expected)
         if stop < length * lanes:
             expected[sources[stop], stop % lanes] += 1
 
@@ -142,14 +142,14 @@ def test_draws_before_a_place_are_counted(counts, lanes, kernel_mode):
 def test_every_residue_class_sees_all_sources(counts):
     """A rank that reads every tenth position reads all sources by their shares."""
     length, draws_of = sum(counts), 150
-    for every in (2, 8, 10):
-        seen = np.zeros(every)
+    for step in (2, 8, 10):
+        offset_counts = np.zeros(step)
         for seed in range(draws_of):
-            sources = pattern_of(counts, seed=seed).sources[: length - length % every]
-            seen += np.bincount(np.flatnonzero(sources == 0) % every, minlength=every)
-        expected = seen.mean()
+            sources = pattern_of(counts, seed=seed).sources[: length - length % step]
+            offset_counts += np.bincount(np.flatnonzero(sources == 0) % step, minlength=step)
+        expected = offset_counts.mean()
         # Below chi-square of independent draws: patterns are more even.
-        assert ((seen - expected) ** 2 / expected).sum() < every + 4 * math.sqrt(2 * every)
+        assert ((offset_counts - expected) ** 2 / expected).sum() < step + 4 * math.sqrt(2 * step)
 
 
 def test_patterns_equal_recorded_digests():
@@ -157,7 +157,7 @@ def test_patterns_equal_recorded_digests():
     digest = hashlib.blake2b(digest_size=8)
     for number, (counts, lanes) in enumerate([*CASES, (apportion([0.6, 0.3, 0.1], 4096), 8)]):
         pattern = pattern_of(counts, lanes, seed=number)
-        for array in (pattern.sources, pattern.ranks, pattern.cells):
+        for array in (pattern.sources, pattern.slot_numbers, pattern.cells):
             digest.update(array.astype("<i8").tobytes())
     assert (PATTERN_VERSION, digest.hexdigest()) == (1, GOLDEN)
 
@@ -167,7 +167,7 @@ GOLDEN = "64d5cc95ceda4f98"
 # Shares
 
 
-def facts(names="ab", sizes=(10, 30), block=None, weights=None, alpha=1.0):
+def make_spec(names="ab", sizes=(10, 30), block=None, weights=None, alpha=1.0):
     return MixtureSpec(
         tuple(names), tuple(sizes), tuple(sizes), (), (),
         make_schedule(names, sizes, weights, alpha), block,
@@ -184,7 +184,7 @@ def test_weights_are_sizes_to_a_power():
 
 
 @pytest.mark.parametrize(
-    ("weights", "error", "said"),
+    ("weights", "error", "message"),
     [
         ({"a": 0, "b": 1}, ValueError, "'a' is 0.0: expected a positive number; leave the source"),
         ({"a": -1, "b": 1}, ValueError, "'a' is -1.0: expected a positive number"),
@@ -206,8 +206,8 @@ def test_weights_are_sizes_to_a_power():
         ),
     ],
 )
-def test_invalid_schedule_weights_raise(weights, error, said):
-    with pytest.raises(error, match=said.replace("(", r"\(")):
+def test_invalid_schedule_weights_raise(weights, error, message):
+    with pytest.raises(error, match=message.replace("(", r"\(")):
         make_schedule(["a", "b"], [10, 30], weights)
 
 
@@ -221,27 +221,27 @@ def test_invalid_alphas_raise(alpha):
 
 def test_missing_and_empty_sources_raise():
     with pytest.raises(ValueError, match="a mixture needs at least one source"):
-        facts((), (), weights={})
+        make_spec((), (), weights={})
     with pytest.raises(ValueError, match="source 'b' is empty"):
-        facts(sizes=(3, 0), weights={"a": 1, "b": 1})
+        make_spec(sizes=(3, 0), weights={"a": 1, "b": 1})
     for block in (0, MAX_BLOCK + 1):
         with pytest.raises(ValueError, match=f"block={block}: expected 1 to"):
-            facts(block=block)
+            make_spec(block=block)
 
 
 def test_blocks_hold_each_source():
     with pytest.raises(ValueError, match="a block of 10 units holds no unit of it: give block=101"):
-        facts(block=10, weights={"a": 1, "b": 100})
-    facts(block=101, weights={"a": 1, "b": 100})
+        make_spec(block=10, weights={"a": 1, "b": 100})
+    make_spec(block=101, weights={"a": 1, "b": 100})
     with pytest.raises(ValueError, match="holds no unit of it: give it more weight"):
-        facts(weights={"a": 1, "b": 1e9})
+        make_spec(weights={"a": 1, "b": 1e9})
 
 
-@given(weights())
-def test_the_suggested_block_works(given):
-    least = min_block_length(given)
-    assert min(apportion(given, least)) >= 1
-    assert sum(block_counts("x" * len(given), given, least)) == least
+@given(source_weights())
+def test_the_suggested_block_works(weights):
+    minimum = min_block_length(weights)
+    assert min(apportion(weights, minimum)) >= 1
+    assert sum(block_counts("x" * len(weights), weights, minimum)) == minimum
 
 
 def test_default_blocks_are_primes_that_do_not_divide_the_lanes():
@@ -253,7 +253,7 @@ def test_default_blocks_are_primes_that_do_not_divide_the_lanes():
 
 
 @given(st.integers(1, 10_000), st.integers(1, 1000))
-def test_given_block_lengths_become_coprime(least, lanes):
-    length = next_coprime(least, lanes)
+def test_block_lengths_become_coprime(minimum, lanes):
+    length = next_coprime(minimum, lanes)
     assert math.gcd(length, lanes) == 1
-    assert all(math.gcd(number, lanes) > 1 for number in range(least, length))
+    assert all(math.gcd(number, lanes) > 1 for number in range(minimum, length))

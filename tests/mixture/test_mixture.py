@@ -29,7 +29,7 @@ from npstream.shards.table import Fetcher
 
 
 @pytest.fixture
-def made(tmp_path, upload, small_chunks):
+def mixture_and_ids(tmp_path, upload, small_chunks):
     """Return a mixture of local, compressed and remote views, and the ids of its samples."""
     a = write(tmp_path / "a")
     b = write(tmp_path / "b", 1000, 80, compression="zstd")
@@ -66,14 +66,14 @@ def chains(draw):
 SIZE = 60 + 80 + int(MASK.sum()) + 55 + 5 + 60 + 20
 
 
-def test_any_view_equals_the_view_of_the_concatenation(made, monkeypatch):
+def test_any_view_equals_the_view_of_the_concatenation(mixture_and_ids, monkeypatch):
     monkeypatch.setattr(selection, "MAX_MASK_AS_POSITIONS", 0)  # store small masks as bits, too
-    mixed, ids = made
+    mixed, ids = mixture_and_ids
     assert len(mixed) == len(ids) == SIZE
 
     @settings(max_examples=60)
     @given(chains())
-    def holds(chain):
+    def check_chain(chain):
         steps, rows = chain
         view = functools.reduce(operator.getitem, steps, mixed)
         batch = view.load()
@@ -91,11 +91,11 @@ def test_any_view_equals_the_view_of_the_concatenation(made, monkeypatch):
             assert view.locate(k) == (shard[k], place[k])
             assert mixed.origin(int(rows[k])) == (source[k], row[k])
 
-    holds()
+    check_chain()
 
 
-def test_iteration_reads_the_same_as_indexing(made):
-    mixed, ids = made
+def test_iteration_reads_the_same_as_indexing(mixture_and_ids):
+    mixed, ids = mixture_and_ids
     for view, rows in ((mixed, slice(None)), (mixed[::-3], slice(None, None, -3))):
         for sample, i in zip(view, ids[rows], strict=True):
             assert_sample(sample, i)
@@ -109,8 +109,8 @@ def test_iteration_reads_the_same_as_indexing(made):
         assert shuffle == (seen != sorted(seen))
 
 
-def test_any_kind_of_index_returns_its_values(made):
-    mixed, ids = made
+def test_any_kind_of_index_returns_its_values(mixture_and_ids):
+    mixed, ids = mixture_and_ids
     nd = np.arange(24).reshape(2, 3, 4) * 7
     assert mixed[nd]["id"].load().tolist() == ids[nd].tolist()
     assert [part["id"].load().tolist() for part in mixed[nd]] == ids[nd].tolist()
@@ -169,8 +169,8 @@ def test_columns_can_differ_in_storage(tmp_path):
 # Sources
 
 
-def test_repr_and_properties_of_a_mixture(made):
-    mixed, ids = made
+def test_repr_and_properties_of_a_mixture(mixture_and_ids):
+    mixed, ids = mixture_and_ids
     assert mixed.names == ("first", "packed", "masked", "remote", "listed", "shuffled", "tail")
     assert list(mixed.columns) == list(COLUMNS)
     assert mixed.weights["packed"] == pytest.approx(80 / SIZE)
@@ -230,13 +230,13 @@ def test_a_source_column_in_a_dataset_raises(tmp_path):
     assert mixed[1] == {"source": "b", "x": 1}
 
 
-def doubled(sample):
+def double_id(sample):
     return {**sample, "id": 2 * sample["id"]}
 
 
 def test_transforms_of_sources(tmp_path):
     a, b = write(tmp_path / "a"), write(tmp_path / "b", 1000, 80)
-    mixed = npstream.mix({"a": a.with_transform(doubled), "b": b}, columns=["id", "source"])
+    mixed = npstream.mix({"a": a.with_transform(double_id), "b": b}, columns=["id", "source"])
     view = mixed[[5, 121]]
     assert [sample["id"] for sample in view] == [view[0]["id"], view[1]["id"]] == [10, 1001]
     assert view["id"].load().tolist() == [5, 1001]
@@ -363,9 +363,9 @@ def test_mixtures_work_in_other_processes(method, tmp_path, upload):
     b = npstream.open(url, cache=tmp_path / "cache")
     mixed = npstream.mix({"a": a[::2], "b": b}, columns=["id", "source"])
     assert mixed[60]["id"] == 1000
-    want = [*range(0, 120, 2), *range(1000, 1080)][::7]
+    expected = [*range(0, 120, 2), *range(1000, 1080)][::7]
     with multiprocessing.get_context(method).Pool(1) as pool:
-        assert pool.apply(read_some, (mixed,)) == (want, "a")
+        assert pool.apply(read_some, (mixed,)) == (expected, "a")
 
 
 def test_a_data_loader_with_workers(tmp_path):
@@ -378,8 +378,8 @@ def test_a_data_loader_with_workers(tmp_path):
     assert ids == [*range(120), *range(1000, 1080)]
 
 
-def test_mixtures_can_be_pickled(made):
-    mixed, ids = made
+def test_mixtures_can_be_pickled(mixture_and_ids):
+    mixed, ids = mixture_and_ids
     mixed.load()
     body = pickle.dumps(mixed)
     again = pickle.loads(body)
@@ -394,8 +394,8 @@ def test_mixtures_can_be_pickled(made):
 # Drawn samples
 
 
-def test_batches_hold_the_drawn_rows(made):
-    mixed, ids = made
+def test_batches_hold_the_drawn_rows(mixture_and_ids):
+    mixed, ids = mixture_and_ids
     for batching in ("random", "stratified", "per_stream", "device_per_stream"):
         batches = mixed.iter(1, 2, batch_size=40, batching=batching, shuffle=True, seed=3)
         assert len(batches) == len(list(batches)) > 2
@@ -404,14 +404,14 @@ def test_batches_hold_the_drawn_rows(made):
             if batching.endswith("per_stream"):
                 assert len(set(mixed.origin(batch.ids)[0])) == 1
     samples = mixed[["id"]].iter(0, 1, batch_size=40, batched=False, seed=3, shuffle=True)
-    want = mixed.shuffle(3)["id"].load()
-    assert [sample["id"] for sample in samples][: len(want)] == want.tolist()
-    assert want.tolist() == ids[mixed.order(3)[:]].tolist()
+    expected = mixed.shuffle(3)["id"].load()
+    assert [sample["id"] for sample in samples][: len(expected)] == expected.tolist()
+    assert expected.tolist() == ids[mixed.order(3)[:]].tolist()
     assert mixed.order(3, 1)[:9].tolist() != mixed.order(3, 0)[:9].tolist()
 
 
-def test_shuffle_returns_a_view_of_drawn_samples(made):
-    mixed, ids = made
+def test_shuffle_returns_a_view_of_drawn_samples(mixture_and_ids):
+    mixed, ids = mixture_and_ids
     drawn = mixed.shuffle(5, 2)
     assert not isinstance(drawn, npstream.Mixture)
     rows = np.asarray(mixed.order(5, 2))
@@ -424,8 +424,8 @@ def test_shuffle_returns_a_view_of_drawn_samples(made):
         mixed.shuffle(5, 3).iter(0, 1, batch_size=4).load_state_dict(state)
 
 
-def test_settings_of_streaming_and_of_mixtures_do_not_mix(made):
-    mixed, _ = made
+def test_settings_of_streaming_and_of_mixtures_do_not_mix(mixture_and_ids):
+    mixed, _ = mixture_and_ids
     with pytest.raises(ValueError, match=r"StreamingShuffle\(batching_method="):
         mixed.iter(0, 1, batch_size=4, shuffle="py1e", batching="stratified")
 
@@ -450,22 +450,22 @@ def test_workers_draw_the_same_samples(method, tmp_path):
 
     a, b = write(tmp_path / "a"), write(tmp_path / "b", 1000, 80)
     mixed = npstream.mix({"a": a, "b": b}, {"a": 1, "b": 2}, columns=["id"])
-    want = [batch["id"].tolist() for batch in mixed.iter(0, 1, batch_size=16, shuffle=True)]
+    expected = [batch["id"].tolist() for batch in mixed.iter(0, 1, batch_size=16, shuffle=True)]
     workers = 2 if method == "fork" else 1
     options = {"num_workers": workers, "multiprocessing_context": method}
     loader = DataLoader(mixed.iter(0, 1, batch_size=16, shuffle=True), **options)
-    assert [batch["id"].tolist() for batch in loader] == want
+    assert [batch["id"].tolist() for batch in loader] == expected
 
 
 # Many sources
 
 
-def copied(ds):
+def copy_dataset(ds):
     """Return a copy of a local dataset, without reading its index again."""
     source = ds._source
     shards = LocalShards(source.index, source.fetcher.shards.store, "auto")
-    opened = Source(Fetcher(shards), source.fields, source.column_errors)
-    return Dataset(opened, Selection.all(len(ds)), ds.columns)
+    copy_source = Source(Fetcher(shards), source.fields, source.column_errors)
+    return Dataset(copy_source, Selection.all(len(ds)), ds.columns)
 
 
 def count_calls(function):
@@ -491,16 +491,16 @@ def test_mixing_takes_linear_time_in_the_number_of_sources(tmp_path):
     index["shards"] *= 200
     (tmp_path / "x" / "index.json").write_text(json.dumps(index))
     ds = npstream.open(tmp_path / "x")
-    sources = {f"s{k}": copied(ds) for k in range(1000)}
+    sources = {f"s{k}": copy_dataset(ds) for k in range(1000)}
     npstream.mix({"s0": sources["s0"]})  # imports modules
-    few, _ = count_calls(lambda: npstream.mix(dict(list(sources.items())[:100])))
-    many, mixed = count_calls(lambda: npstream.mix(sources))
-    assert many < 15 * few
+    calls_with_100, _ = count_calls(lambda: npstream.mix(dict(list(sources.items())[:100])))
+    calls_with_1000, mixed = count_calls(lambda: npstream.mix(sources))
+    assert calls_with_1000 < 15 * calls_with_100
     tracemalloc.start()
     mixed = npstream.mix(sources)
-    kept = tracemalloc.get_traced_memory()[1]
+    peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert kept < 50e6
+    assert peak_bytes < 50e6
     assert isinstance(mixed._source, MixedSource)
     assert (len(mixed), len(mixed.shards)) == (2_000_000, 200_000)
     rows = np.random.default_rng(0).integers(0, 2_000_000, 256)

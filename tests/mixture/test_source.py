@@ -11,7 +11,7 @@ import pytest
 
 import npstream
 from npstream.errors import CostError, StorageError
-from npstream.shards import readahead as ahead
+from npstream.shards import readahead
 from npstream.shards.remote import RemoteShards
 from npstream.storage.remote import RemoteStore
 
@@ -19,41 +19,41 @@ from npstream.storage.remote import RemoteStore
 @pytest.fixture
 def requests(monkeypatch):
     """Record the requests from now on, with their stores, in a list."""
-    made = []
+    spans_read = []
     stream = RemoteStore.stream
 
     def record_spans(self, spans):
         spans = list(spans)
-        made.extend((self.root, *span) for span in spans)
+        spans_read.extend((self.root, *span) for span in spans)
         return stream(self, spans)
 
     monkeypatch.setattr(RemoteStore, "stream", record_spans)
-    return made
+    return spans_read
 
 
 @pytest.fixture
 def remote(tmp_path, upload, small_chunks):
     """Three remote datasets, the second compressed, and a local dataset."""
     n = 300
-    opened = []
+    datasets = []
     for number, name in enumerate("abcd"):
         x = np.arange(n * 12, dtype=np.float64).reshape(n, 12) + number * 10_000
         data = {"id": np.arange(n) + number * n, "x": x}
         options = {"compression": "zstd"} if number == 1 else {}
         npstream.write(tmp_path / name, data, shard_size="8KB", **options)
         if number == 2:
-            for side in (tmp_path / name).glob("index.*"):
-                if side.name != "index.json":
-                    side.unlink() if side.is_file() else remove(side)
+            for path in (tmp_path / name).glob("index.*"):
+                if path.name != "index.json":
+                    path.unlink() if path.is_file() else remove_directory(path)
         if number == 3:
-            opened.append(npstream.open(tmp_path / name))
+            datasets.append(npstream.open(tmp_path / name))
         else:
             cache = tmp_path / "cache"
-            opened.append(npstream.open(upload(tmp_path / name), cache=cache))
-    return opened
+            datasets.append(npstream.open(upload(tmp_path / name), cache=cache))
+    return datasets
 
 
-def remove(directory):
+def remove_directory(directory):
     for path in directory.iterdir():
         path.unlink()
     directory.rmdir()
@@ -81,10 +81,10 @@ def test_explain_counts_downloads(index, twice, remote, requests):
     if len(view) == 1200 and not twice:
         assert cost.chunks == sum(part.chunks for part in whole)
         assert cost.shards == sum(part.shards for part in whole)
-    after = view.explain()
-    assert after.cached >= cost.cached
+    next_cost = view.explain()
+    assert next_cost.cached >= cost.cached
     if isinstance(index, slice) and index.step is None:
-        assert (after.requests, after.cached) == (0, after.chunks)
+        assert (next_cost.requests, next_cost.cached) == (0, next_cost.chunks)
 
 
 def test_prefetch_of_a_mixture(remote, requests, tmp_path, upload):
@@ -95,7 +95,7 @@ def test_prefetch_of_a_mixture(remote, requests, tmp_path, upload):
     assert requests == []
     # Each dataset alone would fit.
     small = [
-        npstream.open(upload(tmp_path / name), cache=tmp_path / "less", cache_limit="50KB")
+        npstream.open(upload(tmp_path / name), cache=tmp_path / "small-cache", cache_limit="50KB")
         for name in "ac"
     ]
     small[0].prefetch()
@@ -104,30 +104,31 @@ def test_prefetch_of_a_mixture(remote, requests, tmp_path, upload):
 
 
 def test_implicit_read_limit_of_a_mixture(tmp_path, upload, remote):
-    def opened(limit):
+    def open_with_limit(limit):
         return [
             npstream.open(upload(tmp_path / name), cache=tmp_path / f"{limit}",
                           implicit_read_limit=limit) for name in "abc"
         ]  # fmt: skip
 
-    strict = npstream.mix(dict(zip("abcd", [*opened("40KB"), remote[3]], strict=True)))
+    limited = npstream.mix(dict(zip("abcd", [*open_with_limit("40KB"), remote[3]], strict=True)))
     for read in (
-        lambda: strict["x"].mean(),
-        lambda: np.asarray(strict[::2]["x"]),
-        lambda: strict["x"][:700] + 1,
-        lambda: next(iter(strict[[*range(1200)]])),
+        lambda: limited["x"].mean(),
+        lambda: np.asarray(limited[::2]["x"]),
+        lambda: limited["x"][:700] + 1,
+        lambda: next(iter(limited[[*range(1200)]])),
     ):
         with pytest.raises(CostError, match=r"more than implicit_read_limit=40\.0 KiB"):
             read()
-    assert strict["x"][900:].max() == 30_000 + 3599  # local
-    assert strict["x"][:100].min() == 0
-    named = npstream.mix({"a": opened(0)[0], "d": remote[3]}, columns=["id", "x", "source"])
-    assert (named["source"] == "d").sum() == 300  # x is not read
-    assert np.asarray(named[["id", "source"]]["id"]).max() == 1199  # from the side-car
+    assert limited["x"][900:].max() == 30_000 + 3599  # local
+    assert limited["x"][:100].min() == 0
+    sources = {"a": open_with_limit(0)[0], "d": remote[3]}
+    zero_limit = npstream.mix(sources, columns=["id", "x", "source"])
+    assert (zero_limit["source"] == "d").sum() == 300  # x is not read
+    assert np.asarray(zero_limit[["id", "source"]]["id"]).max() == 1199  # from the side-car
     with pytest.raises(CostError):
-        named["x"].sum()
-    free = npstream.mix(dict(zip("abcd", [*opened(None), remote[3]], strict=True)))
-    assert free["x"].max() == 30_000 + 3599
+        zero_limit["x"].sum()
+    unlimited = npstream.mix(dict(zip("abcd", [*open_with_limit(None), remote[3]], strict=True)))
+    assert unlimited["x"].max() == 30_000 + 3599
 
 
 def test_small_columns_come_from_side_cars(remote, requests):
@@ -146,23 +147,23 @@ def test_small_columns_come_from_side_cars(remote, requests):
 
 
 def test_several_stores_are_prefetched(remote, requests, monkeypatch):
-    monkeypatch.setattr(ahead, "WINDOW_BYTES", 1 << 13)
-    monkeypatch.setattr(ahead, "GROUP_BYTES", 1 << 11)
+    monkeypatch.setattr(readahead, "WINDOW_BYTES", 1 << 13)
+    monkeypatch.setattr(readahead, "GROUP_BYTES", 1 << 11)
     mixed = npstream.mix(dict(zip("abcd", remote, strict=True)))
     threads = set()
-    fetch = ahead.ChunkReadAhead._next
+    fetch = readahead.ChunkReadAhead._next
 
     def record_thread(self):
         threads.add(threading.current_thread())
         return fetch(self)
 
-    monkeypatch.setattr(ahead.ChunkReadAhead, "_next", record_thread)
+    monkeypatch.setattr(readahead.ChunkReadAhead, "_next", record_thread)
     seen = []
     for batch in mixed[:].iter(0, 1, batch_size=32, shuffle=True, last="short"):
         np.testing.assert_array_equal(batch["id"], batch.ids)
         seen += batch.ids.tolist()
     assert sorted(seen) == list(range(1200))
-    assert 0 < len(threads) <= ahead.MAX_THREADS  # for all stores together
+    assert 0 < len(threads) <= readahead.MAX_THREADS  # for all stores together
     assert len(requests) == len(set(requests))
     assert [int(sample["id"]) for sample in mixed] == list(range(1200))
 
@@ -188,14 +189,14 @@ def test_sources_stay_open_when_a_mixture_is_closed(remote):
 
 def test_stores_are_read_concurrently(remote, monkeypatch):
     mixed = npstream.mix(dict(zip("abcd", remote, strict=True)))
-    together = threading.Barrier(2, timeout=60)
+    barrier = threading.Barrier(2, timeout=60)
     stream = RemoteStore.stream
 
-    def waiting(self, spans):
-        together.wait()
+    def wait_for_other(self, spans):
+        barrier.wait()
         return stream(self, spans)
 
-    monkeypatch.setattr(RemoteStore, "stream", waiting)
+    monkeypatch.setattr(RemoteStore, "stream", wait_for_other)
     batch = mixed[[1100, 700, 5]].load()  # one request to each
     assert batch["id"].tolist() == [1100, 700, 5]
 
@@ -222,20 +223,20 @@ def test_passed_shards_can_be_evicted(remote, monkeypatch):
     """A reader in stored order marks shards as finished; a reader in reverse order does not."""
     seen = []
 
-    def finished(self, shards):
+    def record_finished(self, shards):
         seen.append((self.root[-1], [*shards]))
 
-    monkeypatch.setattr(RemoteShards, "mark_finished", finished)
+    monkeypatch.setattr(RemoteShards, "mark_finished", record_finished)
     mixed = npstream.mix({"a": remote[0], "c": remote[2]})
-    done = {"0": [], "2": []}
+    finished = {"0": [], "2": []}
     for view in (mixed, mixed[::-1]):
         seen.clear()
         for batch in view[:].iter(0, 1, batch_size=16):
             assert batch.n == 16
         for root, shards in seen:
-            done[root] += shards
-    assert done["0"] == [0, 1, 2, 3, 4, 4, 3, 2, 1]
-    assert done["2"] == [0, 1, 2, 3, 4, 3, 2, 1, 0]
+            finished[root] += shards
+    assert finished["0"] == [0, 1, 2, 3, 4, 4, 3, 2, 1]
+    assert finished["2"] == [0, 1, 2, 3, 4, 3, 2, 1, 0]
     seen.clear()
     for _ in npstream.mix({"c": remote[2], "a": remote[0][::-1]})[:].iter(0, 1, batch_size=16):
         pass

@@ -37,10 +37,10 @@ def even(n):
     return np.append(np.arange(0, n, CHUNK), n)
 
 
-def stream(phases, lanes=1, own=(1, 1, 1), sizes=SIZES, block=3, seed=1, **settings):
+def stream(phases, lanes=1, source_lanes=(1, 1, 1), sizes=SIZES, block=3, seed=1, **settings):
     """Return a stream of sources named "0", "1", ..."""
     sources = tuple(
-        Stored(str(number), sizes[number], own[number], block) for number in range(len(sizes))
+        Stored(str(number), size, source_lanes[number], block) for number, size in enumerate(sizes)
     )
     course = Course(seed, lanes, sources, tuple(itertools.starmap(Phase, phases)), **settings)
     chunks = [functools.partial(even, n) for n in sizes]
@@ -52,11 +52,8 @@ def sources_of(order, rows):
     return np.searchsorted(np.cumsum([s.samples for s in order.course.sources]), rows, "right")
 
 
-def described(order, stop):
-    """Draw positions one after the other, by the description of streams.
-
-    Returns the row at each, and the pass of its source that it is of.
-    """
+def draw_one_by_one(order, stop):
+    """Return the row and the pass at each position before `stop`, by the definition of streams."""
     seed, lanes, sources, phases, batches, across = order.course
     batches = batches or (1,) * len(sources)
     drawn = {}
@@ -66,65 +63,69 @@ def described(order, stop):
         number = max(n for n, phase in enumerate(phases) if phase.start <= unit)
         start, counts = phases[number]
         length = sum(counts)
-        block, within = divmod(unit - (start - start % lanes), length)
+        block, slot = divmod(unit - (start - start % lanes), length)
         superblock, block = divmod(block, lanes)
         key = make_key(seed, start, superblock // -(-MIN_PATTERN_REPEATS // lanes), 4)
         pattern = make_pattern(np.array(counts), lanes, key)
         if length % lanes == 0:  # rows of lanes are rotated from block to block
-            within += (within + block) % lanes - within % lanes
-        source = int(pattern.sources[within])
-        name, samples, own, rows = sources[source]
+            slot += (slot + block) % lanes - slot % lanes
+        source = int(pattern.sources[slot])
+        name, samples, source_lanes, rows = sources[source]
         lane = unit % lanes
-        made = drawn[source, lane] = drawn.get((source, lane), -1) + 1
+        unit_number = drawn[source, lane] = drawn.get((source, lane), -1) + 1
         for offset in range(max(batches)):
             if offset >= batches[source]:
                 result.append((-1, -1))
                 continue
             if across:
-                draw, at = divmod(made * batches[source] + offset, own)
+                draw, source_lane = divmod(unit_number * batches[source] + offset, source_lanes)
             else:
-                at = lane % own
-                draw = (made * (lanes // own) + lane // own) * batches[source] + offset
-            once, element = divmod(draw, samples // own + (at < samples % own))
-            if (source, once) not in orders:
-                orders[source, once] = Order(
-                    samples, even(samples), source_seed(seed, name), once, block=rows, lanes=own
-                )[:]
+                lane_group, source_lane = divmod(lane, source_lanes)
+                number = unit_number * (lanes // source_lanes) + lane_group
+                draw = number * batches[source] + offset
+            lane_rows = samples // source_lanes + (source_lane < samples % source_lanes)
+            pass_number, element = divmod(draw, lane_rows)
+            if (source, pass_number) not in orders:
+                orders[source, pass_number] = Order(
+                    samples, even(samples), source_seed(seed, name), pass_number, block=rows,
+                    lanes=source_lanes,
+                )[:]  # fmt: skip
             first = sum(other.samples for other in sources[:source])
-            result.append((first + orders[source, once][element * own + at], once))
+            row = orders[source, pass_number][element * source_lanes + source_lane]
+            result.append((first + row, pass_number))
     return np.array(result[:stop]).T
 
 
 ONE = [(0, (3, 4, 5))]
 CASES = {
     "one lane": ({"phases": ONE}, 300),
-    "lanes": ({"phases": [(0, (3, 5, 5))], "lanes": 4, "own": (4, 2, 1)}, 500),
-    "lanes that divide blocks": ({"phases": ONE, "lanes": 4, "own": (4, 2, 1)}, 500),
+    "lanes": ({"phases": [(0, (3, 5, 5))], "lanes": 4, "source_lanes": (4, 2, 1)}, 500),
+    "lanes that divide blocks": ({"phases": ONE, "lanes": 4, "source_lanes": (4, 2, 1)}, 500),
     "phases": (
         {
             "phases": [(0, (4, 5, 4)), (48, (0, 5, 6)), (96, (10, 1, 1))], "lanes": 6,
-            "own": (6, 3, 2),
+            "source_lanes": (6, 3, 2),
         },
         400,
     ),
     "phases at any unit": (
         {
             "phases": [(0, (4, 6, 5)), (50, (2, 9, 1)), (97, (3, 3, 7))], "lanes": 4,
-            "own": (4, 4, 1),
+            "source_lanes": (4, 4, 1),
         },
         400,
     ),
     "batches of a device": (
         {
-            "phases": [(0, (4, 5, 3)), (10, (3, 4, 5))], "lanes": 4, "own": (4, 2, 1),
+            "phases": [(0, (4, 5, 3)), (10, (3, 4, 5))], "lanes": 4, "source_lanes": (4, 2, 1),
             "batches": (3, 2, 3),
         },
         400,
     ),
     "batches of all": (
         {
-            "phases": [(0, (4, 5, 7)), (10, (3, 4, 5))], "own": (4, 2, 1), "batches": (3, 2, 5),
-            "across": True,
+            "phases": [(0, (4, 5, 7)), (10, (3, 4, 5))], "source_lanes": (4, 2, 1),
+            "batches": (3, 2, 5), "across": True,
         },
         400,
     ),
@@ -133,9 +134,9 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_streams_follow_their_description(case, kernel_mode):
-    given, stop = CASES[case]
-    order = stream(**given)
-    rows, _ = described(order, stop)
+    arguments, stop = CASES[case]
+    order = stream(**arguments)
+    rows, _ = draw_one_by_one(order, stop)
     assert np.array_equal(order.at(np.arange(stop)), rows)
     assert np.array_equal(order.at(np.arange(stop)[::-7].reshape(1, -1))[0], rows[::-7])
     sources = sources_of(order, order.at(np.arange(stop)))[rows >= 0]
@@ -144,25 +145,25 @@ def test_streams_follow_their_description(case, kernel_mode):
 
 @pytest.mark.parametrize("case", CASES)
 def test_drawn_rows_are_found(case, kernel_mode):
-    given, stop = CASES[case]
-    order = stream(**given)
-    rows, once = described(order, stop)
+    arguments, stop = CASES[case]
+    order = stream(**arguments)
+    rows, passes_ = draw_one_by_one(order, stop)
     drawn = np.flatnonzero(rows >= 0)
-    assert np.array_equal(order.find(rows[drawn], once[drawn]), drawn)
+    assert np.array_equal(order.find(rows[drawn], passes_[drawn]), drawn)
     first = order.find(np.arange(80).reshape(8, 10))
     assert np.array_equal(order.at(first), np.arange(80).reshape(8, 10))
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_each_sample_occurs_once_per_pass(case):
-    given, _ = CASES[case]
-    order = stream(**given)
-    found = np.array([order.find(np.arange(80), number) for number in range(4)])
-    assert len(np.unique(found)) == found.size
-    assert np.array_equal(order.at(found), np.broadcast_to(np.arange(80), found.shape))
-    stop = int(found.max()) + 1
-    rows, once = described(order, stop)
-    assert np.array_equal(np.bincount(rows[(once >= 0) & (once < 4)]), np.full(80, 4))
+    arguments, _ = CASES[case]
+    order = stream(**arguments)
+    positions = np.array([order.find(np.arange(80), number) for number in range(4)])
+    assert len(np.unique(positions)) == positions.size
+    assert np.array_equal(order.at(positions), np.broadcast_to(np.arange(80), positions.shape))
+    stop = int(positions.max()) + 1
+    rows, passes_ = draw_one_by_one(order, stop)
+    assert np.array_equal(np.bincount(rows[(passes_ >= 0) & (passes_ < 4)]), np.full(80, 4))
 
 
 def test_each_pass_has_its_own_order():
@@ -181,10 +182,12 @@ def test_without_blocks_sources_keep_their_order():
     assert np.array_equal(order.find(rows[:12]), np.arange(12))
 
 
-@pytest.mark.parametrize(("lanes", "own"), [(1, (1, 1, 1)), (4, (4, 2, 1)), (54, (2, 27, 54))])
-def test_blocks_have_exact_counts_and_prefixes_within_one(lanes, own):
+@pytest.mark.parametrize(
+    ("lanes", "source_lanes"), [(1, (1, 1, 1)), (4, (4, 2, 1)), (54, (2, 27, 54))]
+)
+def test_blocks_have_exact_counts_and_prefixes_within_one(lanes, source_lanes):
     counts = (41, 29, 7)
-    order = stream([(0, counts)], lanes, own, sizes=(230, 400, 170))
+    order = stream([(0, counts)], lanes, source_lanes, sizes=(230, 400, 170))
     sources = sources_of(order, order.at(np.arange(77 * 160)))
     for block in sources.reshape(-1, 77):
         assert np.array_equal(np.bincount(block, minlength=3), counts)
@@ -230,8 +233,8 @@ def test_very_large_positions_are_found(counts, lanes, position):
     rows = order.at(np.array([position]))
     source = int(sources_of(order, order.at(np.array([position])))[0])
     mean = position * counts[source] // (length * sizes[source])
-    found = [order.find(rows, number)[0] for number in range(max(mean - 2, 0), mean + 3)]
-    assert position in found
+    positions = [order.find(rows, number)[0] for number in range(max(mean - 2, 0), mean + 3)]
+    assert position in positions
 
 
 def test_lanes_of_a_node_read_their_own_chunks():
@@ -241,11 +244,11 @@ def test_lanes_of_a_node_read_their_own_chunks():
     rows = order.at(np.arange(6400))
     node = np.arange(6400) % nodes
     for source, (first, size) in enumerate(zip((0, 960, 1440), sizes, strict=True)):
-        here = (rows >= first) & (rows < first + size)
-        chunk = (rows[here] - first) // CHUNK
-        touched = len(set(zip(chunk.tolist(), node[here].tolist(), strict=True)))
+        is_source = (rows >= first) & (rows < first + size)
+        chunk = (rows[is_source] - first) // CHUNK
+        node_chunks = len(set(zip(chunk.tolist(), node[is_source].tolist(), strict=True)))
         cuts = 8 if source < 2 else size  # only the last source has one lane for all nodes
-        assert size // CHUNK <= touched <= size // CHUNK + cuts
+        assert size // CHUNK <= node_chunks <= size // CHUNK + cuts
 
 
 def test_removed_sources_are_named_in_the_error():
@@ -256,8 +259,8 @@ def test_removed_sources_are_named_in_the_error():
     assert np.array_equal(np.where(rows < 40, rows + 23, rows - 40), full.at(np.arange(24, 80)))
     with pytest.raises(ValueError, match="source '2' is at one of the positions"):
         order.at(np.arange(24))
-    found = order.find(np.arange(63), 2)
-    assert np.array_equal(order.at(found[found >= 24]), np.arange(63)[found >= 24])
+    positions = order.find(np.arange(63), 2)
+    assert np.array_equal(order.at(positions[positions >= 24]), np.arange(63)[positions >= 24])
     with pytest.raises(IndexError, match="63 is out of bounds for a mixture of 63 rows"):
         order.find(np.array([63]))
 
@@ -288,20 +291,20 @@ def test_epoch_orders_are_arrays():
 def test_many_threads_look_up_at_once():
     order = stream(ONE, 4, (4, 2, 1))
     expected = order.at(np.arange(3000))
-    wrong = []
+    failed_seeds = []
 
     def read(seed):
         for _ in range(20):
-            at = np.random.default_rng(seed).integers(0, 3000, 50)
-            if not np.array_equal(order.at(at), expected[at]):
-                wrong.append(seed)
+            positions = np.random.default_rng(seed).integers(0, 3000, 50)
+            if not np.array_equal(order.at(positions), expected[positions]):
+                failed_seeds.append(seed)
 
     threads = [threading.Thread(target=read, args=(seed,)) for seed in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert not wrong
+    assert not failed_seeds
 
 
 def test_memory_of_orders_is_bounded(monkeypatch):
@@ -311,8 +314,8 @@ def test_memory_of_orders_is_bounded(monkeypatch):
     assert order.nbytes > 10 * 16_000
     monkeypatch.setattr(passes, "CACHE_BYTES", 100_000)
     order = pickle.loads(pickle.dumps(order))
-    seen = [order.at(np.arange(at, at + 20)) for at in range(0, 4000, 20)]
-    assert np.array_equal(np.concatenate(seen), expected)
+    rows = [order.at(np.arange(start, start + 20)) for start in range(0, 4000, 20)]
+    assert np.array_equal(np.concatenate(rows), expected)
     assert order.nbytes < 150_000
 
 
