@@ -229,7 +229,7 @@ class Column(ColumnDisplay, ArrayMethods, ImageMethods, StatisticsMethods, eleme
     def _with_mesh(self, selected: int | Selection, mesh: Mesh) -> Any:
         """Return the mesh's elements of a selection as a column, or read those of one sample."""
         assert self._cell is not None
-        part, mesh = mesh.bounded()
+        part, mesh = mesh.bounding_cell()
         cell = self._cell.select(part.index)
         if isinstance(selected, int):
             values = np.asarray(self._value(selected, cell))

@@ -463,7 +463,7 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], DescriptionMethods):
         [np.int64(0), np.int64(1), np.int64(2)]
         """
         order = self.order(seed, epoch, block=block, lanes=lanes)
-        return self._view(self._selection.permuted(order))
+        return self._view(self._selection.permute(order))
 
     def random_split(
         self, lengths: Sequence[float], seed: int = 0, by: str = "sample"

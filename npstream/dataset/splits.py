@@ -72,7 +72,7 @@ def split_view(
         return split_chunks(selection, counts, seed, chunk_starts())
     if by != "sample":
         raise ValueError(f"by={by!r}: expected 'sample' or 'chunk'")
-    order = selection.permuted(full_order(selection.size, seed))
+    order = selection.permute(full_order(selection.size, seed))
     ends = np.cumsum(counts, dtype=np.int64).tolist()
     return [order.select(slice(end - n, end)) for end, n in zip(ends, counts, strict=True)]
 

@@ -110,7 +110,7 @@ class ViewMethods(Generic[View]):
                     f"n={n}: expected a number from 0 to {len(view)}, the number of samples; to "
                     "draw samples several times, index with random rows"
                 )
-            drawn: Any = view._selection.permuted(full_order(len(view), seed)).select(slice(n))
+            drawn: Any = view._selection.permute(full_order(len(view), seed)).select(slice(n))
             sample: View = view._view(drawn)
             return sample
 

@@ -56,7 +56,7 @@ def _index_text(item: Any) -> str:
 
 
 def split_index(index: Any, row_axes: int, shape: Shape) -> tuple[Items, Items, bool]:
-    """Split an index of a column into one for its rows and one for the axes of each value.
+    """Split the items of a column's index into those for its rows and those for each value.
 
     Parameters
     ----------
@@ -69,18 +69,18 @@ def split_index(index: Any, row_axes: int, shape: Shape) -> tuple[Items, Items, 
 
     Returns
     -------
-    rows, cells : tuple
-        Ints, slices and arrays. `rows` has one item for each row axis. `cells` has items for the
-        first axes of a value. If `rows` begins with an Ellipsis, the result of indexing is an
-        array, even if it has no axes.
+    row_items, value_items : tuple
+        Ints, slices and arrays. `row_items` has one item for each row axis. `value_items` has items
+        for the first axes of a value. If `row_items` begins with an Ellipsis, the result of
+        indexing is an array, even if it has no axes.
     separable : bool
-        True if NumPy's result equals ``array[rows][(slice(None),) * k + cells]``, where k is the
-        number of row axes that ``array[rows]`` still has.
+        True if NumPy's result equals ``array[row_items][(slice(None),) * k + value_items]``, where
+        k is the number of row axes that ``array[row_items]`` still has.
 
     Raises
     ------
     IndexError, TypeError
-        If NumPy raises it for this index. Errors that concern `rows` alone are left to
+        If NumPy raises it for this index. Errors that concern `row_items` alone are left to
         `Selection.select`.
 
     Examples
@@ -94,27 +94,36 @@ def split_index(index: Any, row_axes: int, shape: Shape) -> tuple[Items, Items, 
         return (index,), (), True  # the most common indices, which need none of the checks below
     index_items = index if isinstance(index, tuple) else (index,)
     items = _expand_index(tuple(map(normalize_item, index_items)), index, shape)
-    rows, cells = items[:row_axes], items[row_axes:]
-    row_kinds, cell_kinds = set(map(type, rows)), set(map(type, cells))
-    if not cell_kinds <= {int, slice}:
-        # This call only raises NumPy's exceptions. Sliced axes cause none and may be long, so they
-        # get length 1.
-        lengths = shape[row_axes : row_axes + len(cells)]
-        cell_shape = [1 if isinstance(c, slice) else n for n, c in zip(lengths, cells, strict=True)]
-        checked = [slice(None) if isinstance(c, slice) else c for c in cells]
-        indexed_shape((1,) * row_axes + (*cell_shape,), (slice(None),) * row_axes + (*checked,))
-    for item, length in zip(cells, shape[row_axes:], strict=False):
+    row_items, value_items = items[:row_axes], items[row_axes:]
+    row_kinds, value_kinds = set(map(type, row_items)), set(map(type, value_items))
+    if not value_kinds <= {int, slice}:
+        _check_value_items(value_items, row_axes, shape)
+    for item, length in zip(value_items, shape[row_axes:], strict=False):
         if type(item) is int and not -length <= item < length:
             _raise_index_error(index, shape)
     # NumPy treats an int next to an array as an array, too. If a slice stands between them, the
     # array's axis moves to the front.
-    if np.ndarray in cell_kinds or (int in cell_kinds and {np.ndarray, slice} <= row_kinds):
-        return rows, cells, False
+    if np.ndarray in value_kinds or (int in value_kinds and {np.ndarray, slice} <= row_kinds):
+        return row_items, value_items, False
     # If all items are ints, NumPy returns an array only if there is an Ellipsis. Without row axes,
-    # the result is an array if `cells` select one, so the empty `rows` must not select an element.
-    one_element = row_kinds | cell_kinds <= {int}
-    is_array = any(item is Ellipsis for item in index_items) if one_element else not rows
-    return ((..., *rows) if is_array else rows), cells, True
+    # the result is an array if `value_items` select one, so the empty `row_items` must not select
+    # an element.
+    one_element = row_kinds | value_kinds <= {int}
+    is_array = any(item is Ellipsis for item in index_items) if one_element else not row_items
+    return ((..., *row_items) if is_array else row_items), value_items, True
+
+
+def _check_value_items(value_items: Items, row_axes: int, shape: Shape) -> None:
+    """Raise NumPy's exception for items of the axes of a value, if it has one."""
+    # Slices raise none, and the axes of slices and rows may be long. So these axes get length 1.
+    lengths = shape[row_axes : row_axes + len(value_items)]
+    short_shape = [1] * row_axes
+    index: list[Any] = [slice(None)] * row_axes
+    for item, length in zip(value_items, lengths, strict=True):
+        is_slice = isinstance(item, slice)
+        short_shape.append(1 if is_slice else length)
+        index.append(slice(None) if is_slice else item)
+    indexed_shape(tuple(short_shape), tuple(index))
 
 
 def indexed_shape(shape: Shape, index: Items) -> Shape:
@@ -187,9 +196,10 @@ class Cell:
         return tuple(len(axis) for axis in self.axes if isinstance(axis, range))
 
     def select(self, index: tuple[int | slice, ...]) -> Cell:
-        """Return the part of this part that an index of an array of `self.shape` selects.
+        """Return the elements of this cell that an index selects, as a cell.
 
-        Axes without an item in `index` stay whole. Ints must be within bounds.
+        `index` indexes an array of `self.shape`. Axes without an item stay whole. Ints must be
+        within bounds.
         """
         remaining = iter(index)
         axes = [
@@ -224,7 +234,7 @@ class Cell:
             return first, first + itemsize
         axis, length = axes.pop(0)
         assert isinstance(axis, range)
-        is_whole = all(isinstance(rest, range) and rest == range(size) for rest, size in axes)
+        is_whole = all(isinstance(item, range) and item == range(size) for item, size in axes)
         if not is_whole or (axis.step != 1 and len(axis) > 1):
             return None
         step //= length
@@ -242,15 +252,19 @@ class Cell:
         return first, last + 1
 
     def strided_view(self, values: AnyArray, shape: tuple[int, ...]) -> AnyArray:
-        """Return the part of each value as a view of arrays that hold only the range `bounds`.
+        """Return the part of each value as a view of `values`, which takes no memory.
 
         Parameters
         ----------
         values : ndarray, shape (..., n)
-            For each value, its elements from ``bounds(shape)[0]`` to ``bounds(shape)[1]``, in C
-            order.
+            For each value, only its elements from ``bounds(shape)[0]`` to ``bounds(shape)[1]``, in
+            C order.
         shape : tuple of int
             Shape of a whole value.
+
+        Returns
+        -------
+        ndarray, shape (..., *self.shape)
         """
         itemsize = values.dtype.itemsize
         if 0 in self.shape or not values.size:
@@ -270,7 +284,7 @@ class Cell:
 def byte_runs(
     axes: Sequence[Sequence[int]], shape: Shape, itemsize: int, gap: int
 ) -> tuple[tuple[int, int], ...]:
-    """Return the byte ranges of some elements of a value, more than `gap` bytes apart.
+    """Return the byte ranges that contain some elements of a value.
 
     Parameters
     ----------
@@ -281,7 +295,7 @@ def byte_runs(
     itemsize : int
         Bytes of an element.
     gap : int
-        Ranges no more than this number of bytes apart are merged.
+        Ranges at most this number of bytes apart are merged.
 
     Examples
     --------
@@ -309,14 +323,14 @@ def byte_runs(
 
 
 def coalesce_runs(runs: list[tuple[int, int]], gap: int) -> list[tuple[int, int]]:
-    """Merge ranges, given in ascending order, that are no more than `gap` apart."""
-    merged: list[tuple[int, int]] = []
+    """Merge ranges that are at most `gap` apart; `runs` are in ascending order."""
+    result: list[tuple[int, int]] = []
     for begin, end in runs:
-        if merged and begin - merged[-1][1] <= gap:
-            merged[-1] = merged[-1][0], end
+        if result and begin - result[-1][1] <= gap:
+            result[-1] = result[-1][0], end
         else:
-            merged.append((begin, end))
-    return merged
+            result.append((begin, end))
+    return result
 
 
 def as_slice(axis: range) -> slice:

@@ -52,16 +52,16 @@ class Concatenation:
         self.bounds: Int64 = np.array([*accumulate(sizes, initial=0)], np.int64)
         # In an affine view, row r is sample step * r + offset. Most views are affine.
         affines = [selection.affine for selection in self.selections]
-        self._others = np.array([affine is None for affine in affines])
+        self._nonaffine = np.array([affine is None for affine in affines])
         start_steps = [affine or (0, 1) for affine in affines]
         self._steps = np.array([step for _, step in start_steps], np.int64)
         starts = np.array([start for start, _ in start_steps], np.int64) + np.array(self.firsts)
         self._offsets = starts - self._steps * self.bounds[:-1]
-        self._is_shifted = bool((self._steps == 1).all())
-        self._has_others = bool(self._others.any())
+        self._all_steps_1 = bool((self._steps == 1).all())
+        self._any_nonaffine = bool(self._nonaffine.any())
         lasts = starts + self._steps * (np.diff(self.bounds) - 1)
         self.is_ascending = bool(
-            not self._has_others and (self._steps > 0).all() and (starts[1:] > lasts[:-1]).all()
+            not self._any_nonaffine and (self._steps > 0).all() and (starts[1:] > lasts[:-1]).all()
         )
 
     def __len__(self) -> int:
@@ -77,27 +77,31 @@ class Concatenation:
     def at(self, rows: Int64) -> Int64:
         """Return the sample ids of rows."""
         views = self.view_numbers(rows)
-        ids: Int64 = rows if self._is_shifted else rows * self._steps.take(views)
+        ids: Int64 = rows if self._all_steps_1 else rows * self._steps.take(views)
         ids = ids + self._offsets.take(views)
-        if self._has_others:
-            others = np.flatnonzero(self._others.take(views))
-            for number, positions in group_positions(views[others]):
-                in_view = others[positions]
-                view_rows = rows[in_view] - self.bounds[number]
-                ids[in_view] = self.selections[number].at(view_rows) + self.firsts[number]
+        if self._any_nonaffine:
+            nonaffine_rows = np.flatnonzero(self._nonaffine.take(views))
+            for number, group in group_positions(views[nonaffine_rows]):
+                indices = nonaffine_rows[group]
+                view_rows = rows[indices] - self.bounds[number]
+                ids[indices] = self.selections[number].at(view_rows) + self.firsts[number]
         return ids
 
     def pieces(self, selection: Selection) -> Iterator[tuple[int, Selection]]:
-        """Split an affine selection of rows into a selection of samples for each view's number."""
+        """Split an affine selection of rows by view.
+
+        Yield the number of each view that it contains rows of, and the selection of these rows'
+        samples in the view's dataset.
+        """
         assert selection.affine is not None
         start, step = selection.affine
         rows = range(start, start + step * selection.size, step)
         cuts = selection.cuts(self.bounds)
         assert cuts is not None
-        for at in np.flatnonzero(np.diff(cuts)).tolist():
-            number = at if step > 0 else len(self.selections) - 1 - at
+        for k in np.flatnonzero(np.diff(cuts)).tolist():
+            number = k if step > 0 else len(self.selections) - 1 - k
             first = int(self.bounds[number])
-            part = rows[int(cuts[at]) : int(cuts[at + 1])]
+            part = rows[int(cuts[k]) : int(cuts[k + 1])]
             view_rows = range(part.start - first, part.stop - first, step)
-            selected: Any = self.selections[number].select(as_slice(view_rows))
-            yield number, selected
+            view_selection: Any = self.selections[number].select(as_slice(view_rows))
+            yield number, view_selection

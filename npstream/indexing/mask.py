@@ -124,9 +124,9 @@ class Mask:
             end = min(block + BATCH_POSITIONS // BLOCK_BITS, last + 1)
             packed = self._bits[block * BLOCK_BITS // 8 : end * BLOCK_BITS // 8]
             set_bits = np.unpackbits(packed, bitorder="little").view(np.bool_).nonzero()[0]
-            before = int(self._counts_before[block])
-            set_bits = set_bits[max(low - before, 0) : high + 1 - before]
-            begin = max(before - low, 0)
+            first_rank = int(self._counts_before[block])
+            set_bits = set_bits[max(low - first_rank, 0) : high + 1 - first_rank]
+            begin = max(first_rank - low, 0)
             np.add(set_bits, block * BLOCK_BITS, out=positions[begin : begin + set_bits.size])
         return np.ascontiguousarray(positions[:: ranks.step])
 
@@ -177,6 +177,6 @@ def _rank(words: Words, position: Int64, rank: Int64) -> None:
         for index in range(end // BLOCK_BITS * (BLOCK_BITS // 64), end // 64):
             count += popcount(u64(words[index]))
         if end % 64:
-            below = (one << u64(end % 64)) - one
-            count += popcount(u64(words[end // 64]) & below)
+            lower_bits = (one << u64(end % 64)) - one
+            count += popcount(u64(words[end // 64]) & lower_bits)
         rank[k] += count

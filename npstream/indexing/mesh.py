@@ -2,8 +2,8 @@
 
 NumPy selects the same part of each row (``a[:, [0, 1]]``), or a different part of each row
 (``a[[4, 2], [0, 1]]``). A `Mesh` stores both as one array of positions for each axis of a value.
-These arrays broadcast to the shape of the result. So the memory of a sliced axis is proportional to
-its own length only.
+These arrays broadcast to the shape of the result. So the memory for a sliced axis is proportional
+to the length of this axis only.
 """
 
 from __future__ import annotations
@@ -56,32 +56,34 @@ class Mesh:
         """Return the shape of the result, given the shape of the rows."""
         return (*self.shape[: self.lead], *rows, *self.shape[self.lead :])
 
-    def select(self, rows: Items, cells: Items) -> Mesh:
+    def select(self, row_items: Items, value_items: Items) -> Mesh:
         """Return a part of the elements, with separate indices of the rows and of the values.
 
         Parameters
         ----------
-        rows, cells : tuple of int, slice or ndarray
-            One for each axis of the rows and of `shape`, within bounds. If `cells` contains arrays,
-            then `rows` are all slices, and the row axes come first.
+        row_items, value_items : tuple of int, slice or ndarray
+            One for each row axis, and one for each axis of `shape`, within bounds. If `value_items`
+            contains arrays, then `row_items` are all slices, and the row axes come first.
         """
-        axis_positions = tuple(_index(n, rows, cells) for n in self.axis_positions)
-        lead = sum(not isinstance(item, int) for item in cells[: self.lead])
-        indexed = [k for k, item in enumerate(cells) if not isinstance(item, slice)]
+        axis_positions = tuple(_index(n, row_items, value_items) for n in self.axis_positions)
+        lead = sum(not isinstance(item, int) for item in value_items[: self.lead])
         # If a slice stands between two arrays, or an array and an int, NumPy puts their axes first.
-        if width := _width(cells):
-            lead = width if indexed[-1] - indexed[0] + 1 != len(indexed) else 0
-            ends = range(len(rows), len(rows) + lead)
+        if width := _width(value_items):
+            lead = 0 if _are_adjacent(value_items) else width
+            ends = range(len(row_items), len(row_items) + lead)
             axis_positions = tuple(np.moveaxis(n, range(lead), ends) for n in axis_positions)
-        return Mesh(axis_positions, _indexed_shape(self.shape, cells), lead)
+        return Mesh(axis_positions, _indexed_shape(self.shape, value_items), lead)
 
-    def select_jointly(self, rows: Items, cells: Items, row_shape: Shape) -> tuple[Int64, Mesh]:
+    def select_jointly(
+        self, row_items: Items, value_items: Items, row_shape: Shape
+    ) -> tuple[Int64, Mesh]:
         """Return a part of the elements that may differ between rows.
 
         Parameters
         ----------
-        rows, cells : tuple of int, slice or ndarray
-            One for each axis of the rows and of `shape`. At least one of `rows` is not a slice.
+        row_items, value_items : tuple of int, slice or ndarray
+            One for each row axis, and one for each axis of `shape`. At least one of `row_items` is
+            not a slice.
         row_shape : tuple of int
             Shape of the rows, whose axes come first.
 
@@ -92,19 +94,19 @@ class Mesh:
         mesh : Mesh
             The elements of these rows.
         """
-        shape = _indexed_shape(row_shape + self.shape, rows + cells)
-        sliced = sum(isinstance(item, slice) for item in cells)
-        lead = len(shape) - sliced
-        if len(rows) == 1:
-            positions = np.asarray(rows[0])
+        shape = _indexed_shape(row_shape + self.shape, row_items + value_items)
+        slice_count = sum(isinstance(item, slice) for item in value_items)
+        lead = len(shape) - slice_count
+        if len(row_items) == 1:
+            positions = np.asarray(row_items[0])
             positions = positions.nonzero()[0] if positions.dtype == bool else positions
         else:
-            all_rows = np.arange(prod(row_shape)).reshape(row_shape + (1,) * len(cells))
-            selected: AnyArray = _index(all_rows, rows, cells)
-            positions = selected.reshape(selected.shape[: selected.ndim - sliced])
+            all_rows = np.arange(prod(row_shape)).reshape(row_shape + (1,) * len(value_items))
+            positions = _index(all_rows, row_items, value_items)
+            positions = positions.reshape(positions.shape[: positions.ndim - slice_count])
         axis_positions = []
         for n in self.axis_positions:
-            part = _index(n, rows, cells)
+            part = _index(n, row_items, value_items)
             if set(part.shape[:lead]) - {1}:
                 part = np.broadcast_to(part, shape[:lead] + part.shape[lead:])
             axis_positions.append(part)
@@ -116,7 +118,7 @@ class Mesh:
         Parameters
         ----------
         cell : Cell
-            The part of the value over which this mesh is defined; see `bounded`.
+            The part of the value over which this mesh is defined; see `bounding_cell`.
         """
         axis_positions = iter(self.axis_positions)
         return tuple(
@@ -126,7 +128,7 @@ class Mesh:
             for axis in cell.axes
         )
 
-    def bounded(self) -> tuple[Cell, Mesh]:
+    def bounding_cell(self) -> tuple[Cell, Mesh]:
         """Return the smallest cell that contains all elements, and the mesh over that cell."""
         axes, axis_positions = [], []
         for n in self.axis_positions:
@@ -136,24 +138,28 @@ class Mesh:
         return Cell(tuple(axes)), Mesh(tuple(axis_positions), self.shape, self.lead)
 
     def take(self, values: AnyArray, rows: Int64, start: int, row_axes: int) -> AnyArray:
-        """Return the elements of consecutive rows, with a single row axis, which comes first.
+        """Return the elements of some consecutive rows.
 
         Parameters
         ----------
-        values : ndarray
-            The cells that `bounded` returned, of some rows.
+        values : ndarray, shape (m, ...)
+            The values of rows, or only the part of each that `bounding_cell` has returned.
         rows : ndarray of int64, shape (n,)
-            Position in `values` of each row.
+            For each row of the result, its position in `values`.
         start : int
-            Flat position of the first row among all rows.
+            Position of the first of these rows in the raveled rows of the mesh.
         row_axes : int
             Number of row axes of the mesh.
+
+        Returns
+        -------
+        ndarray, shape (n, *self.shape)
         """
         flat = [
             n.reshape((prod(n.shape[:row_axes]), *n.shape[row_axes:])) for n in self.axis_positions
         ]
         shape = (len(rows), *self.shape)
-        axes = _own_axes(flat)
+        axes = _result_axes(flat)
         if axes is None:
             row = rows.reshape((-1,) + (1,) * len(self.shape))
             axis_positions = [n if len(n) == 1 else n[start : start + len(rows)] for n in flat]
@@ -173,7 +179,7 @@ class Mesh:
         return np.broadcast_to(ordered.reshape((len(rows), *lengths)), shape)
 
 
-def _own_axes(flat: list[Int64]) -> list[int] | None:
+def _result_axes(flat: list[Int64]) -> list[int] | None:
     """Return the axis of the result along which each array varies.
 
     Return None if an array varies along the rows or along several axes, or if two arrays vary along
@@ -181,15 +187,15 @@ def _own_axes(flat: list[Int64]) -> list[int] | None:
 
     Examples
     --------
-    >>> _own_axes([np.zeros((1, 1, 3)), np.zeros((1, 1, 1))])
+    >>> _result_axes([np.zeros((1, 1, 3)), np.zeros((1, 1, 1))])
     [1, 2]
     """
     axes: list[int] = []
     for n in flat:
-        varies = [axis for axis, length in enumerate(n.shape[1:]) if length != 1]
-        if len(n) != 1 or len(varies) > 1 or (varies and varies[0] in axes):
+        varying_axes = [axis for axis, length in enumerate(n.shape[1:]) if length != 1]
+        if len(n) != 1 or len(varying_axes) > 1 or (varying_axes and varying_axes[0] in axes):
             return None
-        axes += varies or [n.ndim - 1]
+        axes += varying_axes or [n.ndim - 1]
     return axes
 
 
@@ -198,17 +204,26 @@ def _width(items: Items) -> int:
     return max((item.ndim for item in items if isinstance(item, np.ndarray)), default=0)
 
 
-def _index(array: Int64, rows: Items, cells: Items) -> Int64:
-    """Index an array whose constant axes have length 1; constant axes that remain keep it."""
-    width = _width(rows + cells)
+def _are_adjacent(items: Items) -> bool:
+    """Return True if no slice stands between the arrays and ints in an index."""
+    axes = [axis for axis, item in enumerate(items) if not isinstance(item, slice)]
+    return axes[-1] - axes[0] + 1 == len(axes)
+
+
+def _index(array: Int64, row_items: Items, value_items: Items) -> Int64:
+    """Index an array that has length 1 along axes on which it does not depend.
+
+    Slices of such axes have length 1 in the result, too.
+    """
+    width = _width(row_items + value_items)
     items: list[Any] = []
-    for length, item in zip(array.shape, rows + cells, strict=True):
-        constant = length == 1
+    for length, item in zip(array.shape, row_items + value_items, strict=True):
+        is_constant = length == 1
         if isinstance(item, slice):
-            items.append(slice(None) if constant else item)
+            items.append(slice(None) if is_constant else item)
         elif not isinstance(item, np.ndarray):
-            items.append(0 if constant else item)
-        elif constant:
+            items.append(0 if is_constant else item)
+        elif is_constant:
             items.append(np.zeros((1,) * width, np.int64))
         else:
             positions = item.nonzero()[0] if item.dtype == bool else item
@@ -225,26 +240,27 @@ def _indexed_shape(shape: Shape, items: Items) -> Shape:
     >>> _indexed_shape((10**9, 5, 10**9), (slice(None), np.array([1, 2, 3]), slice(None)))
     (1000000000, 3, 1000000000)
     """
-    sliced = tuple(
+    slice_lengths = tuple(
         len(range(length)[item])
         for length, item in zip(shape, items, strict=True)
         if isinstance(item, slice)
     )
     arrays = [item for item in items if isinstance(item, np.ndarray)]
     if not arrays:
-        return sliced
+        return slice_lengths
     arrays = [item.nonzero()[0] if item.dtype == bool else item for item in arrays]
     for axis, (length, item) in enumerate(zip(shape, items, strict=True)):
         if not isinstance(item, slice):  # raises if the item is out of bounds
             np.broadcast_to(np.False_, (1,) * axis + (length,))[(slice(None),) * axis + (item,)]
     try:
-        joint = np.broadcast_shapes(*(item.shape for item in arrays))
+        array_shape = np.broadcast_shapes(*(item.shape for item in arrays))
     except ValueError:
         shapes = " ".join(str(item.shape) for item in arrays)
         raise IndexError(
             "shape mismatch: indexing arrays could not be broadcast together with shapes " + shapes
         ) from None
-    indexed = [k for k, item in enumerate(items) if not isinstance(item, slice)]
     # The arrays' axes replace the indexed axes, or come first if a slice stands between arrays.
-    at = indexed[0] if indexed[-1] - indexed[0] + 1 == len(indexed) else 0
-    return (*sliced[:at], *joint, *sliced[at:])
+    lead = 0
+    if _are_adjacent(items):
+        lead = next(axis for axis, item in enumerate(items) if not isinstance(item, slice))
+    return (*slice_lengths[:lead], *array_shape, *slice_lengths[lead:])

@@ -28,7 +28,7 @@ MAX_MASK_AS_POSITIONS = 1 << 13
 _NO_ROWS = range(0)
 
 
-class Rearrangement(Protocol):
+class PositionMap(Protocol):
     """A mapping of positions to other positions, such as a `Permutation` or an `Order`."""
 
     def __len__(self) -> int: ...
@@ -37,7 +37,7 @@ class Rearrangement(Protocol):
         """Return the positions to which `positions` are mapped."""
 
 
-Stage: TypeAlias = range | Mask | Rearrangement | Int64
+Stage: TypeAlias = range | Mask | PositionMap | Int64
 
 
 class Selection:
@@ -140,18 +140,18 @@ class Selection:
             if type(index) is slice:
                 return Selection(self._dataset_size, self._rows[index], self._stages)
         if isinstance(index, tuple):
-            normalized: Any = tuple(normalize_item(item) for item in index)
+            key: Any = tuple(normalize_item(item) for item in index)
         else:
-            normalized = normalize_item(index)
+            key = normalize_item(index)
         if self._ids is None:
-            return self._select(normalized, index)
-        selected = self._ids[normalized]
-        if isinstance(selected, np.ndarray):
-            return Selection._from_ids(self._dataset_size, selected)
-        return int(selected)
+            return self._select(key, index)
+        ids = self._ids[key]
+        if isinstance(ids, np.ndarray):
+            return Selection._from_ids(self._dataset_size, ids)
+        return int(ids)
 
     def ids(self, start: int = 0, stop: int | None = None) -> Int64:
-        """Return the sample ids of the ravelled view from `start` up to `stop`, as a new array."""
+        """Return the sample ids of the raveled view from `start` up to `stop`, as a new array."""
         if self._ids is not None:
             flat = self._ids if self._ids.ndim == 1 else self._ids.reshape(-1)
             return flat.copy() if start == 0 and stop is None else flat[start:stop].copy()
@@ -167,7 +167,7 @@ class Selection:
         return ids
 
     def at(self, positions: Int64) -> Int64:
-        """Return the sample ids at positions of the ravelled view, all in ``range(size)``."""
+        """Return the sample ids at positions of the raveled view, all in ``range(size)``."""
         positions = positions.astype(np.int64, order="C", casting="same_kind")
         if out_of_bounds(positions, self.size):
             raise IndexError(
@@ -182,7 +182,7 @@ class Selection:
         return Selection._from_ids(self._dataset_size, self._ids.reshape(-1))
 
     def cuts(self, bounds: AnyArray) -> AnyArray | None:
-        """Return the positions at which sorted bounds of sample ids split the ravelled view.
+        """Return the positions at which sorted bounds of sample ids split the raveled view.
 
         The bounds ascend from 0 to the number of samples of the dataset. The samples of the view
         between two consecutive cuts have ids between two consecutive bounds. Cuts ascend, so if ids
@@ -214,11 +214,11 @@ class Selection:
             return np.clip(-((start - bounds) // step), 0, len(rows))
         return np.clip((start - bounds[::-1]) // -step + 1, 0, len(rows))
 
-    def permuted(self, permutation: Rearrangement) -> Selection:
+    def permute(self, permutation: PositionMap) -> Selection:
         """Return the 1-d view whose sample k is sample ``permutation[k]`` of this view.
 
         >>> from npstream.orders.permutation import Permutation
-        >>> Selection.all(5).permuted(Permutation(5, key=1)).ids()
+        >>> Selection.all(5).permute(Permutation(5, key=1)).ids()
         array([...])
         """
         if len(permutation) != self.size:
@@ -234,7 +234,7 @@ class Selection:
             stages = (self._rows, *self._stages)
         return Selection(self._dataset_size, range(self.size), (permutation, *stages))
 
-    def map_ids(self, stage: Rearrangement, dataset_size: int) -> Selection:
+    def map_ids(self, stage: PositionMap, dataset_size: int) -> Selection:
         """Return this view with its sample ids mapped through a stage to ids of another dataset.
 
         `dataset_size` is the number of samples of that dataset.
@@ -256,21 +256,24 @@ class Selection:
             return int(self.ids(index, index + 1)[0])
         return self._raise_index_error(index)
 
-    def _select(self, normalized: Any, index: Any) -> int | Selection:
-        """Select from a 1-d view that is not an array of ids; `index` is for errors."""
-        if isinstance(normalized, tuple):
-            return self._select_tuple(normalized)
-        if normalized is Ellipsis:
+    def _select(self, key: Any, index: Any) -> int | Selection:
+        """Select from a 1-d view that is not an array of ids.
+
+        `key` is the index after `normalize_item`; the original `index` is for errors.
+        """
+        if isinstance(key, tuple):
+            return self._select_tuple(key)
+        if key is Ellipsis:
             return self
-        if isinstance(normalized, int):
-            return self._sample(normalized)
-        kind = normalized.dtype.kind if isinstance(normalized, np.ndarray) else ""
-        if kind == "b" and normalized.shape == self.shape:
-            return self._select_mask(normalized)
+        if isinstance(key, int):
+            return self._sample(key)
+        kind = key.dtype.kind if isinstance(key, np.ndarray) else ""
+        if kind == "b" and key.shape == self.shape:
+            return self._select_mask(key)
         # NumPy lets a mask of length 0 fit an axis of any length.
-        if kind not in ("i", "u") and not (kind == "b" and normalized.shape == (0,)):
+        if kind not in ("i", "u") and not (kind == "b" and key.shape == (0,)):
             self._raise_index_error(index)
-        positions, n = normalized.astype(np.int64, order="C"), self.size
+        positions, n = key.astype(np.int64, order="C"), self.size
         if out_of_bounds(positions, n):
             positions[positions < 0] += n
             if out_of_bounds(positions, n):
@@ -282,16 +285,16 @@ class Selection:
         items = [item for item in index if item is not Ellipsis]
         if not items:
             return self
-        selected = self.select(items[0])
-        if isinstance(selected, int) and len(index) > 1:  # (i, ...) gives an array without axes
-            return Selection._from_ids(self._dataset_size, np.array(selected))
-        return selected
+        result = self.select(items[0])
+        if isinstance(result, int) and len(index) > 1:  # (i, ...) gives an array without axes
+            return Selection._from_ids(self._dataset_size, np.array(result))
+        return result
 
     def _select_mask(self, mask: Bools) -> Selection:
         """Select the samples for which a mask of the view's shape is True.
 
-        Before the first permutation among the stages, positions only ascend or only descend. So the
-        slices and masks before it become one mask, with one reversal if positions descend.
+        The result replaces the rows and a first `Mask` by one new `Mask`. This is possible because
+        positions ascend or descend up to that stage. If they descend, the new rows are reversed.
         """
         first, stages = (self._stages[0], self._stages) if self._stages else (None, ())
         if isinstance(first, Mask):
@@ -302,11 +305,11 @@ class Selection:
         if count <= MAX_MASK_AS_POSITIONS or count * 64 <= domain:
             return Selection._from_ids(self._dataset_size, self._at(np.flatnonzero(mask)))
         if first is None and self._rows == range(domain):
-            bits = Mask.from_bools(mask)
+            new_mask = Mask.from_bools(mask)
         else:
-            bits = Mask.from_positions(self._masked_positions(mask), domain)
+            new_mask = Mask.from_positions(self._masked_positions(mask), domain)
         rows = range(count) if self._rows.step > 0 else range(count)[::-1]
-        return Selection(self._dataset_size, rows, (bits, *stages))
+        return Selection(self._dataset_size, rows, (new_mask, *stages))
 
     def _masked_positions(self, mask: Bools) -> Iterator[Int64]:
         """Yield the positions where a mask is True, mapped through the rows and a first mask."""

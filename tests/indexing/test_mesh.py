@@ -77,12 +77,12 @@ def test_take_of_a_view_reads_the_elements_that_numpy_takes(column, data):
     ],
 )
 def test_only_the_selected_rows_are_read(column, index, rows, monkeypatch):
-    read = []
+    read_rows = []
     original = type(column._source).columns
 
-    def columns(self, plan, samples, *rest):
-        read.extend(samples.rows.tolist())
-        return original(self, plan, samples, *rest)
+    def columns(self, plan, samples, *arguments):
+        read_rows.extend(samples.rows.tolist())
+        return original(self, plan, samples, *arguments)
 
     monkeypatch.setattr(type(column._source), "columns", columns)
     view, expected = column[index], VALUES[index]
@@ -92,7 +92,7 @@ def test_only_the_selected_rows_are_read(column, index, rows, monkeypatch):
         return
     assert_same(view[rows].load(), expected[rows].copy())
     count = len(range(len(expected))[rows]) if isinstance(rows, slice) else len(rows)
-    assert len(set(read)) == len(read) == count
+    assert len(set(read_rows)) == len(read_rows) == count
 
 
 def test_a_view_is_read_in_blocks(column, monkeypatch):
@@ -100,9 +100,9 @@ def test_a_view_is_read_in_blocks(column, monkeypatch):
     sizes = []
     original = type(column._source).columns
 
-    def columns(self, plan, samples, *rest):
+    def columns(self, plan, samples, *arguments):
         sizes.append(len(samples.rows))
-        return original(self, plan, samples, *rest)
+        return original(self, plan, samples, *arguments)
 
     monkeypatch.setattr(type(column._source), "columns", columns)
     for index in [(slice(None), [0, 3]), (slice(None), 1, slice(None), [0, 3])]:
@@ -144,10 +144,10 @@ def test_a_joint_index_takes_memory_for_its_arrays_only(column):
     mesh = Mesh.whole(1, (1 << 20, 4, 1 << 20))
     rows, frames = np.arange(3), np.array([0, 1, 3])
     tracemalloc.start()
-    _, selected = mesh.select_jointly((rows,), (slice(None), frames, slice(None)), (5,))
+    _, part = mesh.select_jointly((rows,), (slice(None), frames, slice(None)), (5,))
     assert tracemalloc.get_traced_memory()[1] < 1 << 26
     tracemalloc.stop()
-    assert selected.result_shape((3,)) == (3, 1 << 20, 1 << 20)
+    assert part.result_shape((3,)) == (3, 1 << 20, 1 << 20)
 
 
 @pytest.mark.parametrize("row", [0, -1])

@@ -52,8 +52,8 @@ class Ids:
         return self.view.ids().reshape(self.shape)
 
     def __getitem__(self, index):
-        selected = self.view.select(index)
-        return Ids(selected) if isinstance(selected, Selection) else selected
+        result = self.view.select(index)
+        return Ids(result) if isinstance(result, Selection) else result
 
 
 def check_same(view, ids):
@@ -94,7 +94,7 @@ def test_chained_indices_give_the_results_of_numpy(data):
     for step in range(data.draw(st.integers(1, 6))):
         if data.draw(st.integers(0, 4)) == 0:
             permutation = Permutation(view.size, key=step)
-            view = view.permuted(permutation)
+            view = view.permute(permutation)
             ids = ids.ravel()[permutation.at(np.arange(ids.size))]
             check_same(view, ids)
         result = check_select(view, ids, data.draw(testing.indices(ids.shape)))
@@ -118,7 +118,7 @@ def views():
         "affine": (source.select(slice(33, 3, -3)), ids[33:3:-3]),
         "mask": (source.select(mask), ids[mask]),
         "permutation": (
-            source.select(slice(30, 40)).permuted(shuffle),
+            source.select(slice(30, 40)).permute(shuffle),
             ids[30:40][shuffle.at(np.arange(10))],
         ),
         "index": (source.select(order), order),
@@ -287,7 +287,7 @@ def test_positions_out_of_bounds_raise():
 
 def test_a_permutation_of_another_length_raises():
     with pytest.raises(ValueError, match="does not permute a view of 10 samples"):
-        Selection.all(10).permuted(Permutation(9, key=1))
+        Selection.all(10).permute(Permutation(9, key=1))
 
 
 def test_many_chained_slices_stay_affine():
@@ -310,7 +310,7 @@ def test_many_chained_masks_and_slices_merge_into_one_mask():
         view, ids = view.select(mask).select(part), ids[mask][part]
         if depth == 10:
             shuffle = Permutation(view.size, key=1)
-            view, ids = view.permuted(shuffle), ids[shuffle.at(np.arange(ids.size))]
+            view, ids = view.permute(shuffle), ids[shuffle.at(np.arange(ids.size))]
     assert len(view._stages) == 4  # mask, permutation, range, mask
     assert view.nbytes < 30_000
     check_same(view, ids)
@@ -343,7 +343,7 @@ mask = np.arange(100_000) % 3 == 0
 view = Selection.all(100_000).select(slice(None, None, -1)).select(mask[::-1])
 assert view.select(-1) == 0 and view.at(np.arange(0, 30000, 1000))[3] == 99_999 - 9_000
 assert view.ids(5, 9).tolist() == [99_984, 99_981, 99_978, 99_975]
-shuffled = view.permuted(Permutation(len(view), key=1))
+shuffled = view.permute(Permutation(len(view), key=1))
 assert mask[shuffled.ids(0, 200)].all() and mask[shuffled.select(5)]
 print("numba" in sys.modules)
 """

@@ -1,4 +1,4 @@
-"""Chunk tables of datasets and views follow the design."""
+"""Datasets and views are cut into chunks as `npstream.orders.chunks` describes."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ shards = st.lists(
 
 
 def tables(shards):
-    samples, nbytes, whole = map(np.array, zip(*shards, strict=True)) if shards else ([],) * 3
+    samples, nbytes, is_chunk = map(np.array, zip(*shards, strict=True)) if shards else ([],) * 3
     starts = np.concatenate([[0], np.cumsum(samples, dtype=np.int64)])
-    return starts, np.array(nbytes, np.int64), np.array(whole, bool)
+    return starts, np.array(nbytes, np.int64), np.array(is_chunk, bool)
 
 
 @given(shards)
 def test_shards_are_cut_by_rows(shards):
-    starts, nbytes, whole = tables(shards)
+    starts, nbytes, is_chunk = tables(shards)
     want = [0]
-    for first, (samples, size, one) in zip(starts.tolist(), shards, strict=False):
-        count = 1 if one else max(1, -(-size // (4 * MIB)))
+    for first, (samples, size, is_one_chunk) in zip(starts.tolist(), shards, strict=False):
+        count = 1 if is_one_chunk else max(1, -(-size // (4 * MIB)))
         count = min(count, samples)
         want += [first + i * samples // count for i in range(1, count + 1)]
-    assert shard_chunks(starts, nbytes, whole, 4 * MIB).tolist() == want
+    assert shard_chunks(starts, nbytes, is_chunk, 4 * MIB).tolist() == want
 
 
 @pytest.mark.usefixtures("kernel_mode")
 def test_compiled_and_plain_kernels_cut_shards_alike():
-    starts, nbytes, whole = tables([(7, 11 * MIB, False), (0, 5, False), (9, 30 * MIB, True)])
-    assert shard_chunks(starts, nbytes, whole, 4 * MIB).tolist() == [0, 2, 4, 7, 16]
+    starts, nbytes, is_chunk = tables([(7, 11 * MIB, False), (0, 5, False), (9, 30 * MIB, True)])
+    assert shard_chunks(starts, nbytes, is_chunk, 4 * MIB).tolist() == [0, 2, 4, 7, 16]
 
 
 # Views. N is large enough for masks that are stored as bits.
@@ -74,8 +74,8 @@ MONOTONE = {
 SCATTERED = {
     "ids": lambda: everything().select(np.random.default_rng(0).integers(0, N, 5000)),
     "slices": lambda: everything().select(np.r_[900:2000, 0:700]),
-    "permuted": lambda: everything().permuted(Permutation(N, 1)),
-    "part of permuted": lambda: everything().permuted(Permutation(N, 1)).select(slice(9, 90)),
+    "permuted": lambda: everything().permute(Permutation(N, 1)),
+    "part of permuted": lambda: everything().permute(Permutation(N, 1)).select(slice(9, 90)),
 }
 
 
@@ -94,8 +94,8 @@ def test_chunks_of_monotonic_views_follow_the_chunks_of_the_dataset(view):
 def test_chunks_of_unsorted_views_have_one_length(view):
     selection = SCATTERED[view]()
     chunks = view_chunks(CHUNKS, selection)
-    stretch = N // (len(CHUNKS) - 1)
-    assert np.array_equal(chunks[:-1], np.arange(0, selection.size, stretch))
+    length = N // (len(CHUNKS) - 1)
+    assert np.array_equal(chunks[:-1], np.arange(0, selection.size, length))
     assert chunks[-1] == selection.size
 
 
@@ -103,9 +103,9 @@ def test_chunks_of_unsorted_views_have_one_length(view):
 def test_ranks_count_the_positions_below(positions, data):
     domain = data.draw(st.integers(max(positions, default=0) + 1, 3 * BLOCK_BITS))
     mask = Mask.from_positions([np.array(positions, np.int64)], domain)
-    below = np.array(data.draw(st.lists(st.integers(0, domain), max_size=20)), np.int64)
-    want = np.searchsorted(np.unique(positions), below)
-    assert np.array_equal(mask.rank(below), want)
+    limits = np.array(data.draw(st.lists(st.integers(0, domain), max_size=20)), np.int64)
+    want = np.searchsorted(np.unique(positions), limits)
+    assert np.array_equal(mask.rank(limits), want)
 
 
 @pytest.mark.usefixtures("kernel_mode")
