@@ -44,19 +44,25 @@ _MAX_STRETCH = 1 << 11
 """Maximum number of elements in a stretch."""
 
 MAX_READAHEAD_STEP = 16
-"""A reader continues in a large block if its next element is less than this many after the last."""
+"""Maximum step, exclusive, between look-ups in a large block that are taken for a sequential read.
+
+For a sequential read, a stretch is cached instead of one element.
+"""
 
 MAX_PIECES = 4 * _MAX_STRETCH
 """Maximum number of pieces of a large block that are tabulated for a stretch."""
 
 _WINDOW = 1 << 12
-"""Positions that are looked up lane by lane: few enough to stay in the processor's cache."""
+"""Positions that are looked up together, lane by lane: few enough for the processor's cache."""
 
 CACHE_BYTES = 1 << 28
-"""Maximum number of bytes of cached stretches. Few settings reach it, even with all lanes."""
+"""Maximum number of bytes of cached stretches.
+
+With most settings, the stretches of all lanes take less.
+"""
 
 
-# Columns of `Cache.held`.
+# Columns of `Cache.entries`.
 _BEGIN, _END, _STRETCH, _ROW = 0, 1, 2, 3
 
 
@@ -76,11 +82,11 @@ class Cache(NamedTuple):
     ----------
     limit : int
         Maximum number of stretches.
-    held : ndarray of int64, shape (lanes, 4)
+    entries : ndarray of int64, shape (lanes, 4)
         For each lane: the first cached element and the one after the last; the number of the lane's
         stretch, or -1 for none; and the row if only one element is cached, else -1.
-    lane_of : ndarray of int64, shape (stretches + 1,)
-        The lane of each stretch; then the number of times that a stretch was given to a lane.
+    owners : ndarray of int64, shape (stretches + 1,)
+        The lane that owns each stretch. The last entry counts how often lanes claimed a stretch.
     stretches : ndarray, shape (stretches, width)
         Cached rows.
     table : ndarray, shape (MAX_TABLE_LENGTH,)
@@ -93,8 +99,8 @@ class Cache(NamedTuple):
     """
 
     limit: int
-    held: Int64
-    lane_of: Int64
+    entries: Int64
+    owners: Int64
     stretches: AnyArray
     table: AnyArray
     work: Int64
@@ -108,7 +114,7 @@ class Cache(NamedTuple):
     @property
     def rows_nbytes(self) -> int:
         """Bytes of the arrays that hold cached rows, without the buffers."""
-        return self.held.nbytes + self.lane_of.nbytes + self.stretches.nbytes
+        return self.entries.nbytes + self.owners.nbytes + self.stretches.nbytes
 
 
 def new_cache(blocks: Blocks, dtype: np.dtype[Any], shared: Cache | None = None) -> Cache:
@@ -121,8 +127,8 @@ def new_cache(blocks: Blocks, dtype: np.dtype[Any], shared: Cache | None = None)
     needs_buffers = longest > MAX_TABLE_LENGTH and shared is None
     cache = Cache(
         limit=max(1, min(blocks.lanes, CACHE_BYTES // (width * dtype.itemsize))),
-        held=np.full((blocks.lanes, 4), -1),
-        lane_of=np.zeros(1, np.int64),
+        entries=np.full((blocks.lanes, 4), -1),
+        owners=np.zeros(1, np.int64),
         stretches=np.empty((0, width), dtype),
         table=np.empty(MAX_TABLE_LENGTH if needs_buffers else 0, dtype),
         work=np.empty((4, MAX_PIECES if needs_buffers else 0), np.int64),
@@ -134,13 +140,16 @@ def new_cache(blocks: Blocks, dtype: np.dtype[Any], shared: Cache | None = None)
 
 
 def grow_cache(cache: Cache, needed: int) -> Cache:
-    """Return a copy with at least twice the stretches, or `needed`, but at most ``cache.limit``."""
+    """Return a copy with more stretches: twice as many, or `needed` if this is more.
+
+    It has at most ``cache.limit`` stretches.
+    """
     old, width = cache.stretches.shape
     count = min(max(2 * old, needed), cache.limit)
-    stretches, lane_of = np.empty((count, width), cache.stretches.dtype), np.empty(count + 1, int)
-    stretches[:old], lane_of[:old] = cache.stretches, cache.lane_of[:old]
-    lane_of[count] = old
-    return cache._replace(stretches=stretches, lane_of=lane_of)
+    stretches, owners = np.empty((count, width), cache.stretches.dtype), np.empty(count + 1, int)
+    stretches[:old], owners[:old] = cache.stretches, cache.owners[:old]
+    owners[count] = old
+    return cache._replace(stretches=stretches, owners=owners)
 
 
 @kernel
@@ -175,19 +184,19 @@ def _look_up_run(position: int, blocks: Blocks, layout: Layout, cache: Cache, ro
         for first in range(start, min(start + lanes, stop)):
             element = (position + first) // lanes
             lane = position + first - element * lanes
-            held = cache.held[lane]
+            entry = cache.entries[lane]
             k = first
             while k < stop:
-                is_cached = held[_BEGIN] <= element < held[_END]
+                is_cached = entry[_BEGIN] <= element < entry[_END]
                 if not (is_cached or _fill(lane, element, blocks, layout, cache)):
                     return start
-                if held[_ROW] >= 0:
-                    rows[k] = held[_ROW]
+                if entry[_ROW] >= 0:
+                    rows[k] = entry[_ROW]
                     element += 1
                     k += lanes
                 else:
-                    stretch = cache.stretches[held[_STRETCH], element - int(held[_BEGIN]) :]
-                    count = min(int(held[_END]) - element, (stop - k + lanes - 1) // lanes)
+                    stretch = cache.stretches[entry[_STRETCH], element - int(entry[_BEGIN]) :]
+                    count = min(int(entry[_END]) - element, (stop - k + lanes - 1) // lanes)
                     for i in range(count):
                         rows[k + i * lanes] = stretch[i]
                     element += count
@@ -197,27 +206,30 @@ def _look_up_run(position: int, blocks: Blocks, layout: Layout, cache: Cache, ro
 
 @kernel
 def _fill(lane: int, element: int, blocks: Blocks, layout: Layout, cache: Cache) -> bool:
-    """Cache an element of a lane, or a stretch from it on; return False without a free stretch."""
-    if not layout.laid[lane]:
+    """Cache an element of a lane, or a stretch that contains it.
+
+    Return False if this needs a stretch and none is free.
+    """
+    if not layout.is_permuted[lane]:
         permute_lane(layout, lane)
-    number, begin, length = _block_of(blocks, lane, element)
+    number, begin, length = _find_block(blocks, lane, element)
     place = lane_start(blocks.n, blocks.lanes, lane) + begin
     key = subkey(blocks.key, lane, number + 1)
-    held = cache.held[lane]
-    # True if the reader continues: from the last look-up in a large block, or in or just before a
-    # small one.
+    entry = cache.entries[lane]
+    # Detect a sequential read. In a small block, the last look-up was in the block or just before
+    # it. In a large block, it was just before the element.
     if length <= MAX_TABLE_LENGTH:
-        is_continued = begin <= held[_END] <= begin + length
+        is_continued = begin <= entry[_END] <= begin + length
     else:
-        is_continued = 0 <= element - held[_END] < MAX_READAHEAD_STEP
+        is_continued = 0 <= element - entry[_END] < MAX_READAHEAD_STEP
     if not is_continued:
-        held[_BEGIN] = element
-        held[_END] = element + 1
-        held[_ROW] = _row_of_element(key, length, element - begin, layout, lane, place, cache.work)
+        entry[_BEGIN] = element
+        entry[_END] = element + 1
+        entry[_ROW] = _row_of_element(key, length, element - begin, layout, lane, place, cache.work)
         return True
-    if held[_STRETCH] < 0 and not _claim(lane, cache):
+    if entry[_STRETCH] < 0 and not _claim(lane, cache):
         return False
-    stretch = cache.stretches[held[_STRETCH]]
+    stretch = cache.stretches[entry[_STRETCH]]
     if length <= stretch.size:
         count = length
         _shuffle(key, layout, lane, place, stretch[:length])
@@ -230,13 +242,13 @@ def _fill(lane: int, element: int, blocks: Blocks, layout: Layout, cache: Cache)
             stretch[k] = cache.table[first + k]
     else:
         # Stretches start short, because the reader may stop soon, and grow eightfold.
-        count = max(8 * int(held[_END] - held[_BEGIN]), 8)
+        count = max(8 * int(entry[_END] - entry[_BEGIN]), 8)
         count = min(count, stretch.size, begin + length - element)
         _scatter(key, length, element - begin, layout, lane, place, cache, stretch[:count])
         begin = element
-    held[_BEGIN] = begin
-    held[_END] = begin + count
-    held[_ROW] = -1
+    entry[_BEGIN] = begin
+    entry[_END] = begin + count
+    entry[_ROW] = -1
     return True
 
 
@@ -244,18 +256,18 @@ def _fill(lane: int, element: int, blocks: Blocks, layout: Layout, cache: Cache)
 def _claim(lane: int, cache: Cache) -> bool:
     """Give a lane a stretch; return False if none is free, and the cache may grow.
 
-    A cache at its limit takes the stretch that was claimed first from its lane.
+    A cache at its limit takes the oldest stretch away from its lane.
     """
     count = len(cache.stretches)
-    claims = int(cache.lane_of[count])
+    claims = int(cache.owners[count])
     if claims >= count and count < cache.limit:
         return False
     stretch = claims % count
     if claims >= count:
-        cache.held[cache.lane_of[stretch]] = -1
-    cache.held[lane, _STRETCH] = stretch
-    cache.lane_of[stretch] = lane
-    cache.lane_of[count] = claims + 1
+        cache.entries[cache.owners[stretch]] = -1
+    cache.entries[lane, _STRETCH] = stretch
+    cache.owners[stretch] = lane
+    cache.owners[count] = claims + 1
     return True
 
 
@@ -380,14 +392,15 @@ def find(rows: Int64, blocks: Blocks, layout: Layout, slots: AnyArray, positions
         row = int(rows[k])
         piece = seek(layout.chunks, row, 0, chunks - 1)
         if slots[piece] < 0:
+            # The chunk is cut: slots[piece] is -1 - i, and its first part is piece chunks + i.
             piece = chunks - 1 - int(slots[piece])
             while layout.parts[piece - chunks + 1] <= row:
                 piece += 1
         slot = int(slots[piece])
-        lane = seek(layout.firsts, slot, 0, layout.laid.size - 1)
+        lane = seek(layout.firsts, slot, 0, layout.is_permuted.size - 1)
         place = slot_place(layout, lane, slot) + row - slot_row(layout, slot)
         element = place - lane_start(blocks.n, blocks.lanes, lane)
-        number, begin, length = _block_of(blocks, lane, element)
+        number, begin, length = _find_block(blocks, lane, element)
         key = subkey(blocks.key, lane, number + 1)
         if length <= MAX_TABLE_LENGTH:
             offset = shuffled_position(key, length, element - begin)
@@ -398,7 +411,7 @@ def find(rows: Int64, blocks: Blocks, layout: Layout, slots: AnyArray, positions
 
 
 @kernel
-def _block_of(blocks: Blocks, lane: int, element: int) -> tuple[int, int, int]:
+def _find_block(blocks: Blocks, lane: int, element: int) -> tuple[int, int, int]:
     """Return the number, the first element and the length of the block of `element`."""
     first = (blocks.block * (lane + 1) + blocks.lanes - 1) // blocks.lanes
     number = 0

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from npstream.indexing.selection import Selection
 
 
-def shard_chunks(starts: Int64, nbytes: Int64, whole: Bools, chunk_bytes: int) -> AnyArray:
+def shard_chunks(starts: Int64, nbytes: Int64, is_chunk: Bools, chunk_bytes: int) -> AnyArray:
     """Cut shards into chunks.
 
     A shard of r samples and b bytes has ``min(ceil(b / chunk_bytes), r)`` chunks. Their numbers of
@@ -26,9 +26,11 @@ def shard_chunks(starts: Int64, nbytes: Int64, whole: Bools, chunk_bytes: int) -
     starts : ndarray of int64, shape (shards + 1,)
         First sample of each shard, then the number of samples.
     nbytes : ndarray of int64, shape (shards,)
-    whole : ndarray of bool, shape (shards,)
+        Bytes of each shard.
+    is_chunk : ndarray of bool, shape (shards,)
         True for shards that are one chunk, of any size.
     chunk_bytes : int
+        Maximum average size of the chunks of a shard, in bytes.
 
     Returns
     -------
@@ -42,7 +44,7 @@ def shard_chunks(starts: Int64, nbytes: Int64, whole: Bools, chunk_bytes: int) -
     array([0, 1, 3, 5, 7], dtype=int32)
     """
     samples = np.diff(starts)
-    counts = np.minimum(chunk_counts(samples, nbytes, whole, chunk_bytes), samples)
+    counts = np.minimum(chunk_counts(samples, nbytes, is_chunk, chunk_bytes), samples)
     dtype = np.int32 if starts[-1] < 1 << 31 else np.int64
     chunks = huge_empty(int(counts.sum()) + 1, dtype)
     chunks[-1] = starts[-1]

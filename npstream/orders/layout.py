@@ -9,16 +9,17 @@ place of a row.
 
 Arrays of a layout; row numbers are int32 if there are fewer than 2**31 rows, else int64:
 
-======  ========================================================================================
-chunks  first row of each chunk, then the number of rows. Chunk p is piece p, unless it is cut
-parts   for each cut chunk, the first row of each of its parts, then the row after its last part;
-        unused entries are the number of rows. If there are c chunks, piece c + i has the rows from
-        ``parts[i]`` to ``parts[i + 1] - 1``
-pieces  the piece in each slot of the layout
-firsts  the first slot of each lane, then the number of slots
-laid    for each lane, 1 if its pieces are permuted, else 0
-marks   for permuted lanes, the place where every eighth slot begins; see `_first_mark`
-======  ========================================================================================
+===========  ===================================================================================
+chunks       first row of each chunk, then the number of rows. Chunk p is piece p, unless it is
+             cut
+parts        for each cut chunk, the first row of each of its parts, then the row after its last
+             part; unused entries are the number of rows. If there are c chunks, piece c + i has
+             the rows from ``parts[i]`` to ``parts[i + 1] - 1``
+pieces       the piece in each slot of the layout
+firsts       the first slot of each lane, then the number of slots
+is_permuted  for each lane, 1 if its pieces are permuted, else 0
+marks        for permuted lanes, the place where every eighth slot begins; see `_first_mark`
+===========  ===================================================================================
 
 Tested in tests/orders/test_order.py.
 """
@@ -53,7 +54,7 @@ class Layout(NamedTuple):
     parts: AnyArray
     pieces: AnyArray
     firsts: AnyArray
-    laid: AnyArray
+    is_permuted: AnyArray
     marks: AnyArray
 
     @property
@@ -91,8 +92,8 @@ def make_layout(chunks: AnyArray, lanes: int, chunks_key: int, epoch_key: int) -
     assign = _assign_chunks.for_size(pieces.size)
     count = assign(chunks_key, lanes, chunks, parts, pieces, firsts)
     marks = np.empty(count // MARK_STRIDE + cuts, chunks.dtype)
-    laid = np.zeros(cuts, np.uint8)
-    return Layout(lanes, epoch_key, chunks, parts, pieces[:count], firsts, laid, marks)
+    is_permuted = np.zeros(cuts, np.uint8)
+    return Layout(lanes, epoch_key, chunks, parts, pieces[:count], firsts, is_permuted, marks)
 
 
 def piece_slots(layout: Layout) -> AnyArray:
@@ -139,14 +140,14 @@ def _assign_chunks(
     batch_length = 0
     next_in_batch = 0
     next_in_order = 0
-    rest = 0  # rows of a chunk that is being cut
+    uncut_rows = 0  # rows of a chunk after its last cut; 0 if no chunk is being cut
     part = 0
     slot = 0
     for lane in range(min(lanes, n)):
         firsts[lane] = slot
-        free = lane_start(n, lanes, lane + 1) - lane_start(n, lanes, lane)
-        while free > 0:
-            if rest == 0:
+        free_rows = lane_start(n, lanes, lane + 1) - lane_start(n, lanes, lane)
+        while free_rows > 0:
+            if uncut_rows == 0:
                 if next_in_batch == batch_length:
                     batch_length = min(SIZE_BATCH, count - next_in_order)
                     for i in range(batch_length):
@@ -154,23 +155,23 @@ def _assign_chunks(
                         batch_sizes[i] = chunks[batch[i] + 1] - chunks[batch[i]]
                     next_in_order += batch_length
                     next_in_batch = 0
-                while next_in_batch < batch_length and batch_sizes[next_in_batch] <= free:
+                while next_in_batch < batch_length and batch_sizes[next_in_batch] <= free_rows:
                     pieces[slot] = batch[next_in_batch]
-                    free -= int(batch_sizes[next_in_batch])
+                    free_rows -= int(batch_sizes[next_in_batch])
                     slot += 1
                     next_in_batch += 1
-                if free == 0 or next_in_batch == batch_length:
+                if free_rows == 0 or next_in_batch == batch_length:
                     continue
-                rest = int(batch_sizes[next_in_batch])
+                uncut_rows = int(batch_sizes[next_in_batch])
                 parts[part] = chunks[batch[next_in_batch]]
                 next_in_batch += 1
-            size = min(rest, free)
+            size = min(uncut_rows, free_rows)
             pieces[slot] = count + part
             parts[part + 1] = parts[part] + size
-            part += 1 if size < rest else 2  # the last part has a bound after it
+            part += 1 if size < uncut_rows else 2  # the last part has a bound after it
             slot += 1
-            rest -= size
-            free -= size
+            uncut_rows -= size
+            free_rows -= size
     firsts[min(lanes, n)] = slot
     return slot
 
@@ -178,8 +179,8 @@ def _assign_chunks(
 @kernel
 def permute_lanes(layout: Layout) -> None:
     """Permute the pieces of all lanes."""
-    for lane in range(layout.laid.size):
-        if not layout.laid[lane]:
+    for lane in range(layout.is_permuted.size):
+        if not layout.is_permuted[lane]:
             permute_lane(layout, lane)
 
 
@@ -207,7 +208,7 @@ def permute_lane(layout: Layout, lane: int) -> None:
         else:
             # Few chunks are cut. Calling slot_size for every piece would take five times longer.
             place += slot_size(layout, first + i)
-    layout.laid[lane] = 1
+    layout.is_permuted[lane] = 1
 
 
 @kernel
@@ -285,6 +286,6 @@ def slot_place(layout: Layout, lane: int, slot: int) -> int:
     first = int(layout.firsts[lane])
     number = (slot - first) // MARK_STRIDE
     place = int(layout.marks[_first_mark(layout, lane) + number])
-    for before in range(first + number * MARK_STRIDE, slot):
-        place += slot_size(layout, before)
+    for previous_slot in range(first + number * MARK_STRIDE, slot):
+        place += slot_size(layout, previous_slot)
     return place

@@ -75,10 +75,10 @@ class Shuffle:
         at most 64 GiB. None shuffles all samples together.
     lanes : int, optional
         Number of sequences of chunks that the order interleaves. If the number of nodes divides
-        it, each node reads chunks of its own; only the few chunks that are cut at the end of a
-        lane may be read by two nodes. By default 1 if all data fit into a block, else the largest
-        of 1, 2, 4, 8, 24, 48, 96, 192, 480 and 960 that gives each lane at least 16 MiB of
-        the block.
+        it, the nodes read different chunks; only the few chunks that are cut at the end of a lane
+        may be read by two nodes. The default is 1 if all data fit into a block. Else it is the
+        largest of 1, 2, 4, 8, 24, 48, 96, 192, 480 and 960 for which each lane has at least 16 MiB
+        of the block.
 
     Examples
     --------
@@ -161,10 +161,10 @@ class RowOrder(ABC):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice) and index.step in (None, 1):
             return self.rows(index.start, index.stop)
-        chosen = Selection.all(len(self)).select(index)
-        if isinstance(chosen, int):
-            return int(self.at(np.array([chosen]))[0])
-        return self.at(chosen.ids()).reshape(chosen.shape)
+        selection = Selection.all(len(self)).select(index)
+        if isinstance(selection, int):
+            return int(self.at(np.array([selection]))[0])
+        return self.at(selection.ids()).reshape(selection.shape)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> AnyArray:
         if copy is False:
@@ -288,8 +288,8 @@ class Order(RowOrder):
     def _look_up(self, positions: Int64, rows: Int64) -> None:
         """Write the rows at `positions` to `rows`.
 
-        `positions` has the size of `rows`, or is one position: that of the first row. Then the
-        other rows are those at the next positions.
+        If `positions` has only one element, write the rows at ``rows.size`` consecutive positions,
+        of which it is the first.
         """
         if rows.size == 0:
             return
@@ -299,8 +299,8 @@ class Order(RowOrder):
         # The kernel stops where it needs more cache than there is.
         while done < rows.size:
             cache = grow_cache(cache, rows.size - done)
-            rest = positions[done:] if positions.size == rows.size else positions + done
-            done += kernel(rest, blocks, layout, cache, rows[done:])
+            next_positions = positions[done:] if positions.size == rows.size else positions + done
+            done += kernel(next_positions, blocks, layout, cache, rows[done:])
         self._free_buffers.append((layout, cache))
 
     def _estimate_work(self, rows: int, blocks: int) -> int:

@@ -24,7 +24,7 @@ import npstream
 from npstream._core import jit as _jit
 from npstream.iteration.partition import Partition
 from npstream.orders import blocks
-from npstream.orders import order as epoch
+from npstream.orders import order as order_module
 from npstream.orders.chunks import shard_chunks
 from npstream.orders.order import Order, Shuffle
 from npstream.orders.permutation import MAX_TABLE_LENGTH, Permutation, make_key
@@ -56,7 +56,7 @@ def subkey(key, lane, level):
     return draw(draw(key ^ lane, 2**63 - 1) ^ level, 2**63 - 1)
 
 
-def permuted(items, key):
+def permute(items, key):
     """Permute a list of any length by a Fisher-Yates shuffle."""
     items = list(items)
     for i in range(len(items)):
@@ -65,33 +65,33 @@ def permuted(items, key):
     return items
 
 
-def described_lanes(chunks, seed, lanes):
+def reference_lanes(chunks, seed, lanes):
     """Fill the lanes with permuted chunks, one after the other; return lists of pieces."""
     n = int(chunks[-1])
     runs = [
         range(first, stop) for first, stop in itertools.pairwise(chunks.tolist()) if first < stop
     ]
-    laid = permuted([run for run in runs if run], make_key(seed, 0, 0, 2))
+    queue = permute([run for run in runs if run], make_key(seed, 0, 0, 2))
     result = []
     for lane in range(lanes):
-        room = n // lanes + (lane < n % lanes)
+        free_rows = n // lanes + (lane < n % lanes)
         result.append([])
-        while room:
-            piece = laid.pop(0)
-            if len(piece) > room:
-                laid.insert(0, piece[room:])
-                piece = piece[:room]
+        while free_rows:
+            piece = queue.pop(0)
+            if len(piece) > free_rows:
+                queue.insert(0, piece[free_rows:])
+                piece = piece[:free_rows]
             result[-1].append(piece)
-            room -= len(piece)
+            free_rows -= len(piece)
     return result
 
 
-def described(chunks, seed, epoch, block, lanes):
+def reference_order(chunks, seed, epoch, block, lanes):
     """Compute an order by its description."""
     epoch_key = make_key(seed, epoch, 0, 3)
     sequences = []
-    for lane, pieces in enumerate(described_lanes(chunks, seed, lanes)):
-        elements = [row for piece in permuted(pieces, subkey(epoch_key, lane, 0)) for row in piece]
+    for lane, pieces in enumerate(reference_lanes(chunks, seed, lanes)):
+        elements = [row for piece in permute(pieces, subkey(epoch_key, lane, 0)) for row in piece]
         sequence = []
         length = math.ceil(block * (lane + 1) / lanes)
         for number in itertools.count():
@@ -140,7 +140,7 @@ LARGE_CASES = {
 def test_orders_follow_their_description(case):
     chunks, block, lanes = CASES[case]
     order = Order(int(chunks[-1]), chunks, 5, 2, block=block, lanes=lanes)
-    want = described(chunks, 5, 2, block, lanes)
+    want = reference_order(chunks, 5, 2, block, lanes)
     assert len(order) == len(want)
     assert order[:].tolist() == want
     assert order.at(np.arange(len(want))).tolist() == want
@@ -151,11 +151,11 @@ def test_orders_follow_their_description(case):
 def test_orders_of_large_blocks_follow_their_description(case):
     chunks, block, lanes = LARGE_CASES[case]
     order = Order(int(chunks[-1]), chunks, 5, 2, block=block, lanes=lanes)
-    want = np.array(described(chunks, 5, 2, block, lanes))
+    want = np.array(reference_order(chunks, 5, 2, block, lanes))
     assert np.array_equal(order[:], want)
-    some = np.random.default_rng(0).integers(0, len(want), 3000)
-    assert np.array_equal(order.at(some), want[some])
-    assert np.array_equal(order.find(want[some]), some)
+    positions = np.random.default_rng(0).integers(0, len(want), 3000)
+    assert np.array_equal(order.at(positions), want[positions])
+    assert np.array_equal(order.find(want[positions]), positions)
     for part in (slice(len(want) // 2, None), slice(3, None, 5), slice(1, None, 40 * lanes)):
         order = Order(len(want), chunks, 5, 2, block=block, lanes=lanes)
         assert np.array_equal(order[part], want[part])
@@ -198,8 +198,9 @@ def test_every_way_of_indexing_gives_the_same_rows(sizes, block, lanes, data):
         start = data.draw(st.integers(0, n))
         stop = data.draw(st.integers(start, n))
         assert np.array_equal(order[start:stop], whole[start:stop])
-        some = np.array(data.draw(st.lists(st.integers(0, n - 1), max_size=9)) if n else [], int)
-        assert np.array_equal(order.at(some), whole[some])
+        numbers = data.draw(st.lists(st.integers(0, n - 1), max_size=9)) if n else []
+        positions = np.array(numbers, int)
+        assert np.array_equal(order.at(positions), whole[positions])
 
 
 @given(st.integers(1, 5), st.integers(1, 2**40), st.integers(1, 1000), st.data())
@@ -300,8 +301,8 @@ def test_a_full_cache_evicts_stretches(monkeypatch, rows):
     want = Order(5000, even(5000, 64), 7, block=100, lanes=20)[:]
     monkeypatch.setattr(blocks, "CACHE_BYTES", rows * 400)
     order = Order(5000, even(5000, 64), 7, block=100, lanes=20)
-    some = np.random.default_rng(0).integers(0, 5000, 1000)
-    assert np.array_equal(order.at(some), want[some])
+    positions = np.random.default_rng(0).integers(0, 5000, 1000)
+    assert np.array_equal(order.at(positions), want[positions])
     assert np.array_equal(np.concatenate([order[k : k + 7] for k in range(0, 5000, 7)]), want)
     assert order.nbytes < 20_000
 
@@ -364,7 +365,7 @@ GOLDEN = {
 
 
 def test_the_version_is_unchanged():
-    assert epoch.ORDER_VERSION == 1
+    assert order_module.ORDER_VERSION == 1
 
 
 @pytest.mark.parametrize("case", GOLDEN)
@@ -412,8 +413,8 @@ def test_number_of_nodes_that_fetch_a_chunk(nodes, times, ranks_per_node):
         rows = order[:]
         for rank in range(world):
             part = Partition(n, rank, world, batch_size=4, last="short", nodes=nodes)
-            mine = rows[part.positions(range(part.batches))]
-            fetched[rank // ranks_per_node].update((mine // (n // chunks)).tolist())
+            rank_rows = rows[part.positions(range(part.batches))]
+            fetched[rank // ranks_per_node].update((rank_rows // (n // chunks)).tolist())
     total = sum(map(len, fetched))
     # At most one chunk per lane is cut, and read by two nodes.
     if times == 1:
@@ -439,16 +440,16 @@ def test_lanes_begin_new_blocks_one_after_the_other():
 
 def z_score(counts):
     expected = counts.sum() / counts.size
-    free = math.prod(length - 1 for length in counts.shape)
-    return (((counts - expected) ** 2 / expected).sum() - free) / math.sqrt(2 * free)
+    freedom = math.prod(length - 1 for length in counts.shape)
+    return (((counts - expected) ** 2 / expected).sum() - freedom) / math.sqrt(2 * freedom)
 
 
 @pytest.mark.parametrize("n", [MAX_TABLE_LENGTH, 300_007])
 @pytest.mark.parametrize("lag", [1, 2, 64, 1024])
 def test_one_block_is_shuffled_like_a_random_permutation(n, lag):
     rows = Order(n, even(n, 128), 5, block=n)[:]
-    apart = (rows[lag:] - rows[:-lag]) % n
-    assert abs(z_score(np.bincount(apart * 256 // n, minlength=256))) < 3.5
+    distances = (rows[lag:] - rows[:-lag]) % n
+    assert abs(z_score(np.bincount(distances * 256 // n, minlength=256))) < 3.5
     assert abs(z_score(np.histogram2d(np.arange(n), rows, bins=32)[0])) < 3.5
 
 
@@ -480,13 +481,13 @@ def test_batch_means_have_the_predicted_spread(block):
 def test_fetched_and_cached_chunks_of_a_node_are_bounded(settings):
     """In the simulator that computes the table in docs/orders.md, with a small dataset."""
     scene = Scene("small", 4 * GIB, 30_000, 256, nodes=2)
-    seen = figures(scene, native(scene, settings), CHUNK)
+    result = figures(scene, native(scene, settings), CHUNK)
     share = settings.block / scene.nodes
-    assert seen.burst < 4
-    assert seen.first < share / MIB
-    assert seen.resident < 2 * share / MIB
-    assert seen.spread == pytest.approx(math.sqrt(1 + 255 / (share / CHUNK)), rel=0.15)
-    assert seen.neighbors < 1.2
+    assert result.burst < 4
+    assert result.first < share / MIB
+    assert result.resident < 2 * share / MIB
+    assert result.spread == pytest.approx(math.sqrt(1 + 255 / (share / CHUNK)), rel=0.15)
+    assert result.neighbors < 1.2
 
 
 # Settings
@@ -532,7 +533,7 @@ def test_settings_are_plain_and_equal_by_value():
 
 
 @pytest.mark.parametrize(
-    ("given", "error", "match"),
+    ("settings", "error", "match"),
     [
         ({"block": 0}, ValueError, "block=0: expected a size, 'auto' or None"),
         ({"block": True}, ValueError, "block=True"),
@@ -544,9 +545,9 @@ def test_settings_are_plain_and_equal_by_value():
         ({"block": None, "lanes": 2}, ValueError, "a shuffle of all samples has one lane"),
     ],
 )
-def test_invalid_shuffle_settings_raise(given, error, match):
+def test_invalid_shuffle_settings_raise(settings, error, match):
     with pytest.raises(error, match=match):
-        Shuffle(**given)
+        Shuffle(**settings)
 
 
 # Views of datasets
@@ -658,10 +659,10 @@ def test_a_million_chunks_take_little_memory():
     try:
         order = make(7)
         order[900_000_000:900_000_256]
-        _, most = tracemalloc.get_traced_memory()
+        _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert most < 64 * MIB
+    assert peak < 64 * MIB
     assert order.nbytes < 8.6 * 10**6
 
 

@@ -89,9 +89,9 @@ def reference_element(n, key, position):
     b = math.ceil(n / a)
     digits = list(divmod(position, b))
     for r in range(6):
-        moved, other, radix = (0, 1, a) if r % 2 == 0 else (1, 0, b)
-        digits[moved] += draw(key ^ (r << 32) ^ digits[other], radix)
-        digits[moved] %= radix
+        target, source, radix = (0, 1, a) if r % 2 == 0 else (1, 0, b)
+        digits[target] += draw(key ^ (r << 32) ^ digits[source], radix)
+        digits[target] %= radix
     element = digits[0] * b + digits[1]
     return element if element < n else reference_element(n, key, element)
 
@@ -277,18 +277,18 @@ def z_score(counts):
     The sums along each axis are given, so an axis of length n has n - 1 degrees of freedom.
     """
     expected = counts.sum() / counts.size
-    free = math.prod(length - 1 for length in counts.shape)
-    return (((counts - expected) ** 2 / expected).sum() - free) / math.sqrt(2 * free)
+    freedom = math.prod(length - 1 for length in counts.shape)
+    return (((counts - expected) ** 2 / expected).sum() - freedom) / math.sqrt(2 * freedom)
 
 
 @pytest.mark.parametrize("n", [2, 3, 4, 5, 6])
 def test_tiny_permutations_are_uniform(n):
     """Each of the n! permutations is equally frequent; a Feistel network fails this clearly."""
     permutation.shuffle.compiled()  # thousands of tables take too long in plain Python
-    seen = {each: 0 for each in itertools.permutations(range(n))}
-    for seed in range(20 * len(seen) + 1000):
-        seen[tuple(elements(n, make_key(seed)).tolist())] += 1
-    assert abs(z_score(np.array(list(seen.values())))) < 3
+    counts = {each: 0 for each in itertools.permutations(range(n))}
+    for seed in range(20 * len(counts) + 1000):
+        counts[tuple(elements(n, make_key(seed)).tolist())] += 1
+    assert abs(z_score(np.array(list(counts.values())))) < 3
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ class Samples:
     picks : Picks
     shuffle : EpochShuffle, optional
     first_id : int
-        Number of samples in the streams before.
+        Number of samples in the previous streams, by default 0.
     """
 
     partition: StreamingPartition
@@ -138,8 +138,8 @@ class _CombinedStreams:
         """Return the ids in slots of the streams with `numbers`, or -1 for negative numbers."""
         ids = np.full(slots.shape, -1)
         # `group_positions` sorts: NumPy sorts 16-bit integers in linear time.
-        short: AnyArray = numbers.astype(np.int16) if len(self.streams) < 1 << 15 else numbers
-        for number, indices in group_positions(short):
+        keys: AnyArray = numbers.astype(np.int16) if len(self.streams) < 1 << 15 else numbers
+        for number, indices in group_positions(keys):
             if number >= 0:
                 ids[indices] = self.streams[number].ids(slots[indices])
         return ids
@@ -267,16 +267,17 @@ class PerDevice(_CombinedStreams):
         batch, node = self._node_batches(batch)
         # Convert to slots of the streams' partitions, in which each lane is a node.
         lanes = self.streams[0].partition.lanes // nodes
-        rest, rank = np.divmod(self.index_in_stream[node, batch] * self.batch_size + offset, ranks)
-        sample, lane = np.divmod(rest, lanes)
+        index = self.index_in_stream[node, batch] * self.batch_size + offset
+        rank_sample, rank = np.divmod(index, ranks)
+        sample, lane = np.divmod(rank_sample, lanes)
         stream_slots = ((sample * nodes + node) * lanes + lane) * ranks + rank
         return self.stream_ids(self.batch_streams[node, batch], stream_slots)
 
     def is_filled(self, slots: Int64) -> Bools:
         """Return True for slots that hold samples; slots of the last global batch may be empty."""
         batch, node = self._node_batches(slots // self.batch_size)
-        filled: Bools = self.batch_streams[node, batch] >= 0
-        return filled
+        is_filled: Bools = self.batch_streams[node, batch] >= 0
+        return is_filled
 
     def _node_batches(self, batches: Int64) -> tuple[Int64, Int64]:
         """Return the number of each batch in its node's order, and the node."""

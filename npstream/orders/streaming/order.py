@@ -96,11 +96,14 @@ class StreamingOrder:
         for name, valid in choices.items():
             if (value := getattr(self, name)) not in valid:
                 raise ValueError(f"{name}={value!r}: expected one of {', '.join(valid)}")
-        least = dict.fromkeys(("batch_size", "epoch_size", "sampling_granularity"), 1)
-        least |= dict.fromkeys(("num_canonical_nodes", "initial_physical_nodes"), 1)
-        for name, bound in (least | {"shuffle_block_size": 1, "shuffle_seed": 0}).items():
-            if (value := getattr(self, name)) is not None and value < bound:
-                raise ValueError(f"{name}={value}: expected at least {bound}")
+        minimums = {
+            **dict.fromkeys(("batch_size", "epoch_size", "sampling_granularity"), 1),
+            **dict.fromkeys(("num_canonical_nodes", "initial_physical_nodes"), 1),
+            **{"shuffle_block_size": 1, "shuffle_seed": 0},
+        }
+        for name, minimum in minimums.items():
+            if (value := getattr(self, name)) is not None and value < minimum:
+                raise ValueError(f"{name}={value}: expected at least {minimum}")
         if self.weights and len(self.weights) != len(self.shards):
             raise ValueError(
                 f"{quantity(len(self.weights), 'weight')} for "
@@ -124,7 +127,7 @@ class StreamingOrder:
         return max(4_000_000 // self.lanes(world), 1 << 18)
 
     def is_relaxed(self, world: World) -> bool:
-        """Return True if batches were made for another number of nodes; see `is_relaxed`."""
+        """Return True if batches are made for the initial nodes, and divided among other nodes."""
         initial = self.initial_physical_nodes
         return is_relaxed(self.partition_algo, self.lanes(world), world, initial)
 
@@ -143,12 +146,12 @@ class StreamingOrder:
             return Epoch(world, self.batch_size, samples)
 
         global_batch = world.ranks * self.batch_size
-        batches, rest = divmod(sample_in_epoch, global_batch)
-        if rest:
+        batches, remainder = divmod(sample_in_epoch, global_batch)
+        if remainder:
             warnings.warn(
                 f"sample_in_epoch={sample_in_epoch} is not a multiple of the global batch of "
-                f"{quantity(global_batch, 'sample')}: {quantity(rest, 'sample')} will be read "
-                "again",
+                f"{quantity(global_batch, 'sample')}: {quantity(remainder, 'sample')} will be "
+                "read again",
                 stacklevel=2,
             )
         batching = self._batching(number, world, stream_samples, proportions)
@@ -193,10 +196,11 @@ class StreamingOrder:
             return order, number, sample_in_epoch
         stream_samples, _ = order.stream_samples()
         size = sum(stream_samples)
-        # sample_in_epoch includes samples that are repeated to fill up lanes and ranks. So it can
-        # exceed the maximum that Streaming accepts, in a state from the end of an epoch.
-        repeated = lanes + 2 * world.ranks * self.batch_size
-        if max_sample_in_epoch(size, world) < sample_in_epoch <= size + repeated:
+        # sample_in_epoch includes samples that are repeated to fill up lanes and ranks. So a state
+        # from the end of an epoch can exceed the maximum that Streaming accepts. Resume such a
+        # state at the start of the next epoch.
+        max_repeated = lanes + 2 * world.ranks * self.batch_size
+        if max_sample_in_epoch(size, world) < sample_in_epoch <= size + max_repeated:
             return order, number + 1, 0
         return order, number, sample_in_epoch
 
@@ -340,8 +344,8 @@ class Epoch:
     def full_batches(self) -> int:
         """Number of batches of each rank that are full on every rank."""
         global_batch = self.world.ranks * self.batch_size
-        last = (self.batches + self.first_batch - 1) * global_batch
-        last_slots = np.arange(last, last + global_batch)
+        first_slot = (self.batches + self.first_batch - 1) * global_batch
+        last_slots = np.arange(first_slot, first_slot + global_batch)
         is_full = self.batches and self.batching.is_filled(last_slots).all()
         return self.batches if is_full else max(self.batches - 1, 0)
 
@@ -365,9 +369,9 @@ class Epoch:
 
     def count(self, node: int, rank: int) -> int:
         """Return the number of a rank's samples; only the last batch may be short."""
-        full = max(self.batches - 1, 0) * self.batch_size
-        last = np.arange(full, self.batches * self.batch_size)
-        return full + int(self.batching.is_filled(self._slots(node, rank, last)).sum())
+        full_samples = max(self.batches - 1, 0) * self.batch_size
+        numbers = np.arange(full_samples, self.batches * self.batch_size)  # of the last batch
+        return full_samples + int(self.batching.is_filled(self._slots(node, rank, numbers)).sum())
 
     def lookup_batches(self, step: int = 1) -> int:
         """Return how many batches to compute together, if a worker reads every `step`-th one."""
@@ -383,8 +387,8 @@ class Epoch:
                 yield from ids
                 continue
             for batch in ids:
-                if len(filled := batch[batch >= 0]):
-                    yield filled
+                if len(batch_ids := batch[batch >= 0]):
+                    yield batch_ids
 
     def _slots(self, node: int, rank: int, numbers: Int64) -> Int64:
         """Return the slots of a rank's samples by their numbers."""

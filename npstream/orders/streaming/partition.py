@@ -108,7 +108,7 @@ class StreamingPartition:
                 f"num_canonical_nodes={self.lanes} and {quantity(self.world.nodes, 'node')}: one "
                 "must be a multiple of the other"
             )
-        if not self._cycles and self._filler and self._filler_from < 0:
+        if not self._is_cyclic and self._filler and self._filler_source < 0:
             raise ValueError(
                 f"{quantity(self.size, 'sample')} in num_canonical_nodes={self.lanes} lanes are "
                 f"too few for {quantity(self.world.nodes, 'node')}: give "
@@ -134,7 +134,7 @@ class StreamingPartition:
             lane_bounds(self.size, self.lanes),
             (self.world.nodes, self.world.ranks_per_node, self.batch_size),
             (self.samples, self._per_node, self._dropped),
-            (self._rows, self._filler, self._filler_from, self._cycles),
+            (self._rows, self._filler, self._filler_source, self._is_cyclic),
         )
         return positions
 
@@ -150,6 +150,7 @@ class StreamingPartition:
 
     @property
     def _dropped(self) -> int:
+        """`drop_first`, rounded down so that all nodes drop the same number of samples."""
         return self.drop_first - self.drop_first % self.world.nodes
 
     @property
@@ -168,12 +169,13 @@ class StreamingPartition:
         return -self._rows % self._nodes_per_lane if self._nodes_per_lane else 0
 
     @property
-    def _filler_from(self) -> int:
+    def _filler_source(self) -> int:
+        """The first of the consecutive rows that the added rows repeat."""
         return self._rows - self._filler - self._nodes_per_lane + 1
 
     @property
-    def _cycles(self) -> bool:
-        """Whether there are too few samples for the lanes; then the sequence repeats them all."""
+    def _is_cyclic(self) -> bool:
+        """Whether there are too few samples for the lanes; then lanes repeat the whole epoch."""
         return self.size < self.lanes or (self.size == self.lanes and self.lanes < self.world.nodes)
 
 
@@ -197,18 +199,24 @@ def make_partition(
     drop_first: int = 0,
     initial_nodes: int | None = None,
 ) -> StreamingPartition:
-    """Return a partition whose global batches have the same slots in `world`.
+    """Return the partition of an epoch of `size` samples among the ranks of `world`.
 
-    "relaxed" lets a run resume on a number of nodes that does not fit its lanes. The partition is
-    made for the initial number of nodes, whose ranks have larger or smaller batches.
+    "relaxed" lets a run resume on a number of nodes that does not fit its lanes. Then the partition
+    is made for `initial_nodes` nodes, with another batch size of a rank. Its global batches have
+    the same size as those of `world`, and so the same slots.
+
+    Raises
+    ------
+    ValueError
+        If `algorithm` is unknown, the numbers do not fit each other, or `drop_first` is too large.
     """
     if algorithm not in PARTITION_ALGORITHMS:
         raise ValueError(
             f"partition_algo={algorithm!r}: expected one of {', '.join(PARTITION_ALGORITHMS)}"
         )
     if initial_nodes is not None and is_relaxed(algorithm, lanes, world, initial_nodes):
-        batch_size, rest = divmod(world.nodes * batch_size, initial_nodes)
-        if rest:
+        batch_size, remainder = divmod(world.nodes * batch_size, initial_nodes)
+        if remainder:
             raise ValueError(
                 f"the global batch of {quantity(world.nodes, 'node')} cannot be divided among "
                 f"initial_physical_nodes={initial_nodes} nodes: use another batch_size"
@@ -235,55 +243,58 @@ def _positions(
     """Write the positions of the samples in slots, or -1; see `StreamingPartition.positions`."""
     nodes, ranks, batch_size = world
     samples, per_node, dropped = counts
-    rows, filler, filler_from, cycles = layout
+    rows, filler, filler_source, is_cyclic = layout
     lanes = bounds.size - 1
-    missing = -per_node % ranks
-    more_rows = ranks * nodes // lanes
-    more_lanes = ranks * nodes - more_rows * lanes
-    row, lane, left = 0, 0, 0
+    repeated = -per_node % ranks
+    row_step = ranks * nodes // lanes
+    lane_step = ranks * nodes - row_step * lanes
+    # `fast_steps` is the number of next slots whose samples are found without divisions.
+    row, lane, fast_steps = 0, 0, 0
     for k in range(slots.size):
-        if left > 0 and slots[k] == slots[k - 1] + 1:
-            # Move on to the rank's next sample without divisions; `left` is how often this works.
-            left -= 1
-            row += more_rows
-            lane += more_lanes
+        if fast_steps > 0 and slots[k] == slots[k - 1] + 1:
+            fast_steps -= 1
+            row += row_step
+            lane += lane_step
             if lane >= lanes:
                 lane -= lanes
                 row += 1
             positions[k] = min(bounds[lane] + row, bounds[lane + 1] - 1)
             continue
-        left = 0
-        rest = slots[k] // batch_size
-        offset = slots[k] - rest * batch_size
-        batch = rest // (ranks * nodes)
-        rest -= batch * (ranks * nodes)
-        node = rest // ranks
+        fast_steps = 0
+        rank_batch = slots[k] // batch_size
+        offset = slots[k] - rank_batch * batch_size
+        batch = rank_batch // (ranks * nodes)
+        global_rank = rank_batch - batch * (ranks * nodes)
+        node = global_rank // ranks
         sample = batch * batch_size + offset
         if sample >= samples:
             positions[k] = -1
             continue
-        # Number of the sample among those of its node. The last ones repeat earlier samples, so
-        # that all ranks of the node have the same number.
-        in_node = sample * ranks + rest - node * ranks
-        following = min(
-            batch_size - 1 - offset, samples - 1 - sample, (per_node - 1 - in_node) // ranks
+        # Number of the sample among those of its node.
+        node_index = sample * ranks + global_rank - node * ranks
+        # Number of the rank's next samples in the same batch that are not repeated ones.
+        next_samples = min(
+            batch_size - 1 - offset, samples - 1 - sample, (per_node - 1 - node_index) // ranks
         )
-        if in_node >= per_node:
-            if ranks + missing <= per_node + 1:
-                in_node += 1 - ranks - missing
+        # The last `repeated` samples of a node repeat earlier ones, so that all its ranks have the
+        # same number. As in Streaming, these are `ranks + repeated - 1` samples earlier, or, if the
+        # node has too few samples, its first ones.
+        if node_index >= per_node:
+            if ranks + repeated <= per_node + 1:
+                node_index += 1 - ranks - repeated
             else:
-                in_node %= per_node
-        # Number of the sample in the sequence.
-        in_sequence = in_node * nodes + node + dropped
-        row = in_sequence // lanes
-        lane = in_sequence - row * lanes
-        if cycles:
+                node_index %= per_node
+        sequence_index = node_index * nodes + node + dropped
+        row = sequence_index // lanes
+        lane = sequence_index - row * lanes
+        if is_cyclic:
             positions[k] = (lane * (rows + filler) + row) % bounds[lanes]
             continue
         # Rows that fill up a shared lane repeat earlier rows. A lane may lack a last row: it
         # repeats the row before.
         if row >= rows:
-            row += filler_from - rows
-        elif following > 0:
-            left = min(following, (rows * lanes - 1 - in_sequence) // (ranks * nodes))
+            row += filler_source - rows
+        elif next_samples > 0:
+            last_fast_index = rows * lanes - 1
+            fast_steps = min(next_samples, (last_fast_index - sequence_index) // (ranks * nodes))
         positions[k] = min(bounds[lane] + row, bounds[lane + 1] - 1)

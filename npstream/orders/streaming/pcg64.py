@@ -1,7 +1,7 @@
 """Provide NumPy's default generator, PCG64, in kernels: the numbers of ``np.random.default_rng``.
 
-NumPy makes a state from a seed (`seeded`). Kernels draw from it, and leave it as NumPy would. A
-state has six uint64:
+NumPy makes a state from a seed (`state_from_seed`). Kernels draw from it, and leave it as NumPy
+would. A state has six uint64:
 
 - the upper and the lower half of the generator's 128-bit state;
 - the upper and the lower half of its increment;
@@ -34,10 +34,10 @@ _UPPER, _LOWER = _MULTIPLIER >> 64, _MULTIPLIER & (1 << 64) - 1
 _HALF = 0xFFFFFFFF
 
 
-def seeded(seed: int) -> State:
+def state_from_seed(seed: int) -> State:
     """Return the state of ``np.random.default_rng(seed)``.
 
-    >>> state = seeded(7)
+    >>> state = state_from_seed(7)
     >>> values = np.arange(5)
     >>> draw_shuffle(state, values, 0, 5)
     >>> values, np.random.default_rng(7).permutation(5)
@@ -66,16 +66,16 @@ def draw_shuffle(state: State, values: AnyArray, start: int, stop: int) -> None:
     while i > u64(0):
         limit = mask >> one
         while i > limit:
-            hi, lo, spare, has_spare, half = _half(hi, lo, inc_hi, inc_lo, spare, has_spare)
+            hi, lo, spare, has_spare, half = _draw_half(hi, lo, inc_hi, inc_lo, spare, has_spare)
             j = half & mask
             # The processor would mispredict a branch on this half of the time. Instead, a draw that
             # is out of range swaps an element with itself, which costs less.
-            accepted = u64(j <= i)
+            is_in_range = u64(j <= i)
             a, b = first + i, first + min(j, i)
             value = values[a]
             values[a] = values[b]
             values[b] = value
-            i = u64(i - accepted)
+            i = u64(i - is_in_range)
         mask = limit
     state[0], state[1], state[4], state[5] = hi, lo, spare, has_spare
 
@@ -95,7 +95,7 @@ def skip_shuffle(state: State, size: int) -> None:
     while i > u64(0):
         limit = mask >> one
         while i > limit:
-            hi, lo, spare, has_spare, half = _half(hi, lo, inc_hi, inc_lo, spare, has_spare)
+            hi, lo, spare, has_spare, half = _draw_half(hi, lo, inc_hi, inc_lo, spare, has_spare)
             i = u64(i - u64(half & mask <= i))
         mask = limit
     state[0], state[1], state[4], state[5] = hi, lo, spare, has_spare
@@ -104,7 +104,7 @@ def skip_shuffle(state: State, size: int) -> None:
 @kernel
 def save_state(state: State, row: int, states: NDArray[np.uint64]) -> None:
     """Copy the state to a row of `states`."""
-    for word in range(state.size):  # Numba would compile the assignment of a row for 3 s
+    for word in range(state.size):  # Numba needs 3 s to compile ``states[row] = state``
         states[row, word] = state[word]
 
 
@@ -115,25 +115,28 @@ def draw_below(state: State, bound: int) -> int:
         return 0
     hi, lo, inc_hi, inc_lo = u64(state[0]), u64(state[1]), u64(state[2]), u64(state[3])
     spare, has_spare = u64(state[4]), u64(state[5])
-    hi, lo, spare, has_spare, drawn = bounded(hi, lo, inc_hi, inc_lo, spare, has_spare, bound)
+    hi, lo, spare, has_spare, number = draw_below_words(
+        hi, lo, inc_hi, inc_lo, spare, has_spare, bound
+    )
     state[0], state[1], state[4], state[5] = hi, lo, spare, has_spare
-    return drawn
+    return number
 
 
 @kernel
-def bounded(
+def draw_below_words(
     hi: int, lo: int, inc_hi: int, inc_lo: int, spare: int, has_spare: int, bound: int
 ) -> tuple[int, int, int, int, int]:
-    """Draw a number below `bound`, at least 2, from the words of a state.
+    """Draw a number like `draw_below`, with the words of a state as arguments and results.
 
-    Return the changed words, then the number.
+    So loops need not load and store the state for each number. `bound` must be at least 2. Return
+    the changed words, then the number.
     """
-    hi, lo, spare, has_spare, half = _half(hi, lo, inc_hi, inc_lo, spare, has_spare)
+    hi, lo, spare, has_spare, half = _draw_half(hi, lo, inc_hi, inc_lo, spare, has_spare)
     product = half * u64(bound)
     if product & u64(_HALF) < u64(bound):  # avoids the division: the threshold is below bound
         threshold = u64(MAX_BOUND - bound) % u64(bound)
         while product & u64(_HALF) < threshold:
-            hi, lo, spare, has_spare, half = _half(hi, lo, inc_hi, inc_lo, spare, has_spare)
+            hi, lo, spare, has_spare, half = _draw_half(hi, lo, inc_hi, inc_lo, spare, has_spare)
             product = half * u64(bound)
     # The upper half of the product, as a signed number.
     return hi, lo, spare, has_spare, multiply_high(half << u64(32), bound)
@@ -146,14 +149,14 @@ def jump(state: State, steps: int) -> None:
     mul_hi, mul_lo = u64(_UPPER), u64(_LOWER)
     add_hi, add_lo = u64(state[2]), u64(state[3])
     zero = u64(0)
-    left = steps
-    while left > 0:
-        if left & 1:
+    bits = steps
+    while bits > 0:
+        if bits & 1:
             hi, lo = _multiply_add(hi, lo, mul_hi, mul_lo, add_hi, add_lo)
         # Compose the step x * mul + add with itself.
         add_hi, add_lo = _multiply_add(add_hi, add_lo, mul_hi, mul_lo, add_hi, add_lo)
         mul_hi, mul_lo = _multiply_add(mul_hi, mul_lo, mul_hi, mul_lo, zero, zero)
-        left >>= 1
+        bits >>= 1
     state[0], state[1] = hi, lo
 
 
@@ -161,13 +164,13 @@ def jump(state: State, steps: int) -> None:
 def step(hi: int, lo: int, inc_hi: int, inc_lo: int) -> tuple[int, int, int]:
     """Advance the two halves of a state; return them and the output word (XSL-RR)."""
     hi, lo = _multiply_add(hi, lo, u64(_UPPER), u64(_LOWER), inc_hi, inc_lo)
-    folded, rotation = hi ^ lo, hi >> u64(58)
-    word = u64(folded >> rotation | folded << (u64(u64(64) - rotation) & u64(63)))
+    xored, rotation = hi ^ lo, hi >> u64(58)
+    word = u64(xored >> rotation | xored << (u64(u64(64) - rotation) & u64(63)))
     return hi, lo, word
 
 
 @kernel
-def _half(
+def _draw_half(
     hi: int, lo: int, inc_hi: int, inc_lo: int, spare: int, has_spare: int
 ) -> tuple[int, int, int, int, int]:
     """Draw 32 bits: the lower half of a word, and next time its upper half.

@@ -108,9 +108,10 @@ class ExpandedOrder:
 
     def rows(self, start: int, stop: int) -> AnyArray:
         """Return the numbers of the samples at positions `start` to `stop`, all in one lane."""
-        # The number of samples below a place p differs from p if more samples move up across p than
-        # down, or fewer. The difference is less than the reach, and mostly far less, because moves
-        # up and down cancel. So try a small slack first.
+        # In sorted order, the samples with places below p are not exactly the first p samples.
+        # Their number is p, minus the samples that move up across p, plus those that move down.
+        # The difference is less than the reach, and mostly far less, because moves up and down
+        # cancel. So try a small slack first.
         part = self._sort_part(start, stop, self.reach // 4)
         if part is None:
             part = self._sort_part(start, stop, self.reach)
@@ -131,7 +132,7 @@ class ExpandedOrder:
         buckets = -(-(min(stop + slack, end) - origin - floor) >> BUCKET_BITS)
         ceiling = floor + (buckets << BUCKET_BITS)
 
-        snapshot = self.shuffles.before(origin + max(floor - self.reach, 0))
+        snapshot = self.shuffles.find(origin + max(floor - self.reach, 0))
         first = int(self.shuffles.runs[snapshot])
         last = int(self.pieces.offsets.searchsorted(origin + ceiling + self.reach))
         last = min(last, int(self.firsts[lane + 1]))
@@ -277,14 +278,14 @@ def _sort(
     floor: int,
     cells: NDArray[np.int32],
     keys: Int64,
-    spare: AnyArray,
+    number_buffer: AnyArray,
 ) -> None:
     """Sort the numbers of each bucket by place.
 
     A key of 63 bits stands for each sample. Its lower bits are the sample's index in the bucket.
     Its upper bits are the place, relative to the bucket, with as many fraction bits as fit. First,
     a counting sort orders the keys by the integer part of places. Samples with the same integer
-    part are a *cell*. Then the keys of cells are sorted. `keys` and `spare` are buffers.
+    part are a *cell*. Then the keys of cells are sorted. `keys` and `number_buffer` are buffers.
     """
     index_bits = 0
     while keys.size >> index_bits:
@@ -327,6 +328,6 @@ def _sort(
                 target -= 1
             keys[target] = key
         for i in range(size):
-            spare[i] = numbers[start + i]
+            number_buffer[i] = numbers[start + i]
         for i in range(size):
-            numbers[start + i] = spare[keys[i] & index_mask]
+            numbers[start + i] = number_buffer[keys[i] & index_mask]

@@ -1,4 +1,4 @@
-"""Provide orders of runs that are shuffled one after the other; any part is computed separately.
+"""Provide orders in which runs are shuffled one after the other; any part can be computed alone.
 
 A *run* is a range of positions that is shuffled on its own. One generator shuffles all runs, so the
 shuffle of a run depends on all draws before it. Drawing without shuffling takes little time and no
@@ -135,7 +135,7 @@ class Snapshots:
     @classmethod
     def draw(cls, state: State, starts: Int64, stops: Int64, spacing: int = SPACING) -> Snapshots:
         """Draw the random numbers of a shuffle of runs, and save states before some runs."""
-        runs = _clean_runs(starts, stops, spacing)
+        runs = _snapshot_runs(starts, stops, spacing)
         snapshots = cls(runs, starts[runs], np.empty((len(runs), WORDS), np.uint64))
         rows = int((stops - starts).sum())
         _skip_runs.for_size(rows)(state, stops - starts, snapshots.runs, snapshots.states)
@@ -148,8 +148,8 @@ class Snapshots:
         starts, states = [part.starts for part in parts], [part.states for part in parts]
         return cls(np.concatenate(runs), np.concatenate(starts), np.concatenate(states))
 
-    def before(self, position: int) -> int:
-        """Return the index of the last snapshot at or before a position."""
+    def find(self, position: int) -> int:
+        """Return the index of the last snapshot whose run begins at or before a position."""
         return int(self.starts.searchsorted(position, "right")) - 1
 
 
@@ -172,7 +172,7 @@ class ShuffledRuns:
 
     def rows(self, start: int, stop: int) -> AnyArray:
         """Return the numbers at positions `start` to `stop`, all in one lane."""
-        snapshot = self.snapshots.before(start)
+        snapshot = self.snapshots.find(start)
         runs = slice(int(self.snapshots.runs[snapshot]), int(self.starts.searchsorted(stop)))
         base = int(self.starts[runs.start])
         numbers = self.source.rows(base, max(stop, int(self.stops[runs.stop - 1])))
@@ -210,18 +210,18 @@ class CachedOrder:
 
     def at(self, positions: Int64) -> Int64:
         """Return the numbers at positions."""
-        indices, grouped = np.empty_like(positions), np.empty_like(positions)
+        indices, sorted_positions = np.empty_like(positions), np.empty_like(positions)
         position_lanes = np.empty(len(positions), np.uint32)
         ends = np.zeros(len(self._lanes) - 1, np.int64)
-        _group_by_lane.for_size(len(positions))(
-            positions, self._lanes, position_lanes, indices, grouped, ends
+        _sort_by_lane.for_size(len(positions))(
+            positions, self._lanes, position_lanes, indices, sorted_positions, ends
         )
         numbers = np.empty(len(positions), np.int64)
         (lanes,) = np.diff(ends, prepend=0).nonzero()
         readahead = min(MAX_CACHED // max(len(lanes), 1), self.lookup_size)
         for lane in lanes.tolist():
             part = slice(int(ends[lane - 1]) if lane else 0, int(ends[lane]))
-            self._gather(lane, indices[part], grouped[part], readahead, numbers)
+            self._gather(lane, indices[part], sorted_positions[part], readahead, numbers)
         return numbers
 
     def _gather(
@@ -247,21 +247,25 @@ class CachedOrder:
             first = end
 
     def _rows(self, lane: int, start: int, stop: int, readahead: int) -> tuple[int, AnyArray]:
-        """Return a position, at most `start`, and the numbers from it on, at least up to `stop`."""
+        """Return the numbers in a range of positions that includes `start` to `stop`.
+
+        Return the first position of the range, then the numbers.
+        """
         first, rows = self._cache.get(lane, (start, None))
         if rows is not None and first <= start and stop <= first + len(rows):
             return first, rows
         end = stop
         is_continued = rows is not None and first <= start <= first + len(rows) + self.lookup_size
         if is_continued or 8 * (stop - start) > self.lookup_size:
-            # A reader that continues reads ahead: more positions cost little more. No small rest
-            # of the lane is left for another look-up.
+            # Read ahead for a sequential reader, because more positions cost little more. If only
+            # a small part of the lane would remain, read to its end.
             end, lane_end = max(stop, start + readahead), int(self._lanes[lane + 1])
             if end > lane_end - self.lookup_size // 4:
                 end = lane_end
             elif end - stop < (stop - start) // 8:
-                end = stop
+                end = stop  # so little readahead is not worth the memory of the cache
         rows = self._order.rows(start, end)
+        # Without readahead, cache only the position, to recognize a sequential reader.
         self._cache[lane] = start, rows if end > stop else rows[:0].copy()
         return start, rows
 
@@ -271,23 +275,30 @@ def number_dtype(size: int) -> type[np.uint32] | type[np.int64]:
     return np.uint32 if size <= MAX_BOUND else np.int64
 
 
-def _clean_runs(starts: Int64, stops: Int64, spacing: int) -> Int64:
-    """Return the runs that overlap no earlier run, about one for each `spacing` samples."""
-    ended = np.maximum.accumulate(np.concatenate([starts[:1], stops[:-1]]))
-    clean = np.flatnonzero(starts >= ended)
-    return clean[np.diff(starts[clean] // spacing, prepend=-1) > 0]
+def _snapshot_runs(starts: Int64, stops: Int64, spacing: int) -> Int64:
+    """Return the runs before which to save a snapshot, about one for each `spacing` samples.
+
+    They overlap no earlier run.
+    """
+    previous_stops = np.maximum.accumulate(np.concatenate([starts[:1], stops[:-1]]))
+    runs = np.flatnonzero(starts >= previous_stops)
+    return runs[np.diff(starts[runs] // spacing, prepend=-1) > 0]
 
 
 @kernel
-def _group_by_lane(
+def _sort_by_lane(
     positions: Int64,
     lanes: Int64,
     position_lanes: AnyArray,
     indices: Int64,
-    grouped: Int64,
+    sorted_positions: Int64,
     ends: Int64,
 ) -> None:
-    """Group positions by lane; write their lanes, the sorted indices, and the end of each group."""
+    """Sort positions by lane; the positions of a lane keep their order.
+
+    Write the lane of each position, the indices that sort the positions, the sorted positions, and
+    the end of each lane's positions among these. `ends` must be zeros.
+    """
     count = ends.size
     density = count / lanes[count]
     for k in range(positions.size):
@@ -299,14 +310,15 @@ def _group_by_lane(
             lane += 1
         position_lanes[k] = lane
         ends[lane] += 1
-    before = 0
+    # Replace the count of each lane by its start. The next loop advances the start to the end.
+    total = 0
     for lane in range(count):
-        ends[lane], before = before, before + ends[lane]
+        ends[lane], total = total, total + ends[lane]
     for k in range(positions.size):
         lane = position_lanes[k]
         target = ends[lane]
         ends[lane] = target + 1
-        indices[target], grouped[target] = k, positions[k]
+        indices[target], sorted_positions[target] = k, positions[k]
 
 
 @kernel
@@ -331,9 +343,9 @@ def _write_pieces(
 
 
 @kernel
-def write_piece(numbers: AnyArray, begin: int, skipped: int, picks: AnyArray) -> None:
-    """Write the numbers of a piece after its first `skipped` ones; see `Pieces`."""
-    first = begin + skipped
+def write_piece(numbers: AnyArray, begin: int, skip: int, picks: AnyArray) -> None:
+    """Write the numbers of a piece after its first `skip` ones; see `Pieces`."""
+    first = begin + skip
     if begin >= 0:
         for i in range(numbers.size):
             numbers[i] = first + i

@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 
 from npstream._core.jit import kernel, u64
 from npstream._core.typing import AnyArray, Bools, Int64
-from npstream.orders.streaming.pcg64 import State, bounded, draw_below, draw_shuffle, seeded
+from npstream.orders.streaming.pcg64 import (
+    State,
+    draw_below,
+    draw_below_words,
+    draw_shuffle,
+    state_from_seed,
+)
 from npstream.orders.streaming.runs import Pieces, number_dtype
 
 SAMPLING_METHODS = ("balanced", "fixed")
@@ -45,10 +51,10 @@ class Weight:
     choose: int | None = None
 
     def __post_init__(self) -> None:
-        given = [name for name in self.__slots__ if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ValueError(f"a stream has at most one weight, not {' and '.join(given)}")
-        for name in given:
+        names = [name for name in self.__slots__ if getattr(self, name) is not None]
+        if len(names) > 1:
+            raise ValueError(f"a stream has at most one weight, not {' and '.join(names)}")
+        for name in names:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least 0")
 
@@ -58,42 +64,47 @@ def samples_per_stream(
 ) -> tuple[Int64, NDArray[np.float64]]:
     """Return the number of samples that an epoch takes of each stream, and their proportions.
 
-    If weights are proportions, `epoch_size` is by default the size of all streams together. If
-    weights are `repeat` or `choose`, `epoch_size` must be None.
+    There are three kinds of weights:
+
+    - Proportions of all streams: `epoch_size` is by default the size of all streams together.
+    - `repeat` or `choose` of some streams: they give the counts, and `epoch_size` must be None.
+    - None: an epoch takes each sample once, or `epoch_size` samples in proportion to the sizes.
 
     >>> weights = [Weight(proportion=3), Weight(proportion=1)]
     >>> samples_per_stream(weights, np.array([50, 60]), 100, seed=0)
     (array([75, 25]), array([0.75, 0.25]))
     """
-    relative = {weight.proportion is not None for weight in weights}
-    unweighted = all(weight == Weight() for weight in weights)
-    if len(relative) > 1:
+    has_proportion = [weight.proportion is not None for weight in weights]
+    has_no_weight = all(weight == Weight() for weight in weights)
+    if any(has_proportion) and not all(has_proportion):
         raise ValueError(
             "some streams have a proportion and some do not: give a proportion to all streams, or "
             "to none"
         )
-    absolute = relative != {True} and epoch_size is None
-    if not (absolute or unweighted or relative == {True}):
+    uses_proportions = bool(has_proportion) and all(has_proportion)
+    gives_counts = not uses_proportions and epoch_size is None
+    if not (gives_counts or has_no_weight or uses_proportions):
         raise ValueError(
             f"epoch_size={epoch_size}: the size of an epoch is the sum of repeat and choose: leave "
             "epoch_size out"
         )
-    if absolute:
+    if gives_counts:
         shares = np.array(
             [_weighted_samples(*each) for each in zip(weights, sizes.tolist(), strict=True)]
         )
     else:
-        shares = sizes if unweighted else np.array([weight.proportion for weight in weights])
+        shares = sizes if has_no_weight else np.array([weight.proportion for weight in weights])
     if not shares.sum() > 0:
         raise ValueError("an epoch takes no sample of any stream")
     proportions = shares / shares.sum()
     counts = shares
-    if not absolute:
+    if not gives_counts:
         if epoch_size is None:
             epoch_size = int(sizes.sum())
         counts = (epoch_size * proportions).astype(np.int64)
-        short = epoch_size - int(counts.sum())
-        counts[np.random.default_rng(seed).choice(len(counts), short, replace=False)] += 1
+        missing_samples = epoch_size - int(counts.sum())
+        rng = np.random.default_rng(seed)
+        counts[rng.choice(len(counts), missing_samples, replace=False)] += 1
     if counts[sizes == 0].any():
         raise ValueError(f"an epoch takes samples of stream {sizes.argmin()}, which has none")
     return counts, proportions
@@ -105,17 +116,18 @@ def samples_per_shard(sizes: Int64, choose: int, granularity: int, seed: int) ->
     Each shard is taken ``choose // sizes.sum()`` times as a whole. The remaining samples are taken
     of random shards, `granularity` samples at a time.
     """
-    times, rest = divmod(choose, max(int(sizes.sum()), 1))
+    times, remainder = divmod(choose, max(int(sizes.sum()), 1))
     counts = sizes * times
-    if rest:
+    if remainder:
         picks = -(-sizes // granularity)
         # The last pick of a shard may be short. But if the next shard is empty, Streaming takes the
         # full granularity. This copies its behavior.
-        last = (sizes - 1) % granularity + 1
-        last[:-1][sizes[1:] == 0] = granularity
+        last_sizes = (sizes - 1) % granularity + 1
+        last_sizes[:-1][sizes[1:] == 0] = granularity
         is_small = len(sizes) <= 1 << 15
         order = np.empty(int(picks.sum()), np.uint16 if is_small else np.uint32)
-        _pick.for_size(order.size)(seeded(seed), picks, last, granularity, rest, order, counts)
+        state = state_from_seed(seed)
+        _pick.for_size(order.size)(state, picks, last_sizes, granularity, remainder, order, counts)
     return counts
 
 
@@ -171,27 +183,28 @@ class Picks:
     @functools.cached_property
     def units(self) -> Pieces:
         """The ids of the samples of each unit."""
-        state = seeded(self.sample_seed)
+        state = state_from_seed(self.sample_seed)
         sizes, begins = self.sizes, self.sizes.cumsum() - self.sizes
-        times, rest = np.divmod(self.counts, np.maximum(sizes, 1))
-        (parts,) = rest.nonzero()
-        ends = rest.cumsum()
+        times, pick_counts = np.divmod(self.counts, np.maximum(sizes, 1))
+        (parts,) = pick_counts.nonzero()
+        ends = pick_counts.cumsum()
         # `_choose` writes one element beyond the last pick.
         picks = np.empty(int(ends[-1]) + 1, number_dtype(int(sizes.sum())))
-        most = int(sizes[parts].max(initial=0))
+        is_chosen = np.zeros(int(sizes[parts].max(initial=0)), bool)
         _choose.for_size(picks.size)(
-            state, sizes[parts], rest[parts], begins[parts], np.zeros(most, bool), picks
+            state, sizes[parts], pick_counts[parts], begins[parts], is_chosen, picks
         )
         # The whole shard comes first, as often as it is taken, then the samples picked of it.
-        repeats = times + (rest > 0)
+        repeats = times + (pick_counts > 0)
         last = repeats.cumsum()[parts] - 1
         units, starts = sizes.repeat(repeats), begins.repeat(repeats)
-        units[last] = rest[parts]
-        starts[last] = (ends - rest)[parts] - ends[-1]
+        units[last] = pick_counts[parts]
+        # A negative start is an index of `picks`, from the end; see `Pieces`.
+        starts[last] = (ends - pick_counts)[parts] - ends[-1]
         return Pieces.concatenate(units, starts, picks[:-1])
 
     def ids(self, numbers: Int64) -> Int64:
-        """Return the ids of samples by their numbers in the sequence of units."""
+        """Return the ids of samples, which are numbered from the first unit to the last."""
         if np.array_equal(self.counts, self.sizes):
             return numbers
         ids = np.empty_like(numbers)
@@ -211,16 +224,16 @@ def _weighted_samples(weight: Weight, size: int) -> int:
 def _pick(
     state: State,
     picks: Int64,
-    last: Int64,
+    last_sizes: Int64,
     granularity: int,
-    rest: int,
+    remainder: int,
     order: AnyArray,
     counts: Int64,
 ) -> None:
-    """Add picks, in random order, to the counts of shards, until `rest` samples are taken.
+    """Add picks, in random order, to the counts of shards, until `remainder` samples are taken.
 
     `order` is a buffer for the shuffled picks. A pick is encoded as twice its shard, plus 1 for the
-    last pick of the shard.
+    last pick of the shard. ``last_sizes`` are the numbers of samples of these last picks.
     """
     index = 0
     for shard in range(picks.size):
@@ -230,38 +243,38 @@ def _pick(
         if picks[shard]:
             order[index - 1] += 1
     draw_shuffle(state, order, 0, order.size)
-    left = rest
+    missing_samples = remainder
     for k in range(order.size):
         shard = int(order[k]) >> 1
-        samples = min(last[shard] if order[k] & 1 else granularity, left)
+        samples = min(last_sizes[shard] if order[k] & 1 else granularity, missing_samples)
         counts[shard] += samples
-        left -= samples
-        if left == 0:
+        missing_samples -= samples
+        if missing_samples == 0:
             return
 
 
 @kernel
 def _choose(
-    state: State, sizes: Int64, counts: Int64, begins: Int64, chosen: Bools, picks: AnyArray
+    state: State, sizes: Int64, counts: Int64, begins: Int64, is_chosen: Bools, picks: AnyArray
 ) -> None:
     """Choose samples of each shard like ``Generator.choice``; write their sorted ids."""
     index = 0
     for k in range(sizes.size):
         size, count = sizes[k], counts[k]
         if size > _FLOYD_MAX and count > size // 50:
-            _shuffle_tail(state, size, count, chosen)
+            _shuffle_tail(state, size, count, is_chosen)
         else:
-            _choose_few(state, size, count, chosen)
+            _choose_few(state, size, count, is_chosen)
         end = index + count
         for number in range(size):
             picks[index] = begins[k] + number  # the next number overwrites it if it is not chosen
-            index += chosen[number]
-            chosen[number] = False
+            index += is_chosen[number]
+            is_chosen[number] = False
         index = end
 
 
 @kernel
-def _choose_few(state: State, size: int, count: int, chosen: Bools) -> None:
+def _choose_few(state: State, size: int, count: int, is_chosen: Bools) -> None:
     """Choose `count` numbers below `size` by Floyd's method.
 
     NumPy then shuffles them. The result does not depend on that, but the state does.
@@ -269,31 +282,33 @@ def _choose_few(state: State, size: int, count: int, chosen: Bools) -> None:
     hi, lo, inc_hi, inc_lo = u64(state[0]), u64(state[1]), u64(state[2]), u64(state[3])
     spare, has_spare = u64(state[4]), u64(state[5])
     if size == count:  # the first draw has only one possible result, and uses no random bits
-        chosen[0] = True
-    for last in range(max(size - count, 1), size):
-        hi, lo, spare, has_spare, drawn = bounded(
-            hi, lo, inc_hi, inc_lo, spare, has_spare, last + 1
+        is_chosen[0] = True
+    for limit in range(max(size - count, 1), size):
+        hi, lo, spare, has_spare, number = draw_below_words(
+            hi, lo, inc_hi, inc_lo, spare, has_spare, limit + 1
         )
-        chosen[last if chosen[drawn] else drawn] = True
+        is_chosen[limit if is_chosen[number] else number] = True
     for bound in range(count, 1, -1):
-        hi, lo, spare, has_spare, drawn = bounded(hi, lo, inc_hi, inc_lo, spare, has_spare, bound)
+        hi, lo, spare, has_spare, number = draw_below_words(
+            hi, lo, inc_hi, inc_lo, spare, has_spare, bound
+        )
     state[0], state[1], state[4], state[5] = hi, lo, spare, has_spare
 
 
 @kernel
-def _shuffle_tail(state: State, size: int, count: int, chosen: Bools) -> None:
+def _shuffle_tail(state: State, size: int, count: int, is_chosen: Bools) -> None:
     """Choose `count` numbers below `size` by a partial Fisher-Yates shuffle from the end."""
     numbers = np.arange(size)
     for i in range(size - 1, max(size - count, 1) - 1, -1):
-        drawn = draw_below(state, i + 1)
-        numbers[i], numbers[drawn] = numbers[drawn], numbers[i]
+        j = draw_below(state, i + 1)
+        numbers[i], numbers[j] = numbers[j], numbers[i]
     for i in range(size - count, size):
-        chosen[numbers[i]] = True
+        is_chosen[numbers[i]] = True
 
 
 @kernel
 def _look_up(numbers: Int64, offsets: Int64, begins: Int64, picks: AnyArray, ids: Int64) -> None:
-    """Write the ids of samples by their numbers in the sequence of units."""
+    """Write the ids of the samples with `numbers`; see `Picks.ids`."""
     unit = 0
     for k in range(numbers.size):
         if not offsets[unit] <= numbers[k] < offsets[unit + 1]:

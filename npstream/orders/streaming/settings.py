@@ -149,12 +149,14 @@ default: "random"
                 )
         result = []
         for source in names:
-            own = {name: weights[source] for name, weights in settings.items() if source in weights}
-            if len(own) > 1:
+            weight = {
+                name: weights[source] for name, weights in settings.items() if source in weights
+            }
+            if len(weight) > 1:
                 raise ValueError(
-                    f"source {source!r} has at most one weight, not {' and '.join(own)}"
+                    f"source {source!r} has at most one weight, not {' and '.join(weight)}"
                 )
-            result.append(Weight(**own))
+            result.append(Weight(**weight))
         return result
 
     def order(
@@ -188,10 +190,10 @@ default: "random"
         """
         settings = {name: getattr(self, name) for name in self.__slots__ if name not in _WEIGHTS}
         settings |= {} if run is None else run._asdict()
-        given = {name: value for name, value in settings.items() if value is not None}
+        arguments = {name: value for name, value in settings.items() if value is not None}
         return StreamingOrder(
             shards=shards, weights=weights, batch_size=batch_size, epoch_size=epoch_size,
-            shuffle=self.shuffle_algo is not None, **given,
+            shuffle=self.shuffle_algo is not None, **arguments,
         )  # fmt: skip
 
 

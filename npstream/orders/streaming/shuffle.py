@@ -25,7 +25,13 @@ from npstream._core.arguments import quantity
 from npstream._core.jit import kernel
 from npstream._core.typing import Int64
 from npstream.orders.streaming.partition import lane_bounds
-from npstream.orders.streaming.pcg64 import MAX_BOUND, State, draw_below, draw_shuffle, seeded
+from npstream.orders.streaming.pcg64 import (
+    MAX_BOUND,
+    State,
+    draw_below,
+    draw_shuffle,
+    state_from_seed,
+)
 from npstream.orders.streaming.py1e import ExpandedOrder
 from npstream.orders.streaming.runs import (
     ComposedPieces,
@@ -94,13 +100,16 @@ class EpochShuffle:
                 f"{'is' if size == 1 else 'are'} {quantity(size, 'sample')}: use fewer canonical "
                 "nodes, or another order"
             )
-        least, most = self._block_lengths
-        choices = {"py1e": most - least, "py1br": min(least, most - least)}.get(self.algorithm, 1)
+        min_length, length_stop = self._block_lengths
+        # A draw needs at least one number to choose from. py1e draws lengths, and py1br also draws
+        # staggers below the minimum length.
+        lengths = length_stop - min_length
+        choices = {"py1e": lengths, "py1br": min(min_length, lengths)}.get(self.algorithm, 1)
         if choices < 1:
             raise ValueError(
                 f"shuffle_block_size={self.block_size}: {self.algorithm} needs larger blocks"
             )
-        longest_run = {"naive": size, "py1br": most}.get(self.algorithm, longest_unit)
+        longest_run = {"naive": size, "py1br": length_stop}.get(self.algorithm, longest_unit)
         if (bound := max(longest_run, choices)) > MAX_BOUND:
             raise ValueError(
                 f"{self.algorithm} would draw one of {bound} numbers, and the maximum is "
@@ -109,7 +118,7 @@ class EpochShuffle:
 
     def order(self, units: Pieces) -> PieceOrder:
         """Return the order of the samples of `units`."""
-        state = seeded(self.seed + self.epoch)
+        state = state_from_seed(self.seed + self.epoch)
         size = int(units.offsets[-1])
         if self.algorithm == "naive":
             return _naive(state, units)
@@ -132,7 +141,7 @@ class EpochShuffle:
 
     @property
     def _block_lengths(self) -> tuple[int, int]:
-        """The minimum of the random length of a block, and the bound that it is below."""
+        """The minimum of the random length of a block, and its exclusive maximum."""
         return int(0.75 * self.block_size), int(1.25 * self.block_size)
 
 
@@ -159,7 +168,7 @@ def _naive(state: State, units: Pieces) -> PieceOrder:
 
 def _py2s(state: State, units: Pieces, bounds: Int64, seed: int) -> PieceOrder:
     # The same in all epochs: shuffle the units, and the samples of each unit.
-    seed_state = seeded(seed)
+    seed_state = state_from_seed(seed)
     unit_order = np.arange(len(units.begins))
     draw_shuffle.for_size(unit_order.size)(seed_state, unit_order, 0, unit_order.size)
     units = Pieces.concatenate(units.sizes[unit_order], units.begins[unit_order], units.picks)
@@ -189,17 +198,17 @@ def _py2s(state: State, units: Pieces, bounds: Int64, seed: int) -> PieceOrder:
 
 
 def _py1br(state: State, pieces: Pieces, bounds: Int64, lengths: tuple[int, int]) -> PieceOrder:
-    least, most = lengths
-    staggers = [draw_below.for_size(1)(state, least) for _ in bounds[1:]]
+    min_length, length_stop = lengths
+    staggers = [draw_below.for_size(1)(state, min_length) for _ in bounds[1:]]
     starts, stops, snapshots = [], [], []
     for lane, stagger in enumerate(staggers):
         origin, length = bounds[lane], int(bounds[lane + 1] - bounds[lane])
         # This many blocks are enough (see `_cut_blocks`): while the position is below the stagger,
-        # it at least doubles with each block. Later blocks, except the last, have at least the
-        # length `least`.
-        blocks = np.empty((2, length // least + stagger.bit_length() + 2), np.int64)
+        # it at least doubles with each block. Later blocks, except the last, have at least
+        # `min_length` samples.
+        blocks = np.empty((2, length // min_length + stagger.bit_length() + 2), np.int64)
         count = _cut_blocks.for_size(blocks.size)(
-            state, length, least, most - least, stagger, blocks
+            state, length, min_length, length_stop - min_length, stagger, blocks
         )
         starts.append(origin + blocks[0, :count])
         stops.append(origin + blocks[1, :count])
@@ -215,17 +224,17 @@ def _py1br(state: State, pieces: Pieces, bounds: Int64, lengths: tuple[int, int]
 
 @kernel
 def _cut_blocks(
-    state: State, length: int, least: int, choices: int, stagger: int, blocks: Int64
+    state: State, length: int, min_length: int, choices: int, stagger: int, blocks: Int64
 ) -> int:
     """Draw the lengths of a lane's blocks; write their starts and stops, return their number.
 
-    A block has one of `choices` lengths, from `least` on. All blocks begin `stagger` samples
-    earlier than their lengths say, but not before the lane. So the first blocks may overlap, as
-    they do in Streaming.
+    A block has one of `choices` lengths, from `min_length` on. A block begins `stagger` samples
+    before the current position, but not before the lane. So the first blocks may overlap, as they
+    do in Streaming.
     """
     count, position = 0, 0
     while position < length:
-        block_length = least + draw_below(state, choices)
+        block_length = min_length + draw_below(state, choices)
         start, stop = max(position - stagger, 0), min(position + block_length - stagger, length)
         blocks[0, count], blocks[1, count] = start, stop
         position += stop - start

@@ -1,7 +1,7 @@
 """Streaming's orders equal those of the real package, bit for bit; see ``golden/README.md``.
 
-What has no golden data, such as parts of an order, is held against the steps of the description
-in plain NumPy (`streaming_reference`).
+Results without golden data, such as parts of an order, are compared with a reference in plain NumPy
+(`streaming_reference`).
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ NAMES = [field.name for field in dataclasses.fields(StreamingOrder)][2:]
 """The names of settings that are not arrays."""
 
 
-def shards_of(stream):
+def make_shards(stream):
     if "shard_run" in stream:
-        size, count, rest = stream["shard_run"]
-        return np.array([size] * count + [rest] * (rest > 0))
+        size, count, last_size = stream["shard_run"]
+        return np.array([size] * count + [last_size] * (last_size > 0))
     return np.array(stream["shards"])
 
 
-def order_of(params):
-    shards = [shards_of(stream) for stream in params["streams"]]
+def make_order(params):
+    shards = [make_shards(stream) for stream in params["streams"]]
     weights = [
         Weight(**{name: stream[name] for name in Weight.__slots__ if name in stream})
         for stream in params["streams"]
@@ -50,7 +50,7 @@ def order_of(params):
     return StreamingOrder(shards=shards, weights=weights, **{name: params[name] for name in NAMES})
 
 
-def world_of(params):
+def make_world(params):
     return World(params["nodes"], params["ranks_per_node"]).merge_replicas(params["replication"])
 
 
@@ -59,8 +59,8 @@ def epoch_of():
     def epoch(params):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "sample_in_epoch=.* is not a multiple of the global")
-            return order_of(params).epoch(
-                params["epoch"], world_of(params), params["sample_in_epoch"]
+            return make_order(params).epoch(
+                params["epoch"], make_world(params), params["sample_in_epoch"]
             )
 
     return epoch
@@ -82,7 +82,7 @@ def test_golden_samples_of_workers(case, epoch_of):
     epoch = run_golden(case, lambda: epoch_of(params))
     if epoch is None:
         return
-    order, resolved = order_of(params), case["resolved"]
+    order, resolved = make_order(params), case["resolved"]
     assert order.lanes(epoch.world) == resolved["num_canonical_nodes"]
     assert order.block_size(epoch.world) == resolved["shuffle_block_size"]
     sizes = np.array([shards.sum() for shards in order.shards])
@@ -108,7 +108,9 @@ def test_golden_digest(case, epoch_of):
         params["epoch"],
         resolved["shuffle_block_size"],
     )
-    assert_digest(full_order(shuffle, shards_of(params["streams"][0])), resolved["shuffle_digest"])
+    assert_digest(
+        full_order(shuffle, make_shards(params["streams"][0])), resolved["shuffle_digest"]
+    )
 
 
 def assert_digest(got, want):
@@ -118,15 +120,15 @@ def assert_digest(got, want):
     assert hashlib.sha256(got.astype("<i8").tobytes()).hexdigest() == want["sha256_int64le"]
 
 
-PICKED = [case for case in golden("orders") if "sampling0" in case.get("arrays", ())]
+SAMPLING_CASES = [case for case in golden("orders") if "sampling0" in case.get("arrays", ())]
 
 
-@pytest.mark.parametrize("case", PICKED, ids=[case["id"] for case in PICKED])
+@pytest.mark.parametrize("case", SAMPLING_CASES, ids=[case["id"] for case in SAMPLING_CASES])
 def test_golden_picks(case, epoch_of):
     """The units and the sample ids of each stream."""
     batching = epoch_of(case["params"]).batching
-    joined = case["params"]["batching_method"] == "random"
-    streams = {"": batching} if joined else dict(enumerate(batching.streams))
+    is_one_stream = case["params"]["batching_method"] == "random"
+    streams = {"": batching} if is_one_stream else dict(enumerate(batching.streams))
     counts = np.concatenate([stream.picks.counts for stream in streams.values()])
     count = len(case["params"]["streams"])
     want = [expected(case, f"sampling{number}") for number in range(count)]

@@ -38,8 +38,8 @@ def test_golden_partition(case):
 @golden_cases("world")
 def test_golden_world(case):
     params, workers = case["params"], case["params"]["workers_per_rank"]
-    before = World(params["num_nodes"], params["ranks_per_node"])
-    world = run_golden(case, lambda: before.merge_replicas(params["replication"]))
+    full_world = World(params["num_nodes"], params["ranks_per_node"])
+    world = run_golden(case, lambda: full_world.merge_replicas(params["replication"]))
     if world is None:
         return
     resolved = case["resolved"]
@@ -49,7 +49,7 @@ def test_golden_world(case):
     )
     assert world.ranks == resolved["num_ranks"]
     slots = []
-    for number in range(before.ranks * workers):
+    for number in range(full_world.ranks * workers):
         rank, worker = number // workers // params["replication"], number % workers
         slots.append((*world.node_and_rank(rank), worker, rank, rank * workers + worker))
     np.testing.assert_array_equal(slots, expected(case, "slots"))

@@ -8,7 +8,7 @@ import pytest
 from npstream.orders.streaming import pcg64
 
 
-def state_of(rng):
+def convert_state(rng):
     """Return the state of a NumPy generator in the format of kernels."""
     state = rng.bit_generator.state
     words = [number >> shift & 2**64 - 1 for number in state["state"].values() for shift in (64, 0)]
@@ -18,9 +18,9 @@ def state_of(rng):
 
 def assert_at(state, rng):
     """Assert that a state equals that of a generator; an unused spare half is ignored."""
-    np.testing.assert_array_equal(state[[0, 1, 2, 3, 5]], state_of(rng)[[0, 1, 2, 3, 5]])
+    np.testing.assert_array_equal(state[[0, 1, 2, 3, 5]], convert_state(rng)[[0, 1, 2, 3, 5]])
     if state[5]:
-        assert state[4] == state_of(rng)[4]
+        assert state[4] == convert_state(rng)[4]
 
 
 @pytest.fixture
@@ -29,28 +29,32 @@ def run(kernel_mode):
 
 
 def test_kernels_shuffle_as_numpy_does(run):
-    rng, state, skipped = np.random.default_rng(3), pcg64.seeded(3), pcg64.seeded(3)
+    rng, state, skip_state = (
+        np.random.default_rng(3),
+        pcg64.state_from_seed(3),
+        pcg64.state_from_seed(3),
+    )
     for size in [0, 1, 2, 3, 4, 5, 7, 8, 9, 63, 64, 65, 1000]:
         for dtype in (np.uint32, np.int64):
             want, got = np.arange(size), np.arange(size + 3, dtype=dtype) - 2
             rng.shuffle(want)
             run(pcg64.draw_shuffle)(state, got[2:], 0, size)
-            run(pcg64.skip_shuffle)(skipped, size)
+            run(pcg64.skip_shuffle)(skip_state, size)
             np.testing.assert_array_equal(got[2:-1], want)
             assert_at(state, rng)
-            assert_at(skipped, rng)
+            assert_at(skip_state, rng)
 
 
 def test_kernels_shuffle_only_the_given_range(run):
     values = np.arange(20)
-    run(pcg64.draw_shuffle)(pcg64.seeded(0), values, 5, 15)
+    run(pcg64.draw_shuffle)(pcg64.state_from_seed(0), values, 5, 15)
     assert values[:5].tolist() + values[15:].tolist() == [*range(5), *range(15, 20)]
     assert sorted(values[5:15]) == [*range(5, 15)] != values[5:15].tolist()
 
 
 @pytest.mark.parametrize("bound", [1, 2, 3, 10, 2**16 + 1, 2**31, 2**31 + 1, 3 << 30, 2**32 - 1])
 def test_kernels_draw_as_numpy_does(run, bound):
-    rng, state = np.random.default_rng(bound), pcg64.seeded(bound)
+    rng, state = np.random.default_rng(bound), pcg64.state_from_seed(bound)
     for _ in range(50):
         assert run(pcg64.draw_below)(state, bound) == rng.integers(0, bound)
     assert_at(state, rng)
@@ -58,7 +62,7 @@ def test_kernels_draw_as_numpy_does(run, bound):
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 3, 100, 12345])
 def test_jump_advances_like_draws_of_numpy(run, steps):
-    rng, state = np.random.default_rng(steps), pcg64.seeded(steps)
+    rng, state = np.random.default_rng(steps), pcg64.state_from_seed(steps)
     assert run(pcg64.draw_below)(state, 10) == rng.integers(0, 10)  # leaves half a word
     run(pcg64.jump)(state, steps)
     rng.random(steps)

@@ -22,12 +22,12 @@ def test_golden_sampling(case):
 
 @pytest.mark.parametrize("sizes", [(2, 3, 60, 999), (9_999, 10_000, 10_001, 20_000)])
 def test_samples_are_chosen_as_numpy_does(kernel_mode, sizes):
-    """For each of NumPy's algorithms, and after any draws before."""
+    """For each of NumPy's algorithms, and in any state of the generator."""
     for seed in range(2 if kernel_mode == "python" else 40):
         rng, counts = np.random.default_rng(seed), []
         for size in sizes:
-            among = {1, max(size // 50, 1), size // 50 + 1, size // 2, size - 1}
-            counts.append(int(rng.choice(sorted(among))))
+            candidates = {1, max(size // 50, 1), size // 50 + 1, size // 2, size - 1}
+            counts.append(int(rng.choice(sorted(candidates))))
         picks = Picks([np.array(sizes)], [sum(counts)], 1, shard_seed=0, sample_seed=seed)
         vars(picks)["counts"] = np.array(counts)
         rng, first, want = np.random.default_rng(seed), 0, []

@@ -85,7 +85,7 @@ def test_large_shuffles_equal_the_reference(algorithm, units):
 
 @pytest.mark.parametrize("algorithm", ["py1e", "py1s", "py1br"])
 @pytest.mark.parametrize("step", [700, 90_000])
-def test_a_reader_that_continues_uses_the_readahead(algorithm, step, monkeypatch):
+def test_a_sequential_reader_uses_the_readahead(algorithm, step, monkeypatch):
     """For each lane, and with a small and a large cache."""
     shuffle, size = EpochShuffle(algorithm, 3, 1, 2, 20_000), 900_000
     order, bounds = shuffle.order(Pieces.consecutive(np.full(9000, 100))), lane_bounds(size, 3)
@@ -99,11 +99,12 @@ def test_a_reader_that_continues_uses_the_readahead(algorithm, step, monkeypatch
             computed.append(stop - start)
             return order.rows(start, stop)
 
-    window = CachedOrder(Counted(), bounds)
+    cached_order = CachedOrder(Counted(), bounds)
     for start in range(0, size // 3, step):
-        own = np.arange(start, min(start + step, size // 3), 7)
-        positions = np.concatenate([own, own + size // 3, own[::-1] + 2 * size // 3])
-        np.testing.assert_array_equal(window.at(positions), want[positions])
+        first_lane = np.arange(start, min(start + step, size // 3), 7)
+        last_lane = first_lane[::-1] + 2 * size // 3
+        positions = np.concatenate([first_lane, first_lane + size // 3, last_lane])
+        np.testing.assert_array_equal(cached_order.at(positions), want[positions])
     assert size // 2 < sum(computed) < 2 * size
     copy = pickle.loads(pickle.dumps(CachedOrder(order, bounds)))
     np.testing.assert_array_equal(copy.at(positions), want[positions])
@@ -126,11 +127,11 @@ def test_a_random_lookup_does_not_read_ahead():
             computed.append(stop - start)
             return order.rows(start, stop)
 
-    window = CachedOrder(Counted(), lane_bounds(900_000, 1))
+    cached_order = CachedOrder(Counted(), lane_bounds(900_000, 1))
     for position in (5, 899_999, 5):
-        window.at(np.array([position]))
+        cached_order.at(np.array([position]))
     assert computed == [1, 1, 1]
-    window.at(np.arange(6, 9))
+    cached_order.at(np.arange(6, 9))
     assert computed[3:] == [order.lookup_size]
 
 

@@ -17,8 +17,8 @@ from npstream.orders.streaming.sampling import Weight
 
 
 @pytest.mark.parametrize("method", BY_STREAM)
-@pytest.mark.parametrize("left", [1, 0, -1])
-def test_states_near_the_end_of_an_epoch_resume_by_their_batches(method, left):
+@pytest.mark.parametrize("missing_batches", [1, 0, -1])
+def test_states_near_the_end_of_an_epoch_resume_by_their_batches(method, missing_batches):
     """Lanes are filled up, so an epoch can have more batches than its samples fill."""
     order = StreamingOrder(
         shards=[np.array([1000, 100])],
@@ -31,10 +31,10 @@ def test_states_near_the_end_of_an_epoch_resume_by_their_batches(method, left):
     world = World(1, 4)
     batches = order.epoch(0, world).batches
     assert batches * 4 > 1100
-    state = STATE | {"epoch": 0, "sample_in_epoch": 4 * (batches - left)}
-    resumed, *place = order.resume(state, world)
-    assert place == [0, 4 * (batches - left)]
-    assert resumed.epoch(place[0], world, place[1]).batches == max(left, 0)
+    state = STATE | {"epoch": 0, "sample_in_epoch": 4 * (batches - missing_batches)}
+    resumed_order, *place = order.resume(state, world)
+    assert place == [0, 4 * (batches - missing_batches)]
+    assert resumed_order.epoch(place[0], world, place[1]).batches == max(missing_batches, 0)
 
 
 def test_a_resumed_epoch_warns_of_repeated_samples():
@@ -73,25 +73,25 @@ def test_runs_of_streaming_resume(case, run):
         batch_size=run["batch_size"],
         **arguments,
     )
-    number, begun, yielded = -1, 0, [0]
-    following = 0, 0
+    number, first_sample, rank_samples = -1, 0, [0]
+    next_place = 0, 0
     if "loaded_state" in run:
-        order, *following = order.resume(run["loaded_state"], world)
+        order, *next_place = order.resume(run["loaded_state"], world)
     for each in run["epochs"]:
-        number, begun = following
+        number, first_sample = next_place
         assert number == each["epoch"]
-        epoch = order.epoch(number, world, begun)
+        epoch = order.epoch(number, world, first_sample)
         batches = range(epoch.batches)[: each["stopped_after_batches"]]
-        yielded = []
+        rank_samples = []
         for rank in range(ranks):
-            node, own = world.node_and_rank(rank // (replication or 1))
-            got = [ids.tolist() for ids in epoch.read(node, own, batches)]
+            node, node_rank = world.node_and_rank(rank // (replication or 1))
+            got = [ids.tolist() for ids in epoch.read(node, node_rank, batches)]
             want = arrays("checkpoints/ids.npz")[each["ids"][rank]]
             assert got == [[i for i in ids if i >= 0] for ids in want.tolist()]
-            yielded.append(sum(map(len, got)))
-        following = number + 1, 0
+            rank_samples.append(sum(map(len, got)))
+        next_place = number + 1, 0
     for rank, state in enumerate(run.get("state_after_per_rank", [run["state_after"]])):
-        assert order.state(world, number, begun + yielded[rank] * world.ranks) == state
+        assert order.state(world, number, first_sample + rank_samples[rank] * world.ranks) == state
 
 
 def sizes_of(directory):
@@ -140,13 +140,13 @@ def test_a_state_of_another_object_raises():
 
 
 @pytest.mark.parametrize(
-    ("sample_in_epoch", "goes_on"), [(440, (2, 440)), (441, (2, 441)), (448, (3, 0))]
+    ("sample_in_epoch", "want"), [(440, (2, 440)), (441, (2, 441)), (448, (3, 0))]
 )
-def test_a_state_from_the_end_of_an_epoch_can_count_repeated_samples(sample_in_epoch, goes_on):
+def test_a_state_from_the_end_of_an_epoch_can_count_repeated_samples(sample_in_epoch, want):
     """Streaming saves such states if lanes are unequal, but cannot load them."""
     state = STATE | {"sample_in_epoch": sample_in_epoch}
     _, *place = order_for_states().resume(state, World(1, 1))
-    assert tuple(place) == goes_on
+    assert tuple(place) == want
 
 
 def test_a_state_of_a_larger_dataset_raises():
