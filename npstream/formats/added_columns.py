@@ -1,9 +1,9 @@
-"""The file ``columns.json``, which lists the columns that were added beside a dataset.
+"""The file ``columns.json``, which lists the columns that were added to a dataset.
 
-Each *group* of columns was added by one call. Its values are in datasets of their own, the *parts*,
-in directories below ``columns/``. The parts of a group, one after the other, have the values of the
-first samples of the dataset. The file is untrusted input: a violation of the format raises
-`FormatError`.
+Each *group* of columns was added by one call. Its values are in separate datasets, the *parts*, in
+directories below ``columns/``. The concatenated parts have one row for each sample that the dataset
+had at that time. Samples that were appended later have no row in the parts. The file is untrusted
+input: a violation of the format raises `FormatError`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ FORMAT = "npstream columns"
 
 FORMAT_VERSION = 1
 
-_MAX_SAMPLES = MAX_FILE_BYTES
+_MAX_COUNT = MAX_FILE_BYTES
+"""Counts of samples and shards are below this; a larger number is damage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +48,10 @@ class BaseVersion:
     fingerprint : str
         The fingerprint of the dataset's index.
     shards : int
-        Its number of shards.
+        The number of shards of the dataset.
     digest : str
-        The `shards_digest` of these shards. A dataset of more shards with the same digest was
-        appended to.
+        The `shards_digest` of these shards. If the dataset has more shards now, but the same digest
+        of its first `shards`, samples were appended to it.
     """
 
     fingerprint: str
@@ -65,10 +66,13 @@ class ColumnGroup:
     Attributes
     ----------
     columns : tuple of str
+        The names of the columns.
     parts : tuple of GroupPart
+        The datasets with the values, in the order of the samples.
     base : BaseVersion
+        The version of the dataset that the columns were added to.
     fill : str
-        The path of a dataset of one sample, which has the values for samples that were appended
+        The path of a dataset of one sample, whose values stand in for samples that were appended
         later; empty if there is none.
     fill_columns : tuple of str
         The columns of that dataset.
@@ -105,7 +109,10 @@ def base_version(index: Index) -> BaseVersion:
 
 
 def shards_digest(index: Index, count: int) -> str:
-    """Return a hash of the names, content and sample order of the first `count` shards."""
+    """Return a hash of the index entries of the first `count` shards.
+
+    It covers their names, sizes, sample counts, schemas and recorded hashes.
+    """
     digest = hashlib.blake2b(digest_size=16)
     for array in (index.starts[: count + 1], index.nbytes[:count]):
         digest.update(array.astype(array.dtype.newbyteorder("<")).data)
@@ -168,7 +175,7 @@ def parse_groups(text: bytes, where: str) -> tuple[ColumnGroup, ...]:
             raise ValueError(
                 f"format version {version!r}; this release of npstream reads {FORMAT_VERSION}"
             )
-        return tuple(_parse_group(item) for item in _checked(document["groups"], list))
+        return tuple(_parse_group(item) for item in _require_type(document["groups"], list))
     except KeyError as error:
         raise FormatError(f"{where}: the key {error} is missing") from None
     except (TypeError, ValueError) as error:
@@ -176,44 +183,48 @@ def parse_groups(text: bytes, where: str) -> tuple[ColumnGroup, ...]:
 
 
 def _parse_group(item: Any) -> ColumnGroup:
-    columns = _names(_checked(item, dict)["columns"])
+    columns = _parse_names(_require_type(item, dict)["columns"])
     parts = tuple(
-        GroupPart(_path(_checked(part, dict)["path"]), _count(part["samples"]))
-        for part in _checked(item["parts"], list)
+        GroupPart(_parse_path(_require_type(part, dict)["path"]), _parse_count(part["samples"]))
+        for part in _require_type(item["parts"], list)
     )
-    base = _checked(item["dataset"], dict)
+    base = _require_type(item["dataset"], dict)
     version = BaseVersion(
-        _checked(base["version"], str), _count(base["shards"]), _checked(base["digest"], str)
+        _require_type(base["version"], str),
+        _parse_count(base["shards"]),
+        _require_type(base["digest"], str),
     )
     if not columns or not parts:
         raise ValueError("a group has no columns or no parts")
     if "fill" not in item:
         return ColumnGroup(columns, parts, version)
-    fill = _checked(item["fill"], dict)
-    return ColumnGroup(columns, parts, version, _path(fill["path"]), _names(fill["columns"]))
+    fill = _require_type(item["fill"], dict)
+    return ColumnGroup(
+        columns, parts, version, _parse_path(fill["path"]), _parse_names(fill["columns"])
+    )
 
 
-def _checked(value: Any, kind: type) -> Any:
+def _require_type(value: Any, kind: type) -> Any:
     if type(value) is not kind:
         raise ValueError(f"a value is of type {type(value).__name__}; expected {kind.__name__}")
     return value
 
 
-def _names(value: Any) -> tuple[str, ...]:
-    names = tuple(_checked(name, str) for name in _checked(value, list))
+def _parse_names(value: Any) -> tuple[str, ...]:
+    names = tuple(_require_type(name, str) for name in _require_type(value, list))
     if len(set(names)) < len(names):
         raise ValueError(f"a column is listed twice in {list(names)}")
     return names
 
 
-def _count(value: Any) -> int:
-    if not 0 <= _checked(value, int) < _MAX_SAMPLES:
+def _parse_count(value: Any) -> int:
+    if not 0 <= _require_type(value, int) < _MAX_COUNT:
         raise ValueError(f"{value} is not a number of samples or shards")
     return int(value)
 
 
-def _path(value: Any) -> str:
-    if not RELATIVE_PATH.fullmatch(_checked(value, str)) or not value.startswith(
+def _parse_path(value: Any) -> str:
+    if not RELATIVE_PATH.fullmatch(_require_type(value, str)) or not value.startswith(
         f"{COLUMNS_FOLDER}/"
     ):
         raise ValueError(f"the path {value!r} is not below {COLUMNS_FOLDER}/")

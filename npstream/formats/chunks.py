@@ -16,7 +16,10 @@ import numpy as np
 from npstream._core.typing import Bools, Int64
 
 CHUNK_BYTES = 1 << 22
-"""The maximum average size of the chunks of a shard in bytes. The format fixes this number."""
+"""The chunks of a shard have at most this size on average, in bytes. The format fixes the number.
+
+A shard of n samples has at most n chunks, so chunks of large samples may be larger.
+"""
 
 
 def chunk_counts(samples: Int64, nbytes: Int64, compressed: Bools, chunk_bytes: int) -> Int64:
@@ -30,7 +33,7 @@ def chunk_counts(samples: Int64, nbytes: Int64, compressed: Bools, chunk_bytes: 
     compressed : ndarray of bool, shape (shards,)
         Which shards are stored compressed. These have one chunk, whatever their size.
     chunk_bytes : int
-        Maximum average bytes of a shard's chunks, as long as chunks are not empty.
+        The chunks of a shard have at most this size on average, unless samples are larger.
 
     Examples
     --------

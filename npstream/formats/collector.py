@@ -21,7 +21,7 @@ from npstream.formats.chunks import CHUNK_BYTES, piece_rows
 from npstream.formats.encodings.encodings import DTYPE_CODES, Encoding, parse, with_dtype
 from npstream.formats.statistics import (
     SCALARS,
-    SUMMED_BYTES,
+    SUM_BLOCK_BYTES,
     ColumnStatistics,
     add_elements,
     add_rows,
@@ -34,23 +34,24 @@ if TYPE_CHECKING:
 
 __all__ = ["ChunkColumns", "StatisticsCollector", "TextCollector"]
 
-_LONG_ROW = 256
-"""Bytes of a row from which on rows are put together one by one; shorter ones by their elements."""
+_LONG_SPAN = 256
+"""Average span size in bytes from which `concatenate_spans` copies span by span without Numba."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkColumns:
-    """Consecutive samples of a shard.
+    """Consecutive samples of a shard, and the positions of their columns.
 
     Attributes
     ----------
     data : ndarray of uint8
+        The bytes of the samples.
     begins : dict of str to ndarray of int64
-        Where the body of each column begins in `data`, for each sample.
+        For each column, the first byte of each sample's body in `data`.
     nbytes : dict of str to ndarray of int64
-        The bytes of each body of the columns that vary in size.
+        For each variable column, the size of each sample's body.
     stride : int
-        Bytes of every sample, or 0 if they vary.
+        Bytes of each sample, or 0 if samples vary in size.
     """
 
     data: Bytes
@@ -62,7 +63,7 @@ class ChunkColumns:
         return len(next(iter(self.begins.values())))
 
     def rows(self, name: str, size: int, start: int = 0, stop: int | None = None) -> Bytes:
-        """Return bodies of a column of fixed size, back to back."""
+        """Return the bodies of a fixed column for samples `start` to `stop`, concatenated."""
         begins = self.begins[name][start:stop]
         if not self.stride or not len(begins):
             return rows_at(self.data, begins, size).reshape(-1)
@@ -71,17 +72,17 @@ class ChunkColumns:
         return np.ascontiguousarray(records[:, offset : offset + size]).reshape(-1)
 
     def blocks(self, name: str, size: int) -> Iterator[Bytes]:
-        """Yield bodies of a column of fixed size, a few at a time."""
-        step = max(1, SUMMED_BYTES // size)
+        """Yield the bodies of a fixed column, `SUM_BLOCK_BYTES` at a time."""
+        step = max(1, SUM_BLOCK_BYTES // size)
         for start in range(0, len(self), step):
             yield self.rows(name, size, start, start + step)
 
-    def runs(
+    def sum_small_arguments(
         self, name: str, size: int, dtype: np.dtype[Any]
     ) -> tuple[AnyArray, int, int, int, int] | None:
-        """Return the arguments of `sum_small` for a column of small integers of one size.
+        """Return the arguments of `sum_small` for a fixed column of integers of at most 16 bits.
 
-        None if samples vary in size, or the numbers are not aligned.
+        Return None for other dtypes, if samples vary in size, or if the numbers are not aligned.
         """
         begins, itemsize = self.begins[name], dtype.itemsize
         if dtype.kind not in "iu" or itemsize > 2 or not self.stride or not len(begins):
@@ -92,40 +93,40 @@ class ChunkColumns:
         numbers = self.data[: end - end % itemsize].view(dtype)
         return numbers, first // itemsize, self.stride // itemsize, len(begins), size // itemsize
 
-    def numbers_at(self, name: str, size: int, dtype: np.dtype[Any], at: Int64) -> AnyArray:
-        """Return elements of arrays of one size, given their positions among all elements."""
-        rows, columns = np.divmod(at, size // dtype.itemsize)
+    def numbers_at(self, name: str, size: int, dtype: np.dtype[Any], positions: Int64) -> AnyArray:
+        """Return elements of a fixed column by their positions among those of all samples."""
+        rows, columns = np.divmod(positions, size // dtype.itemsize)
         offsets = self.begins[name][rows] + columns * dtype.itemsize
         windows = np.ndarray(len(self.data) - dtype.itemsize + 1, dtype, self.data, strides=(1,))
         numbers: AnyArray = windows[offsets]
         return numbers
 
-    def part(self, start: int, stop: int) -> ChunkColumns:
-        """Return some of the samples."""
+    def select(self, start: int, stop: int) -> ChunkColumns:
+        """Return the samples from `start` to `stop`."""
         begins = {name: each[start:stop] for name, each in self.begins.items()}
         nbytes = {name: each[start:stop] for name, each in self.nbytes.items()}
         return ChunkColumns(self.data, begins, nbytes, self.stride)
 
 
 class StatisticsCollector:
-    """The statistics of one shard, which grow chunk by chunk.
+    """Computes the statistics of one MDS shard, chunk by chunk.
 
     Parameters
     ----------
     schema : Schema
-        That of an MDS shard.
+        The schema of the shard.
     dtypes : mapping of str to str
-        The dtypes that the index records of columns in addition to their encodings.
+        The dtypes in the annotations of the index.
 
     Attributes
     ----------
     columns : dict of str to ColumnStatistics
-        The statistics so far; `finish` completes them.
+        The statistics of the added chunks; `finish` completes them.
     """
 
     def __init__(self, schema: Schema, dtypes: Mapping[str, str]) -> None:
         self.columns: dict[str, ColumnStatistics] = {}
-        self._held: dict[str, list[AnyArray]] = {}
+        self._scalar_buffers: dict[str, list[AnyArray]] = {}
         self._encodings: dict[str, Encoding] = {}
         for name, text, size in zip(schema.names, schema.encodings, schema.sizes, strict=True):
             try:
@@ -141,16 +142,22 @@ class StatisticsCollector:
                 self.columns[name] = ColumnStatistics(dtype)
 
     def add(self, chunk: ChunkColumns, scalars: Mapping[str, AnyArray]) -> None:
-        """Add samples; `scalars` are the values of some of the columns, extracted already.
+        """Add the samples of a chunk.
 
-        A shard that is stored compressed is one chunk. It is taken in parts, so that the statistics
-        do not depend on the compression.
+        A shard that is stored compressed is one chunk. It is divided into parts of `CHUNK_BYTES`,
+        so that the statistics do not depend on the compression.
+
+        Parameters
+        ----------
+        chunk : ChunkColumns
+        scalars : mapping of str to ndarray
+            The values of scalar columns that the caller has extracted from the chunk.
         """
         count = -(-len(chunk.data) // CHUNK_BYTES)
         bounds = piece_rows(len(chunk), min(max(count, 1), max(len(chunk), 1))).tolist()
         for start, stop in pairwise(bounds):
             values = {name: each[start:stop] for name, each in scalars.items()}
-            self._add_part(chunk.part(start, stop) if count > 1 else chunk, values)
+            self._add_part(chunk.select(start, stop) if count > 1 else chunk, values)
 
     def _add_part(self, chunk: ChunkColumns, scalars: Mapping[str, AnyArray]) -> None:
         for name, encoding in self._encodings.items():
@@ -162,7 +169,7 @@ class StatisticsCollector:
                 self._add_arrays(statistics, encoding, chunk.data, begins, nbytes)
             else:
                 begins, sizes = chunk.begins[name], chunk.nbytes.get(name)
-                if sizes is None:  # an encoding of the user's own, of one size
+                if sizes is None:  # a registered encoding of a fixed size
                     sizes = np.full(len(begins), encoding.size, np.int64)
                 null = b"null" if encoding.name == "json" else b""
                 frequent = encoding.kind != "image" and encoding.name not in _OPAQUE
@@ -177,32 +184,33 @@ class StatisticsCollector:
         name: str,
         values: AnyArray | None,
     ) -> None:
-        stored = storage_dtype(encoding.dtype)
+        number_dtype = storage_dtype(encoding.dtype)
         begins, size = chunk.begins[name], encoding.size
-        if stored is None or encoding.dtype.kind == "c" or not size:
+        if number_dtype is None or encoding.dtype.kind == "c" or not size:
             statistics.count += len(begins)
             return
-        stored = stored.newbyteorder("<")
+        number_dtype = number_dtype.newbyteorder("<")
         if encoding.shape:
-            self._add_rows(statistics, chunk, name, size, stored)
+            self._add_rows(statistics, chunk, name, size, number_dtype)
             return
         if values is None or values.dtype.kind not in "iuf":
-            values = chunk.rows(name, size).view(stored).copy()  # the chunk is overwritten
-        # A call costs 0.1 ms: numbers of chunks with few of them are put together.
-        held = self._held.setdefault(name, [])
-        if sum(map(len, held)) + len(values) > SCALARS:
-            self._add_held(name)
-        held.append(values)
+            # A copy, because the caller overwrites the memory of the chunk.
+            values = chunk.rows(name, size).view(number_dtype).copy()
+        # A call of `add_scalars` costs 0.1 ms. So buffer the scalars of small chunks.
+        buffer = self._scalar_buffers.setdefault(name, [])
+        if sum(map(len, buffer)) + len(values) > SCALARS:
+            self._flush_scalars(name)
+        buffer.append(values)
 
-    def _add_held(self, name: str) -> None:
-        if held := self._held[name]:
-            add_scalars(self.columns[name], np.concatenate(held))
-            held.clear()
+    def _flush_scalars(self, name: str) -> None:
+        if buffer := self._scalar_buffers[name]:
+            add_scalars(self.columns[name], np.concatenate(buffer))
+            buffer.clear()
 
     def finish(self) -> dict[str, ColumnStatistics]:
         """Return the statistics, after the last chunk."""
-        for name in self._held:
-            self._add_held(name)
+        for name in self._scalar_buffers:
+            self._flush_scalars(name)
         return self.columns
 
     def _add_rows(
@@ -215,15 +223,15 @@ class StatisticsCollector:
     ) -> None:
         """Add arrays of one shape."""
 
-        def take(at: Any) -> AnyArray:
-            if isinstance(at, slice):
+        def take(positions: Any) -> AnyArray:
+            if isinstance(positions, slice):  # all positions
                 return chunk.rows(name, size).view(dtype)
-            return chunk.numbers_at(name, size, dtype, at)
+            return chunk.numbers_at(name, size, dtype, positions)
 
         blocks = (block.view(dtype) for block in chunk.blocks(name, size))
         elements = len(chunk) * (size // dtype.itemsize)
-        runs = chunk.runs(name, size, dtype)
-        add_rows(statistics, blocks, len(chunk), elements, take, runs)
+        arguments = chunk.sum_small_arguments(name, size, dtype)
+        add_rows(statistics, blocks, len(chunk), elements, take, arguments)
 
     def _add_arrays(
         self,
@@ -233,47 +241,49 @@ class StatisticsCollector:
         begins: Int64,
         nbytes: Int64,
     ) -> None:
-        """Add arrays that vary in length, each after a head of its own."""
+        """Add arrays of variable shape."""
         add_values(statistics, data, begins, nbytes, frequent=False)
         if not len(begins):
             return
-        untyped = encoding.dtype == np.dtype(object)
-        stored: np.dtype[Any] | None
-        if untyped:
+        has_codes = encoding.dtype == np.dtype(object)
+        number_dtype: np.dtype[Any] | None
+        if has_codes:
             codes = data[begins]
             if (codes != codes[0]).any() or int(codes[0]) not in DTYPE_CODES:
                 statistics.dtype = ""
                 return
-            stored = DTYPE_CODES[int(codes[0])]
-            if statistics.dtype not in ("", stored.name):
+            number_dtype = DTYPE_CODES[int(codes[0])]
+            if statistics.dtype not in ("", number_dtype.name):
                 return
-            statistics.dtype = stored.name
+            statistics.dtype = number_dtype.name
         else:
-            stored = storage_dtype(encoding.dtype)
-        if stored is None or encoding.dtype.kind == "c":
+            number_dtype = storage_dtype(encoding.dtype)
+        if number_dtype is None or encoding.dtype.kind == "c":
             return
-        heads = begins + untyped
-        shapes = data[np.minimum(heads, len(data) - 1)].astype(np.int64)
-        lengths = untyped + 1 + ((shapes >> 2) << (shapes & 3))
-        elements = nbytes - lengths
-        if (elements < 0).any() or (elements % stored.itemsize).any():
-            return  # damaged
-        body = spans_of(data, begins + lengths, elements)
-        add_elements(statistics, body.view(stored.newbyteorder("<")), 0)
+        # A body is [dtype code] [shape head] values; see `npstream.formats.encodings.arrays`. The
+        # first byte of the shape head is ndim << 2 | w; ndim dimensions of 2**w bytes follow it.
+        shape_heads = begins + has_codes
+        first_bytes = data[np.minimum(shape_heads, len(data) - 1)].astype(np.int64)
+        head_sizes = has_codes + 1 + ((first_bytes >> 2) << (first_bytes & 3))
+        value_sizes = nbytes - head_sizes
+        if (value_sizes < 0).any() or (value_sizes % number_dtype.itemsize).any():
+            return  # a body is damaged
+        values = concatenate_spans(data, begins + head_sizes, value_sizes)
+        add_elements(statistics, values.view(number_dtype.newbyteorder("<")), 0)
 
 
 class TextCollector:
-    """The statistics of one shard of text, which grow chunk by chunk.
+    """Computes the statistics of one text shard, chunk by chunk.
 
     Parameters
     ----------
     schema : Schema
-        That of a text shard.
+        The schema of the shard.
 
     Attributes
     ----------
     columns : dict of str to ColumnStatistics
-        The statistics so far. A column with an integer beyond int64 has none.
+        The statistics of the added chunks. A column with an integer beyond int64 has none.
     """
 
     def __init__(self, schema: Schema) -> None:
@@ -285,9 +295,16 @@ class TextCollector:
         self.columns = {name: ColumnStatistics(dtype) for name, dtype in self._dtypes.items()}
 
     def add(self, values: Mapping[str, Sequence[Any]], nbytes: int) -> None:
-        """Add the values of all columns of some lines, which have `nbytes` bytes.
+        """Add the values of consecutive lines.
 
         As in `StatisticsCollector.add`, the result does not depend on the compression.
+
+        Parameters
+        ----------
+        values : mapping of str to sequence
+            For each column, its value in each line.
+        nbytes : int
+            Bytes of the lines.
         """
         length = len(next(iter(values.values()), ()))
         count = min(-(-nbytes // CHUNK_BYTES), length)
@@ -309,7 +326,7 @@ class TextCollector:
         add_values(statistics, data, np.cumsum(nbytes) - nbytes, nbytes)
 
     def discard(self) -> None:
-        """Give up: the lines do not follow the format."""
+        """Drop all statistics, because a line does not follow the format."""
         self.columns.clear()
 
     def finish(self) -> dict[str, ColumnStatistics]:
@@ -318,13 +335,14 @@ class TextCollector:
 
 
 _TEXT_DTYPES = {"str": "", "int": "int64", "float": "float64"}
-"""The dtype of the numbers of each encoding of text shards."""
+"""Encoding of a text column -> dtype of its numbers; empty for text."""
 
 _OPAQUE = ("pkl", "list[pil]", "list[jpeg]", "list[png]", "jpeg_array", "jpegarray")
+"""Encodings of pickles and of lists of images: the most frequent bodies are not counted."""
 
 
 def rows_at(data: Bytes, begins: Int64, nbytes: int) -> Bytes:
-    """Return runs of one length as the rows of an array."""
+    """Return the spans of `nbytes` bytes that start at `begins`, as the rows of an array."""
     windows = np.ndarray(
         max(len(data) - nbytes + 1, 0), np.dtype((np.void, nbytes)), data, strides=(1,)
     )
@@ -332,17 +350,17 @@ def rows_at(data: Bytes, begins: Int64, nbytes: int) -> Bytes:
     return rows
 
 
-def spans_of(data: Bytes, begins: Int64, nbytes: Int64) -> Bytes:
-    """Return runs of any lengths, back to back."""
+def concatenate_spans(data: Bytes, begins: Int64, nbytes: Int64) -> Bytes:
+    """Return the concatenation of spans, given their first bytes and their sizes."""
     ends = np.cumsum(nbytes)
     total = int(ends[-1]) if len(ends) else 0
-    joined: Bytes
+    result: Bytes
     if copy_spans.is_loaded:
-        joined = np.empty(total, np.uint8)
-        copy_spans(address_of(data) + begins, nbytes, ends - nbytes, address_of(joined))
-    elif total >= _LONG_ROW * len(begins):
+        result = np.empty(total, np.uint8)
+        copy_spans(address_of(data) + begins, nbytes, ends - nbytes, address_of(result))
+    elif total >= _LONG_SPAN * len(begins):
         pairs = zip(begins.tolist(), (begins + nbytes).tolist(), strict=True)
-        joined = np.concatenate([data[begin:end] for begin, end in pairs])
+        result = np.concatenate([data[begin:end] for begin, end in pairs])
     else:
-        joined = data[np.repeat(begins - (ends - nbytes), nbytes) + np.arange(total)]
-    return joined
+        result = data[np.repeat(begins - (ends - nbytes), nbytes) + np.arange(total)]
+    return result

@@ -80,13 +80,13 @@ def parse_compression(spec: str | None) -> Compression | None:
     match = re.fullmatch(r"(\w+)(?::(0|[1-9][0-9]?))?", spec)
     name, level = match.groups() if match else ("", None)
     if name not in _LEVELS or (level is not None and int(level) not in _LEVELS[name]):
-        known = ", ".join(
+        choices = ", ".join(
             f"{name}:{levels[0]} to {name}:{levels[-1]}" if levels else name
             for name, levels in _LEVELS.items()
         )
         similar = _ALIASES.get(spec.partition(":")[0].lower())
         hint = f"did you mean {similar!r}? " if similar else ""
-        raise ValueError(f"unknown compression {spec!r}: {hint}known are {known}")
+        raise ValueError(f"unknown compression {spec!r}: {hint}known are {choices}")
     return Compression(name, _DEFAULT_LEVELS[name] if level is None else int(level))
 
 
@@ -242,20 +242,21 @@ def _decode_zstd(data: Body, size: int) -> Iterator[bytes]:
 
 
 def _decode_streams(data: Body, new_decoder: Callable[[], Any]) -> Iterator[bytes]:
-    rest = memoryview(data)
+    unread = memoryview(data)
     while True:
         # A decoder copies all input beyond the end of its stream. With large inputs, many short
         # streams would take quadratic time. Hence each stream's first input is small, and the next
         # ones double.
         decoder, length = new_decoder(), _FIRST_INPUT_BYTES
         while not decoder.eof:
-            compressed = rest[:length] if decoder.needs_input else rest[:0]
+            compressed = unread[:length] if decoder.needs_input else unread[:0]
             if decoder.needs_input and not compressed:
                 raise EOFError("they end early")
             yield decoder.decompress(compressed, _MAX_BLOCK)
-            rest, length = rest[len(compressed) :], min(2 * length, _MAX_BLOCK)
-        rest = memoryview(data)[len(data) - len(rest) - len(decoder.unused_data) :]
-        if not rest:
+            unread, length = unread[len(compressed) :], min(2 * length, _MAX_BLOCK)
+        # The decoder did not use the last bytes of its input: they belong to the next stream.
+        unread = memoryview(data)[len(data) - len(unread) - len(decoder.unused_data) :]
+        if not unread:
             return
 
 

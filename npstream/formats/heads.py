@@ -51,10 +51,10 @@ def check_configuration(schema: Schema, configuration: Bytes) -> None:
         return
     try:
         text = configuration.tobytes().decode(errors="replace").lstrip()
-        stored, end = json.JSONDecoder().raw_decode(text)
+        document, end = json.JSONDecoder().raw_decode(text)
     except (ValueError, RecursionError):
         return
-    if not isinstance(stored, dict):
+    if not isinstance(document, dict):
         return
     if text[end:].strip():
         raise FormatError("other bytes follow its configuration")
@@ -62,8 +62,8 @@ def check_configuration(schema: Schema, configuration: Bytes) -> None:
     expected: dict[str, Any] = {"column_names": names, "column_encodings": encodings}
     if schema.format == "json":
         expected = {"columns": dict(zip(names, encodings, strict=True))}
-    for key in expected.keys() & stored.keys():
-        if stored[key] != expected[key]:
+    for key in expected.keys() & document.keys():
+        if document[key] != expected[key]:
             raise FormatError(
-                f"its own {key!r} are {stored[key]!r}; the index says {expected[key]!r}"
+                f"its own {key!r} are {document[key]!r}; the index says {expected[key]!r}"
             )

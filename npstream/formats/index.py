@@ -3,7 +3,7 @@
 The format is version 2 of MosaicML Streaming's: one entry for each shard, in sample order. The
 top-level key ``"npstream"``, which Streaming ignores, holds npstream's `Annotations`. An index is
 untrusted input: a violation of the format raises `FormatError`, which names the file and the shard.
-Readers also compare each shard's head with the index: the bytes before its first sample.
+Readers also compare the head of each shard, the bytes before its first sample, with the index.
 """
 
 from __future__ import annotations
@@ -80,9 +80,20 @@ The limit is far above the range of a shard's uint32 offsets. Sums over 2**23 fi
 class Schema:
     """The columns of a shard's samples, from its index entry.
 
-    ``sizes`` holds the bytes of each column's values, or None for a variable size; it is empty for
-    text formats. ``newline`` and ``separator`` apply to the text formats only. ``keys`` holds the
-    names in the shards if `Index.renamed` made other ``names``; it is empty otherwise.
+    Attributes
+    ----------
+    format : str
+        The shard format, such as ``"mds"``; a key of `FORMAT_KEYS`.
+    names : tuple of str
+        The names of the columns.
+    encodings : tuple of str
+        The encoding of each column.
+    sizes : tuple of (int or None)
+        The bytes of each column's values, or None for a variable size; empty for text formats.
+    newline, separator : str
+        For text formats only.
+    keys : tuple of str
+        The names of the columns in the shards, if `renamed` has replaced ``names``; else empty.
     """
 
     format: str
@@ -94,7 +105,10 @@ class Schema:
     keys: tuple[str, ...] = field(default=(), repr=False)  # fingerprints are hashes of the repr
 
     def renamed(self, names: Mapping[str, str]) -> Schema:
-        """Return the schema with other names; columns that are not in `names` get unique names."""
+        """Return the schema with other names: `names` maps each old name to a new one.
+
+        Columns that are not in `names` get names that start with NUL, so that they are hidden.
+        """
         new_names = tuple(names.get(name, f"\0{name}") for name in self.names)
         return replace(self, names=new_names, keys=self.keys or self.names)
 
@@ -221,13 +235,13 @@ class Index:
         The path or URL of the index, for messages.
     chunk_bytes : int
         Approximate size of a chunk, in bytes; see `npstream.formats.chunks`.
-    stored : Index
-        The index with the names of columns in the shards; this one unless `renamed` made it.
+    original : Index
+        The index before `renamed` replaced names of columns; this index if no names are replaced.
     """
 
     __slots__ = (
         "_catalog",
-        "_stored",
+        "_original",
         "annotations",
         "chunk_bytes",
         "compressed",
@@ -243,7 +257,7 @@ class Index:
 
     def __init__(self, arrays: ShardArrays, catalog: Catalog, where: str) -> None:
         self._catalog = catalog
-        self._stored: Index | None = None
+        self._original: Index | None = None
         self.where = where
         self.schemas, self.annotations = arrays.schemas, arrays.annotations
         self.nbytes, self.schema_ids = arrays.nbytes, arrays.schema_ids
@@ -284,12 +298,12 @@ class Index:
         It covers sample counts, sizes, schemas, dtypes and recorded hashes. It does not depend on
         file names or on compressed sizes.
         """
-        return self._catalog.fingerprint(self.stored)
+        return self._catalog.fingerprint(self.original)
 
     @property
-    def stored(self) -> Index:
-        """The index with the names of columns in the shards."""
-        return self._stored or self
+    def original(self) -> Index:
+        """The index with the names of columns that the shards store."""
+        return self._original or self
 
     def renamed(self, names: Mapping[str, str]) -> Index:
         """Return the index with other names of columns; its fingerprint stays the same.
@@ -297,10 +311,10 @@ class Index:
         Parameters
         ----------
         names : mapping of str to str
-            Name here -> new name. Columns that are missing here cannot be read by name.
+            Name in this index -> new name. Columns that are not in `names` cannot be read by name.
         """
         index = copy(self)
-        index._stored = self.stored
+        index._original = self.original
         index.schemas = tuple(schema.renamed(names) for schema in self.schemas)
         return index
 
@@ -465,10 +479,10 @@ class _Entries:
         if dtypes := index.annotations.dtypes:
             digest.update(json.dumps(dtypes, sort_keys=True).encode())
         for shard, entry in enumerate(self._entries):
-            hashes, zipped = entry["raw_data"].get("hashes"), entry.get("zip_data")
-            if hashes or zipped:
-                recorded = [shard, hashes, zipped is not None]
-                digest.update(json.dumps(recorded, sort_keys=True).encode())
+            hashes, zip_data = entry["raw_data"].get("hashes"), entry.get("zip_data")
+            if hashes or zip_data:
+                facts = [shard, hashes, zip_data is not None]
+                digest.update(json.dumps(facts, sort_keys=True).encode())
         return digest.hexdigest()
 
 

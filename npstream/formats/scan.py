@@ -59,6 +59,7 @@ class ScanResult:
 
 
 Scalars = dict[str, AnyArray]
+"""Scalar column -> its values."""
 
 MAX_SCALAR_BYTES = 8
 """The largest itemsize of a scalar column."""
@@ -94,8 +95,9 @@ class Scan:
         The meta file of a text shard.
     parse_all : bool
         Whether to parse all columns of a text shard, not only `columns`.
-    statistics : mapping of str to str, optional
-        To gather the statistics of the columns: the dtypes that the index records.
+    statistics_dtypes : mapping of str to str, optional
+        The dtypes in the annotations of the index, to compute the statistics of all columns. By
+        default, no statistics are computed.
     submit : callable, optional
         Runs a function in a thread, so that a chunk is processed while the next one is fed.
 
@@ -115,13 +117,14 @@ class Scan:
         nbytes: int | None = None,
         meta: bytes | None = None,
         parse_all: bool = False,
-        statistics: Mapping[str, str] | None = None,
+        statistics_dtypes: Mapping[str, str] | None = None,
         submit: Callable[..., Future[None]] | None = None,
     ) -> None:
         collector: StatisticsCollector | TextCollector | None = None
-        if statistics is not None:
-            is_mds = schema.format == "mds"
-            collector = StatisticsCollector(schema, statistics) if is_mds else TextCollector(schema)
+        if statistics_dtypes is not None and schema.format == "mds":
+            collector = StatisticsCollector(schema, statistics_dtypes)
+        elif statistics_dtypes is not None:
+            collector = TextCollector(schema)
         extract = _column_extractor(schema, dict(columns), parse_all, collector)
         self._collector = collector
         self._pieces = _scan_pieces(
@@ -129,7 +132,9 @@ class Scan:
         )
         self._needed = next(self._pieces)
         self._buffer = bytearray()
-        self._other = bytearray() if submit is not None else None
+        # With `submit`, a thread processes one piece while the next one is fed. So the two pieces
+        # need two buffers.
+        self._spare_buffer = bytearray() if submit is not None else None
         self._filled = 0
         self._total = 0
         self._result: ScanResult | None = None
@@ -151,19 +156,19 @@ class Scan:
 
     def feed(self, body: Body) -> None:
         """Process the next bytes of the shard."""
-        rest = memoryview(body)
-        is_in_place = rest.obj is self._buffer
-        self._total += len(rest)
+        unread = memoryview(body)
+        is_in_place = unread.obj is self._buffer
+        self._total += len(unread)
         while self._result is None:
-            if self._other is None and not self._filled and len(rest) >= self._needed:
+            if self._spare_buffer is None and not self._filled and len(unread) >= self._needed:
                 # No copy is needed: the piece is processed before the caller can change it.
-                piece, rest = rest[: self._needed], rest[self._needed :]
+                piece, unread = unread[: self._needed], unread[self._needed :]
             else:
-                count = min(len(rest), self._needed - self._filled)
+                count = min(len(unread), self._needed - self._filled)
                 if not is_in_place:
                     self._grow_buffer(self._filled + count)
-                    self._buffer[self._filled : self._filled + count] = rest[:count]
-                self._filled, rest = self._filled + count, rest[count:]
+                    self._buffer[self._filled : self._filled + count] = unread[:count]
+                self._filled, unread = self._filled + count, unread[count:]
                 if self._filled < self._needed:
                     return
                 piece = memoryview(self._buffer)[: self._needed]
@@ -171,12 +176,14 @@ class Scan:
                 self._needed = self._pieces.send(piece)
             except StopIteration as stop:
                 self._result = stop.value
-            if self._other is not None:  # the buffer is in use until the next piece is complete
-                self._buffer, self._other = self._other, self._buffer
+            if self._spare_buffer is not None:  # a thread may read the buffer until the next piece
+                self._buffer, self._spare_buffer = self._spare_buffer, self._buffer
             self._filled = 0
-            if not self._needed and len(body) and not len(rest):
-                return  # an empty piece can wait for the next call
-        self._filled += len(rest)
+            if not self._needed and len(body) and not len(unread):
+                # An empty piece is left to the next call. After the last chunk, sending it would
+                # wait for the thread that processes this chunk.
+                return
+        self._filled += len(unread)  # bytes after the end of the shard: `finish` raises
 
     def _grow_buffer(self, nbytes: int) -> None:
         """Enlarge the buffer to at least `nbytes` bytes.
@@ -213,16 +220,20 @@ def _scan_pieces(
     extract: ColumnExtractor,
     submit: Callable[..., Future[None]] | None,
 ) -> Generator[int, memoryview, ScanResult]:
-    """Yield the number of bytes needed next; the caller sends these in one of two buffers."""
+    """Yield the number of bytes to read next; the caller sends these bytes.
+
+    With `submit`, a thread reads the sent bytes. They must not change before the next ``send``
+    returns.
+    """
     layout = mds.sample_layout(schema) if schema.format == "mds" else None
     stride = layout.stride if layout else 0
-    first = b"" if meta is not None else bytes((yield 4 * (samples + 2)))
-    words = np.frombuffer(first if meta is None else _meta_head(meta, samples), "<u4")
+    table = b"" if meta is not None else bytes((yield 4 * (samples + 2)))
+    words = np.frombuffer(table if meta is None else _meta_head(meta, samples), "<u4")
     begin = int(words[1])
     end = nbytes if nbytes is not None else int(words[-1])
-    if not len(first) <= begin <= end:
-        raise FormatError(f"samples begin at byte {begin}; expected {len(first)} to {end}")
-    head = first + (yield begin - len(first))
+    if not len(table) <= begin <= end:
+        raise FormatError(f"samples begin at byte {begin}; expected {len(table)} to {end}")
+    head = table + (yield begin - len(table))
     if layout is not None:
         mds.check_mds_head(schema, np.frombuffer(head, np.uint8), samples, stride, end)
     else:
@@ -245,14 +256,14 @@ def _scan_pieces(
     for chunk in range(count):
         data = yield bounds[chunk + 2] - bounds[chunk + 1]
         arguments = data, int(rows[chunk]), int(rows[chunk + 1])
-        if submit is None or count == 1:  # nothing comes next
+        if submit is None or count == 1:
             process(*arguments)
             continue
         if job is not None:
-            job.result()  # one at a time; and the caller may reuse that chunk's buffer now
+            job.result()  # chunks are processed in order, and the caller reuses this chunk's buffer
         job = submit(process, *arguments)
     if job is not None:
-        yield 0  # the caller may go on while the last chunk is processed
+        yield 0  # an empty piece: the caller continues while the thread processes the last chunk
         job.result()
     values = {name: np.concatenate([part[name] for part in extracted]) for name in columns}
     return ScanResult(begin, np.array(hashes, np.uint64), xxh3(meta) if meta else 0, values)
@@ -273,7 +284,7 @@ def _column_extractor(
     parse_all: bool,
     collector: StatisticsCollector | TextCollector | None,
 ) -> ColumnExtractor:
-    """Return a function that extracts `columns` from samples, and gathers their statistics."""
+    """Return a function that extracts `columns` from samples, and passes them to `collector`."""
     if schema.format != "mds":
         assert not isinstance(collector, StatisticsCollector)
         return _line_extractor(schema, columns, parse_all, collector)
@@ -301,14 +312,14 @@ def _line_extractor(
     parse_all: bool,
     collector: TextCollector | None,
 ) -> ColumnExtractor:
-    """Return the same for lines of text.
+    """Return a function that extracts `columns` from lines, and passes them to `collector`.
 
-    Lines that do not follow the format raise only if `parse_all` is True, or for `columns`.
-    Otherwise they have no statistics.
+    The function raises only if `parse_all` is True, or if one of `columns` does not follow the
+    format. If only other columns do not, the shard gets no statistics.
     """
     parse = text.parser(schema, schema.names if parse_all else tuple(columns))
 
-    def gather(lines: bytes, offsets: Int64, first: int) -> None:
+    def collect(lines: bytes, offsets: Int64, first: int) -> None:
         if collector is None or not collector.columns:
             return
         values = text.parse_together(schema, lines, len(offsets) - 1)
@@ -325,7 +336,7 @@ def _line_extractor(
         scalars: Scalars = {}
         if parse_all or columns:
             scalars = line_scalars(lines, offsets, parse, columns, first)
-        gather(lines, offsets, first)
+        collect(lines, offsets, first)
         return scalars
 
     return extract
@@ -369,7 +380,7 @@ def _scalars(schema: Schema) -> dict[str, np.dtype[Any]]:
 def record_scalars(
     data: Bytes, layout: SampleLayout, columns: Mapping[str, np.dtype[Any]]
 ) -> Scalars:
-    """Return scalar columns of MDS samples that all have the same size."""
+    """Return scalar columns of MDS samples of a schema without variable columns."""
     records = data.reshape(-1, layout.stride)
     scalars = {}
     for name, dtype in columns.items():
@@ -386,7 +397,9 @@ def split_samples(
     columns: Mapping[str, np.dtype[Any]],
     first: int = 0,
 ) -> tuple[ChunkColumns, Scalars]:
-    """Return the positions of the columns of MDS samples that vary in size, and scalar columns.
+    """Return the positions of columns and the values of scalar columns in MDS samples.
+
+    The schema has variable columns, so samples vary in size.
 
     Parameters
     ----------
@@ -395,9 +408,14 @@ def split_samples(
         First byte of each sample in `data`, ascending, followed by the length of `data`.
     layout : SampleLayout
     columns : mapping of str to dtype
-        The scalar columns.
+        The scalar columns to extract.
     first : int
         Row of the first sample in its shard, for messages.
+
+    Returns
+    -------
+    chunk : ChunkColumns
+    scalars : dict of str to ndarray
 
     Raises
     ------
@@ -418,19 +436,19 @@ def split_samples(
         row[0] = -1 if column.size is None else column.size
         if name in scalars:
             row[1:] = address_of(scalars[name]), scalars[name].itemsize
-    whole = find_columns(address_of(data), offsets, table, layout.fixed_nbytes, begins, sizes)
-    if whole < count:
-        raise _sizes_error(first + whole)
+    valid = find_columns(address_of(data), offsets, table, layout.fixed_nbytes, begins, sizes)
+    if valid < count:
+        raise _sizes_error(first + valid)
     variable = [name for name, column in layout.columns.items() if column.size is None]
-    places = dict(zip(layout.columns, begins, strict=True))
-    return ChunkColumns(data, places, dict(zip(variable, sizes, strict=True))), scalars
+    begins_by_name = dict(zip(layout.columns, begins, strict=True))
+    return ChunkColumns(data, begins_by_name, dict(zip(variable, sizes, strict=True))), scalars
 
 
 @kernel
 def find_columns(
     address: int, offsets: Int64, columns: Int64, fixed_nbytes: int, begins: Int64, sizes: Int64
 ) -> int:
-    """Find the columns of MDS samples that vary in size, and copy scalar columns.
+    """Find the bodies of all columns in MDS samples with variable columns; copy scalar columns.
 
     Parameters
     ----------
@@ -439,14 +457,14 @@ def find_columns(
     offsets : ndarray of int64, shape (n + 1,)
         The first byte of each sample, and the end of the last one.
     columns : ndarray of int64, shape (columns, 3)
-        The size of a column, or -1 if it varies; and for a scalar column to copy, the address of
-        its values, and their size.
+        For each column: its size, or -1 if it varies; the address to which its values are copied;
+        and the size of a value there, or 0 if the column is not copied.
     fixed_nbytes : int
-        The bytes of all columns of fixed size.
+        The bytes of all fixed columns in a sample.
     begins : ndarray of int64, shape (columns, n)
-        Is filled with the first byte of each body.
-    sizes : ndarray of int64, shape (columns of variable size, n)
-        Is filled with the size of each of their bodies.
+        Output: the first byte of each body.
+    sizes : ndarray of int64, shape (variable columns, n)
+        Output: the size of each body of a variable column.
 
     Returns
     -------
@@ -458,8 +476,8 @@ def find_columns(
         begin, end = offsets[k], offsets[k + 1]
         if end - begin < head + fixed_nbytes:
             return k
-        at = begin + head
-        varying = 0
+        position = begin + head
+        variable = 0
         total = head + fixed_nbytes
         for v in range(sizes.shape[0]):
             sizes[v, k] = load_u32(address + begin + 4 * v)
@@ -467,12 +485,12 @@ def find_columns(
         if total != end - begin:
             return k
         for c in range(columns.shape[0]):
-            begins[c, k] = at
+            begins[c, k] = position
             if columns[c, 0] < 0:
-                at += sizes[varying, k]
-                varying += 1
+                position += sizes[variable, k]
+                variable += 1
                 continue
-            at += columns[c, 0]
+            position += columns[c, 0]
             size = columns[c, 2]
             if size:
                 copy_short(columns[c, 1] + k * size, address + begins[c, k], size)
@@ -492,20 +510,21 @@ def _split_in_numpy(
         [_numbers_at(data, begins + 4 * k, np.dtype("<u4")) for k in range(layout.nvariable)]
     ).astype(np.int64)
     _check_sizes(body + layout.fixed_nbytes + sizes.sum(axis=0) == lengths, first)
-    before = np.concatenate([np.zeros((1, len(begins)), np.int64), np.cumsum(sizes, axis=0)])
-    places = {
-        name: begins + body + column.offset + before[column.variable_before]
+    # Row v has the total size of the first v variable columns of each sample.
+    totals = np.concatenate([np.zeros((1, len(begins)), np.int64), np.cumsum(sizes, axis=0)])
+    body_begins = {
+        name: begins + body + column.offset + totals[column.variable_before]
         for name, column in layout.columns.items()
     }
     variable = [name for name, column in layout.columns.items() if column.size is None]
-    return ChunkColumns(data, places, dict(zip(variable, sizes, strict=True)))
+    return ChunkColumns(data, body_begins, dict(zip(variable, sizes, strict=True)))
 
 
 def record_chunk(data: Bytes, layout: SampleLayout) -> ChunkColumns:
-    """Return where the columns of MDS samples lie that all have the same size."""
+    """Return the positions of columns in MDS samples of a schema without variable columns."""
     begins = np.arange(0, len(data), layout.stride)
-    places = {name: begins + column.offset for name, column in layout.columns.items()}
-    return ChunkColumns(data, places, {}, layout.stride)
+    body_begins = {name: begins + column.offset for name, column in layout.columns.items()}
+    return ChunkColumns(data, body_begins, {}, layout.stride)
 
 
 def line_scalars(
@@ -543,7 +562,13 @@ def line_scalars(
 def parse_lines(
     data: bytes, offsets: Int64, parse_line: Callable[[bytes], Mapping[str, Any]], first: int = 0
 ) -> dict[str, list[Any]]:
-    """Return the values that `parse_line` returns for each line; raise as `line_scalars` does."""
+    """Return, for each column, the values that `parse_line` returns for each line.
+
+    Raises
+    ------
+    FormatError
+        If a line does not follow the format.
+    """
     lists: dict[str, list[Any]] = {}
     for row, (begin, end) in enumerate(itertools.pairwise(offsets.tolist()), first):
         try:

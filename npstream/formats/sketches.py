@@ -1,11 +1,13 @@
-"""Sketches of very many values: their quantiles, and the most frequent ones.
+"""Sketches of many values: their quantiles, and the most frequent ones.
 
-Both are mergeable and deterministic, take bounded memory, and know the bound of their own error.
+Both sketches are mergeable and deterministic, and take bounded memory. Each keeps a bound of its
+error.
 
 Quantiles: compactors, as in Manku, Rajagopalan and Lindsay, "Approximate medians and other
 quantiles in one pass and with limited memory" (SIGMOD 1998), and in KLL (Karnin, Lang and Liberty,
-FOCS 2016). All have one capacity. Instead of a coin, odd and even positions take turns. So the
-error of ranks has a bound that always holds: a compaction of values of weight w adds at most w.
+FOCS 2016). All levels have the same capacity. KLL keeps the even or the odd positions of a level at
+random. Here, compactions keep even and odd positions alternately. So the error of ranks has a bound
+that always holds: a compaction of values of weight w adds at most w.
 
 Frequent values: the summary of Misra and Gries (1982), merged as in Agarwal et al. ("Mergeable
 summaries", PODS 2012).
@@ -25,10 +27,10 @@ from npstream._core.typing import AnyArray, Int64
 __all__ = ["CAPACITY", "COUNTERS", "FrequentValues", "QuantileSketch"]
 
 CAPACITY = 512
-"""Values of a level of a `QuantileSketch` that are kept before half of them are."""
+"""Maximum number of values in a level of a `QuantileSketch`; a larger level is halved."""
 
 COUNTERS = 64
-"""Values that `FrequentValues` counts."""
+"""Maximum number of values that `FrequentValues` counts."""
 
 
 class QuantileSketch:
@@ -37,24 +39,25 @@ class QuantileSketch:
     Parameters
     ----------
     levels : iterable of ndarray
-        Values of one dtype; those of level k stand for ``2**k`` values each.
+        Values of one dtype; each value of level k represents ``2**k`` values.
     error : int
-        The bound of the error of ranks, in values.
-    turn : int
-        Which places the next compaction keeps: even (0) or odd (1) ones.
+        The maximum error of a rank, in values.
+    parity : int
+        Positions that the next compaction keeps: even (0) or odd (1) ones.
     """
 
-    def __init__(self, levels: Iterable[AnyArray] = (), error: int = 0, turn: int = 0) -> None:
+    def __init__(self, levels: Iterable[AnyArray] = (), error: int = 0, parity: int = 0) -> None:
         self.levels = list(levels)
         self.error = error
-        self.turn = turn
+        self.parity = parity
 
     def add(self, values: AnyArray, level: int = 0) -> None:
-        """Add sorted values; each stands for ``2**level`` values."""
+        """Add sorted values; each represents ``2**level`` values."""
         while len(self.levels) <= level:
             self.levels.append(values[:0])
-        kept = self.levels[level]
-        self.levels[level] = np.sort(np.concatenate([kept, values])) if len(kept) else values
+        if len(self.levels[level]):
+            values = np.sort(np.concatenate([self.levels[level], values]))
+        self.levels[level] = values
         self._compact(level)
 
     def merge(self, other: QuantileSketch) -> None:
@@ -64,11 +67,11 @@ class QuantileSketch:
             self.add(values, level)
 
     def _compact(self, level: int) -> None:
-        """Compact a level that has grown, and those above it that grow thereby."""
+        """Halve a level above the capacity: add half of it to the next level, which may follow."""
         while len(values := self.levels[level]) > CAPACITY:
             pairs = len(values) // 2 * 2
-            half = values[self.turn : pairs : 2]
-            self.turn ^= 1
+            half = values[self.parity : pairs : 2]
+            self.parity ^= 1
             self.error += 1 << level
             self.levels[level] = values[pairs:].copy()
             level += 1
@@ -83,11 +86,14 @@ class QuantileSketch:
 
     @property
     def weight(self) -> int:
-        """How many values the sketch stands for."""
+        """Number of values that the sketch represents."""
         return sum(len(values) << level for level, values in enumerate(self.levels))
 
-    def points(self) -> tuple[AnyArray, Int64]:
-        """Return the kept values in order, and for each how many values are at most as large."""
+    def values_and_ranks(self) -> tuple[AnyArray, Int64]:
+        """Return the kept values in ascending order, and the rank of each.
+
+        The rank of a value is the number of all values that are at most this value.
+        """
         if not self.levels:
             return np.empty(0), np.empty(0, np.int64)
         values = np.concatenate(self.levels)
@@ -99,7 +105,15 @@ class QuantileSketch:
         return values[order], ranks
 
     def quantiles(self, probabilities: Iterable[float]) -> AnyArray:
-        """Return the least kept value that at least such a part of all values does not exceed.
+        """Return the quantile for each probability.
+
+        The quantile for p is the smallest kept value whose rank is at least p times the number of
+        all values.
+
+        Raises
+        ------
+        ValueError
+            If the sketch is empty.
 
         Examples
         --------
@@ -108,24 +122,25 @@ class QuantileSketch:
         >>> sketch.quantiles([0, 0.5, 1]).tolist()
         [0, 50, 100]
         """
-        values, ranks = self.points()
-        wanted = np.asarray(list(probabilities), np.float64)
+        values, ranks = self.values_and_ranks()
+        fractions = np.asarray(list(probabilities), np.float64)
         if not len(values):
             raise ValueError("no values, so no quantiles")
-        at = np.searchsorted(ranks, np.ceil(wanted * ranks[-1]), side="left")
-        found: AnyArray = values[np.minimum(at, len(values) - 1)]
-        return found
+        positions = np.searchsorted(ranks, np.ceil(fractions * ranks[-1]), side="left")
+        quantiles: AnyArray = values[np.minimum(positions, len(values) - 1)]
+        return quantiles
 
 
 class FrequentValues:
-    """The values that are counted most often.
+    """Counts of the most frequent values.
 
     Parameters
     ----------
-    counts : mapping
-        The counters: at most `COUNTERS`. A value occurs that often, or up to `error` more.
+    counts : mapping of value to int
+        At most `COUNTERS` counts. The true number of occurrences of a value is at least its count,
+        and at most its count plus `error`.
     error : int
-        The bound; a value without a counter occurs at most that often.
+        The maximum error of a count. A value without a count occurs at most this number of times.
     """
 
     def __init__(self, counts: Mapping[Any, int] | None = None, error: int = 0) -> None:
@@ -150,10 +165,10 @@ class FrequentValues:
             self.error += cut
             self.counts = {value: n - cut for value, n in self.counts.items() if n > cut}
 
-    def top(self, most: int = COUNTERS) -> list[tuple[Any, int]]:
-        """Return values and their counts, the most frequent first."""
-        found = sorted(self.counts.items(), key=lambda pair: (-pair[1], str(pair[0])))
-        return found[:most]
+    def top(self, limit: int = COUNTERS) -> list[tuple[Any, int]]:
+        """Return at most `limit` values and their counts, the most frequent first."""
+        pairs = sorted(self.counts.items(), key=lambda pair: (-pair[1], str(pair[0])))
+        return pairs[:limit]
 
 
 def largest_counts(counts: Int64) -> tuple[Int64, int]:

@@ -1,12 +1,11 @@
-"""Statistics of columns, gathered while a shard passes by and merged over shards.
+"""Statistics of columns, computed while a shard is read once, and merged over shards.
 
-Everything but the sketches is exact: counts, bounds, and for integers the sums, too. The sums of
-floats are those of float64. The sketches (`npstream.formats.sketches`) look at no more than
-`SCALARS` numbers, or `ELEMENTS` elements of arrays, of each chunk of a shard; ``examined`` says how
-many.
+Counts, bounds and the sums of integers are exact. The sums of floats are computed in float64. The
+sketches (`npstream.formats.sketches`) examine a sample of each chunk of a shard: at most `SCALARS`
+scalars, or `ELEMENTS` elements of arrays. `ColumnStatistics.examined` counts them.
 
-Numbers are those that are stored, such as int64 for a date; a NaN, a NaT, an empty text and a null
-of JSON are missing values.
+Statistics describe the stored numbers, such as int64 for a date. Missing values are NaN, NaT, empty
+text and null in JSON.
 
 Tested in tests/formats/test_statistics.py.
 """
@@ -36,28 +35,31 @@ __all__ = [
 ]
 
 SCALARS = 1 << 16
-"""Numbers of a chunk that the sketches examine: all, where samples have 64 bytes or more."""
+"""Maximum number of scalars of a chunk that the sketches examine.
+
+A chunk has 4 MiB on average, so this covers all scalars if samples have 64 bytes or more.
+"""
 
 ELEMENTS = 1 << 12
-"""Elements of arrays of a chunk that the sketches examine."""
+"""Maximum number of array elements of a chunk that the sketches examine."""
 
 VALUES = 1 << 12
-"""Texts of a chunk whose frequency is counted."""
+"""Maximum number of variable values of a chunk whose frequencies are counted."""
 
 LONGEST = 64
-"""Bytes of the longest value whose frequency is counted."""
+"""Maximum bytes of a variable value whose frequency is counted."""
 
-SUMMED_BYTES = 1 << 18
-"""Bytes of numbers that are taken at once: they stay in the processor's cache."""
+SUM_BLOCK_BYTES = 1 << 18
+"""Bytes of numbers that are copied and summed together, so that they stay in the L2 cache."""
 
 _BLOCK = 1 << 13
-"""Numbers that are summed at once: they stay in the processor's cache, and their sums exact."""
+"""Numbers that are summed in one call: few enough for the L1 cache, and for exact sums."""
 
-_NUMPY_PATIENCE = 1 << 28
-"""Integers that are summed with NumPy, over the process's life: a third of a second."""
+_MAX_NUMPY_INTEGERS = 1 << 28
+"""Integers that a process sums with NumPy before it loads a kernel: about a third of a second."""
 
-_EXACT = 1 << 19
-"""Up to this magnitude, the sum of the squares of a block is exact in float64."""
+_MAX_EXACT = 1 << 19
+"""Up to this magnitude, the sum of the squares of `_BLOCK` integers is exact in float64."""
 
 _LARGEST_SUMMED = 1 << 31
 """Magnitude up to which `sum_integers` is exact for up to 2**31 integers."""
@@ -74,7 +76,7 @@ Number: TypeAlias = int | float
 
 @dataclass(slots=True)
 class ColumnStatistics:
-    """What is known of the values of a column.
+    """The statistics of the values of a column.
 
     Attributes
     ----------
@@ -83,23 +85,24 @@ class ColumnStatistics:
     count : int
         Number of values.
     elements : int
-        Number of numbers: of values, or of the elements of all arrays.
+        Number of scalars, or of the elements of all arrays.
     missing : int
-        How many numbers are NaN or NaT, texts empty, or JSON values null.
+        Number of missing values: NaN, NaT, empty text or null in JSON.
     minimum, maximum : int, float or None
         Bounds of the numbers that are not missing; None if there are none.
     total, squares : int or float
         The sum of these numbers, and of their squares.
     shortest, longest : int or None
-        Bounds of the bytes of values that vary in size.
+        Minimum and maximum size of variable values, in bytes.
     nbytes : int
-        Bytes of all values that vary in size.
+        Bytes of all variable values.
     examined : int
-        How many values the sketches have seen; the rest is extrapolated from them.
+        Number of values that the sketches examined. The sketches extrapolate from these to all
+        values.
     quantiles : QuantileSketch
         The ranks of numbers.
     frequent : FrequentValues
-        The most frequent numbers, or values of at most 64 bytes as they are stored.
+        The most frequent numbers, or the most frequent stored values of at most `LONGEST` bytes.
     """
 
     dtype: str = ""
@@ -118,7 +121,7 @@ class ColumnStatistics:
     frequent: FrequentValues = field(default_factory=FrequentValues)
 
     def merge(self, other: ColumnStatistics) -> None:
-        """Add the values that another one describes, of the same dtype.
+        """Add the values that other statistics of the same dtype describe.
 
         Examples
         --------
@@ -134,22 +137,23 @@ class ColumnStatistics:
         for name in ("count", "elements", "missing", "total", "squares", "nbytes", "examined"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name, choose in _CHOICES.items():
-            known = [x for x in (getattr(self, name), getattr(other, name)) if x is not None]
-            setattr(self, name, choose(known) if known else None)
+            bounds = [x for x in (getattr(self, name), getattr(other, name)) if x is not None]
+            setattr(self, name, choose(bounds) if bounds else None)
         self.quantiles.merge(other.quantiles)
         self.frequent.merge(other.frequent)
 
     def is_close(self, other: ColumnStatistics) -> bool:
         """Return True if all but the sketches are equal; sums of floats need only be close."""
         for name in _NUMBERS:
-            mine, yours = getattr(self, name), getattr(other, name)
-            if isinstance(mine, float) and name in ("total", "squares"):
-                # The sum of the magnitudes is at most this.
-                size = math.sqrt(abs(self.squares) * self.elements)
-                size = size if name == "total" else abs(self.squares)
-                if math.isfinite(size) and not abs(mine - yours) <= 1e-9 * size:
+            value, other_value = getattr(self, name), getattr(other, name)
+            if isinstance(value, float) and name in ("total", "squares"):
+                # The error of a sum is proportional to the sum of the magnitudes. Its bound for
+                # `total` is the Cauchy-Schwarz inequality.
+                scale = math.sqrt(abs(self.squares) * self.elements)
+                scale = scale if name == "total" else abs(self.squares)
+                if math.isfinite(scale) and not abs(value - other_value) <= 1e-9 * scale:
                     return False
-            elif mine != yours and name != "examined":
+            elif value != other_value and name != "examined":
                 return False
         return self.dtype == other.dtype
 
@@ -191,21 +195,24 @@ _CHOICES: dict[str, Any] = {"minimum": min, "maximum": max, "shortest": min, "lo
 
 
 def merge_statistics(
-    known: dict[str, ColumnStatistics], found: Mapping[str, ColumnStatistics]
+    merged: dict[str, ColumnStatistics], shard: Mapping[str, ColumnStatistics]
 ) -> None:
-    """Add the statistics of a shard; a column that is not alike in all shards is left out."""
-    for name in known.keys() - found.keys():
-        del known[name]
-    for name, statistics in found.items():
-        if name in known:
-            if known[name].dtype == statistics.dtype:
-                known[name].merge(statistics)
+    """Add the statistics of a shard to `merged`.
+
+    Columns that the shard lacks, or that have another dtype in it, are removed from `merged`.
+    """
+    for name in merged.keys() - shard.keys():
+        del merged[name]
+    for name, statistics in shard.items():
+        if name in merged:
+            if merged[name].dtype == statistics.dtype:
+                merged[name].merge(statistics)
             else:
-                del known[name]
+                del merged[name]
 
 
 def add_scalars(statistics: ColumnStatistics, values: AnyArray) -> None:
-    """Add numbers, one of each sample, as they are stored.
+    """Add stored numbers, one of each sample.
 
     Parameters
     ----------
@@ -217,7 +224,7 @@ def add_scalars(statistics: ColumnStatistics, values: AnyArray) -> None:
 
 
 def add_elements(statistics: ColumnStatistics, values: AnyArray, count: int) -> None:
-    """Add the elements of `count` arrays, all of them in one 1-d array."""
+    """Add the elements of `count` arrays, which are concatenated in one 1-d array."""
     statistics.count += count
     _add_numbers(statistics, _split(values), len(values), ELEMENTS, values.__getitem__)
 
@@ -236,24 +243,25 @@ def add_rows(
     ----------
     statistics : ColumnStatistics
     blocks : iterable of ndarray, 1-d
-        All elements; a block may overwrite the one before.
+        All elements; a block may overwrite the previous one.
     count, elements : int
         The number of arrays, and of all their elements.
     take : callable
-        Returns the elements at some positions, or of a slice.
+        Returns the elements at an array of positions, or in a slice.
     runs : tuple, optional
-        The arguments of `sum_small` that describe all elements, which then need not be copied.
+        The arguments of `sum_small` for all elements. If they are given, the elements need not be
+        copied.
     """
     statistics.count += count
-    if runs is not None and elements >= _BLOCK and _is_compiled(sum_small, 0):
-        _add_facts(statistics, *_small_facts(*runs))
+    if runs is not None and elements >= _BLOCK and _use_kernel(sum_small, 0):
+        _add_summary(statistics, *_summarize_small(*runs))
         blocks = ()
     _add_numbers(statistics, blocks, elements, ELEMENTS, take)
 
 
 def _split(values: AnyArray) -> Iterator[AnyArray]:
-    """Yield blocks that stay in the processor's cache."""
-    step = SUMMED_BYTES // values.itemsize
+    """Yield blocks of `SUM_BLOCK_BYTES`."""
+    step = SUM_BLOCK_BYTES // values.itemsize
     return (values[start : start + step] for start in range(0, len(values), step))
 
 
@@ -261,39 +269,42 @@ def _add_numbers(
     statistics: ColumnStatistics,
     blocks: Iterable[AnyArray],
     elements: int,
-    most: int,
+    limit: int,
     take: Callable[[Any], AnyArray],
 ) -> None:
+    """Add all numbers to the exact statistics, and at most `limit` of them to the sketches."""
     statistics.elements += elements
     for block in blocks:
-        _add_exactly(statistics, _meant(statistics.dtype, block))
-    level = max(0, (elements - 1).bit_length() - most.bit_length() + 1)
-    seen = take(_spread(elements, elements >> level) if level else slice(None))
-    seen = _meant(statistics.dtype, seen)
-    seen = _present(statistics.dtype, seen)
-    if not len(seen):
+        _add_exactly(statistics, _decode_floats(statistics.dtype, block))
+    # The sketches examine one of 2**level numbers.
+    level = max(0, (elements - 1).bit_length() - limit.bit_length() + 1)
+    numbers = take(_spread_positions(elements, elements >> level) if level else slice(None))
+    numbers = _decode_floats(statistics.dtype, numbers)
+    numbers = _drop_missing(statistics.dtype, numbers)
+    if not len(numbers):
         return
-    # Numbers of samples are sorted already. The copy is needed: a chunk's memory is reused.
-    seen = np.sort(seen) if (seen[1:] < seen[:-1]).any() else seen.copy()
-    statistics.examined += len(seen)
+    # Some columns are sorted already, such as ids. They are copied, because the chunk's memory is
+    # reused.
+    numbers = np.sort(numbers) if (numbers[1:] < numbers[:-1]).any() else numbers.copy()
+    statistics.examined += len(numbers)
     quantiles = QuantileSketch()
-    quantiles.add(seen, level)
+    quantiles.add(numbers, level)
     statistics.quantiles.merge(quantiles)
-    begins, counts = find_runs(seen)
-    kept, lost = largest_counts(counts)
-    numbers, weights = seen[begins[kept]].tolist(), ((counts[kept] - lost) << level).tolist()
-    found = FrequentValues(dict(zip(numbers, weights, strict=True)), lost << level)
-    statistics.frequent.merge(found)
+    begins, counts = find_runs(numbers)
+    largest, cut = largest_counts(counts)
+    weights = ((counts[largest] - cut) << level).tolist()
+    pairs = zip(numbers[begins[largest]].tolist(), weights, strict=True)
+    statistics.frequent.merge(FrequentValues(dict(pairs), cut << level))
 
 
-def _present(dtype: str, values: AnyArray) -> AnyArray:
+def _drop_missing(dtype: str, values: AnyArray) -> AnyArray:
     """Return the numbers that are not missing."""
-    present: AnyArray = values
+    numbers: AnyArray = values
     if values.dtype.kind == "f":
-        present = values[values == values]
+        numbers = values[values == values]
     elif _is_time(dtype):
-        present = values[values != _NAT]
-    return present
+        numbers = values[values != _NAT]
+    return numbers
 
 
 def _is_time(dtype: str) -> bool:
@@ -301,19 +312,19 @@ def _is_time(dtype: str) -> bool:
 
 
 def _add_exactly(statistics: ColumnStatistics, values: AnyArray) -> None:
-    """Add numbers to everything but the sketches."""
+    """Add numbers to the exact statistics."""
     if not len(values):
         return
-    least, greatest, sums = _facts(values)
+    minimum, maximum, sums = _summarize(values)
     is_float = values.dtype.kind == "f"
-    if (is_float and np.isnan(least)) or (_is_time(statistics.dtype) and least == _NAT):
-        present = _present(statistics.dtype, values)
-        statistics.missing += len(values) - len(present)
-        values = present
+    if (is_float and np.isnan(minimum)) or (_is_time(statistics.dtype) and minimum == _NAT):
+        count = len(values)
+        values = _drop_missing(statistics.dtype, values)
+        statistics.missing += count - len(values)
         if not len(values):
             return
-        least, greatest, sums = values.min(), values.max(), None
-    low, high = least.item(), greatest.item()
+        minimum, maximum, sums = values.min(), values.max(), None
+    low, high = minimum.item(), maximum.item()
     total: Number
     squares: Number
     if sums is not None:
@@ -322,10 +333,10 @@ def _add_exactly(statistics: ColumnStatistics, values: AnyArray) -> None:
         total, squares = _float_sums(values)
     else:
         total, squares = _int_sums(values, low, high)
-    _add_facts(statistics, low, high, total, squares)
+    _add_summary(statistics, low, high, total, squares)
 
 
-def _add_facts(
+def _add_summary(
     statistics: ColumnStatistics, low: Number, high: Number, total: Number, squares: Number
 ) -> None:
     statistics.minimum = low if statistics.minimum is None else min(statistics.minimum, low)
@@ -336,82 +347,87 @@ def _add_facts(
 
 @kernel
 def sum_small(
-    numbers: AnyArray, first: int, stride: int, rows: int, width: int, found: Int64
+    numbers: AnyArray, first: int, stride: int, rows: int, width: int, results: Int64
 ) -> None:
-    """Find least, greatest, sum and sum of squares of integers of at most 16 bits.
+    """Write minimum, maximum, sum and sum of squares of integers of at most 16 bits to `results`.
 
-    They are `rows` runs of `width` numbers. The first run begins at ``numbers[first]``, and each
-    other one `stride` numbers after the one before.
+    The integers are in `rows` runs of `width` numbers. The first run begins at ``numbers[first]``.
+    Each next run begins `stride` numbers after the previous one.
     """
-    least = numbers[first]
-    greatest = numbers[first]
+    minimum = numbers[first]
+    maximum = numbers[first]
     total = 0
     squares = 0
     for row in range(rows):
         begin = first + row * stride
         values = numbers[begin : begin + width]
         for k in range(width):
-            least = min(least, values[k])
-            greatest = max(greatest, values[k])
+            minimum = min(minimum, values[k])
+            maximum = max(maximum, values[k])
             number = int(values[k])
             total += number
             squares += number * number
-    found[0], found[1], found[2], found[3] = least, greatest, total, squares
+    results[0], results[1], results[2], results[3] = minimum, maximum, total, squares
 
 
 @kernel
-def sum_integers(values: Int64, found: Int64) -> None:
-    """Find least, greatest, sum and the two halves of the sum of squares of integers.
+def sum_integers(values: Int64, results: Int64) -> None:
+    """Write minimum, maximum, sum and the sum of squares of integers to `results`.
 
-    The sums are those of integers of at most 32 bits, and meaningless for larger ones.
+    The sum of squares is ``results[3] + (results[4] << 32)``. The sums overflow if an integer has
+    more than 32 bits.
     """
-    least = values[0]
-    greatest = values[0]
+    minimum = values[0]
+    maximum = values[0]
     total = 0
     low = 0
     high = 0
     for k in range(values.size):
         number = values[k]
-        least = min(least, number)
-        greatest = max(greatest, number)
+        minimum = min(minimum, number)
+        maximum = max(maximum, number)
         total += number
         square = number * number
         low += square & 0xFFFFFFFF
         high += square >> 32
-    found[0], found[1], found[2], found[3], found[4] = least, greatest, total, low, high
+    results[0], results[1], results[2] = minimum, maximum, total
+    results[3], results[4] = low, high
 
 
-def _facts(values: AnyArray) -> tuple[Any, Any, tuple[int, int] | None]:
-    """Return the least and the greatest number; and the sums, if these cost nothing more."""
+def _summarize(values: AnyArray) -> tuple[Any, Any, tuple[int, int] | None]:
+    """Return minimum and maximum; and the sums of numbers and squares if a kernel computes them."""
     if values.dtype.kind not in "iu" or len(values) < _BLOCK or values.dtype == np.uint64:
         return values.min(), values.max(), None
     if values.itemsize <= 2:
-        if _is_compiled(sum_small, len(values)):
-            facts = _small_facts(np.ascontiguousarray(values), 0, 0, 1, len(values))
-            return np.int64(facts[0]), np.int64(facts[1]), facts[2:]
-    elif _is_compiled(sum_integers, len(values)):
-        found = np.empty(5, np.int64)
-        sum_integers(values.astype(np.int64, copy=False), found)
-        least, greatest, total, low, high = found.tolist()
-        is_exact = least >= -_LARGEST_SUMMED and greatest <= _LARGEST_SUMMED
-        return found[0], found[1], (total, (high << 32) + low) if is_exact else None
+        if _use_kernel(sum_small, len(values)):
+            low, high, *sums = _summarize_small(np.ascontiguousarray(values), 0, 0, 1, len(values))
+            return np.int64(low), np.int64(high), (sums[0], sums[1])
+    elif _use_kernel(sum_integers, len(values)):
+        results = np.empty(5, np.int64)
+        sum_integers(values.astype(np.int64, copy=False), results)
+        minimum, maximum, total, low, high = results.tolist()
+        is_exact = minimum >= -_LARGEST_SUMMED and maximum <= _LARGEST_SUMMED
+        return results[0], results[1], (total, (high << 32) + low) if is_exact else None
     return values.min(), values.max(), None
 
 
-def _small_facts(
+def _summarize_small(
     numbers: AnyArray, first: int, stride: int, rows: int, width: int
 ) -> tuple[int, int, int, int]:
-    """Return what `sum_small` finds."""
-    found = np.empty(4, np.int64)
-    sum_small(numbers, first, stride, rows, width, found)
-    least, greatest, total, squares = found.tolist()
-    return least, greatest, total, squares
+    """Return the results of `sum_small`."""
+    results = np.empty(4, np.int64)
+    sum_small(numbers, first, stride, rows, width, results)
+    minimum, maximum, total, squares = results.tolist()
+    return minimum, maximum, total, squares
 
 
-def _is_compiled(summing: Kernel[..., None], count: int) -> bool:
-    """Return whether to use a kernel for `count` numbers: if not, NumPy has some more to do."""
+def _use_kernel(sum_kernel: Kernel[..., None], count: int) -> bool:
+    """Return True if a kernel is to sum `count` numbers; if not, count them as NumPy's.
+
+    Loading a kernel takes longer than summing `_MAX_NUMPY_INTEGERS` with NumPy.
+    """
     global _numbers_in_numpy
-    if summing.is_loaded or _numbers_in_numpy > _NUMPY_PATIENCE:
+    if sum_kernel.is_loaded or _numbers_in_numpy > _MAX_NUMPY_INTEGERS:
         return True
     _numbers_in_numpy += count
     return False
@@ -420,28 +436,31 @@ def _is_compiled(summing: Kernel[..., None], count: int) -> bool:
 _numbers_in_numpy = 0
 
 
-def _meant(dtype: str, stored: AnyArray) -> AnyArray:
-    """Return stored numbers as the floats that they mean, if they do; all others as they are."""
+def _decode_floats(dtype: str, numbers: AnyArray) -> AnyArray:
+    """Convert bfloat16 and float8, which are stored as integers, to float32."""
     if not dtype.startswith(("bfloat16", "float8")):
-        return stored
+        return numbers
     from npstream._core.dtypes import dtype_of
 
-    return stored.view(dtype_of(dtype)).astype(np.float32)
+    return numbers.view(dtype_of(dtype)).astype(np.float32)
 
 
-def _spread(count: int, wanted: int) -> Int64:
-    """Return places that lie evenly, and in step with no structure of the data."""
-    fractions = (np.arange(wanted, dtype=np.uint64) * _GOLDEN) >> np.uint64(32)
-    return ((fractions * np.uint64(count)) >> np.uint64(32)).astype(np.int64)
+def _spread_positions(size: int, count: int) -> Int64:
+    """Return `count` positions below `size`, spread evenly but not periodically.
+
+    They are multiples of the golden ratio modulo 1. So no period in the data biases the sample.
+    """
+    fractions = (np.arange(count, dtype=np.uint64) * _GOLDEN) >> np.uint64(32)
+    return ((fractions * np.uint64(size)) >> np.uint64(32)).astype(np.int64)
 
 
 def _int_sums(values: AnyArray, low: int, high: int) -> tuple[int, int]:
     """Return the sum of integers, and of their squares, both exactly."""
     total = squares = 0
-    most = max(abs(low), abs(high))
+    magnitude = max(abs(low), abs(high))
     for start in range(0, len(values), _BLOCK):
         block = values[start : start + _BLOCK]
-        if most <= _EXACT:
+        if magnitude <= _MAX_EXACT:
             floats = block.astype(np.float64)
             total += int(floats.sum())
             squares += int(floats.dot(floats))
@@ -493,46 +512,50 @@ def add_values(
     statistics : ColumnStatistics
     data : ndarray of uint8
     begins, nbytes : ndarray of int64, shape (n,)
-        Where each value lies in `data`.
-    frequent : bool
-        Whether to count the most frequent ones.
-    null : bytes
-        The value that is a missing one.
+        The first byte of each value in `data`, and the size of each value.
+    frequent : bool, default: True
+        Whether to count the most frequent values.
+    null : bytes, default: b""
+        The bytes of a missing value.
     """
     if not len(begins):
         return
     part = ColumnStatistics(statistics.dtype, count=len(begins), nbytes=int(nbytes.sum()))
     part.shortest, part.longest = int(nbytes.min()), int(nbytes.max())
-    alike = np.flatnonzero(nbytes == len(null))
-    if null and len(alike):
-        found = data[begins[alike, None] + np.arange(len(null))]
-        part.missing = int((found == np.frombuffer(null, np.uint8)).all(axis=1).sum())
+    candidates = np.flatnonzero(nbytes == len(null))
+    if null and len(candidates):
+        bodies = data[begins[candidates, None] + np.arange(len(null))]
+        part.missing = int((bodies == np.frombuffer(null, np.uint8)).all(axis=1).sum())
     elif not null and frequent:
-        part.missing = len(alike)
+        part.missing = len(candidates)
     if frequent:
         level = max(0, (len(begins) - 1).bit_length() - VALUES.bit_length() + 1)
         if level:
-            seen = _spread(len(begins), len(begins) >> level)
-            begins, nbytes = begins[seen], nbytes[seen]
+            positions = _spread_positions(len(begins), len(begins) >> level)
+            begins, nbytes = begins[positions], nbytes[positions]
         part.examined = len(begins)
         part.frequent = _frequent_bodies(data, begins, nbytes, level)
     statistics.merge(part)
 
 
 def _frequent_bodies(data: Bytes, begins: Int64, nbytes: Int64, level: int) -> FrequentValues:
-    """Count values of at most `LONGEST` bytes, each for ``2**level``, by a hash of 64 bits."""
-    short = np.flatnonzero(nbytes <= LONGEST)
-    begins, nbytes = begins[short], nbytes[short]
+    """Count values of at most `LONGEST` bytes; each represents ``2**level`` values.
+
+    Values are distinguished by a hash of 64 bits.
+    """
+    rows = np.flatnonzero(nbytes <= LONGEST)
+    begins, nbytes = begins[rows], nbytes[rows]
     hashes = _hash_bodies(data, begins, nbytes)
-    order = np.sort(hashes)
-    first, counts = find_runs(order)
-    kept, lost = largest_counts(counts)
-    found = {}
-    for hash_, count in zip(order[first[kept]], (counts[kept] - lost).tolist(), strict=True):
+    sorted_hashes = np.sort(hashes)
+    firsts, counts = find_runs(sorted_hashes)
+    largest, cut = largest_counts(counts)
+    frequent_hashes, weights = sorted_hashes[firsts[largest]], (counts[largest] - cut).tolist()
+    body_counts = {}
+    for hash_, weight in zip(frequent_hashes, weights, strict=True):
         row = int((hashes == hash_).argmax())
         body = data[begins[row] : begins[row] + nbytes[row]].tobytes()
-        found[body] = count << level
-    return FrequentValues(found, lost << level)
+        body_counts[body] = weight << level
+    return FrequentValues(body_counts, cut << level)
 
 
 def _hash_bodies(data: Bytes, begins: Int64, nbytes: Int64) -> AnyArray:
@@ -544,16 +567,16 @@ def _hash_bodies(data: Bytes, begins: Int64, nbytes: Int64) -> AnyArray:
         data = padded
     windows = np.ndarray(len(data) - 7, "<u8", data, strides=(1,))
     rows = np.arange(len(begins))
-    for at in range(0, LONGEST, 8):
-        rows = rows[nbytes[rows] > at]
+    for offset in range(0, LONGEST, 8):
+        rows = rows[nbytes[rows] > offset]
         if not len(rows):
             break
-        places = begins[rows] + at
-        reads = np.minimum(places, len(windows) - 1)
-        left = np.minimum(nbytes[rows] - at, 8)
+        positions = begins[rows] + offset
+        reads = np.minimum(positions, len(windows) - 1)
+        word_sizes = np.minimum(nbytes[rows] - offset, 8)
         # Shift out the bytes before the word to the right, and the bytes after it to the left.
-        word = windows[reads] >> (8 * (places - reads)).astype(np.uint64)
-        word = word << (8 * (8 - left)).astype(np.uint64)
+        word = windows[reads] >> (8 * (positions - reads)).astype(np.uint64)
+        word = word << (8 * (8 - word_sizes)).astype(np.uint64)
         mixed = (hashes[rows] ^ word) * _GOLDEN
         hashes[rows] = mixed ^ (mixed >> np.uint64(29))
     return hashes
@@ -572,7 +595,7 @@ def encode_statistics(columns: Mapping[str, ColumnStatistics]) -> bytes:
 
 
 def decode_statistics(body: bytes) -> dict[str, ColumnStatistics]:
-    """Return the statistics that `encode_statistics` encoded; none of another version.
+    """Return the statistics that `encode_statistics` encoded; empty for another version.
 
     Raises
     ------
@@ -585,7 +608,7 @@ def decode_statistics(body: bytes) -> dict[str, ColumnStatistics]:
         document = msgpack.unpackb(body)
         if document["version"] != STATISTICS_VERSION:
             return {}
-        return {_typed(n, str): _from_document(c) for n, c in document["columns"].items()}
+        return {_require_type(n, str): _from_document(c) for n, c in document["columns"].items()}
     except (LookupError, TypeError, AttributeError, ValueError, msgpack.UnpackException) as error:
         raise ValueError(f"its statistics do not follow the format: {error}") from None
 
@@ -594,18 +617,18 @@ def _document(column: ColumnStatistics) -> dict[str, Any]:
     document: dict[str, Any] = {name: _number(getattr(column, name)) for name in _NUMBERS}
     sketch, frequent = column.quantiles, column.frequent
     kind = sketch.levels[0].dtype if sketch.levels else np.dtype(np.uint8)
-    stored = kind.newbyteorder("<")
-    levels = [values.astype(stored).tobytes() for values in sketch.levels]
+    level_dtype = kind.newbyteorder("<")
+    levels = [values.astype(level_dtype).tobytes() for values in sketch.levels]
     document["dtype"] = column.dtype
-    document["quantiles"] = [sketch.error, sketch.turn, stored.str, levels]
+    document["quantiles"] = [sketch.error, sketch.parity, level_dtype.str, levels]
     document["frequent"] = [frequent.error, [list(pair) for pair in frequent.top()]]
     return document
 
 
 def _number(value: Number | None) -> Number | str | None:
-    """Return a number as msgpack can hold it: as text, if it is an integer of over 64 bits."""
-    beyond = isinstance(value, int) and not -(1 << 63) <= value < 1 << 64
-    return str(value) if beyond else value
+    """Return a number, or an integer of over 64 bits as text, because msgpack cannot hold it."""
+    is_too_large = isinstance(value, int) and not -(1 << 63) <= value < 1 << 64
+    return str(value) if is_too_large else value
 
 
 def _from_document(document: Mapping[str, Any]) -> ColumnStatistics:
@@ -615,23 +638,23 @@ def _from_document(document: Mapping[str, Any]) -> ColumnStatistics:
         if isinstance(value, str):
             value = int(value)
         if not (is_optional and value is None):
-            _typed(value, int if name in _COUNTS else int | float)
+            _require_type(value, int if name in _COUNTS else int | float)
         numbers[name] = value
-    error, turn, dtype, levels = document["quantiles"]
-    if dtype not in _DTYPES or turn not in (0, 1) or len(levels) > _MAX_LEVELS:
+    error, parity, dtype, levels = document["quantiles"]
+    if dtype not in _DTYPES or parity not in (0, 1) or len(levels) > _MAX_LEVELS:
         raise ValueError(f"quantiles of dtype {dtype!r}")
-    arrays = [np.frombuffer(_typed(level, bytes), dtype) for level in levels]
+    arrays = [np.frombuffer(_require_type(level, bytes), dtype) for level in levels]
     bound, pairs = document["frequent"]
-    counts = {_typed(v, int | float | bytes): _typed(n, int) for v, n in pairs}
+    counts = {_require_type(v, int | float | bytes): _require_type(n, int) for v, n in pairs}
     return ColumnStatistics(
-        dtype=_typed(document["dtype"], str),
-        quantiles=QuantileSketch(arrays, _typed(error, int), turn),
-        frequent=FrequentValues(counts, _typed(bound, int)),
+        dtype=_require_type(document["dtype"], str),
+        quantiles=QuantileSketch(arrays, _require_type(error, int), parity),
+        frequent=FrequentValues(counts, _require_type(bound, int)),
         **numbers,
     )
 
 
-def _typed(value: Any, kind: Any) -> Any:
+def _require_type(value: Any, kind: Any) -> Any:
     if not isinstance(value, kind) or isinstance(value, bool):
         raise ValueError(f"{value!r:.40} is not {kind}")
     return value

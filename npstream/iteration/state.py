@@ -90,7 +90,7 @@ class ViewFingerprint:
 
 def _version_1_fingerprint(index: Index) -> str:
     """Return the fingerprint of a dataset in states of version 1."""
-    index = index.stored
+    index = index.original
     dataset = hashlib.blake2b(digest_size=8)
     for array in (index.starts, index.nbytes, index.compressed, index.schema_ids):
         _hash_value(dataset, array)

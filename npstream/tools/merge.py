@@ -521,7 +521,7 @@ def _sidecar_files(
         merge_statistics(statistics, sidecar.statistics())
     if statistics:
         sections["statistics"] = np.frombuffer(encode_statistics(statistics), np.uint8)
-    if all(sidecar.hashed for sidecar in sidecars):
+    if all(sidecar.has_hashes for sidecar in sidecars):
         arrays = zip(*(sidecar.shard_hashes() for sidecar in sidecars), strict=True)
         offsets, metas, pieces = map(np.concatenate, arrays)
         sections["begins"], sections["pieces"] = smallest_uint(offsets), pieces

@@ -152,7 +152,7 @@ class ShardScanner:
                 nbytes=int(index.nbytes[shard]),
                 meta=meta,
                 parse_all=self.check_all,
-                statistics=index.annotations.dtypes,
+                statistics_dtypes=index.annotations.dtypes,
             )
             for body in self._uncompressed_parts(data_file, parts, compression):
                 scan.feed(body)

@@ -335,7 +335,7 @@ class ShardPipeline:
             self.sidecar_builder.dtypes,
             compressed=self.layout.compression is not None,
             meta=meta,
-            statistics=self.layout.annotations.dtypes,
+            statistics_dtypes=self.layout.annotations.dtypes,
             submit=submit,
         )
 

@@ -270,7 +270,7 @@ class SidecarBuilder:
             for name, column in sidecar.columns.items()
             if self.dtypes.get(name) == column.dtype
         }
-        result = SidecarBuilder(columns, self._hashed and sidecar.hashed, write_id=write_id)
+        result = SidecarBuilder(columns, self._hashed and sidecar.has_hashes, write_id=write_id)
         try:
             for scan in chain(sidecar_scans(sidecar, index, columns), self._scans(new_index)):
                 result.add(scan)

@@ -1,4 +1,4 @@
-"""The list of added columns: what is written is read, and anything else is refused."""
+"""The list of added columns round-trips, and a damaged list raises."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def groups(index):
     return first, ColumnGroup(("c",), parts, base, "columns/2-fill", ("c",))
 
 
-def test_what_is_written_is_read(groups):
+def test_groups_round_trip(groups):
     assert parse_groups(format_groups(groups), "here") == groups
     assert groups[1].samples == 100
     assert groups[1].paths == {"columns/2", "columns/3", "columns/2-fill"}
@@ -54,9 +54,9 @@ def test_a_group_applies_to_its_version_and_to_those_that_begin_with_it(index, g
         other = npstream.open(tmp_path / name)._source.index
         assert groups[0].applies_to(other) == applies
     npstream.write(tmp_path / "90", {"x": x[:90]}, shard_samples=30, hashes=["sha1"])
-    whole = base_version(npstream.open(tmp_path / "90")._source.index)
-    assert ColumnGroup(("a",), groups[0].parts, whole).applies_to(index)
-    assert shards_digest(index, 3) == whole.digest != base.digest
+    base_90 = base_version(npstream.open(tmp_path / "90")._source.index)
+    assert ColumnGroup(("a",), groups[0].parts, base_90).applies_to(index)
+    assert shards_digest(index, 3) == base_90.digest != base.digest
 
 
 DAMAGES = [
@@ -82,7 +82,7 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize(("place", "value"), DAMAGES, ids=str)
-def test_a_damaged_list_is_refused(place, value, groups):
+def test_a_damaged_list_raises(place, value, groups):
     document = json.loads(format_groups(groups))
     item = document
     for key in place[:-1]:
@@ -100,7 +100,7 @@ def test_a_missing_key_is_named(key, groups):
         parse_groups(json.dumps(document).encode(), "here")
 
 
-def test_a_truncated_list_is_refused(groups):
+def test_a_truncated_list_raises(groups):
     text = format_groups(groups)
     for stop in range(0, len(text), 37):
         with pytest.raises(FormatError):

@@ -1,3 +1,5 @@
+"""Codecs round-trip, read Streaming's data, and reject damaged data in bounded memory."""
+
 from __future__ import annotations
 
 import base64
@@ -79,10 +81,10 @@ def test_truncated_data_raise(codec):
 
 
 @pytest.mark.parametrize("codec", CODECS)
-@pytest.mark.parametrize("rest", [b"x", b"garbage " * 10_000])
-def test_trailing_bytes_raise(codec, rest):
+@pytest.mark.parametrize("trailing_bytes", [b"x", b"garbage " * 10_000])
+def test_trailing_bytes_raise(codec, trailing_bytes):
     with pytest.raises(FormatError, match=codec):
-        decompress(compress(TEXT, codec) + rest, codec, len(TEXT))
+        decompress(compress(TEXT, codec) + trailing_bytes, codec, len(TEXT))
 
 
 @pytest.mark.parametrize("codec", CODECS)

@@ -1,3 +1,5 @@
+"""File hashes equal those of Streaming."""
+
 from __future__ import annotations
 
 import pytest

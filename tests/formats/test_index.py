@@ -237,15 +237,15 @@ def test_more_samples_than_the_bytes_allow_raise(name):
 def test_unknown_and_missing_keys_raise(name):
     entry = ENTRIES[name]
     assert_entry_rejected(entry | {"more": 1}, r"unknown keys \['more'\]")
-    needed = entry.keys() - {"compression", "hashes", "size_limit", "zip_data", "zip_meta"}
-    for key in needed:
+    required_keys = entry.keys() - {"compression", "hashes", "size_limit", "zip_data", "zip_meta"}
+    for key in required_keys:
         assert_entry_rejected(with_value(entry, key, DEL), f"the key '{key}' is missing")
         assert_entry_rejected(with_value(entry, key, None), "")
     for key in ("basename", "bytes"):
         assert_entry_rejected(
             with_value(entry, "raw_data", key, DEL), f"the key '{key}' is missing"
         )
-    for key in entry.keys() - needed:
+    for key in entry.keys() - required_keys:
         parse_entries(with_value(entry, key, DEL)).files(0)
 
 
@@ -539,7 +539,7 @@ def test_the_name_of_a_sidecar():
     assert index.annotations.to_document()["sidecar"] == "index.1f.0.msgpack"
     assert sidecar_in_head(text) == "index.1f.0.msgpack"
     assert sidecar_in_head(b'{"shards": []}') == ""
-    for wrong in ("../index.1f.msgpack", "index.json", "index./.msgpack", 7, ["a"]):
-        document = {"npstream": {"version": 1, "sidecar": wrong}, "shards": [], "version": 2}
+    for name in ("../index.1f.msgpack", "index.json", "index./.msgpack", 7, ["a"]):
+        document = {"npstream": {"version": 1, "sidecar": name}, "shards": [], "version": 2}
         with pytest.raises(FormatError, match=r"'sidecar' is .*expected a name such as"):
             parse_index(json.dumps(document).encode(), "here")

@@ -59,8 +59,10 @@ def test_columns_are_those_that_were_encoded(compiled, rows):
     for k, name in enumerate("ac"):
         assert chunk.nbytes[name].tolist() == [len(row[k]) for row in rows]
         spans = zip(chunk.begins[name].tolist(), chunk.nbytes[name].tolist(), strict=True)
-        assert [bytes(data[at : at + size]) for at, size in spans] == [row[k] for row in rows]
-    assert [data[at : at + 4].view("<i4")[0] for at in chunk.begins["f"]] == [r[2][3] for r in rows]
+        bodies = [bytes(data[begin : begin + size]) for begin, size in spans]
+        assert bodies == [row[k] for row in rows]
+    numbers = [data[begin : begin + 4].view("<i4")[0] for begin in chunk.begins["f"]]
+    assert numbers == [row[2][3] for row in rows]
 
 
 @pytest.mark.parametrize("compiled", [True, False], ids=["kernel", "NumPy"])

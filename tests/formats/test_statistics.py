@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 
 import npstream
 from npstream.formats import chunks, collector
-from npstream.formats import statistics as module
+from npstream.formats import statistics as statistics_module
 from npstream.formats.encodings import encodings
 from npstream.formats.sidecar.sidecar import Sidecar
 from npstream.formats.sketches import CAPACITY, COUNTERS, FrequentValues, QuantileSketch
@@ -34,12 +34,12 @@ def read(path):
 
 
 def rank_errors(sketch, values):
-    """Return by how much the sketch's ranks differ from the true ones, at each kept value."""
-    points, ranks = sketch.points()
-    true = np.searchsorted(np.sort(values), points, side="right")
-    # A kept value that occurs several times has its highest rank at its last place.
-    last = np.append(points[1:] != points[:-1], True)[: len(points)]
-    return np.abs(ranks - true)[last]
+    """Return the differences of the sketch's ranks from the true ones, for each kept value."""
+    kept_values, ranks = sketch.values_and_ranks()
+    true_ranks = np.searchsorted(np.sort(values), kept_values, side="right")
+    # If a value is kept several times, compare only its last, highest rank.
+    is_last = np.append(kept_values[1:] != kept_values[:-1], True)[: len(kept_values)]
+    return np.abs(ranks - true_ranks)[is_last]
 
 
 # Sketches
@@ -84,9 +84,9 @@ def test_merged_sketches_keep_the_bound(parts):
 def test_few_values_have_exact_quantiles(values):
     sketch = QuantileSketch()
     sketch.add(np.sort(values))
-    wanted = [0, 0.1, 0.25, 0.5, 0.9, 1]
-    expected = np.quantile(values, wanted, method="inverted_cdf")
-    assert np.array_equal(sketch.quantiles(wanted), expected)
+    probabilities = [0, 0.1, 0.25, 0.5, 0.9, 1]
+    expected = np.quantile(values, probabilities, method="inverted_cdf")
+    assert np.array_equal(sketch.quantiles(probabilities), expected)
 
 
 def test_no_values_have_no_quantiles():
@@ -144,7 +144,7 @@ INTEGERS = [np.dtype(code) for code in ("u1", "i1", "u2", "i2", "u4", "i4", "u8"
 @pytest.mark.parametrize("compiled", [True, False], ids=["kernel", "NumPy"])
 @pytest.mark.parametrize("span", ["all", "small", "ends"])
 def test_integers_are_exact(dtype, count, compiled, span, monkeypatch):
-    monkeypatch.setattr(module, "_is_compiled", lambda kernel, count: compiled)
+    monkeypatch.setattr(statistics_module, "_use_kernel", lambda kernel, count: compiled)
     limits, rng = np.iinfo(dtype), np.random.default_rng(count)
     low, high = (limits.min, limits.max) if span != "small" else (0, 100)
     values = rng.integers(low, high, count, dtype, endpoint=True)
@@ -163,7 +163,7 @@ def test_integers_are_exact(dtype, count, compiled, span, monkeypatch):
 )
 def test_arrays_of_small_integers_are_exact(dtype, compiled, columns, tmp_path, monkeypatch):
     """The kernel reads them within the records, if they are aligned."""
-    monkeypatch.setattr(module, "_is_compiled", lambda kernel, count: compiled)
+    monkeypatch.setattr(statistics_module, "_use_kernel", lambda kernel, count: compiled)
     limits, rng = np.iinfo(dtype), np.random.default_rng(0)
     count = 3000
     data = {
@@ -227,9 +227,9 @@ def test_merged_parts_are_the_whole(parts):
     assert merged.examined == len(values)
     assert (rank_errors(merged.quantiles, values) <= merged.quantiles.error).all()
     true = collections.Counter(values.tolist())
-    for value, count in true.items():
-        least = merged.frequent.counts.get(value, 0)
-        assert least <= count <= least + merged.frequent.error
+    for value, true_count in true.items():
+        count = merged.frequent.counts.get(value, 0)
+        assert count <= true_count <= count + merged.frequent.error
 
 
 @pytest.mark.parametrize("kind", ["scalars", "elements"])
@@ -243,7 +243,8 @@ def test_many_values_are_sampled(kind):
     else:
         add_elements(statistics, values, 1000)
     assert_exact(statistics, values)
-    assert statistics.examined <= module.SCALARS if kind == "scalars" else module.ELEMENTS
+    limit = statistics_module.SCALARS if kind == "scalars" else statistics_module.ELEMENTS
+    assert statistics.examined <= limit
     weight = statistics.quantiles.weight
     assert abs(weight - len(values)) <= len(values) // statistics.examined
     allowed = statistics.quantiles.error + 4 * len(values) / math.sqrt(statistics.examined)
@@ -254,10 +255,10 @@ def test_many_values_are_sampled(kind):
 
 
 @given(st.lists(st.binary(max_size=80), max_size=60), st.integers(0, 9))
-def test_lengths_and_frequent_values(values, before):
-    data = np.frombuffer(bytes(before) + b"".join(values), np.uint8)
+def test_lengths_and_frequent_values(values, offset):
+    data = np.frombuffer(bytes(offset) + b"".join(values), np.uint8)
     nbytes = np.array([len(value) for value in values], np.int64)
-    begins = before + np.cumsum(nbytes) - nbytes
+    begins = offset + np.cumsum(nbytes) - nbytes
     statistics = ColumnStatistics()
     add_values(statistics, data, begins, nbytes)
     assert statistics.count == len(values)
@@ -265,15 +266,15 @@ def test_lengths_and_frequent_values(values, before):
     assert statistics.nbytes == nbytes.sum()
     bounds = (min(nbytes, default=None), max(nbytes, default=None))
     assert (statistics.shortest, statistics.longest) == bounds
-    true = collections.Counter(v for v in values if len(v) <= module.LONGEST)
+    true = collections.Counter(v for v in values if len(v) <= statistics_module.LONGEST)
     assert statistics.frequent.counts == dict(true)
 
 
-def test_texts_that_differ_in_few_bytes_are_told_apart():
+def test_texts_that_differ_in_few_bytes_have_different_hashes():
     values = [bytes([k]) * n for n in range(1, 60) for k in range(4)]
     values += [b"a" * n + b"\0" for n in range(1, 60)]
     data, nbytes = np.frombuffer(b"".join(values), np.uint8), np.array([*map(len, values)])
-    hashes = module._hash_bodies(data, np.cumsum(nbytes) - nbytes, nbytes)
+    hashes = statistics_module._hash_bodies(data, np.cumsum(nbytes) - nbytes, nbytes)
     assert len(set(hashes.tolist())) == len(values)
 
 
@@ -305,10 +306,10 @@ def test_every_column_of_a_dataset(how, tmp_path):
     kinds = {"j": "json", "text": "str", "ragged": "ndarray:int16"}
     report = npstream.write(tmp_path / "a", {k: v[:1] for k, v in arrays.items()})
     columns = report.columns | {k: v for k, v in kinds.items() if k in data}
-    given_ = data
+    written_data = data
     if how == "rows":
-        given_ = ({name: data[name][k] for name in data} for k in range(n))
-    npstream.write(tmp_path / "b", given_, columns=columns, shard_size=20_000)
+        written_data = ({name: data[name][k] for name in data} for k in range(n))
+    npstream.write(tmp_path / "b", written_data, columns=columns, shard_size=20_000)
     found = read(tmp_path / "b")
     assert set(found) == set(data)
     for name in ("id", "label", "x", "row", "e"):
@@ -351,8 +352,8 @@ def test_arrays_of_several_dtypes_have_lengths_only(tmp_path):
     assert (statistics.shortest, statistics.longest) == (6, 27)
 
 
-def test_encodings_of_the_users_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(encodings, "_KNOWN", dict(encodings._KNOWN))
+def test_registered_encodings_have_statistics(tmp_path, monkeypatch):
+    monkeypatch.setattr(encodings, "_ENCODINGS", dict(encodings._ENCODINGS))
     npstream.register_encoding("pair", bytes, tuple, size=2)
     npstream.register_encoding("many", bytes, tuple)
     data = [{"a": bytes([k % 3, 0]), "b": bytes(k % 4)} for k in range(60)]
@@ -397,8 +398,8 @@ def test_built_side_cars_have_the_same_statistics(tmp_path):
     assert npstream.verify_dataset(tmp_path).problems == ()
 
 
-def test_numbers_of_several_chunks_are_put_together(tmp_path, monkeypatch):
-    """Also of a column that is the whole sample, whose numbers lie in the buffer of a chunk."""
+def test_scalars_of_several_chunks_are_buffered(tmp_path, monkeypatch):
+    """The only column is the whole sample, so its values are a view of the chunk's memory."""
     for module_ in (collector, chunks):
         monkeypatch.setattr(module_, "CHUNK_BYTES", 5000)
     values = np.random.default_rng(0).integers(0, 1 << 60, 9000)
@@ -432,11 +433,11 @@ def test_verification_finds_statistics_that_are_wrong(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("compression", ["zstd", None])
-def test_compressed_shards_are_taken_in_parts(compression, tmp_path, monkeypatch):
-    """The statistics do not depend on the compression, whose shards are one chunk each."""
+def test_compressed_shards_are_divided_into_parts(compression, tmp_path, monkeypatch):
+    """The statistics do not depend on the compression, although compressed shards are one chunk."""
     for module_ in (collector, chunks):
         monkeypatch.setattr(module_, "CHUNK_BYTES", 5000)
-    for module_ in (collector, module):
+    for module_ in (collector, statistics_module):
         monkeypatch.setattr(module_, "SCALARS", 64)
     rng = np.random.default_rng(0)
     data = {"x": rng.normal(size=9000), "y": rng.integers(0, 9, (9000, 3))}
@@ -454,7 +455,7 @@ def test_compressed_shards_are_taken_in_parts(compression, tmp_path, monkeypatch
 
 
 @given(st.integers(0, 2000), st.sampled_from(["<i8", "<u2", "<f4"]))
-def test_encoded_statistics_come_back(count, dtype):
+def test_encoded_statistics_round_trip(count, dtype):
     statistics = ColumnStatistics(np.dtype(dtype).name)
     values = (np.arange(count) * 7).astype(dtype)
     add_scalars(statistics, values)
@@ -466,7 +467,7 @@ def test_encoded_statistics_come_back(count, dtype):
     assert found["a"].total == 2 * statistics.total
 
 
-def test_sums_beyond_64_bits_come_back():
+def test_sums_beyond_64_bits_round_trip():
     statistics = ColumnStatistics("int64")
     add_scalars(statistics, np.full(1000, -(2**63)))
     (found,) = decode_statistics(encode_statistics({"a": statistics})).values()
@@ -474,19 +475,19 @@ def test_sums_beyond_64_bits_come_back():
 
 
 @given(st.binary(max_size=60), st.integers(0, 10_000))
-def test_damaged_statistics_raise_value_errors(noise, place):
+def test_damaged_statistics_raise_value_errors(noise, position):
     statistics = ColumnStatistics("int64")
     add_scalars(statistics, np.arange(300))
     body = bytearray(encode_statistics({"a": statistics}))
-    at = place % len(body)
-    body[at : at + len(noise)] = noise
+    begin = position % len(body)
+    body[begin : begin + len(noise)] = noise
     try:
         decode_statistics(bytes(body))
     except ValueError as error:
         assert str(error)  # noqa: PT017
 
 
-def test_what_are_no_statistics():
+def test_bytes_of_another_format_raise():
     for body in (b"", b"\x80", b"\xc0", b"\x01\x01"):
         with pytest.raises(ValueError, match="do not follow the format"):
             decode_statistics(body)
@@ -498,8 +499,8 @@ def test_statistics_of_another_version_are_left_out():
     assert decode_statistics(msgpack.packb({"version": 2, "columns": 5})) == {}
 
 
-def test_a_description_costs_one_request(tmp_path):
-    """It is in the bytes that opening reads, or else in one range."""
+def test_statistics_cost_at_most_one_request(tmp_path):
+    """They are in the bytes that opening reads, or in one further range."""
 
     class Counted:
         def __init__(self, store):
@@ -515,12 +516,12 @@ def test_a_description_costs_one_request(tmp_path):
 
     small = {"x": np.arange(10)}
     large = {f"c{k}": np.random.default_rng(k).normal(size=20_000) for k in range(20)}
-    for name, data, most in (("small", small, 1), ("large", large, 2)):
+    for name, data, requests in (("small", small, 1), ("large", large, 2)):
         npstream.write(tmp_path / name, data, shard_size="100KiB")
         store = Counted(open_store(tmp_path / name))
         sidecar = Sidecar(store)
         assert len(sidecar.statistics()) == len(data)
-        assert [len(spans) for spans in store.requests] == [1] * most
+        assert [len(spans) for spans in store.requests] == [1] * requests
 
 
 def test_an_older_reader_ignores_the_section(tmp_path):

@@ -74,11 +74,11 @@ def test_damaged_meta_files_raise(changed, match):
 
 def test_a_truncated_meta_file_raises():
     data = as_bytes(b"a,b,c\n" + b"".join(LINES))
-    whole = meta(6, [*map(len, LINES)], b"").tobytes()
-    for length in range(len(whole)):
+    meta_bytes = meta(6, [*map(len, LINES)], b"").tobytes()
+    for length in range(len(meta_bytes)):
         with pytest.raises(FormatError, match=r"bytes? of meta; 3 samples need 20"):
-            check_text_head(CSV, data, as_bytes(whole[:length]), 3)
-    assert check_text_head(CSV, data, as_bytes(whole), 3) == 6
+            check_text_head(CSV, data, as_bytes(meta_bytes[:length]), 3)
+    assert check_text_head(CSV, data, as_bytes(meta_bytes), 3) == 6
 
 
 @pytest.mark.parametrize("header", [b"a,b,d\n", b"a;b;c\n", b"a,b,c ", b"b,a,c\n", b""])

@@ -129,7 +129,7 @@ def test_columns_and_hashes_are_optional(data, tmp_path):
     path, _ = data
     npstream.build_index(path, columns=["label"], hashes=False)
     sidecar = sidecar_of(path)
-    assert (list(sidecar.columns), sidecar.hashed) == (["label"], False)
+    assert (list(sidecar.columns), sidecar.has_hashes) == (["label"], False)
     npstream.build_index(path, columns=[], hashes=False)
     assert list(sidecar_of(path).columns) == []
     assert len(sidecar_of(path).index("x")) == 3
@@ -445,7 +445,7 @@ def test_the_commands_index_and_verify(data, tmp_path, capsys):
     assert capsys.readouterr().out.strip() == str(tmp_path / "aside" / "index.msgpack")
     assert list(sidecar_of(tmp_path / "aside").columns) == ["label"]
     assert main(["index", str(path), "--no-hashes"]) == 0
-    assert not sidecar_of(path).hashed
+    assert not sidecar_of(path).has_hashes
     assert main(["verify", str(path), "--index", str(tmp_path / "aside")]) == 0
     assert "3 shards, 3,000 samples" in capsys.readouterr().out
     damage(path / "shard.00000.mds", 4)

@@ -170,7 +170,7 @@ def test_side_cars_of_different_columns(tmp_path):
     npstream.build_index(tmp_path / "b", columns=["seen", "number"], hashes=False)
     npstream.merge([tmp_path / "a", tmp_path / "b"], tmp_path)
     sidecar = Sidecar(LocalStore(str(tmp_path)))
-    assert (list(sidecar.columns), sidecar.hashed) == (["number"], False)
+    assert (list(sidecar.columns), sidecar.has_hashes) == (["number"], False)
     assert npstream.verify_dataset(tmp_path).problems == ()
 
 
@@ -180,7 +180,7 @@ def test_text_shards(tmp_path):
         npstream.write(tmp_path / name, rows, format="jsonl" if name == "a" else "mds")
     npstream.merge([tmp_path / "b", tmp_path / "a"], tmp_path)
     sidecar = Sidecar(LocalStore(str(tmp_path)))
-    assert sidecar.hashed
+    assert sidecar.has_hashes
     assert [bool(sidecar.meta_hash(shard)) for shard in (0, 1)] == [False, True]
     assert npstream.verify_dataset(tmp_path).problems == ()
     assert list(npstream.open(tmp_path)["k"]) == [3, 4, 5, 0, 1, 2]

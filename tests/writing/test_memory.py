@@ -19,7 +19,7 @@ import npstream
 from npstream.formats import scan, statistics
 
 # Importing Numba takes 60 MB once.
-scan._MAX_NUMPY_SAMPLES = statistics._NUMPY_PATIENCE = 1 << 60
+scan._MAX_NUMPY_SAMPLES = statistics._MAX_NUMPY_INTEGERS = 1 << 60
 directory, kind, shard, *sizes = sys.argv[1:]
 ROW = 2048
 

@@ -303,7 +303,7 @@ def test_a_sample_beyond_4_gib_is_refused(tmp_path, monkeypatch):
         def __len__(self):
             return 2**32
 
-    monkeypatch.setattr(encodings, "_KNOWN", dict(encodings._KNOWN))
+    monkeypatch.setattr(encodings, "_ENCODINGS", dict(encodings._ENCODINGS))
     register_encoding("huge", lambda value: Huge(), lambda body: None)
     writer = Writer(tmp_path, {"x": "huge"})
     with pytest.raises(ValueError, match=r"sample 0 .* 4,294,967,296 bytes.*split the sample"):

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from npstream._core import array_like as foreign
+from npstream._core import array_like
 from npstream._core.arguments import quantity
 from npstream._core.dtypes import (
     COLUMN_DTYPES,
@@ -88,7 +88,7 @@ def stored_shape(dtype: DType, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def checked_array(value: Any) -> AnyArray:
     """Return a value as a storable array in native byte order, or raise ValueError."""
-    array = value if type(value) is np.ndarray else foreign.as_array(value)
+    array = value if type(value) is np.ndarray else array_like.as_array(value)
     max_axes = MAX_NDIM - (array.dtype.kind == "c")
     if not 0 < array.ndim <= max_axes or not array.size:
         raise ValueError(
@@ -142,8 +142,8 @@ def exact_scalar(dtype: DType, value: Any) -> Any:
         raise TypeError(f"expected one {dtype}, got {type(value).__name__}")
     if array.dtype.kind in "iu" and dtype.kind in "iu":
         return _integer(dtype, array.item())
-    converted, wrong = convert_exactly(array, dtype)
-    if wrong:
+    converted, is_changed = convert_exactly(array, dtype)
+    if is_changed:
         raise ValueError(f"{dtype} cannot hold {array[()]}: {_lossless_hint(array.dtype, dtype)}")
     return converted[()]
 
@@ -161,23 +161,23 @@ def _integer(dtype: DType, value: int) -> Any:
         ) from None
 
 
-def _lossless_hint(given: DType, dtype: DType) -> str:
-    """Return advice for a value of dtype `given` that `dtype` cannot hold."""
-    if given.kind in "fc" and dtype.kind in "fc":
+def _lossless_hint(value_dtype: DType, column_dtype: DType) -> str:
+    """Return advice for a value of `value_dtype` that `column_dtype` cannot hold."""
+    if value_dtype.kind in "fc" and column_dtype.kind in "fc":
         return "it is beyond that dtype's range; choose a wider one in columns="
-    if given.kind in "iufb":
-        return f"round or convert it first, or choose {given.name!r} in columns="
-    return f"choose {given.name!r} in columns="
+    if value_dtype.kind in "iufb":
+        return f"round or convert it first, or choose {value_dtype.name!r} in columns="
+    return f"choose {value_dtype.name!r} in columns="
 
 
 def _scalar_array(dtype: DType, value: Any) -> AnyArray:
     """Return a scalar of Python or another library as a zero-dimensional array."""
     if isinstance(value, bool | int | float | complex) and not isinstance(value, np.generic):
         return _python_number(value)
-    if foreign.is_array(value):
-        return foreign.as_array(value)
-    if foreign.is_time(value):
-        return foreign.time_array(value, dtype)
+    if array_like.is_array(value):
+        return array_like.as_array(value)
+    if array_like.is_time(value):
+        return array_like.time_array(value, dtype)
     raise TypeError(f"expected one {dtype}, got {type(value).__name__}")
 
 

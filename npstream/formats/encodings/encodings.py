@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike
 
-from npstream._core import array_like as foreign
+from npstream._core import array_like
 from npstream._core.arguments import quantity
 from npstream._core.dtypes import COLUMN_DTYPES, ML_DTYPES, dtype_of, is_known, storage_dtype
 from npstream._core.typing import Body
@@ -125,38 +125,45 @@ class Encoding:
 def parse(name: str) -> Encoding:
     """Return the encoding with a given name in ``index.json``.
 
+    Raises
+    ------
+    ValueError
+        If there is no such encoding.
+
     Examples
     --------
     >>> parse("ndarray:uint16:2,3").size
     12
     """
-    known = _KNOWN.get(name)
-    if known is not None:
-        return known
+    encoding = _ENCODINGS.get(name)
+    if encoding is not None:
+        return encoding
     if name.startswith("ndarray:"):
         return _parse_array(name)
     import difflib
 
     # Aliases come first: the closest spelling may be an unrelated encoding.
-    similar = _ALIASES.get(name.lower()) or difflib.get_close_matches(name, _KNOWN, 1, 0.75)
+    similar = _ALIASES.get(name.lower()) or difflib.get_close_matches(name, _ENCODINGS, 1, 0.75)
     hint = f"did you mean {' or '.join(map(repr, similar))}? " if similar else ""
-    others = ", ".join(known for known in _KNOWN if known not in DTYPES)
+    others = ", ".join(other for other in _ENCODINGS if other not in DTYPES)
     raise ValueError(f"unknown encoding {name!r}: {hint}known are {others}, {COLUMN_DTYPES}")
 
 
-def encoding_of_type(chosen: Any) -> str | None:
-    """Return the name of the encoding that stores a Python type or a dtype; None for others.
+def encoding_of_type(value: Any) -> str | None:
+    """Return the encoding name for a Python type, a NumPy scalar type or a dtype.
+
+    Return None for any other value.
 
     Examples
     --------
     >>> encoding_of_type(str), encoding_of_type(np.int32), encoding_of_type(np.dtype("M8[s]"))
     ('str', 'int32', 'datetime64[s]')
     """
-    if isinstance(chosen, type) and chosen in _TYPES:
-        return _TYPES[chosen]
-    is_dtype = isinstance(chosen, np.dtype)
-    if is_dtype or (isinstance(chosen, type) and issubclass(chosen, np.generic)):
-        return str(np.dtype(chosen).name)
+    if isinstance(value, type) and value in _TYPES:
+        return _TYPES[value]
+    is_dtype = isinstance(value, np.dtype)
+    if is_dtype or (isinstance(value, type) and issubclass(value, np.generic)):
+        return str(np.dtype(value).name)
     return None
 
 
@@ -180,20 +187,20 @@ def column_type(name: str) -> Encoding:
     dtype, shape = name, ""
     if is_array := name.startswith("ndarray:"):
         dtype, _, shape = name.removeprefix("ndarray:").partition(":")
-    if name in _KNOWN or dtype in DTYPES or not is_known(dtype):
+    if name in _ENCODINGS or dtype in DTYPES or not is_known(dtype):
         return parse(name)
     if is_array and not shape:
-        return _ragged(name, dtype_of(dtype))
-    return _fixed(name, dtype_of(dtype), _parse_shape(name, shape) if is_array else ())
+        return _ragged_encoding(name, dtype_of(dtype))
+    return _fixed_encoding(name, dtype_of(dtype), _parse_shape(name, shape) if is_array else ())
 
 
-def with_dtype(stored: Encoding, dtype: str) -> Encoding:
+def with_dtype(stored_encoding: Encoding, dtype: str) -> Encoding:
     """Return the encoding of a column from its stored encoding and its annotated dtype.
 
     Raises
     ------
     ValueError
-        If `stored` is not the stored encoding of that dtype.
+        If values of `dtype` are not stored in this encoding.
     MissingDependencyError
         If the dtype comes from a package that is not installed.
 
@@ -202,15 +209,15 @@ def with_dtype(stored: Encoding, dtype: str) -> Encoding:
     >>> with_dtype(parse("ndarray:int64:3"), "datetime64[s]").name
     'ndarray:datetime64[s]:3'
     """
-    annotated = dtype_of(dtype)
-    encoding = stored
-    if stored.kind == "fixed" and stored.shape is not None:
-        shape = stored.shape
-        encoding = type_of_array(annotated, shape[:-1] if annotated.kind == "c" else shape)
-    elif stored.kind == "ndarray":
+    column_dtype = dtype_of(dtype)
+    encoding = stored_encoding
+    if stored_encoding.kind == "fixed" and stored_encoding.shape is not None:
+        shape = stored_encoding.shape
+        encoding = type_of_array(column_dtype, shape[:-1] if column_dtype.kind == "c" else shape)
+    elif stored_encoding.kind == "ndarray":
         encoding = column_type(f"ndarray:{dtype}")
-    if encoding.stored_name != stored.name or not encoding.annotated_dtype:
-        raise ValueError(f"{dtype} is not stored as {stored.name!r}")
+    if encoding.stored_name != stored_encoding.name or not encoding.annotated_dtype:
+        raise ValueError(f"{dtype} is not stored as {stored_encoding.name!r}")
     return encoding
 
 
@@ -250,20 +257,20 @@ def infer(value: Any) -> Encoding:
     >>> infer(np.arange(3, dtype=np.uint8)).name, infer(np.datetime64("2026-11-22")).name
     ('ndarray:uint8', 'datetime64[D]')
     """
-    for types, name in _INFERRED:
+    for types, name in _INFERENCE_RULES:
         if isinstance(value, types) and not isinstance(value, np.generic):
             return column_type(name)
-    if foreign.is_missing(value):
+    if array_like.is_missing(value):
         raise TypeError(
-            f"no encoding follows from {value!r}: {foreign.HOW_TO_FILL}; "
+            f"no encoding follows from {value!r}: {array_like.HOW_TO_FILL}; "
             "name the encoding in columns="
         )
-    if foreign.is_time(value):
-        return type_of_array(foreign.time_array(value).dtype, ())
+    if array_like.is_time(value):
+        return type_of_array(array_like.time_array(value).dtype, ())
     if isinstance(value, str | bytes):
         return parse("str" if isinstance(value, str) else "bytes")
-    if foreign.is_array(value):
-        array = foreign.as_array(value)
+    if array_like.is_array(value):
+        array = array_like.as_array(value)
         if not array.ndim:
             return type_of_array(array.dtype, ())
         return column_type(f"ndarray:{arrays.checked_array(array).dtype.name}")
@@ -309,13 +316,13 @@ def register_encoding(
     >>> parse("complex").decode(parse("complex").encode(1 + 2j))
     (1+2j)
     """
-    if not name or ":" in name or name in _BUILT_IN or is_known(name):
+    if not name or ":" in name or name in _BUILT_IN_NAMES or is_known(name):
         raise ValueError(
             f"cannot register {name!r}: the name is empty, has a colon, or is npstream's own"
         )
     if size is not None and not 0 < operator.index(size) <= _MAX_SIZE:
         raise ValueError(f"cannot register {name!r} of size {size}: it must be 1 to {_MAX_SIZE}")
-    _KNOWN[name] = Encoding(
+    _ENCODINGS[name] = Encoding(
         *(name, size, "object", _OBJECT, None),
         partial(_encode_custom, name, encode),
         partial(_decode_custom, name, size, decode),
@@ -356,7 +363,7 @@ def view_as(encoding: Encoding, meaning: str | DTypeLike) -> Encoding:
 
 def _is_name(text: str) -> bool:
     """Return True for the name of an encoding that is not just the name of a dtype."""
-    return (text in _KNOWN and text not in DTYPES) or text.startswith("ndarray:")
+    return (text in _ENCODINGS and text not in DTYPES) or text.startswith("ndarray:")
 
 
 def _as_dtype(meaning: DTypeLike) -> np.dtype[Any]:
@@ -367,7 +374,7 @@ def _as_dtype(meaning: DTypeLike) -> np.dtype[Any]:
         if meaning is not None:
             return np.dtype(meaning)
     raise ValueError(
-        f"{meaning!r} is neither a dtype nor an encoding; encodings are {', '.join(_KNOWN)}"
+        f"{meaning!r} is neither a dtype nor an encoding; encodings are {', '.join(_ENCODINGS)}"
     )
 
 
@@ -387,10 +394,10 @@ def _view_as_dtype(encoding: Encoding, dtype: np.dtype[Any]) -> Encoding:
     name = f"ndarray:{_dtype_string(dtype)}"
     if _has_heads(encoding):
         # A head stores the shape of the stored numbers; a complex element is two of these.
-        stored, target = parse(encoding.stored_name).dtype, storage_dtype(dtype) or dtype
-        if stored == _OBJECT or stored.itemsize != target.itemsize:
+        old_dtype, new_dtype = parse(encoding.stored_name).dtype, storage_dtype(dtype) or dtype
+        if old_dtype == _OBJECT or old_dtype.itemsize != new_dtype.itemsize:
             raise _view_error(encoding, dtype, "their heads count elements of another size")
-        return _ragged(name, dtype)
+        return _ragged_encoding(name, dtype)
     encode, decode = partial(arrays.encode_headless, dtype), partial(arrays.decode_headless, dtype)
     return Encoding(name, None, "ndarray", dtype, None, encode, decode, headless=True)
 
@@ -404,15 +411,15 @@ def _view_fixed(encoding: Encoding, size: int, dtype: np.dtype[Any]) -> Encoding
     if encoding.kind == "fixed" and encoding.shape is not None:
         shape = encoding.shape
     if not shape and dtype.itemsize == size:
-        return _fixed(_dtype_string(dtype), dtype, ())
-    element, last = size // prod(shape), size // prod(shape[:-1])
-    if not shape or (element if dtype.itemsize < element else last) % dtype.itemsize:
-        row = f"{quantity(last, 'byte')} in elements of {element:,} along the last axis"
+        return _fixed_encoding(_dtype_string(dtype), dtype, ())
+    itemsize, row_size = size // prod(shape), size // prod(shape[:-1])
+    if not shape or (itemsize if dtype.itemsize < itemsize else row_size) % dtype.itemsize:
+        row = f"{quantity(row_size, 'byte')} in elements of {itemsize:,} along the last axis"
         raise _view_error(
             encoding, dtype, f"{row} cannot be divided into elements of {dtype.itemsize}"
         )
-    shape = (*shape[:-1], last // dtype.itemsize)
-    return _fixed(f"ndarray:{_dtype_string(dtype)}:{_dims(shape)}", dtype, shape)
+    shape = (*shape[:-1], row_size // dtype.itemsize)
+    return _fixed_encoding(f"ndarray:{_dtype_string(dtype)}:{_dims(shape)}", dtype, shape)
 
 
 def _dtype_string(dtype: np.dtype[Any]) -> str:
@@ -431,18 +438,18 @@ def _stored_name(name: str, dtype: np.dtype[Any], shape: tuple[int, ...] | None)
         return name
     if shape is None:
         return f"ndarray:{number.name}"
-    stored = arrays.stored_shape(dtype, shape)
-    return f"ndarray:{number.name}:{_dims(stored)}" if stored else number.name
+    number_shape = arrays.stored_shape(dtype, shape)
+    return f"ndarray:{number.name}:{_dims(number_shape)}" if number_shape else number.name
 
 
-def _ragged(name: str, dtype: np.dtype[Any] | None) -> Encoding:
+def _ragged_encoding(name: str, dtype: np.dtype[Any] | None) -> Encoding:
     encode, decode = partial(arrays.encode_array, dtype, None), partial(arrays.decode_array, dtype)
     stored_name = name if dtype is None else _stored_name(name, dtype, None)
     element = _OBJECT if dtype is None else dtype
     return Encoding(name, None, "ndarray", element, None, encode, decode, stored_name=stored_name)
 
 
-def _fixed(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Encoding:
+def _fixed_encoding(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Encoding:
     size = prod(shape) * dtype.itemsize
     encode: Callable[[Any], bytes] = partial(arrays.encode_scalar, dtype)
     decode = arrays.scalar_decoder(dtype)
@@ -456,16 +463,16 @@ def _fixed(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Encoding:
 @functools.lru_cache
 def _parse_array(name: str) -> Encoding:
     """Parse the name ``ndarray:dtype`` or ``ndarray:dtype:d0,d1,...``."""
-    _, dtype_name, *rest = name.split(":")
+    _, dtype_name, *shapes = name.split(":")
     dtype = DTYPES.get(dtype_name)
-    if not rest and (dtype is not None or not dtype_name):
-        return _ragged(name, dtype)
-    if dtype is None or len(rest) > 1:
+    if not shapes and (dtype is not None or not dtype_name):
+        return _ragged_encoding(name, dtype)
+    if dtype is None or len(shapes) > 1:
         raise ValueError(
             f"{name!r} is not an encoding: write ndarray, ndarray:dtype or "
             f"ndarray:dtype:d0,d1,... with a dtype out of {COLUMN_DTYPES}"
         )
-    return _fixed(name, dtype, _parse_shape(name, rest[0]))
+    return _fixed_encoding(name, dtype, _parse_shape(name, shapes[0]))
 
 
 def _parse_shape(name: str, text: str) -> tuple[int, ...]:
@@ -503,7 +510,7 @@ def _decode_pkl(body: Body) -> Any:
         raise ValueError(f"not a pickle: {error}") from error
 
 
-def _variable(
+def _variable_encoding(
     name: str,
     kind: Kind,
     encode: Callable[[Any], bytes],
@@ -517,37 +524,45 @@ def _image_list(
     name: str, encode: Callable[[Any], bytes], decode: Callable[[Body], Any]
 ) -> Encoding:
     encode, decode = partial(images.encode_list, encode), partial(images.decode_list, decode)
-    return _variable(name, "object", encode, decode)
+    return _variable_encoding(name, "object", encode, decode)
 
 
-def _built_in() -> list[Encoding]:
+def _built_in_encodings() -> list[Encoding]:
     text = np.dtypes.StringDType()
     return [
         Encoding("int", 8, "fixed", DTYPES["int64"], (), objects.encode_int, objects.decode_int),
-        *(_fixed(name, dtype, ()) for name, dtype in DTYPES.items()),
-        _ragged("ndarray", None),
-        _variable("bytes", "bytes", objects.encode_bytes, bytes),
-        _variable("str", "str", objects.encode_str, objects.decode_str, text),
-        _variable("str_int", "int_text", objects.encode_str_int, objects.decode_str_int, "int64"),
-        _variable(
+        *(_fixed_encoding(name, dtype, ()) for name, dtype in DTYPES.items()),
+        _ragged_encoding("ndarray", None),
+        _variable_encoding("bytes", "bytes", objects.encode_bytes, bytes),
+        _variable_encoding("str", "str", objects.encode_str, objects.decode_str, text),
+        _variable_encoding(
+            "str_int", "int_text", objects.encode_str_int, objects.decode_str_int, "int64"
+        ),
+        _variable_encoding(
             "str_float", "float_text", objects.encode_str_float, objects.decode_str_float, "float64"
         ),
-        _variable("str_decimal", "object", objects.encode_str_decimal, objects.decode_str_decimal),
-        _variable("pil", "image", images.encode_pil, images.decode_pil),
-        _variable("jpeg", "image", images.encode_jpeg, images.decode_file),
-        _variable("png", "image", images.encode_png, images.decode_file),
+        _variable_encoding(
+            "str_decimal", "object", objects.encode_str_decimal, objects.decode_str_decimal
+        ),
+        _variable_encoding("pil", "image", images.encode_pil, images.decode_pil),
+        _variable_encoding("jpeg", "image", images.encode_jpeg, images.decode_file),
+        _variable_encoding("png", "image", images.encode_png, images.decode_file),
         _image_list("list[pil]", images.encode_pil, images.decode_pil),
         _image_list("list[jpeg]", images.encode_jpeg, images.decode_file),
         _image_list("list[png]", images.encode_png, images.decode_file),
-        _variable("jpeg_array", "object", images.encode_jpeg_array, images.decode_jpeg_array),
-        _variable("jpegarray", "object", images.encode_jpeg_array, images.decode_jpeg_array),
-        _variable("json", "object", objects.encode_json, objects.decode_json),
-        _variable("pkl", "object", partial(pickle.dumps, protocol=4), _decode_pkl),
+        _variable_encoding(
+            "jpeg_array", "object", images.encode_jpeg_array, images.decode_jpeg_array
+        ),
+        _variable_encoding(
+            "jpegarray", "object", images.encode_jpeg_array, images.decode_jpeg_array
+        ),
+        _variable_encoding("json", "object", objects.encode_json, objects.decode_json),
+        _variable_encoding("pkl", "object", partial(pickle.dumps, protocol=4), _decode_pkl),
     ]
 
 
-_KNOWN = {encoding.name: encoding for encoding in _built_in()}
-_BUILT_IN = frozenset(_KNOWN)
+_ENCODINGS = {encoding.name: encoding for encoding in _built_in_encodings()}
+_BUILT_IN_NAMES = frozenset(_ENCODINGS)
 
 _TYPES: dict[type, str] = {
     **{bool: "bool", int: "int", float: "float64", complex: "complex128"},
@@ -572,10 +587,11 @@ _ALIASES = {
 _JPEG_FILES = replace(parse("jpeg"), encoder=images.encode_jpeg_file)
 """Encoding of a column that accepts only images opened from JPEG files."""
 
-_INFERRED: tuple[tuple[Any, str], ...] = (
+_INFERENCE_RULES: tuple[tuple[Any, str], ...] = (
     (bool, "bool"),
     (int, "int"),
     (float, "float64"),
     (complex, "complex128"),
     (list | dict, "json"),
 )
+"""Python types, and the encoding of a column whose first value is of the type; see `infer`."""

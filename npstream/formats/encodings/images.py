@@ -64,7 +64,8 @@ def decode_pil(body: Body) -> Image:
     width, height, length = _uint32s(body, 0, 3).tolist()
     mode, pixels = str(body[12 : 12 + length], "utf-8"), body[12 + length :]
     expected = height * -(-width * _bits_per_pixel(mode) // 8)
-    # Pillow allocates memory for the claimed size: also one pointer a row, even without pixels.
+    # Pillow allocates memory for the width and height in the body, and one pointer for each row,
+    # even if rows have no pixels. So a long side has at most 8 pixels for each byte.
     if len(pixels) != expected or max(width, height) > max(8 * expected, 0xFFFF):
         raise ValueError(
             f"{quantity(len(pixels), 'byte')} of pixels for an image of {width} x {height} in mode "
@@ -165,8 +166,8 @@ def _require_image(image: Any) -> Image:
     if not isinstance(image, import_pillow().Image):
         hint = "; jpeg_array takes the bytes of files" if isinstance(image, bytes) else ""
         raise TypeError(f"expected a PIL image, got {type(image).__name__}{hint}")
-    checked: Image = image
-    return checked
+    pillow_image: Image = image
+    return pillow_image
 
 
 @functools.cache
@@ -194,11 +195,11 @@ def jpeg_file(image: Image) -> bytes | None:
     data = _read_path(image.filename) if is_read else _read_open_file(image)
     if data is None:
         return None
-    stored = decode_file(data)
-    if (stored.mode, stored.size) != (image.mode, image.size):
+    file_image = decode_file(data)
+    if (file_image.mode, file_image.size) != (image.mode, image.size):
         return None
     # Once the pixels are read, they may have been edited in place.
-    return None if is_read and stored.tobytes() != image.tobytes() else data
+    return None if is_read and file_image.tobytes() != image.tobytes() else data
 
 
 def _read_path(path: str | bytes) -> bytes | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from npstream._core import array_like as foreign
+from npstream._core import array_like
 from npstream._core.arguments import quantity
 from npstream._core.typing import Body
 from npstream.formats.encodings.arrays import check_length
@@ -123,7 +123,7 @@ def decode_str_decimal(body: Body) -> Any:
 def encode_json(value: Any) -> bytes:
     """Return a value as JSON; tuples and arrays become lists, other values must round-trip."""
     if isinstance(value, np.ndarray):
-        array = foreign.as_array(value)
+        array = array_like.as_array(value)
         if array.dtype.kind in "mM" or array.dtype.names is not None:
             # tolist() converts some of these to integers, and drops the names of fields.
             raise TypeError(f"JSON cannot store an array of {array.dtype}: convert it first")

@@ -54,8 +54,8 @@ def xxh3(body: Body) -> int:
 def block_hashes(body: Body) -> NDArray[np.uint64]:
     """Return the hash of each block of `body`; the last block may be shorter."""
     view = memoryview(body).cast("B")
-    parts = (view[at : at + HASH_BLOCK] for at in range(0, len(view), HASH_BLOCK))
-    return np.fromiter(map(xxh3, parts), np.uint64, -(-len(view) // HASH_BLOCK))
+    blocks = (view[start : start + HASH_BLOCK] for start in range(0, len(view), HASH_BLOCK))
+    return np.fromiter(map(xxh3, blocks), np.uint64, -(-len(view) // HASH_BLOCK))
 
 
 class BlockArray:
@@ -105,8 +105,8 @@ class BlockArray:
             return np.empty(0, self.dtype)
         first = begin // HASH_BLOCK
         body = self._read_blocks(first, -(-end // HASH_BLOCK))
-        skipped = first * HASH_BLOCK
-        return np.frombuffer(body, np.uint8)[begin - skipped : end - skipped].view(self.dtype)
+        origin = first * HASH_BLOCK
+        return np.frombuffer(body, np.uint8)[begin - origin : end - origin].view(self.dtype)
 
     def read_cached(self, start: int, stop: int) -> AnyArray:
         """Read a few elements, and cache their blocks for later calls."""
@@ -114,8 +114,8 @@ class BlockArray:
         first = begin // HASH_BLOCK
         blocks = [self._block(k) for k in range(first, -(-end // HASH_BLOCK))]
         body = blocks[0] if len(blocks) == 1 else b"".join(blocks)
-        skipped = first * HASH_BLOCK
-        return np.frombuffer(body, np.uint8)[begin - skipped : end - skipped].view(self.dtype)
+        origin = first * HASH_BLOCK
+        return np.frombuffer(body, np.uint8)[begin - origin : end - origin].view(self.dtype)
 
     def _block(self, number: int) -> bytes:
         body = self._cached.get(number)
@@ -128,18 +128,18 @@ class BlockArray:
         begin, end = first * HASH_BLOCK, min(stop * HASH_BLOCK, self.count * self.dtype.itemsize)
         ensure_fits(2 * (end - begin), f"reading {self.store.where(self.name)}")
         spans = [
-            (self.name, self.offset + at, min(_REQUEST_BYTES, end - at))
-            for at in range(begin, end, _REQUEST_BYTES)
+            (self.name, self.offset + start, min(_REQUEST_BYTES, end - start))
+            for start in range(begin, end, _REQUEST_BYTES)
         ]
         for _ in range(2):
             parts = self.store.ranges(spans)
             body = parts[0] if len(parts) == 1 else b"".join(parts)
-            wrong = block_hashes(body) != self.hashes[first:stop]
-            if not wrong.any():
+            is_wrong = block_hashes(body) != self.hashes[first:stop]
+            if not is_wrong.any():
                 return body
             self.store.forget(spans)
-        at = self.offset + (first + int(wrong.argmax())) * HASH_BLOCK
+        block_begin = self.offset + (first + int(is_wrong.argmax())) * HASH_BLOCK
         raise IntegrityError(
-            f"{self.store.where(self.name)}: the {HASH_BLOCK} bytes from byte {at} are not those "
-            f"that were written{DAMAGED}"
+            f"{self.store.where(self.name)}: the {HASH_BLOCK} bytes from byte {block_begin} are "
+            f"not those that were written{DAMAGED}"
         )

@@ -86,13 +86,13 @@ def _name_sections(names: list[str], kind: str) -> dict[str, AnyArray]:
     for shard, name in enumerate(names):
         if name != next_name:
             match = _NUMBERED.fullmatch(name)
-            before, counter, after = match.groups() if match else (name, "", "")
+            prefix, counter, suffix = match.groups() if match else (name, "", "")
             first.append(shard)
             number.append(int(counter or 0))
             digits.append(len(counter))
-            texts += [before.encode(), after.encode()]
-        # Here `before` and `after` are those of the run that contains this shard.
-        next_name = _format_name(before, number[-1] + shard + 1 - first[-1], digits[-1], after)
+            texts += [prefix.encode(), suffix.encode()]
+        # Here `prefix` and `suffix` are those of the run that contains this shard.
+        next_name = _format_name(prefix, number[-1] + shard + 1 - first[-1], digits[-1], suffix)
     return {
         f"{kind}.first": smallest_uint(first),
         f"{kind}.number": smallest_uint(number),
@@ -102,8 +102,8 @@ def _name_sections(names: list[str], kind: str) -> dict[str, AnyArray]:
     }
 
 
-def _format_name(before: str, number: int, digits: int, after: str) -> str:
-    return f"{before}{number:0{digits}}{after}" if digits else before + after
+def _format_name(prefix: str, number: int, digits: int, suffix: str) -> str:
+    return f"{prefix}{number:0{digits}}{suffix}" if digits else prefix + suffix
 
 
 def _hash_sections(
@@ -148,11 +148,11 @@ class _Runs:
         """Return the name of a shard's file, or an empty string if it has none."""
         run = int(np.searchsorted(self.first, shard, side="right")) - 1
         begin = int(self.ends[2 * run - 1]) if run else 0
-        end_before, end_after = self.ends[2 * run : 2 * run + 2].tolist()
+        prefix_end, suffix_end = self.ends[2 * run : 2 * run + 2].tolist()
         number = int(self.number[run]) + shard - int(self.first[run])
-        before = self.text[begin:end_before].decode()
-        after = self.text[end_before:end_after].decode()
-        return _format_name(before, number, int(self.digits[run]), after)
+        prefix = self.text[begin:prefix_end].decode()
+        suffix = self.text[prefix_end:suffix_end].decode()
+        return _format_name(prefix, number, int(self.digits[run]), suffix)
 
 
 class SidecarCatalog:
@@ -163,15 +163,13 @@ class SidecarCatalog:
         self._shards = shards
         self._runs: dict[str, _Runs] = {}
         self._kinds = [kind for kind in FILE_KINDS if f"{kind}.first" in sections]
-        table = sections.typed("hashes", dict)
+        table = sections.entry("hashes", dict)
         self._hash_lists = {kind: self._check_hash_lists(table.get(kind)) for kind in self._kinds}
-        self._compressions = sections.typed("compressions", list)
-        self._fingerprint = sections.typed("fingerprint", str)
+        self._compressions = sections.entry("compressions", list)
+        self._fingerprint = sections.entry("fingerprint", str)
         for compression in self._compressions:
             if not isinstance(compression, str | None):
-                raise sections.damaged(
-                    f"compression {short_repr(compression)}; expected str or nil"
-                )
+                raise sections.error(f"compression {short_repr(compression)}; expected str or nil")
 
     def has_file(self, kind: str) -> Bools:
         """Return the mask of shards that have a file of a kind."""
@@ -193,11 +191,11 @@ class SidecarCatalog:
         """Return the files of a shard."""
         data, zip_data, meta, zip_meta = (self._file(kind, shard) for kind in FILE_KINDS)
         if data is None:
-            raise self._sections.damaged(f"shard {shard} has no data file")
+            raise self._sections.error(f"shard {shard} has no data file")
         block = self._sections.blocks("compression", self._shards)
         (position,) = block.read_cached(shard, shard + 1)
         if position >= len(self._compressions):
-            raise self._sections.damaged(f"shard {shard} has compression number {position}")
+            raise self._sections.error(f"shard {shard} has compression number {position}")
         return ShardFiles(data, zip_data, meta, zip_meta, self._compressions[position])
 
     def size_limit(self, shard: int) -> None:
@@ -214,18 +212,16 @@ class SidecarCatalog:
             shard, shard + 1
         )
         if nbytes >= MAX_FILE_BYTES:
-            raise self._sections.damaged(f"shard {shard} has {quantity(nbytes, 'byte')}")
+            raise self._sections.error(f"shard {shard} has {quantity(nbytes, 'byte')}")
         return File(name, int(nbytes), self._hashes(kind, shard))
 
     def _read_name(self, kind: str, shard: int) -> str:
         try:
             name = self._get_runs(kind).name(shard)
         except UnicodeDecodeError as error:
-            raise self._sections.damaged(
-                f"the name of shard {shard} is not UTF-8: {error}"
-            ) from None
+            raise self._sections.error(f"the name of shard {shard} is not UTF-8: {error}") from None
         if name and not RELATIVE_PATH.fullmatch(name):
-            raise self._sections.damaged(f"{name!r} leaves the dataset's directory")
+            raise self._sections.error(f"{name!r} leaves the dataset's directory")
         return name
 
     def _get_runs(self, kind: str) -> _Runs:
@@ -238,8 +234,8 @@ class SidecarCatalog:
         blocks = self._sections.blocks
         first = blocks(f"{kind}.first").read().astype(np.int64)
         number, digits = (
-            blocks(f"{kind}.{which}", len(first)).read().astype(np.int64)
-            for which in ("number", "digits")
+            blocks(f"{kind}.{name}", len(first)).read().astype(np.int64)
+            for name in ("number", "digits")
         )
         ends = blocks(f"{kind}.ends", 2 * len(first)).read().astype(np.int64)
         text = blocks(f"{kind}.text").read().tobytes()
@@ -254,23 +250,23 @@ class SidecarCatalog:
             and (digits <= _MAX_DIGITS).all()
         )
         if not is_valid:
-            raise self._sections.damaged(f"the names of {kind} files do not follow the format")
+            raise self._sections.error(f"the names of {kind} files do not follow the format")
         return _Runs(first, number, digits, ends, text)
 
     # Hashes
 
     def _check_hash_lists(self, hash_lists: Any) -> list[list[tuple[str, int]]]:
-        checked = []
+        result = []
         if type(hash_lists) is not list or not hash_lists:
-            raise self._sections.damaged(f"hashes {short_repr(hash_lists)}; expected a list")
+            raise self._sections.error(f"hashes {short_repr(hash_lists)}; expected a list")
         for hash_list in hash_lists:
             if type(hash_list) is not list:
-                raise self._sections.damaged(f"hashes {short_repr(hash_list)}; expected a list")
+                raise self._sections.error(f"hashes {short_repr(hash_list)}; expected a list")
             pairs = [self._sections.row(pair, str, int) for pair in hash_list]
             if any(nbytes > 255 for _, nbytes in pairs):
-                raise self._sections.damaged(f"hashes {short_repr(hash_list)} are too long")
-            checked.append([(str(name), int(nbytes)) for name, nbytes in pairs])
-        return checked
+                raise self._sections.error(f"hashes {short_repr(hash_list)} are too long")
+            result.append([(str(name), int(nbytes)) for name, nbytes in pairs])
+        return result
 
     def _hashes(self, kind: str, shard: int) -> dict[str, str]:
         hash_lists = self._hash_lists[kind]
@@ -283,7 +279,7 @@ class SidecarCatalog:
         for name, nbytes in hash_list:
             digests = self._sections.blocks(f"{kind}.digests")
             if offset + nbytes > digests.count:
-                raise self._sections.damaged(f"the digests of shard {shard} are missing")
+                raise self._sections.error(f"the digests of shard {shard} are missing")
             hashes[name] = digests.read_cached(offset, offset + nbytes).tobytes().hex()
             offset += nbytes
         return hashes
@@ -301,6 +297,6 @@ class SidecarCatalog:
         hash_lists = self._hash_lists[kind]
         positions = self._sections.blocks(f"{kind}.hashes", self._shards).read()
         if (positions >= len(hash_lists)).any():
-            raise self._sections.damaged(f"{kind} files have hashes that are not listed")
+            raise self._sections.error(f"{kind} files have hashes that are not listed")
         sizes = np.array([sum(nbytes for _, nbytes in pairs) for pairs in hash_lists], np.int64)
         return positions, np.cumsum(sizes[positions]) - sizes[positions]

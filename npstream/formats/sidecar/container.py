@@ -9,8 +9,8 @@ The file is a sequence of msgpack objects, so that any msgpack reader can parse 
     bin 32   an array: little-endian numbers, aligned to 64 bytes
     ...      more padding and arrays
 
-Hashes are 64-bit xxh3. The table has one hash for each block of an array. The file is untrusted
-input: a violation of the format raises `FormatError`.
+Hashes are 64-bit xxh3. The table has one hash for each block of an array. An array with its name is
+a *section*. The file is untrusted input: a violation of the format raises `FormatError`.
 
 Tested in tests/formats/sidecar/test_sidecar.py.
 """
@@ -59,7 +59,8 @@ def encode_sections(entries: Mapping[str, Any], arrays: Mapping[str, AnyArray]) 
     for name, array in little_endian.items():
         if array.nbytes >= 1 << 32:
             raise ValueError(
-                f"section {name!r} takes {quantity(array.nbytes, 'byte')}; less than 4 GiB is all"
+                f"section {name!r} takes {quantity(array.nbytes, 'byte')}; the maximum is below "
+                "4 GiB"
             )
         offset = _align(end)
         hashes = block_hashes(array.view(np.uint8).data).astype("<u8").tobytes()
@@ -114,33 +115,33 @@ class Sections:
         nbytes = store.size(name)
         (first,) = store.ranges([(name, 0, min(nbytes, _FIRST_READ))])
         if len(first) < _HEAD.size:
-            raise self.damaged(f"{quantity(nbytes, 'byte')}; expected a side-car")
-        prefix, magic, version, length, recorded, table_hash = _HEAD.unpack_from(first)
+            raise self.error(f"{quantity(nbytes, 'byte')}; expected a side-car")
+        prefix, magic, version, length, recorded_nbytes, table_hash = _HEAD.unpack_from(first)
         if (prefix, magic) != (_BIN8, _MAGIC):
-            raise self.damaged("it does not begin as a side-car does")
+            raise self.error("it does not begin as a side-car does")
         if version != SIDECAR_VERSION:
-            raise self.damaged(f"version {version}; this release reads version {SIDECAR_VERSION}")
-        if recorded != nbytes:
-            raise self.damaged(f"{quantity(nbytes, 'byte')}; its head says {recorded:,}")
+            raise self.error(f"version {version}; this release reads version {SIDECAR_VERSION}")
+        if recorded_nbytes != nbytes:
+            raise self.error(f"{quantity(nbytes, 'byte')}; its head says {recorded_nbytes:,}")
         self._start = _align(_HEAD.size + length)
         if self._start > nbytes:
-            raise self.damaged(f"{quantity(nbytes, 'byte')}; the table takes {length:,}")
+            raise self.error(f"{quantity(nbytes, 'byte')}; the table takes {length:,}")
         if length > _MAX_TABLE or not fits_in_memory(_MAX_UNPACKED_RATIO * length):
-            raise self.damaged(
+            raise self.error(
                 f"its table takes {quantity(length, 'byte')}, which is too much to read"
             )
         self._store = _PrefixStore(store, name, first)
         (table,) = self._store.ranges([(name, _HEAD.size, length)])
         if xxh3(table) != table_hash:
-            raise self.damaged("the hash of its table is wrong")
+            raise self.error("the hash of its table is wrong")
         self.table = self._unpack(table)
         self._name = name
         self._nbytes = nbytes
         self._sections: dict[str, tuple[np.dtype[Any], int, int, bytes]] = {}
-        for section in self.typed("sections", list):
+        for section in self.entry("sections", list):
             key, dtype, count, offset, hashes = self.row(section, str, str, int, int, bytes)
             self._sections[key] = self.dtype(dtype), count, offset, hashes
-        self._opened: dict[str, BlockArray] = {}
+        self._arrays: dict[str, BlockArray] = {}
 
     def __contains__(self, name: str) -> bool:
         """Return True if the file has an array of that name."""
@@ -149,27 +150,39 @@ class Sections:
     def blocks(self, name: str, count: int | None = None, kind: str = "u") -> BlockArray:
         """Return an array without reading it.
 
-        Its length must be `count`, if given, and its dtype one of the kinds in `kind`.
+        Parameters
+        ----------
+        name : str
+        count : int, optional
+            The expected length.
+        kind : str, default: "u"
+            The expected kinds of the dtype, as in `numpy.dtype.kind`.
+
+        Raises
+        ------
+        FormatError
+            If the array is missing, or is not the expected one.
         """
-        array = self._opened.get(name)
+        array = self._arrays.get(name)
         if array is None:
-            array = self._opened.setdefault(name, self._open(name))
+            array = self._arrays.setdefault(name, self._open(name))
         if count not in (None, array.count) or array.dtype.kind not in kind:
-            raise self.damaged(f"section {name!r} is {array.count} of {array.dtype}")
+            raise self.error(f"section {name!r} is {array.count} of {array.dtype}")
         return array
 
     def _open(self, name: str) -> BlockArray:
         if name not in self._sections:
-            raise self.damaged(f"section {name!r} is missing")
+            raise self.error(f"section {name!r} is missing")
         dtype, count, offset, hashes = self._sections[name]
         nbytes, begin = count * dtype.itemsize, self._start + offset
         if count < 0 or offset < 0 or begin + nbytes > self._nbytes:
-            raise self.damaged(
+            raise self.error(
                 f"section {name!r} has {quantity(nbytes, 'byte')} at {begin} of {self._nbytes}"
             )
         if len(hashes) != 8 * -(-nbytes // HASH_BLOCK):
-            raise self.damaged(
-                f"section {name!r} of {quantity(nbytes, 'byte')} has {len(hashes)} of hashes"
+            raise self.error(
+                f"section {name!r} of {quantity(nbytes, 'byte')} has "
+                f"{quantity(len(hashes), 'byte')} of hashes"
             )
         return BlockArray(
             self._store, self._name, begin, count, dtype, np.frombuffer(hashes, "<u8")
@@ -181,36 +194,34 @@ class Sections:
         try:
             unpacked = msgpack.unpackb(table)
         except (ValueError, msgpack.UnpackException) as error:
-            raise self.damaged(f"its table is not msgpack: {error}") from None
+            raise self.error(f"its table is not msgpack: {error}") from None
         if not isinstance(unpacked, dict):
-            raise self.damaged(f"its table is {type(unpacked).__name__}; expected a map")
+            raise self.error(f"its table is {type(unpacked).__name__}; expected a map")
         return unpacked
 
     # Validated access to the table
 
-    def typed(self, key: str, kind: type) -> Any:
+    def entry(self, key: str, kind: type) -> Any:
         """Return the table's entry `key`, which must have the type `kind`, and not be negative."""
-        value = self.table.get(key)
-        (checked,) = self.row([value], kind)
-        return checked
+        (value,) = self.row([self.table.get(key)], kind)
+        return value
 
     def row(self, values: Any, *kinds: Any) -> tuple[Any, ...]:
         """Return a list as a tuple; its values must have the types `kinds`, in this order."""
         if type(values) is not list or len(values) != len(kinds):
-            raise self.damaged(f"{short_repr(values)}; expected a list of {len(kinds)}")
+            raise self.error(f"{short_repr(values)}; expected a list of {len(kinds)}")
         for value, kind in zip(values, kinds, strict=True):
             if type(value) is not kind or (kind is int and not 0 <= value < 1 << 63):
-                raise self.damaged(f"{short_repr(value)}; expected {kind.__name__}")
+                raise self.error(f"{short_repr(value)}; expected {kind.__name__}")
         return tuple(values)
 
     def dtype(self, text: str) -> np.dtype[Any]:
         """Return the numeric dtype with the array-protocol string `text`."""
-        known = {f"{order}{kind}" for order in "<|" for kind in _NUMBERS}
-        if text not in known:
-            raise self.damaged(f"dtype {short_repr(text)}; expected a numeric dtype")
+        if text not in {f"{order}{kind}" for order in "<|" for kind in _NUMBERS}:
+            raise self.error(f"dtype {short_repr(text)}; expected a numeric dtype")
         return np.dtype(text)
 
-    def damaged(self, problem: str) -> FormatError:
+    def error(self, problem: str) -> FormatError:
         """Return a `FormatError` for this file."""
         return FormatError(f"{self.where}: {problem}")
 

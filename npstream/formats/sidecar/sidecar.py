@@ -2,7 +2,7 @@
 
 `npstream.formats.sidecar.container` defines the container format. The sections of
 `npstream.formats.sidecar.catalog` list the shards' files. The other sections hold one number for
-each shard, except ``pieces`` and ``column/NAME``:
+each shard, except ``pieces``, ``statistics`` and ``column/NAME``:
 
     samples, bytes, schema    number of samples, uncompressed bytes, and position of the schema in
                               the table's list of schemas
@@ -168,14 +168,14 @@ class Sidecar:
     Attributes
     ----------
     name : str
-        The parameter.
+        The name of the file.
     index_digest : IndexDigest
         The digest of the ``index.json`` from which the side-car was built.
     shards, samples : int
         Numbers of shards and samples.
     columns : dict of str to ColumnFile
         The columns with statistics, whose values are in column files.
-    hashed : bool
+    has_hashes : bool
         Whether the side-car holds the hashes of pieces and the offsets of first samples.
 
     Raises
@@ -190,21 +190,21 @@ class Sidecar:
         self.store, self.name = store, name
         self._sections = sections = Sections(store, name)
         self.index_digest = IndexDigest(
-            *sections.row(sections.typed("index", list), int, bytes, str, str)
+            *sections.row(sections.entry("index", list), int, bytes, str, str)
         )
-        self.shards: int = sections.typed("shards", int)
-        self.samples: int = sections.typed("samples", int)
-        if (chunk_bytes := sections.typed("chunk_bytes", int)) != chunks.CHUNK_BYTES:
-            raise sections.damaged(
+        self.shards: int = sections.entry("shards", int)
+        self.samples: int = sections.entry("samples", int)
+        if (chunk_bytes := sections.entry("chunk_bytes", int)) != chunks.CHUNK_BYTES:
+            raise sections.error(
                 f"chunks of {quantity(chunk_bytes, 'byte')}; expected {chunks.CHUNK_BYTES:,}"
             )
         self.columns: dict[str, ColumnFile] = {}
-        for column in sections.typed("columns", list):
+        for column in sections.entry("columns", list):
             key, dtype, file = sections.row(column, str, str, str)
             if not _COLUMN_FILE.fullmatch(file):
-                raise sections.damaged(f"column {key!r} cannot lie in {file!r}")
+                raise sections.error(f"column {key!r} cannot lie in {file!r}")
             self.columns[key] = ColumnFile(key, sections.dtype(dtype), file)
-        self.hashed = "pieces" in sections
+        self.has_hashes = "pieces" in sections
         self._values: dict[str, BlockArray] = {}
 
     @property
@@ -232,14 +232,14 @@ class Sidecar:
 
     def piece_hashes(self, shard: int) -> NDArray[np.uint64] | None:
         """Return the hash of each piece of a shard's uncompressed data file, if recorded."""
-        if not self.hashed:
+        if not self.has_hashes:
             return None
         starts = self._piece_starts
         pieces = self._sections.blocks("pieces", int(starts[-1]))
         return pieces.read_cached(int(starts[shard]), int(starts[shard + 1]))
 
     def shard_hashes(self) -> tuple[AnyArray, AnyArray, AnyArray]:
-        """Read the offsets and hashes of all shards, if `hashed` is True.
+        """Read the offsets and hashes of all shards, if `has_hashes` is True.
 
         Returns
         -------
@@ -256,7 +256,10 @@ class Sidecar:
         return blocks("begins", shards).read().astype(np.uint64), metas, pieces
 
     def statistics(self) -> dict[str, ColumnStatistics]:
-        """Read the statistics of the dataset's columns: in one request, unless they are here.
+        """Read the statistics of the dataset's columns, with at most one request.
+
+        If they are in the first bytes of a side-car, which are read when it is opened, this makes
+        no request.
 
         Returns
         -------
@@ -269,7 +272,7 @@ class Sidecar:
         try:
             return decode_statistics(body)
         except ValueError as error:
-            raise self._sections.damaged(str(error)) from None
+            raise self._sections.error(str(error)) from None
 
     def shard_range(self, name: str) -> tuple[AnyArray, AnyArray]:
         """Return the minimum and maximum of a column in each shard.
@@ -287,7 +290,7 @@ class Sidecar:
         dtype = self._column(name).dtype
         low, high = (self._sections.blocks(f"{w}/{name}", self.shards, "iuf") for w in _BOUNDS)
         if (low.dtype, high.dtype) != (dtype, dtype):
-            raise self._sections.damaged(f"bounds of column {name!r} are not {dtype}")
+            raise self._sections.error(f"bounds of column {name!r} are not {dtype}")
         return low.read(), high.read()
 
     def column(self, name: str, start: int = 0, stop: int | None = None) -> AnyArray:
@@ -367,23 +370,23 @@ class Sidecar:
         )
         schemas = self._schemas
         if (samples >= 1 << 32).any() or (nbytes >= MAX_FILE_BYTES).any():
-            raise sections.damaged("a shard has more samples or bytes than the format allows")
+            raise sections.error("a shard has more samples or bytes than the format allows")
         if (schema_ids >= len(schemas)).any():
-            raise sections.damaged("a shard has a schema that is not listed")
+            raise sections.error("a shard has a schema that is not listed")
         samples, nbytes = samples.astype(np.int64), nbytes.astype(np.int64)
         if int(samples.sum()) != self.samples:
-            raise sections.damaged(
+            raise sections.error(
                 f"the shards have {quantity(samples.sum(), 'sample')}, not {self.samples:,}"
             )
         is_text = np.array([schema.format != "mds" for schema in schemas], bool)[schema_ids]
         heads = nbytes
         if is_text.any():
             heads = np.where(is_text, catalog.sizes("meta"), nbytes)
-        wrong = (
+        is_invalid = (
             (heads < 8 + 4 * samples) | (nbytes < samples) | (catalog.has_file("meta") != is_text)
         )
-        if wrong.any():
-            raise sections.damaged(f"shard {wrong.argmax()} cannot hold its samples")
+        if is_invalid.any():
+            raise sections.error(f"shard {is_invalid.argmax()} cannot hold its samples")
         compressed = catalog.has_file("zip_data")
         _, annotations = parse_annotations(
             sections.table.get(ANNOTATIONS_KEY), f"{self.where}: {ANNOTATIONS_KEY!r}"
@@ -395,10 +398,10 @@ class Sidecar:
     @property
     def _schemas(self) -> tuple[Schema, ...]:
         schemas = []
-        for number, schema in enumerate(self._sections.typed("schemas", list)):
+        for number, schema in enumerate(self._sections.entry("schemas", list)):
             row = self._sections.row(schema, str, list, list, list, str, str)
             if row[0] not in FORMAT_KEYS:
-                raise self._sections.damaged(f"format {row[0]!r}; known: {', '.join(FORMAT_KEYS)}")
+                raise self._sections.error(f"format {row[0]!r}; known: {', '.join(FORMAT_KEYS)}")
             key = [tuple(value) if type(value) is list else value for value in row]
             schemas.append(check_schema(key, f"{self.where}: schema {number}"))
         return tuple(schemas)

@@ -119,8 +119,8 @@ def test_bodies_equal_those_of_streaming(unit):
 
 
 def test_only_units_without_an_encoding_name_are_skipped():
-    left_out = [unit for unit in units()["encode"] if unit not in ENCODED]
-    assert {unit["class"] for unit in left_out} == {"NDArray(dtype=None, shape=(2, 3))"}
+    skipped_units = [unit for unit in units()["encode"] if unit not in ENCODED]
+    assert {unit["class"] for unit in skipped_units} == {"NDArray(dtype=None, shape=(2, 3))"}
 
 
 @pytest.mark.parametrize("unit", numbered_params(units()["encode_errors"]))
@@ -169,8 +169,8 @@ MDS = [case for case in cases() if case["writer"] == "MDSWriter" and case["args"
 def test_values_of_golden_datasets_round_trip(case):
     columns = {name: parse(encoding) for name, encoding in case["args"]["columns"].items()}
     samples = zip(inputs(case)["samples"], expected(case), strict=True)
-    for (given_sample, tagged), (name, encoding) in itertools.product(samples, columns.items()):
-        item = without_palette(value(given_sample[name]), encoding.name)
+    for (sample, tagged), (name, encoding) in itertools.product(samples, columns.items()):
+        item = without_palette(value(sample[name]), encoding.name)
         decoded = encoding.decode(encoding.encode(item))
         if case["byte_exact"] == "codec" and encoding.name == "jpeg":
             assert (decoded.mode, [*decoded.size]) == (tagged[name]["mode"], tagged[name]["size"])
@@ -231,17 +231,18 @@ EDITS = st.lists(
 )
 
 
-def edited(body, edits):
-    for fraction, new, removed in edits:
+def apply_edits(body, edits):
+    """Replace bytes; an edit has a relative position, the new bytes, and a number to remove."""
+    for fraction, new_bytes, removed_count in edits:
         position = int(fraction * (len(body) + 1))
-        body = body[:position] + new + body[position + removed :]
+        body = body[:position] + new_bytes + body[position + removed_count :]
     return body
 
 
 @pytest.mark.parametrize("name", VALID)
 @given(edits=EDITS, cut=st.floats(0, 1) | st.just(1.0))
 def test_damaged_bodies_give_a_value_or_a_value_error(name, edits, cut):
-    body = edited(VALID[name], edits)
+    body = apply_edits(VALID[name], edits)
     body = body[: int(cut * len(body))]
     tracemalloc.start()
     try:
@@ -435,14 +436,16 @@ def test_encodings_are_inferred_from_the_first_value(row):
         assert np.array_equal(decoded, first)
 
 
-INFERRED_OF_OTHERS = [
+INFERRED_FROM_OTHER_LIBRARIES = [
     ("pandas", lambda pandas: pandas.Timestamp("2026-11-22").as_unit("ns"), "datetime64[ns]"),
     ("torch", lambda torch: torch.tensor(5, dtype=torch.int16), "int16"),
     ("torch", lambda torch: torch.zeros(2, dtype=torch.bool), "ndarray:bool"),
 ]
 
 
-@pytest.mark.parametrize("row", numbered_params(INFERRED_OF_OTHERS, operator.itemgetter(2)))
+@pytest.mark.parametrize(
+    "row", numbered_params(INFERRED_FROM_OTHER_LIBRARIES, operator.itemgetter(2))
+)
 def test_encodings_are_inferred_from_values_of_other_libraries(row):
     package, make, name = row
     first = make(pytest.importorskip(package))
@@ -508,7 +511,7 @@ def decode_point(body):
 
 @pytest.fixture
 def registry(monkeypatch):
-    monkeypatch.setattr(encodings, "_KNOWN", dict(encodings._KNOWN))
+    monkeypatch.setattr(encodings, "_ENCODINGS", dict(encodings._ENCODINGS))
 
 
 @pytest.mark.usefixtures("registry")

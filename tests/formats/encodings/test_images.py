@@ -27,8 +27,8 @@ def test_pil_rejects_a_palette_and_png_keeps_it(name):
     image = random_image().quantize(4)
     with pytest.raises(ValueError, match=r"indices into a palette.*convert.*or choose 'png'"):
         parse(name).encode([image] if "list" in name else image)
-    kept = parse("png").decode(parse("png").encode(image))
-    assert kept.convert("RGB").tobytes() == image.convert("RGB").tobytes()
+    decoded = parse("png").decode(parse("png").encode(image))
+    assert decoded.convert("RGB").tobytes() == image.convert("RGB").tobytes()
 
 
 @pytest.fixture

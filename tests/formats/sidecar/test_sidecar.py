@@ -51,8 +51,8 @@ class MemoryStore:
 
     def ranges(self, spans):
         parts = []
-        for name, at, nbytes in spans:
-            part = self.files[name][at : at + nbytes]
+        for name, offset, nbytes in spans:
+            part = self.files[name][offset : offset + nbytes]
             self.nbytes += len(part)
             if len(part) != nbytes:
                 raise StorageError(f"{name}: too short")
@@ -75,8 +75,9 @@ def text_of(entries):
 
 def assert_equal(index, other):
     for name in ("starts", "nbytes", "compressed", "schema_ids", "guide"):
-        ours, theirs = getattr(index, name), getattr(other, name)
-        assert (ours.dtype, ours.tolist()) == (theirs.dtype, theirs.tolist()), name
+        array, other_array = getattr(index, name), getattr(other, name)
+        assert array.dtype == other_array.dtype, name
+        assert array.tolist() == other_array.tolist(), name
     for name in ("schemas", "shift", "total_nbytes", "where", "samples"):
         assert getattr(index, name) == getattr(other, name)
     assert len(index) == len(other)
@@ -135,7 +136,7 @@ def test_generated_indexes_round_trip(shards):
     assert_equal(sidecar.index("here/index.json"), want)
     assert_equal(pickle.loads(pickle.dumps(sidecar)).index("here/index.json"), want)
     assert sidecar.index_digest == digest_index(text)
-    assert not sidecar.hashed
+    assert not sidecar.has_hashes
     if shards:
         assert sidecar.piece_hashes(0) is sidecar.first_offset(0) is sidecar.meta_hash(0) is None
 
@@ -167,7 +168,7 @@ def test_text_that_is_not_utf8_raises():
 # Digests of the index
 
 
-def test_digests_match_indexes_that_are_equal_as_far_as_known():
+def test_digests_match_unless_they_show_a_difference():
     text = random.Random(0).randbytes(3 * END_BYTES)
     digest = digest_index(text, "v1", "s3://here")
     assert digest == digest_index_ends(
@@ -190,7 +191,6 @@ COUNT = 100_000
 def large(count=COUNT):
     """Return a store with a side-car whose sections have several blocks, its hashes and values."""
     entry = copy.deepcopy(ENTRIES["mds"])
-    entry["raw_data"]["bytes"] = 1 << 24
     entry["samples"] = count
     entry["raw_data"]["bytes"] = 3 * CHUNK_BYTES
     shards = [entry] * 3
@@ -198,12 +198,12 @@ def large(count=COUNT):
     pieces = rng.integers(0, 1 << 63, 12, np.uint64)
     values = rng.integers(-100, 100, 3 * count)
     column = ColumnFile("a", np.dtype("<i8"), "index.columns/a.npy")
-    each = values.reshape(3, -1)
+    shard_values = values.reshape(3, -1)
     sections = {
         "pieces": pieces,
         "begins": np.array([1, 2, 3], "u1"),
-        "min/a": each.min(axis=1),
-        "max/a": each.max(axis=1),
+        "min/a": shard_values.min(axis=1),
+        "max/a": shard_values.max(axis=1),
         "column/a": block_hashes(values.tobytes()),
     }
     body = npy_header(column.dtype, len(values)) + values.tobytes()
@@ -215,7 +215,7 @@ def large(count=COUNT):
 def test_piece_hashes_and_bounds_of_columns():
     store, pieces, values = large()
     sidecar = Sidecar(store)
-    assert sidecar.hashed
+    assert sidecar.has_hashes
     for shard in range(3):
         assert sidecar.piece_hashes(shard).tolist() == pieces[4 * shard : 4 * shard + 4].tolist()
         assert sidecar.first_offset(shard) == shard + 1
@@ -230,9 +230,9 @@ def test_piece_hashes_and_bounds_of_columns():
 def test_columns_are_read_by_byte_ranges():
     store, _, values = large()
     sidecar = Sidecar(store)
-    before = store.nbytes
+    opened_nbytes = store.nbytes
     assert sidecar.column("a", 100_000, 100_003).tolist() == values[100_000:100_003].tolist()
-    assert store.nbytes - before <= HASH_BLOCK + 256
+    assert store.nbytes - opened_nbytes <= HASH_BLOCK + 256
     for start, stop in ((0, 0), (0, 1), (len(values), len(values)), (32_767, 32_769)):
         assert sidecar.column("a", start, stop).tolist() == values[start:stop].tolist()
     assert np.array_equal(sidecar.column("a"), values)
@@ -252,10 +252,10 @@ def test_a_msgpack_reader_can_parse_the_file():
     store, pieces, _ = large()
     unpacker = msgpack.Unpacker(max_buffer_size=1 << 30)
     unpacker.feed(store.files[NAME])
-    head, table, *rest = unpacker
+    head, table, *items = unpacker
     assert head.startswith(b"npstream")
     assert table["shards"] == 3
-    arrays = [item for item in rest if item is not None]
+    arrays = [item for item in items if item is not None]
     assert len(arrays) == len(table["sections"])
     bodies = dict(zip([section[0] for section in table["sections"]], arrays, strict=True))
     assert bodies["pieces"] == pieces.tobytes()
@@ -302,8 +302,8 @@ def test_damage_is_detected():
         elif k % 3 == 1:
             damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
         else:
-            at = rng.randrange(len(damaged))
-            damaged[at : at + 8] = rng.randbytes(8)
+            begin = rng.randrange(len(damaged))
+            damaged[begin : begin + 8] = rng.randbytes(8)
         store.files[NAME] = bytes(damaged)
         with suppress(FormatError, IntegrityError):
             # Damage in the padding changes nothing.
@@ -349,8 +349,8 @@ def test_hostile_tables_raise():
         choice = rng.random(), rng.choice(HOSTILE)
 
         def edit(table, choice=choice):
-            known = list(paths(table))
-            *path, key = known[int(choice[0] * len(known))]
+            table_paths = list(paths(table))
+            *path, key = table_paths[int(choice[0] * len(table_paths))]
             for step in path:
                 table = table[step]
             table[key] = choice[1]
@@ -381,7 +381,7 @@ def test_hostile_tables_raise():
         (lambda t: t["hashes"].update(data=[[["md5", 4]]]), "digests of shard 0 are missing"),
         (lambda t: t["sections"].clear(), "section .* is missing"),
         (lambda t: t["sections"][0].__setitem__(3, 1 << 40), "bytes at .* of"),
-        (lambda t: t["sections"][0].__setitem__(4, b""), "has 0 of hashes"),
+        (lambda t: t["sections"][0].__setitem__(4, b""), "has 0 bytes of hashes"),
     ],
 )
 def test_invalid_tables_raise(edit, match):

@@ -29,7 +29,7 @@ def scanned():
     """Return the scan of a shard of two columns."""
     schema = Schema("mds", ("f", "t"), ("float64", "str"), (8, None))
     columns = scalar_columns([schema])
-    scan = Scan(schema, 2, columns, compressed=False, statistics={})
+    scan = Scan(schema, 2, columns, compressed=False, statistics_dtypes={})
     rows = [np.float64(v).tobytes() + t for v, t in ((0.1, b"a"), (np.nan, b""))]
     rows = [np.uint32(len(row) - 8).tobytes() + row for row in rows]
     head = 4 * 4
