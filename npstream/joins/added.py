@@ -63,11 +63,11 @@ def start_reading_groups(
 
 def read_column_groups(store: Store, cache: ShardCache | None = None) -> tuple[ColumnGroup, ...]:
     """Return the groups of added columns of a dataset."""
-    parse = partial(groups_in, where=store.where(COLUMNS_FILE))
+    parse = partial(parse_column_groups, where=store.where(COLUMNS_FILE))
     return read_optional(store, cache, COLUMNS_FILE, parse) or ()
 
 
-def groups_in(text: bytes, where: str) -> tuple[ColumnGroup, ...]:
+def parse_column_groups(text: bytes, where: str) -> tuple[ColumnGroup, ...]:
     """Return the groups in a file; none if npstream did not write it."""
     if f'"{FORMAT}"'.encode() not in text:
         log("%s is not a list of added columns: reading without it", where)
@@ -86,14 +86,14 @@ def added_columns(
         From the oldest to the newest. A newer group hides older ones.
     index : Index
     """
-    added: dict[str, ColumnGroup] = {}
+    group_of: dict[str, ColumnGroup] = {}
     errors: dict[str, str] = {}
     for group in reversed(groups):
-        names = [name for name in group.columns if name not in added]
+        names = [name for name in group.columns if name not in group_of]
         if not names:
             continue
         if group.applies_to(index):
-            added |= dict.fromkeys(names, group)
+            group_of |= dict.fromkeys(names, group)
             continue
         for name in names:
             errors.setdefault(
@@ -102,9 +102,9 @@ def added_columns(
                 f"the dataset, and this is version {index.fingerprint()}, which does not begin "
                 "with the same shards: add the column to this version with npstream.add_columns",
             )
-    order = [name for group in groups for name in group.columns if added.get(name) is group]
-    return {name: added[name] for name in order}, {
-        name: text for name, text in errors.items() if name not in added
+    order = [name for group in groups for name in group.columns if group_of.get(name) is group]
+    return {name: group_of[name] for name in order}, {
+        name: message for name, message in errors.items() if name not in group_of
     }
 
 
@@ -135,31 +135,33 @@ def open_joined(
         The columns of a sample.
     """
     index = fetcher.index
-    added, errors = added_columns(groups, index)
+    group_of, errors = added_columns(groups, index)
     if columns is not None:
-        _check_names(columns, index, added, errors)
-    own = _restrict(columns, lambda name: name not in added)
-    source, own_names = open_source(fetcher, own, allow_pickle, limit)
-    names = tuple(dict.fromkeys([*own_names, *added]))
+        _check_names(columns, index, group_of, errors)
+    dataset_columns = _restrict(columns, lambda name: name not in group_of)
+    source, dataset_names = open_source(fetcher, dataset_columns, allow_pickle, limit)
+    names = tuple(dict.fromkeys([*dataset_names, *group_of]))
     if columns is not None and not isinstance(columns, Mapping):
         names = tuple(columns)
         if len(set(names)) != len(names):
             raise ValueError(f"a column is listed twice in {list(names)}")
-    needed: dict[int, list[str]] = {}
+    group_names: dict[int, list[str]] = {}
     for name in names:
-        if name in added:
-            needed.setdefault(groups.index(added[name]), []).append(name)
-    for number, wanted in needed.items():
-        _require_values(groups[number], wanted, index)
-    opened = _open_groups([groups[number] for number in needed], index.samples, open_part)
+        if name in group_of:
+            group_names.setdefault(groups.index(group_of[name]), []).append(name)
+    for number, added_names in group_names.items():
+        _require_values(groups[number], added_names, index)
+    group_fetchers = _open_groups(
+        [groups[number] for number in group_names], index.samples, open_part
+    )
     fields: dict[str, Field] = dict(source.fields)
     joined: list[Source] = []
-    for (number, wanted), fetchers in zip(needed.items(), opened, strict=True):
-        part_columns = _restrict(columns, wanted.__contains__) or wanted
+    for (number, added_names), fetchers in zip(group_names.items(), group_fetchers, strict=True):
+        part_columns = _restrict(columns, added_names.__contains__) or added_names
         arguments = part_columns, allow_pickle, limit
-        table = _table(groups[number], index, fetchers, wanted, arguments)
+        table = _table(groups[number], index, fetchers, added_names, arguments)
         joined.append(table)
-        fields |= {name: replace(table.field(name), table=len(joined)) for name in wanted}
+        fields |= {name: replace(table.field(name), table=len(joined)) for name in added_names}
     column_errors = {**source.column_errors, **errors}
     return Source(fetcher, fields, column_errors, limit, joined), names
 
@@ -167,16 +169,16 @@ def open_joined(
 def _check_names(
     columns: Sequence[str] | Mapping[str, Any],
     index: Index,
-    added: Mapping[str, ColumnGroup],
+    group_of: Mapping[str, ColumnGroup],
     errors: Mapping[str, str],
 ) -> None:
     """Raise ColumnError for a name that neither the dataset nor an added column has."""
-    own = {name: None for schema in index.schemas for name in schema.names}
+    stored = {name: None for schema in index.schemas for name in schema.names}
     for name in columns:
-        if name not in own and name not in added:
+        if name not in stored and name not in group_of:
             if name in errors:
                 raise ColumnError.saying(errors[name])
-            raise ColumnError(name, [*own, *added])
+            raise ColumnError(name, [*stored, *group_of])
 
 
 def _restrict(columns: _ColumnsArgument, keeps: Callable[[str], bool]) -> _ColumnsArgument:
@@ -189,12 +191,12 @@ def _restrict(columns: _ColumnsArgument, keeps: Callable[[str], bool]) -> _Colum
 
 
 def _require_values(group: ColumnGroup, names: Sequence[str], index: Index) -> None:
-    """Raise an error unless the dataset's samples have values of some columns of a group.
+    """Raise an error unless all samples of the dataset have values of the columns `names`.
 
     Raises
     ------
     ColumnError
-        If samples were appended to the dataset since, and a column has no fill value.
+        If samples were appended after the columns were added, and a column has no fill value.
     FormatError
         If there are more values than samples.
     """
@@ -204,12 +206,12 @@ def _require_values(group: ColumnGroup, names: Sequence[str], index: Index) -> N
             f"{index.where}: {COLUMNS_FILE} lists {quantity(samples, 'value')} of column "
             f"{names[0]!r} for {quantity(total, 'sample')}"
         )
-    lacking = [name for name in names if name not in group.fill_columns]
-    if samples < total and lacking:
+    unfilled = [name for name in names if name not in group.fill_columns]
+    if samples < total and unfilled:
         raise ColumnError.saying(
-            f"{index.where}: the added column {lacking[0]!r} has values for {samples:,} of "
+            f"{index.where}: the added column {unfilled[0]!r} has values for {samples:,} of "
             f"{quantity(total, 'sample')}, as {total - samples:,} were appended to the dataset "
-            f"later: add their values with npstream.add_columns(url, {{{lacking[0]!r}: values of "
+            f"later: add their values with npstream.add_columns(url, {{{unfilled[0]!r}: values of "
             "the new samples}), or open without the column, with columns="
         )
 
@@ -217,7 +219,10 @@ def _require_values(group: ColumnGroup, names: Sequence[str], index: Index) -> N
 def _open_groups(
     groups: Sequence[ColumnGroup], total: int, open_part: Callable[[str], Fetcher]
 ) -> list[list[Fetcher]]:
-    """Open the parts of groups, all at once; the fill values last if they are needed."""
+    """Open the parts of each group, all at once.
+
+    The last part of a group has the fill values, if samples lack other values.
+    """
     paths = [
         [part.path for part in group.parts]
         + ([group.fill] if group.samples < total and group.fill else [])
@@ -270,7 +275,7 @@ def _table(
 
 
 class PartsSource(ConcatenatedSource):
-    """The source of a group of several parts, which it owns.
+    """The source of a group of several parts. `close` also closes the parts.
 
     Parameters
     ----------
@@ -288,7 +293,7 @@ class PartsSource(ConcatenatedSource):
         return PartsSource, (self.members, self.fields)
 
     def close(self) -> None:
-        """Release the memory of the parts."""
+        """Release the memory of this source and of its parts."""
         super().close()
         for source in self.datasets:
             source.close()

@@ -69,10 +69,10 @@ class ConcatenatedSource(Source):
         self._members = tuple(members)
         sources = {id(member.source): member.source for member in self._members}
         counts = [len(source.datasets) for source in sources.values()]
-        self._datasets = tuple(d for source in sources.values() for d in source.datasets)
+        self._datasets = tuple(ds for source in sources.values() for ds in source.datasets)
         union = ShardUnion(
-            [shards for d in self._datasets for shards in d.shard_parts],
-            [index for d in self._datasets for index in d.shard_indexes],
+            [shards for ds in self._datasets for shards in ds.shard_parts],
+            [index for ds in self._datasets for index in ds.shard_indexes],
         )
         self._remotes = [dataset for dataset in self._datasets if dataset.remote is not None]
         limits = [dataset.limit for dataset in self._remotes if dataset.limit is not None]
@@ -94,12 +94,12 @@ class ConcatenatedSource(Source):
         source: ConcatenatedSource = super().renamed(names)  # type: ignore[assignment]
         stored = {old: new for old, new in names.items() if not self.fields[old].computation}
         sources = {id(m.source): m.source for m in self._members}
-        new_sources = {key: each.renamed(stored) for key, each in sources.items()}
+        new_sources = {key: old_source.renamed(stored) for key, old_source in sources.items()}
         source._members = tuple(
             replace(member, source=new_sources[id(member.source)]) for member in self._members
         )
-        source._datasets = tuple(d for each in new_sources.values() for d in each.datasets)
-        source._remotes = [d for d in source._datasets if d.remote is not None]
+        source._datasets = tuple(ds for new in new_sources.values() for ds in new.datasets)
+        source._remotes = [ds for ds in source._datasets if ds.remote is not None]
         return source
 
     @property
@@ -156,12 +156,15 @@ class ConcatenatedSource(Source):
     def _own_columns(
         self, plan: Plan, lookup: Lookup, out: Mapping[str, AnyArray]
     ) -> dict[str, AnyArray | Ragged]:
-        """Read columns of the shards: a single one from each dataset, if side-cars may have it."""
+        """Read columns of the shards.
+
+        A single column may be in side-cars, which only the datasets can read. Then this reads the
+        column from each dataset.
+        """
         ids = lookup.samples
         is_single = len(plan.fields) == 1 and len(ids) > 0
         if not (is_single and any(dataset.sidecar_column_name(plan) for dataset in self.remotes)):
             return self._batch_columns(plan, lookup, out)
-        # Values may be in side-cars, which only the datasets themselves can read.
         (field,) = plan.fields
         column = out[field.name] if field.name in out else field.allocate(len(ids))
 
@@ -188,10 +191,13 @@ class ConcatenatedSource(Source):
         return RowReader(self, self._own_reader(plan), self._completion(plan))
 
     def value_reader(self, field: Field) -> Reader:
-        """Return a function that reads one value of a column, which may be redeclared."""
+        """Return a function that reads one value of a column, given its row.
+
+        `field` may have another encoding than this source's column of the same name.
+        """
         read = super().value_reader(field)
-        is_own = field.computation is None and not field.table
-        return RowReader(self, read) if is_own else read
+        is_stored = field.computation is None and not field.table
+        return RowReader(self, read) if is_stored else read
 
     # Costs of reading, and locations of samples
 
@@ -207,8 +213,8 @@ class ConcatenatedSource(Source):
         """
         is_flat = all(len(member.source.datasets) == 1 for member in self._members)
         if selection.affine is not None and is_flat:
-            for number, chosen in self.rows.pieces(selection):
-                yield self._members[number].source, chosen
+            for number, piece in self.rows.pieces(selection):
+                yield self._members[number].source, piece
             return
         for begin in range(0, selection.size, LOOKUP_ROWS):
             stored = self.rows.at(selection.ids(begin, begin + LOOKUP_ROWS))

@@ -9,7 +9,7 @@ import errno
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace as replaced
+from dataclasses import replace as dataclass_replace
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -28,10 +28,10 @@ from npstream.formats.added_columns import (
     base_version,
     format_groups,
 )
-from npstream.joins.added import added_columns, groups_in
+from npstream.joins.added import added_columns, parse_column_groups
 from npstream.storage.local import LocalStore, open_store
 from npstream.storage.urls import join_url
-from npstream.tools.keys import PreparedTable, match_keys, named_encoding, reordered
+from npstream.tools.keys import PreparedTable, match_keys, reorder, to_encoding
 from npstream.writing.inputs.fill import check_fill
 from npstream.writing.inputs.parts import open_input
 from npstream.writing.inputs.recognition import as_mapping
@@ -77,8 +77,8 @@ def add_columns(
     `npstream.open` then reads them as columns of the dataset. The dataset itself is not rewritten:
     its fingerprint ``ds.version`` and the saved states of its iterations stay valid.
 
-    The columns appear as a whole. After any failure, nothing is published, and all files that were
-    written are removed.
+    All columns become visible at once, when the last file is stored. After any failure, nothing is
+    published, and all files that were written are removed.
 
     Parameters
     ----------
@@ -175,10 +175,10 @@ def add_columns(
             _require_conditions(store, exclusive)
             addition = _Addition(store, ds._source.index, fill or {}, replace, columns)
             if key is None:
-                addition.by_position(data, open_url)
+                addition.set_values_by_position(data, open_url)
             else:
-                addition.by_key(data, key, ds, open_url, stack)
-            with _removed_after_failure(store, [addition.path, addition.fill_path]):
+                addition.set_values_by_key(data, key, ds, open_url, stack)
+            with _remove_parts_after_failure(store, [addition.path, addition.fill_path]):
                 report = addition.write(partial(_write, url, options))
                 old, new = update_groups(store, addition.change, exclusive)
         _remove_unused(store, old, new)
@@ -231,16 +231,16 @@ def remove_columns(
     ('name',)
     """
     with short_traceback:
-        removed = [names] if isinstance(names, str) else name_list(names)
+        removed_names = [names] if isinstance(names, str) else name_list(names)
         store = open_store(url, storage_options, timeout=timeout, retries=retries, argument="url")
         _require_conditions(store, exclusive)
 
         def change(groups: Groups) -> Groups:
-            added = {name for group in groups for name in group.columns}
-            for name in removed:
-                if name not in added:
-                    raise ColumnError(name, sorted(added), f"{store.root}: added columns: ")
-            return _without(groups, removed)
+            added_names = {name for group in groups for name in group.columns}
+            for name in removed_names:
+                if name not in added_names:
+                    raise ColumnError(name, sorted(added_names), f"{store.root}: added columns: ")
+            return _drop_columns(groups, removed_names)
 
         old, new = update_groups(store, change, exclusive)
         _remove_unused(store, old, new)
@@ -250,15 +250,15 @@ def _open(
     url: str | PathLike[str], connection: Mapping[str, Any], path: str, columns: Sequence[str]
 ) -> Dataset:
     """Open a dataset, or a part of its added columns."""
-    place = join_url(url, path) if path else url
-    return open_dataset(place, columns=columns, implicit_read_limit=None, **connection)
+    dataset_url = join_url(url, path) if path else url
+    return open_dataset(dataset_url, columns=columns, implicit_read_limit=None, **connection)
 
 
 def _write(
-    url: str | PathLike[str], options: Mapping[str, Any], path: str, data: Any, **more: Any
+    url: str | PathLike[str], options: Mapping[str, Any], path: str, data: Any, **overrides: Any
 ) -> WriteReport:
-    """Write a part of added columns."""
-    return write(join_url(url, path), data, **{**options, **more})
+    """Write a part of added columns; `overrides` take precedence over `options`."""
+    return write(join_url(url, path), data, **{**options, **overrides})
 
 
 class _Addition:
@@ -277,14 +277,14 @@ class _Addition:
         self._data: Any = None
         self._encodings: Mapping[str, str | Encoding] | None = columns
         self._names: list[str] = []
-        self._grown: ColumnGroup | None = None
+        self._extended_group: ColumnGroup | None = None
         self._options: dict[str, Any] = {}
         identity = os.urandom(6).hex()
         self.path = f"{COLUMNS_FOLDER}/{identity}"
         self.fill_path = f"{COLUMNS_FOLDER}/{identity}-fill"
 
-    def by_position(self, data: Any, open_part: Callable[..., Dataset]) -> None:
-        """Take values in the order of the samples; check what is known before they are read."""
+    def set_values_by_position(self, data: Any, open_part: Callable[..., Dataset]) -> None:
+        """Take values in the order of the samples; check names and lengths before a read."""
         names = None if self._columns is None else list(self._columns)
         fills = check_fill(self._fill)
         table, samples = open_input(data, names, fills, check=True, as_items=False)
@@ -308,39 +308,45 @@ class _Addition:
         self._encodings = self._encodings or table_encodings(head)
         self._data = PreparedTable(table)
 
-    def by_key(
+    def set_values_by_key(
         self, data: Any, key: str, ds: Dataset, open_part: Callable[..., Dataset], stack: ExitStack
     ) -> None:
-        """Take values in any order, and bring them into that of the samples."""
+        """Take values in any order, and bring them into the order of the samples."""
 
         def plan(names: Sequence[str]) -> Mapping[str, str | Encoding] | None:
             self._plan(names, open_part)
             return self._encodings
 
-        def match(given: Any) -> Int64:
-            is_filled = set(self._names) <= self._fill.keys()
-            return match_keys(key, ds[key], self._start, given, is_filled)
+        def match(data_keys: Any) -> Int64:
+            has_fill = set(self._names) <= self._fill.keys()
+            return match_keys(key, ds[key], self._start, data_keys, has_fill)
 
         columns = self._columns
         if columns is not None:
             columns = {key: ds._encodings()[key], **columns}
-        matched = reordered(data, key, columns, self._fill, plan, match)
+        matched = reorder(data, key, columns, self._fill, plan, match)
         self._data, self._encodings = stack.enter_context(matched)
 
     def _plan(self, names: Sequence[str], open_part: Callable[..., Dataset]) -> None:
-        """Find out if columns are new or grow; raise ValueError if a name is taken."""
+        """Decide if columns are new, or if an added group gets values of appended samples.
+
+        Raises
+        ------
+        ValueError
+            If a column of this name exists.
+        """
         self._names = list(names)
         if not names:
             raise ValueError("data has no columns to add")
         self._require_columns(names)
-        self._grown = self._find_grown(_read_groups(self._store))
+        self._extended_group = self._find_extended_group(_read_groups(self._store))
         self._encodings = self._columns and {name: self._columns[name] for name in names}
-        if self._grown is None:
+        if self._extended_group is None:
             return
-        with open_part(self._grown.parts[0].path, names) as part:
+        with open_part(self._extended_group.parts[0].path, names) as part:
             stored = part._encodings()
         for name, encoding in (self._encodings or {}).items():
-            if named_encoding(encoding).name != stored[name]:
+            if to_encoding(encoding).name != stored[name]:
                 raise ValueError(
                     f"columns: {name!r} is {encoding!r}, but the values that were added before are "
                     f"{stored[name]!r}: leave columns= out"
@@ -353,48 +359,48 @@ class _Addition:
             if name not in names:
                 raise ValueError(f"fill: data has no column {name!r}; its columns are {[*names]}")
 
-    def _find_grown(self, groups: Groups) -> ColumnGroup | None:
-        """Return the group whose columns get values of new samples; None if columns are new.
+    def _find_extended_group(self, groups: Groups) -> ColumnGroup | None:
+        """Return the group that gets values of appended samples; None if the columns are new.
 
         Raises
         ------
         ValueError
-            If a name is taken.
+            If a column of this name exists.
         """
         names, where, total = self._names, self._store.root, self._index.samples
         if self._replace:
             return None
-        added, _ = added_columns(groups, self._index)
-        own = {name for schema in self._index.schemas for name in schema.names}
-        if taken := [name for name in names if name in own and name not in added]:
+        group_of, _ = added_columns(groups, self._index)
+        stored = {name for schema in self._index.schemas for name in schema.names}
+        if conflicts := [name for name in names if name in stored and name not in group_of]:
             raise ValueError(
-                f"{where}: the dataset has a column {taken[0]!r}: give the new one another "
+                f"{where}: the dataset has a column {conflicts[0]!r}: give the new one another "
                 "name, or pass replace=True to hide that of the dataset"
             )
-        grown = {added[name].parts: added[name] for name in names if name in added}
-        if not grown:
+        old_names = [name for name in names if name in group_of]
+        groups_by_parts = {group_of[name].parts: group_of[name] for name in old_names}
+        if not groups_by_parts:
             return None
-        old = next(iter(grown.values()))
-        first = next(name for name in names if name in added)
-        if old.samples == total:
+        group = next(iter(groups_by_parts.values()))
+        if group.samples == total:
             raise ValueError(
-                f"{where}: the column {first!r} was added before: pass replace=True to replace it, "
-                "or remove it with npstream.remove_columns"
+                f"{where}: the column {old_names[0]!r} was added before: pass replace=True to "
+                "replace it, or remove it with npstream.remove_columns"
             )
-        if len(grown) > 1 or not all(name in added for name in names):
+        if len(groups_by_parts) > 1 or len(old_names) < len(names):
             raise ValueError(
-                f"{where}: the added column {first!r} lacks values of samples that were appended "
-                "later: add these values alone, without other columns"
+                f"{where}: the added column {old_names[0]!r} lacks values of samples that were "
+                "appended later: add these values alone, without other columns"
             )
-        return replaced(old, columns=tuple(names))
+        return dataclass_replace(group, columns=tuple(names))
 
     @property
     def _start(self) -> int:
         """The first sample that gets a value."""
-        return 0 if self._grown is None else self._grown.samples
+        return 0 if self._extended_group is None else self._extended_group.samples
 
     def _check_count(self, count: int) -> None:
-        """Raise ValueError if the number of values is not that of samples."""
+        """Raise ValueError unless there is one value for each sample."""
         total, start = self._index.samples, self._start
         if count == total - start:
             return
@@ -411,12 +417,12 @@ class _Addition:
 
     def write(self, write_part: Callable[..., WriteReport]) -> WriteReport:
         """Write the columns, and the values for samples that are appended later."""
-        is_known = self._encodings is not None
-        if is_known:
+        has_encodings = self._encodings is not None
+        if has_encodings:
             self._write_fill(write_part)
         report = write_part(self.path, self._data, columns=self._encodings, **self._options)
         self._check_count(report.samples)
-        if not is_known:
+        if not has_encodings:
             self._encodings = report.columns
             self._write_fill(write_part)
         return report
@@ -434,40 +440,45 @@ class _Addition:
 
     def change(self, groups: Groups) -> Groups:
         """Return the list of added columns with the new ones."""
-        grown = self._find_grown(groups)
-        if (grown and grown.parts) != (self._grown and self._grown.parts):
+        old_group, extended = self._extended_group, self._find_extended_group(groups)
+        if (extended and extended.parts) != (old_group and old_group.parts):
             raise ValueError(
                 f"{self._store.root}: another process has changed the added column "
                 f"{self._names[0]!r} meanwhile: add the values again"
             )
-        parts: tuple[GroupPart, ...] = () if grown is None else grown.parts
+        parts: tuple[GroupPart, ...] = () if extended is None else extended.parts
         parts += (GroupPart(self.path, self._index.samples - self._start),)
         group = ColumnGroup(tuple(self._names), parts, base_version(self._index))
         if self._fill:
             names = tuple(name for name in self._names if name in self._fill)
-            group = replaced(group, fill=self.fill_path, fill_columns=names)
-        elif grown is not None and grown.fill:
-            names = tuple(name for name in self._names if name in grown.fill_columns)
-            group = replaced(group, fill=grown.fill if names else "", fill_columns=names)
+            group = dataclass_replace(group, fill=self.fill_path, fill_columns=names)
+        elif extended is not None and extended.fill:
+            names = tuple(name for name in self._names if name in extended.fill_columns)
+            fill = extended.fill if names else ""
+            group = dataclass_replace(group, fill=fill, fill_columns=names)
         if self._replace:
-            added, _ = added_columns(groups, self._index)
-            hidden = {id(added[name]) for name in self._names if name in added}
-            groups = _without(groups, self._names, hidden)
+            group_of, _ = added_columns(groups, self._index)
+            group_ids = {id(group_of[name]) for name in self._names if name in group_of}
+            groups = _drop_columns(groups, self._names, group_ids)
         return (*groups, group)
 
 
-def _without(groups: Groups, names: Sequence[str], only: Collection[int] | None = None) -> Groups:
-    """Return groups without some columns; `only` has the identities of the groups to change."""
-    kept = []
+def _drop_columns(
+    groups: Groups, names: Sequence[str], ids: Collection[int] | None = None
+) -> Groups:
+    """Return groups without some columns; if `ids` is given, change only groups with these ids."""
+    remaining = []
     for group in groups:
         columns = tuple(name for name in group.columns if name not in names)
-        if (only is not None and id(group) not in only) or len(columns) == len(group.columns):
-            kept.append(group)
+        if (ids is not None and id(group) not in ids) or len(columns) == len(group.columns):
+            remaining.append(group)
         elif columns:
             fill_columns = tuple(name for name in group.fill_columns if name in columns)
             fill = group.fill if fill_columns else ""
-            kept.append(replaced(group, columns=columns, fill=fill, fill_columns=fill_columns))
-    return tuple(kept)
+            remaining.append(
+                dataclass_replace(group, columns=columns, fill=fill, fill_columns=fill_columns)
+            )
+    return tuple(remaining)
 
 
 # The list of added columns
@@ -480,15 +491,15 @@ def _read_groups(store: Store) -> Groups:
         if error.errno != errno.ENOENT:
             raise
         return ()
-    return _own_groups(text, store)
+    return _parse_groups(text, store)
 
 
-def _own_groups(text: bytes, store: Store) -> Groups:
+def _parse_groups(text: bytes, store: Store) -> Groups:
     """Return the groups in the file; raise StorageError if npstream did not write it."""
     if f'"{FORMAT}"'.encode() not in text:
-        what = "npstream did not write this file, and needs its name: rename it"
-        raise StorageError(errno.EEXIST, what, store.where(COLUMNS_FILE))
-    return groups_in(text, store.where(COLUMNS_FILE))
+        message = "npstream did not write this file, and needs its name: rename it"
+        raise StorageError(errno.EEXIST, message, store.where(COLUMNS_FILE))
+    return parse_column_groups(text, store.where(COLUMNS_FILE))
 
 
 def update_groups(
@@ -496,8 +507,8 @@ def update_groups(
 ) -> tuple[Groups, Groups]:
     """Change the list of added columns; return the old and the new list.
 
-    The file is replaced on the condition that it is unchanged. If another process was first, the
-    change is made anew.
+    The file is replaced on the condition that it is unchanged. If another process has changed it
+    meanwhile, this applies `change` to the new content.
 
     Parameters
     ----------
@@ -514,7 +525,7 @@ def update_groups(
             if error.errno != errno.ENOENT:
                 raise
             tag = None
-        old = () if tag is None else _own_groups(tag.content, store)
+        old = () if tag is None else _parse_groups(tag.content, store)
         new = change(old)
         data = format_groups(new)
         try:
@@ -526,7 +537,7 @@ def update_groups(
                 store.replace(COLUMNS_FILE, data, tag)
             return old, new
         except StorageError as error:
-            # With EIO, an attempt of this call may have succeeded whose response was lost.
+            # EIO: an earlier attempt of this call may have succeeded, but its response was lost.
             if error.errno not in (errno.EEXIST, errno.ENOENT, errno.EIO):
                 raise
             if _content(store) == data:
@@ -555,13 +566,13 @@ def _create(store: Store, data: bytes) -> None:
         try:
             draft.link()
         except OSError as error:
-            what = f"{error.strerror}: cannot create this file"
-            raise StorageError(error.errno, what, store.where(COLUMNS_FILE)) from error
+            message = f"{error.strerror}: cannot create this file"
+            raise StorageError(error.errno, message, store.where(COLUMNS_FILE)) from error
     store.sync(store.root)
 
 
 def _require_conditions(store: Store, exclusive: bool) -> None:
-    """Raise StorageError if two processes that add columns at once could lose one's columns."""
+    """Raise StorageError if columns could be lost when two processes add some at the same time."""
     if exclusive or isinstance(store, LocalStore):
         return
     can_replace = store.can_replace(COLUMNS_FILE)
@@ -577,7 +588,7 @@ def _require_conditions(store: Store, exclusive: bool) -> None:
 
 
 @contextmanager
-def _removed_after_failure(store: Store, paths: Sequence[str]) -> Iterator[None]:
+def _remove_parts_after_failure(store: Store, paths: Sequence[str]) -> Iterator[None]:
     """Remove parts that were written if the block raises, unless they are published."""
     try:
         yield
@@ -588,7 +599,7 @@ def _removed_after_failure(store: Store, paths: Sequence[str]) -> Iterator[None]
                 if path not in published:
                     _remove_part(store, path)
         except StorageError as error:
-            failure.add_note(f"what was written could not be removed: {error}")
+            failure.add_note(f"files that were written could not be removed: {error}")
         raise
 
 

@@ -48,8 +48,8 @@ def copy(
 ) -> WriteReport:
     """Copy the samples of a view to a new dataset, without decoding them.
 
-    The settings of the new dataset are those with which the first shard of the source was written,
-    unless they are given. The dataset appears as a whole, as with `write`.
+    By default, the new dataset has the settings with which the first shard of the source was
+    written. The dataset becomes visible when all its files are stored, as with `write`.
 
     Parameters
     ----------
@@ -129,7 +129,7 @@ def copy(
     """
     with short_traceback:
         view = _check_view(view)
-        _require_elsewhere(view._source, url, storage_options)
+        _require_other_url(view._source, url, storage_options)
         if columns is not None and not isinstance(columns, Mapping):
             view, columns = view[name_list(columns)], None
         settings = _settings(view._source)
@@ -176,12 +176,11 @@ def _check_view(view: Any) -> Dataset:
     return view
 
 
-def _require_elsewhere(source: Source, url: Any, storage_options: Any) -> None:
+def _require_other_url(source: Source, url: Any, storage_options: Any) -> None:
     """Raise ValueError if `url` is a dataset whose samples are copied."""
     target = open_store(url, storage_options, argument="url")
     sources = [member.source for member in source.members] or [source]
-    for each in sources:
-        root = each.fetcher.shards.root
+    for root in [source.fetcher.shards.root for source in sources]:
         if target.is_local:
             is_same = os.path.realpath(target.root) == os.path.realpath(root)
         else:
@@ -199,7 +198,8 @@ def _settings(source: Source) -> dict[str, Any]:
     name, compression, hashes, separator, newline = "mds", None, list[str](), None, None
     if len(index):
         schema, files = index.schemas[index.schema_ids[0]], index.files(0)
-        name = next((key for key, each in TEXT_FORMATS.items() if each == schema.format), "mds")
+        public_names = {stored: name for name, stored in TEXT_FORMATS.items()}
+        name = public_names.get(schema.format, "mds")
         compression, hashes = files.compression, [*files.data.hashes]
         if name != "mds":
             separator, newline = schema.separator if name == "xsv" else None, schema.newline

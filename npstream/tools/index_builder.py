@@ -153,20 +153,20 @@ def compressed_only_mask(store: Store, index: Index) -> Bools:
 
 def _column_dtypes(index: Index, names: Sequence[str] | None) -> dict[str, np.dtype[Any]]:
     """Return the columns to store in the side-car, with their dtypes."""
-    known = scalar_columns(index.schemas)
+    scalars = scalar_columns(index.schemas)
     if names is None:
-        return known if all(schema.format == "mds" for schema in index.schemas) else {}
+        return scalars if all(schema.format == "mds" for schema in index.schemas) else {}
     names = name_list(names)
     all_columns = {name for schema in index.schemas for name in schema.names}
     for name in names:
         if name not in all_columns:
             raise ColumnError(name, all_columns)
-        if name not in known:
+        if name not in scalars:
             raise ValueError(
                 f"column {name!r} is not a scalar of the same dtype in all shards; "
-                f"{sorted(known)} are"
+                f"{sorted(scalars)} are"
             )
-    return {name: known[name] for name in names}
+    return {name: scalars[name] for name in names}
 
 
 def _scan_remaining(
@@ -174,18 +174,18 @@ def _scan_remaining(
 ) -> None:
     """Scan all shards, or only the remaining ones if an interrupted call has scanned some."""
     index = scanner.index
-    scanned, digests = _load_state(directory, key, len(index))
+    saved_shards, digests = _load_state(directory, key, len(index))
     # The builder keeps the results of these shards if its files have these digests, or else none.
-    done = sidecar_builder.truncate(index, scanned, digests)
+    shards_done = sidecar_builder.truncate(index, saved_shards, digests)
     last_save = time.monotonic()
-    for group in progress(scanner.groups(range(done, len(index))), "building the side-car"):
+    for group in progress(scanner.groups(range(shards_done, len(index))), "building the side-car"):
         for shard, result in scanner.scan_group(group):
             if isinstance(result, NpstreamError):
                 raise result
             sidecar_builder.add(result)
-            done = shard + 1
+            shards_done = shard + 1
         if time.monotonic() - last_save > _SAVE_INTERVAL:
-            _save_state(directory, key, done, sidecar_builder.sync())
+            _save_state(directory, key, shards_done, sidecar_builder.sync())
             last_save = time.monotonic()
 
 
@@ -198,13 +198,13 @@ def _publish(
     values as the old ones.
     """
     existing = _remove_outdated_sidecar(target, index_digest)
-    written: list[str] = []
+    names: list[str] = []
     try:
         if isinstance(target, LocalStore):
-            target.put_all(_recording_names(sidecar_builder.finish(index), written))
+            target.put_all(_recording_names(sidecar_builder.finish(index), names))
         else:
             for name, file in sidecar_builder.finish(index):
-                written.append(name)
+                names.append(name)
                 target.put(name, file.name)
         target.put(NAME, b"".join(sidecar_builder.sidecar(index, index_digest)))
     except BaseException:
@@ -212,17 +212,17 @@ def _publish(
             # Keep the files if a side-car refers to them: the store may have stored it although
             # its response was lost.
             if _remove_outdated_sidecar(target, index_digest) == existing:
-                for name in set(written) - existing:
+                for name in set(names) - existing:
                     target.remove(name)
         raise
 
 
 def _recording_names(
-    files: Iterable[tuple[str, IO[bytes]]], written: list[str]
+    files: Iterable[tuple[str, IO[bytes]]], names: list[str]
 ) -> Iterator[tuple[str, Iterator[bytes]]]:
-    """Yield the names and contents of files, and append each name to `written`."""
+    """Yield the names and contents of files, and append each name to `names`."""
     for name, file in files:
-        written.append(name)
+        names.append(name)
         yield name, read_pieces(file)
 
 
@@ -300,26 +300,26 @@ def _remove_foreign_entries(directory: str) -> None:
 
 
 def _load_state(directory: str, key: list[Any], shards: int) -> tuple[int, list[str]]:
-    """Return the number of scanned shards and the hashes of the sidecar_builder's files.
+    """Return the number of scanned shards, and the hashes of the builder's files.
 
     Return 0 and no hashes if there is no valid state with this key.
     """
     try:
         with open(os.path.join(directory, _STATE_FILE), "rb") as file:
             state = json.loads(file.read(_MAX_STATE_BYTES))
-        done, digests = state["done"], state["digests"]
-        if state["key"] == key and type(done) is int and type(digests) is list:
-            return min(max(done, 0), shards), digests
+        shards_done, digests = state["done"], state["digests"]
+        if state["key"] == key and type(shards_done) is int and type(digests) is list:
+            return min(max(shards_done, 0), shards), digests
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         pass  # the state is missing, damaged, or from another release
     return 0, []
 
 
-def _save_state(directory: str, key: list[Any], done: int, digests: list[str]) -> None:
+def _save_state(directory: str, key: list[Any], shards_done: int, digests: list[str]) -> None:
     path = os.path.join(directory, _STATE_FILE)
     try:
         with open(f"{path}.tmp", "w") as file:
-            json.dump({"key": key, "done": done, "digests": digests}, file)
+            json.dump({"key": key, "done": shards_done, "digests": digests}, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(f"{path}.tmp", path)

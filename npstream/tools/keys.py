@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 
 Encodings = Mapping[str, "str | Encoding"]
 
-_SHOWN_KEYS = 3
-"""A message lists at most this many keys."""
+_MAX_LISTED_KEYS = 3
+"""Maximum number of keys that a message lists."""
 
 _ARRAY_KINDS = "biufcmM"
 """Kinds of the dtypes of arrays whose rows are reordered without a copy of all values."""
 
 
 @contextmanager
-def reordered(
+def reorder(
     data: Any,
     key: str,
     columns: Encodings | None,
@@ -55,7 +55,7 @@ def reordered(
         Anything that `npstream.write` takes, with the key column.
     key : str
     columns : mapping of str to str or Encoding, optional
-        The encodings of the columns to read of `data`; by default all.
+        The columns of `data` to read, and their encodings; by default all columns.
     fill : mapping of str to object
         The values of samples without a row in `data`.
     plan : callable
@@ -80,24 +80,24 @@ def reordered(
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="npstream-"))
         path = os.path.join(folder, "data")
         write(path, data, columns=columns, fill=fill or None, sidecar=False, progress=False)  # type: ignore[arg-type]
-        given = stack.enter_context(open_dataset(path, allow_pickle=True))
-        if key not in given:
-            raise ColumnError(key, given.columns, "data: ")
-        names = tuple(name for name in given.columns if name != key)
-        encodings = {name: given._source.field(name).encoding.name for name in names}
+        ds = stack.enter_context(open_dataset(path, allow_pickle=True))
+        if key not in ds:
+            raise ColumnError(key, ds.columns, "data: ")
+        names = tuple(name for name in ds.columns if name != key)
+        encodings = {name: ds._source.field(name).encoding.name for name in names}
         target = plan(names) or encodings
-        order = match(given[key])
-        members = [Member("data", given._source, Selection.all(len(given)))] if len(given) else []
+        order = match(ds[key])
+        members = [Member("data", ds._source, Selection.all(len(ds)))] if len(ds) else []
         if (order < 0).any():
             path = os.path.join(folder, "fill")
             sample = {name: fill[name] for name in names}
             write(path, [sample], columns=encodings, sidecar=False, progress=False)
-            filled = stack.enter_context(open_dataset(path, allow_pickle=True))
-            members.append(Member("fill", filled._source, Selection.all(1)))
-        fields = {name: given._source.field(name) for name in names}
-        source = ConcatenatedSource(members, fields, {}) if members else given._source
-        rows = np.where(order < 0, len(given), order)
-        selection: Any = Selection.all(len(given) + 1).select(rows)
+            fill_ds = stack.enter_context(open_dataset(path, allow_pickle=True))
+            members.append(Member("fill", fill_ds._source, Selection.all(1)))
+        fields = {name: ds._source.field(name) for name in names}
+        source = ConcatenatedSource(members, fields, {}) if members else ds._source
+        rows = np.where(order < 0, len(ds), order)
+        selection: Any = Selection.all(len(ds) + 1).select(rows)
         yield Dataset(source, selection, names), target
 
 
@@ -125,17 +125,18 @@ def _array_table(
     lengths = {name: len(array) for name, array in data.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"columns differ in length: {lengths}")
-    given = Columns({name: _array_column(array) for name, array in arrays.items()})
-    own = table_encodings(given)
-    if any(named_encoding(columns[name]) != own[name] for name in names if columns):
+    encodings = table_encodings(
+        Columns({name: _array_column(array) for name, array in arrays.items()})
+    )
+    if any(to_encoding(columns[name]) != encodings[name] for name in names if columns):
         return None
-    target = plan(names) or own
-    if any(named_encoding(target[name]) != own[name] for name in names):
+    target = plan(names) or encodings
+    if any(to_encoding(target[name]) != encodings[name] for name in names):
         return None
     order = match(data[key])
     table = Columns(
         {
-            name: _array_column(array, order, fill.get(name), own[name])
+            name: _array_column(array, order, fill.get(name), encodings[name])
             for name, array in arrays.items()
         }
     )
@@ -145,8 +146,8 @@ def _array_table(
 _ARRAYS = (np.ndarray, np.memmap)
 
 
-def named_encoding(encoding: str | Encoding) -> Encoding:
-    """Return an encoding that a user named."""
+def to_encoding(encoding: str | Encoding) -> Encoding:
+    """Return the encoding of a name, or the encoding itself."""
     return column_type(encoding) if isinstance(encoding, str) else encoding
 
 
@@ -189,8 +190,8 @@ class PreparedTable:
         return self.table
 
 
-def match_keys(key: str, column: Column, start: int, given: Any, is_filled: bool) -> Int64:
-    """Return the row of each sample's key in the given keys, or -1 if there is none.
+def match_keys(key: str, column: Column, start: int, data_keys: Any, has_fill: bool) -> Int64:
+    """Return, for each sample, the row of `data_keys` with the sample's key, or -1 without one.
 
     Parameters
     ----------
@@ -200,61 +201,63 @@ def match_keys(key: str, column: Column, start: int, given: Any, is_filled: bool
         The keys of the dataset's samples.
     start : int
         The first sample to match.
-    given : ndarray or Column
+    data_keys : ndarray or Column
         The keys of the data's rows.
-    is_filled : bool
-        Whether samples without a row are permitted.
+    has_fill : bool
+        Whether samples without a row are permitted, because they get fill values.
 
     Raises
     ------
     TypeError
         If keys are not integers, text or bytes, or differ in type.
     ValueError
-        If keys are repeated, or missing, or those of no sample.
+        If keys are repeated or missing, or if no sample has a key of the data.
     """
     samples = _keys(column, key, "the dataset")
-    rows = _keys(given, key, "data")
+    rows = _keys(data_keys, key, "data")
     if len(samples) and len(rows) and _kind(samples) != _kind(rows):
         raise TypeError(
             f"key={key!r}: the dataset has {_kind(samples)}, and data has {_kind(rows)}: convert "
             "the keys of data"
         )
     if isinstance(samples, np.ndarray) and isinstance(rows, np.ndarray):
-        _refuse_repeated(_repeated_integers(samples), key, "the dataset")
-        _refuse_repeated(_repeated_integers(rows), key, "data")
+        _require_unique(_repeated_integers(samples), key, "the dataset")
+        _require_unique(_repeated_integers(rows), key, "data")
         order = _find_integers(samples, rows)
     else:
         samples, rows = list(samples), list(rows)
-        _refuse_repeated(_repeated_values(samples), key, "the dataset")
-        _refuse_repeated(_repeated_values(rows), key, "data")
+        _require_unique(_repeated_values(samples), key, "the dataset")
+        _require_unique(_repeated_values(rows), key, "data")
         positions = {value: row for row, value in enumerate(rows)}
         order = np.array([positions.get(value, -1) for value in samples], np.int64)
     is_used = np.zeros(len(rows), bool)
     is_used[order[start:][order[start:] >= 0]] = True
     if not is_used.all():
-        unused = [rows[row] for row in np.flatnonzero(~is_used)[:_SHOWN_KEYS]]
-        known = np.zeros(len(rows), bool)
-        known[order[order >= 0]] = True
-        why = "no sample has" if not known[~is_used].all() else "only samples with values have"
+        unused = [rows[row] for row in np.flatnonzero(~is_used)[:_MAX_LISTED_KEYS]]
+        has_sample = np.zeros(len(rows), bool)
+        has_sample[order[order >= 0]] = True
+        is_old = has_sample[~is_used].all()
+        reason = "only samples with values have" if is_old else "no sample has"
         raise ValueError(
-            f"key={key!r}: data has {quantity(int((~is_used).sum()), 'key')} that {why}: "
-            f"{_shown(unused, int((~is_used).sum()))}: leave these rows out"
+            f"key={key!r}: data has {quantity(int((~is_used).sum()), 'key')} that {reason}: "
+            f"{_list_keys(unused, int((~is_used).sum()))}: leave these rows out"
         )
     order = order[start:]
     missing = np.flatnonzero(order < 0)
-    if len(missing) and not is_filled:
-        keys = [samples[start + int(row)] for row in missing[:_SHOWN_KEYS]]
+    if len(missing) and not has_fill:
+        keys = [samples[start + int(row)] for row in missing[:_MAX_LISTED_KEYS]]
         raise ValueError(
             f"key={key!r}: data has no values for {quantity(len(missing), 'sample')} of the "
-            f"dataset, with the keys {_shown(keys, len(missing))}: add them, or give fill= with a "
-            "value for each new column"
+            f"dataset, with the keys {_list_keys(keys, len(missing))}: add them, or give fill= "
+            "with a value for each new column"
         )
     return order
 
 
-def _shown(keys: Sequence[Any], count: int) -> str:
-    more = f" and {count - len(keys)} more" if count > len(keys) else ""
-    return ", ".join(repr(k.item() if isinstance(k, np.generic) else k) for k in keys) + more
+def _list_keys(keys: Sequence[Any], count: int) -> str:
+    """Return the reprs of keys, and how many of `count` keys are not listed."""
+    suffix = f" and {count - len(keys)} more" if count > len(keys) else ""
+    return ", ".join(repr(k.item() if isinstance(k, np.generic) else k) for k in keys) + suffix
 
 
 def _kind(keys: Any) -> str:
@@ -301,19 +304,20 @@ def _repeated_values(keys: list[Any]) -> list[Any]:
     return [value for value, count in Counter(keys).items() if count > 1]
 
 
-def _refuse_repeated(repeated: list[Any], key: str, where: str) -> None:
+def _require_unique(repeated: list[Any], key: str, where: str) -> None:
+    """Raise ValueError if there are repeated keys."""
     if repeated:
         raise ValueError(
             f"key={key!r}: {where} has {quantity(len(repeated), 'key')} more than once: "
-            f"{_shown(repeated[:_SHOWN_KEYS], len(repeated))}"
+            f"{_list_keys(repeated[:_MAX_LISTED_KEYS], len(repeated))}"
         )
 
 
-def _find_integers(wanted: Int64, given: Int64) -> Int64:
-    """Return the position in `given` of each wanted number, or -1."""
-    if not len(given):
-        return np.full(len(wanted), -1, np.int64)
-    by_key = np.argsort(given, kind="stable")
-    at = np.minimum(np.searchsorted(given, wanted, sorter=by_key), len(given) - 1)
-    rows = by_key[at]
-    return np.where(given[rows] == wanted, rows, -1)
+def _find_integers(numbers: Int64, values: Int64) -> Int64:
+    """Return the row of `values` that holds each of `numbers`, or -1."""
+    if not len(values):
+        return np.full(len(numbers), -1, np.int64)
+    sorter = np.argsort(values, kind="stable")
+    positions = np.searchsorted(values, numbers, sorter=sorter)
+    rows = sorter[np.minimum(positions, len(values) - 1)]
+    return np.where(values[rows] == numbers, rows, -1)

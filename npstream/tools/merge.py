@@ -50,7 +50,7 @@ from npstream.formats.sidecar.sidecar import (
     npy_header,
 )
 from npstream.formats.statistics import encode_statistics, merge_statistics
-from npstream.joins.added import groups_in
+from npstream.joins.added import parse_column_groups
 from npstream.reading.schema import encoding_key, schema_fields
 from npstream.shards.manifest import size_in_version
 from npstream.storage.local import LocalStore, open_store
@@ -150,11 +150,11 @@ def merge(
         start = time.perf_counter()
         if isinstance(urls, str | os.PathLike):
             raise TypeError(f"urls is one path, {urls!r}: expected a list of paths or URLs")
-        open_again = partial(
+        open_url = partial(
             open_store, storage_options=storage_options, timeout=timeout, retries=retries
         )
-        store = open_again(out, argument="out")
-        folders = _folders(list(urls), out, store, open_again)
+        store = open_url(out, argument="out")
+        folders = _folders(list(urls), out, store, open_url)
         target = destination(store)
         try:
             try:
@@ -182,7 +182,7 @@ def merge(
         log("merged %s in %s", quantity(len(parts), "dataset"), store.where(INDEX))
         return WriteReport(
             path=store.root,
-            columns={name: _shown(encoding, dtype) for name, (encoding, dtype) in columns.items()},
+            columns={name: _encoding_name(*column) for name, column in columns.items()},
             samples=sum(part.index.samples for part in parts),
             shards=len(entries),
             raw_bytes=raw_bytes,
@@ -191,7 +191,7 @@ def merge(
         )
 
 
-# Where the datasets are
+# Directories of the datasets
 
 
 class _Folder:
@@ -240,55 +240,58 @@ class _Folder:
 
     def ranges(self, spans: Iterable[tuple[str, int, int]]) -> list[bytes]:
         """Return byte ranges of files."""
-        return self._store.ranges((f"{self.name}/{name}", at, size) for name, at, size in spans)
+        return self._store.ranges(
+            (f"{self.name}/{name}", offset, size) for name, offset, size in spans
+        )
 
     def forget(self, spans: Iterable[tuple[str, int, int]]) -> None:
         """No-op: there are no cached copies."""
 
 
 def _folders(
-    urls: Sequence[Location], out: Location, store: Store, open_again: Callable[..., Store]
+    urls: Sequence[Location], out: Location, store: Store, open_url: Callable[..., Store]
 ) -> list[_Folder]:
     """Return the folder of each dataset below `out`; raise ValueError if one is elsewhere."""
     if not urls:
         raise ValueError("urls is empty: give the directories or URLs of the datasets to merge")
-    given: dict[str, str] = {}
+    url_texts: dict[str, str] = {}
     folders = []
     for url in urls:
-        shown = redact_url(location_str(url, "urls"))
-        name = _name_below(url, out, store)
+        text = redact_url(location_str(url, "urls"))
+        name = _relative_name(url, out, store)
         if name is None:
-            raise ValueError(_elsewhere(urls, shown, store))
+            raise ValueError(_outside_message(urls, text, store))
         if not name:
             raise ValueError(
-                f"{shown!r} is out= itself: the merged index would replace that of the dataset. "
+                f"{text!r} is out= itself: the merged index would replace that of the dataset. "
                 "Choose a directory above all datasets"
             )
         if not RELATIVE_PATH.fullmatch(f"{name}/shard"):
-            raise ValueError(f"{shown!r}: an index cannot name shards in {name!r}: rename it")
-        place = os.path.realpath(store.where(name)) if store.is_local else name
-        if place in given:
-            twice = f" as {given[place]!r}" if given[place] != shown else ""
+            raise ValueError(f"{text!r}: an index cannot name shards in {name!r}: rename it")
+        path = os.path.realpath(store.where(name)) if store.is_local else name
+        if path in url_texts:
+            alias = f" as {url_texts[path]!r}" if url_texts[path] != text else ""
             raise ValueError(
-                f"{shown!r} was given before{twice}: give each dataset once. To read one more "
+                f"{text!r} was given before{alias}: give each dataset once. To read one more "
                 "often than others, use npstream.mix with weights"
             )
-        given[place] = shown
-        folders.append(_Folder(store, name, partial(open_again, url)))
+        url_texts[path] = text
+        folders.append(_Folder(store, name, partial(open_url, url)))
     return folders
 
 
-def _name_below(url: Location, out: Location, store: Store) -> str | None:
-    """Return the path of `url` relative to `out`; None if it is not below it."""
+def _relative_name(url: Location, out: Location, store: Store) -> str | None:
+    """Return the path of `url` relative to `out`; None if it is not in `out`."""
     if isinstance(store, LocalStore):
         if scheme_of(location_str(url, "urls")) not in ("", "file"):
             return None
         path = local_path(url, "urls")
-        for base, below in ((store.root, path), map(os.path.realpath, (store.root, path))):
-            if base == below:
+        # First compare the paths as they are, then without symbolic links.
+        for base, target in ((store.root, path), map(os.path.realpath, (store.root, path))):
+            if base == target:
                 return ""
-            if below.startswith(base.rstrip("/") + "/"):
-                return os.path.relpath(below, base)
+            if target.startswith(base.rstrip("/") + "/"):
+                return os.path.relpath(target, base)
         return None
     base, text = location_str(out, "out").rstrip("/"), location_str(url, "urls").rstrip("/")
     if text == base:
@@ -296,7 +299,7 @@ def _name_below(url: Location, out: Location, store: Store) -> str | None:
     return text[len(base) + 1 :] if text.startswith(f"{base}/") else None
 
 
-def _elsewhere(urls: Sequence[Location], shown: str, store: Store) -> str:
+def _outside_message(urls: Sequence[Location], url_text: str, store: Store) -> str:
     """Return the message for a dataset that is not below `out`."""
     texts = [location_str(url, "urls").rstrip("/") for url in urls]
     if all(scheme_of(text) in ("", "file") for text in texts):
@@ -309,14 +312,14 @@ def _elsewhere(urls: Sequence[Location], shown: str, store: Store) -> str:
     is_above = len(common) >= depth and ancestor not in texts
     advice = f"choose out={redact_url(ancestor)!r}, or " if is_above else ""
     return (
-        f"{shown!r} is not below out={store.root!r}: the merged index names shards by their paths "
-        f"in out. So {advice}bring the dataset there with npstream.copy(npstream.open(url), "
+        f"{url_text!r} is not below out={store.root!r}: the merged index names shards by their "
+        f"paths in out. So {advice}bring the dataset there with npstream.copy(npstream.open(url), "
         f"{posixpath.join(store.root, 'NAME')!r}), or copy all samples with "
         "npstream.copy(npstream.mix({...}), out)"
     )
 
 
-# What the datasets hold
+# Contents of the datasets
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,7 +355,7 @@ def _refuse_added_columns(folder: _Folder) -> None:
     """Raise ValueError if columns were added to a dataset with `npstream.add_columns`."""
     where = folder.where(COLUMNS_FILE)
     try:
-        groups = groups_in(folder.read(COLUMNS_FILE, None), where)
+        groups = parse_column_groups(folder.read(COLUMNS_FILE, None), where)
     except StorageError as error:
         if error.errno not in (errno.ENOENT, errno.EACCES):
             raise
@@ -380,8 +383,8 @@ def _read_part(folder: _Folder, with_sidecar: bool) -> _Part:
     sidecar = None
     if with_sidecar and len(index):
         sidecar = _open_sidecar(folder, text, version, NAME)
-        if sidecar is None and (named := index.annotations.sidecar):
-            sidecar = _open_sidecar(folder, text, version, named)
+        if sidecar is None and (name := index.annotations.sidecar):
+            sidecar = _open_sidecar(folder, text, version, name)
     return _Part(folder, index, text, sidecar)
 
 
@@ -429,25 +432,25 @@ def _require_equal(
     part: _Part,
 ) -> None:
     """Raise ValueError unless the columns of `part` are those of the first part."""
-    this, other = first.folder.root, part.folder.root
-    here = "a shard of it" if part is first else repr(other)
+    first_name = repr(first.folder.root)
+    part_name = "a shard of it" if part is first else repr(part.folder.root)
     for name in {**common, **columns}:
         if name not in columns or name not in common:
-            lacks, has = (here, repr(this)) if name in common else (repr(this), here)
+            owner, other = (first_name, part_name) if name in common else (part_name, first_name)
             raise ValueError(
-                f"column {name!r}: {lacks} lacks it, and {has} has it: write the dataset without "
+                f"column {name!r}: {other} lacks it, and {owner} has it: write the dataset without "
                 "the column, or with it, by npstream.copy or npstream.write"
             )
-        (known, dtype), (encoding, other_dtype) = common[name], columns[name]
-        if encoding_key(known) != encoding_key(encoding) or dtype != other_dtype:
+        (first_encoding, first_dtype), (encoding, dtype) = common[name], columns[name]
+        if encoding_key(first_encoding) != encoding_key(encoding) or first_dtype != dtype:
             raise ValueError(
-                f"column {name!r} is {_shown(known, dtype)!r} in {this!r}, but "
-                f"{_shown(encoding, other_dtype)!r} in {here}: write one of them anew with "
-                "npstream.copy(view, url, columns={column: encoding})"
+                f"column {name!r} is {_encoding_name(first_encoding, first_dtype)!r} in "
+                f"{first_name}, but {_encoding_name(encoding, dtype)!r} in {part_name}: write one "
+                "of them anew with npstream.copy(view, url, columns={column: encoding})"
             )
 
 
-def _shown(encoding: Encoding, dtype: str) -> str:
+def _encoding_name(encoding: Encoding, dtype: str) -> str:
     """Return the name of an encoding with the dtype that an index records for it."""
     try:
         return with_dtype(encoding, dtype).name if dtype else encoding.name
@@ -474,8 +477,8 @@ def _index_text(parts: Sequence[_Part], entries: Sequence[Mapping[str, Any]]) ->
     part = next((part for part in parts if part.index.schemas), None)
     if part is not None and (part.index.annotations or not entries):
         schema = None if entries else part.index.schemas[0]
-        known = part.index.annotations
-        document[ANNOTATIONS_KEY] = Annotations(known.dtypes, known.order).to_document(schema)
+        dtypes, order = part.index.annotations.dtypes, part.index.annotations.order
+        document[ANNOTATIONS_KEY] = Annotations(dtypes, order).to_document(schema)
     return json.dumps(document, sort_keys=True).encode()
 
 
@@ -545,20 +548,20 @@ def _column_pieces(
     """Yield the content of a column's file, and append the hash of each block to `hashes`."""
     yield npy_header(column.dtype, samples)
     step = _COLUMN_BYTES // column.dtype.itemsize
-    rest = b""
+    partial_block = b""
     for sidecar in sidecars:
         for start in range(0, sidecar.samples, step):
             stop = min(start + step, sidecar.samples)
-            rest += sidecar.column(column.name, start, stop).tobytes()
-            end = len(rest) - len(rest) % HASH_BLOCK
-            blocks, rest = rest[:end], rest[end:]
+            data = partial_block + sidecar.column(column.name, start, stop).tobytes()
+            end = len(data) - len(data) % HASH_BLOCK
+            blocks, partial_block = data[:end], data[end:]
             hashes += map(xxh3, _blocks(blocks))
             yield blocks
-    hashes += map(xxh3, _blocks(rest))
-    yield rest
+    hashes += map(xxh3, _blocks(partial_block))
+    yield partial_block
 
 
 def _blocks(body: bytes) -> Iterator[memoryview]:
     """Yield the blocks of `body` that have a hash each."""
     view = memoryview(body)
-    return (view[at : at + HASH_BLOCK] for at in range(0, len(view), HASH_BLOCK))
+    return (view[start : start + HASH_BLOCK] for start in range(0, len(view), HASH_BLOCK))

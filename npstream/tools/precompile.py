@@ -68,11 +68,12 @@ def precompile_reads() -> None:
 
 def _precompile_scans() -> None:
     """Compile the kernels that scan a shard while it is written."""
-    nothing, found = np.zeros((0, 0), np.int64), np.zeros(5, np.int64)
-    find_columns(0, found[:1], np.zeros((0, 3), np.int64), 0, nothing, nothing)
-    sum_integers(np.zeros(1, np.int64), found)
+    # Only the types of the arguments matter, not their values.
+    empty, output = np.zeros((0, 0), np.int64), np.zeros(5, np.int64)
+    find_columns(0, output[:1], np.zeros((0, 3), np.int64), 0, empty, empty)
+    sum_integers(np.zeros(1, np.int64), output)
     for dtype in (np.uint8, np.int8, np.uint16, np.int16):
-        sum_small(np.zeros(1, dtype), 0, 0, 1, 1, found)
+        sum_small(np.zeros(1, dtype), 0, 0, 1, 1, output)
 
 
 def _precompile_streaming() -> None:

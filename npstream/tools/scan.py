@@ -87,17 +87,17 @@ class ShardScanner:
 
     def scan_group(self, group: Sequence[int]) -> Iterator[tuple[int, ScanResult | NpstreamError]]:
         """Scan the shards of a group; yield each shard with its result or its error."""
-        done = 0
+        yielded_shards = 0
         try:
             for shard, result in self._scan_in_one_call(group):
                 yield shard, result
-                done += 1
+                yielded_shards += 1
         except StorageError as error:
             if len(group) == 1:
                 yield group[0], error
             else:
                 # Other shards of the group may be readable, so read each of them alone.
-                for shard in group[done:]:
+                for shard in group[yielded_shards:]:
                     yield from self.scan_group([shard])
 
     def _scan_in_one_call(
@@ -121,7 +121,7 @@ class ShardScanner:
                 pass
 
     def _files(self, shard: int) -> list[_StoredFile]:
-        """Return the data file of a shard, after its meta file (with the offsets) if it has one."""
+        """Return a shard's files: first the meta file with the offsets, if any, then the data."""
         files, prefers_zip = self.index.files(shard), bool(self.compressed[shard])
         pairs = [(files.meta, files.zip_meta), (files.data, files.zip_data)]
         return [
@@ -192,9 +192,9 @@ class ShardScanner:
             raise FormatError(str(error)) from error
 
     def _hashers(self, file: File) -> dict[str, Hasher]:
-        known = [name for name in file.hashes if name in HASHES]
-        best = fastest(known)
-        return {name: hasher(name) for name in known if self.check_all or name == best}
+        names = [name for name in file.hashes if name in HASHES]
+        best = fastest(names)
+        return {name: hasher(name) for name in names if self.check_all or name == best}
 
     def _check_hashes(self, file: File, hashers: Mapping[str, Hasher]) -> None:
         for name, file_hasher in hashers.items():

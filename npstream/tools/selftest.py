@@ -49,9 +49,9 @@ def selftest(show: Callable[[str], None] = print) -> bool:
     >>> lines[-1]
     'npstream works'
     """
-    absent = [extra for extra, module in EXTRAS.items() if find_spec(module) is None]
+    missing = [extra for extra, module in EXTRAS.items() if find_spec(module) is None]
     show(f"npstream {npstream.__version__}, NumPy {np.__version__}")
-    show(f"extras that are not installed: {', '.join(absent) or 'none'}")
+    show(f"extras that are not installed: {', '.join(missing) or 'none'}")
     failed = 0
     with tempfile.TemporaryDirectory(prefix="npstream-selftest-") as directory:
         data = make_columns()
@@ -119,7 +119,7 @@ def _check_columns(directory: str, data: _Columns) -> None:
 
 
 def _check_resumed_ranks(directory: str, data: _Columns) -> None:
-    seen: list[Any] = []
+    epochs: list[Any] = []
     with npstream.open(f"{directory}/data") as ds:
         for rank in range(2):
             epoch = [batch.ids for batch in ds.iter(rank, 2, batch_size=50, shuffle=True, seed=3)]
@@ -127,10 +127,10 @@ def _check_resumed_ranks(directory: str, data: _Columns) -> None:
             first = next(iter(interrupted)).ids
             resumed = ds.iter(rank, 2, batch_size=50, shuffle=True, seed=3)
             resumed.load_state_dict(interrupted.state_dict())
-            rest = [batch.ids for batch in resumed]
-            _equal(np.concatenate([first, *rest]), np.concatenate(epoch))
-            seen += epoch
-    _equal(np.sort(np.concatenate(seen)), np.arange(SAMPLES))
+            later = [batch.ids for batch in resumed]
+            _equal(np.concatenate([first, *later]), np.concatenate(epoch))
+            epochs += epoch
+    _equal(np.sort(np.concatenate(epochs)), np.arange(SAMPLES))
 
 
 def _check_hashes(directory: str, data: _Columns) -> None:

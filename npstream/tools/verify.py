@@ -130,28 +130,31 @@ def verify_dataset(
         sidecar_store = open_store(
             index, options_for(url, storage_options, index), argument="index"
         )
-    parsed, index_digest = read_index(store)
+    dataset_index, index_digest = read_index(store)
     problems: list[str] = []
-    sidecar = _open_sidecar(sidecar_store, parsed, index_digest, index is not None, problems)
-    readable = _readable_shards(store, parsed, problems)
-    check = _ShardCheck(parsed, sidecar, problems)
+    has_index_argument = index is not None
+    sidecar = _open_sidecar(
+        sidecar_store, dataset_index, index_digest, has_index_argument, problems
+    )
+    readable = _readable_shards(store, dataset_index, problems)
+    check = _ShardCheck(dataset_index, sidecar, problems)
     for compressed in (False, True):
         shards = np.flatnonzero(readable[int(compressed)]).tolist()
-        mask = np.full(len(parsed), compressed)
-        scanner = ShardScanner(parsed, store, mask, check.columns, check_all=True)
+        mask = np.full(len(dataset_index), compressed)
+        scanner = ShardScanner(dataset_index, store, mask, check.columns, check_all=True)
         title = "verifying compressed shards" if compressed else "verifying"
         for group in progress(scanner.groups(shards), title):
             for shard, result in scanner.scan_group(group):
-                check.shard(shard, result)
+                check.check_shard(shard, result)
     check.finish()
-    problems += _added_problems(url, store, storage_options)
+    problems += _problems_of_added_columns(url, store, storage_options)
     return VerifyReport(
-        parsed.where, len(parsed), parsed.samples, parsed.total_nbytes,
+        dataset_index.where, len(dataset_index), dataset_index.samples, dataset_index.total_nbytes,
         sidecar.where if sidecar else "", tuple(dict.fromkeys(problems)),
     )  # fmt: skip
 
 
-def _added_problems(
+def _problems_of_added_columns(
     url: str | PathLike[str], store: Store, storage_options: Mapping[str, Any] | None
 ) -> Iterator[str]:
     """Yield the problems of the columns that were added beside a dataset."""
@@ -180,18 +183,20 @@ def _open_sidecar(
     sidecar_store: Store,
     index: Index,
     index_digest: IndexDigest,
-    required: bool,
+    is_required: bool,
     problems: list[str],
 ) -> Sidecar | None:
     """Open the side-car and compare it with the index; return None if it cannot be used."""
     try:
-        sidecar = _choose_sidecar(sidecar_store, index, index_digest, required)
+        # With the argument `index`, the side-car has the usual name.
+        annotated_name = "" if is_required else index.annotations.sidecar
+        sidecar = _choose_sidecar(sidecar_store, annotated_name, index_digest)
         if not sidecar.index_digest.matches(index_digest):
             problems.append(f"{sidecar.where}: it was built from another version of {index.where}")
             return None
         problems.extend(_differences(index, sidecar.index(index.where), sidecar.where))
     except StorageError as error:
-        if required or error.errno not in (errno.ENOENT, errno.EACCES):
+        if is_required or error.errno not in (errno.ENOENT, errno.EACCES):
             problems.append(str(error))
         elif error.errno == errno.EACCES:
             warn_sidecar_denied(sidecar_store, stacklevel=4)
@@ -203,18 +208,18 @@ def _open_sidecar(
 
 
 def _choose_sidecar(
-    sidecar_store: Store, index: Index, index_digest: IndexDigest, is_elsewhere: bool
+    sidecar_store: Store, annotated_name: str, index_digest: IndexDigest
 ) -> Sidecar:
-    """Open the side-car of the usual name, or that which the index names."""
-    named = "" if is_elsewhere else index.annotations.sidecar
+    """Open the side-car with the usual name, or else with the name in the index's annotations."""
     try:
         sidecar = Sidecar(sidecar_store)
     except FileNotFoundError:
-        if not named:
+        if not annotated_name:
             raise
-        return Sidecar(sidecar_store, named)
-    if named and not sidecar.index_digest.matches(index_digest):
-        return Sidecar(sidecar_store, named)  # the other one belongs to a former version
+        return Sidecar(sidecar_store, annotated_name)
+    if annotated_name and not sidecar.index_digest.matches(index_digest):
+        # The side-car with the usual name belongs to a former version.
+        return Sidecar(sidecar_store, annotated_name)
     return sidecar
 
 
@@ -223,9 +228,9 @@ def _differences(index: Index, other: Index, where: str) -> Iterator[str]:
         yield f"{where}: its schemas or number of shards are not those of {index.where}"
         return
     for name in ("starts", "nbytes", "schema_ids", "compressed"):
-        wrong = getattr(index, name) != getattr(other, name)
-        if wrong.any():
-            yield f"{where}: {name} differs from {index.where} at {wrong.argmax()}"
+        differs = getattr(index, name) != getattr(other, name)
+        if differs.any():
+            yield f"{where}: {name} differs from {index.where} at {differs.argmax()}"
     if index.fingerprint() != other.fingerprint():
         yield f"{where}: its fingerprint is not that of {index.where}"
     for shard in range(len(index)):
@@ -234,30 +239,31 @@ def _differences(index: Index, other: Index, where: str) -> Iterator[str]:
 
 
 def _readable_shards(store: Store, index: Index, problems: list[str]) -> tuple[Bools, Bools]:
-    """Return the masks of shards whose uncompressed, and whose compressed, files can be read."""
+    """Return two masks: shards with readable uncompressed files, and with compressed ones."""
     size_of = _file_sizes(store, index)
     raw, compressed = np.zeros((2, len(index)), bool)
     for shard in range(len(index)):
         files = index.files(shard)
         forms = [[files.data, files.meta], [files.zip_data, files.zip_meta]]
-        absent = []
+        absences = []
         for mask, form in zip((raw, compressed), forms, strict=True):
-            recorded = [file for file in form if file is not None]
-            sizes = [size_of(file.name) for file in recorded]
-            mask[shard] = bool(recorded) and not any(map(_is_absent, sizes))
-            for file, nbytes in zip(recorded, sizes, strict=True):
+            form_files = [file for file in form if file is not None]
+            sizes = [size_of(file.name) for file in form_files]
+            mask[shard] = bool(form_files) and not any(map(_is_absent, sizes))
+            for file, nbytes in zip(form_files, sizes, strict=True):
                 where = f"{store.where(file.name)} (shard {shard})"
                 if _is_absent(nbytes):
-                    absent.append(f"{where}: {nbytes or 'there is no such file'}")
+                    absences.append(f"{where}: {nbytes or 'there is no such file'}")
                 elif nbytes not in (UNKNOWN_SIZE, file.nbytes):
                     problem = str(nbytes)
                     if isinstance(nbytes, int):
                         problem = f"{quantity(nbytes, 'byte')}; the index says {file.nbytes:,}"
                     problems.append(f"{where}: {problem}")
                     mask[shard] = False
-                    absent = []
-        if absent and not (raw[shard] or compressed[shard]):
-            problems.append(absent[-1])
+                    absences = []  # this problem already explains why the shard is not readable
+        # A shard needs only one of its forms.
+        if absences and not (raw[shard] or compressed[shard]):
+            problems.append(absences[-1])
     return raw, compressed
 
 
@@ -289,7 +295,8 @@ def _file_names(index: Index) -> Iterator[str]:
 def _check_annotations(index: Index, problems: list[str]) -> dict[str, np.dtype[Any]]:
     """Check annotated dtypes against encodings.
 
-    Return the bool columns of fixed size, with a void dtype of the size of a value.
+    Return the bool columns of fixed size. Each has the void dtype with as many bytes as a value, so
+    that a scan extracts the bytes of its values.
     """
     bools: dict[str, np.dtype[Any]] = {}
     for name, dtype in index.annotations.dtypes.items():
@@ -305,8 +312,8 @@ def _check_annotations(index: Index, problems: list[str]) -> dict[str, np.dtype[
             except ValueError as error:
                 problems.append(f"{index.where}: column {name!r}: {error}")
                 continue
-            recorded = schema.sizes[column] if schema.format == "mds" else None
-            sizes.append(encoding.size if recorded == encoding.size else None)
+            schema_size = schema.sizes[column] if schema.format == "mds" else None
+            sizes.append(encoding.size if schema_size == encoding.size else None)
         if dtype == "bool" and sizes and sizes == [sizes[0]] * len(index.schemas) and sizes[0]:
             bools[name] = np.dtype(f"V{sizes[0]}")
     return bools
@@ -324,11 +331,11 @@ class _ShardCheck:
         self._shards: set[int] = set()
         self._bools = _check_annotations(index, problems)
         self.columns = dict(self._bools)
-        known = scalar_columns(index.schemas)
+        scalars = scalar_columns(index.schemas)
         if sidecar is None:
             return
         for name, column in sidecar.columns.items():
-            if known.get(name) != column.dtype:
+            if scalars.get(name) != column.dtype:
                 problems.append(f"{sidecar.where}: column {name!r} is not {column.dtype}")
                 continue
             try:
@@ -337,15 +344,15 @@ class _ShardCheck:
             except NpstreamError as error:
                 problems.append(str(error))
 
-    def shard(self, shard: int, result: ScanResult | NpstreamError) -> None:
+    def check_shard(self, shard: int, result: ScanResult | NpstreamError) -> None:
         """Record the problems of a shard."""
         if isinstance(result, NpstreamError):
             self._problems.append(str(result))
             return
         for name in self._bools:
             values = result.columns[name].view(np.uint8).reshape(len(result.columns[name]), -1)
-            if (wrong := (values > 1).any(axis=1)).any():
-                where = f"{self._index.where}: shard {shard}: sample {wrong.argmax()}"
+            if (is_invalid := (values > 1).any(axis=1)).any():
+                where = f"{self._index.where}: shard {shard}: sample {is_invalid.argmax()}"
                 self._problems.append(f"{where}: column {name!r} has a byte that is not a bool")
         if self._sidecar is not None:
             try:
@@ -353,7 +360,7 @@ class _ShardCheck:
             except NpstreamError as error:
                 self._problems.append(str(error))
 
-        if shard not in self._shards:  # its files may be there raw and compressed
+        if shard not in self._shards:  # a shard with raw and compressed files is scanned twice
             if self._shards:
                 merge_statistics(self._statistics, result.statistics)
             else:
@@ -365,13 +372,13 @@ class _ShardCheck:
         if self._sidecar is None or len(self._shards) < len(self._index):
             return
         try:
-            recorded = self._sidecar.statistics()
+            sidecar_statistics = self._sidecar.statistics()
         except NpstreamError as error:
             self._problems.append(str(error))
             return
-        for name, statistics in recorded.items():
-            found = self._statistics.get(name)
-            if found is None or not found.is_close(statistics):
+        for name, expected in sidecar_statistics.items():
+            actual = self._statistics.get(name)
+            if actual is None or not actual.is_close(expected):
                 where = self._sidecar.where
                 self._problems.append(f"{where}: the statistics of column {name!r} are wrong")
 
@@ -379,9 +386,9 @@ class _ShardCheck:
         where = f"{sidecar.where}: shard {shard}"
         hashes = sidecar.piece_hashes(shard)
         if hashes is not None:
-            wrong = np.flatnonzero(hashes != result.pieces).tolist()
-            if wrong:
-                yield f"{where}: the hashes of pieces {wrong} are not those of its bytes"
+            pieces = np.flatnonzero(hashes != result.pieces).tolist()
+            if pieces:
+                yield f"{where}: the hashes of pieces {pieces} are not those of its bytes"
             if (begin := sidecar.first_offset(shard)) != result.begin:
                 yield f"{where}: its samples begin at byte {result.begin}, not {begin}"
             if result.meta != (sidecar.meta_hash(shard) or 0):
@@ -389,8 +396,8 @@ class _ShardCheck:
         start, stop = self._index.starts[shard : shard + 2].tolist()
         for name in self._bounds:
             values = result.columns[name]
-            recorded = tuple(bound[shard] for bound in self._bounds[name])
-            if recorded != bounds(values):
-                yield f"{where}: column {name!r} is within {bounds(values)}, not {recorded}"
+            sidecar_bounds = tuple(bound[shard] for bound in self._bounds[name])
+            if sidecar_bounds != bounds(values):
+                yield f"{where}: column {name!r} is within {bounds(values)}, not {sidecar_bounds}"
             if sidecar.column(name, start, stop).tobytes() != values.tobytes():
                 yield f"{where}: the values of column {name!r} are not those of its samples"

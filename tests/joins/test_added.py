@@ -109,8 +109,8 @@ def test_only_added_and_only_own_columns(ds):
     assert [sample["word"] for sample in ds[["word"]]] == WORDS
     assert ds[["word"]][8] == {"word": WORDS[8]}
     assert ds[["id"]][8] == {"id": 8}
-    both = ds[["word", "id"]][30:40].load()
-    assert list(both) == ["word", "id"]
+    batch = ds[["word", "id"]][30:40].load()
+    assert list(batch) == ["word", "id"]
 
 
 def test_filters_and_arithmetic(ds):
@@ -161,12 +161,12 @@ def test_prefetch_and_explain(path, tmp_path, upload, small_chunks, requests):
 
 def test_implicit_reads_are_limited_together(path, tmp_path, upload, small_chunks):
     url = upload(path)
-    opened = npstream.open(url, cache=tmp_path / "a", columns=["emb", "x"])
-    limit = max(opened["emb"].explain().nbytes, opened["x"].explain().nbytes) + 10_000
-    ds = npstream.open(url, cache=tmp_path / "b", implicit_read_limit=limit)
+    ds = npstream.open(url, cache=tmp_path / "a", columns=["emb", "x"])
+    limit = max(ds["emb"].explain().nbytes, ds["x"].explain().nbytes) + 10_000
+    limited = npstream.open(url, cache=tmp_path / "b", implicit_read_limit=limit)
     with pytest.raises(CostError):
-        np.asarray(ds[["emb", "x"]])
-    np.asarray(ds[["emb"]])
+        np.asarray(limited[["emb", "x"]])
+    np.asarray(limited[["emb"]])
 
 
 def test_pickled_to_other_processes(ds):
@@ -221,9 +221,9 @@ def test_a_hidden_column_is_not_copied(path, tmp_path):
     npstream.add_columns(path, {"id": np.arange(N)[::-1].copy()}, replace=True)
     ds = npstream.open(path, columns=["id", "x"])
     npstream.copy(ds[10:20], tmp_path / "copy")
-    copied = npstream.open(tmp_path / "copy")
-    np.testing.assert_array_equal(copied["id"].load(), N - 1 - np.arange(10, 20))
-    np.testing.assert_array_equal(copied["x"][:, 0], np.arange(10, 20) * 12)
+    copy = npstream.open(tmp_path / "copy")
+    np.testing.assert_array_equal(copy["id"].load(), N - 1 - np.arange(10, 20))
+    np.testing.assert_array_equal(copy["x"][:, 0], np.arange(10, 20) * 12)
 
 
 def test_a_merge_would_lose_added_columns(path, tmp_path):
@@ -252,11 +252,11 @@ def test_any_table_split_into_groups(data):
     with tempfile.TemporaryDirectory() as directory:
         path = f"{directory}/new"
         for group in range(3):
-            chosen = [name for name in names if group_of[name] == group]
-            if chosen:
+            group_names = [name for name in names if group_of[name] == group]
+            if group_names:
                 write = npstream.add_columns if group else npstream.write
-                write(path, {name: values[name] for name in chosen},
-                      columns={name: columns[name] for name in chosen},
+                write(path, {name: values[name] for name in group_names},
+                      columns={name: columns[name] for name in group_names},
                       shard_samples=data.draw(st.integers(1, n)))  # fmt: skip
         with npstream.open(path) as ds:
             assert set(ds.columns) == set(names)
@@ -339,9 +339,9 @@ def test_columns_of_another_dataset_are_not_joined(tmp_path):
 
 def test_a_mixture_of_own_and_added_columns(path, tmp_path):
     npstream.write(tmp_path / "own", {"emb": EMB[::-1], "id": np.arange(N)})
-    own, ds = npstream.open(tmp_path / "own"), npstream.open(path)
+    other, ds = npstream.open(tmp_path / "own"), npstream.open(path)
     mixed = npstream.mix(
-        {"added": ds[[7, 3]].with_transform(mark), "own": own[5:8], "again": ds[::-1]},
+        {"added": ds[[7, 3]].with_transform(mark), "own": other[5:8], "again": ds[::-1]},
         columns=["emb", "id", "source"],
     )
     expected = np.concatenate([EMB[[7, 3]], EMB[::-1][5:8], EMB[::-1]])
@@ -349,7 +349,7 @@ def test_a_mixture_of_own_and_added_columns(path, tmp_path):
     assert mixed[1]["marked"]
     np.testing.assert_array_equal(mixed[1]["emb"], EMB[3])
     assert [sample["id"] for sample in mixed[:6]] == [7, 3, 5, 6, 7, 299]
-    plain = npstream.mix({"added": ds, "own": own})
+    plain = npstream.mix({"added": ds, "own": other})
     for batch in pickle.loads(pickle.dumps(plain)).iter(0, 1, batch_size=8, seed=2, shuffle=True):
         rows = batch["id"]
         assert all(
@@ -368,12 +368,12 @@ def mark(sample):
 
 def test_an_absent_list_takes_no_request_in_addition(tmp_path, upload, monkeypatch):
     write_base(tmp_path / "data")
-    url, asked = upload(tmp_path / "data"), []
+    url, requests = upload(tmp_path / "data"), []
     version, read = RemoteStore.version, RemoteStore.read
-    monkeypatch.setattr(RemoteStore, "version", lambda s, n: asked.append(n) or version(s, n))
-    monkeypatch.setattr(RemoteStore, "read", lambda s, n, *a: asked.append(n) or read(s, n, *a))
+    monkeypatch.setattr(RemoteStore, "version", lambda s, n: requests.append(n) or version(s, n))
+    monkeypatch.setattr(RemoteStore, "read", lambda s, n, *a: requests.append(n) or read(s, n, *a))
     npstream.open(url, cache=tmp_path / "cache")
-    assert asked.count(COLUMNS_FILE) == 1
+    assert requests.count(COLUMNS_FILE) == 1
 
 
 def test_a_file_of_that_name_from_another_program(path):

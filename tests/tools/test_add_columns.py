@@ -86,16 +86,16 @@ def test_data_of_many_kinds_by_key(kind, key, path, tmp_path):
     shuffled = np.random.default_rng(2).permutation(N)
     keys = IDS[shuffled] if key == "id" else [NAMES[row] for row in shuffled]
     npstream.write(tmp_path / "other", {key: keys, "y": shuffled, "z": [str(r) for r in shuffled]})
-    given = npstream.open(tmp_path / "other")
+    dataset = npstream.open(tmp_path / "other")
     data = {
-        "mapping": lambda: {name: np.array(given[name]) for name in given.columns},
-        "samples": lambda: list(given),
-        "generator": lambda: iter(given),
-        "structured": lambda: given,
-        "pandas": lambda: pytest.importorskip("pandas").DataFrame.from_arrow(given),
-        "arrow": lambda: pytest.importorskip("pyarrow").table(given),
-        "reader": lambda: pytest.importorskip("pyarrow").table(given).to_reader(7),
-        "polars": lambda: pytest.importorskip("polars").DataFrame(given),
+        "mapping": lambda: {name: np.array(dataset[name]) for name in dataset.columns},
+        "samples": lambda: list(dataset),
+        "generator": lambda: iter(dataset),
+        "structured": lambda: dataset,
+        "pandas": lambda: pytest.importorskip("pandas").DataFrame.from_arrow(dataset),
+        "arrow": lambda: pytest.importorskip("pyarrow").table(dataset),
+        "reader": lambda: pytest.importorskip("pyarrow").table(dataset).to_reader(7),
+        "polars": lambda: pytest.importorskip("polars").DataFrame(dataset),
     }[kind]()
     npstream.add_columns(path, data, key=key)
     ds = npstream.open(path)
@@ -134,16 +134,16 @@ def test_keys_are_matched_as_by_a_dict(data):
     rows = data.draw(st.permutations(samples))[: data.draw(st.integers(0, 12))]
     rows += data.draw(st.lists(kind, max_size=2))
     start = data.draw(st.integers(0, len(samples)))
-    is_filled = data.draw(st.booleans())
-    known = {value: row for row, value in enumerate(rows)}
-    expected = [known.get(value, -1) for value in samples[start:]]
+    has_fill = data.draw(st.booleans())
+    row_of = {value: row for row, value in enumerate(rows)}
+    expected = [row_of.get(value, -1) for value in samples[start:]]
     is_valid = (
         len(set(samples)) == len(samples)
-        and len(known) == len(rows)
-        and (is_filled or -1 not in expected)
+        and len(row_of) == len(rows)
+        and (has_fill or -1 not in expected)
         and len(rows) == sum(row >= 0 for row in expected)
     )
-    arguments = "k", as_array(samples), start, as_array(rows), is_filled
+    arguments = "k", as_array(samples), start, as_array(rows), has_fill
     if is_valid:
         assert match_keys(*arguments).tolist() == expected
     else:
@@ -250,13 +250,13 @@ def test_verification_covers_added_columns(path):
 # Publication
 
 
-def add(url, options, number, **more):
+def add(url, options, number, **extra):
     values = {f"y{number}": Y + number, f"z{number}": [str(row + number) for row in range(N)]}
-    npstream.add_columns(url, values, storage_options=options, shard_samples=40, **more)
+    npstream.add_columns(url, values, storage_options=options, shard_samples=40, **extra)
 
 
 @pytest.fixture(params=["directory", "memory", *WRITABLE])
-def place(request, tmp_path):
+def url_and_options(request, tmp_path):
     """Return a URL that holds the dataset, and its options: of each kind of store."""
     if request.param == "directory":
         url, options = str(tmp_path / "data"), None
@@ -274,8 +274,8 @@ def has_conditions(url):
     return not url.startswith("sftp")
 
 
-def test_two_at_once_do_not_lose_each_others_columns(place, tmp_path):
-    url, options = place
+def test_two_at_once_do_not_lose_each_others_columns(url_and_options, tmp_path):
+    url, options = url_and_options
     if not has_conditions(url):
         with pytest.raises(StorageError, match="pass exclusive=True"):
             add(url, options, 0)
@@ -292,17 +292,17 @@ def test_two_at_once_do_not_lose_each_others_columns(place, tmp_path):
     for number in range(2):
         np.testing.assert_array_equal(ds[f"y{number}"].load(), Y + number)
         assert ds[5][f"z{number}"] == str(5 + number)
-    more = {} if has_conditions(url) else {"exclusive": True}
-    npstream.remove_columns(url, ["y0", "z0"], storage_options=options, **more)
+    extra = {} if has_conditions(url) else {"exclusive": True}
+    npstream.remove_columns(url, ["y0", "z0"], storage_options=options, **extra)
     ds = npstream.open(url, cache=tmp_path / "cache", storage_options=options)
     assert ds.columns == ("id", "y1", "z1")
 
 
 def test_the_second_of_two_with_one_name_is_refused(path, monkeypatch):
-    meet, update = threading.Barrier(2), tool.update_groups
+    barrier, update = threading.Barrier(2), tool.update_groups
 
     def wait(*arguments):
-        meet.wait(60)  # both have written, and neither has published
+        barrier.wait(60)  # both have written, and neither has published
         return update(*arguments)
 
     monkeypatch.setattr(tool, "update_groups", wait)
@@ -326,18 +326,18 @@ def test_the_second_of_two_with_one_name_is_refused(path, monkeypatch):
 def test_a_response_that_is_lost(is_stored, path, upload, monkeypatch, tmp_path):
     url = upload(path)
     npstream.add_columns(url, {"x": Y})
-    driver, lost = drivers.SCHEMES["memory"], []
+    driver, lost_names = drivers.SCHEMES["memory"], []
 
     def lose(filesystem, name, data, *condition):
-        if is_stored or lost:
+        if is_stored or lost_names:
             driver.replace(filesystem, name, data, *condition)
-        if not lost:
-            lost.append(name)
+        if not lost_names:
+            lost_names.append(name)
             raise ConnectionResetError
 
     monkeypatch.setitem(drivers.SCHEMES, "memory", dataclasses.replace(driver, replace=lose))
     npstream.add_columns(url, {"y": Y})
-    assert lost
+    assert lost_names
     assert npstream.open(url, cache=tmp_path / "cache").columns == ("id", "name", "x", "y")
 
 
@@ -347,13 +347,13 @@ def test_a_server_that_ignores_conditions_is_found_out(path, upload, monkeypatch
     def ignore(filesystem, name, data, tag):
         filesystem.pipe_file(name, data)
 
-    lying = dataclasses.replace(driver, replace=ignore, checks_conditions=False)
-    monkeypatch.setitem(drivers.SCHEMES, "memory", lying)
+    unconditional = dataclasses.replace(driver, replace=ignore, checks_conditions=False)
+    monkeypatch.setitem(drivers.SCHEMES, "memory", unconditional)
     with pytest.raises(StorageError, match="pass exclusive=True"):
         npstream.add_columns(url, {"y": Y})
     npstream.add_columns(url, {"y": Y}, exclusive=True)
-    checked = dataclasses.replace(driver, checks_conditions=False)
-    monkeypatch.setitem(drivers.SCHEMES, "memory", checked)
+    conditional = dataclasses.replace(driver, checks_conditions=False)
+    monkeypatch.setitem(drivers.SCHEMES, "memory", conditional)
     npstream.add_columns(url, {"z": Y})
     ds = npstream.open(url, cache=tmp_path / "cache")
     assert ds.columns == ("id", "name", "y", "z")
@@ -396,11 +396,11 @@ def test_killed_at_any_moment(moment, path):
 def test_interrupted_after_the_publication(path, monkeypatch):
     update = tool.update_groups
 
-    def interrupted(*arguments):
+    def interrupt(*arguments):
         update(*arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tool, "update_groups", interrupted)
+    monkeypatch.setattr(tool, "update_groups", interrupt)
     with pytest.raises(KeyboardInterrupt):
         npstream.add_columns(path, {"y": Y})
     np.testing.assert_array_equal(npstream.open(path)["y"].load(), Y)
@@ -408,13 +408,13 @@ def test_interrupted_after_the_publication(path, monkeypatch):
 
 def test_a_full_disk_publishes_nothing(path, monkeypatch):
     before = tree(path)
-    monkeypatch.setattr(tool, "_create", full)
+    monkeypatch.setattr(tool, "_create", raise_disk_full)
     with pytest.raises(StorageError, match="disk is full"):
         npstream.add_columns(path, {"y": Y})
     assert tree(path) == before
 
 
-def full(store, data):
+def raise_disk_full(store, data):
     raise StorageError(errno.ENOSPC, "the disk is full", store.where(COLUMNS_FILE))
 
 

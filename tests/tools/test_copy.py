@@ -49,12 +49,12 @@ def source(tmp_path):
 
 def samples_of(ds):
     """Return the stored bytes of each sample of a view."""
-    found = ds._source.whole_samples(ds._source.look_up(ds._selection.ids()))
-    spans = zip(found.address.tolist(), found.nbytes.tolist(), strict=True)
+    lookup = ds._source.whole_samples(ds._source.look_up(ds._selection.ids()))
+    spans = zip(lookup.address.tolist(), lookup.nbytes.tolist(), strict=True)
     return [ctypes.string_at(address, nbytes) for address, nbytes in spans]
 
 
-def copied(view, url, **settings):
+def copy_and_verify(view, url, **settings):
     """Copy a view, verify the copy, and return the report and the opened copy."""
     report = npstream.copy(view, url, **settings)
     options = {"storage_options": settings.get("storage_options")}
@@ -79,16 +79,16 @@ VIEWS = {
 def test_the_bytes_of_samples_are_copied(view, compression, tmp_path, upload, monkeypatch):
     settings = {"shard_size": "1KiB", "hashes": ["sha1", "xxh64"], "compression": compression}
     npstream.write(tmp_path / "source", rows(), columns=COLUMNS, **settings)
-    wanted = VIEWS[view](npstream.open(tmp_path / "source"))
+    expected = VIEWS[view](npstream.open(tmp_path / "source"))
     remote = npstream.open(upload(tmp_path / "source"), cache=tmp_path / "cache")
     monkeypatch.setattr(MdsFormat, "pack", None)  # no column is split or joined
     reports = []
-    for k, ds in enumerate((wanted, VIEWS[view](remote))):
-        report, copy = copied(ds, tmp_path / f"copy{k}")
+    for k, ds in enumerate((expected, VIEWS[view](remote))):
+        report, copy = copy_and_verify(ds, tmp_path / f"copy{k}")
         assert report.columns == COLUMNS
         assert copy.columns == tuple(COLUMNS)
-        assert samples_of(copy) == samples_of(wanted)
-        assert list(copy) == list(wanted)
+        assert samples_of(copy) == samples_of(expected)
+        assert list(copy) == list(expected)
         reports.append(report)
     assert len({(r.samples, r.shards, r.raw_bytes, r.stored_bytes) for r in reports}) == 1
 
@@ -109,14 +109,14 @@ def test_datasets_of_streaming(case, tmp_path):
     source = npstream.open(golden.directory(case), allow_pickle=True)
     if not source.columns:
         pytest.skip("an index without shards does not say the columns")
-    _, copy = copied(source, tmp_path / "copy")
+    _, copy = copy_and_verify(source, tmp_path / "copy")
     index, copy_index = source._source.index, copy._source.index
     assert samples_of(copy) == samples_of(source)
     assert {schema.format for schema in copy_index.schemas} <= {
         schema.format for schema in index.schemas
     }
-    for row, wanted in zip(copy, golden.expected(case), strict=True):
-        for name, value in wanted.items():
+    for row, expected in zip(copy, golden.expected(case), strict=True):
+        for name, value in expected.items():
             golden.assert_same(row[name], value)
     files, copy_files = index.files(0), copy_index.files(0)
     assert copy_files.compression == files.compression
@@ -124,11 +124,11 @@ def test_datasets_of_streaming(case, tmp_path):
 
 
 def test_the_settings_are_those_of_the_source(source, tmp_path):
-    _, copy = copied(npstream.open(source)[10:30], tmp_path / "copy")
+    _, copy = copy_and_verify(npstream.open(source)[10:30], tmp_path / "copy")
     entry = json.loads((tmp_path / "copy/index.json").read_text())["shards"][0]
     assert (entry["size_limit"], entry["hashes"]) == (1024, ["sha1", "xxh64"])
     assert copy.shards["bytes"].max() <= 1024
-    report, copy = copied(
+    report, copy = copy_and_verify(
         npstream.open(source), tmp_path / "other", shard_size="2KiB", shard_samples=9, hashes=[],
         compression="gz:1", sidecar=False,
     )  # fmt: skip
@@ -137,33 +137,33 @@ def test_the_settings_are_those_of_the_source(source, tmp_path):
     assert copy.shards["samples"].tolist() == [9] * 6 + [6]
     assert not (tmp_path / "other/index.msgpack").exists()
     assert report.stored_bytes < report.raw_bytes
-    _, copy = copied(npstream.open(tmp_path / "other"), tmp_path / "raw", compression=None)
+    _, copy = copy_and_verify(npstream.open(tmp_path / "other"), tmp_path / "raw", compression=None)
     assert list(copy) == list(npstream.open(source))
-    _, copy = copied(copy, tmp_path / "one", shard_size=None)
+    _, copy = copy_and_verify(copy, tmp_path / "one", shard_size=None)
     assert len(copy.shards) == 1
 
 
 def test_a_source_without_a_size_limit(tmp_path, monkeypatch):
     monkeypatch.setattr("npstream.tools.copy._SHARD_BYTES", 1 << 9)
     npstream.write(tmp_path / "a", rows(), columns=COLUMNS, shard_size=None)
-    _, copy = copied(npstream.open(tmp_path / "a")[:20], tmp_path / "b")
+    _, copy = copy_and_verify(npstream.open(tmp_path / "a")[:20], tmp_path / "b")
     assert len(copy.shards) == 1  # a shard may be as large as that of the source
     twice = npstream.open(tmp_path / "a")[[*range(ROWS)] * 3]
-    _, copy = copied(twice, tmp_path / "c")
+    _, copy = copy_and_verify(twice, tmp_path / "c")
     assert len(copy.shards) in (3, 4)
 
 
 def test_columns(source, tmp_path):
     ds = npstream.open(source)
-    report, copy = copied(ds[::7], tmp_path / "a", columns=["raw", "number"])
+    report, copy = copy_and_verify(ds[::7], tmp_path / "a", columns=["raw", "number"])
     assert report.columns == {"raw": "bytes", "number": "int64"}
     assert copy.columns == ("raw", "number")
     assert copy["number"].load().tolist() == list(range(0, ROWS, 7))
     assert list(copy["raw"]) == [bytes(k) for k in range(0, ROWS, 7)]
-    report, copy = copied(ds, tmp_path / "b", columns={"number": "int16", "seen": "bool"})
+    report, copy = copy_and_verify(ds, tmp_path / "b", columns={"number": "int16", "seen": "bool"})
     assert report.columns == {"number": "int16", "seen": "bool"}
     assert copy["number"].load().tolist() == list(range(ROWS))
-    _, copy = copied(ds[["seen", "text"]], tmp_path / "c")
+    _, copy = copy_and_verify(ds[["seen", "text"]], tmp_path / "c")
     assert copy.columns == ("seen", "text")
     with pytest.raises(ColumnError, match="no column 'nunber'; did you mean 'number'"):
         npstream.copy(ds, tmp_path / "d", columns=["nunber"])
@@ -174,7 +174,7 @@ def test_columns(source, tmp_path):
 def test_a_column_that_was_declared_anew(tmp_path):
     npstream.write(tmp_path / "a", {"day": np.arange(5), "raw": [b"ab"] * 5})
     ds = npstream.open(tmp_path / "a", columns={"day": "M8[D]", "raw": "ndarray:uint8:2"})
-    report, copy = copied(ds, tmp_path / "b")
+    report, copy = copy_and_verify(ds, tmp_path / "b")
     assert report.columns == {"day": "datetime64[D]", "raw": "ndarray:uint8:2"}
     assert np.array_equal(copy["day"], ds["day"])
     assert np.array_equal(copy["raw"], ds["raw"])
@@ -185,20 +185,22 @@ def test_text_stays_text(tmp_path):
     kinds = {"jsonl": {}, "csv": {}, "xsv": {"separator": "::", "newline": "\r\n"}}
     for name, settings in kinds.items():
         npstream.write(tmp_path / name, lines, format=name, shard_size="400", **settings)
-        _, copy = copied(npstream.open(tmp_path / name)[::-1], tmp_path / f"{name}2")
+        _, copy = copy_and_verify(npstream.open(tmp_path / name)[::-1], tmp_path / f"{name}2")
         assert list(copy) == lines[::-1]
         (schema,) = copy._source.index.schemas
         assert (schema,) == npstream.open(tmp_path / name)._source.index.schemas
-        _, copy = copied(npstream.open(tmp_path / name)[["s", "x"]], tmp_path / f"{name}3")
+        _, copy = copy_and_verify(npstream.open(tmp_path / name)[["s", "x"]], tmp_path / f"{name}3")
         assert list(copy) == [{"s": line["s"], "x": line["x"]} for line in lines]
         assert copy._source.index.schemas[0].format == schema.format
-    _, copy = copied(npstream.open(tmp_path / "xsv"), tmp_path / "tab", format="tsv")
+    _, copy = copy_and_verify(npstream.open(tmp_path / "xsv"), tmp_path / "tab", format="tsv")
     assert list(copy) == lines
     assert (tmp_path / "tab/shard.00000.tsv").read_bytes().endswith(b"\n")
     ds = npstream.open(tmp_path / "csv")
-    _, copy = copied(ds, tmp_path / "mds", format="mds", columns={"n": "str_int", "s": "str"})
+    _, copy = copy_and_verify(
+        ds, tmp_path / "mds", format="mds", columns={"n": "str_int", "s": "str"}
+    )
     assert copy[3] == {"n": lines[3]["n"], "s": lines[3]["s"]}
-    _, copy = copied(npstream.open(tmp_path / "mds"), tmp_path / "back", format="jsonl")
+    _, copy = copy_and_verify(npstream.open(tmp_path / "mds"), tmp_path / "back", format="jsonl")
     assert copy[3] == {"n": lines[3]["n"], "s": lines[3]["s"]}
 
 
@@ -208,7 +210,7 @@ def test_lines_are_copied_and_not_parsed(tmp_path):
     body = shard.read_bytes()
     assert body.count(b'"s": ') == 2
     shard.write_bytes(body.replace(b'"s": ', b'"s" :'))
-    _, copy = copied(npstream.open(tmp_path / "a", verify=False), tmp_path / "b")
+    _, copy = copy_and_verify(npstream.open(tmp_path / "a", verify=False), tmp_path / "b")
     assert list(copy["s"]) == ["a", "b"]
     assert (tmp_path / "b/shard.00000.json").read_bytes() == body.replace(b'"s": ', b'"s" :')
 
@@ -218,18 +220,18 @@ def test_merged_datasets_and_mixtures(tmp_path):
     npstream.write(tmp_path / "m/b", rows(10, 20), columns={**COLUMNS, "number": "int"})
     npstream.merge([tmp_path / "m/a", tmp_path / "m/b"], tmp_path / "m")
     ds = npstream.open(tmp_path / "m")
-    _, copy = copied(ds, tmp_path / "copy")
+    _, copy = copy_and_verify(ds, tmp_path / "copy")
     assert copy._source.index.files(0).compression == "zstd"
     assert samples_of(copy) == samples_of(ds)
     members = {"b": npstream.open(tmp_path / "m/b")[5:], "a": npstream.open(tmp_path / "m/a")}
     mixture = npstream.mix(members)
-    _, copy = copied(mixture, tmp_path / "mixed")
+    _, copy = copy_and_verify(mixture, tmp_path / "mixed")
     assert copy["number"].load().tolist() == [*range(15, 30), *range(10)]
     assert samples_of(copy) == samples_of(mixture)
-    named = npstream.mix(members, columns=[*COLUMNS, "source"])
-    _, copy = copied(named, tmp_path / "named")
+    named_mixture = npstream.mix(members, columns=[*COLUMNS, "source"])
+    _, copy = copy_and_verify(named_mixture, tmp_path / "named_mixture")
     assert list(copy["source"]) == ["b"] * 15 + ["a"] * 10
-    _, copy = copied(mixture[::-1], tmp_path / "some", columns=list(COLUMNS))
+    _, copy = copy_and_verify(mixture[::-1], tmp_path / "some", columns=list(COLUMNS))
     assert samples_of(copy) == [*samples_of(npstream.open(tmp_path / "m/a")[::-1]),
                                 *samples_of(npstream.open(tmp_path / "m/b")[:4:-1])]  # fmt: skip
 
@@ -244,7 +246,7 @@ def test_shards_whose_schemas_differ(tmp_path):
             entry["raw_data"]["basename"] = f"{name}/{entry['raw_data']['basename']}"
             index["shards"].append(entry)
     (tmp_path / "index.json").write_text(json.dumps(index))
-    _, copy = copied(npstream.open(tmp_path)[[7, 0, 6, 1]], tmp_path / "copy")
+    _, copy = copy_and_verify(npstream.open(tmp_path)[[7, 0, 6, 1]], tmp_path / "copy")
     assert list(copy) == [{"t": t, "x": x} for t, x in zip("zazb", (2, 0, 1, 1), strict=True)]
 
 
@@ -260,11 +262,11 @@ def test_large_samples_in_several_shards_and_chunks(tmp_path, kernel_mode, monke
         writer.write({"x": b"one"})
         writer.write(ds[1::2])
         ds.close()
-    wanted = [*bodies[::2], b"one", *bodies[1::2]]
+    expected = [*bodies[::2], b"one", *bodies[1::2]]
     ds = npstream.open(tmp_path / "b")
-    assert list(ds["x"]) == wanted
+    assert list(ds["x"]) == expected
     assert npstream.verify_dataset(tmp_path / "b").problems == ()
-    npstream.write(tmp_path / "c", {"x": wanted}, shard_size="70KiB")
+    npstream.write(tmp_path / "c", {"x": expected}, shard_size="70KiB")
     for name in names(tmp_path / "c"):
         assert (tmp_path / "b" / name).read_bytes() == (tmp_path / "c" / name).read_bytes()
 
@@ -346,12 +348,12 @@ def test_damaged_samples_are_not_copied(name, tmp_path):
     npstream.write(tmp_path / "a", {"text": ["a", "bb", "ccc"], "n": [1, 2, 3]}, format=name)
     shard = next(path for path in (tmp_path / "a").glob("shard*") if path.suffix != ".meta")
     data = bytearray(shard.read_bytes())
-    at = data.rindex(b"bb")
+    offset = data.rindex(b"bb")
     if name == "mds":
-        assert data[at - 12] == 2
-        data[at - 12] = 9
+        assert data[offset - 12] == 2
+        data[offset - 12] = 9
     else:
-        data[at] = ord("\n")
+        data[offset] = ord("\n")
     shard.write_bytes(data)
     with pytest.raises(FormatError, match=r"sample 1 .*(do not add up|not one whole line)"):
         npstream.copy(npstream.open(tmp_path / "a"), tmp_path / "b")
@@ -401,7 +403,7 @@ def test_a_copy_that_is_killed_is_not_visible(tmp_path):
     with pytest.raises(FileExistsError, match="in progress or was interrupted"):
         npstream.copy(npstream.open(tmp_path / "a"), tmp_path / "b")
     shutil.rmtree(tmp_path / "b")
-    copied(npstream.open(tmp_path / "a"), tmp_path / "b")
+    copy_and_verify(npstream.open(tmp_path / "a"), tmp_path / "b")
 
 
 @pytest.mark.parametrize("compression", [None, "zstd"])
@@ -410,11 +412,13 @@ def test_a_copy_that_was_killed_goes_on(compression, tmp_path, capsys):
     npstream.write(tmp_path / "a", bodies, shard_size="10KiB", compression=compression)
     command = [sys.executable, "-c", KILLED, str(tmp_path / "a"), str(tmp_path / "b"), "resume"]
     assert subprocess.run(command, timeout=120, check=False).returncode == -signal.SIGKILL
-    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "b").glob("shard.0000[0-2]*")}
-    assert kept
+    shard_times = {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "b").glob("shard.0000[0-2]*")
+    }
+    assert shard_times
     assert main(["copy", str(tmp_path / "a"), str(tmp_path / "b"), "--resume"]) == 0
     assert "100 samples in 12 shards" in capsys.readouterr().out
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert {path: path.stat().st_mtime_ns for path in shard_times} == shard_times
     assert names(tmp_path / "a") == names(tmp_path / "b")
     for name in names(tmp_path / "a"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
@@ -422,16 +426,21 @@ def test_a_copy_that_was_killed_goes_on(compression, tmp_path, capsys):
 
 @pytest.mark.parametrize("kind", ["s3", "gcs", "azure", "sftp"])
 def test_from_and_to_a_store(kind, servers, source, tmp_path):
-    place = servers[kind].new_directory()
+    location = servers[kind].new_directory()
     local = npstream.open(source)
-    _, there = copied(local[::2], f"{place.url}/a", storage_options=place.storage_options)
-    assert list(there) == list(local[::2])
-    _, again = copied(
-        there[::-1], f"{place.url}/b", compression="zstd", storage_options=place.storage_options
+    _, remote_copy = copy_and_verify(
+        local[::2], f"{location.url}/a", storage_options=location.storage_options
     )
-    assert list(again) == list(local[::-2] if ROWS % 2 else local[::2][::-1])
-    _, back = copied(again[again["seen"]], tmp_path / "back")
-    assert samples_of(back) == samples_of(local[::2][::-1])
+    assert list(remote_copy) == list(local[::2])
+    _, second_copy = copy_and_verify(
+        remote_copy[::-1],
+        f"{location.url}/b",
+        compression="zstd",
+        storage_options=location.storage_options,
+    )
+    assert list(second_copy) == list(local[::-2] if ROWS % 2 else local[::2][::-1])
+    _, local_copy = copy_and_verify(second_copy[second_copy["seen"]], tmp_path / "back")
+    assert samples_of(local_copy) == samples_of(local[::2][::-1])
 
 
 # The command
@@ -453,7 +462,7 @@ def test_the_command(source, tmp_path, capsys):
     assert main(["copy", str(out), str(tmp_path / "raw"), "--compression", "none"]) == 0
     assert json.loads((tmp_path / "raw/index.json").read_text())["shards"][0]["zip_data"] is None
     capsys.readouterr()
-    for extra, said in {
+    for extra, message in {
         ("--rows", "5"): "--rows: '5': expected a slice",
         ("--rows", "a:b"): "expected a slice",
         ("--rows", "::0"): "expected a slice",
@@ -463,14 +472,14 @@ def test_the_command(source, tmp_path, capsys):
         with pytest.raises(SystemExit, match="2"):
             main(["copy", str(source), str(tmp_path / "x"), *extra])
         printed = capsys.readouterr().err
-        assert said in printed
+        assert message in printed
         assert "secret" not in printed.replace("--storage-options", "")
-    for extra, said in {
+    for extra, message in {
         ("--where", "nunber > 3"): "no column 'nunber'; did you mean 'number'",
         ("--columns", "nunber"): "no column 'nunber'",
         ("--source-options", "key=1"): "storage_options are for remote stores",
     }.items():
         assert main(["copy", str(source), str(tmp_path / "x"), *extra]) == 1
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     assert main(["copy", str(source), str(source)]) == 1
     assert "is the source of the view" in capsys.readouterr().err

@@ -25,8 +25,7 @@ from npstream.formats.chunks import CHUNK_BYTES
 from npstream.formats.sidecar.blocks import xxh3
 from npstream.formats.sidecar.sidecar import Sidecar
 from npstream.storage.local import LocalStore, open_store
-from npstream.tools import index_builder as build
-from npstream.tools import scan as reread
+from npstream.tools import index_builder, scan
 
 READABLE = [case for case in golden.cases() if case["readable"] is True]
 
@@ -202,16 +201,18 @@ def test_existence_of_uncompressed_files_is_checked_concurrently(tmp_path, uploa
     assert len(others) > 6
     (tmp_path / name).write_bytes(b"unpacked")
     store = open_store(upload(tmp_path))
-    index, _ = build.read_index(store)
-    requested, barrier, look = [], threading.Barrier(1 + len(others)), MemoryFileSystem.info
+    index, _ = index_builder.read_index(store)
+    requested, barrier, info = [], threading.Barrier(1 + len(others)), MemoryFileSystem.info
 
-    def look_together(self, path, **options):
+    def info_at_once(self, path, **options):
         requested.append(path.rpartition("/")[2])
         barrier.wait(timeout=120)
-        return look(self, path, **options)
+        return info(self, path, **options)
 
-    monkeypatch.setattr(MemoryFileSystem, "info", look_together)
-    assert build.compressed_only_mask(store, index).tolist() == [False] + [True] * len(others)
+    monkeypatch.setattr(MemoryFileSystem, "info", info_at_once)
+    assert index_builder.compressed_only_mask(store, index).tolist() == [False] + [True] * len(
+        others
+    )
     assert sorted(requested) == [name, *others]
 
 
@@ -219,18 +220,18 @@ def test_existence_of_uncompressed_files_is_checked_concurrently(tmp_path, uploa
 
 KILLED_BUILD = """
 import sys
-from npstream.tools import index_builder as build, scan as reread
-groups = reread.ShardScanner.groups
-reread.ShardScanner.groups = lambda self, shards: [[shard] for shard in shards]
-build._SAVE_INTERVAL = 0
-scan = reread.ShardScanner._scan_shard
-def stop(self, shard, *rest):
+from npstream.tools import index_builder, scan
+groups = scan.ShardScanner.groups
+scan.ShardScanner.groups = lambda self, shards: [[shard] for shard in shards]
+index_builder._SAVE_INTERVAL = 0
+scan_shard = scan.ShardScanner._scan_shard
+def stop(self, shard, *arguments):
     if shard == 2:
         import os, signal
         os.kill(os.getpid(), signal.SIGKILL)
-    return scan(self, shard, *rest)
-reread.ShardScanner._scan_shard = stop
-build.build_index(sys.argv[1])
+    return scan_shard(self, shard, *arguments)
+scan.ShardScanner._scan_shard = stop
+index_builder.build_index(sys.argv[1])
 """
 
 
@@ -239,13 +240,13 @@ def test_a_killed_build_is_resumed(data, monkeypatch):
     done = subprocess.run([sys.executable, "-c", KILLED_BUILD, str(path)], timeout=300, check=False)
     assert done.returncode == -signal.SIGKILL
     assert not (path / "index.msgpack").exists()
-    read, scan = [], reread.ShardScanner._scan_shard
+    read, scan_shard = [], scan.ShardScanner._scan_shard
 
-    def record_shard(self, shard, *rest):
+    def record_shard(self, shard, *arguments):
         read.append(shard)
-        return scan(self, shard, *rest)
+        return scan_shard(self, shard, *arguments)
 
-    monkeypatch.setattr(reread.ShardScanner, "_scan_shard", record_shard)
+    monkeypatch.setattr(scan.ShardScanner, "_scan_shard", record_shard)
     npstream.build_index(path)
     assert read == [2]
     assert (path / "index.msgpack").read_bytes() == columns["bytes"]
@@ -269,13 +270,13 @@ def test_unfinished_work_of_older_shards_is_not_used(data, monkeypatch):
     (path / "index.json").write_bytes(
         (path / "index.json").read_bytes()
     )  # a new version with equal content
-    read, scan = [], reread.ShardScanner._scan_shard
+    read, scan_shard = [], scan.ShardScanner._scan_shard
 
-    def record_shard(self, shard, *rest):
+    def record_shard(self, shard, *arguments):
         read.append(shard)
-        return scan(self, shard, *rest)
+        return scan_shard(self, shard, *arguments)
 
-    monkeypatch.setattr(reread.ShardScanner, "_scan_shard", record_shard)
+    monkeypatch.setattr(scan.ShardScanner, "_scan_shard", record_shard)
     npstream.build_index(path)
     assert read == [0, 1, 2]
     assert (path / "index.msgpack").read_bytes() == columns["bytes"]
@@ -368,11 +369,11 @@ def test_verify_reports_damaged_shards(data):
     damage(path / "shard.00001.mds", 4)
     with open(path / "shard.00002.mds", "ab") as file:
         file.write(b"x")
-    reported = problems(path)
-    assert "shard 0: the hashes of pieces [3] are not those of its bytes" in reported
-    assert "shard.00001.mds (shard 1): " in reported
-    assert "shard.00002.mds (shard 2): " in reported
-    assert "bytes; the index says" in reported
+    text = problems(path)
+    assert "shard 0: the hashes of pieces [3] are not those of its bytes" in text
+    assert "shard.00001.mds (shard 1): " in text
+    assert "shard.00002.mds (shard 2): " in text
+    assert "bytes; the index says" in text
     (path / "shard.00002.mds").unlink()
     assert "shard.00002.mds (shard 2): there is no such file" in problems(path)
 
@@ -404,10 +405,10 @@ def test_verify_reports_a_side_car_of_other_shards(tmp_path):
         npstream.write(tmp_path / name, {"label": np.full(10, label)})
     for file in ("index.msgpack", "index.columns/label.npy"):
         shutil.copy(tmp_path / "a" / file, tmp_path / "b" / file)
-    reported = problems(tmp_path / "b")
-    assert "pieces [1] are not those of its bytes" in reported
-    assert "column 'label' is within" in reported
-    assert "the values of column 'label' are not those of its samples" in reported
+    text = problems(tmp_path / "b")
+    assert "pieces [1] are not those of its bytes" in text
+    assert "column 'label' is within" in text
+    assert "the values of column 'label' are not those of its samples" in text
 
 
 def test_verify_reads_compressed_and_uncompressed_files(tmp_path):
@@ -484,11 +485,11 @@ def test_column_files_are_synced_before_they_are_renamed(tmp_path, monkeypatch):
     def record(name):
         call = getattr(os, name)
 
-        def recorded(*args):
+        def record_call(*args):
             calls.append(name)
             call(*args)
 
-        monkeypatch.setattr(os, name, recorded)
+        monkeypatch.setattr(os, name, record_call)
 
     record("fsync")
     record("replace")

@@ -53,16 +53,16 @@ def assert_rows(url, numbers, **settings):
 def test_the_index_names_the_same_shards_as_that_of_streaming(case, tmp_path):
     root = tmp_path / "root"
     shutil.copytree(golden.directory(case), root)
-    theirs = json.loads((root / "index.json").read_text())
+    expected = json.loads((root / "index.json").read_text())
     (root / "index.json").unlink()
     report = npstream.merge([root / name for name in case["merge_order"]], root)
-    assert json.loads((root / "index.json").read_text()) == theirs
+    assert json.loads((root / "index.json").read_text()) == expected
     assert report.samples == case["num_samples"]
     assert report.raw_bytes == sum(
         file["bytes"] for shard in case["shards"] for file in shard.values() if type(file) is dict
     )
-    for row, wanted in zip(npstream.open(root), golden.expected(case), strict=True):
-        for name, value in wanted.items():
+    for row, expected in zip(npstream.open(root), golden.expected(case), strict=True):
+        for name, value in expected.items():
             golden.assert_same(row[name], value)
 
 
@@ -145,8 +145,10 @@ def test_the_side_car_is_the_one_that_a_scan_of_the_shards_builds(tmp_path, monk
     merged = Sidecar(LocalStore(str(root)))
     npstream.build_index(root, out=tmp_path / "scanned")
     scanned = Sidecar(LocalStore(str(tmp_path / "scanned")))
-    for mine, other in zip(merged.shard_hashes(), scanned.shard_hashes(), strict=True):
-        assert np.array_equal(mine, other)
+    for merged_hashes, scanned_hashes in zip(
+        merged.shard_hashes(), scanned.shard_hashes(), strict=True
+    ):
+        assert np.array_equal(merged_hashes, scanned_hashes)
     assert list(merged.columns) == list(scanned.columns) == ["x", "y"]
     for name in merged.columns:
         files = [Path(d) / merged.columns[name].file for d in (root, tmp_path / "scanned")]
@@ -155,8 +157,8 @@ def test_the_side_car_is_the_one_that_a_scan_of_the_shards_builds(tmp_path, monk
         assert np.array_equal(merged.shard_range(name), scanned.shard_range(name))
     statistics = merged.statistics()
     assert statistics.keys() == {"x", "y", "text"}
-    for name, wanted in scanned.statistics().items():
-        assert statistics[name].is_close(wanted)
+    for name, expected in scanned.statistics().items():
+        assert statistics[name].is_close(expected)
     assert merged.index_digest == scanned.index_digest
     assert npstream.verify_dataset(root).problems == ()
 
@@ -189,11 +191,11 @@ def test_text_shards(tmp_path):
 def test_a_side_car_needs_one_of_each_dataset(tmp_path):
     write(tmp_path / "a")
     write(tmp_path / "b", 7, sidecar=False)
-    both = [tmp_path / "a", tmp_path / "b"]
+    urls = [tmp_path / "a", tmp_path / "b"]
     with pytest.raises(ValueError, match=r"b' has no side-car.*npstream.build_index\('.*b'\)"):
-        npstream.merge(both, tmp_path, sidecar=True)
+        npstream.merge(urls, tmp_path, sidecar=True)
     assert names(tmp_path) == [*names_below(tmp_path, "a"), *names_below(tmp_path, "b")]
-    npstream.merge(both, tmp_path)
+    npstream.merge(urls, tmp_path)
     assert not (tmp_path / "index.msgpack").exists()
     assert_rows(tmp_path, range(14))
     npstream.build_index(tmp_path)
@@ -201,7 +203,7 @@ def test_a_side_car_needs_one_of_each_dataset(tmp_path):
 
 
 def names_below(root, name):
-    return [f"{name}/{each}" for each in names(root / name)]
+    return [f"{name}/{entry}" for entry in names(root / name)]
 
 
 def test_a_side_car_of_another_index_is_not_used(tmp_path):
@@ -252,9 +254,9 @@ def test_places_that_cannot_be_merged(tmp_path, monkeypatch):
         npstream.merge(["s3://bucket/b/c", "s3://bucket/b/d"], "s3://bucket/a")
     with pytest.raises(ValueError, match=r"s3://other/c' is not below (?!.*choose out)"):
         npstream.merge(["s3://bucket/b/c", "s3://other/c"], "s3://bucket/b")
-    for again in (a, f"{a}/", "a", "../root/a", a.as_uri(), tmp_path / "link/a", "other"):
+    for alias in (a, f"{a}/", "a", "../root/a", a.as_uri(), tmp_path / "link/a", "other"):
         with pytest.raises(ValueError, match=r"was given before.*give each dataset once"):
-            npstream.merge([a, again], root)
+            npstream.merge([a, alias], root)
     with pytest.raises(ValueError, match="is out= itself"):
         npstream.merge([a, root], ".")
     with pytest.raises(TypeError, match="urls is one path"):
@@ -294,7 +296,7 @@ def test_columns_must_agree(tmp_path):
     a, b = tmp_path / "a", tmp_path / "b"
     npstream.write(a, {"x": np.arange(3), "t": list("abc")})
 
-    def refused(match, **columns):
+    def assert_raises(match, **columns):
         shutil.rmtree(b, ignore_errors=True)
         npstream.write(b, columns)
         for parts in ([a, b], [b, a]):
@@ -304,13 +306,13 @@ def test_columns_must_agree(tmp_path):
             assert repr(str(b)) in str(caught.value)
         assert not (tmp_path / "index.json").exists()
 
-    refused("column 't': '.*b' lacks it, and '.*a' has it", x=np.arange(3))
-    refused("column 'u': ", x=np.arange(3), t=["a"] * 3, u=[1] * 3)
-    refused("column 'x' is '(int64|int32)' in ", x=np.arange(3, dtype="i4"), t=["a"] * 3)
-    refused("column 't' is '(str|bytes)' in ", x=np.arange(3), t=[b"a"] * 3)
+    assert_raises("column 't': '.*b' lacks it, and '.*a' has it", x=np.arange(3))
+    assert_raises("column 'u': ", x=np.arange(3), t=["a"] * 3, u=[1] * 3)
+    assert_raises("column 'x' is '(int64|int32)' in ", x=np.arange(3, dtype="i4"), t=["a"] * 3)
+    assert_raises("column 't' is '(str|bytes)' in ", x=np.arange(3), t=[b"a"] * 3)
     shutil.rmtree(a)
     npstream.write(a, {"x": np.arange(3, dtype="u1")})
-    refused("column 'x' is '(bool|uint8)' in ", x=np.ones(3, bool))
+    assert_raises("column 'x' is '(bool|uint8)' in ", x=np.ones(3, bool))
     shutil.rmtree(b)
     npstream.write(b, [{"x": 1}], columns={"x": "uint8"}, format="mds", compression="gz")
     npstream.merge([a, b], tmp_path)
@@ -391,8 +393,8 @@ def test_datasets_in_a_store(kind, request, servers, tmp_path):
     if kind == "memory":
         url, options = f"memory://{request.node.name}", None
     else:
-        place = servers[kind].new_directory()
-        url, options = place.url, place.storage_options
+        location = servers[kind].new_directory()
+        url, options = location.url, location.storage_options
     write(f"{url}/x/a", 0, storage_options=options)
     write(f"{url}/x/b", 7, storage_options=options, compression="zstd")
     write(f"{url}/c", 14, storage_options=options)
@@ -423,8 +425,8 @@ def test_the_command(tmp_path, capsys):
     write(tmp_path / "a")
     write(tmp_path / "b", 7)
     assert main(["merge", str(tmp_path / "a"), str(tmp_path / "b"), str(tmp_path)]) == 0
-    said = capsys.readouterr().out
-    assert said == f"{tmp_path}: 14 samples in 6 shards of 1.9 KiB\n"
+    output = capsys.readouterr().out
+    assert output == f"{tmp_path}: 14 samples in 6 shards of 1.9 KiB\n"
     assert_rows(tmp_path, range(14))
     assert main(["merge", str(tmp_path / "a"), str(tmp_path)]) == 1
     assert "is here" in capsys.readouterr().err
