@@ -234,7 +234,7 @@ def _number_text(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, float) and value.is_integer() and abs(value) < 10**9:
         return f"{value:,.0f}"
-    return f"{value:,.1f}" if 10**4 <= abs(value) < 10**9 else f"{value:.4g}"
+    return f"{value:,.1f}" if 10**4 <= abs(value) < 10**9 else f"{value:,.4g}"
 
 
 _NUMBER_HEADERS = [

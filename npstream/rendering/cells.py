@@ -110,7 +110,8 @@ class CellRenderer:
         if isinstance(value, np.ndarray) and value.ndim:
             text = element("code", array_elements(value, MAX_OPEN))
             return Markup(text + element("small", f"shape {value.shape}"))
-        return Markup(element("span", plain_text(value, MAX_TEXT)))
+        plain = plain_text(value, MAX_TEXT)
+        return element("span", plain, class_="npstream-l" if len(plain) > MAX_OPEN else False)
 
     def _bytes_cell(self, body: bytes, encoding: str) -> Markup:
         media, size = recognize(body[:HEADER_BYTES]), size_text(len(body))

@@ -14,55 +14,57 @@ __all__ = ["Markup", "document", "element", "escape", "facts", "table"]
 Header = str | tuple[str, str]
 """The name of a column, or its name and a note to show under it, such as its type."""
 
+# JupyterLab's rules for tables name two classes, so these must name two to override them.
 _STYLE = """\
 .npstream{--npstream-text:var(--jp-content-font-color1,var(--vscode-foreground,#1f2328));\
 --npstream-muted:var(--jp-content-font-color2,var(--vscode-descriptionForeground,#59636e));\
 --npstream-back:var(--jp-layout-color0,var(--vscode-editor-background,#fff));\
---npstream-stripe:var(--jp-rendermime-table-row-background,var(--npstream-stripe-light));\
+--npstream-stripe:var(--jp-rendermime-table-row-background,rgba(128,128,128,.1));\
 --npstream-line:var(--jp-border-color2,var(--vscode-panel-border,#d1d9e0));\
---npstream-stripe-light:#f6f8fa;\
 --npstream-error:var(--jp-error-color1,var(--vscode-errorForeground,#cf222e));\
-color:var(--npstream-text);background:var(--npstream-back);overflow-x:auto;\
+color:var(--npstream-text);background:var(--npstream-back);color-scheme:light;overflow-x:auto;\
 font:13px/1.4 var(--jp-ui-font-family,system-ui,sans-serif);padding:4px 0}
 @media (prefers-color-scheme:dark){.npstream{\
 --npstream-text:var(--jp-content-font-color1,var(--vscode-foreground,#e6edf3));\
 --npstream-muted:var(--jp-content-font-color2,var(--vscode-descriptionForeground,#9198a1));\
 --npstream-back:var(--jp-layout-color0,var(--vscode-editor-background,#0d1117));\
---npstream-stripe-light:#151b23;\
 --npstream-line:var(--jp-border-color2,var(--vscode-panel-border,#3d444d));\
 --npstream-error:var(--jp-error-color1,var(--vscode-errorForeground,#f85149));\
 color-scheme:dark}}
-.npstream table{border-collapse:collapse;border:none;margin:0;font-size:inherit;\
+[data-jp-theme-light="true"] .npstream,.vscode-light .npstream{color-scheme:light}
+[data-jp-theme-light="false"] .npstream,.vscode-dark .npstream{color-scheme:dark}
+& table{border-collapse:collapse;border:none;margin:0;font-size:inherit;\
 table-layout:auto;color:inherit}
-.npstream .npstream-head{padding:0 8px 6px;white-space:pre-wrap;overflow-wrap:anywhere}
-.npstream tr,.npstream thead,.npstream tbody{background:none;border:none}
-.npstream tbody tr:nth-child(even){background:var(--npstream-stripe)}
-.npstream th,.npstream td{text-align:left;vertical-align:top;padding:4px 8px;border:none;\
-max-width:24em;white-space:normal;overflow-wrap:anywhere;unicode-bidi:isolate;color:inherit;\
+& .npstream-head{padding:0 8px 6px;white-space:pre-wrap;overflow-wrap:anywhere}
+& tr,& thead,& tbody{background:none;border:none}
+& tbody tr:nth-child(even){background:var(--npstream-stripe)}
+& th,& td{text-align:left;vertical-align:top;padding:4px 8px;border:none;\
+max-width:24em;white-space:normal;overflow-wrap:break-word;unicode-bidi:isolate;color:inherit;\
 background:none}
-.npstream thead th{border-bottom:1px solid var(--npstream-line);vertical-align:bottom;\
+& thead th{border-bottom:1px solid var(--npstream-line);vertical-align:bottom;\
 overflow-wrap:normal;font-weight:600}
-.npstream small{display:block;color:var(--npstream-muted);font-weight:400;font-size:11px}
-.npstream .npstream-n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
-.npstream tbody th{color:var(--npstream-muted);font-weight:400}
-.npstream .npstream-t{white-space:pre-wrap}
-.npstream .npstream-l{display:block;min-width:18em}
-.npstream .npstream-e{color:var(--npstream-error)}
-.npstream .npstream-m{color:var(--npstream-muted)}
-.npstream p{margin:4px 8px;color:var(--npstream-muted)}
-.npstream code{font:12px/1.4 var(--jp-code-font-family,ui-monospace,monospace);\
-background:none;color:inherit;padding:0;white-space:pre-wrap}
-.npstream details{margin:0}
-.npstream summary{cursor:pointer}
-.npstream details>div{padding-left:14px}
-.npstream img{display:block;max-width:none;margin:0}
-.npstream img.npstream-p{image-rendering:pixelated}
-.npstream audio{display:block;width:220px;height:32px}
-.npstream .npstream-g{display:grid;gap:6px;padding:0 8px}
-.npstream figure{margin:0;text-align:center;overflow:hidden;font-size:11px;\
+& small{display:block;color:var(--npstream-muted);font-weight:400;font-size:11px}
+& .npstream-n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+& tbody th{color:var(--npstream-muted);font-weight:400}
+& .npstream-t{white-space:pre-wrap}
+& .npstream-l{display:block;min-width:18em;overflow-wrap:anywhere}
+& .npstream-e{color:var(--npstream-error);overflow-wrap:anywhere}
+& td .npstream-e{display:block;min-width:12em}
+& .npstream-m{color:var(--npstream-muted);overflow-wrap:anywhere}
+& p{margin:4px 8px;color:var(--npstream-muted)}
+& code{font:12px/1.4 var(--jp-code-font-family,ui-monospace,monospace);\
+background:none;color:inherit;padding:0;white-space:pre-wrap;overflow-wrap:anywhere}
+& details{margin:0}
+& summary{cursor:pointer}
+& details>div{padding-left:14px}
+& img{display:block;max-width:none;margin:0}
+& img.npstream-p{image-rendering:pixelated}
+& audio{display:block;width:220px;height:32px}
+& .npstream-g{display:grid;gap:6px;padding:0 8px}
+& figure{margin:0;text-align:center;overflow:hidden;font-size:11px;\
 color:var(--npstream-muted)}
-.npstream figure img{margin:0 auto}
-"""
+& figure img{margin:0 auto}
+""".replace("& ", ".npstream.npstream ")
 
 _CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
