@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 class StoredTable:
     """Columns of a one-dimensional view whose values a writer copies without decoding them.
 
+    It is an `InputTable`; see `npstream.writing.tables`.
+
     Parameters
     ----------
     source : Source
@@ -52,7 +54,11 @@ class StoredTable:
         return list(self._fields)
 
     def encoding(self, name: str) -> Encoding:
-        """Return the encoding to write a column with: its own, or the nearest one if declared."""
+        """Return the encoding to write a column with.
+
+        It is the column's encoding if its stored bytes can be copied under that name. A column that
+        was declared with another dtype gets the encoding of an array of this dtype.
+        """
         encoding = self._fields[name].encoding
         if encoding.kind == "ndarray" and encoding.headless:
             type_of_array(encoding.dtype, ())  # raises if the dtype cannot be stored
@@ -65,61 +71,63 @@ class StoredTable:
         self, bounds: Bounds, encodings: Mapping[str, Encoding]
     ) -> Iterator[dict[str, ColumnBlock]]:
         """Yield blocks of rows of some columns, in the encodings to write them with."""
-        copied: list[Field] = []
-        others: list[Field] = []
+        fields_to_copy: list[Field] = []
+        fields_to_convert: list[Field] = []
         for name, encoding in encodings.items():
-            (copied if self._is_same(name, encoding) else others).append(self._fields[name])
-        plan, first = Plan(copied), 0
-        for lookup in self._lookups(bounds, Plan([*copied, *others])):
+            can_copy = self._has_same_bytes(name, encoding)
+            (fields_to_copy if can_copy else fields_to_convert).append(self._fields[name])
+        plan, first = Plan(fields_to_copy), 0
+        for lookup in self._lookups(bounds, Plan([*fields_to_copy, *fields_to_convert])):
             columns: dict[str, ColumnBlock] = dict(self._source.bodies(plan, lookup))
-            for field in others:
+            for field in fields_to_convert:
                 encoding = encodings[field.name]
                 columns[field.name] = self._convert_rows(field, lookup, encoding, first)
             yield columns
             first += len(lookup.rows)
 
     def _lookups(self, bounds: Bounds, plan: Plan) -> Iterator[Lookup]:
-        """Yield the rows of each block, while those of a plan of the next ones are fetched.
+        """Yield the lookup of each block of rows, and fetch the plan's columns of later blocks.
 
-        As long as samples ascend, decompressed shards are released once they are read.
+        While samples ascend, decompressed shards are released once they are read.
         """
         blocks = (self._selection.ids(start, stop) for start, stop in bounds)
-        rowwise = self._source.is_view_rowwise(self._selection, plan)
-        fetcher, last = self._source.fetcher, 0
-        kept = fetcher.buffered_shards()
+        is_rowwise = self._source.is_view_rowwise(self._selection, plan)
+        fetcher, last_sample = self._source.fetcher, 0  # -1: the samples do not ascend
+        kept_shards = fetcher.buffered_shards()  # other readers may use these
         for _, lookup in self._source.read_ahead(
-            blocks, lambda ids: ids, plan, self._selection.step, rowwise
+            blocks, lambda ids: ids, plan, self._selection.step, is_rowwise
         ):
-            if last >= 0 and len(lookup.samples):
-                first = int(lookup.samples.min())
-                last = int(lookup.samples.max()) if first >= last else -1
-                if last >= 0:
-                    fetcher.release_buffers(first, kept)
+            if last_sample >= 0 and len(lookup.samples):
+                first_sample = int(lookup.samples.min())
+                is_ascending = first_sample >= last_sample
+                last_sample = int(lookup.samples.max()) if is_ascending else -1
+                if last_sample >= 0:
+                    fetcher.release_buffers(first_sample, kept_shards)
             yield lookup
 
-    def _is_same(self, name: str, encoding: Encoding) -> bool:
-        """Return True if the stored bytes of a column are those of another encoding, too."""
+    def _has_same_bytes(self, name: str, encoding: Encoding) -> bool:
+        """Return True if the stored bytes of a column are valid in another encoding."""
         stored = self._fields[name].encoding
         return is_copied_verbatim(stored) and stored.stored_name == encoding.stored_name
 
     def stored_samples(self, bounds: Bounds, layout: ShardFormat) -> StoredSamples | None:
         """Return the rows as whole samples; None if a column must be left out or converted."""
-        index, wanted = self._source.index, layout.schema
+        index, target_schema = self._source.index, layout.schema
         fields = [*self._fields.values()]
-        if layout.columns.keys() != self._fields.keys() or not Plan(fields).is_own:
+        if layout.columns.keys() != self._fields.keys() or not Plan(fields).has_only_own_columns:
             return None
-        if wanted.format == "mds":
+        if target_schema.format == "mds":
             # The names of encodings may differ if their bytes do not, such as int and int64.
-            shape = wanted.format, wanted.names, wanted.sizes
-            is_same = all((s.format, s.names, s.sizes) == shape for s in index.schemas) and all(
-                self._is_same(name, encoding) for name, encoding in layout.columns.items()
+            key = target_schema.format, target_schema.names, target_schema.sizes
+            can_copy = all((s.format, s.names, s.sizes) == key for s in index.schemas) and all(
+                self._has_same_bytes(name, encoding) for name, encoding in layout.columns.items()
             )
         else:
-            stored = schema_fields(wanted, index.where)
-            is_same = all(schema == wanted for schema in index.schemas) and all(
-                field.encoding == stored[field.name].encoding for field in fields
+            target_fields = schema_fields(target_schema, index.where)
+            can_copy = all(schema == target_schema for schema in index.schemas) and all(
+                field.encoding == target_fields[field.name].encoding for field in fields
             )
-        if not is_same:
+        if not can_copy:
             return None
         lookups = self._lookups(bounds, Plan(fields))
         blocks = (self._source.whole_samples(lookup) for lookup in lookups)

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from npstream._core.arrays import Rows
     from npstream.formats.index import Index
 
-Remote = TypeVar("Remote", covariant=True)
-"""The class of the shards of a dataset in an object store. This module does not import it."""
+RemoteShardsT = TypeVar("RemoteShardsT", covariant=True)
+"""The class `RemoteShards`, which this module does not import."""
 
 Verify = bool | str
 """The recorded hashes to check. "auto" checks those of decompressed files, True those of mapped
@@ -66,10 +66,18 @@ class LoadedShard:
         )  # fmt: skip
 
 
-class RemotePart(NamedTuple, Generic[Remote]):
-    """A dataset in an object store, with the numbers of its first shard and first sample."""
+class RemotePart(NamedTuple, Generic[RemoteShardsT]):
+    """A dataset in an object store, as a part of `Shards`.
 
-    shards: Remote
+    Attributes
+    ----------
+    shards : RemoteShards
+        The shards of this dataset.
+    first_shard, first_sample : int
+        The numbers of its first shard and its first sample among those of all parts.
+    """
+
+    shards: RemoteShardsT
     first_shard: int
     first_sample: int
 
@@ -93,7 +101,7 @@ class FetchResult(NamedTuple):
     owners: list[object]
 
 
-class Shards(Protocol[Remote]):
+class Shards(Protocol[RemoteShardsT]):
     """The shards of one dataset, or of several datasets, numbered consecutively."""
 
     @property
@@ -105,10 +113,10 @@ class Shards(Protocol[Remote]):
         """The URL or directory of the dataset, for messages."""
 
     @property
-    def remotes(self) -> Sequence[RemotePart[Remote]]:
+    def remotes(self) -> Sequence[RemotePart[RemoteShardsT]]:
         """The datasets that are in object stores."""
 
-    def split(self, shard_of: Int64) -> Iterator[tuple[RemotePart[Remote], Rows]]:
+    def split(self, shard_of: Int64) -> Iterator[tuple[RemotePart[RemoteShardsT], Rows]]:
         """Yield each dataset in an object store with the rows of `shard_of` that belong to it.
 
         Parameters
@@ -137,8 +145,8 @@ class Shards(Protocol[Remote]):
         Returns
         -------
         address, nbytes : ndarray of int64, shape (n,)
-            The address and the length of each sample. The `text.guard_nbytes` guard bytes of
-            a sample precede its address.
+            The address and the length of each sample. A line of text can be read with the
+            newline before it, which has `text.guard_nbytes` bytes.
         owners : list
             The owners of that memory. Keep them alive while the addresses are in use.
         """
@@ -169,13 +177,21 @@ class Shards(Protocol[Remote]):
 
 
 def concatenate_parts(parts: list[bytes], guard: Int64 | int) -> tuple[Int64, Int64, Bytes]:
-    """Concatenate byte strings; return address and length of each after its guard, and the buffer.
+    """Concatenate samples into one buffer.
 
     Parameters
     ----------
     parts : list of bytes
+        The samples, each with its guard bytes in front.
     guard : int or ndarray of int64
-        Bytes at the start of each part that precede the sample.
+        The number of guard bytes of all samples, or of each. See `text.guard_nbytes`.
+
+    Returns
+    -------
+    address, nbytes : ndarray of int64, shape (n,)
+        The address and the length of each sample, without its guard bytes.
+    buffer : ndarray of uint8
+        The owner of that memory.
     """
     buffer: Bytes = np.frombuffer(b"".join(parts), np.uint8)
     lengths = np.array([len(part) for part in parts], np.int64)

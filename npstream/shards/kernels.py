@@ -116,7 +116,7 @@ def split(
 ) -> int:
     """Split MDS samples into columns: copy fixed columns, and find the spans of variable ones.
 
-    `nvariable` is the number of variable columns; `nfixed` is the bytes of all fixed columns.
+    A sample has `nvariable` variable columns. All its fixed columns have `fixed_nbytes` bytes.
 
     Row c of `fixed` is a column to copy:
 
@@ -178,18 +178,18 @@ def read(
     variable: Int64,
     spans: Int64,
 ) -> int:
-    """Run `locate`, `split`, or both; return the code of the first that fails.
+    """Run `locate`, `split`, or both; return the status of the first that fails.
 
     The rows of `samples` are `address` and `nbytes`: one array, because each array argument of a
     call takes time. Python calls only this kernel, so `locate` and `split` are compiled once.
     """
-    code = 0
+    status = 0
     address, nbytes = samples[0], samples[1]
     if steps & LOCATE:
-        code = locate(ids, starts, guide, shift, entries, address, nbytes)
-    if code == 0 and steps & SPLIT:
-        code = split(address, nbytes, nvariable, fixed_nbytes, fixed, variable, spans)
-    return code
+        status = locate(ids, starts, guide, shift, entries, address, nbytes)
+    if status == 0 and steps & SPLIT:
+        status = split(address, nbytes, nvariable, fixed_nbytes, fixed, variable, spans)
+    return status
 
 
 @kernel
@@ -272,20 +272,20 @@ def will_need_spans(address: Int64, nbytes: Int64, page: int, gap: int) -> None:
 
     `page` is the size of a page in bytes. Spans that are at most `gap` bytes apart share a call.
     """
-    first = 0  # 0: there was no span yet
-    last = 0
+    merged_begin = 0  # 0: there was no span yet
+    merged_end = 0
     for k in range(address.size):
         begin = address[k] // page * page
         end = address[k] + nbytes[k]
-        if begin > last + gap or first == 0:
-            if first:
-                will_need(first, last - first)
-            first = begin
-            last = end
-        elif end > last:
-            last = end
-    if first:
-        will_need(first, last - first)
+        if begin > merged_end + gap or merged_begin == 0:
+            if merged_begin:
+                will_need(merged_begin, merged_end - merged_begin)
+            merged_begin = begin
+            merged_end = end
+        elif end > merged_end:
+            merged_end = end
+    if merged_begin:
+        will_need(merged_begin, merged_end - merged_begin)
 
 
 @kernel

@@ -239,18 +239,18 @@ class LocalShards:
             raise FormatError(f"{where}: compressed, but the index names no compression")
         if file.nbytes > _OFFSET_LIMIT:
             raise FormatError(
-                f"{where}: {quantity(file.nbytes, 'byte')} unpacked; offsets reach "
+                f"{where}: {quantity(file.nbytes, 'byte')} when decompressed; offsets reach "
                 f"{_OFFSET_LIMIT:,}"
             )
         if self.store.is_local:
             self._check_size(self.store.size(compressed.name), compressed)
-        packed = self.store.read(compressed.name, compressed.nbytes)
+        stored_bytes = self.store.read(compressed.name, compressed.nbytes)
         if not memory.fits_in_memory(file.nbytes):
             raise FormatError(f"{where}: {memory.too_large_text(file.nbytes)}")
         # A recorded hash of the decompressed bytes makes a hash of the compressed ones redundant.
-        self._verify(packed, compressed, self.verify != "auto" or not file.hashes)
+        self._verify(stored_bytes, compressed, self.verify != "auto" or not file.hashes)
         try:
-            data = np.frombuffer(decompress(packed, compression, file.nbytes), np.uint8)
+            data = np.frombuffer(decompress(stored_bytes, compression, file.nbytes), np.uint8)
         except ValueError as error:
             raise FormatError(f"{where}: {error}") from error
         self._verify(data, file, True)
@@ -275,8 +275,8 @@ class LocalShards:
         """
         if not self.verify or not is_required:
             return
-        is_named = isinstance(self.verify, str) and self.verify != "auto"
-        name = str(self.verify) if is_named else fastest(file.hashes)
+        is_hash_name = isinstance(self.verify, str) and self.verify != "auto"
+        name = str(self.verify) if is_hash_name else fastest(file.hashes)
         if name is None and (self.verify == "auto" or not file.hashes):
             return
         where = self.store.where(file.name)

@@ -75,8 +75,8 @@ def is_rowwise(
     shards : Shards
     order : ReadOrder
     suggest : callable, optional
-        Takes a function that returns True if another order would fit the cache. Returns the change
-        of the order that the message suggests.
+        Returns a change of the order, as text for the error message. Its argument is a function
+        that returns True if a given order fits the cache.
 
     Raises
     ------
@@ -94,21 +94,21 @@ def is_rowwise(
         for part in parts:
             if part.index.compressed.any() or part.verify is True:
                 fits = partial(_fits, shards, cache)
-                least = _least_limit(partial(fits, order), limit, total)
+                min_limit = _min_limit(partial(fits, order), limit, total)
                 advice = "read the samples in the order in which they are stored"
                 if suggest is not None:
                     advice = suggest(lambda other: fits(other, limit))  # noqa: B023 - called now
-                raise ValueError(_refusal_text(part, limit, least, advice))
+                raise ValueError(_refusal_text(part, limit, min_limit, advice))
     return result
 
 
-def _refusal_text(part: RemoteShards, limit: int, least: int, advice: str) -> str:
-    why = "verify=True verifies chunks" if part.verify is True else "its shards are compressed"
+def _refusal_text(part: RemoteShards, limit: int, min_limit: int, advice: str) -> str:
+    reason = "verify=True verifies chunks" if part.verify is True else "its shards are compressed"
     return (
         f"{part.store.root}: in this order, the cache evicts chunks before their samples are read, "
-        f"so a chunk would be fetched for each sample; and no sample can be read alone, as {why}. "
-        f"The cache may take {size_text(limit)}: raise cache_limit to at least "
-        f"{quantity(least, 'byte')}, or {advice}"
+        "so a chunk would be fetched for each sample; and no sample can be read alone, as "
+        f"{reason}. The cache may take {size_text(limit)}: raise cache_limit to at least "
+        f"{quantity(min_limit, 'byte')}, or {advice}"
     )
 
 
@@ -116,8 +116,8 @@ def _fits(shards: Shards[RemoteShards], cache: ShardCache, order: ReadOrder, lim
     return not _exceeds_cache(shards, order, cache, limit)
 
 
-def _least_limit(fits: Callable[[int], bool], low: int, high: int) -> int:
-    """Return the least limit that fits, to within a 16th: `low` does not fit, `high` does."""
+def _min_limit(fits: Callable[[int], bool], low: int, high: int) -> int:
+    """Return the smallest limit that fits, to within 1/16. `low` does not fit; `high` does."""
     while high - low > low >> 4:
         middle = (low + high) // 2
         low, high = (low, middle) if fits(middle) else (middle, high)
@@ -138,13 +138,18 @@ def _datasets_by_cache(
 def _exceeds_cache(
     shards: Shards[RemoteShards], order: ReadOrder, cache: ShardCache, limit: int
 ) -> bool:
-    """Return True if an order would fetch more bytes again than reading single samples costs."""
-    chunk = max(part.chunk_bytes(0) for part, *_ in shards.remotes if len(part.index))
-    ids = order.prefix(min(MAX_PREFIX, 8 * limit // max(chunk, 1) + (1 << 12)))
+    """Return True if an order would refetch chunks at a higher cost than reading single samples.
+
+    A request for a single sample costs as much as `REQUEST_BYTES` bytes.
+    """
+    chunk_bytes = max(part.chunk_bytes(0) for part, *_ in shards.remotes if len(part.index))
+    # If each sample needs another chunk, these samples fill the cache eight times.
+    ids = order.prefix(min(MAX_PREFIX, 8 * limit // max(chunk_bytes, 1) + (1 << 12)))
     reads = _chunk_reads(shards, ids, cache)
     expected = reads.samples * order.fraction
-    nbytes = _refetched_bytes(reads.chunks, reads.nbytes, expected, int(READ_FRACTION * limit))
-    return nbytes > REQUEST_BYTES  # both for each sample
+    read_limit = int(READ_FRACTION * limit)
+    bytes_per_sample = _refetched_bytes(reads.chunks, reads.nbytes, expected, read_limit)
+    return bytes_per_sample > REQUEST_BYTES
 
 
 def _chunk_reads(shards: Shards[RemoteShards], ids: Int64, cache: ShardCache) -> _ChunkReads:
@@ -172,10 +177,10 @@ def _disk_bytes(part: RemoteShards) -> Int64:
 
 
 def _refetched_bytes(chunks: Int64, nbytes: AnyArray, expected: AnyArray, limit: int) -> float:
-    """Return the bytes for each sample of chunks that are evicted before they are used up.
+    """Estimate the bytes that are fetched again, divided by the number of samples.
 
-    The cache evicts the least recently used chunk. An evicted chunk is fetched at least once more.
-    A chunk is used up after half of its `expected` samples.
+    The cache evicts the least recently used chunk. A chunk is fetched again if it is evicted before
+    half of its `expected` samples are read. The first fill of the cache does not count.
 
     Examples
     --------
@@ -189,7 +194,7 @@ def _refetched_bytes(chunks: Int64, nbytes: AnyArray, expected: AnyArray, limit:
         return 0.0
     cached: OrderedDict[int, None] = OrderedDict()
     uses = [0] * len(nbytes)
-    sizes, enough = nbytes.tolist(), (expected / 2).tolist()
+    sizes, min_uses = nbytes.tolist(), (expected / 2).tolist()
     cached_bytes = refetched = 0
     full_since = None
     for number, chunk in enumerate(chunks.tolist()):
@@ -203,6 +208,6 @@ def _refetched_bytes(chunks: Int64, nbytes: AnyArray, expected: AnyArray, limit:
             evicted, _ = cached.popitem(last=False)
             cached_bytes -= sizes[evicted]
             full_since = number if full_since is None else full_since
-            if uses[evicted] < enough[evicted]:
+            if uses[evicted] < min_uses[evicted]:
                 refetched += sizes[evicted]
     return 0.0 if full_since is None else refetched / (len(chunks) - full_since)

@@ -93,14 +93,14 @@ def read_manifest(
     StorageError
         If there is no index, or no index of that version.
     """
-    newest = _read_named(store, cache, sidecar_store, INDEX, strict)
+    newest = _read_index_file(store, cache, sidecar_store, INDEX, strict)
     if version is None or newest.index.fingerprint() == version:
         return newest
     if version_of_name(name := version_name(version)) is None:
         raise ValueError(f"version={version!r}: expected the fingerprint of an index")
     if not store.exists(name):
         raise _missing_version(store, name, version, newest.index)
-    return _read_named(store, cache, sidecar_store, name, strict)
+    return _read_index_file(store, cache, sidecar_store, name, strict)
 
 
 def kept_versions(store: Store) -> list[str]:
@@ -130,16 +130,17 @@ def _missing_version(store: Store, name: str, version: str, newest: Index) -> St
     )
 
 
-def _read_named(
+def _read_index_file(
     store: Store, cache: ShardCache | None, sidecar_store: Store | None, name: str, strict: bool
 ) -> Manifest:
-    """Read the index file `name`, from the side-car if the file is large."""
+    """Read the index file `name`. The side-car may have the content of a large one."""
     opener = _SidecarOpener(store, cache, sidecar_store, strict)
     version = _version(store, cache, name, is_index=True)
     for _ in range(_ATTEMPTS - 1):
         try:
             return _read_version(store, cache, opener, name, version)
         except (FormatError, StorageError) as error:
+            # A store that does not answer is asked once. EIO may also mean a short response.
             if isinstance(error, StorageError) and error.errno in UNREACHABLE - {errno.EIO}:
                 raise
             # An append may have replaced the file between the two requests.
@@ -154,15 +155,15 @@ def _read_version(
 ) -> Manifest:
     """Read a version of an index file."""
     # A side-car may record the version of index.json, which its copies do not have.
-    recorded = version if name == INDEX else ""
+    recorded_version = version if name == INDEX else ""
     sidecar = None
     nbytes = size_in_version(version) or 0
     if nbytes > LARGE_INDEX:
         sidecar = opener.open_default()
         ends = _read_ends(store, cache, name, nbytes, version)
-        index_digest = _digest_ends(ends, nbytes, recorded, store.root)
+        index_digest = _digest_ends(ends, nbytes, recorded_version, store.root)
         if sidecar is None or not sidecar.index_digest.matches(index_digest):
-            sidecar = opener.open_named(sidecar_in_head(ends)) or sidecar
+            sidecar = opener.open_by_name(sidecar_in_head(ends)) or sidecar
         if sidecar is not None and sidecar.index_digest.matches(index_digest):
             try:
                 identity = _hash(index_digest.ends_hash + version.encode())
@@ -176,9 +177,9 @@ def _read_version(
     text = _read_cached(store, cache, name, version)
     index = parse_index(text, store.where(name))
     if opener.is_used and nbytes <= LARGE_INDEX:
-        sidecar = opener.choose(opener.open_default(), index, text, recorded)
+        sidecar = opener.choose(opener.open_default(), index, text, recorded_version)
     elif sidecar is not None:
-        log("%s is not of this index: reading without it", sidecar.where)
+        log("%s does not belong to this index: reading without it", sidecar.where)
         sidecar = None
     identity = identity_of(text, version) if cache else ""
     snapshot = Snapshot(name, version, identity, os.getpid())
@@ -186,7 +187,7 @@ def _read_version(
 
 
 class _SidecarOpener:
-    """Opens the side-car of an index: that of the usual name, or that which the index names.
+    """Opens the side-car of an index: by its default name, or by the name in the index.
 
     Parameters
     ----------
@@ -210,19 +211,21 @@ class _SidecarOpener:
         from npstream.formats.sidecar.sidecar import NAME
 
         self._store, self._cache, self._strict = store, cache, strict
-        self._is_elsewhere = sidecar_store is not None
-        self.is_used = cache is not None or self._is_elsewhere
-        where = sidecar_store or store
-        open_default: Callable[[], Sidecar | None] = partial(_open_sidecar, where, cache, NAME)
+        self._has_sidecar_store = sidecar_store is not None
+        self.is_used = cache is not None or self._has_sidecar_store
+        default_store = sidecar_store or store
+        open_default: Callable[[], Sidecar | None] = partial(
+            _open_sidecar, default_store, cache, NAME
+        )
         if self.is_used:  # in a thread, so that opening takes two round trips instead of four
             open_default = start_thread(open_default)
         if not strict:
-            open_default = partial(_none_if_denied, open_default, where)
+            open_default = partial(_none_if_denied, open_default, default_store)
         self.open_default = open_default
 
-    def open_named(self, name: str) -> Sidecar | None:
+    def open_by_name(self, name: str) -> Sidecar | None:
         """Open the side-car that the index names; return None if it names none."""
-        if not name or self._is_elsewhere:
+        if not name or self._has_sidecar_store:
             return None
         open_sidecar = partial(_open_sidecar, self._store, self._cache, name)
         return open_sidecar() if self._strict else _none_if_denied(open_sidecar, self._store)
@@ -230,14 +233,14 @@ class _SidecarOpener:
     def choose(
         self, sidecar: Sidecar | None, index: Index, text: bytes, version: str
     ) -> Sidecar | None:
-        """Return the side-car if it belongs to the index, or else that which the index names."""
+        """Return the side-car that belongs to an index: `sidecar`, or the one that it names."""
         from npstream.formats.sidecar.sidecar import digest_index
 
         digest = digest_index(text, version, self._store.root)
         if sidecar is None or not sidecar.index_digest.matches(digest):
-            sidecar = self.open_named(index.annotations.sidecar) or sidecar
+            sidecar = self.open_by_name(index.annotations.sidecar) or sidecar
         if sidecar is not None and not sidecar.index_digest.matches(digest):
-            log("%s is not of this index: reading without it", sidecar.where)
+            log("%s does not belong to this index: reading without it", sidecar.where)
             sidecar = None
         return sidecar
 
@@ -275,7 +278,7 @@ def start_thread(work: Callable[[], T]) -> Callable[[], T]:
 
     def wait() -> T:
         result = results.get()
-        results.put(result)
+        results.put(result)  # for the next call
         if isinstance(result, BaseException):
             raise result
         return result
@@ -305,12 +308,13 @@ def _version(store: Store, cache: ShardCache | None, name: str, is_index: bool =
     try:
         version = store.version(name)
     except StorageError as error:
+        # The cache records an absent file with b"", but an index only if it was cached before.
         is_absent = error.errno in (errno.ENOENT, errno.EACCES)
         if is_absent and cached != b"" and (cached or not is_index):
             cache.store(key, b"")
         if error.errno not in UNREACHABLE or cached is None:
             raise
-        if not cached:  # the cache records with b"" that the file was absent
+        if not cached:
             code = errno.ENOENT
             raise StorageError(code, os.strerror(code), store.where(name)) from error
         version = cached.decode()
@@ -334,7 +338,10 @@ def _read_cached(
     version: str,
     read: Callable[[], bytes] | None = None,
 ) -> bytes:
-    """Return a file of a known version, or the part of it that `read` returns; use the cache."""
+    """Return a file, or the part of it that `read` returns, from the cache or from the store.
+
+    The cache is used only if the file's version is exact.
+    """
     nbytes = size_in_version(version)
     if cache is None:
         return store.read(name, nbytes) if read is None else read()
@@ -347,9 +354,9 @@ def _read_cached(
     return text
 
 
-def _key(store: Store, name: str, detail: str) -> str:
-    """Return the cache key of a file of a store, and of a detail of it such as its version."""
-    return _hash(repr((store.identity, name, detail)).encode())
+def _key(store: Store, name: str, entry: str) -> str:
+    """Return the key of a cache entry for a file, such as "version" or the version's content."""
+    return _hash(repr((store.identity, name, entry)).encode())
 
 
 def _hash(text: bytes) -> str:
@@ -370,7 +377,8 @@ def _open_sidecar(store: Store, cache: ShardCache | None, name: str) -> Sidecar 
 
         is_large = (size_in_version(version) or 0) > LARGE_SIDECAR
         files = {} if is_large else {name: _read_cached(store, cache, name, version)}
-        # Versions may be coarse, and column files belong to one side-car: the key has its hash.
+        # Two side-cars may have the same version. Their column files differ, so the key of these
+        # files also has the hash of the side-car.
         key = f"{version}:{_hash(files[name])}" if files else version
         return Sidecar(CachedRanges(store, cache, key, files), name)
     except StorageError as error:

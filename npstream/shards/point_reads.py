@@ -151,8 +151,10 @@ class PointReader:
         *_, lengths = coalesce_ranges(shard_of, begins, ends, MAX_SAMPLE_GAP)
         requests, nbytes = len(lengths), int(lengths.sum())
         if not is_known.all():
-            more = _offsets_cost(index, shard_of[~is_known], rows[~is_known])
-            requests, nbytes = requests + more[0], nbytes + more[1]
+            offsets_requests, offsets_nbytes = _offsets_cost(
+                index, shard_of[~is_known], rows[~is_known]
+            )
+            return requests + offsets_requests, nbytes + offsets_nbytes
         return requests, nbytes
 
     # Parts of samples of one size
@@ -187,15 +189,17 @@ class PointReader:
 
         Returns
         -------
-        cost, nbytes, whole : ndarray of int64, shape (chunks,)
+        cost, nbytes, whole_cost : ndarray of int64, shape (chunks,)
             The cost of reading the parts, their bytes, and the cost of reading whole samples, as
             `npstream.storage.coalesce.transfer_cost` computes costs.
         """
         begins, ends = self._bounds_of(ids)
-        file_of = np.repeat(chunk_of, len(byte_ranges))
-        requests, nbytes = _requests_per_file(file_of, *_part_bounds(begins, byte_ranges), chunks)
-        whole = transfer_cost(*_requests_per_file(chunk_of, begins, ends, chunks))
-        return transfer_cost(requests, nbytes), nbytes, whole
+        part_chunk_of = np.repeat(chunk_of, len(byte_ranges))
+        requests, nbytes = _requests_by_chunk(
+            part_chunk_of, *_part_bounds(begins, byte_ranges), chunks
+        )
+        whole_cost = transfer_cost(*_requests_by_chunk(chunk_of, begins, ends, chunks))
+        return transfer_cost(requests, nbytes), nbytes, whole_cost
 
     def parts_cost(self, ids: Int64, byte_ranges: Int64) -> tuple[int, int]:
         """Return the requests, and their bytes, of reading parts of samples in ascending order."""
@@ -273,26 +277,28 @@ class PointReader:
         """
         begins, ends = np.empty((2, len(ids)), np.int64)
         rows = ids - self._shards.index.starts[shard_of]
-        unknown = np.zeros(len(ids), bool)
+        needs_offsets = np.zeros(len(ids), bool)
         for run in _shard_slices(shard_of):
             bounds = self._files.row_bounds(int(shard_of[run.start]), rows[run])
             if bounds is None:
-                unknown[run] = True
+                needs_offsets[run] = True
             else:
                 begins[run], ends[run] = bounds
         is_cached = np.zeros(len(ids), bool)
-        if unknown.any():
-            begins[unknown], ends[unknown], is_cached[unknown] = self._offsets.look_up(
-                shard_of[unknown], rows[unknown]
+        if needs_offsets.any():
+            begins[needs_offsets], ends[needs_offsets], is_cached[needs_offsets] = (
+                self._offsets.look_up(shard_of[needs_offsets], rows[needs_offsets])
             )
-        return begins, ends, ~unknown | is_cached, is_cached
+        return begins, ends, ~needs_offsets | is_cached, is_cached
 
     def _fetch(self, ids: Int64, shard_of: Int64) -> list[bytes]:
         """Fetch samples in ascending order, each with its guard bytes; see `text.guard_nbytes`."""
         begins, ends, is_known, is_cached = self._known_bounds(ids, shard_of)
         if not is_known.all():
-            unknown = ~is_known
-            begins[unknown], ends[unknown] = self._read_offsets(ids[unknown], shard_of[unknown])
+            is_unknown = ~is_known
+            begins[is_unknown], ends[is_unknown] = self._read_offsets(
+                ids[is_unknown], shard_of[is_unknown]
+            )
         # Cached offsets may be outdated: their shards may have been replaced since.
         cached = np.flatnonzero(is_cached)
         try:
@@ -352,16 +358,16 @@ def _part_bounds(begins: Int64, byte_ranges: Int64) -> tuple[Int64, Int64]:
     return (begins[:, None] + first).ravel(), (begins[:, None] + stop).ravel()
 
 
-def _requests_per_file(
-    file_of: Int64, begins: Int64, ends: Int64, files: int
+def _requests_by_chunk(
+    chunk_of: Int64, begins: Int64, ends: Int64, chunks: int
 ) -> tuple[Int64, Int64]:
-    """Return the number of requests for byte ranges of each file, and their bytes."""
-    if not len(file_of):
-        return np.zeros(files, np.int64), np.zeros(files, np.int64)
-    first_ranges, *_, lengths = coalesce_ranges(file_of, begins, ends, MAX_SAMPLE_GAP)
-    requests = np.bincount(file_of[first_ranges], minlength=files)
-    nbytes = np.zeros(files, np.int64)
-    np.add.at(nbytes, file_of[first_ranges], lengths)
+    """Return the number of requests for byte ranges of each chunk, and their bytes."""
+    if not len(chunk_of):
+        return np.zeros(chunks, np.int64), np.zeros(chunks, np.int64)
+    first_ranges, *_, lengths = coalesce_ranges(chunk_of, begins, ends, MAX_SAMPLE_GAP)
+    requests = np.bincount(chunk_of[first_ranges], minlength=chunks)
+    nbytes = np.zeros(chunks, np.int64)
+    np.add.at(nbytes, chunk_of[first_ranges], lengths)
     return requests, nbytes
 
 

@@ -53,9 +53,9 @@ CACHE_FRACTION = 4
 class ChunkReadAhead(Lease):
     """Fetches chunks in background threads, in the order of the requests.
 
-    It fetches nothing before `start`, so that the first samples arrive sooner: they are read
-    without their chunks, and share the connection with no chunk that is needed later. The
-    read-ahead is the lease of the requested chunks.
+    It fetches nothing before `start`. Until then, the first samples are read without their chunks.
+    They arrive sooner, because no transfer of a later chunk shares the connection. The read-ahead
+    is the lease of the requested chunks.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ class ChunkReadAhead(Lease):
 
     Attributes
     ----------
-    window : int
+    max_bytes : int
         Bytes of chunks that may be requested before their samples are read.
     threads : list of Thread
         The threads that fetch.
@@ -76,7 +76,7 @@ class ChunkReadAhead(Lease):
         self.threads: list[threading.Thread] = []
         self._is_started = self._is_closed = False
         limits = [part.shards.files.cache.limit for part in shards.remotes]
-        self.window = min(
+        self.max_bytes = min(
             [WINDOW_BYTES, *(limit // CACHE_FRACTION for limit in limits if limit is not None)]
         )
         renew_in_child(self)
@@ -119,7 +119,7 @@ class ChunkReadAhead(Lease):
             for (shards, first_shard, first_sample), rows in self._shards.split(shard_of):
                 counts = shards.count_chunks(ids[rows] - first_sample, shard_of[rows] - first_shard)
                 chunks = [chunk for chunk, _ in counts if not shards.files.is_readable(*chunk)]
-                candidates = ((shards, chunk, shards.files.piece(*chunk)) for chunk in chunks)
+                candidates = ((shards, chunk, shards.files.piece_key(*chunk)) for chunk in chunks)
                 leased.extend(candidate for candidate in candidates if self.take([candidate[2]]))
             with self._condition:
                 if not self._is_closed:  # no thread takes chunks from a closed queue
@@ -282,7 +282,7 @@ class SampleReadAhead:
         return request
 
     def wait_for(self, item: T, request: SampleRequest) -> Generator[T]:
-        """Yield an item once its samples are in memory, and release them when it is done."""
+        """Yield an item once its samples are in memory; release them after the caller resumes."""
         if not self._is_closed and not request.done.is_set():
             request.done.wait()  # bounded by the deadlines of its requests
             # Do not read the samples again: that would wait for a new deadline after this one.

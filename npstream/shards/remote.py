@@ -47,16 +47,19 @@ SMALL_CHUNK = 1 << 16
 DENSE_FRACTION = 4
 """A read of at least 1/4 of a chunk's bytes fetches the chunk."""
 
-_ABSENT = (errno.ENOENT, errno.EACCES)
-"""Errors of an absent file: Amazon and Google deny access if the user may not list the bucket."""
+_ABSENT_ERRNOS = (errno.ENOENT, errno.EACCES)
+"""Error numbers of an absent file.
+
+Amazon and Google deny access to an absent file if the user may not list the bucket.
+"""
 
 SPARSE_READS = 2
 """Sparse reads in a chunk before the next one fetches the chunk."""
 
-MIN_PART_READ = 1 << 20
-"""The minimum cost to charge to the chunks of a read of parts, in bytes.
+MIN_PARTS_COST = 1 << 20
+"""The minimum cost of a read of parts, in bytes; its chunks share this cost.
 
-More reads of parts may follow, and this minimum lets the chunks be fetched sooner.
+More reads of parts may follow. The minimum lets fewer of them precede the fetch of the chunks.
 """
 
 
@@ -91,7 +94,7 @@ class RemoteShards(LocalShards):
         snapshot: Snapshot | None = None,
     ) -> None:
         super().__init__(files.index, store, verify, snapshot)
-        self.remote = store
+        self.remote_store = store
         self.files = files
         self.downloads = Downloads(store, files.cache)
         self.point_reader = PointReader(self, files, store)
@@ -100,11 +103,11 @@ class RemoteShards(LocalShards):
         self._verified: WeakSet[CachedFile] = WeakSet()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return RemoteShards, (self.remote, self.files, self.verify, self.snapshot)
+        return RemoteShards, (self.remote_store, self.files, self.verify, self.snapshot)
 
     def close(self) -> None:
         """Stop all transfers, and release the files of the cache."""
-        self.remote.stop()
+        self.remote_store.stop()
         for reader in list(self._readers):
             reader.close()
         self.files.close()
@@ -123,7 +126,7 @@ class RemoteShards(LocalShards):
 
     def count_chunks(self, ids: Int64, shard_of: Int64) -> list[tuple[Chunk, int]]:
         """Return the distinct chunks of `ids` by first use, each with its number of `ids`."""
-        sample_keys, max_chunks = self._chunk_keys(ids, shard_of), self.files.max_chunks
+        sample_keys, max_chunks = self.chunk_keys(ids, shard_of), self.files.max_chunks
         if (sample_keys == sample_keys[0]).all():
             return [(divmod(int(sample_keys[0]), max_chunks), len(sample_keys))]
         keys, first, counts = np.unique(sample_keys, return_index=True, return_counts=True)
@@ -131,27 +134,33 @@ class RemoteShards(LocalShards):
         chunks = (divmod(key, max_chunks) for key in keys[order].tolist())
         return list(zip(chunks, counts[order].tolist(), strict=True))
 
-    def _chunk_keys(self, ids: Int64, shard_of: Int64) -> Int64:
-        """Return the chunk of each sample as `chunk_keys` does, from the known shard of each."""
-        first, last = self.index.starts[shard_of], self.index.starts[shard_of + 1]
-        chunk_of = ((ids - first + 1) * self.files.chunks[shard_of] - 1) // (last - first)
-        return shard_of * self.files.max_chunks + chunk_of
+    def chunk_keys(self, ids: Int64, shard_of: Int64 | None = None) -> Int64:
+        """Return a number for the chunk of each sample: shard * max_chunks + chunk.
 
-    def chunk_keys(self, ids: Int64) -> Int64:
-        """Return the chunk of each sample as shard * max_chunks + chunk."""
-        return self._chunk_keys(ids, np.searchsorted(self.index.starts, ids, side="right") - 1)
+        Parameters
+        ----------
+        ids : ndarray of int64, shape (n,)
+        shard_of : ndarray of int64, shape (n,), optional
+            The shard of each sample, if the caller has it.
+        """
+        if shard_of is None:
+            shard_of = np.searchsorted(self.index.starts, ids, side="right") - 1
+        start, stop = self.index.starts[shard_of], self.index.starts[shard_of + 1]
+        chunk_of = ((ids - start + 1) * self.files.chunks[shard_of] - 1) // (stop - start)
+        return shard_of * self.files.max_chunks + chunk_of
 
     @explain_replacement
     def fetch(self, ids: Int64, shard_of: Int64) -> FetchResult:
         """Fetch the chunks of dense reads, and read the other samples on their own."""
-        is_single = np.ones(len(ids), bool)
-        # A read-ahead may have put samples into memory.
-        is_missing = self.point_reader.lacks(ids) if self.point_reader.is_extended else is_single
+        is_missing = np.ones(len(ids), bool)
+        if self.point_reader.is_extended:  # a read-ahead may have put samples into memory
+            is_missing = self.point_reader.lacks(ids)
         chunks = self._fetch_dense(ids[is_missing], shard_of[is_missing])
         shards = {shard for shard, _ in chunks if self.is_ready(shard)}
+        is_single = np.ones(len(ids), bool)
         if shards:
             keys = [s * self.files.max_chunks + chunk for s, chunk in chunks if s in shards]
-            is_single = ~(is_missing & np.isin(self._chunk_keys(ids, shard_of), keys))
+            is_single = ~(is_missing & np.isin(self.chunk_keys(ids, shard_of), keys))
         samples = np.zeros((2, len(ids)), np.int64)
         owners: list[object] = []
         if is_single.any():
@@ -170,7 +179,7 @@ class RemoteShards(LocalShards):
             file = self.files.peek(shard)  # a sparse read creates no file
             if file is None or not self.files.is_readable(shard, chunk):
                 is_dense = self.is_dense(shard, count)
-                is_in_flight = is_leased(self.files.piece(shard, chunk))
+                is_in_flight = is_leased(self.files.piece_key(shard, chunk))
                 if is_in_flight and not is_dense and self._within_budget(shard, count):
                     continue  # single samples arrive sooner than the chunk
                 if not (is_in_flight or is_dense or self._count_sparse_read((shard, chunk))):
@@ -265,7 +274,7 @@ class RemoteShards(LocalShards):
         if self.verify is True:
             return np.zeros(len(ids), bool), {}
         keys, inverse, counts = np.unique(
-            self._chunk_keys(ids, shard_of), return_inverse=True, return_counts=True
+            self.chunk_keys(ids, shard_of), return_inverse=True, return_counts=True
         )
         is_missing = self.point_reader.lacks_parts(ids, byte_ranges)
         cost, nbytes, whole_cost = self.point_reader.part_costs_by_chunk(
@@ -286,7 +295,7 @@ class RemoteShards(LocalShards):
             elif cost[k]:
                 costs[chunk] = int(cost[k]), int(chunk_bytes[k])
         # The minimum is at most half a chunk, so that one read of parts does not make it hot.
-        min_cost = MIN_PART_READ // max(len(costs), 1)
+        min_cost = MIN_PARTS_COST // max(len(costs), 1)
         cost_fractions = {
             chunk: max(part_cost, min(min_cost, size // 2)) / size
             for chunk, (part_cost, size) in costs.items()
@@ -295,7 +304,7 @@ class RemoteShards(LocalShards):
 
     def _is_cached_or_in_flight(self, chunk: Chunk) -> bool:
         """Return True if a chunk is in the cache, or is being fetched."""
-        return self.files.is_readable(*chunk) or is_leased(self.files.piece(*chunk))
+        return self.files.is_readable(*chunk) or is_leased(self.files.piece_key(*chunk))
 
     def chunk_bytes(self, shard: int) -> int:
         """Return the average size of a shard's chunks in bytes."""
@@ -310,15 +319,15 @@ class RemoteShards(LocalShards):
         self._readers.add(reader)
 
     @explain_replacement
-    def fetch_column(self, files: CachedRanges, spans: Iterable[Span]) -> None:
-        """Fetch a part of a column of the side-car into the cache."""
-        files.fetch(spans)
+    def fetch_column(self, sidecar_files: CachedRanges, spans: Iterable[Span]) -> None:
+        """Fetch byte ranges of the side-car's files, which hold a column, into the cache."""
+        sidecar_files.fetch(spans)
 
     # Reading ahead single samples
 
     def fetch_samples(self, ids: Int64, shard_of: Int64) -> None:
-        """Read the samples whose chunks are not readable into the samples cache."""
-        keys, inverse = np.unique(self._chunk_keys(ids, shard_of), return_inverse=True)
+        """Read samples into the samples cache, except those whose chunks are readable."""
+        keys, inverse = np.unique(self.chunk_keys(ids, shard_of), return_inverse=True)
         chunks = (divmod(key, self.files.max_chunks) for key in keys.tolist())
         is_absent = np.array([not self.files.is_readable(*chunk) for chunk in chunks])
         rows = is_absent[inverse]
@@ -339,12 +348,12 @@ class RemoteShards(LocalShards):
     def mark_finished(self, shards: Iterable[int]) -> None:
         """Record that a sequential reader has finished some shards."""
         for shard in shards:
-            for file in self.files.open_files(shard):
+            for file in self.files.opened_files(shard):
                 self.files.cache.mark_finished(file)
 
     def mark_current(self, shard: int) -> None:
         """Record that a sequential reader is now in a shard."""
-        for file in self.files.open_files(shard):
+        for file in self.files.opened_files(shard):
             self.files.cache.touch(file)
 
     @explain_replacement
@@ -409,7 +418,7 @@ class RemoteShards(LocalShards):
             return self._load_file(file, compressed, compression)
         except StorageError as error:
             # The cache directory of Streaming has only the decompressed file.
-            if compressed is None or error.errno not in _ABSENT:
+            if compressed is None or error.errno not in _ABSENT_ERRNOS:
                 raise
             return self._load_file(file, None, None)
 
@@ -417,7 +426,7 @@ class RemoteShards(LocalShards):
 
     def stop(self, threads: Iterable[threading.Thread]) -> None:
         """Make the requests of some threads fail, now and later."""
-        self.remote.stop(threads)
+        self.remote_store.stop(threads)
 
     def fetch_chunks(self, chunks: Iterable[Chunk], lease: Lease | None = None) -> None:
         """Fetch chunks into the cache, if it can hold them.
@@ -453,7 +462,7 @@ class RemoteShards(LocalShards):
             if file is not None and (error := self._verify_whole(shard, file)) is not None:
                 raise error
             if self.files.strict:
-                for chunk in shard_chunks:  # `is_readable` verifies chunks of other processes
+                for chunk in shard_chunks:  # verify also the chunks that other processes fetched
                     self.files.is_readable(shard, chunk)
 
     def _piece_ranges(self, shard: int, chunks: list[int]) -> list[PieceRange]:
@@ -472,13 +481,16 @@ class RemoteShards(LocalShards):
     def _fetch_headers(self, shards: Iterable[int]) -> None:
         """Fetch the headers and the offsets of shards."""
         missing = [shard for shard in shards if not self.is_ready(shard)]
+        # Text formats: the meta files, which have the offsets.
         self.downloads.fetch([part for shard in missing for part in self._meta_ranges(shard)])
+        # Shards with a known first byte of their samples: the bytes before it.
         begins = {
             shard: begin
             for shard in missing
             if (begin := self.files.samples_begin(shard)) is not None
         }
-        self._fetch_prefixes(begins)
+        self._fetch_data_headers(begins)
+        # The other shards: first their first offset, then the bytes before their samples.
         shard_of = {
             (file.path, 0): shard
             for shard in missing
@@ -486,13 +498,14 @@ class RemoteShards(LocalShards):
         }
 
         def fetch(pieces: list[PieceKey], lease: Lease) -> None:
-            self._fetch_prefixes(self._read_begins([shard_of[piece] for piece in pieces]), lease)
+            begins = self._read_begins([shard_of[piece] for piece in pieces])
+            self._fetch_data_headers(begins, lease)
 
         self.downloads.fetch_once(shard_of, lambda piece: not self.is_ready(shard_of[piece]), fetch)
 
-    def _fetch_prefixes(self, begins: dict[int, int], lease: Lease | None = None) -> None:
-        """Fetch shards up to the first byte of their samples."""
-        parts = [part for shard in begins for part in self._prefix_ranges(shard, begins)]
+    def _fetch_data_headers(self, begins: dict[int, int], lease: Lease | None = None) -> None:
+        """Fetch the headers of data files, given the first byte of each shard's samples."""
+        parts = [part for shard in begins for part in self._data_header_ranges(shard, begins)]
         self.downloads.fetch(parts, lease)
 
     def _meta_ranges(self, shard: int) -> list[PieceRange]:
@@ -503,7 +516,7 @@ class RemoteShards(LocalShards):
             PieceRange(file, meta.name, 0, (0, meta.nbytes), self._piece_check(shard, meta=True))
         ]
 
-    def _prefix_ranges(self, shard: int, begins: dict[int, int]) -> list[PieceRange]:
+    def _data_header_ranges(self, shard: int, begins: dict[int, int]) -> list[PieceRange]:
         file, name = self.files.data_file(shard), self.index.files(shard).data.name
         if file is None or shard not in begins:
             return []
@@ -516,7 +529,7 @@ class RemoteShards(LocalShards):
         # MDS: the number of samples, then the offsets, all uint32. The first offset is the begin.
         mds_shards = [s for s in shards if s not in begins and not self.files.has_meta(s)]
         spans = ((self.index.files(shard).data.name, 4, 4) for shard in mds_shards)
-        for shard, first_offset in zip(mds_shards, self.remote.ranges(spans), strict=True):
+        for shard, first_offset in zip(mds_shards, self.remote_store.ranges(spans), strict=True):
             # Opening the shard detects a damaged offset. Here it only has to lie in the file.
             begin = int.from_bytes(first_offset, "little")
             begins[shard] = min(max(begin, 8), int(self.index.nbytes[shard]))
@@ -524,7 +537,7 @@ class RemoteShards(LocalShards):
 
     def _fetch_compressed(self, shards: Iterable[int], lease: Lease | None) -> None:
         """Fetch and decompress whole shards into the cache."""
-        shard_of = {self.files.piece(shard, 0): shard for shard in shards}
+        shard_of = {self.files.piece_key(shard, 0): shard for shard in shards}
 
         def fetch(pieces: list[PieceKey], new_lease: Lease) -> None:
             for piece in pieces:
@@ -542,7 +555,7 @@ class RemoteShards(LocalShards):
         if data is None or header is None:
             return
         sizes = [file.nbytes for file in (files.data, files.meta) if file is not None]
-        with self.remote.deadlines.track_wait(self.remote.timeout) as seconds:
+        with self.remote_store.deadlines.track_wait(self.remote_store.timeout) as seconds:
             reserved = self.files.cache.reserve(
                 sum(disk_bytes(0, size) for size in sizes), (data, header),
                 may_exceed=True, timeout=seconds,
@@ -555,12 +568,13 @@ class RemoteShards(LocalShards):
         files = self.index.files(shard)
         # The lock of the piece that is committed last covers both files: if there were two locks,
         # two processes could get one each.
-        last = [len(data.present) - 1]
-        with data.lock(last) as claim:
+        last_piece = [len(data.present) - 1]
+        with data.lock(last_piece) as claim:
             if not claim.pieces:
                 # Half of the timeout: if the other process was stopped, time remains to fetch here.
-                with self.remote.deadlines.track_wait(self.remote.timeout / 2) as seconds:
-                    data.wait(last, seconds)
+                timeout = self.remote_store.timeout / 2
+                with self.remote_store.deadlines.track_wait(timeout) as seconds:
+                    data.wait(last_piece, seconds)
             if self.files.is_complete(shard):
                 return
             if files.meta is not None:

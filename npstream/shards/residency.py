@@ -98,25 +98,25 @@ class RemoteFiles:
 
     def data_file(self, shard: int) -> CachedFile | None:
         """Return the data file of a shard; None if the cache cannot hold it."""
-        return self._file(shard, False)
+        return self._file(shard, meta=False)
 
     def header_file(self, shard: int) -> CachedFile | None:
         """Return the file with a shard's offsets: the data file or the meta file."""
-        return self._file(shard, self.has_meta(shard))
+        return self._file(shard, meta=self.has_meta(shard))
 
     def has_meta(self, shard: int) -> bool:
         """Return True if a shard's offsets are in a meta file."""
         return self.index.schemas[int(self.index.schema_ids[shard])].format != "mds"
 
-    def open_files(self, shard: int) -> list[CachedFile]:
-        """Return the files of a shard that this process has open."""
+    def opened_files(self, shard: int) -> list[CachedFile]:
+        """Return the files of a shard that this process has opened."""
         files = (self._open.get((shard, meta)) for meta in (False, True))
         return [file for file in files if file is not None]
 
     def peek(self, shard: int) -> CachedFile | None:
         """Return the data file of a shard if the cache has one; do not create it."""
         file = self._open.get((shard, False))
-        if file is None and not self.cache.has_file(self._key(shard, False)):
+        if file is None and not self.cache.has_file(self._key(shard, meta=False)):
             return None
         return self.data_file(shard)
 
@@ -133,12 +133,12 @@ class RemoteFiles:
             self._open[shard, meta] = file
         return file
 
-    def piece(self, shard: int, chunk: int) -> PieceKey:
+    def piece_key(self, shard: int, chunk: int) -> PieceKey:
         """Return the key of a chunk's piece: the path of the cached file, and the piece number."""
-        return self.cache.path(self._key(shard, False)), 1 + chunk
+        return self.cache.path(self._key(shard, meta=False)), 1 + chunk
 
-    def _is_piece_readable(self, shard: int, meta: bool, piece: int) -> bool:
-        """Return True if a piece is cached and passes its check, if it needs one."""
+    def _is_piece_readable(self, shard: int, piece: int, meta: bool = False) -> bool:
+        """Return True if a piece of the data or meta file is cached and passes its check."""
         file = self._file(shard, meta)
         if file is None or not file.present[piece]:
             return False
@@ -185,13 +185,13 @@ class RemoteFiles:
         """Return True if a shard's header and offsets are readable; create no file."""
         if self.peek(shard) is None:
             return False
-        return self._is_piece_readable(shard, False, 0) and self._is_piece_readable(
-            shard, self.has_meta(shard), 0
+        return self._is_piece_readable(shard, 0) and self._is_piece_readable(
+            shard, 0, meta=self.has_meta(shard)
         )
 
     def is_readable(self, shard: int, chunk: int) -> bool:
         """Return True if a chunk, its header and its offsets are readable."""
-        return self.is_ready(shard) and self._is_piece_readable(shard, False, 1 + chunk)
+        return self.is_ready(shard) and self._is_piece_readable(shard, 1 + chunk)
 
     def is_cached(self, shard: int, chunk: int) -> bool:
         """Return True if a chunk and its header are cached, verified or not; create no file."""
@@ -206,7 +206,7 @@ class RemoteFiles:
         """Return True if all pieces of a shard are readable."""
         chunks = range(int(self.chunks[shard]))
         return self.is_ready(shard) and all(
-            self._is_piece_readable(shard, False, 1 + k) for k in chunks
+            self._is_piece_readable(shard, 1 + chunk) for chunk in chunks
         )
 
     # Byte ranges
@@ -241,7 +241,7 @@ class RemoteFiles:
 
     def offsets(self, shard: int) -> NDArray[np.uint32] | None:
         """Return the offsets of a shard; None if they are not cached."""
-        if not self._is_piece_readable(shard, self.has_meta(shard), 0):
+        if not self._is_piece_readable(shard, 0, meta=self.has_meta(shard)):
             return None
         header = self.header_file(shard)
         return None if header is None else _offsets_of(header.data, self.sample_count(shard))

@@ -52,7 +52,8 @@ class Snapshot(NamedTuple):
 def identity_of(text: bytes, version: str) -> str:
     """Return a hash of the text and the version of an index.
 
-    The version is part of it, because an index without hashes may be equal for other shards.
+    The hash includes the version: if an index has no hashes, its text may be the same for other
+    shards.
     """
     from npstream.formats.hashes import digest
 
@@ -128,8 +129,8 @@ def _reason(change: str, store: Store, snapshot: Snapshot) -> str:
     return f"the dataset was {change} since it was opened: {advice}"
 
 
-def _with_reason(error: NpstreamError, why: str) -> NpstreamError:
-    """Return a copy of the error that says why, instead of its usual advice."""
+def _with_reason(error: NpstreamError, reason: str) -> NpstreamError:
+    """Return a copy of the error with a reason in place of the advice `DAMAGED`."""
     if isinstance(error, StorageError) and error.errno is not None:
-        return StorageError(error.errno, f"{error.strerror}; {why}", error.filename)
-    return type(error)(f"{str(error).partition(DAMAGED)[0]}; {why}")
+        return StorageError(error.errno, f"{error.strerror}; {reason}", error.filename)
+    return type(error)(f"{str(error).partition(DAMAGED)[0]}; {reason}")

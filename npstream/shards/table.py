@@ -251,7 +251,7 @@ class Fetcher:
         )  # fmt: skip
         if status < 0:
             sample = int(ids[-1 - status])
-            self.raise_damaged(sample, "the sizes of its columns do not add up to its own")
+            self.raise_damaged(sample, "the sizes of its columns do not add up to its length")
         return spans, owner
 
     def read_parts(self, ids: Int64, byte_ranges: Int64) -> list[tuple[Int64, Int64, Bytes]]:
@@ -332,19 +332,19 @@ class Fetcher:
             True to fetch single samples instead of their chunks.
         """
         if is_rowwise:
-            yield from ((item, False) for item in self._with_samples_ahead(items, ids_of))
+            yield from ((item, False) for item in self._read_ahead_samples(items, ids_of))
             return
         if not self.remotes:
-            yield from self._with_pages_ahead(items, ids_of)
+            yield from self._read_ahead_pages(items, ids_of)
             return
         from npstream.shards.readahead import ChunkReadAhead
 
         with ChunkReadAhead(self.shards) as reader:
             self._readers.add(reader)
-            fetched = self._with_chunks_ahead(items, ids_of, reader)
-            yield from ((item, False) for item in self._mark_progress(fetched, ids_of, step))
+            items = self._read_ahead_chunks(items, ids_of, reader)
+            yield from ((item, False) for item in self._mark_progress(items, ids_of, step))
 
-    def _with_samples_ahead(self, items: Iterable[T], ids_of: Callable[[T], Int64]) -> Iterator[T]:
+    def _read_ahead_samples(self, items: Iterable[T], ids_of: Callable[[T], Int64]) -> Iterator[T]:
         """Yield items once their samples are in memory, while the next samples are fetched."""
         window: deque[tuple[T, SampleRequest]] = deque()
         from npstream.shards.readahead import SampleReadAhead
@@ -352,7 +352,7 @@ class Fetcher:
         with SampleReadAhead(self.shards) as reader:
             self._readers.add(reader)
             for item in items:
-                window.append((item, reader.request(self._absent(ids_of(item)))))
+                window.append((item, reader.request(self._find_absent(ids_of(item)))))
                 while len(window) > 1 and (
                     reader.nbytes >= SAMPLES_WINDOW_BYTES or len(window) > MAX_WINDOW_ITEMS
                 ):
@@ -360,17 +360,17 @@ class Fetcher:
             for item, request in window:
                 yield from reader.wait_for(item, request)
 
-    def _with_chunks_ahead(
+    def _read_ahead_chunks(
         self, items: Iterable[T], ids_of: Callable[[T], Int64], reader: ChunkReadAhead
     ) -> Iterator[T]:
         """Yield items while the chunks of the next ones are being fetched."""
         window: deque[tuple[T, int]] = deque()
         max_items, window_bytes = MAX_WINDOW_ITEMS, 0
         for item in items:
-            nbytes = reader.request(self._absent(ids_of(item)))
+            nbytes = reader.request(self._find_absent(ids_of(item)))
             window.append((item, nbytes))
             window_bytes += nbytes
-            while len(window) > 1 and (window_bytes >= reader.window or len(window) > max_items):
+            while len(window) > 1 and (window_bytes >= reader.max_bytes or len(window) > max_items):
                 first, nbytes = window.popleft()
                 yield first
                 reader.start()
@@ -385,24 +385,25 @@ class Fetcher:
         self, items: Iterable[T], ids_of: Callable[[T], Int64], step: int
     ) -> Iterator[T]:
         """Yield items, and record which shards a sequential reader has finished."""
-        last = -1
+        previous_shard = -1
         for item in items:
             ids = ids_of(item)
             if step and len(ids):
                 shard = int(np.searchsorted(self.index.starts, ids[0], side="right")) - 1
-                if last >= 0 and (shard - last) * step > 0:
-                    self._mark_shards(np.arange(last, shard, 1 if step > 0 else -1), shard)
-                last = shard
+                if previous_shard >= 0 and (shard - previous_shard) * step > 0:
+                    finished_shards = np.arange(previous_shard, shard, 1 if step > 0 else -1)
+                    self._mark_shards(finished_shards, shard)
+                previous_shard = shard
             yield item
 
-    def _mark_shards(self, finished: Int64, current: int) -> None:
-        """Record that a sequential reader has finished some shards and is now in `current`."""
-        for part, rows in self.shards.split(finished):
-            part.shards.mark_finished((finished[rows] - part.first_shard).tolist())
-        for part, _ in self.shards.split(np.array([current])):
-            part.shards.mark_current(current - part.first_shard)
+    def _mark_shards(self, finished_shards: Int64, current_shard: int) -> None:
+        """Record which shards a sequential reader has finished, and in which one it is now."""
+        for part, rows in self.shards.split(finished_shards):
+            part.shards.mark_finished((finished_shards[rows] - part.first_shard).tolist())
+        for part, _ in self.shards.split(np.array([current_shard])):
+            part.shards.mark_current(current_shard - part.first_shard)
 
-    def _with_pages_ahead(
+    def _read_ahead_pages(
         self, items: Iterable[T], ids_of: Callable[[T], Int64]
     ) -> Iterator[tuple[T, bool]]:
         """Yield pairs (item, is_prefetched), after requesting the pages of the next item."""
@@ -427,7 +428,7 @@ class Fetcher:
         self._pages.prefetch(address, nbytes)
         return True
 
-    def _absent(self, ids: Int64) -> tuple[Int64, Int64]:
+    def _find_absent(self, ids: Int64) -> tuple[Int64, Int64]:
         """Return the samples that are not in memory, and the shard of each."""
         samples = np.empty((2, len(ids)), np.int64)
         if self._locate_loaded(ids, self.current_table(), samples) <= 0:
@@ -462,7 +463,7 @@ class Fetcher:
     def _load_shards(self, shards: Int64) -> ShardTable:
         """Load shards into the table, within the limits of maps and buffers; return the table."""
         with self._lock:
-            table = self._without_stale(self.current_table(), shards.tolist())
+            table = self._remove_stale(self.current_table(), shards.tolist())
             absent = [shard for shard in shards.tolist() if shard not in table.loaded]
             sizes = {shard: self.shards.buffer_bytes(shard) for shard in absent}
             openable = [shard for shard in absent if sizes[shard] is not None]
@@ -473,11 +474,12 @@ class Fetcher:
             admitted = []
             for shard in openable:
                 needs_map = shard not in buffer_bytes
-                if buffer_bytes.get(shard, 0) > free_bytes or (needs_map and free_maps < _MAPS):
+                exceeds_maps = needs_map and free_maps < _MAX_MAPS_PER_SHARD
+                if buffer_bytes.get(shard, 0) > free_bytes or exceeds_maps:
                     continue  # `Shards.read_samples` copies its samples instead
                 admitted.append(shard)
                 if needs_map:
-                    free_maps -= _MAPS
+                    free_maps -= _MAX_MAPS_PER_SHARD
                 else:
                     free_bytes -= buffer_bytes[shard]
             opened = self.shards.open(admitted)  # makes no request to a store
@@ -496,25 +498,25 @@ class Fetcher:
         """Return the shards that are in buffers instead of maps."""
         return frozenset(self.current_table().buffer_bytes)
 
-    def release_buffers(self, sample: int, kept: frozenset[int]) -> None:
-        """Release the buffers of shards before that of a sample, except those of some shards."""
+    def release_buffers(self, sample: int, kept_shards: frozenset[int]) -> None:
+        """Release the buffers of the shards before a sample's shard, except `kept_shards`."""
         stop = bisect_right(self.index.starts.data, sample) - 1
         with self._lock:
             table = self.current_table()
-            finished = [k for k in table.buffer_bytes if k < stop and k not in kept]
+            finished = [k for k in table.buffer_bytes if k < stop and k not in kept_shards]
             if finished:
-                self._without(table, finished)
+                self._remove_shards(table, finished)
 
-    def _without_stale(self, table: ShardTable, shards: list[int]) -> ShardTable:
+    def _remove_stale(self, table: ShardTable, shards: list[int]) -> ShardTable:
         """Remove those of `shards` that must be opened again; return the table without them."""
         stale = [
             shard
             for shard in shards
             if shard in table.loaded and self.shards.is_stale(shard, table.loaded[shard])
         ]
-        return self._without(table, stale) if stale else table
+        return self._remove_shards(table, stale) if stale else table
 
-    def _without(self, table: ShardTable, shards: list[int]) -> ShardTable:
+    def _remove_shards(self, table: ShardTable, shards: list[int]) -> ShardTable:
         """Replace the table by one without `shards`, and return it."""
         table = ShardTable(table.entries.copy(), dict(table.loaded), dict(table.buffer_bytes))
         for shard in shards:
@@ -536,17 +538,17 @@ class Fetcher:
             if excess > 0:
                 excess -= size
                 evicted.append(shard)
-        return self._without(table, evicted)
+        return self._remove_shards(table, evicted)
 
 
 class RenamedFetcher(Fetcher):
-    """A fetcher with other names of columns; it shares the loaded shards of another one.
+    """A view of a fetcher with renamed columns. Both share one table of loaded shards.
 
     Parameters
     ----------
     fetcher : Fetcher
     names : mapping of str to str
-        Name of a column in `fetcher` -> new name. Other columns cannot be read by name.
+        Name of a column in `fetcher` -> new name. Columns that it omits cannot be read by name.
     """
 
     def __init__(self, fetcher: Fetcher, names: Mapping[str, str]) -> None:
@@ -558,7 +560,7 @@ class RenamedFetcher(Fetcher):
         self._pages, self._readers, self._lookup = fetcher._pages, fetcher._readers, fetcher._lookup
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_fetcher":  # only before `__init__`
+        if name == "_fetcher":  # not set before `__init__`: a lookup would recurse without end
             raise AttributeError(name)
         return getattr(self._fetcher, name)
 
@@ -567,7 +569,7 @@ class RenamedFetcher(Fetcher):
 
     @property
     def table(self) -> ShardTable | None:
-        """The table of the other fetcher, which may replace it."""
+        """The current table of the original fetcher, which replaces its table to evict shards."""
         return self._fetcher.table
 
     @table.setter
@@ -579,8 +581,8 @@ class RenamedFetcher(Fetcher):
         return self._fetcher.stored_name(self._old_names[name])
 
 
-_MAPS = 2
-"""The maximum number of maps of a shard: of its data file and of its meta file."""
+_MAX_MAPS_PER_SHARD = 2
+"""A shard has at most two maps: of its data file and of its meta file."""
 
 _NO_SAMPLES: Int64 = np.empty(0, np.int64)
 _NO_ENTRIES: Int64 = np.empty((0, 7), np.int64)
@@ -589,5 +591,5 @@ _NO_SPANS: Int64 = np.empty((0, 2, 0), np.int64)
 
 
 def _buffer_limit(table: ShardTable) -> int:
-    """Return the maximum bytes of buffers: 1/4 of the memory that is free without buffers."""
+    """Return the maximum bytes of buffers: 1/4 of the sum of free memory and present buffers."""
     return (memory.available_memory() + sum(table.buffer_bytes.values())) // 4

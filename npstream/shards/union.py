@@ -29,16 +29,16 @@ if TYPE_CHECKING:
     from npstream.shards.remote import RemoteShards
 
 MAX_CONCURRENT = 32
-"""Datasets whose stores are waited for concurrently."""
+"""Maximum number of datasets that one call reads concurrently."""
 
-_PartNumber: TypeAlias = "tuple[Shards[RemoteShards], int]"
+_NumberInPart: TypeAlias = "tuple[Shards[RemoteShards], int]"
 """A part, and the number of a shard or a sample within it."""
 
 
 def _find_part(
     parts: Sequence[Shards[RemoteShards]], firsts: list[int], number: int
-) -> _PartNumber:
-    """Return the part of a number, and its number there, given the first number of each part."""
+) -> _NumberInPart:
+    """Find a shard or a sample by its number in the union, given the first number of each part."""
     part = bisect_right(firsts, number) - 1
     return parts[part], number - firsts[part]
 
@@ -51,7 +51,8 @@ class ShardUnion:
     parts : sequence of Shards
         One for each dataset. Closing the union does not close them.
     indexes : sequence of Index, optional
-        The index of each part, whose columns may have other names; by default that of the part.
+        The index of each part, with the column names of the union. By default, the column names of
+        the parts are used.
 
     Attributes
     ----------
@@ -84,10 +85,10 @@ class ShardUnion:
 
     # Finding parts
 
-    def _find_shard(self, shard: int) -> _PartNumber:
+    def _find_shard(self, shard: int) -> _NumberInPart:
         return _find_part(self.parts, self.first_shards, shard)
 
-    def _find_sample(self, sample: int) -> _PartNumber:
+    def _find_sample(self, sample: int) -> _NumberInPart:
         return _find_part(self.parts, self.first_samples, sample)
 
     def _groups(self, shard_of: Int64) -> Iterator[tuple[int, Rows]]:
@@ -201,7 +202,7 @@ class _UnionCatalog:
         part, number = self._find_shard(shard)
         return f"{part.root}/{part.index.name(number)}"
 
-    def _find_shard(self, shard: int) -> _PartNumber:
+    def _find_shard(self, shard: int) -> _NumberInPart:
         return _find_part(self._parts, self._first_shards, shard)
 
     def size_limit(self, shard: int) -> int | None:
@@ -215,17 +216,17 @@ class _UnionCatalog:
 
 def union_index(indexes: Sequence[Index], catalog: _UnionCatalog) -> Index:
     """Return the index of the shards of all datasets, one dataset after the other."""
-    numbers: dict[Any, int] = {}
+    id_of_schema: dict[Any, int] = {}
     schema_ids = []
     for index in indexes:
-        schemas = [numbers.setdefault(schema, len(numbers)) for schema in index.schemas]
-        schema_ids.append(np.array(schemas, np.int32)[index.schema_ids])
-    facts = ShardArrays(
+        new_ids = [id_of_schema.setdefault(schema, len(id_of_schema)) for schema in index.schemas]
+        schema_ids.append(np.array(new_ids, np.int32)[index.schema_ids])
+    arrays = ShardArrays(
         np.concatenate([np.diff(index.starts) for index in indexes]),
         np.concatenate([index.nbytes for index in indexes]),
         np.concatenate(schema_ids),
         np.concatenate([index.compressed for index in indexes]),
-        tuple(numbers),
+        tuple(id_of_schema),
     )
-    others = f" and {len(indexes) - 1} more" if len(indexes) > 1 else ""
-    return Index(facts, catalog, f"{indexes[0].where}{others}")
+    suffix = f" and {len(indexes) - 1} more" if len(indexes) > 1 else ""
+    return Index(arrays, catalog, f"{indexes[0].where}{suffix}")

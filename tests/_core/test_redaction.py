@@ -406,8 +406,8 @@ def test_no_repr_file_or_log_of_a_dataset_contains_secrets(url, tmp_path, output
 def parts_with_url(ds: npstream.Dataset) -> list[object]:
     """Return the objects of a dataset that hold its URL or options."""
     shards = ds._source.fetcher.shards
-    connection = shards.remote._connect()
-    parts = [shards, shards.remote, shards.files, shards.files.cache, connection]
+    connection = shards.remote_store._connect()
+    parts = [shards, shards.remote_store, shards.files, shards.files.cache, connection]
     parts += [connection._redactor]
     parts += [ds._source, ds._source.fetcher, drivers.RouteSettings(URLS[0], OPTIONS, 1, 1.0)]
     return [*parts, connection.route, find_route(URLS[0], OPTIONS, 1, 1.0)]

@@ -93,19 +93,19 @@ class Shards:
     def locate(self, run, ids):
         ids = np.asarray(ids, np.int64)
         address, nbytes = np.full((2, len(ids) + 2), -7, np.int64)
-        code = run(kernels.locate)(
+        status = run(kernels.locate)(
             ids, self.starts, self.guide, self.shift, self.entries, address[1:-1], nbytes[1:-1]
         )
         assert {*address[[0, -1]], *nbytes[[0, -1]]} == {-7}
-        return code, address[1:-1], nbytes[1:-1]
+        return status, address[1:-1], nbytes[1:-1]
 
     def read(self, address, nbytes):
         memory = {address_of(data): data.tobytes() for data in self.owners}
         starts = sorted(memory)
         parts = []
-        for at, length in zip(address.tolist(), nbytes.tolist(), strict=True):
-            start = starts[bisect.bisect_right(starts, at) - 1]
-            parts.append(memory[start][at - start : at - start + length])
+        for begin, length in zip(address.tolist(), nbytes.tolist(), strict=True):
+            start = starts[bisect.bisect_right(starts, begin) - 1]
+            parts.append(memory[start][begin - start : begin - start + length])
         return parts
 
 
@@ -118,8 +118,8 @@ sizes_of_shards = st.lists(st.lists(st.integers(0, 9), max_size=9), min_size=1, 
 def test_locate_finds_samples(run, shards, data):
     table = Shards(shards)
     ids = data.draw(st.lists(st.integers(0, len(table.bodies) - 1), max_size=20))
-    code, address, nbytes = table.locate(run, ids)
-    assert code == 0
+    status, address, nbytes = table.locate(run, ids)
+    assert status == 0
     assert table.read(address, nbytes) == [table.bodies[i] for i in ids]
 
 
@@ -128,8 +128,8 @@ def test_locate_finds_samples_of_one_size_without_offsets(run, counts, stride):
     table = Shards([[stride] * count for count in counts], stride)
     for offsets in table.owners[::2]:
         offsets[:] = 0xFF  # must not be read
-    code, address, nbytes = table.locate(run, np.arange(len(table.bodies)))
-    assert code == 0
+    status, address, nbytes = table.locate(run, np.arange(len(table.bodies)))
+    assert status == 0
     assert table.read(address, nbytes) == table.bodies
 
 
@@ -142,8 +142,8 @@ def test_locate_returns_the_shards_that_are_not_in_memory(run, shards, data):
     ids = np.arange(len(table.bodies))
     shard_of = np.searchsorted(table.starts, ids, "right") - 1
     absent = np.isin(shard_of, list(unloaded))
-    code, address, nbytes = table.locate(run, ids)
-    assert code == absent.sum()
+    status, address, nbytes = table.locate(run, ids)
+    assert status == absent.sum()
     assert (address[absent] == 0).all()
     assert (nbytes[absent] == shard_of[absent]).all()
     present = [body for body, is_absent in zip(table.bodies, absent, strict=True) if not is_absent]
@@ -163,8 +163,8 @@ def test_locate_returns_the_shards_of_chunks_that_are_not_in_memory(run, shards,
         for chunk, flag in enumerate(flags):
             begin, end = (k * len(sizes) // len(flags) for k in (chunk, chunk + 1))
             absent[first + begin : first + end] = not flag
-    code, address, nbytes = table.locate(run, ids)
-    assert code == absent.sum()
+    status, address, nbytes = table.locate(run, ids)
+    assert status == absent.sum()
     assert (address[absent] == 0).all()
     assert (nbytes[absent] == shard_of[absent]).all()
     present = [body for body, is_absent in zip(table.bodies, absent, strict=True) if not is_absent]
@@ -187,10 +187,10 @@ def test_locate_rejects_offsets_outside_the_shard(run, row, offset):
     table.owners[2][:].view("<u4")[row] = offset
     affected = [2 + k for k in (row - 1, row) if 0 <= k < 4]  # samples with this offset as a bound
     for sample in affected:
-        code, *_ = table.locate(run, [0, 1, sample, 1])
+        status, *_ = table.locate(run, [0, 1, sample, 1])
         begin, end = table.owners[2].view("<u4")[sample - 2 : sample]
-        assert code in (0, -3)
-        if code == 0:  # a wrong size within the file, which `split` detects
+        assert status in (0, -3)
+        if status == 0:  # a wrong size within the file, which `split` detects
             assert 10 <= begin <= end <= 26
     assert any(table.locate(run, [0, 1, sample, 1])[0] == -3 for sample in affected)
     unaffected = [i for i in range(6) if i not in affected]
@@ -215,11 +215,11 @@ def encode_sample(sizes, values):
 
 def layout(sizes):
     """Return (variable columns before, fixed bytes before) of each column, and the totals."""
-    columns, before, offset = [], 0, 0
+    columns, nvariable, offset = [], 0, 0
     for size in sizes:
-        columns.append((before, offset))
-        before, offset = before + (size is None), offset + (size or 0)
-    return columns, before, offset
+        columns.append((nvariable, offset))
+        nvariable, offset = nvariable + (size is None), offset + (size or 0)
+    return columns, nvariable, offset
 
 
 @given(samples(), st.data())
@@ -239,21 +239,21 @@ def test_split_copies_fixed_columns_and_finds_variable_ones(run, drawn, data):
     ]
     variable = [column for column, size in enumerate(sizes) if size is None]
     spans = np.full((len(variable) + 1, 2, len(rows)), -7, np.int64)
-    code = run(kernels.split)(
+    status = run(kernels.split)(
         address, nbytes, nvariable, fixed_nbytes,
         np.array(fixed, np.int64).reshape(-1, 4),
         np.array([columns[column] for column in variable], np.int64).reshape(-1, 2),
         spans,
     )  # fmt: skip
-    assert code == 0
+    assert status == 0
     assert (spans[-1] == -7).all()
     for (column, first, last), (output, is_intact) in zip(parts, outputs, strict=True):
         assert is_intact()
         assert output.tobytes() == b"".join(row[column][first:last] for row in rows)
     for k, (values, sample) in enumerate(zip(rows, owners, strict=True)):
         for number, column in enumerate(variable):
-            at, length = spans[number, :, k] - (address[k], 0)
-            assert sample[at : at + length].tobytes() == values[column]
+            begin, length = spans[number, :, k] - (address[k], 0)
+            assert sample[begin : begin + length].tobytes() == values[column]
 
 
 @given(samples().filter(lambda drawn: drawn[1]), st.data())
@@ -275,11 +275,11 @@ def test_split_rejects_samples_of_another_length(run, drawn, data):
     ]
     variable = [column for column, size in zip(columns, sizes, strict=True) if size is None]
     spans = np.zeros((nvariable, 2, len(rows)), np.int64)
-    code = run(kernels.split)(
+    status = run(kernels.split)(
         address, nbytes, nvariable, fixed_nbytes, np.array(fixed, np.int64).reshape(-1, 4),
         np.array(variable, np.int64).reshape(-1, 2), spans,
     )  # fmt: skip
-    assert code == -1 - k
+    assert status == -1 - k
     assert is_intact()
     assert (spans[:, :, k:] == 0).all()  # no span of a damaged sample
 
@@ -289,8 +289,8 @@ def test_split_rejects_sizes_that_do_not_add_up(run, sizes):
     for header, expected in ((sizes, -1), ((2, 1), 0)):
         address, nbytes, _owners = spans_of([struct.pack("<2I", *header) + b"abcde"])
         spans = np.zeros((2, 2, 1), np.int64)
-        none, both = np.zeros((0, 4), np.int64), np.array([(0, 0), (1, 2)])
-        assert run(kernels.split)(address, nbytes, 2, 2, none, both, spans) == expected
+        no_fixed, variable = np.zeros((0, 4), np.int64), np.array([(0, 0), (1, 2)])
+        assert run(kernels.split)(address, nbytes, 2, 2, no_fixed, variable, spans) == expected
 
 
 @given(st.lists(st.lists(st.binary(max_size=5), max_size=4), min_size=1, max_size=5).filter(any))
@@ -307,15 +307,15 @@ def test_read_in_one_call_equals_locate_and_split_in_two(run, shards):
         samples = np.zeros((2, n), np.int64)
         spans = np.zeros((1, 2, n), np.int64)
         for steps in calls:
-            code = run(kernels.read)(
+            status = run(kernels.read)(
                 steps, np.arange(n), table.starts, table.guide, table.shift, table.entries,
                 samples, 1, 2, np.array([(1, 0, 2, address_of(output))]),
                 np.array([(0, 0)]), spans,
             )  # fmt: skip
-            if code:
+            if status:
                 break
         assert is_intact()
-        return code, output.tobytes(), spans
+        return status, output.tobytes(), spans
 
     def read():
         one_call = read_in(kernels.LOCATE | kernels.SPLIT)
@@ -324,8 +324,8 @@ def test_read_in_one_call_equals_locate_and_split_in_two(run, shards):
         assert (one_call[2] == two_calls[2]).all()
         return one_call
 
-    code, fixed, spans = read()
-    assert code == 0
+    status, fixed, spans = read()
+    assert status == 0
     assert fixed == b"ab" * n
     assert table.read(*spans[0]) == values
     first = next(number for number, shard in enumerate(shards) if shard)
@@ -404,23 +404,23 @@ texts = st.lists(st.text("ab", max_size=4).map(str.encode) | st.binary(max_size=
 def test_search_and_ends_of_spans_are_those_of_bytes(run, parts, value):
     address, nbytes, _owners = spans_of(parts)
     pattern = guarded_array(value)
-    where = address_of(pattern), len(value)
+    pattern_span = address_of(pattern), len(value)
     results = np.ones(len(parts) + 2, bool)
-    run(search_spans)(address, nbytes, *where, results[1:-1])
+    run(search_spans)(address, nbytes, *pattern_span, results[1:-1])
     assert results.tolist() == [True, *(value in part for part in parts), True]
-    run(match_ends)(address, nbytes, *where, False, results[1:-1])
+    run(match_ends)(address, nbytes, *pattern_span, False, results[1:-1])
     assert results.tolist() == [True, *(part.startswith(value) for part in parts), True]
-    run(match_ends)(address, nbytes, *where, True, results[1:-1])
+    run(match_ends)(address, nbytes, *pattern_span, True, results[1:-1])
     assert results.tolist() == [True, *(part.endswith(value) for part in parts), True]
 
 
-@pytest.mark.parametrize("before", [b"", b"a" * 5, b"ab" * 20, b"b" * 31, b"\xff" * 100])
+@pytest.mark.parametrize("prefix", [b"", b"a" * 5, b"ab" * 20, b"b" * 31, b"\xff" * 100])
 @pytest.mark.parametrize("value", [b"a", b"ab", b"aab", b"ab" * 40, b"a" + b"b" * 32 + b"a"])
-def test_search_finds_values_at_each_position(run, before, value):
+def test_search_finds_values_at_each_position(run, prefix, value):
     """Spans end at a page's end, or begin at its begin, and values lie in all parts of them."""
     pattern = guarded_array(value)
-    parts = [before + value + b"c" * n for n in (0, 1, 30, 31, 32, 33, 70)]
-    parts += [before + value[:-1] + b"c" * n for n in (0, 1, 30, 31, 32, 33, 70)]
+    parts = [prefix + value + b"c" * n for n in (0, 1, 30, 31, 32, 33, 70)]
+    parts += [prefix + value[:-1] + b"c" * n for n in (0, 1, 30, 31, 32, 33, 70)]
     address, nbytes, _owners = spans_of(parts)
     results = np.ones(len(parts), bool)
     run(search_spans)(address, nbytes, address_of(pattern), len(value), results)
@@ -451,9 +451,9 @@ def test_count_characters_is_the_length_of_text(run, parts):
 def test_match_any_span_is_membership(run, parts, values):
     address, nbytes, _owners = spans_of(parts)
     ordered = sorted(values, key=lambda value: (len(value), value))
-    at, sizes, _held = spans_of(ordered)
+    value_address, value_nbytes, _value_owners = spans_of(ordered)
     results = np.ones(len(parts) + 2, bool)
-    run(match_any_span)(address, nbytes, at, sizes, results[1:-1])
+    run(match_any_span)(address, nbytes, value_address, value_nbytes, results[1:-1])
     assert results.tolist() == [True, *(part in values for part in parts), True]
 
 
@@ -494,24 +494,24 @@ MALICIOUS_HEADERS = [
 
 def check_headers(run, bodies, dtype):
     """Compare the kernels with `parse_array_head`, body by body."""
-    typed = int(dtype is None)
-    known_code = [code for code, known in DTYPE_CODES.items() if known == dtype]
+    has_code = int(dtype is None)
+    known_code = [code for code, code_dtype in DTYPE_CODES.items() if code_dtype == dtype]
     for body in bodies:
         address, nbytes, _owners = spans_of([body])
         codes, header_sizes, ndims = np.array([known_code or [0], [0], [0]], np.int64)
-        code = run(kernels.read_array_headers)(
-            address, nbytes, typed, ITEMSIZES, codes, header_sizes, ndims
+        status = run(kernels.read_array_headers)(
+            address, nbytes, has_code, ITEMSIZES, codes, header_sizes, ndims
         )
         try:
             expected, shape, start = parse_array_head(body, dtype)
         except ValueError:
-            assert code == -1
+            assert status == -1
             continue
-        assert code == 0
+        assert status == 0
         assert (header_sizes[0], ndims[0]) == (start, len(shape))
         assert DTYPE_CODES[int(codes[0])] == expected
         shapes = np.zeros((1, len(shape)), np.int64)
-        run(kernels.read_array_shapes)(address, typed, shapes)
+        run(kernels.read_array_shapes)(address, has_code, shapes)
         assert tuple(shapes[0]) == shape
 
 
@@ -531,10 +531,10 @@ def test_the_first_damaged_array_header_is_reported(run):
     good = bytes([8, 1 << 2, 2, 7, 7])
     address, nbytes, _owners = spans_of([good, good, good[:-1], good])
     codes, header_sizes, ndims = np.zeros((3, 4), np.int64)
-    code = run(kernels.read_array_headers)(
+    status = run(kernels.read_array_headers)(
         address, nbytes, 1, ITEMSIZES, codes, header_sizes, ndims
     )
-    assert code == -3
+    assert status == -3
 
 
 @given(st.binary(min_size=1, max_size=8))
@@ -561,8 +561,8 @@ def test_prefetch_requests_every_page_once(spans):
     table = np.array(sorted(spans), np.int64).reshape(-1, 2)
     table[:, 0] += 1 << 20
     prefetch(table[:, 0], table[:, 1], page, gap)
-    for at, nbytes in table.tolist():
-        assert any(first <= at and at + nbytes <= last for first, last in requested)
+    for begin, nbytes in table.tolist():
+        assert any(first <= begin and begin + nbytes <= last for first, last in requested)
     assert all(first % page == 0 for first, _ in requested)
     for (_, last), (first, _) in itertools.pairwise(requested):
         assert first > last + gap

@@ -26,7 +26,7 @@ COMPRESSED = [
 
 
 @pytest.fixture
-def copied(tmp_path):
+def copy_golden(tmp_path):
     """Return a function that copies a golden dataset, so that tests can damage it."""
 
     def copy(name):
@@ -67,8 +67,8 @@ def assert_reads_raise(ds, error, match):
 
 
 @pytest.mark.parametrize("name", MAPPED + COMPRESSED)
-def test_missing_files_raise_until_they_are_back(copied, name):
-    root = copied(name)
+def test_missing_files_raise_until_they_are_back(copy_golden, name):
+    root = copy_golden(name)
     for path in files(root):
         if ".00000." not in path.name:
             continue
@@ -81,22 +81,22 @@ def test_missing_files_raise_until_they_are_back(copied, name):
 
 
 @pytest.mark.parametrize("name", MAPPED + COMPRESSED)
-def test_files_of_another_size_raise(copied, name):
-    root = copied(name)
+def test_files_of_another_size_raise(copy_golden, name):
+    root = copy_golden(name)
     for path in files(root):
         if ".00000." not in path.name:
             continue
         content = path.read_bytes()
-        for new in (b"", content[:1], content[:-1], content + b"x", content * 2):
+        for body in (b"", content[:1], content[:-1], content + b"x", content * 2):
             ds = npstream.open(root)
-            path.write_bytes(new)
-            match = f"{path.name}: {quantity(len(new), 'byte')}; the index says {len(content):,}"
+            path.write_bytes(body)
+            match = f"{path.name}: {quantity(len(body), 'byte')}; the index says {len(content):,}"
             assert_reads_raise(ds, FormatError, match)
         path.write_bytes(content)
 
 
-def test_pipes_and_directories_raise(copied):
-    root = copied("mds_tokens")
+def test_pipes_and_directories_raise(copy_golden):
+    root = copy_golden("mds_tokens")
     path = files(root)[0]
     path.unlink()
     os.mkfifo(path)
@@ -106,8 +106,8 @@ def test_pipes_and_directories_raise(copied):
     assert_reads_raise(npstream.open(root), StorageError, f"not a file.*{path.name}")
 
 
-def test_a_header_that_contradicts_the_index_raises(copied):
-    root = copied("mds_ragged")
+def test_a_header_that_contradicts_the_index_raises(copy_golden):
+    root = copy_golden("mds_ragged")
     path = files(root)[0]
     content = bytearray(path.read_bytes())
     content[0] ^= 1
@@ -116,8 +116,8 @@ def test_a_header_that_contradicts_the_index_raises(copied):
     assert_reads_raise(npstream.open(root), FormatError, match)
 
 
-def test_errors_name_the_damaged_sample(copied):
-    root = copied("mds_ragged")
+def test_errors_name_the_damaged_sample(copy_golden):
+    root = copy_golden("mds_ragged")
     ds = npstream.open(root)
     path = files(root)[1]
     content = bytearray(path.read_bytes())
@@ -137,9 +137,9 @@ def test_errors_name_the_damaged_sample(copied):
 @pytest.mark.parametrize(
     ("name", "head"), [("csv_basic", ".meta"), ("jsonl_basic", ".meta"), ("mds_no_limit", ".mds")]
 )
-def test_both_samples_at_a_shifted_offset_raise(copied, name, head):
+def test_both_samples_at_a_shifted_offset_raise(copy_golden, name, head):
     """Except for JSON Lines, where the reader finds the end of a line itself."""
-    root = copied(name)
+    root = copy_golden(name)
     expected = list(npstream.open(root))
     (path,) = (path for path in files(root) if path.suffix == head)
     content = path.read_bytes()
@@ -162,16 +162,16 @@ def test_both_samples_at_a_shifted_offset_raise(copied, name, head):
 
 
 @pytest.mark.parametrize("name", ["csv_shards", "mds_ragged", "jsonl_shards"])
-def test_offsets_that_name_other_samples_raise(copied, name):
+def test_offsets_that_name_other_samples_raise(copy_golden, name):
     """Moved offsets would return whole samples, but of other rows."""
-    root = copied(name)
+    root = copy_golden(name)
     head = ".mds" if name == "mds_ragged" else ".meta"
     path = next(path for path in files(root) if path.suffix == head and ".00001." in path.name)
     content = path.read_bytes()
     words = np.frombuffer(content[: 4 * (content[0] + 2)], "<u4")
-    moved = words.copy()
-    moved[2:4] = words[3:5]
-    path.write_bytes(moved.tobytes() + content[words.nbytes :])
+    moved_words = words.copy()
+    moved_words[2:4] = words[3:5]
+    path.write_bytes(moved_words.tobytes() + content[words.nbytes :])
     first = int(npstream.open(root).shards["start"][1])
     for row in (0, 1, 2):
         with pytest.raises(
@@ -193,16 +193,16 @@ def test_offsets_that_name_other_samples_raise(copied, name):
         ("gz", "damaged gz data"),
     ],
 )
-def test_a_wrong_compression_raises(copied, compression, match):
-    root = copied("mds_c_zstd")
+def test_a_wrong_compression_raises(copy_golden, compression, match):
+    root = copy_golden("mds_c_zstd")
     change_index(root, lambda shard: shard.update(compression=compression))
     assert_reads_raise(npstream.open(root), FormatError, rf"shard\.00000\.mds\.zstd: .*{match}")
 
 
 @pytest.mark.parametrize("name", COMPRESSED)
 @pytest.mark.parametrize("change", [-1, 1, 10_000, 2**32 - 1, 2**32, 2**39])
-def test_a_wrong_decompressed_size_raises(copied, name, change, monkeypatch):
-    root = copied(name)
+def test_a_wrong_decompressed_size_raises(copy_golden, name, change, monkeypatch):
+    root = copy_golden(name)
 
     def edit(shard):
         shard["raw_data"]["bytes"] += change
@@ -213,8 +213,8 @@ def test_a_wrong_decompressed_size_raises(copied, name, change, monkeypatch):
         npstream.open(root)[0]
 
 
-def test_files_too_large_for_memory_are_not_decompressed(copied, monkeypatch):
-    root = copied("mds_c_zstd")
+def test_files_too_large_for_memory_are_not_decompressed(copy_golden, monkeypatch):
+    root = copy_golden("mds_c_zstd")
     change_index(root, lambda shard: shard["raw_data"].update(bytes=1 << 30))
     monkeypatch.setattr(memory, "available_memory", lambda: 1 << 29)
     monkeypatch.delattr(shards, "decompress")
@@ -222,8 +222,8 @@ def test_files_too_large_for_memory_are_not_decompressed(copied, monkeypatch):
         npstream.open(root)[0]
 
 
-def test_a_compressed_file_of_another_size_is_not_read(copied, monkeypatch):
-    root = copied("mds_c_zstd")
+def test_a_compressed_file_of_another_size_is_not_read(copy_golden, monkeypatch):
+    root = copy_golden("mds_c_zstd")
     with open(files(root)[0], "ab") as file:
         file.truncate(1 << 30)
     ds = npstream.open(root)
@@ -231,14 +231,14 @@ def test_a_compressed_file_of_another_size_is_not_read(copied, monkeypatch):
     assert_reads_raise(ds, FormatError, r"mds\.zstd: 1,073,741,824 bytes; the index says [\d,]+")
 
 
-@pytest.mark.parametrize("which", ["data", "meta"])
-def test_compressed_and_decompressed_files_can_be_mixed(copied, which):
-    root = copied("jsonl_zstd")
+@pytest.mark.parametrize("part", ["data", "meta"])
+def test_compressed_and_decompressed_files_can_be_mixed(copy_golden, part):
+    root = copy_golden("jsonl_zstd")
     expected = golden.expected(golden.case("jsonl_zstd"))
     local_shards = npstream.open(root)._source.fetcher.shards
     for shard in range(len(local_shards.index)):
         shard_files = local_shards.index.files(shard)
-        file, compressed = (getattr(shard_files, name) for name in (which, f"zip_{which}"))
+        file, compressed = (getattr(shard_files, name) for name in (part, f"zip_{part}"))
         content = local_shards._load_file(file, compressed, "zstd")
         (root / file.name).write_bytes(content.tobytes())
         (root / compressed.name).unlink()
@@ -277,8 +277,8 @@ def damage(root):
 
 @pytest.mark.parametrize("name", RECORDED)
 @pytest.mark.parametrize("verify", ["auto", True, False, "named"])
-def test_verify_chooses_the_hashes_to_check(copied, name, verify):
-    root, is_compressed = copied(name), name.startswith("mds_hz")
+def test_verify_chooses_the_hashes_to_check(copy_golden, name, verify):
+    root, is_compressed = copy_golden(name), name.startswith("mds_hz")
     if verify == "named":
         (verify,) = golden.case(name)["args"]["hashes"]
     npstream.open(root, verify=verify).load()
@@ -291,16 +291,16 @@ def test_verify_chooses_the_hashes_to_check(copied, name, verify):
         assert len(list(ds)) == len(ds)  # a changed value is valid, so nothing detects it
 
 
-def test_a_hash_of_only_the_decompressed_file_is_checked(copied):
-    root = copied("mds_hz_sha1")
+def test_a_hash_of_only_the_decompressed_file_is_checked(copy_golden):
+    root = copy_golden("mds_hz_sha1")
     change_index(root, lambda shard: shard["zip_data"].update(hashes={}))
     assert npstream.open(root)[0]
     change_index(root, lambda shard: shard["raw_data"]["hashes"].update(sha1="0" * 40))
     assert_reads_raise(npstream.open(root), IntegrityError, r"00000\.mds: its sha1 is")
 
 
-def test_a_hash_of_only_the_compressed_file_is_checked(copied):
-    root = copied("mds_hz_sha1")
+def test_a_hash_of_only_the_compressed_file_is_checked(copy_golden):
+    root = copy_golden("mds_hz_sha1")
     change_index(root, lambda shard: shard["raw_data"].update(hashes={}))
     assert npstream.open(root)[0]
     change_index(root, lambda shard: shard["zip_data"]["hashes"].update(sha1="0" * 40))
@@ -308,22 +308,22 @@ def test_a_hash_of_only_the_compressed_file_is_checked(copied):
     assert npstream.open(root, verify=False)[0]
 
 
-def test_the_hash_of_a_meta_file_is_checked(copied):
-    root = copied("jsonl_zstd")
+def test_the_hash_of_a_meta_file_is_checked(copy_golden):
+    root = copy_golden("jsonl_zstd")
     change_index(root, lambda shard: shard["raw_meta"].update(hashes={"md5": "0" * 32}))
     assert_reads_raise(npstream.open(root), IntegrityError, r"json\.meta: its md5 is")
 
 
-def test_an_unknown_hash_raises_only_if_verify_is_true(copied):
-    root = copied("mds_h_sha1")
+def test_an_unknown_hash_raises_only_if_verify_is_true(copy_golden):
+    root = copy_golden("mds_h_sha1")
     change_index(root, lambda shard: shard["raw_data"].update(hashes={"sha99": "00"}))
     assert npstream.open(root)[0]
     ds = npstream.open(root, verify=True)
     assert_reads_raise(ds, IntegrityError, "records sha99; expected a known hash")
 
 
-def test_a_shard_without_the_named_hash_raises(copied):
-    root = copied("mds_h_sha1")
+def test_a_shard_without_the_named_hash_raises(copy_golden):
+    root = copy_golden("mds_h_sha1")
     index = json.loads((root / "index.json").read_text())
     index["shards"][-1]["raw_data"]["hashes"] = {}
     (root / "index.json").write_text(json.dumps(index))

@@ -197,7 +197,7 @@ def test_an_order_that_needs_single_samples_raises_if_chunks_are_verified_or_com
     url = upload(tmp_path / "data")
     settings = {"verify": True} if kind == "verify" else {}
 
-    def opened(limit):
+    def open_dataset(limit):
         ds = npstream.open(url, cache=tmp_path / f"{limit}", cache_limit=limit, **settings)
         return npstream.mix({"a": ds[:2000], "b": ds[2000:]}) if order == "mixture" else ds
 
@@ -213,15 +213,15 @@ def test_an_order_that_needs_single_samples_raises_if_chunks_are_verified_or_com
         "py1br": npstream.StreamingShuffle("py1br", num_canonical_nodes=1, shuffle_block_size=3000),
         "view": False,
     }.get(order, True)
-    ds = opened(LIMIT)
+    ds = open_dataset(LIMIT)
     nbytes = (ds.explain() if order == "mixture" else ds[:].explain()).nbytes
     with pytest.raises(ValueError, match="raise cache_limit to at least") as caught:
         loop(ds, shuffle)
     assert not requests
     message = str(caught.value)
-    least = int(re.search(r"at least ([\d,]+) bytes", message)[1].replace(",", ""))
-    assert LIMIT < least < 4_000_000
-    loop(opened(least), shuffle)
+    min_limit = int(re.search(r"at least ([\d,]+) bytes", message)[1].replace(",", ""))
+    assert LIMIT < min_limit < 4_000_000
+    loop(open_dataset(min_limit), shuffle)
     assert fetched_bytes(requests) < 1.6 * nbytes
     if order == "view":
         assert "in the order in which they are stored" in message
@@ -232,7 +232,7 @@ def test_an_order_that_needs_single_samples_raises_if_chunks_are_verified_or_com
         if order == "py1br"
         else npstream.Shuffle(block=number)
     )
-    loop(opened(LIMIT), smaller)
+    loop(open_dataset(LIMIT), smaller)
     assert fetched_bytes(requests) < 1.6 * nbytes
 
 
@@ -241,20 +241,20 @@ def test_errors_of_read_ahead_reach_the_reader(tmp_path, upload, cheap_requests,
     url = upload(tmp_path / "data")
     stream = RemoteStore.stream
     with npstream.open(url, cache=tmp_path / "cache", cache_limit=LIMIT, retries=0) as ds:
-        it = iter(ds.iter(0, 1, batch_size=32, shuffle=True))
-        next(it)
-        fails = [True]
+        batches = iter(ds.iter(0, 1, batch_size=32, shuffle=True))
+        next(batches)
+        is_failing = [True]
 
-        def failing(self, spans):
-            if fails[0]:
+        def stream_or_fail(self, spans):
+            if is_failing[0]:
                 raise StorageError(5, "the store fails", self.root)
             return stream(self, spans)
 
-        monkeypatch.setattr(RemoteStore, "stream", failing)
+        monkeypatch.setattr(RemoteStore, "stream", stream_or_fail)
         with pytest.raises(StorageError, match="the store fails"):
-            for _ in it:
+            for _ in batches:
                 pass
-        fails[0] = False
+        is_failing[0] = False
         assert sum(len(b["id"]) for b in ds.iter(0, 1, batch_size=32, shuffle=True)) >= SAMPLES
     threads = [thread for thread in threading.enumerate() if thread.name == "npstream-rows"]
     for thread in threads:
@@ -268,11 +268,11 @@ def test_readers_do_not_wait_for_a_dead_thread(tmp_path, upload, cheap_requests,
 
     failed = []
 
-    def broken(self, ids, shard_of):
+    def fetch_with_bug(self, ids, shard_of):
         failed.append(len(ids))
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(RemoteShards, "fetch_samples", broken)
+    monkeypatch.setattr(RemoteShards, "fetch_samples", fetch_with_bug)
     with npstream.open(
         upload(tmp_path / "data"), cache=tmp_path / "cache", cache_limit=LIMIT
     ) as ds:
@@ -286,11 +286,11 @@ def test_an_iteration_that_is_closed_releases_its_memory(tmp_path, upload, cheap
     with npstream.open(
         upload(tmp_path / "data"), cache=tmp_path / "cache", cache_limit=LIMIT
     ) as ds:
-        it = iter(ds.iter(0, 1, batch_size=32, shuffle=True))
-        next(it)
+        batches = iter(ds.iter(0, 1, batch_size=32, shuffle=True))
+        next(batches)
         point_reader = ds._source.remote.point_reader
         assert point_reader.is_extended
-        it.close()
+        batches.close()
         assert not point_reader.is_extended
 
 
@@ -303,10 +303,12 @@ def test_an_iteration_continues_in_a_forked_process(tmp_path, upload, cheap_requ
         seen = next(batches)["id"].tolist()
 
         def read_on():
-            rest = list(batches)
-            for batch in rest:
+            remaining = list(batches)
+            for batch in remaining:
                 np.testing.assert_array_equal(batch["x"], numbers[batch["id"]])
-            assert sorted({*seen, *np.concatenate([b["id"] for b in rest])}) == [*range(SAMPLES)]
+            assert sorted({*seen, *np.concatenate([b["id"] for b in remaining])}) == [
+                *range(SAMPLES)
+            ]
 
         child = multiprocessing.get_context("fork").Process(target=read_on)
         child.start()
@@ -315,7 +317,7 @@ def test_an_iteration_continues_in_a_forked_process(tmp_path, upload, cheap_requ
         read_on()
 
 
-def lru(chunks, nbytes, enough, limit):
+def lru(chunks, nbytes, min_uses, limit):
     """Simulate an LRU cache: return the bytes for each chunk read that are fetched again."""
     cached, uses = OrderedDict(), dict.fromkeys(range(len(nbytes)), 0)
     refetched, full_since = 0, None
@@ -326,7 +328,7 @@ def lru(chunks, nbytes, enough, limit):
             evicted = next(iter(cached))
             del cached[evicted]
             full_since = number if full_since is None else full_since
-            refetched += nbytes[evicted] * (uses[evicted] < enough[evicted])
+            refetched += nbytes[evicted] * (uses[evicted] < min_uses[evicted])
     return 0.0 if full_since is None else refetched / (len(chunks) - full_since)
 
 

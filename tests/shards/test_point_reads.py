@@ -136,12 +136,12 @@ def test_each_run_of_offsets_is_read_once(ds, requests):
 
 def test_samples_in_any_order_take_the_estimated_requests(url, tmp_path, requests):
     caches = iter(range(1000))
-    some = st.lists(st.integers(0, STARTS[-1] - 1), min_size=1, max_size=40)
+    id_lists = st.lists(st.integers(0, STARTS[-1] - 1), min_size=1, max_size=40)
 
-    @given(st.lists(some, min_size=1, max_size=6))
-    def reads(chosen):
+    @given(st.lists(id_lists, min_size=1, max_size=6))
+    def reads(drawn_lists):
         with npstream.open(url, cache=tmp_path / f"cache{next(caches)}") as ds:
-            for ids in chosen:
+            for ids in drawn_lists:
                 requests.clear()
                 cost = ds[ids].explain()
                 assert requests == []
@@ -253,10 +253,10 @@ def test_servers_receive_the_estimated_requests(name, servers, versions, tmp_pat
 
 
 def test_point_reads_create_no_cached_file(ds, tmp_path):
-    before = npstream.cache.info(tmp_path / "cache").files
+    files_before = npstream.cache.info(tmp_path / "cache").files
     for sample in (0, STARTS[5], STARTS[6], STARTS[6] + 1):
         assert ds[sample]["id"] == sample
-    assert npstream.cache.info(tmp_path / "cache").files == before
+    assert npstream.cache.info(tmp_path / "cache").files == files_before
 
 
 # Threads and processes.
@@ -419,7 +419,7 @@ def test_samples_with_consistent_sizes_are_recognized(size):
 
 
 @pytest.mark.parametrize(
-    ("name", "line", "is_one"),
+    ("name", "line", "is_complete"),
     [
         ("jsonl_basic", b'{"a": 1}\n', True),
         ("jsonl_basic", b'{"a": 1}', False),
@@ -434,6 +434,6 @@ def test_samples_with_consistent_sizes_are_recognized(size):
         ("csv_basic", b"\n1\n2\n", False),
     ],
 )
-def test_complete_lines_are_recognized(name, line, is_one):
+def test_complete_lines_are_recognized(name, line, is_complete):
     (schema, *_) = npstream.open(golden.directory(golden.case(name)))._source.index.schemas
-    assert text_format.is_complete_line(schema, line) == is_one
+    assert text_format.is_complete_line(schema, line) == is_complete

@@ -95,9 +95,9 @@ def test_reads_in_any_order_equal_those_of_a_local_dataset(
     caches = iter(range(1000))
 
     @given(st.lists(indices, min_size=1, max_size=8))
-    def reads(chosen):
+    def reads(drawn_indices):
         ds = npstream.open(url, cache=tmp_path / f"cache{next(caches)}")
-        for index in chosen:
+        for index in drawn_indices:
             if isinstance(index, int):
                 np.testing.assert_equal(ds[index], local[index])
             else:
@@ -146,7 +146,7 @@ def test_a_pickled_dataset_reads_the_same_samples(tmp_path, upload, small_chunks
     check(pickle.loads(pickle.dumps(ds))[::-1].load(), data)
 
 
-def test_threads_share_what_they_fetch(tmp_path, upload, small_chunks, requests):
+def test_threads_share_fetched_chunks(tmp_path, upload, small_chunks, requests):
     data = write(tmp_path / "data", shard_size="64KB")
     ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache")
     with ThreadPoolExecutor(8) as pool:
@@ -196,7 +196,7 @@ def test_the_third_sparse_read_fetches_the_chunk(tmp_path, upload, requests, sma
     [5, slice(None), slice(10, 30), slice(None, None, -50), [3, 599, 4, 300], slice(0, 0)],
     ids=str,
 )
-def test_explain_estimates_what_is_fetched(
+def test_explain_estimates_the_fetched_bytes(
     variable, index, tmp_path, upload, requests, small_chunks
 ):
     write(tmp_path / "data", variable=variable, shard_size="16KB")
@@ -239,9 +239,11 @@ def test_reads_after_a_prefetch_take_no_request(tmp_path, upload, requests, smal
     check(ds[100:400:3].load(), data)
     assert ds[250]["text"] == data["text"][250]
     assert requests == []
-    small = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "less", cache_limit="24KB")
+    small_cache = npstream.open(
+        upload(tmp_path / "data"), cache=tmp_path / "less", cache_limit="24KB"
+    )
     with pytest.raises(ValueError, match="raise cache_limit"):
-        small.prefetch()
+        small_cache.prefetch()
 
 
 def test_implicit_reads_above_the_limit_raise(tmp_path, upload, small_chunks):
@@ -261,8 +263,8 @@ def test_implicit_reads_above_the_limit_raise(tmp_path, upload, small_chunks):
     assert ds["x"][:10].sum() == np.arange(120).sum()
     assert ds.load().n == 600
     assert ds["x"].mean() == np.arange(7200).mean()  # all chunks are cached now
-    free = npstream.open(url, cache=tmp_path / "other", implicit_read_limit=None)
-    assert free["x"].mean() == np.arange(7200).mean()
+    unlimited = npstream.open(url, cache=tmp_path / "other", implicit_read_limit=None)
+    assert unlimited["x"].mean() == np.arange(7200).mean()
 
 
 def test_small_columns_are_read_from_the_side_car(tmp_path, upload, requests, small_chunks):
@@ -291,10 +293,10 @@ def test_the_index_is_fetched_once(tmp_path, upload, monkeypatch):
 def test_versions_of_all_metadata_files_are_requested_concurrently(tmp_path, upload, monkeypatch):
     write(tmp_path / "data")
     url, version = upload(tmp_path / "data"), RemoteStore.version
-    all_three = threading.Barrier(3)  # index, side-car and list of added columns
+    barrier = threading.Barrier(3)  # index, side-car and list of added columns
 
     def wait_for_all(store, name):
-        all_three.wait(timeout=HANG)
+        barrier.wait(timeout=HANG)
         return version(store, name)
 
     monkeypatch.setattr(RemoteStore, "version", wait_for_all)
@@ -329,8 +331,10 @@ def test_older_versions_of_the_index_can_be_opened(tmp_path, upload):
 
 
 @pytest.mark.parametrize("has_sidecar", [False, True])
-@pytest.mark.parametrize("index_too", [False, True])
-def test_the_cache_of_rewritten_data_is_not_used(has_sidecar, index_too, tmp_path, small_chunks):
+@pytest.mark.parametrize("is_index_rewritten", [False, True])
+def test_the_cache_of_rewritten_data_is_not_used(
+    has_sidecar, is_index_rewritten, tmp_path, small_chunks
+):
     """The index of both datasets is equal, because it has no hashes."""
     files, values = fsspec.filesystem("memory"), []
     for number in range(2):
@@ -338,7 +342,7 @@ def test_the_cache_of_rewritten_data_is_not_used(has_sidecar, index_too, tmp_pat
         npstream.write(directory, {"x": np.full((300, 12), number)}, shard_size="16KB")
         for path in directory.rglob("*"):
             name = path.relative_to(directory).as_posix()
-            is_new = path.suffix == ".mds" or index_too or number == 0
+            is_new = path.suffix == ".mds" or is_index_rewritten or number == 0
             is_sidecar = name.startswith("index.") and name != "index.json"
             if path.is_file() and (has_sidecar if is_sidecar else is_new):
                 files.pipe_file(f"/rewritten/{name}", path.read_bytes())
@@ -346,7 +350,7 @@ def test_the_cache_of_rewritten_data_is_not_used(has_sidecar, index_too, tmp_pat
         values.append((int(ds["x"].load().min()), int(ds[7]["x"][0])))
     files.rm("/rewritten", recursive=True)
     # If neither index nor side-car is rewritten, nothing reveals that shards were.
-    is_detectable = has_sidecar or index_too
+    is_detectable = has_sidecar or is_index_rewritten
     assert values == [(0, 0), (1, 1) if is_detectable else (0, 0)]
 
 
@@ -438,13 +442,13 @@ def test_readers_do_not_wait_for_a_dead_thread(tmp_path, upload, small_chunks, m
     data = write(tmp_path / "data", shard_size="4KB")
     fetch, failed = RemoteShards.fetch_chunks, []
 
-    def broken(self, chunks, lease=None):
+    def fetch_with_bug(self, chunks, lease=None):
         if lease is not None:
             failed.append(lease)
             raise RuntimeError("a bug")
         fetch(self, chunks)
 
-    monkeypatch.setattr(RemoteShards, "fetch_chunks", broken)
+    monkeypatch.setattr(RemoteShards, "fetch_chunks", fetch_with_bug)
     ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache", timeout=1000.0)
     for batch in ds.iter(0, 1, batch_size=50, shuffle=True):
         check(batch, data)
@@ -452,9 +456,9 @@ def test_readers_do_not_wait_for_a_dead_thread(tmp_path, upload, small_chunks, m
 
 
 @pytest.mark.timeout(HANG)
-@pytest.mark.parametrize("fails", ["closed", "interrupted", "no thread"])
+@pytest.mark.parametrize("failure", ["closed", "interrupted", "no thread"])
 def test_leases_of_a_failed_request_are_released(
-    fails, tmp_path, upload, small_chunks, monkeypatch
+    failure, tmp_path, upload, small_chunks, monkeypatch
 ):
     """Otherwise all readers of this process would wait a whole timeout for each chunk."""
     write(tmp_path / "data", shard_size="4KB")
@@ -463,31 +467,32 @@ def test_leases_of_a_failed_request_are_released(
     ids = np.arange(len(ds))
     shard_of = np.searchsorted(shards.index.starts, ids, side="right") - 1
     reader = ChunkReadAhead(shards)
-    piece, count = shards.files.piece, []
+    piece_key, count = shards.files.piece_key, []
 
-    def interrupting(*chunk):
+    def fail_at_third_chunk(*chunk):
         count.append(chunk)
         if len(count) == 3:
-            if fails == "interrupted":
+            if failure == "interrupted":
                 raise KeyboardInterrupt
             reader.close()
-        return piece(*chunk)
+        return piece_key(*chunk)
 
     def refuse(self):
         raise RuntimeError("can't start new thread")
 
-    if fails == "no thread":
+    if failure == "no thread":
         reader.start()
         monkeypatch.setattr(threading.Thread, "start", refuse)
     else:
-        monkeypatch.setattr(shards.files, "piece", interrupting)
+        monkeypatch.setattr(shards.files, "piece_key", fail_at_third_chunk)
     with contextlib.suppress(KeyboardInterrupt, RuntimeError):
         reader.request((ids, shard_of))
-    if fails == "no thread":
+    if failure == "no thread":
         reader.close()  # as an iteration does when it ends with this error
     monkeypatch.undo()
     assert not any(
-        is_leased(shards.files.piece(*chunk)) for (chunk, _) in shards.count_chunks(ids, shard_of)
+        is_leased(shards.files.piece_key(*chunk))
+        for (chunk, _) in shards.count_chunks(ids, shard_of)
     )
 
 

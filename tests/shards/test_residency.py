@@ -66,25 +66,25 @@ def test_a_limit_below_the_largest_chunk_raises(
     numbers = write(tmp_path / "data", compression=compression)
     url = upload(tmp_path / "data")
 
-    def opened(limit):
+    def open_dataset(limit):
         if limit_from == "argument":
             return npstream.open(url, cache=tmp_path / "cache", cache_limit=limit)
         monkeypatch.setenv("NPSTREAM_CACHE_LIMIT", str(limit))
         return npstream.open(url, cache=tmp_path / "cache")
 
     with pytest.raises(ValueError, match="raise cache_limit") as caught:
-        opened(1000)
-    least = int(re.search(r"at least ([\d,]+)", str(caught.value))[1].replace(",", ""))
+        open_dataset(1000)
+    min_limit = int(re.search(r"at least ([\d,]+)", str(caught.value))[1].replace(",", ""))
     # The largest chunk of a compressed shard is the whole shard.
-    assert least > 28_000 if compression else least < 24_000
-    with pytest.raises(ValueError, match=f"{least:,}"):
-        opened(least - 1)
-    ds = opened(least)
-    before = ds[:1].explain().cached
+    assert min_limit > 28_000 if compression else min_limit < 24_000
+    with pytest.raises(ValueError, match=f"{min_limit:,}"):
+        open_dataset(min_limit - 1)
+    ds = open_dataset(min_limit)
+    cached_before = ds[:1].explain().cached
     ds[:5].load()
-    assert (before, ds[:1].explain().cached) == (0, 1)
+    assert (cached_before, ds[:1].explain().cached) == (0, 1)
     check(ds, numbers)
-    assert npstream.cache.info(tmp_path / "cache").nbytes <= 2 * least
+    assert npstream.cache.info(tmp_path / "cache").nbytes <= 2 * min_limit
 
 
 def test_a_full_disk_as_the_limit_does_not_raise(tmp_path, upload, monkeypatch):
@@ -148,10 +148,10 @@ def full_disk(tmp_path, monkeypatch):
         subprocess.run(["umount", "-l", disk], check=True)
     else:
 
-        def full(*_arguments):
+        def raise_no_space(*_arguments):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        yield disk, lambda: monkeypatch.setattr(sparse_file, "write_all", full)
+        yield disk, lambda: monkeypatch.setattr(sparse_file, "write_all", raise_no_space)
 
 
 @pytest.mark.parametrize("compression", [None, "zstd"])
@@ -244,7 +244,7 @@ def flips(monkeypatch):
     remaining = [0]
     stream = RemoteStore.stream
 
-    def flipped(self, spans):
+    def stream_flipped(self, spans):
         spans = list(spans)
         for number, data in stream(self, spans):
             if remaining[0] and spans[number][0].endswith(".mds") and len(data) > 100:
@@ -252,7 +252,7 @@ def flips(monkeypatch):
                 data = bytes(data[:-9]) + bytes([data[-9] ^ 1]) + bytes(data[-8:])
             yield number, data
 
-    monkeypatch.setattr(RemoteStore, "stream", flipped)
+    monkeypatch.setattr(RemoteStore, "stream", stream_flipped)
     return remaining
 
 
@@ -296,12 +296,12 @@ def test_chunks_that_the_cache_cannot_hold_are_verified(
     reads = (lambda: ds[-1], lambda: list(ds.iter(0, 1, shuffle=True)))
     read_file = RemoteStore.read
 
-    def damaged(self, name, nbytes=None):
+    def read_damaged(self, name, nbytes=None):
         body = bytearray(read_file(self, name, nbytes))
         body[-9] ^= 1
         return bytes(body)
 
-    monkeypatch.setattr(RemoteStore, "read", damaged)
+    monkeypatch.setattr(RemoteStore, "read", read_damaged)
     for read in reads:
         with pytest.raises(IntegrityError, match=r"shard\.\d+\.mds"):
             read()
@@ -449,9 +449,9 @@ def read_in_process(url, cache, barrier, queue):
     fetched = []
     transfer = downloads.Downloads._transfer
 
-    def record_pieces(self, parts, *rest):
+    def record_pieces(self, parts, *arguments):
         fetched.extend((part.file.path, piece) for part in parts for piece in part.pieces)
-        return transfer(self, parts, *rest)
+        return transfer(self, parts, *arguments)
 
     downloads.Downloads._transfer = record_pieces
     ds = npstream.open(url, cache=cache)
@@ -469,12 +469,12 @@ def test_two_processes_fetch_every_chunk_once(method, tmp_path):
     workers = [context.Process(target=read_in_process, args=arguments) for _ in range(2)]
     for worker in workers:
         worker.start()
-    (one, ours), (two, theirs) = queue.get(timeout=HANG), queue.get(timeout=HANG)
+    (total, pieces), (other_total, other_pieces) = queue.get(timeout=HANG), queue.get(timeout=HANG)
     for worker in workers:
         worker.join()
-    pieces = collections.Counter([*ours, *theirs])
-    assert set(pieces.values()) == {1}
-    assert one == two >= SAMPLES * (SAMPLES - 1) // 2
+    counts = collections.Counter([*pieces, *other_pieces])
+    assert set(counts.values()) == {1}
+    assert total == other_total >= SAMPLES * (SAMPLES - 1) // 2
 
 
 @pytest.mark.parametrize(("method", "persistent"), [("fork", False), ("spawn", True)])
@@ -507,7 +507,7 @@ def test_an_iteration_continues_in_a_forked_process(tmp_path, upload, small_chun
     write(tmp_path / "data")
     ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache", timeout=1000.0)
     samples = iter(ds)
-    started = [int(next(samples)["id"]) for _ in range(50)]
+    first_ids = [int(next(samples)["id"]) for _ in range(50)]
     reader, writer = multiprocessing.get_context("fork").Pipe(duplex=False)
 
     def read_on():
@@ -516,7 +516,7 @@ def test_an_iteration_continues_in_a_forked_process(tmp_path, upload, small_chun
     child = multiprocessing.get_context("fork").Process(target=read_on)
     child.start()
     assert reader.poll(HANG), "the child waits for threads of its parent"
-    assert started + reader.recv() == list(range(SAMPLES))
+    assert first_ids + reader.recv() == list(range(SAMPLES))
     child.join()
     assert remaining_ids(samples) == list(range(50, SAMPLES))
 

@@ -1,4 +1,4 @@
-"""Tests of replaced datasets: errors say it, and no read mixes two versions."""
+"""Tests of replaced datasets: errors report the replacement, and no read mixes two versions."""
 
 from __future__ import annotations
 
@@ -307,7 +307,7 @@ def test_versions_are_exact_if_they_change_with_every_write(
 
 
 @pytest.fixture(params=["plain", "noetag", "sftp"])
-def coarse(request: pytest.FixtureRequest, servers: Servers, tmp_path: Path):
+def publisher(request: pytest.FixtureRequest, servers: Servers, tmp_path: Path):
     """Return a function that publishes datasets with one mtime, their server and directory."""
     if request.param == "sftp":
         server = servers["sftp"]
@@ -332,8 +332,10 @@ def coarse(request: pytest.FixtureRequest, servers: Servers, tmp_path: Path):
 
 
 @pytest.mark.parametrize("kind", ["hashes", "side-car", "both"])
-def test_datasets_with_the_same_mtime_do_not_share_cached_files(coarse, kind: str, tmp_path: Path):
-    publish, remote, root = coarse
+def test_datasets_with_the_same_mtime_do_not_share_cached_files(
+    publisher, kind: str, tmp_path: Path
+):
+    publish, remote, root = publisher
     sizes = []
     for first in (100_000, 200_000):
         settings = {} if kind != "side-car" else {"hashes": []}
@@ -350,8 +352,8 @@ def test_datasets_with_the_same_mtime_do_not_share_cached_files(coarse, kind: st
     assert sizes[0] == sizes[1]
 
 
-def test_a_replacement_with_the_same_mtime_is_reported(coarse, tmp_path: Path):
-    publish, remote, _ = coarse
+def test_a_replacement_with_the_same_mtime_is_reported(publisher, tmp_path: Path):
+    publish, remote, _ = publisher
     publish(100_000)
     with npstream.open(
         remote.url, storage_options=remote.storage_options, cache=tmp_path / "cache"
@@ -363,22 +365,22 @@ def test_a_replacement_with_the_same_mtime_is_reported(coarse, tmp_path: Path):
 
 
 def test_an_index_with_an_old_mtime_is_read_once(
-    coarse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    publisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    publish, remote, root = coarse
+    publish, remote, root = publisher
     publish(100_000)
     read, names = RemoteStore.read, []
     monkeypatch.setattr(
         RemoteStore, "read", lambda self, name, *n: names.append(name) or read(self, name, *n)
     )
 
-    def opened() -> list[str]:
+    def open_and_list_reads() -> list[str]:
         names.clear()
         npstream.open(remote.url, storage_options=remote.storage_options, cache=tmp_path / "cache")
         return sorted(names)
 
-    assert opened() == opened() == ["index.json", "index.msgpack"]
+    assert open_and_list_reads() == open_and_list_reads() == ["index.json", "index.msgpack"]
     for path in root.rglob("*"):
         os.utime(path, (time.time() - 100_000,) * 2)
-    assert opened() == ["index.json", "index.msgpack"]
-    assert opened() == []
+    assert open_and_list_reads() == ["index.json", "index.msgpack"]
+    assert open_and_list_reads() == []

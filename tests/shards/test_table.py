@@ -211,15 +211,15 @@ def test_a_shard_that_cannot_be_opened_is_not_in_the_table(monkeypatch, tmp_path
 
 def test_closing_releases_maps_at_once():
     gc.collect()
-    before = memory.map_budget()
+    budget_before = memory.map_budget()
     for name in MAPPED:
         ds = open_case(name)
         list(ds)
         ds.load()
         kept = [ds[0], ds[ds.columns[0]][0]], iter(ds)
-        assert memory.map_budget() < before
+        assert memory.map_budget() < budget_before
         ds.close()
-        assert memory.map_budget() == before
+        assert memory.map_budget() == budget_before
         assert kept  # results and iterators that are still alive keep no maps
         ds.close()
 
@@ -240,16 +240,16 @@ def test_reads_of_a_closed_dataset_raise():
 
 def test_mapped_arrays_outlive_the_dataset():
     gc.collect()
-    before = memory.map_budget()
+    budget_before = memory.map_budget()
     ds = open_case("mds_tokens_one")
     column = ds.columns[-1]
     expected = ds[column].load()
     mapped = np.array(ds[column], copy=False)
     ds.close()
-    assert memory.map_budget() == before - 1
+    assert memory.map_budget() == budget_before - 1
     assert (mapped == expected).all()
     del mapped
-    assert memory.map_budget() == before
+    assert memory.map_budget() == budget_before
 
 
 def until_closed(samples):
