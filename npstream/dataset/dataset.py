@@ -368,7 +368,7 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], DescriptionMethods):
             if copy is False:
                 raise ValueError("Unable to avoid copy while creating an array as requested.")
             source, plan, ids = self._source, self._source.plan(self._names), self._selection.ids()
-            check_cost(source, self._selection, "an array of this view", whole=plan)
+            check_cost(source, self._selection, "an array of this view", sample_plan=plan)
             table = reading.load_structured(source, plan, ids, self.shape)
             return table if dtype is None else table.astype(dtype, copy=False)
 

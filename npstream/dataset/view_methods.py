@@ -16,7 +16,7 @@ from npstream.explore.sorting import sort_order
 from npstream.orders.order import full_order
 from npstream.reading.cost_limit import check_cost
 from npstream.reading.load import SAMPLE_BLOCK
-from npstream.reading.source import transform_old_names
+from npstream.reading.source import adapt_transform
 
 if TYPE_CHECKING:
     from npstream.indexing.selection import Selection
@@ -249,7 +249,7 @@ class ViewMethods(Generic[View]):
             by_name = {old: changes.get(old, old) for old in self._names}
             _require_distinct(by_name)
             source = self._source.renamed(by_name)
-            transform = transform_old_names(self._transform, by_name)
+            transform = adapt_transform(self._transform, by_name)
             return self._replace(tuple(by_name.values()), transform, source)
 
     # Functions of samples

@@ -130,7 +130,7 @@ def _cheap_part(
 
 def is_remote(source: Source) -> bool:
     """Return True if a read may need an object store."""
-    return bool(source.remotes) or any(map(is_remote, source.joined))
+    return bool(source.remotes) or any(map(is_remote, source.joined_sources))
 
 
 def _cost(source: Source, selection: Selection, plan: Plan) -> Cost:

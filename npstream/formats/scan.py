@@ -586,7 +586,7 @@ def _check_sizes(is_valid: AnyArray, first: int) -> None:
 
 
 def _sizes_error(row: int) -> FormatError:
-    return FormatError(f"sample {row}: the sizes of its columns do not add up to its own")
+    return FormatError(f"sample {row}: the sizes of its columns do not add up to its length")
 
 
 def _numbers_at(data: Bytes, offsets: Int64, dtype: np.dtype[Any]) -> AnyArray:

@@ -83,7 +83,8 @@ class ViewFingerprint:
         """Return the fingerprint in states of a version."""
         if not self._view:
             digest = hashlib.blake2b(digest_size=8)
-            _hash_value(digest, self._dataset.source.stored(self._selection).__reduce__()[1])
+            samples = self._dataset.source.to_sample_numbers(self._selection)
+            _hash_value(digest, samples.__reduce__()[1])
             self._view = digest.hexdigest()
         return f"{self._dataset(version)}-{self._view}"
 

@@ -78,7 +78,7 @@ class ConcatenatedSource(Source):
         limits = [dataset.limit for dataset in self._remotes if dataset.limit is not None]
         first_datasets = dict(zip(sources, accumulate(counts, initial=0), strict=False))
         self.rows = Concatenation(
-            [member.source.stored(member.selection) for member in self._members],
+            [member.source.to_sample_numbers(member.selection) for member in self._members],
             [union.first_samples[first_datasets[id(m.source)]] for m in self._members],
         )
         limit = min(limits, default=None)
@@ -86,7 +86,7 @@ class ConcatenatedSource(Source):
         self._total_bytes = sum(map(self.member_bytes, range(len(self._members))))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        arguments = self._members, self.fields, self.column_errors, self.joined
+        arguments = self._members, self.fields, self.column_errors, self.joined_sources
         return ConcatenatedSource, arguments
 
     def renamed(self, names: Mapping[str, str]) -> ConcatenatedSource:
@@ -188,7 +188,7 @@ class ConcatenatedSource(Source):
     def reader(self, names: tuple[str, ...]) -> Reader:
         """Return a function that reads one sample with these columns, given its row."""
         plan = self.plan(names)
-        return RowReader(self, self._own_reader(plan), self._completion(plan))
+        return RowReader(self, self._own_reader(plan), self._column_adder(plan))
 
     def value_reader(self, field: Field) -> Reader:
         """Return a function that reads one value of a column, given its row.
@@ -228,7 +228,7 @@ class ConcatenatedSource(Source):
         """Return None: only the datasets have side-cars."""
         return None
 
-    def stored(self, selection: Selection) -> Selection:
+    def to_sample_numbers(self, selection: Selection) -> Selection:
         """Convert a selection of rows to a selection of union ids."""
         return selection.map_ids(self.rows, self.index.samples)
 

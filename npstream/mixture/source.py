@@ -20,7 +20,7 @@ from npstream.iteration.pickling import require_importable
 from npstream.joins.concatenated import ConcatenatedSource, RowReader
 from npstream.reading.batch import Ragged
 from npstream.reading.plan import Field
-from npstream.reading.source import Member, Reader, Source, transform_old_names
+from npstream.reading.source import Member, Reader, Source, adapt_transform
 
 if TYPE_CHECKING:
     from npstream.indexing.concatenation import Concatenation
@@ -118,7 +118,7 @@ class MixedSource(ConcatenatedSource):
         """
         source: MixedSource = super().renamed(names)  # type: ignore[assignment]
         source._members = tuple(
-            replace(member, transform=transform_old_names(member.transform, names))
+            replace(member, transform=adapt_transform(member.transform, names))
             for member in source._members
         )
         return source
@@ -170,7 +170,7 @@ def _join_members(
         if group is mixed_fields:
             continue
         views = [
-            Member(m.name, m.source.joined[table - 1] if table else m.source, m.selection)
+            Member(m.name, m.source.joined_sources[table - 1] if table else m.source, m.selection)
             for m, table in zip(members, tables, strict=True)
         ]
         joined.append(ConcatenatedSource(views, group, {}))

@@ -1,8 +1,8 @@
 """Provide conversion of views, batches and columns to Arrow data.
 
-Numbers become Arrow numbers, and further axes lists of a fixed size. Values that vary in shape
-become large lists, text large strings. Values for which Arrow has no type are converted from their
-stored form: JSON and decimals to text, images to the bytes of their files.
+Numbers become Arrow numbers, and further axes become lists of a fixed size. Values that vary in
+shape become large lists. Text becomes large strings. Values for which Arrow has no type are
+converted from their stored form: JSON and decimals to text, images to the bytes of their files.
 
 The interface is Arrow's PyCapsule interface:
 https://arrow.apache.org/docs/format/CDataInterface/PyCapsuleInterface.html
@@ -35,11 +35,11 @@ def arrow_type(name: str, dtype: np.dtype[Any]) -> Any:
         raise no_arrow_type(name, f"values of dtype {dtype}") from None
 
 
-def no_arrow_type(name: str, what: str) -> TypeError:
-    """Return the error for a column with values (`what`) for which Arrow has no type."""
+def no_arrow_type(name: str, values_text: str) -> TypeError:
+    """Return the error for a column of values for which Arrow has no type."""
     return TypeError(
-        f"column {name!r} holds {what}, for which Arrow has no type: leave the column out, as in "
-        "ds[['other', 'columns']], or give Arrow numbers, as of values.view(float)"
+        f"column {name!r} holds {values_text}, for which Arrow has no type: leave the column out, "
+        "as in ds[['other', 'columns']], or give Arrow numbers, as of values.view(float)"
     )
 
 
@@ -69,8 +69,8 @@ def to_arrow_array(name: str, values: Any, has_stable_type: bool = False) -> Any
     content = pa.array(array.reshape(-1))
     for axis in range(array.ndim - 1, 0, -1):
         # FixedSizeListArray.from_arrays cannot count lists of size 0.
-        kind, lists = pa.list_(content.type, array.shape[axis]), prod(array.shape[:axis])
-        content = pa.Array.from_buffers(kind, lists, [None], children=[content])
+        list_type, count = pa.list_(content.type, array.shape[axis]), prod(array.shape[:axis])
+        content = pa.Array.from_buffers(list_type, count, [None], children=[content])
     return content
 
 

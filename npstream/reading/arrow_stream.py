@@ -25,7 +25,7 @@ BATCH_BYTES = 1 << 24
 
 
 def arrow_field(field: Field) -> Field:
-    """Return the field to read for Arrow: of bytes, text, or the column's own type.
+    """Return a column as it is read for Arrow: as bytes, as text, or unchanged.
 
     Raises
     ------
@@ -62,13 +62,14 @@ def record_batches(
     if is_limited:
         check_cost(source, selection, "an Arrow stream of this view", plan)
     step = source.estimate_read_rows(BATCH_BYTES, plan)
+    # An empty view has one empty batch, whose schema the stream needs.
     starts = range(0, selection.size, step) or range(1)
     blocks = (selection.ids(start, start + step) for start in starts)
-    rowwise = source.is_view_rowwise(selection, plan)
-    ahead = source.read_ahead(blocks, lambda ids: ids, plan, selection.step, rowwise)
+    is_rowwise = source.is_view_rowwise(selection, plan)
+    pairs = source.read_ahead(blocks, lambda ids: ids, plan, selection.step, is_rowwise)
     batches = (
         record_batch(source.columns(plan, lookup, {}), {}, has_stable_type=True)
-        for _, lookup in ahead
+        for _, lookup in pairs
     )
     first = next(batches)
     return pa.RecordBatchReader.from_batches(first.schema, _check_schemas(first, batches))

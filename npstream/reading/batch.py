@@ -87,7 +87,7 @@ class Batch(dict[str, Any]):
                     f"batch[{name!r}]",
                     name=name, obj=self,
                 )  # fmt: skip
-            return object.__getattribute__(self, name)  # raises the first error again
+            return object.__getattribute__(self, name)  # raises the AttributeError of Python
 
     @property
     def ids(self) -> Int64:
@@ -211,17 +211,17 @@ class Batch(dict[str, Any]):
         from npstream.rendering.text import printable_name, truncate
 
         lines = [f"<{self._title()}>"]
-        shown = list(islice(self, _MAX_COLUMNS_SHOWN))
-        names = [truncate(printable_name(str(name))) for name in shown]
-        types = [_describe(self[name]) for name in shown]
-        widths = max(map(len, names), default=0), max(map(len, types), default=0)
-        for name, shown_name, kind in zip(shown, names, types, strict=True):
-            line = f"  {shown_name:{widths[0]}}  {kind:{widths[1]}}  "
-            if (left := _LINE - len(line)) >= _MIN_VALUES:
-                line += first_values_text(self[name], left)
+        names = list(islice(self, _MAX_COLUMNS_SHOWN))
+        labels = [truncate(printable_name(str(name))) for name in names]
+        types = [_describe(self[name]) for name in names]
+        widths = max(map(len, labels), default=0), max(map(len, types), default=0)
+        for name, label, kind in zip(names, labels, types, strict=True):
+            line = f"  {label:{widths[0]}}  {kind:{widths[1]}}  "
+            if (max_characters := _LINE - len(line)) >= _MIN_VALUES:
+                line += first_values_text(self[name], max_characters)
             lines.append(line.rstrip())
-        if len(self) > len(shown):
-            lines.append(f"  ... and {quantity(len(self) - len(shown), 'more column')}")
+        if len(self) > len(names):
+            lines.append(f"  ... and {quantity(len(self) - len(names), 'more column')}")
         return "\n".join(lines)
 
     def _title(self) -> str:
@@ -242,27 +242,28 @@ class Batch(dict[str, Any]):
 
         rows = self._row_count()
         count = min(rows, _MAX_ROWS_SHOWN)
-        shown = list(islice(self, _MAX_COLUMNS_SHOWN))
+        names = list(islice(self, _MAX_COLUMNS_SHOWN))
         indices = {"row": [str(row) for row in range(count)]}
         if self._ids is not None and rows:
             indices["id"] = [
                 str(number) for number in self._ids.reshape(rows, -1)[:count, 0].tolist()
             ]
-        columns = {name: first_items(self[name], count) for name in shown}
-        notes = []
+        columns = {name: first_items(self[name], count) for name in names}
+        footer = []
         if count < rows:
-            notes.append(f"... {quantity(rows, 'row')}")
+            footer.append(f"... {quantity(rows, 'row')}")
         if self._repeated is not None and self._repeated.any():
-            notes.append(f"{quantity(int(self._repeated.sum()), 'row')} repeated to fill the batch")
-        if len(shown) < len(self):
-            notes.append(f"{quantity(len(self) - len(shown), 'more column')} are not shown")
+            repeats = quantity(int(self._repeated.sum()), "row")
+            footer.append(f"{repeats} repeated to fill the batch")
+        if len(names) < len(self):
+            footer.append(f"{quantity(len(self) - len(names), 'more column')} are not shown")
         return rows_table(
             self._title(),
             indices,
             {str(name): values for name, values in columns.items()},
-            {str(name): _describe(self[name]) for name in shown},
-            {str(name): getattr(self[name], "encoding", None) or "" for name in shown},
-            "; ".join(notes),
+            {str(name): _describe(self[name]) for name in names},
+            {str(name): getattr(self[name], "encoding", None) or "" for name in names},
+            "; ".join(footer),
         )
 
 

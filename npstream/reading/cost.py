@@ -96,7 +96,17 @@ class Cost:
 
 
 class ChunkUsage:
-    """The number of samples that a view has in each chunk of one dataset."""
+    """The number of samples that a view has in each chunk of one dataset.
+
+    Attributes
+    ----------
+    source : Source
+        The source of the dataset.
+    size : int
+        The number of samples of the view in this dataset.
+    first, last : int
+        The first and the last of these samples.
+    """
 
     __slots__ = ("_counts", "_starts", "first", "last", "size", "source")
 
@@ -114,9 +124,10 @@ class ChunkUsage:
             start, step = selection.affine
             ends = start, start + step * (size - 1)
             self._extend(min(ends), max(ends))
-            first, last = np.searchsorted(self._starts, [min(ends), max(ends)], side="right")
-            counts = _affine_counts(self._starts[first - 1 : last + 1], start, step, size)
-            self._counts[first - 1 : last] += counts
+            chunks = np.searchsorted(self._starts, [min(ends), max(ends)], side="right") - 1
+            first_chunk, last_chunk = chunks.tolist()
+            starts = self._starts[first_chunk : last_chunk + 2]
+            self._counts[first_chunk : last_chunk + 1] += _affine_counts(starts, start, step, size)
         elif size:
             for begin in range(0, size, COUNT_ROWS):
                 ids = selection.ids(begin, begin + COUNT_ROWS)
@@ -144,25 +155,25 @@ class ChunkUsage:
 def chunk_usages(source: Source, selection: Selection) -> list[ChunkUsage]:
     """Return the chunk usage of a view, for each dataset that has samples of it."""
     usages: dict[int, ChunkUsage] = {}
-    for part, view in source.split_by_dataset(selection):
-        if id(part) not in usages:
-            usages[id(part)] = ChunkUsage(part)
-        usages[id(part)].add(view)
+    for dataset, view in source.split_by_dataset(selection):
+        if id(dataset) not in usages:
+            usages[id(dataset)] = ChunkUsage(dataset)
+        usages[id(dataset)].add(view)
     return list(usages.values())
 
 
 def explain(source: Source, selection: Selection, plan: Plan) -> Cost:
     """Return the cost of loading a view at once."""
     costs = []
-    for part, stored in source.split_plan(plan.stored):
-        if stored.is_empty:
+    for part, part_plan in source.split_plan(plan.stored_plan):
+        if part_plan.is_empty:
             continue
         for usage in chunk_usages(part, selection):
-            if usage.reads_sidecar(stored):
-                name = usage.source.fetcher.stored_name(stored.fields[0].name)
+            if usage.reads_sidecar(part_plan):
+                name = usage.source.fetcher.stored_name(part_plan.fields[0].name)
                 costs.append(_sidecar_cost(usage, name))
             else:
-                costs.append(_shards_cost(usage, part, selection, stored))
+                costs.append(_shards_cost(usage, part, selection, part_plan))
     return replace(_total_cost(costs), samples=selection.size)  # joined sources have the same ones
 
 
@@ -204,33 +215,36 @@ def _shards_cost(
         ],
         bool,
     )
-    requests, nbytes = 0, 0
-    in_parts = np.zeros(len(pairs), bool)
-    for byte_ranges, of_schema in _byte_ranges_by_schema(usage.source, plan, shards):
-        ids = _ids_in(usage, source, selection, shards, chunks, ~is_cached & of_schema)
+    costs: list[tuple[int, int]] = []  # requests and their bytes
+    is_in_parts = np.zeros(len(pairs), bool)
+    for byte_ranges, has_schema in _byte_ranges_by_schema(usage.source, plan, shards):
+        ids = _ids_in(usage, source, selection, shards, chunks, ~is_cached & has_schema)
         shard_of = np.searchsorted(remote.index.starts, ids, side="right") - 1
         ids = ids[remote.is_read_in_parts(ids, shard_of, byte_ranges)]
-        in_parts |= np.isin(shards * remote.files.max_chunks + chunks, remote.chunk_keys(ids))
-        more = remote.point_reader.parts_cost(ids, byte_ranges)
-        requests, nbytes = requests + more[0], nbytes + more[1]
-    is_dense &= ~in_parts
+        is_in_parts |= np.isin(shards * remote.files.max_chunks + chunks, remote.chunk_keys(ids))
+        costs.append(remote.point_reader.parts_cost(ids, byte_ranges))
+    is_dense &= ~is_in_parts
     # Chunks that do not fit the cache together are read sample by sample.
     sizes = np.where(is_dense, [remote.chunk_bytes(shard) for shard, _ in pairs], 0)
     limit = remote.files.cache.limit
     if limit is not None and remote.verify is not True:
         is_dense &= (np.cumsum(sizes) <= limit) | usage.source.index.compressed[shards]
-    dense, sparse = ~is_cached & is_dense, ~(is_cached | is_dense | in_parts)
-    ids = _ids_in(usage, source, selection, shards, chunks, sparse)
-    for more in (_chunks_cost(remote, shards[dense], chunks[dense]), remote.point_reader.cost(ids)):
-        requests, nbytes = requests + more[0], nbytes + more[1]
-    cached_count = int(is_cached.sum())
-    return Cost(usage.size, shard_count, len(chunks), cached_count, requests, nbytes)
+    is_dense &= ~is_cached
+    costs.append(_chunks_cost(remote, shards[is_dense], chunks[is_dense]))
+    is_sparse = ~(is_cached | is_dense | is_in_parts)
+    ids = _ids_in(usage, source, selection, shards, chunks, is_sparse)
+    costs.append(remote.point_reader.cost(ids))
+    requests, nbytes = sum(count for count, _ in costs), sum(size for _, size in costs)
+    return Cost(usage.size, shard_count, len(chunks), int(is_cached.sum()), requests, nbytes)
 
 
 def _byte_ranges_by_schema(
     source: Source, plan: Plan | None, shards: Int64
 ) -> Iterator[tuple[Int64, Bools]]:
-    """Yield the byte ranges to read of a sample, and the mask of the shards with that schema."""
+    """Yield, for each schema, the byte ranges to read of a sample, and the mask of its shards.
+
+    Schemas whose samples are read whole are left out.
+    """
     if plan is None:
         return
     schema_ids = source.index.schema_ids[shards]
@@ -242,7 +256,10 @@ def _byte_ranges_by_schema(
 
 
 def require_affordable(
-    parts: Sequence[tuple[Source, Plan | None]], selection: Selection, what: str, limit: int | None
+    parts: Sequence[tuple[Source, Plan | None]],
+    selection: Selection,
+    operation: str,
+    limit: int | None,
 ) -> None:
     """Raise CostError if a read of stored columns would fetch more than `limit` bytes.
 
@@ -252,9 +269,10 @@ def require_affordable(
         A source and each of its joined sources that is read, with the columns to read; None for
         all columns.
     selection : Selection
-    what : str
-        What reads, as the subject of the error message.
+    operation : str
+        The operation that reads, as the subject of the error message.
     limit : int or None
+        The maximum number of bytes.
 
     Raises
     ------
@@ -263,30 +281,35 @@ def require_affordable(
     """
     if limit is None:
         return
-    reads = [
-        # datasets whose side-car does not hold the column
-        (part, plan, {d for d in part.remotes if plan is None or not d.sidecar_column_name(plan)})
+    parts = [(part, plan) for part, plan in parts if plan is None or not plan.is_empty]
+    # The datasets whose shards are read, because their side-car does not hold the column.
+    shard_datasets = [
+        {
+            dataset
+            for dataset in part.remotes
+            if plan is None or not dataset.sidecar_column_name(plan)
+        }
         for part, plan in parts
-        if plan is None or not plan.is_empty
     ]
-    if sum(_max_bytes(part, selection, in_shards) for part, _, in_shards in reads) <= limit:
+    pairs = list(zip(parts, shard_datasets, strict=True))
+    if sum(_max_bytes(part, selection, datasets) for (part, _), datasets in pairs) <= limit:
         return
     costs = [
         _total_cost(
             [
                 _shards_cost(usage, part, selection, plan)
                 for usage in chunk_usages(part, selection)
-                if usage.source in in_shards
+                if usage.source in datasets
             ]
         )
-        for part, plan, in_shards in reads
+        for (part, plan), datasets in pairs
     ]
     samples = max(cost.samples for cost in costs)  # joined sources have the same samples
     cost = replace(_total_cost(costs), samples=samples)
     if cost.nbytes > limit:
         raise CostError(
-            f"{what} would read {cost}, more than implicit_read_limit={size_text(limit)}: read "
-            "with .load() or fetch ahead with .prefetch(), which say what they want; take a "
+            f"{operation} would read {cost}, more than implicit_read_limit={size_text(limit)}: "
+            "read with .load() or fetch ahead with .prefetch(), which have no limit; take a "
             "sample of the rows; build the dataset's side-car (npstream.build_index), which holds "
             "small columns; or open with implicit_read_limit=None"
         )
@@ -301,10 +324,10 @@ def prefetch(source: Source, selection: Selection, plan: Plan) -> None:
         If the cache cannot hold all of it at once.
     """
     jobs: list[RemoteJob] = []
-    caches, needed = {}, Counter[str]()
+    caches, bytes_by_cache = {}, Counter[str]()
     usages = [
         (usage, part_plan)
-        for part, part_plan in source.split_plan(plan.stored)
+        for part, part_plan in source.split_plan(plan.stored_plan)
         if not part_plan.is_empty
         for usage in chunk_usages(part, selection)
     ]
@@ -320,18 +343,18 @@ def prefetch(source: Source, selection: Selection, plan: Plan) -> None:
                 name = usage.source.fetcher.stored_name(field.name)
                 files, spans = _column_files(usage, name)
                 if files is not None:
-                    needed[cache.directory] += sum(nbytes for _, _, nbytes in spans)
+                    bytes_by_cache[cache.directory] += sum(nbytes for _, _, nbytes in spans)
                     jobs.append((remote, partial(remote.fetch_column, files, spans)))
         if usage.reads_sidecar(plan):
             continue
         shards, chunks, _ = usage.chunks()
         pairs = list(zip(shards.tolist(), chunks.tolist(), strict=True))
         absent = [chunk for chunk in pairs if not remote.files.is_readable(*chunk)]
-        needed[cache.directory] += sum(remote.chunk_bytes(shard) for shard, _ in pairs)
+        bytes_by_cache[cache.directory] += sum(remote.chunk_bytes(shard) for shard, _ in pairs)
         starts = range(0, len(absent), CHUNKS_PER_JOB)
         groups = [absent[start : start + CHUNKS_PER_JOB] for start in starts]
         jobs += [(remote, partial(remote.fetch_chunks, group)) for group in groups]
-    for directory, nbytes in needed.items():
+    for directory, nbytes in bytes_by_cache.items():
         caches[directory].require(nbytes)
     with closing(run_as_completed(jobs)) as completed:
         for _ in progress(jobs, "fetching"):
@@ -342,21 +365,21 @@ def _affine_counts(starts: Int64, start: int, step: int, size: int) -> Int64:
     """Return how many of the numbers start + k * step, for k below `size`, lie in each chunk."""
     if step < 0:
         start, step = start + step * (size - 1), -step
-    before = np.clip(-((start - starts) // step), 0, size)
-    return np.diff(before)
+    preceding_counts = np.clip(-((start - starts) // step), 0, size)  # numbers below each start
+    return np.diff(preceding_counts)
 
 
-def _max_bytes(source: Source, selection: Selection, parts: set[Source]) -> int:
+def _max_bytes(source: Source, selection: Selection, datasets: set[Source]) -> int:
     """Return a cheap upper bound of the bytes that a view may fetch from some datasets."""
     if selection.affine is None:
-        return sum(part.index.total_nbytes for part in parts)
+        return sum(dataset.index.total_nbytes for dataset in datasets)
     bound = 0
-    for part, view in source.split_by_dataset(selection):
-        if part in parts:
-            total = part.index.total_nbytes
+    for dataset, view in source.split_by_dataset(selection):
+        if dataset in datasets:
+            total = dataset.index.total_nbytes
             if view.affine is not None:
                 rows = abs(view.affine[1]) * view.size
-                total = min(total, part.estimate_bytes(rows) + 2 * part.index.chunk_bytes)
+                total = min(total, dataset.estimate_bytes(rows) + 2 * dataset.index.chunk_bytes)
             bound += total
     return bound
 
@@ -417,10 +440,14 @@ def _ids_in(
     chunks: Int64,
     is_chosen: Bools,
 ) -> Int64:
-    """Return the samples of a view, ascending, in the chosen ones of a dataset's chunks."""
+    """Return the samples of a view in those chunks of a dataset that `is_chosen` selects.
+
+    The samples ascend.
+    """
     if not is_chosen.any():
         return np.empty(0, np.int64)
-    views = (view for part, view in source.split_by_dataset(selection) if part is usage.source)
+    pairs = source.split_by_dataset(selection)
+    views = (view for dataset, view in pairs if dataset is usage.source)
     return _samples_in(usage.source, views, shards[is_chosen], chunks[is_chosen])
 
 

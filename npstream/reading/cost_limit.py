@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 def check_cost(
     source: Source,
     selection: Selection,
-    what: str,
+    operation: str,
     plan: Plan | None = None,
-    whole: Plan | None = None,
+    sample_plan: Plan | None = None,
 ) -> None:
     """Raise CostError if an implicit read would fetch more than the source's limit.
 
@@ -29,28 +29,31 @@ def check_cost(
     ----------
     source : Source
     selection : Selection
-    what : str
-        What reads, as the subject of the error message.
+    operation : str
+        The operation that reads, as the subject of the error message.
     plan : Plan, optional
         The columns to read; by default all.
-    whole : Plan, optional
-        Without `plan`: columns whose samples are read whole, from the sources that store them.
+    sample_plan : Plan, optional
+        The columns of a read of whole samples, if `plan` is not given. Only the sources that store
+        these columns count.
 
     Raises
     ------
     CostError
         With the estimated cost and the alternatives.
     """
-    sources = [source, *source.joined] if whole is None else source.sources_of(whole)
+    sources = [source, *source.joined_sources]
+    if sample_plan is not None:
+        sources = source.sources_of(sample_plan)
     parts: list[tuple[Source, Plan | None]] = [(part, None) for part in sources]
     if plan is not None:
-        parts = [*source.split_plan(plan.stored)]
+        parts = [*source.split_plan(plan.stored_plan)]
     if all(
-        stored is not None and dataset.sidecar_column_name(stored) is not None
-        for part, stored in parts
+        stored_plan is not None and dataset.sidecar_column_name(stored_plan) is not None
+        for part, stored_plan in parts
         for dataset in part.remotes
     ):
         return
     from npstream.reading.cost import require_affordable
 
-    require_affordable(parts, selection, what, source.limit)
+    require_affordable(parts, selection, operation, source.limit)

@@ -27,7 +27,7 @@ BatchColumn = AnyArray | Ragged
 def batch_column(
     fetcher: Fetcher, field: Field, stored: RawColumn, ids: Int64, out: AnyArray | None = None
 ) -> BatchColumn:
-    """Convert a stored column to a batch's: bytes stay bytes, numbers become arrays.
+    """Convert a stored column to a column of a batch: bytes stay bytes, numbers become arrays.
 
     Parameters
     ----------
@@ -60,11 +60,11 @@ def batch_column(
         if isinstance(stored, np.ndarray) and out is not None:
             out[...] = stored
             return out
-        return _with_encoding(field, stored)
+        return _set_encoding(field, stored)
     if kind in ("str", "bytes", "image"):
-        return _with_encoding(field, _text_rows(fetcher, field, stored, ids))
+        return _set_encoding(field, _text_rows(fetcher, field, stored, ids))
     if kind == "ndarray":
-        return _with_encoding(field, _ragged_or_objects(stored))
+        return _set_encoding(field, _ragged_or_objects(stored))
     numbers = _number_array(fetcher, field, stored, ids)
     if out is None:
         return numbers
@@ -72,8 +72,8 @@ def batch_column(
     return out
 
 
-def _with_encoding(field: Field, column: BatchColumn) -> BatchColumn:
-    """Record the encoding in a column of rows, for `npstream.write`."""
+def _set_encoding(field: Field, column: BatchColumn) -> BatchColumn:
+    """Record the encoding in a Ragged, for `npstream.write`; return the column."""
     if isinstance(column, Ragged):
         column.encoding = field.encoding.name
     return column
@@ -84,11 +84,11 @@ def _check_bools(fetcher: Fetcher, field: Field, stored: RawColumn, ids: Int64) 
     values = stored.values if isinstance(stored, Ragged) else stored
     if not isinstance(values, np.ndarray) or (byte := invalid_bool_byte(values)) is None:
         return
-    at = int((values.reshape(-1).view(np.uint8) > 1).argmax())
+    position = int((values.reshape(-1).view(np.uint8) > 1).argmax())
     if isinstance(stored, Ragged):
-        row = int(np.searchsorted(stored.offsets, at, side="right")) - 1
+        row = int(np.searchsorted(stored.offsets, position, side="right")) - 1
     else:
-        row = at // max(values.size // len(ids), 1)
+        row = position // max(values.size // len(ids), 1)
     fetcher.raise_damaged(int(ids[row]), f"column {field.name!r}: the byte {byte} is not a bool")
 
 

@@ -66,14 +66,14 @@ class Lookup(NamedTuple):
         Sample numbers of the index. The same array as `rows` if the numbers are the same.
     is_prefetched : bool, default: False
         True if the pages of the samples were prefetched.
-    joined : mapping of int to Lookup
+    joined_lookups : mapping of int to Lookup
         The lookups of the same rows in joined sources, by their number, if they were read ahead.
     """
 
     rows: Int64
     samples: Int64
     is_prefetched: bool = False
-    joined: Mapping[int, Lookup] = {}
+    joined_lookups: Mapping[int, Lookup] = {}
 
 
 def gather(
@@ -104,15 +104,15 @@ def gather(
         return _gather_schema(fetcher, 0, plan, ids, out or {}, is_prefetched)
     shards = np.searchsorted(index.starts, ids, side="right") - 1
     schema_ids = index.schema_ids[shards]
-    present = np.unique(schema_ids).tolist()
-    if len(present) <= 1:
-        schema = present[0] if present else 0
+    schemas = np.unique(schema_ids).tolist()
+    if len(schemas) <= 1:
+        schema = schemas[0] if schemas else 0
         return _gather_schema(fetcher, schema, plan, ids, out or {}, is_prefetched)
-    rows = [np.flatnonzero(schema_ids == schema) for schema in present]
+    rows = [np.flatnonzero(schema_ids == schema) for schema in schemas]
     # Fixed columns are read schema by schema into one array, which then only needs reordering.
     fixed = {f.name: f.allocate(len(ids)) for f in plan.fields if f.encoding.kind == "fixed"}
     pieces, start = [], 0
-    for schema, positions in zip(present, rows, strict=True):
+    for schema, positions in zip(schemas, rows, strict=True):
         stop = start + len(positions)
         views = {name: column[start:stop] for name, column in fixed.items()}
         pieces.append(_gather_schema(fetcher, schema, plan, ids[positions], views, is_prefetched))
@@ -206,12 +206,13 @@ def _copy_parts(
             return False
         for positions, rows, parts in results:
             is_missing[positions] = False
-            in_order = len(positions) == len(parts) == len(ids) and bool((np.diff(rows) == 1).all())
+            has_all_rows = len(positions) == len(parts) == len(ids)
+            is_in_order = has_all_rows and bool((np.diff(rows) == 1).all())
             for name, copies in partial_read.copies.items():
                 target = columns[name].reshape(len(ids), -1).view(np.uint8)
                 for source_byte, target_byte, nbytes in copies:
                     values = parts[:, source_byte : source_byte + nbytes]
-                    if in_order:  # avoids a copy of `values`
+                    if is_in_order:  # avoids a copy of `values`
                         target[:, target_byte : target_byte + nbytes] = values
                     else:
                         target[positions, target_byte : target_byte + nbytes] = values[rows]
@@ -338,32 +339,32 @@ def _gather_elements(
 def _gather_arrays(values: _VariableColumn) -> RawColumn:
     """Gather arrays with headers: as a Ragged if ranks and dtypes agree, otherwise as objects."""
     encoding, n = values.field.encoding, len(values.ids)
-    typed = int(encoding.dtype == object)
+    has_code = int(encoding.dtype == object)  # headers then begin with the code of a dtype
     item_dtype = storage_dtype(encoding.dtype) or encoding.dtype
     # Without a stored code, only the size of an element matters to the kernel.
-    codes = np.full(n, 0 if typed else _UNSIGNED_CODES[item_dtype.itemsize], np.int64)
+    codes = np.full(n, 0 if has_code else _UNSIGNED_CODES[item_dtype.itemsize], np.int64)
     header_sizes, ndims = np.zeros((2, n), np.int64)
     start = 0
     for address, nbytes in values.spans:
         stop = start + len(address)
-        code = kernels.read_array_headers.for_size(len(address))(
-            address, nbytes, typed, _ITEMSIZES,
+        status = kernels.read_array_headers.for_size(len(address))(
+            address, nbytes, has_code, _ITEMSIZES,
             codes[start:stop], header_sizes[start:stop], ndims[start:stop],
         )  # fmt: skip
-        if code < 0:
-            is_wrong = np.arange(n) == start - 1 - code  # code is -1 - k for row k of the block
+        if status < 0:
+            is_wrong = np.arange(n) == start - 1 - status  # status is -1 - k for row k of the block
             values.raise_if(is_wrong, f"they are not an array of {encoding.name!r}")
         start = stop
     if n == 0:
-        no_rows = _offsets_from_lengths(header_sizes)
-        return np.empty(0, object) if typed else Ragged(np.empty(0, encoding.dtype), no_rows)
+        offsets = _offsets_from_lengths(header_sizes)
+        return np.empty(0, object) if has_code else Ragged(np.empty(0, encoding.dtype), offsets)
     if (codes != codes[0]).any() or (ndims != ndims[0]).any():
         return _gather_objects(values)
     shapes = None
     if ndims[0] > 1 or encoding.dtype.kind == "c":
         shapes = np.empty((n, int(ndims[0])), np.int64)
         address = np.concatenate([addresses for addresses, _ in values.spans])
-        kernels.read_array_shapes.for_size(n)(address, typed, shapes)
+        kernels.read_array_shapes.for_size(n)(address, has_code, shapes)
         if encoding.dtype.kind == "c":
             is_wrong = (shapes[:, -1] != _COMPLEX_PARTS) | (ndims == 1)
             values.raise_if(is_wrong, f"{encoding.dtype} takes a last axis of {_COMPLEX_PARTS}")
@@ -376,7 +377,7 @@ def _gather_arrays(values: _VariableColumn) -> RawColumn:
         span[1] -= header_sizes[start:stop]
         start = stop
     lengths = values.lengths
-    dtype = DTYPE_CODES[int(codes[0])] if typed else encoding.dtype
+    dtype = DTYPE_CODES[int(codes[0])] if has_code else encoding.dtype
     return _gather_elements(values, lengths, _offsets_from_lengths(lengths), dtype, shapes)
 
 
@@ -439,10 +440,8 @@ def _find_schema_bodies(fetcher: Fetcher, schema: int, plan: Plan, ids: Int64) -
     _check_sizes(fetcher, ids, body_address != address + nbytes)
     for name, encoding in encodings.items():
         if encoding.size is not None:
-            size = bodies[name].nbytes
-            values = _VariableColumn(
-                fetcher, Field(name, encoding), ids, [np.stack((address, size))]
-            )
+            begin, size = bodies[name].address, bodies[name].nbytes
+            values = _VariableColumn(fetcher, Field(name, encoding), ids, [np.stack((begin, size))])
             values.raise_if(size != encoding.size, f"{encoding.name!r} takes {encoding.size}")
     return {name: bodies[name] for name in encodings}
 
@@ -475,14 +474,14 @@ def find_samples(fetcher: Fetcher, ids: Int64) -> Bodies:
     schema_ids = index.schema_ids[np.searchsorted(index.starts, ids, side="right") - 1]
     for schema in np.unique(schema_ids).tolist():
         rows = slice(None) if len(index.schemas) == 1 else np.flatnonzero(schema_ids == schema)
-        some, begins, lengths = ids[rows], address[rows], nbytes[rows]
+        row_ids, begins, lengths = ids[rows], address[rows], nbytes[rows]
         layout = fetcher.layouts[schema]
         if layout is None:
-            _check_lines(fetcher, index.schemas[schema], some, begins, lengths)
+            _check_lines(fetcher, index.schemas[schema], row_ids, begins, lengths)
         else:
-            sizes = _read_sizes(fetcher, layout, some, begins, lengths)
+            sizes = _read_sizes(fetcher, layout, row_ids, begins, lengths)
             total = sizes.sum(axis=1, dtype=np.int64) + 4 * layout.nvariable + layout.fixed_nbytes
-            _check_sizes(fetcher, some, total != lengths)
+            _check_sizes(fetcher, row_ids, total != lengths)
     return Bodies(address, nbytes, owner)
 
 
@@ -500,7 +499,7 @@ def _check_sizes(fetcher: Fetcher, ids: Int64, is_wrong: Bools) -> None:
     """Raise FormatError for the first sample where `is_wrong` is True."""
     if is_wrong.any():
         sample = int(ids[int(is_wrong.argmax())])
-        fetcher.raise_damaged(sample, "the sizes of its columns do not add up to its own")
+        fetcher.raise_damaged(sample, "the sizes of its columns do not add up to its length")
 
 
 def _encode_lines(fetcher: Fetcher, schema: int, plan: Plan, ids: Int64) -> dict[str, Bodies]:

@@ -76,7 +76,7 @@ def load(
                 columns[name] = column.reshape(shape + column.shape[1:])
     for name, target in flat.items():
         assert out is not None
-        if target.base is None and target is not out[name]:
+        if target.base is None and target is not out[name]:  # a temporary array of `_target`
             np.asarray(out[name])[...] = columns[name]
         columns[name] = out[name]
     return columns
@@ -87,7 +87,7 @@ def load_elements(
     plan: Plan,
     selection: Selection,
     mesh: Mesh,
-    block: int,
+    block_bytes: int,
 ) -> AnyArray:
     """Read elements of the values of a fixed column, a block of rows at a time.
 
@@ -100,14 +100,14 @@ def load_elements(
         The rows.
     mesh : Mesh
         The elements of each value.
-    block : int
+    block_bytes : int
         Bytes of samples to read at once.
     """
     (field,), rows = plan.fields, selection.ravel()
     dtype, shape = field.encoding.dtype, (rows.size, *mesh.shape)
     ensure_fits(prod(shape) * dtype.itemsize, f"{quantity(rows.size, 'row')} of {field.name!r}")
     array: AnyArray = np.empty(shape, dtype)
-    step, start = source.block_rows(plan, block), 0
+    step, start = source.block_rows(plan, block_bytes), 0
     blocks = (rows.ids(k, k + step) for k in range(0, rows.size if array.size else 0, step))
     for ids, lookup in _read_blocks_ahead(source, plan, blocks, rows):
         positions = np.arange(len(ids))
@@ -131,13 +131,13 @@ def _read_blocks_ahead(
 ) -> Iterator[tuple[Int64, Lookup]]:
     """Yield blocks of rows and their lookups, while chunks of the next blocks are fetched.
 
-    If samples may be read in parts, nothing is fetched ahead, because no chunk may be needed.
+    If samples may be read in parts, nothing is fetched ahead: the read may need no chunk at all.
     """
     if source.reads_parts(plan):
         yield from ((ids, source.look_up(ids)) for ids in blocks)
         return
-    rowwise = source.is_view_rowwise(rows, plan)
-    yield from source.read_ahead(blocks, lambda ids: ids, plan, rows.step, rowwise)
+    is_rowwise = source.is_view_rowwise(rows, plan)
+    yield from source.read_ahead(blocks, lambda ids: ids, plan, rows.step, is_rowwise)
 
 
 def _target(plan: Plan, name: str, shape: tuple[int, ...], out: Any) -> AnyArray:
@@ -165,7 +165,8 @@ def iterate_samples(
         If the view is not in the order of the storage, and would fetch too much.
     """
     if selection.affine is None:
-        check_cost(source, selection, "iterating over this view", whole=source.plan(names))
+        plan = source.plan(names)
+        check_cost(source, selection, "iterating over this view", sample_plan=plan)
     return chain.from_iterable(_SampleBlocks(source, selection, names))
 
 
@@ -182,7 +183,7 @@ class _SampleBlocks:
         self._plan = source.plan(names)
         self._step = source.estimate_read_rows(SAMPLE_BLOCK, self._plan)
         self._row = 0
-        self._ahead = self._blocks()
+        self._blocks = self._remaining_blocks()
 
     def __iter__(self) -> _SampleBlocks:
         return self
@@ -190,29 +191,29 @@ class _SampleBlocks:
     def __next__(self) -> Iterator[Sample]:
         begin = self._row
         try:
-            _, lookup = next(self._ahead)
+            _, lookup = next(self._blocks)
             self._row += len(lookup.rows)
             return self._read(lookup)
         except StopIteration:
             raise
         except BaseException as error:
             self._row = min(begin + self._step, len(self._selection))
-            self._ahead = self._blocks()
+            self._blocks = self._remaining_blocks()
             ids = self._selection.ids(begin, self._row)
-            return _SingleSamples(
-                self._read_one, ids, None if isinstance(error, FormatError) else error
-            )
+            # The damaged sample raises its FormatError again. Other errors may not repeat.
+            error_to_raise = None if isinstance(error, FormatError) else error
+            return _SingleSamples(self._read_one, ids, error_to_raise)
 
     def _read_one(self, row: Int64) -> Iterator[Sample]:
         return self._read(self._source.look_up(row))
 
-    def _blocks(self) -> Iterator[tuple[Int64, Lookup]]:
-        """Return the remaining blocks of rows; the next ones are read ahead."""
+    def _remaining_blocks(self) -> Iterator[tuple[Int64, Lookup]]:
+        """Return the blocks of rows that are not read yet; the next ones are read ahead."""
         starts = range(self._row, len(self._selection), self._step)
         blocks = (self._selection.ids(start, start + self._step) for start in starts)
-        rowwise = self._source.is_view_rowwise(self._selection, self._plan)
+        is_rowwise = self._source.is_view_rowwise(self._selection, self._plan)
         step = self._selection.step
-        return self._source.read_ahead(blocks, lambda ids: ids, self._plan, step, rowwise)
+        return self._source.read_ahead(blocks, lambda ids: ids, self._plan, step, is_rowwise)
 
 
 class _SingleSamples:
@@ -239,21 +240,21 @@ class _SingleSamples:
 
 
 def apply_transform(
-    function: Callable[[Any], Any], items: Iterator[Any], what: str
+    function: Callable[[Any], Any], items: Iterator[Any], name: str
 ) -> Iterator[Any]:
-    """Apply a user's function to items; `what` names the function in errors.
+    """Apply a user's function to items; errors call the function `name`.
 
     If the function raises, the iterator continues with the next item, as ``map`` does. But
     StopIteration is replaced by another error, because it would end a loop without notice.
     """
-    return chain.from_iterable(_TransformedItems(function, items, what))
+    return chain.from_iterable(_TransformedItems(function, items, name))
 
 
 class _TransformedItems:
     """Generators of transformed items: each generator ends when the function raises."""
 
-    def __init__(self, function: Callable[[Any], Any], items: Iterator[Any], what: str) -> None:
-        self._function, self._items, self._what = function, items, what
+    def __init__(self, function: Callable[[Any], Any], items: Iterator[Any], name: str) -> None:
+        self._function, self._items, self._name = function, items, name
         self._is_over = False
 
     def __iter__(self) -> _TransformedItems:
@@ -270,7 +271,7 @@ class _TransformedItems:
             try:
                 result = function(item)
             except StopIteration as error:
-                raise stop_iteration_error(self._what) from error
+                raise stop_iteration_error(self._name) from error
             yield result
         self._is_over = True
 
@@ -319,6 +320,7 @@ def output_array(out: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[An
 
 
 def _is_read_only(out: Any) -> bool:
+    # The `__setitem__` of datasets and columns only raises an error.
     return not hasattr(out, "__setitem__") or hasattr(type(out), "_writer_input")
 
 

@@ -220,34 +220,34 @@ class Plan:
         The columns, in order.
     computed : dict of str to Computation
         The computations of the columns that are not stored.
-    is_own : bool
+    has_only_own_columns : bool
         True if the source's own shards store all columns: none is computed or joined.
     """
 
     def __init__(self, fields: Sequence[Field]) -> None:
         self.fields = tuple(fields)
         self.computed = {f.name: f.computation for f in fields if f.computation is not None}
-        self.is_own = not self.computed and not any(f.table for f in fields)
+        self.has_only_own_columns = not self.computed and not any(f.table for f in fields)
         self._splits: dict[int, SampleSplit] = {}
         self._partial_reads: dict[int, PartialRead | None] = {}
 
     @cached_property
-    def stored(self) -> Plan:
+    def stored_plan(self) -> Plan:
         """The plan of the stored columns; this plan if all columns are stored."""
         if not self.computed:
             return self
         return Plan([field for field in self.fields if field.computation is None])
 
     @cached_property
-    def own(self) -> Plan:
+    def own_plan(self) -> Plan:
         """The plan of the columns in the source's own shards; this plan if these are all."""
-        if self.is_own:
+        if self.has_only_own_columns:
             return self
         return Plan([f for f in self.fields if f.computation is None and not f.table])
 
     @cached_property
-    def joined(self) -> dict[int, Plan]:
-        """For each joined source with columns of this plan: its number, and its own plan."""
+    def joined_plans(self) -> dict[int, Plan]:
+        """The plan of each joined source with columns of this plan, by the source's number."""
         numbers = dict.fromkeys(f.table for f in self.fields if f.table)
         return {
             number: Plan([replace(f, table=0) for f in self.fields if f.table == number])
@@ -296,29 +296,30 @@ class Plan:
         whole_cost = transfer_cost(1, layout.stride)
         if not is_worthwhile(transfer_cost(1, 1), whole_cost):
             return None  # even one byte of each sample would take about as long as the whole
-        # For each byte range: its begin and end in the sample, its begin in the value as read, and
-        # the column.
-        needed = []
+        # For each byte range of a column: its begin and end in the sample, its begin in the value
+        # as read, and the name of the column.
+        column_ranges = []
         for f in self.fields:
             offset, first = layout.columns[f.name].offset, f.part.first if f.part else 0
             for begin, end in f.byte_ranges(REQUEST_BYTES):
                 if end > begin:
-                    needed.append((offset + begin, offset + end, begin - first, f.name))
-        needed.sort()
-        byte_ranges = coalesce_runs([entry[:2] for entry in needed], REQUEST_BYTES)
+                    column_ranges.append((offset + begin, offset + end, begin - first, f.name))
+        column_ranges.sort()
+        byte_ranges = coalesce_runs([entry[:2] for entry in column_ranges], REQUEST_BYTES)
         nbytes = sum(end - begin for begin, end in byte_ranges)
         cost = transfer_cost(len(byte_ranges), nbytes)
         if not (byte_ranges and is_worthwhile(cost, whole_cost)):
             return None
         copies: dict[str, list[tuple[int, int, int]]] = {f.name: [] for f in self.fields}
-        remaining = iter(byte_ranges)
-        preceding = 0  # bytes of the ranges before the current one
-        start = stop = needed[0][0]
-        for begin, end, target, name in needed:
+        # Each column range lies in one of the byte ranges, and both ascend.
+        range_iterator = iter(byte_ranges)
+        range_offset = 0  # where the current byte range begins in the concatenated ranges
+        start = stop = column_ranges[0][0]
+        for begin, end, target, name in column_ranges:
             if begin >= stop:
-                preceding += stop - start
-                start, stop = next(remaining)
-            copies[name].append((preceding + begin - start, target, end - begin))
+                range_offset += stop - start
+                start, stop = next(range_iterator)
+            copies[name].append((range_offset + begin - start, target, end - begin))
         return PartialRead(np.array(byte_ranges, np.int64), copies)
 
     def _make_split(self, layout: SampleLayout) -> SampleSplit:

@@ -200,7 +200,7 @@ class Ragged:
             start, stop, _ = index.indices(len(self))
             stop = max(start, stop)
             shapes = None if self.shapes is None else self.shapes[start:stop]
-            return self._with(self.values, self.offsets[start : stop + 1], shapes)
+            return self._with_rows(self.values, self.offsets[start : stop + 1], shapes)
         # NumPy indexes the offsets, so errors are NumPy's own.
         starts, stops = self.offsets[:-1][index], self.offsets[1:][index]
         if starts.ndim == 0:
@@ -216,7 +216,7 @@ class Ragged:
         )
         values = np.empty(offsets[-1], self.dtype)
         _copy_rows(self.values, starts, lengths, values, offsets[:-1])
-        return self._with(values, offsets, None if self.shapes is None else self.shapes[index])
+        return self._with_rows(values, offsets, None if self.shapes is None else self.shapes[index])
 
     def __iter__(self) -> Iterator[Any]:
         # Slicing a memoryview is several times faster than slicing an array.
@@ -235,8 +235,8 @@ class Ragged:
         except UnicodeDecodeError as error:
             raise FormatError(f"row {i} is not UTF-8: {error}; read it as 'bytes'") from None
 
-    def _with(self, values: AnyArray, offsets: Int64, shapes: Int64 | None) -> Ragged:
-        """Return a Ragged of the same kind and encoding, without checking its parts."""
+    def _with_rows(self, values: AnyArray, offsets: Int64, shapes: Int64 | None) -> Ragged:
+        """Return other rows as a Ragged of the same kind and encoding, without checking them."""
         rows = Ragged.__new__(Ragged)
         rows.values, rows.offsets, rows.kind, rows.shapes = values, offsets, self.kind, shapes
         rows.encoding = self.encoding
@@ -273,21 +273,21 @@ class Ragged:
 
     def _summary(self) -> str:
         """Return kind or dtype, and lengths, for a repr."""
-        what = self.kind or f"rows of {self.dtype}"
+        type_text = self.kind or f"rows of {self.dtype}"
         if self.shapes is not None:
-            return f"{what}, {self.shapes.shape[1]}-d"
+            return f"{type_text}, {self.shapes.shape[1]}-d"
         if len(self) == 0:
-            return what
+            return type_text
         span = f"{self.lengths.min()} to {self.lengths.max()}"
-        return f"{what}, {span} bytes" if self.kind else f"{what}, lengths {span}"
+        return f"{type_text}, {span} bytes" if self.kind else f"{type_text}, lengths {span}"
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> AnyArray:
         dtypes: dict[str | None, DTypeLike] = {"str": np.dtypes.StringDType(), "bytes": object}
         is_object = dtype is not None and np.dtype(dtype).kind == "O"
         if self.kind not in dtypes and not is_object:
             raise TypeError(
-                f"{len(self)} {self._summary()}: no ndarray has such rows, but one of objects: "
-                "use pad(), to_list() or dtype=object"
+                f"{len(self)} {self._summary()}: such rows fit only an ndarray of objects: use "
+                "pad(), to_list() or dtype=object"
             )
         if copy is False:
             raise ValueError("Unable to avoid copy while creating an array as requested.")
@@ -310,10 +310,10 @@ class Ragged:
         """Return the encoding to write the rows with; None for images of an unknown format."""
         if self.encoding is not None:
             with suppress(ValueError, NpstreamError):
-                recorded = column_type(self.encoding)
+                encoding = column_type(self.encoding)
                 kind = "ndarray" if self.kind is None else self.kind
-                if recorded.kind == kind and recorded.dtype in (object, self.dtype, _TEXT):
-                    return recorded
+                if encoding.kind == kind and encoding.dtype in (object, self.dtype, _TEXT):
+                    return encoding
         if self.kind is None:
             type_of_array(self.dtype, ())  # raises if the dtype cannot be stored
             return column_type(f"ndarray:{self.dtype.name}")
@@ -395,8 +395,8 @@ class Ragged:
         sizes = np.minimum(shapes, target)
         begin = target - sizes if side == "left" else np.zeros_like(sizes)
         if len(padded) == 1:
-            at = np.arange(len(self)) * padded[0] + begin[:, 0]
-            _copy_rows(self.values, self.offsets[:-1], sizes[:, 0], out, at)
+            positions = np.arange(len(self)) * padded[0] + begin[:, 0]
+            _copy_rows(self.values, self.offsets[:-1], sizes[:, 0], out, positions)
             return out
         bounds = zip(self, sizes.tolist(), begin.tolist(), (begin + sizes).tolist(), strict=True)
         for i, (row, size, start, stop) in enumerate(bounds):
@@ -540,11 +540,13 @@ def _padded_shape(
     return padded
 
 
-def _copy_rows(source: AnyArray, starts: Int64, lengths: Int64, out: AnyArray, at: Int64) -> None:
-    """Copy ``source[starts[k]:][:lengths[k]]`` to the flat position ``at[k]`` of `out`."""
+def _copy_rows(
+    source: AnyArray, starts: Int64, lengths: Int64, out: AnyArray, positions: Int64
+) -> None:
+    """Copy ``source[starts[k]:][:lengths[k]]`` to the flat position ``positions[k]`` of `out`."""
     size = source.itemsize
     copy = copy_spans.for_size(len(starts))
-    copy(address_of(source) + starts * size, lengths * size, at * size, address_of(out))
+    copy(address_of(source) + starts * size, lengths * size, positions * size, address_of(out))
 
 
 def _as_int64(array_like: ArrayLike, name: str) -> Int64:

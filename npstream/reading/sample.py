@@ -1,4 +1,4 @@
-"""Provide `SampleReader`, which reads one sample in a few microseconds, without plan or kernel.
+"""Provide `SampleReader`, which reads one sample in a few microseconds, without a kernel.
 
 Tested in tests/end_to_end/test_golden.py.
 """
@@ -52,7 +52,7 @@ class SampleReader:
         self._readers: dict[int, ShardReader] = {}
 
     def read(self, sample: int) -> Sample:
-        """Return the sample with a number."""
+        """Return a sample by its number."""
         shard = bisect_right(self._starts, sample) - 1
         if self._fetcher.table is not self._table:
             self._readers, self._table = {}, self._fetcher.table
@@ -82,7 +82,7 @@ class SampleReader:
         return read
 
     def _fetch(self, sample: int) -> Sample:
-        """Read a sample that is not in memory, as several are read."""
+        """Read a sample that is not in memory with `gather`, which reads several at once."""
         ids = np.array([sample])
         stored = gather(self._fetcher, self._plan, ids)
         return {
@@ -127,20 +127,20 @@ def _shard_reader(
     if layout is not None and layout.stride and all(f.encoding.kind == "fixed" for f in fields):
         columns = [(f, record_column(loaded, layout, f)) for f in fields]
         return _record_reader(fetcher, first, columns)
-    offsets, begin, end = loaded.offsets.data, loaded.begin, len(loaded.data)
+    offsets, samples_begin, samples_end = loaded.offsets.data, loaded.begin, len(loaded.data)
     decode, guard = _decoder(fetcher, loaded, schema, fields)
     if stride := loaded.stride:
-        zero = begin - first * stride  # where sample 0 of the dataset would begin
+        zero = samples_begin - first * stride  # where sample 0 of the dataset would begin
         return lambda sample: decode(
             sample, zero + sample * stride, zero + sample * stride + stride
         )
 
     def read(sample: int) -> Sample:
         row = sample - first
-        at, stop = offsets[row], offsets[row + 1]
-        if not begin <= at <= stop <= end:
+        begin, end = offsets[row], offsets[row + 1]
+        if not samples_begin <= begin <= end <= samples_end:
             fetcher.raise_damaged(sample, "its offsets do not fit the shard")
-        return decode(sample, at - guard, stop)
+        return decode(sample, begin - guard, end)
 
     return read
 
@@ -203,7 +203,7 @@ def _decoder(
     if layout is None:
         data, parse = loaded.data.data, line_parser(fetcher, schema, [f.name for f in fields])
         guard = text.guard_nbytes(fetcher.index.schemas[schema])
-        return (lambda sample, at, stop: parse(sample, bytes(data[at:stop]))), guard
+        return (lambda sample, begin, end: parse(sample, bytes(data[begin:end]))), guard
     encodings = {f.name: f.encoding for f in fields}
     names = fetcher.index.schemas[schema].names
     columns = [(name, encodings.get(name), layout.columns[name].size) for name in names]
@@ -233,43 +233,44 @@ def _body_decoder(
     """
     data = loaded.data.data
     sizes = struct.Struct(f"<{sum(size is None for _, _, size in columns)}I")
-    numbers = list(takewhile(_is_number, columns))
-    rest = [
+    leading_columns = list(takewhile(_is_number, columns))
+    body_columns = [
         (name, None if encoding is None else encoding.decode, size)
-        for name, encoding, size in columns[len(numbers) :]
+        for name, encoding, size in columns[len(leading_columns) :]
     ]
     body_offset, number_readers = sizes.size, []
-    for name, encoding, size in numbers:
+    for name, encoding, size in leading_columns:
         if encoding is not None:
             values_at = _overlapping_numbers(loaded, encoding, body_offset)
             number_readers.append((name, _number_reader(values_at, encoding)))
         body_offset += size or 0
-    min_bytes = body_offset + sum(size for _, _, size in rest if size is not None)
+    min_bytes = body_offset + sum(size for _, _, size in body_columns if size is not None)
     template: Sample = dict.fromkeys(order)
 
-    def decode(sample: int, begin: int, stop: int) -> Sample:
-        lengths = sizes.unpack_from(data, begin) if stop - begin >= body_offset else ()
-        if min_bytes + sum(lengths) != stop - begin:
-            fetcher.raise_damaged(sample, "the sizes of its columns do not add up to its own")
+    def decode(sample: int, begin: int, end: int) -> Sample:
+        lengths = sizes.unpack_from(data, begin) if end - begin >= body_offset else ()
+        if min_bytes + sum(lengths) != end - begin:
+            fetcher.raise_damaged(sample, "the sizes of its columns do not add up to its length")
         values = template.copy()
         try:
             for name, read_number in number_readers:
                 values[name] = read_number(begin)
         except ValueError as error:
             fetcher.raise_damaged(sample, f"column {name!r}: {error}")
-        at, variable = begin + body_offset, 0
-        for name, decode_body, size in rest:
+        cursor, next_variable = begin + body_offset, 0
+        for name, decode_body, size in body_columns:
             if size is None:
-                end = at + lengths[variable]
-                variable += 1
+                stop = cursor + lengths[next_variable]
+                next_variable += 1
             else:
-                end = at + size
+                stop = cursor + size
             if decode_body is not None:
+                body = data[cursor:stop]
                 try:
-                    values[name] = decode_body(data[at:end])
+                    values[name] = decode_body(body)
                 except Exception:
-                    values[name] = decode_value(fetcher, name, decode_body, data[at:end], sample)
-            at = end
+                    values[name] = decode_value(fetcher, name, decode_body, body, sample)
+            cursor = stop
         return values
 
     return decode

@@ -43,21 +43,21 @@ def common_columns(
     column_errors: dict[str, str] = {}
     column_sets = [frozenset(columns) for columns in names]
     for name in dict.fromkeys(name for columns in names for name in columns):
-        without = [m.name for m, c in zip(members, column_sets, strict=True) if name not in c]
-        if without:
+        incomplete = [m.name for m, c in zip(members, column_sets, strict=True) if name not in c]
+        if incomplete:
             column_errors[name] = (
                 f"column {name!r} is not common to the sources of the mixture: it is missing in "
-                f"{_names_text(without)}"
+                f"{_names_text(incomplete)}"
             )
             continue
         field = members[0].source.field(name)
-        others = [m for m in members if _differs(m.source.field(name), field)]
-        if others:
-            other = others[0].source.field(name).encoding.name
+        differing = [m for m in members if _differs(m.source.field(name), field)]
+        if differing:
+            encoding_name = differing[0].source.field(name).encoding.name
             column_errors[name] = (
                 f"column {name!r} is {field.encoding.name!r} in source {members[0].name!r}, but "
-                f"{other!r} in {_names_text([m.name for m in others])}: open them with columns= "
-                "that declare the same meaning of its bytes"
+                f"{encoding_name!r} in {_names_text([m.name for m in differing])}: open them with "
+                "columns= that declare the same meaning of its bytes"
             )
         else:
             fields[name] = field
@@ -65,14 +65,14 @@ def common_columns(
 
 
 def _differs(field: Field, other: Field) -> bool:
-    same = encoding_key(field.encoding) == encoding_key(other.encoding)
-    return not same or field.encoding.headless != other.encoding.headless
+    has_same_key = encoding_key(field.encoding) == encoding_key(other.encoding)
+    return not has_same_key or field.encoding.headless != other.encoding.headless
 
 
 def _names_text(names: list[str]) -> str:
     """Return the names as text, shortened if there are many."""
-    more = f" and {len(names) - _MAX_NAMES_SHOWN} more" if len(names) > _MAX_NAMES_SHOWN else ""
-    return ", ".join(map(repr, names[:_MAX_NAMES_SHOWN])) + more
+    suffix = f" and {len(names) - _MAX_NAMES_SHOWN} more" if len(names) > _MAX_NAMES_SHOWN else ""
+    return ", ".join(map(repr, names[:_MAX_NAMES_SHOWN])) + suffix
 
 
 def open_source(
@@ -93,38 +93,38 @@ def open_source(
     fields: dict[str, Field] = {}
     column_errors: dict[str, str] = {}
     for number, schema in enumerate(fetcher.index.schemas):
-        others = schema_fields(schema, where)
+        new_fields = schema_fields(schema, where)
         if number == 0:
-            fields = others
+            fields = new_fields
             continue
         shard = int(np.argmax(fetcher.index.schema_ids == number))
-        for name in fields.keys() | others.keys():
-            if name not in others or name not in fields:
-                holds = "does not have" if name not in others else "has"
+        for name in fields.keys() | new_fields.keys():
+            if name not in new_fields or name not in fields:
+                verb = "does not have" if name not in new_fields else "has"
                 column_errors[name] = (
-                    f"{where}: not all shards have column {name!r}: shard {shard} {holds} it"
+                    f"{where}: not all shards have column {name!r}: shard {shard} {verb} it"
                 )
                 continue
-            first, other = fields[name].encoding, others[name].encoding
-            if encoding_key(other) != encoding_key(first):
+            old_encoding, new_encoding = fields[name].encoding, new_fields[name].encoding
+            if encoding_key(new_encoding) != encoding_key(old_encoding):
                 column_errors[name] = (
-                    f"{where}: column {name!r} is {other.name!r} in shard {shard}, "
-                    f"but {first.name!r} before it"
+                    f"{where}: column {name!r} is {new_encoding.name!r} in shard {shard}, "
+                    f"but {old_encoding.name!r} before it"
                 )
         fields = {name: f for name, f in fields.items() if name not in column_errors}
     source = Source(fetcher, fields, column_errors, limit)
     order = fetcher.index.annotations.order
     names = tuple(dict.fromkeys([*(name for name in order if name in fields), *fields]))
-    declared: Mapping[str, Any] = columns if isinstance(columns, Mapping) else {}
+    declarations: Mapping[str, Any] = columns if isinstance(columns, Mapping) else {}
     if columns is not None and not isinstance(columns, Mapping):
         names = tuple(source.field(name).name for name in columns)
         if len(set(names)) != len(names):
             raise ValueError(f"a column is listed twice in {list(names)}")
     for name, dtype in fetcher.index.annotations.dtypes.items():
         # Other columns are not needed, and their dtype may need a package that is not installed.
-        if name in names and name not in declared:
+        if name in names and name not in declarations:
             fields[name] = Field(name, _annotated_encoding(fields[name], dtype, where))
-    for name, meaning in declared.items():
+    for name, meaning in declarations.items():
         fields[name] = source.field(name).view(meaning)
     unsafe = [name for name in names if is_unsafe(fields[name].encoding.name)]
     if unsafe and not allow_pickle:
@@ -169,16 +169,17 @@ def _annotated_encoding(stored: Field, dtype: str, where: str) -> Encoding:
     except ValueError as error:
         raise FormatError(f"{where}: column {stored.name!r}: {error}") from None
     except MissingDependencyError as error:
-        otherwise = (
+        alternative = (
             "leave the column out with columns=, or read it as it is stored with "
             f"columns={{{stored.name!r}: {stored.encoding.name!r}}}"
         )
         raise MissingDependencyError(
-            f"{where}: column {stored.name!r} of dtype {dtype}", "ml_dtypes", "dtypes", otherwise
+            f"{where}: column {stored.name!r} of dtype {dtype}", "ml_dtypes", "dtypes", alternative
         ) from error
 
 
 def encoding_key(encoding: Encoding) -> tuple[Any, ...]:
     """Return a key that is equal for two encodings whose values form one column."""
-    is_array = encoding.kind in ("fixed", "int_text", "float_text", "str", "bytes")
-    return encoding.kind, encoding.dtype, encoding.shape, "" if is_array else encoding.name
+    # Values of other kinds depend on the encoding itself, such as "jpeg" or "json".
+    is_name_redundant = encoding.kind in ("fixed", "int_text", "float_text", "str", "bytes")
+    return encoding.kind, encoding.dtype, encoding.shape, "" if is_name_redundant else encoding.name

@@ -81,12 +81,14 @@ class Source:
         An error message for each other column.
     limit : int, optional
         The bytes that an implicit read may fetch; by default any number.
-    joined : sequence of Source
+    joined_sources : sequence of Source
         Sources with the same rows and other columns. ``Field.table`` of a column is the position
         of its source here, counted from 1. A joined source has no joined sources.
     """
 
-    __slots__ = ("_plans", "_readers", "column_errors", "fetcher", "fields", "joined", "limit")
+    __slots__ = (
+        "_plans", "_readers", "column_errors", "fetcher", "fields", "joined_sources", "limit",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -94,23 +96,24 @@ class Source:
         fields: Mapping[str, Field],
         column_errors: Mapping[str, str],
         limit: int | None = None,
-        joined: Sequence[Source] = (),
+        joined_sources: Sequence[Source] = (),
     ) -> None:
         self.fetcher = fetcher
         self.fields = fields
         self.column_errors = column_errors
         self.limit = limit
-        self.joined = tuple(joined)
+        self.joined_sources = tuple(joined_sources)
         self._readers: dict[tuple[str, ...], SampleReader] = {}
         self._plans: dict[tuple[str, ...], Plan] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Source, (self.fetcher, self.fields, self.column_errors, self.limit, self.joined)
+        arguments = self.fetcher, self.fields, self.column_errors, self.limit, self.joined_sources
+        return Source, arguments
 
     def close(self) -> None:
         """Release all maps and buffers; calls that are reading finish first."""
         self.fetcher.close()
-        for source in self.joined:
+        for source in self.joined_sources:
             source.close()
         for reader in list(self._readers.values()):
             reader.release()
@@ -132,8 +135,9 @@ class Source:
             if (field := self.field(old)).computation is None:
                 tables.setdefault(field.table, {})[old] = new
         source.fetcher = RenamedFetcher(self.fetcher, tables.get(0, {}))
-        source.joined = tuple(
-            joined.renamed(tables.get(number, {})) for number, joined in enumerate(self.joined, 1)
+        source.joined_sources = tuple(
+            joined_source.renamed(tables.get(number, {}))
+            for number, joined_source in enumerate(self.joined_sources, 1)
         )
         source.fields = {new: replace(self.field(old), name=new) for old, new in names.items()}
         source.column_errors = {
@@ -174,30 +178,30 @@ class Source:
     def reader(self, names: tuple[str, ...]) -> Reader:
         """Return a function that reads one sample with these columns, given its row."""
         plan = self.plan(names)
-        read, complete = self._own_reader(plan), self._completion(plan)
-        return read if complete is None else lambda row: complete(read(row), row)
+        read, add_columns = self._own_reader(plan), self._column_adder(plan)
+        return read if add_columns is None else lambda row: add_columns(read(row), row)
 
     def _own_reader(self, plan: Plan) -> Reader:
         """Return a function that reads the columns in the source's own shards of one sample."""
-        if not plan.own.fields and not plan.is_own:
+        if not plan.own_plan.fields and not plan.has_only_own_columns:
             return _read_no_columns
-        return self._cached_reader(tuple(f.name for f in plan.own.fields)).read
+        return self._cached_reader(tuple(f.name for f in plan.own_plan.fields)).read
 
-    def _completion(self, plan: Plan) -> Callable[[Sample, int], Sample] | None:
+    def _column_adder(self, plan: Plan) -> Callable[[Sample, int], Sample] | None:
         """Return a function that adds joined and computed columns to the sample of a row."""
-        if plan.is_own:
+        if plan.has_only_own_columns:
             return None
         readers = [
-            self.joined[number - 1].reader(tuple(f.name for f in part.fields))
-            for number, part in plan.joined.items()
+            self.joined_sources[number - 1].reader(tuple(f.name for f in part.fields))
+            for number, part in plan.joined_plans.items()
         ]
 
-        def complete(sample: Sample, row: int) -> Sample:
+        def add_columns(sample: Sample, row: int) -> Sample:
             for read in readers:
                 sample |= read(row)
             return plan.add_computed(sample, row)
 
-        return complete
+        return add_columns
 
     def _cached_reader(self, names: tuple[str, ...]) -> SampleReader:
         reader = self._readers.get(names)
@@ -212,7 +216,7 @@ class Source:
         if (computed := field.computation) is not None:
             return lambda row: {field.name: computed.value(row)}
         if field.table:
-            return self.joined[field.table - 1].value_reader(replace(field, table=0))
+            return self.joined_sources[field.table - 1].value_reader(replace(field, table=0))
         if self.field(field.name).encoding is field.encoding:
             return self._cached_reader((field.name,)).read
         return self._make_reader([field]).read
@@ -239,9 +243,9 @@ class Source:
         self, plan: Plan, lookup: Lookup, out: Mapping[str, AnyArray]
     ) -> dict[str, AnyArray | Ragged]:
         """Read columns of samples, in the form of a batch's columns."""
-        if plan.is_own:
+        if plan.has_only_own_columns:
             return self._own_columns(plan, lookup, out)
-        columns = self._own_columns(plan.own, lookup, out)
+        columns = self._own_columns(plan.own_plan, lookup, out)
         for source, part, rows in self.joined_parts(plan, lookup):
             columns |= source.columns(part, rows, out)
         for f in plan.fields:
@@ -253,14 +257,17 @@ class Source:
 
     def joined_parts(self, plan: Plan, lookup: Lookup) -> Iterator[tuple[Source, Plan, Lookup]]:
         """Yield the joined sources of a plan, each with its plan and its lookup of the rows."""
-        for number, part in plan.joined.items():
-            source = self.joined[number - 1]
-            yield source, part, lookup.joined.get(number) or source.look_up(lookup.rows)
+        for number, part in plan.joined_plans.items():
+            source = self.joined_sources[number - 1]
+            yield source, part, lookup.joined_lookups.get(number) or source.look_up(lookup.rows)
 
     def _own_columns(
         self, plan: Plan, lookup: Lookup, out: Mapping[str, AnyArray]
     ) -> dict[str, AnyArray | Ragged]:
-        """Read columns of the own shards: a single one from the side-car if that is cheaper."""
+        """Read columns of the source's own shards.
+
+        If the plan has one column, it may be read from the side-car, where that is cheaper.
+        """
         ids = lookup.samples
         if (
             self.fetcher.remotes
@@ -277,7 +284,7 @@ class Source:
     def _batch_columns(
         self, plan: Plan, lookup: Lookup, out: Mapping[str, AnyArray]
     ) -> dict[str, AnyArray | Ragged]:
-        """Read columns from the own shards."""
+        """Read columns from the source's own shards."""
         stored = gather(self.fetcher, plan, lookup.samples, out, lookup.is_prefetched)
         return {
             f.name: batch_column(self.fetcher, f, stored[f.name], lookup.samples, out.get(f.name))
@@ -332,8 +339,8 @@ class Source:
 
     def value_lists(self, plan: Plan, lookup: Lookup) -> dict[str, list[Any]]:
         """Read columns of samples, each as a list of values of samples."""
-        columns = _own_value_lists(self.fetcher, plan.own, lookup)
-        if plan.is_own:
+        columns = _own_value_lists(self.fetcher, plan.own_plan, lookup)
+        if plan.has_only_own_columns:
             return columns
         for source, part, rows in self.joined_parts(plan, lookup):
             columns |= source.value_lists(part, rows)
@@ -345,7 +352,7 @@ class Source:
 
     def bodies(self, plan: Plan, lookup: Lookup) -> dict[str, Bodies]:
         """Locate the stored bytes of columns, for a writer to copy."""
-        bodies = find_bodies(self.fetcher, plan.own, lookup.samples)
+        bodies = find_bodies(self.fetcher, plan.own_plan, lookup.samples)
         for source, part, rows in self.joined_parts(plan, lookup):
             bodies |= source.bodies(part, rows)
         for name, computation in plan.computed.items():
@@ -362,7 +369,7 @@ class Source:
         if field.computation is not None:
             return field.computation.equal(lookup.rows, text)
         for source, part, rows in self.joined_parts(plan, lookup):
-            return source.equal(part, rows, text)
+            return source.equal(part, rows, text)  # the only column is in this joined source
         return equal_text(self.fetcher, plan, lookup.samples, text)
 
     def read_ahead(
@@ -382,31 +389,32 @@ class Source:
         pairs: Iterator[tuple[T, Lookup]]
         pairs = ((item, self.look_up(rows_of(item))) for item in items)
         if self.reads_own_shards(plan):
-            pairs = self._own_ahead(pairs, step, is_rowwise)
-        for number in plan.joined:
-            pairs = self._joined_ahead(number, pairs, step, is_rowwise)
+            pairs = self._read_own_ahead(pairs, step, is_rowwise)
+        for number in plan.joined_plans:
+            pairs = self._read_joined_ahead(number, pairs, step, is_rowwise)
         return pairs
 
     def reads_own_shards(self, plan: Plan) -> bool:
         """Return True if a read of these columns needs the source's own shards."""
-        return plan.is_own or bool(plan.own.fields) or not plan.joined
+        return plan.has_only_own_columns or bool(plan.own_plan.fields) or not plan.joined_plans
 
-    def _own_ahead(
+    def _read_own_ahead(
         self, pairs: Iterator[tuple[T, Lookup]], step: int, is_rowwise: bool
     ) -> Iterator[tuple[T, Lookup]]:
-        ahead = self.fetcher.read_ahead(pairs, _samples_of, step, is_rowwise)
-        for (item, lookup), is_prefetched in ahead:
+        results = self.fetcher.read_ahead(pairs, _samples_of, step, is_rowwise)
+        for (item, lookup), is_prefetched in results:
             yield item, lookup._replace(is_prefetched=is_prefetched) if is_prefetched else lookup
 
-    def _joined_ahead(
+    def _read_joined_ahead(
         self, number: int, pairs: Iterator[tuple[T, Lookup]], step: int, is_rowwise: bool
     ) -> Iterator[tuple[T, Lookup]]:
-        source = self.joined[number - 1]
-        whole = Plan(list(source.fields.values()))
+        source = self.joined_sources[number - 1]
+        # Read-ahead fetches whole samples, so their columns do not matter.
+        sample_plan = Plan(list(source.fields.values()))
         for (item, lookup), rows in source.read_ahead(
-            pairs, _rows_of_pair, whole, step, is_rowwise
+            pairs, _rows_of_pair, sample_plan, step, is_rowwise
         ):
-            yield item, lookup._replace(joined={**lookup.joined, number: rows})
+            yield item, lookup._replace(joined_lookups={**lookup.joined_lookups, number: rows})
 
     def is_rowwise(
         self,
@@ -505,8 +513,8 @@ class Source:
             return locate_samples(self.index, int(self.sample_ids(np.array([ids]))[0]))
         return locate_samples(self.index, self.sample_ids(ids))
 
-    def stored(self, selection: Selection) -> Selection:
-        """Return a view as a selection of sample numbers."""
+    def to_sample_numbers(self, selection: Selection) -> Selection:
+        """Convert a selection of rows to a selection of sample numbers."""
         return selection
 
     def estimate_bytes(self, samples: int) -> int:
@@ -522,7 +530,7 @@ class Source:
 
         Unlike `estimate_rows`, it counts the bytes of the joined sources that the plan reads.
         """
-        if not plan.joined:
+        if not plan.joined_plans:
             return self.estimate_rows(nbytes)
         return max(1, nbytes * self.index.samples // max(self.estimate_read_bytes(plan), 1))
 
@@ -537,21 +545,24 @@ class Source:
 
     def split_plan(self, plan: Plan) -> list[tuple[Source, Plan]]:
         """Return the sources that a plan reads, each with the plan of its stored columns."""
-        own: list[tuple[Source, Plan]] = []
+        parts: list[tuple[Source, Plan]] = []
         if self.reads_own_shards(plan):
-            own.append((self, plan.own))
-        return own + [(self.joined[number - 1], part) for number, part in plan.joined.items()]
+            parts.append((self, plan.own_plan))
+        for number, joined_plan in plan.joined_plans.items():
+            parts.append((self.joined_sources[number - 1], joined_plan))
+        return parts
 
     def column(self, name: str) -> tuple[Source, Plan]:
         """Return the source that has a column, and the plan to read only that column."""
         if table := self.field(name).table:
-            return self.joined[table - 1].column(name)
+            return self.joined_sources[table - 1].column(name)
         return self, self.plan((name,))
 
     def block_rows(self, plan: Plan, nbytes: int) -> int:
-        """Return how many rows to read at once, given a size of whole samples.
+        """Return how many rows to read at once: as many whole samples as have about `nbytes`.
 
-        It is more if remote samples are read in parts, so that more requests run concurrently.
+        If remote samples are read in parts, the number is larger, so that more requests run
+        concurrently.
         """
         rows = self.estimate_rows(nbytes)
         if not self.reads_parts(plan):
@@ -581,10 +592,10 @@ class Source:
         return shard_chunks(index.starts, index.nbytes, index.compressed, index.chunk_bytes)
 
 
-def transform_old_names(
+def adapt_transform(
     transform: Callable[[Sample], Any] | None, names: Mapping[str, str]
 ) -> Callable[[Sample], Any] | None:
-    """Return a transform that takes samples with the new names of `Source.renamed`."""
+    """Adapt a transform to samples whose columns `Source.renamed` has renamed."""
     if transform is None or all(old == new for old, new in names.items()):
         return transform
     old_names = {new: old for old, new in names.items()}

@@ -480,20 +480,20 @@ def test_ids_have_the_shape_of_the_view():
     assert Batch({}).n == 0
 
 
-def test_what_is_no_column_of_a_batch_raises_with_the_way_on():
-    found = Batch({"label": np.arange(3)}, ids=[4, 5, 6])
+def test_an_unknown_column_of_a_batch_raises_with_advice():
+    labels = Batch({"label": np.arange(3)}, ids=[4, 5, 6])
     with pytest.raises(ColumnError, match="no column 'lable'; did you mean 'label'"):
-        found["lable"]
+        labels["lable"]
     with pytest.raises(KeyError, match=r"batch\[0\]: a Batch is a dict .* batch\['label'\]\[0\]"):
-        found[0]
+        labels[0]
     with pytest.raises(AttributeError, match=r"it is a column: write batch\['label'\]"):
-        _ = found.label
+        _ = labels.label
     with pytest.raises(AttributeError, match="no attribute 'lable'"):
-        _ = found.lable
+        _ = labels.lable
     with pytest.raises(AttributeError, match="it has no sample ids"):
         _ = Batch({"label": np.arange(3)}).ids
-    assert found.get("lable") is None
-    assert "lable" not in found
+    assert labels.get("lable") is None
+    assert "lable" not in labels
 
 
 def test_the_repr_of_a_batch_is_short():

@@ -60,20 +60,20 @@ def small_costs(monkeypatch):
         (coalesce, "REQUEST_BYTES", 64),
         (point_reads, "MAX_SAMPLE_GAP", 8),
         (remote_shards, "SMALL_CHUNK", 0),
-        (remote_shards, "MIN_PART_READ", 256),
+        (remote_shards, "MIN_PARTS_COST", 256),
     ):
         monkeypatch.setattr(module, name, value)
 
 
 @contextlib.contextmanager
-def opened(url, **options):
+def open_with_new_cache(url, **options):
     with tempfile.TemporaryDirectory() as cache, npstream.open(url, cache=cache, **options) as ds:
         yield ds
 
 
-def transferred(requests, before=0):
-    """Return the number of requests since `before`, and their bytes."""
-    return len(requests) - before, sum(nbytes for *_, nbytes in requests[before:])
+def count_transfers(requests, start=0):
+    """Return the number of requests from number `start` on, and their bytes."""
+    return len(requests) - start, sum(nbytes for *_, nbytes in requests[start:])
 
 
 rows = st.one_of(
@@ -104,16 +104,16 @@ def reads(draw):
 def test_parts_equal_those_of_numpy_and_cost_what_explain_estimates(
     kind, verify, steps, cached, urls, small_costs, requests
 ):
-    with opened(urls[kind], verify=verify) as ds:
+    with open_with_new_cache(urls[kind], verify=verify) as ds:
         if cached is not None:
             ds[cached].prefetch()
         for name, index in steps:
-            view, before = ds[name][index], len(requests)
+            view, seen = ds[name][index], len(requests)
             cost = view.explain()
-            assert len(requests) == before
+            assert len(requests) == seen
             np.testing.assert_array_equal(view.load(), DATA[name][index])
             if kind == "mds":
-                assert (cost.requests, cost.nbytes) == transferred(requests, before)
+                assert (cost.requests, cost.nbytes) == count_transfers(requests, seen)
 
 
 @pytest.mark.parametrize(
@@ -129,15 +129,15 @@ def test_parts_equal_those_of_numpy_and_cost_what_explain_estimates(
     ids=str,
 )
 def test_a_part_takes_its_bytes_and_is_cached(index, expected, urls, small_costs, requests):
-    with opened(urls["mds"]) as ds:
+    with open_with_new_cache(urls["mds"]) as ds:
         view = ds["x"][index]
         cost = view.explain()
         requests.clear()
         np.testing.assert_array_equal(view.load(), DATA["x"][index])
-        assert (cost.requests, cost.nbytes) == transferred(requests) == expected
+        assert (cost.requests, cost.nbytes) == count_transfers(requests) == expected
         assert view.explain().nbytes == 0
         np.testing.assert_array_equal(view.load(), DATA["x"][index])
-        assert transferred(requests) == expected
+        assert count_transfers(requests) == expected
 
 
 def test_every_way_to_read_a_part_fetches_only_its_bytes(urls, small_costs, requests):
@@ -159,16 +159,16 @@ def test_every_way_to_read_a_part_fetches_only_its_bytes(urls, small_costs, requ
         "strided": (lambda c: np.asarray(c[::10, 0, ::-7]), 9 * 32),
     }
     for name, (read, nbytes) in reads.items():
-        with opened(urls["mds"]) as ds:
+        with open_with_new_cache(urls["mds"]) as ds:
             requests.clear()
             np.testing.assert_array_equal(read(ds["x"]), read(DATA["x"]), err_msg=name)
-            assert transferred(requests)[1] == nbytes, name
+            assert count_transfers(requests)[1] == nbytes, name
 
 
 def test_parts_of_samples_in_memory_and_of_cached_chunks_take_no_request(
     urls, small_costs, requests
 ):
-    with opened(urls["mds"]) as ds:
+    with open_with_new_cache(urls["mds"]) as ds:
         ds[40]
         ds[:3].prefetch()
         requests.clear()
@@ -178,28 +178,31 @@ def test_parts_of_samples_in_memory_and_of_cached_chunks_take_no_request(
 
 
 def test_a_chunk_is_fetched_when_reads_of_parts_have_cost_as_much(urls, small_costs, requests):
-    with opened(urls["mds"]) as ds:
+    with open_with_new_cache(urls["mds"]) as ds:
         requests.clear()
         reads = 0
         for row in range(6):
             for k in range(48):
-                before = len(requests)
+                seen = len(requests)
                 assert ds["x"][0, row, k % 8] == DATA["x"][0, row, k % 8]
-                reads += transferred(requests, before) == (1, 4)
+                reads += count_transfers(requests, seen) == (1, 4)
         assert 4 < reads <= 16  # each read counts as 256 bytes, and the chunk has about 4 KiB
-        assert transferred(requests)[1] < 3 * (4 << 10)
+        assert count_transfers(requests)[1] < 3 * (4 << 10)
 
 
 def test_parts_of_several_schemas_and_datasets_are_read(urls, small_costs, requests):
-    with opened(urls["mds"]) as one, opened(urls["variable"], columns=[*DATA]) as two:
+    with (
+        open_with_new_cache(urls["mds"]) as one,
+        open_with_new_cache(urls["variable"], columns=[*DATA]) as two,
+    ):
         column = npstream.mix({"one": one, "two": two})["x"][:90:45, 1]
-        both = npstream.mix({"one": one, "again": one})["x"][::45, 1]
+        repeated = npstream.mix({"one": one, "again": one})["x"][::45, 1]
         requests.clear()
-        cost = both.explain()
-        np.testing.assert_array_equal(both.load(), np.tile(DATA["x"][::45, 1], (2, 1)))
-        assert (cost.requests, cost.nbytes) == transferred(requests) == (2, 64)
+        cost = repeated.explain()
+        np.testing.assert_array_equal(repeated.load(), np.tile(DATA["x"][::45, 1], (2, 1)))
+        assert (cost.requests, cost.nbytes) == count_transfers(requests) == (2, 64)
         np.testing.assert_array_equal(column.load(), DATA["x"][::45, 1])
-        assert transferred(requests) == (2, 64)
+        assert count_transfers(requests) == (2, 64)
         mixed = npstream.mix({"one": one, "two": two})["x"]
         np.testing.assert_array_equal(mixed[:, 2].load(), np.tile(DATA["x"][:, 2], (2, 1)))
 
@@ -207,16 +210,16 @@ def test_parts_of_several_schemas_and_datasets_are_read(urls, small_costs, reque
 def test_a_small_column_next_to_a_large_one_is_read_as_a_part(tmp_path, requests):
     data = {"large": np.zeros((12, 1 << 18)), "pair": np.arange(24).reshape(12, 2)}
     npstream.write("memory://parts-large", data)
-    with opened("memory://parts-large") as ds:
+    with open_with_new_cache("memory://parts-large") as ds:
         cost, seen = ds["pair"].explain(), len(requests)
         np.testing.assert_array_equal(ds["pair"].load(), data["pair"])
-        assert (cost.requests, cost.nbytes) == transferred(requests, seen) == (12, 12 * 16)
+        assert (cost.requests, cost.nbytes) == count_transfers(requests, seen) == (12, 12 * 16)
         assert ds["pair"][3].tolist() == [6, 7]
 
 
 def test_parts_without_elements_cost_nothing(urls, requests):
     for url in urls.values():
-        with opened(url) as ds:
+        with open_with_new_cache(url) as ds:
             part, seen = ds["x"][:, 0:0], len(requests)
             assert part.explain().nbytes == 0
             part.prefetch()
@@ -227,7 +230,7 @@ def test_parts_without_elements_cost_nothing(urls, requests):
 def test_reads_of_parts_report_a_removed_dataset(urls, small_costs):
     files = fsspec.filesystem("memory")
     npstream.write("memory://parts-gone/data", {"x": DATA["x"]})
-    with opened("memory://parts-gone/data") as ds:
+    with open_with_new_cache("memory://parts-gone/data") as ds:
         files.rm("/parts-gone/data", recursive=True)
         with pytest.raises(StorageError, match="the dataset was removed since it was opened"):
             ds["x"][5, 0]
@@ -255,18 +258,18 @@ def test_servers_receive_the_estimated_requests_for_parts(name, servers, tmp_pat
 def test_the_last_parts_of_a_read_larger_than_the_cache_are_cached(
     urls, small_costs, requests, monkeypatch
 ):
-    with opened(urls["mds"]) as ds:
-        for limit, repeated in ((600, 7), (1, 9)):
+    with open_with_new_cache(urls["mds"]) as ds:
+        for limit, requests_again in ((600, 7), (1, 9)):
             monkeypatch.setattr(point_reads, "PARTS_CACHE_BYTES", limit)
             ds._source.remote.point_reader._parts_cache = point_reads.LRUCache(limit)
             ds["x"][::10, 0].load()
             requests.clear()
             np.testing.assert_array_equal(ds["x"][::10, 0].load(), DATA["x"][::10, 0])
-            assert len(requests) == repeated
+            assert len(requests) == requests_again
 
 
 def test_threads_may_read_parts_concurrently(urls, small_costs):
-    with opened(urls["mds"]) as ds, ThreadPoolExecutor(8) as pool:
+    with open_with_new_cache(urls["mds"]) as ds, ThreadPoolExecutor(8) as pool:
         column = ds["y"]
         indices = [(row, axis) for row in range(0, ROWS, 7) for axis in range(3)]
         values = list(pool.map(column.__getitem__, indices))

@@ -54,11 +54,11 @@ def pair(request, tmp_path):
     stored = {"word": [Words().value(row) for row in range(N)], "x": x,
               "square": Squares().column(np.arange(N))}  # fmt: skip
     npstream.write(tmp_path / "all", stored)
-    opened = npstream.open(tmp_path / "x")._source
-    fields = dict(opened.fields)
+    stored_source = npstream.open(tmp_path / "x")._source
+    fields = dict(stored_source.fields)
     for name, (encoding, computation) in COMPUTED.items():
         fields[name] = Field(name, parse(encoding), computation=computation)
-    source = Source(opened.fetcher, fields, opened.column_errors)
+    source = Source(stored_source.fetcher, fields, stored_source.column_errors)
     computed = Dataset(source, Selection.all(N), ("word", "x", "square"), None)
     return computed, npstream.open(tmp_path / "all")
 

@@ -40,8 +40,8 @@ __all__ = ["ColumnDecoder", "DecodedColumns", "decode_ahead", "decode_column", "
 
 T = TypeVar("T")
 
-_DECODED_AHEAD = 2
-"""Batches that are being decoded, the next one to be yielded included."""
+_MAX_PENDING = 2
+"""Maximum number of batches in decoding: the one that is yielded next, and the one after it."""
 
 
 class ColumnDecoder:
@@ -84,7 +84,7 @@ class ColumnDecoder:
         *,
         separate: bool = False,
     ) -> dict[str, ImageStack]:
-        """Return the images of each column that is decoded, none of them decoded yet.
+        """Return an image stack for each column to decode. Nothing is decoded yet.
 
         Parameters
         ----------
@@ -110,15 +110,15 @@ class ColumnDecoder:
     ) -> ImageStack:
         values, offsets = memoryview(bodies.values.data), bodies.offsets
         encoding = field.encoding.name
-        fractions = np.zeros((2, len(positions)))
+        all_fractions = np.zeros((2, len(positions)))
         if options.crop == "random":
-            fractions = random_fractions(self._seed, self._epoch, positions)
+            all_fractions = random_fractions(self._seed, self._epoch, positions)
 
         def decode(row: int, stack: ImageStack) -> AnyArray:
             body = values[offsets[row] : offsets[row + 1]]
-            place = float(fractions[0, row]), float(fractions[1, row])
+            fractions = float(all_fractions[0, row]), float(all_fractions[1, row])
             try:
-                return _decode(body, encoding, options, place, row, stack)
+                return _decode(body, encoding, options, fractions, row, stack)
             except (MissingDependencyError, MemoryError):
                 raise
             except _TransformError as error:
@@ -129,16 +129,16 @@ class ColumnDecoder:
                 # Pillow may raise any exception for a damaged file.
                 self._raise_damaged(field, lookup, row, error)
 
-        fixed = options.fixed_size if options.transform is None else None
+        is_fixed = options.fixed_size is not None and options.transform is None
         shape = (*(options.fixed_size or (0, 0)), CHANNELS[options.mode])
-        return ImageStack(len(bodies), decode, shape, fixed is not None)
+        return ImageStack(len(bodies), decode, shape, is_fixed)
 
     def _owner(self, field: Field, lookup: Lookup, row: int) -> tuple[Source, int]:
         """Return the source that stores a column, and the number of a sample there."""
         source = self._source
         if field.table:
-            source = source.joined[field.table - 1]
-            lookup = lookup.joined.get(field.table) or source.look_up(lookup.rows)
+            source = source.joined_sources[field.table - 1]
+            lookup = lookup.joined_lookups.get(field.table) or source.look_up(lookup.rows)
         return source, int(lookup.samples[row])
 
     def _where(self, field: Field, lookup: Lookup, row: int) -> str:
@@ -162,7 +162,7 @@ def _decode(
     body: Body,
     encoding: str,
     options: ImageOptions,
-    place: tuple[float, float],
+    fractions: tuple[float, float],
     row: int,
     stack: ImageStack,
 ) -> AnyArray:
@@ -170,11 +170,11 @@ def _decode(
     transform = options.transform
     if transform is None:
         return decode_image(
-            body, encoding, options, place, lambda shape, dtype: stack.slot(row, shape, dtype)
+            body, encoding, options, fractions, lambda shape, dtype: stack.slot(row, shape, dtype)
         )
-    pixels = decode_image(body, encoding, options, place, lambda shape, dtype: None)
+    pixels = decode_image(body, encoding, options, fractions, lambda shape, dtype: None)
     try:
-        result = _checked_result(transform(pixels))
+        result = _check_result(transform(pixels))
     except StopIteration as error:
         raise _TransformError(stop_iteration_error("transform= of decode")) from error
     except Exception as error:
@@ -186,7 +186,8 @@ def _decode(
     return slot
 
 
-def _checked_result(result: Any) -> AnyArray:
+def _check_result(result: Any) -> AnyArray:
+    """Return the result of the user's function as an array; raise TypeError if it is none."""
     if not is_array(result):
         raise TypeError(f"it returned a {type(result).__name__}: expected an array")
     array = as_array(result)
@@ -246,6 +247,7 @@ class DecodedColumns:
 
 
 def _wait(stacks: dict[str, ImageStack], futures: Sequence[Future[None]]) -> DecodedColumns:
+    """Wait for the threads; return the decoded columns up to the first row that failed."""
     for future in futures:
         future.result()
     failed = [first for stack in stacks.values() if (first := stack.first_error())]
@@ -342,8 +344,8 @@ def decode_ahead(
         while True:
             if pool.is_inherited:
                 pool = DecodeThreads(threads)
-                pending = deque(_restarted(pool, item) for item in pending)
-            while not is_over and len(pending) < _DECODED_AHEAD:
+                pending = deque(_restart(pool, item) for item in pending)
+            while not is_over and len(pending) < _MAX_PENDING:
                 try:
                     item = next(items)
                     stacks = stacks_of(item)
@@ -369,7 +371,7 @@ def decode_ahead(
         pool.close()
 
 
-def _restarted(pool: DecodeThreads, pending: _Pending[T]) -> _Pending[T]:
+def _restart(pool: DecodeThreads, pending: _Pending[T]) -> _Pending[T]:
     """Decode the images of an item again, in a forked process without its parent's threads."""
-    stacks = {name: stack.fresh() for name, stack in pending.stacks.items()}
+    stacks = {name: stack.copy_undecoded() for name, stack in pending.stacks.items()}
     return _Pending(pending.item, stacks, pool.start([*stacks.values()]))

@@ -69,7 +69,7 @@ def decode_image(
     body : bytes-like
         The stored bytes.
     encoding : str
-        The encoding of the column: "pil", or a name of one that stores image files.
+        The encoding of the column: "pil", or an encoding that stores image files, such as "jpeg".
     options : ImageOptions
         `transform` is not called.
     fractions : tuple of float
@@ -111,27 +111,29 @@ def _decode_jpeg(
 ) -> AnyArray | None:
     """Decode a JPEG file with simplejpeg; return None if Pillow must decode it."""
     try:
-        height, width, stored, _ = jpeg.decode_jpeg_header(body)
+        height, width, color_space, _ = jpeg.decode_jpeg_header(body)
     except ValueError:
         return None
-    is_gray = stored.upper() == "GRAY"
-    if not is_gray and stored.upper() not in ("RGB", "YCBCR"):
+    color_space = color_space.upper()
+    if color_space not in ("GRAY", "RGB", "YCBCR"):
         return None  # CMYK
     if height * width > _max_pixels():
         return None  # Pillow warns, or raises
-    is_gray = is_gray and options.mode in ("L", None)
+    decodes_gray = color_space == "GRAY" and options.mode in ("L", None)
     geometry = options.geometry(height, width, fractions)
-    is_final = is_gray or options.mode in ("RGB", None)
-    is_whole = geometry == (((height, width), 0, 0, height, width))
-    colors = "GRAY" if is_gray else "RGB"
+    is_final = decodes_gray or options.mode in ("RGB", None)
+    is_whole = geometry == ((height, width), 0, 0, height, width)
+    colors = "GRAY" if decodes_gray else "RGB"
     target = None
     if is_final and is_whole:
-        target = slot((height, width, 1 if is_gray else 3), _UINT8)
+        target = slot((height, width, 1 if decodes_gray else 3), _UINT8)
     divisor = _draft_divisor(height, width, geometry, options)
-    minimum = (-(-height // divisor), -(-width // divisor)) if divisor > 1 else (0, 0)
+    min_height, min_width = 0, 0
+    if divisor > 1:
+        min_height, min_width = -(-height // divisor), -(-width // divisor)
     try:
         pixels: AnyArray = jpeg.decode_jpeg(
-            body, colors, min_height=minimum[0], min_width=minimum[1], buffer=target,
+            body, colors, min_height=min_height, min_width=min_width, buffer=target,
             min_factor=divisor,
         )  # fmt: skip
     except ValueError:
@@ -139,8 +141,8 @@ def _decode_jpeg(
     if is_final and is_whole:
         return pixels if target is None else target
     if is_final and geometry.size == pixels.shape[:2]:
-        return _into(_cut(pixels, geometry), slot)
-    image = images.import_pillow().fromarray(pixels[..., 0] if is_gray else pixels)
+        return _copy_to_slot(_crop(pixels, geometry), slot)
+    image = images.import_pillow().fromarray(pixels[..., 0] if decodes_gray else pixels)
     return _finish(_convert(image, options.mode), geometry, options, slot)
 
 
@@ -149,8 +151,8 @@ def _draft_divisor(height: int, width: int, geometry: Geometry, options: ImageOp
     if not options.draft or options.resample == "nearest":
         return 1
     for divisor in _DRAFTS:
-        least = divisor * _DRAFT_GAP
-        if height >= least * geometry.size[0] and width >= least * geometry.size[1]:
+        min_ratio = divisor * _DRAFT_GAP
+        if height >= min_ratio * geometry.size[0] and width >= min_ratio * geometry.size[1]:
             return divisor
     return 1
 
@@ -159,29 +161,29 @@ def _finish(image: Image, geometry: Geometry, options: ImageOptions, slot: Slot)
     """Resize and crop an image, and return its pixels."""
     height, width = geometry.size
     if (width, height) == image.size:
-        return _into(_cut(_pixels(image), geometry), slot)
-    # Only the pixels of the crop are computed: its box in the image before the resize.
-    across, down = image.width / width, image.height / height
+        return _copy_to_slot(_crop(_pixels(image), geometry), slot)
+    # Resize only the crop: `box` is the crop in the pixels of the image before the resize.
+    x_scale, y_scale = image.width / width, image.height / height
     left, top = geometry.left, geometry.top
     right, bottom = left + geometry.width, top + geometry.height
     box = (
-        left * across,
-        top * down,
-        min(right * across, image.width),
-        min(bottom * down, image.height),
+        left * x_scale,
+        top * y_scale,
+        min(right * x_scale, image.width),
+        min(bottom * y_scale, image.height),
     )
     resample = getattr(images.import_pillow().Resampling, options.resample.upper())
     resized = image.resize((geometry.width, geometry.height), resample, box=box)
-    return _into(_pixels(resized), slot)
+    return _copy_to_slot(_pixels(resized), slot)
 
 
-def _cut(pixels: AnyArray, geometry: Geometry) -> AnyArray:
+def _crop(pixels: AnyArray, geometry: Geometry) -> AnyArray:
     top, left = geometry.top, geometry.left
     return pixels[top : top + geometry.height, left : left + geometry.width]
 
 
-def _into(pixels: AnyArray, slot: Slot) -> AnyArray:
-    """Return pixels in the array of `slot`, or as a new array."""
+def _copy_to_slot(pixels: AnyArray, slot: Slot) -> AnyArray:
+    """Copy pixels to the array of `slot`, or to a new array; return the array."""
     target = slot(pixels.shape, pixels.dtype)
     if target is None:
         return pixels.copy()

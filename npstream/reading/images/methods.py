@@ -53,8 +53,9 @@ class ImageMethods:
             position of the image in this column. With `npstream.Dataset.iter`, it depends only on
             the seed, the epoch and the position in the epoch.
         crop_size : int or (int, int), optional
-            The side of a square, or height and width. By default those of `resize`: with height and
-            width, the image is then resized to cover them, and keeps its aspect ratio.
+            The side of a square, or height and width. The default is the value of `resize`. If that
+            is a height and a width, the image keeps its aspect ratio: it is resized to the smallest
+            size that contains the crop.
         resample : str, default: "bilinear"
             Pillow's filter for `resize`: "nearest", "box", "bilinear", "hamming", "bicubic" or
             "lanczos".

@@ -66,8 +66,9 @@ class ImageOptions:
     crop : {"center", "random"}, optional
         Where to cut out a part of `crop_size`.
     crop_size : int or (int, int), optional
-        The size of the crop: the side of a square, or height and width. By default the size that
-        `resize` gives; two numbers then keep the aspect ratio and cover that size.
+        The size of the crop: the side of a square, or height and width. The default is the value of
+        `resize`. If that is a height and a width, the image keeps its aspect ratio: it is resized
+        to the smallest size that contains the crop.
     resample : str, default: "bilinear"
         The filter of `resize`, one of Pillow's, in lower case.
     draft : bool, default: True
@@ -89,7 +90,7 @@ class ImageOptions:
     resample: str = "bilinear"
     draft: bool = True
     transform: Callable[[Any], Any] | None = None
-    _covers: bool = field(default=False, init=False, repr=False)
+    _keeps_aspect: bool = field(default=False, init=False, repr=False)
     _crop_size: Size | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -108,10 +109,12 @@ class ImageOptions:
                 raise ValueError(f"crop={self.crop!r}: give crop_size=, or resize=")
         if isinstance(crop_size, int):
             crop_size = (crop_size, crop_size)
-        covers = self.crop_size is None and isinstance(self.resize, tuple) and self.crop is not None
+        keeps_aspect = (
+            self.crop_size is None and isinstance(self.resize, tuple) and self.crop is not None
+        )
         if crop_size is not None and self.crop is None:
             object.__setattr__(self, "crop", "center")
-        object.__setattr__(self, "_covers", covers)
+        object.__setattr__(self, "_keeps_aspect", keeps_aspect)
         object.__setattr__(self, "_crop_size", crop_size)
 
     @property
@@ -136,15 +139,15 @@ class ImageOptions:
         ValueError
             If the resized image is smaller than the crop.
         """
-        size = self._resized(height, width)
+        size = self._size_after_resize(height, width)
         if self._crop_size is None:
             return Geometry(size, 0, 0, *size)
         crop_height, crop_width = self._crop_size
         spare_height, spare_width = size[0] - crop_height, size[1] - crop_width
         if min(spare_height, spare_width) < 0:
-            resized = "" if size == (height, width) else " after resize"
+            when = "" if size == (height, width) else " after resize"
             raise ValueError(
-                f"the image has height {size[0]} and width {size[1]}{resized}, less than the crop "
+                f"the image has height {size[0]} and width {size[1]}{when}, less than the crop "
                 f"of {crop_height} and {crop_width}: give resize=, or a smaller crop_size="
             )
         if self.crop == "random":
@@ -156,7 +159,7 @@ class ImageOptions:
             top, left = round(spare_height / 2), round(spare_width / 2)
         return Geometry(size, top, left, crop_height, crop_width)
 
-    def _resized(self, height: int, width: int) -> Size:
+    def _size_after_resize(self, height: int, width: int) -> Size:
         if self.resize is None:
             return height, width
         if isinstance(self.resize, int):
@@ -164,7 +167,7 @@ class ImageOptions:
             if height <= width:
                 return self.resize, max(1, int(self.resize * width / height))
             return max(1, int(self.resize * height / width)), self.resize
-        if not self._covers:
+        if not self._keeps_aspect:
             return self.resize
         scale = max(self.resize[0] / height, self.resize[1] / width)
         rounded = round(height * scale), round(width * scale)
@@ -237,9 +240,11 @@ def options_by_column(decode: Any, columns: Sequence[Field]) -> dict[str, ImageO
     Raises
     ------
     ColumnError
-        If there is no column of a name.
-    ValueError, TypeError
-        If there is no column of images, a column holds something else, or an option is invalid.
+        If a name in `decode` is not a column.
+    ValueError
+        If `decode` is True and no column stores images, or if an option is invalid.
+    TypeError
+        If a named column does not store images or bytes, or if an option has a wrong type.
     """
     if decode is False or decode is None:
         return {}
@@ -261,14 +266,14 @@ def options_by_column(decode: Any, columns: Sequence[Field]) -> dict[str, ImageO
             f"decode={short_repr(decode)}: expected True, names of columns, or options by name, as "
             "in decode={'image': {'resize': 224}}"
         )
-    found = {}
+    column_options = {}
     for name, options in decode.items():
         if name not in by_name:
             raise ColumnError(name, by_name)
         require_images(by_name[name])
         if options is not False and options is not None:
-            found[name] = image_options(options, f"decode[{name!r}]")
-    return found
+            column_options[name] = image_options(options, f"decode[{name!r}]")
+    return column_options
 
 
 def require_images(column: Field) -> None:

@@ -30,8 +30,8 @@ DecodeRow: TypeAlias = "Callable[[int, ImageStack], AnyArray]"
 
 def thread_count(processes: int = 1) -> int:
     """Return the number of threads for each of several processes that decode at the same time."""
-    available: Any = getattr(os, "sched_getaffinity", None)
-    cores = len(available(0)) if available is not None else os.cpu_count() or 1
+    get_affinity: Any = getattr(os, "sched_getaffinity", None)
+    cores = len(get_affinity(0)) if get_affinity is not None else os.cpu_count() or 1
     return min(MAX_DECODE_THREADS, max(1, cores // max(1, processes)))
 
 
@@ -50,8 +50,9 @@ class ImageStack:
     shape : tuple of int
         The shape of an image, for a stack without images.
     is_fixed : bool
-        Whether every image has the size of `shape`, so that a stack that does not fit in memory is
-        an error. Otherwise images may be smaller than the first one.
+        True if every image has the size of `shape`. Then it is an error if the stack does not fit
+        in memory. If False, such images become single arrays, because others may be smaller than
+        the first one.
     """
 
     def __init__(
@@ -64,17 +65,17 @@ class ImageStack:
         self._stop = count
         self._lock = threading.Lock()
         self._array: AnyArray | None = None
-        self._agree = True
+        self._shapes_agree = True
 
-    def fresh(self) -> ImageStack:
-        """Return a stack of the same images, before any is decoded."""
+    def copy_undecoded(self) -> ImageStack:
+        """Return a new stack for the same images, none of them decoded."""
         stack = ImageStack(self.count, self._decode, self._shape, self._is_fixed)
-        stack._agree = self._agree
+        stack._shapes_agree = self._shapes_agree
         return stack
 
     def separate(self) -> None:
         """Make each image an array of its own."""
-        self._agree = False
+        self._shapes_agree = False
 
     def decode(self) -> None:
         """Decode images until none is left, or one fails. Each thread calls this."""
@@ -94,14 +95,14 @@ class ImageStack:
 
     def slot(self, row: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> AnyArray | None:
         """Return the array of a row in the stack; None if the image does not fit into it."""
-        if not self._agree:
+        if not self._shapes_agree:
             return None
         with self._lock:
             if self._array is None:
                 if not self._allocate(shape, dtype):
                     return None
             elif self._array.shape[1:] != shape or self._array.dtype != dtype:
-                self._agree = False
+                self._shapes_agree = False
                 return None
             assert self._array is not None
             target: AnyArray = self._array[row, ...]  # an array even if the shape is ()
@@ -113,7 +114,7 @@ class ImageStack:
         if self._is_fixed:
             ensure_fits(nbytes, f"{self.count:,} decoded images of shape {shape}")
         elif not fits_in_memory(nbytes):
-            self._agree = False
+            self._shapes_agree = False
             return False
         self._array = huge_empty(elements, dtype).reshape(self.count, *shape)
         return True
@@ -124,18 +125,18 @@ class ImageStack:
 
     def images(self, stop: int | None = None) -> list[AnyArray]:
         """Return the images of rows before `stop` as arrays that do not share memory."""
-        found = []
+        images = []
         for image in self._images[:stop]:
             assert image is not None
-            found.append(image.copy() if self._is_view(image) else image)
-        return found
+            images.append(image.copy() if self._is_view(image) else image)
+        return images
 
     def _is_view(self, image: AnyArray) -> bool:
         return self._array is not None and np.may_share_memory(image, self._array)
 
     def result(self) -> AnyArray | list[AnyArray]:
         """Return the images as one array if their shapes agree, otherwise as a list."""
-        if self._agree and self._array is not None:
+        if self._shapes_agree and self._array is not None:
             return self._array
         if not self.count:
             return np.empty((0, *self._shape), np.uint8)
@@ -153,9 +154,9 @@ class DecodeThreads:
 
     def __init__(self, count: int) -> None:
         self._count, self._process = count, os.getpid()
-        self._members: set[int] = set()
+        self._thread_ids: set[int] = set()
         self._executor = ThreadPoolExecutor(
-            count, "npstream-images", lambda: self._members.add(threading.get_ident())
+            count, "npstream-images", lambda: self._thread_ids.add(threading.get_ident())
         )
 
     @property
@@ -164,7 +165,7 @@ class DecodeThreads:
         return os.getpid() != self._process
 
     def start(self, stacks: list[ImageStack]) -> list[Future[None]]:
-        """Let the threads decode stacks, and return what to wait for."""
+        """Let the threads decode stacks; return the futures to wait for."""
         return [
             self._executor.submit(stack.decode)
             for stack in stacks
@@ -176,5 +177,5 @@ class DecodeThreads:
         if self.is_inherited:
             return
         # A thread may free the iterator that it works for, and must not wait for itself.
-        is_member = threading.get_ident() in self._members
-        self._executor.shutdown(wait=not is_member, cancel_futures=True)
+        is_own_thread = threading.get_ident() in self._thread_ids
+        self._executor.shutdown(wait=not is_own_thread, cancel_futures=True)

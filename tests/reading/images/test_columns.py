@@ -51,7 +51,7 @@ def pixels(image):
     return array[..., None] if array.ndim == 2 else array
 
 
-def opened(body):
+def open_image(body):
     return Image.open(io.BytesIO(body))
 
 
@@ -61,7 +61,7 @@ def write(path, bodies, encoding="jpeg"):
     return npstream.open(path)
 
 
-def decoded_alone(body, encoding="bytes", **options):
+def decode_one(body, encoding="bytes", **options):
     """Decode one image without a dataset."""
     checked = ImageOptions(**options)
     return decoders.decode_image(body, encoding, checked, (0.5, 0.5), lambda shape, dtype: None)
@@ -72,7 +72,7 @@ def test_images_of_one_size_are_one_array(tmp_path, decoder):
     ds = write(tmp_path / "ds", bodies)
     images = ds["image"].decode()
     assert images.dtype == np.uint8
-    np.testing.assert_array_equal(images, [pixels(opened(body)) for body in bodies])
+    np.testing.assert_array_equal(images, [pixels(open_image(body)) for body in bodies])
     batch = ds.load(decode=True)
     np.testing.assert_array_equal(batch["image"], images)
     assert batch["n"].tolist() == [*range(7)]
@@ -87,7 +87,7 @@ def test_images_of_several_sizes_are_a_list(tmp_path, decoder):
     images = write(tmp_path / "ds", bodies)["image"].decode()
     assert isinstance(images, list)
     for image, body in zip(images, bodies, strict=True):
-        np.testing.assert_array_equal(image, pixels(opened(body)))
+        np.testing.assert_array_equal(image, pixels(open_image(body)))
         assert image.base is None or image.base.nbytes < 2 * image.nbytes  # not the whole stack
     batch = write(tmp_path / "again", bodies).load(decode=["image"])
     assert "list of 7 ndarrays" in repr(batch)
@@ -113,7 +113,7 @@ def test_modes_and_formats_give_the_pixels_of_pillow(
         body = encode(image, format)
     except (OSError, ValueError):
         return  # the format does not store the mode
-    expected = opened(body)
+    expected = open_image(body)
     if target is None:
         expected = expected.convert("L") if expected.mode == "1" else expected
     else:
@@ -121,7 +121,7 @@ def test_modes_and_formats_give_the_pixels_of_pillow(
     with pytest.MonkeyPatch.context() as patch:
         if not has_simplejpeg:
             patch.setattr(decoders, "_simplejpeg", lambda: None)
-        np.testing.assert_array_equal(decoded_alone(body, mode=target), pixels(expected))
+        np.testing.assert_array_equal(decode_one(body, mode=target), pixels(expected))
 
 
 @given(
@@ -134,9 +134,9 @@ def test_resized_pixels_are_those_of_pillow(size, resize, resample):
     body = encode(picture(*size), "PNG")
     options = ImageOptions(resize=resize)
     height, width = options.geometry(*size, (0, 0)).size
-    expected = opened(body).resize((width, height), Image.Resampling[resample.upper()])
-    ours = decoded_alone(body, resize=resize, resample=resample)
-    np.testing.assert_array_equal(ours, pixels(expected))
+    expected = open_image(body).resize((width, height), Image.Resampling[resample.upper()])
+    decoded = decode_one(body, resize=resize, resample=resample)
+    np.testing.assert_array_equal(decoded, pixels(expected))
 
 
 @given(
@@ -149,11 +149,11 @@ def test_a_crop_has_the_pixels_of_the_resized_image(size, resize, crop):
     body = encode(picture(*size), "PNG")
     options = {"resize": resize, "crop": crop, "crop_size": (3, 4)}
     place = ImageOptions(**options).geometry(*size, (0.5, 0.5))
-    whole = opened(body).resize(resize[::-1], Image.Resampling.BILINEAR)
+    whole = open_image(body).resize(resize[::-1], Image.Resampling.BILINEAR)
     box = (place.left, place.top, place.left + 4, place.top + 3)
-    ours = decoded_alone(body, **options).astype(int)
+    decoded = decode_one(body, **options).astype(int)
     # The place of a pixel is rounded once more.
-    assert np.abs(ours - pixels(whole.crop(box))).max() <= 1
+    assert np.abs(decoded - pixels(whole.crop(box))).max() <= 1
 
 
 def test_decoders_give_the_same_pixels(monkeypatch):
@@ -162,18 +162,18 @@ def test_decoders_give_the_same_pixels(monkeypatch):
         for subsampling in (0, 1, 2):
             for mode in ("RGB", "L"):
                 body = encode(picture(101, 143, mode), subsampling=subsampling, quality=80)
-                ours = decoded_alone(body, **options)
+                decoded = decode_one(body, **options)
                 with monkeypatch.context() as patch:
                     patch.setattr(decoders, "_simplejpeg", lambda: None)
-                    np.testing.assert_array_equal(ours, decoded_alone(body, **options))
+                    np.testing.assert_array_equal(decoded, decode_one(body, **options))
 
 
 def test_a_draft_is_close_to_the_exact_result(decoder):
     body = encode(picture(400, 600), quality=95)
     for side in (25, 40, 60, 100):
-        draft = decoded_alone(body, resize=side).astype(int)
-        exact = decoded_alone(body, resize=side, draft=False)
-        whole = opened(body).resize(exact.shape[1::-1], Image.Resampling.BILINEAR)
+        draft = decode_one(body, resize=side).astype(int)
+        exact = decode_one(body, resize=side, draft=False)
+        whole = open_image(body).resize(exact.shape[1::-1], Image.Resampling.BILINEAR)
         np.testing.assert_array_equal(exact, pixels(whole))
         assert draft.shape == exact.shape
         assert 0 < np.abs(draft - exact).mean() < 2, side
@@ -194,8 +194,8 @@ def test_a_draft_decodes_fewer_pixels(monkeypatch):
     monkeypatch.setattr(decoders, "_simplejpeg", lambda: Spy)
     body = encode(picture(401, 603))
     for side in (400, 201, 100, 50, 25, 10):
-        decoded_alone(body, resize=side)
-    decoded_alone(body, resize=25, resample="nearest")
+        decode_one(body, resize=side)
+    decode_one(body, resize=25, resample="nearest")
     halved = [(201, 302), (101, 151), (51, 76), (51, 76)]
     assert sizes == [(401, 603), (401, 603), *halved, (401, 603)]
 
@@ -222,7 +222,7 @@ def test_palettes_with_transparency_do_not_warn():
     image.info["transparency"] = bytes([0, 255, 128, 7])
     body = encode(image, "PNG", transparency=image.info["transparency"])
     np.testing.assert_array_equal(
-        decoded_alone(body), pixels(opened(body).convert("RGBA"))[..., :3]
+        decode_one(body), pixels(open_image(body).convert("RGBA"))[..., :3]
     )
 
 
@@ -239,7 +239,7 @@ def test_the_orientation_of_exif_is_left_as_pillow_leaves_it(decoder):
     exif = Image.Exif()
     exif[0x0112] = 6
     body = encode(picture(20, 30), exif=exif)
-    assert decoded_alone(body).shape == (20, 30, 3)
+    assert decode_one(body).shape == (20, 30, 3)
 
 
 def test_no_images(tmp_path):
@@ -328,8 +328,8 @@ def test_images_too_large_together_are_refused(monkeypatch):
     _, error = stack.first_error()
     assert isinstance(error, MemoryError)
     # If only the first image is known to be large, images are kept one by one.
-    loose = ImageStack(100, lambda row, stack: np.zeros((1,)), shape, False)
-    assert loose.slot(0, shape, np.dtype("u1")) is None
+    single_images = ImageStack(100, lambda row, stack: np.zeros((1,)), shape, False)
+    assert single_images.slot(0, shape, np.dtype("u1")) is None
 
 
 def test_random_crops_depend_on_seed_and_position(tmp_path):

@@ -1,4 +1,4 @@
-"""The options of decoding: what is accepted, and the size and place of resize and crop."""
+"""The options of decoding: valid and invalid values, and the size and place of resize and crop."""
 
 from __future__ import annotations
 
