@@ -108,7 +108,7 @@ _ALTERNATIVES = {
         "npstream.torch.DataLoader, after import npstream.torch; or ds.iter, without torch",
     ),
 }
-"""Names of other libraries, and what npstream has instead."""
+"""Names of functions and classes in other libraries, and their counterparts in npstream."""
 
 
 def __getattr__(name: str) -> Any:
@@ -132,8 +132,8 @@ def _hint(name: str) -> str:
         return f"; use {_ALTERNATIVES[name]}"
     import difflib
 
-    near = difflib.get_close_matches(name, _EXPORTS, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    matches = difflib.get_close_matches(name, _EXPORTS, n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
 def __dir__() -> list[str]:

@@ -12,10 +12,10 @@ from npstream.commands.output import TRACEBACK, print_error, print_message, show
 from npstream.commands.parser import build_parser
 
 INTERRUPTED = 130
-"""Exit status after Ctrl-C: 128 and the number of the signal, as a shell has it."""
+"""Exit status after Ctrl-C: 128 plus the number of SIGINT, as in a shell."""
 
 READER_GONE = 141
-"""Exit status if the reader of a pipe has closed it, as for a program that SIGPIPE ends."""
+"""Exit status if the reader of a pipe has closed it: 128 plus the number of SIGPIPE."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,8 +24,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     arguments : sequence of str, optional
-        The command line's arguments. By default those of this process, whose streams and hooks are
-        then set up for a program in a terminal.
+        The command line's arguments. By default those of this process. Only then this function
+        changes the process's streams, hooks and warnings for use in a terminal.
+
+    Returns
+    -------
+    int
+        0, or 1 after an error, or the status of the command.
     """
     is_process = arguments is None
     words = sys.argv[1:] if arguments is None else arguments
@@ -39,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 sys.stdout.flush()  # an error here is shown as any other
     except KeyboardInterrupt:
         if is_process:
-            # Python then ends the process by the signal, so that a shell's loop ends, too.
+            # Python then ends the process by the signal, so a loop in a shell script ends, too.
             sys.excepthook = _say_interrupted
             raise
         print_message("interrupted")
@@ -101,7 +106,7 @@ def _is_reader_gone() -> bool:
 
 
 def _discard_output() -> None:
-    """Throw away output that cannot be written, so that Python does not try it at its end."""
+    """Discard output that cannot be written, so Python does not write it again when it exits."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()

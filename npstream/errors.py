@@ -155,8 +155,10 @@ class ColumnError(NpstreamError, KeyError):
         import difflib
 
         existing = list(columns)
-        near = difflib.get_close_matches(str(name), existing, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"columns: {', '.join(existing) or 'none'}"
+        matches = difflib.get_close_matches(str(name), existing, n=1)
+        hint = f"columns: {', '.join(existing) or 'none'}"
+        if matches:
+            hint = f"did you mean {matches[0]!r}?"
         super().__init__(f"{where}no column {name!r}; {hint}")
 
     @classmethod
@@ -225,13 +227,13 @@ def refuse_deletion(owner: Any, index: Any) -> NoReturn:
     )
 
 
-def stop_iteration_error(what: str) -> RuntimeError:
-    """Return the error for a user's function that raised StopIteration.
+def stop_iteration_error(name: str) -> RuntimeError:
+    """Return the error for a user's function of this name that raised StopIteration.
 
     StopIteration itself would end the calling loop silently, as if there were no more data.
     """
     return RuntimeError(
-        f"{what} raised StopIteration, which would end the loop silently: catch it there, or give "
+        f"{name} raised StopIteration, which would end the loop silently: catch it there, or give "
         "next() a default"
     )
 
@@ -281,7 +283,7 @@ def shorten(error: BaseException) -> None:
 
 
 def _is_repeated(cause: BaseException, error: BaseException) -> bool:
-    """Return True if a cause says nothing that the message of the error does not say."""
+    """Return True if this package raised a cause, and the error's message has the cause's text."""
     frame = cause.__traceback__
     return is_own_frame(frame) and _next(frame) is None and str(cause) in str(error)
 
@@ -291,8 +293,8 @@ def _cut_frames(first: TracebackType | None) -> None:
     while first is not None:
         if is_own_frame(first):
             last = first
-            while (after := last.tb_next) is not None and is_own_frame(after):
-                last = after
+            while (frame := last.tb_next) is not None and is_own_frame(frame):
+                last = frame
             if last is not first:
                 first.tb_next = last
             first = last
@@ -325,4 +327,4 @@ class _ShortTraceback:
 
 
 short_traceback = _ShortTraceback()
-"""The context manager for public functions whose calls take longer than a microsecond."""
+"""The context manager for public functions. It is too slow for calls of less than a microsecond."""

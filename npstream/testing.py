@@ -384,8 +384,8 @@ def indices(shape: int | tuple[int, ...], *, allow_invalid: bool = True) -> Sear
     """
     _hypothesis("indices")
     axes = (shape,) if isinstance(shape, int) else tuple(map(operator.index, shape))
-    drawn: SearchStrategy[Any] = _indices(axes, _MAX_EXCESS if allow_invalid else 0)
-    return drawn
+    strategy: SearchStrategy[Any] = _indices(axes, _MAX_EXCESS if allow_invalid else 0)
+    return strategy
 
 
 def encodings() -> SearchStrategy[str]:
@@ -415,8 +415,8 @@ def encodings() -> SearchStrategy[str]:
         st.sampled_from(_SCALARS),
         npst.array_shapes(max_dims=3, max_side=4),
     )
-    drawn: SearchStrategy[str] = st.sampled_from(_ENCODINGS) | arrays
-    return drawn
+    strategy: SearchStrategy[str] = st.sampled_from(_ENCODINGS) | arrays
+    return strategy
 
 
 def column_values(encoding: str, n: int) -> SearchStrategy[AnyArray]:
@@ -452,17 +452,17 @@ def column_values(encoding: str, n: int) -> SearchStrategy[AnyArray]:
            [0, 0]], dtype=uint8)
     """
     st, npst = _hypothesis("column_values")
-    known = column_type(encoding)
-    drawn: SearchStrategy[AnyArray]
-    if known.kind in ("fixed", "int_text", "float_text"):
+    column = column_type(encoding)
+    strategy: SearchStrategy[AnyArray]
+    if column.kind in ("fixed", "int_text", "float_text"):
         # Hypothesis has no strategy for dtypes of other packages, such as bfloat16.
-        elements = st.integers(-8, 8).map(known.dtype.type) if known.dtype.kind == "V" else None
-        drawn = npst.arrays(known.dtype, (n, *(known.shape or ())), elements=elements)
+        elements = st.integers(-8, 8).map(column.dtype.type) if column.dtype.kind == "V" else None
+        strategy = npst.arrays(column.dtype, (n, *(column.shape or ())), elements=elements)
     else:
-        is_text = known.kind == "str"
-        rows = st.lists(_value(known), min_size=n, max_size=n)
-        drawn = rows.map(lambda row: np.array(row, known.dtype) if is_text else object_array(row))
-    return drawn
+        is_text = column.kind == "str"
+        to_array: Any = functools.partial(np.array, dtype=column.dtype) if is_text else object_array
+        strategy = st.lists(_value(column), min_size=n, max_size=n).map(to_array)
+    return strategy
 
 
 def tables(
@@ -513,13 +513,13 @@ def tables(
     """
     _hypothesis("tables")
     names = encodings() if columns is None else columns
-    drawn: SearchStrategy[tuple[dict[str, AnyArray], dict[str, str]]]
-    drawn = _composite(_table)(names, min_samples, max_samples, max_columns)
-    return drawn
+    strategy: SearchStrategy[tuple[dict[str, AnyArray], dict[str, str]]]
+    strategy = _composite(_table)(names, min_samples, max_samples, max_columns)
+    return strategy
 
 
 def _hypothesis(name: str) -> tuple[Any, Any]:
-    """Import Hypothesis; return its modules of strategies in general, and of NumPy arrays."""
+    """Import Hypothesis; return `hypothesis.strategies` and `hypothesis.extra.numpy`."""
     import_optional("hypothesis", "hypothesis", "testing", f"npstream.testing.{name}")
     from hypothesis import strategies
     from hypothesis.extra import numpy
@@ -535,8 +535,6 @@ def _composite(function: Callable[..., Any]) -> Callable[..., Any]:
 
 # Strategies are cached: Hypothesis validates a strategy on the first draw, which takes longer than
 # the draw itself.
-
-
 @functools.lru_cache(256)
 def _indices(shape: tuple[int, ...], excess: int) -> Any:
     st, npst = _hypothesis("indices")
@@ -550,8 +548,8 @@ def _indices(shape: tuple[int, ...], excess: int) -> Any:
         ]
     if len(shape) > 1 and 0 not in shape:
         kinds.append(npst.integer_array_indices(shape))
-    drawn = st.one_of(kinds)
-    return drawn if excess else drawn.filter(functools.partial(_is_valid, shape))
+    strategy = st.one_of(kinds)
+    return strategy if excess else strategy.filter(functools.partial(_is_valid, shape))
 
 
 @functools.lru_cache(256)
@@ -589,9 +587,9 @@ def _index_arrays(n: int, shape: tuple[int, ...] | None, excess: int) -> Any:
         )
 
     # Mostly within bounds, so that few indices raise.
-    drawn = st.one_of([arrays(0)] * 3 + [arrays(excess)])
+    strategy = st.one_of([arrays(0)] * 3 + [arrays(excess)])
     forms = [np.asarray, np.asfortranarray, np.ndarray.tolist]
-    return st.builds(lambda form, array: form(array), st.sampled_from(forms), drawn)
+    return st.builds(lambda form, array: form(array), st.sampled_from(forms), strategy)
 
 
 @functools.lru_cache(256)
@@ -600,13 +598,13 @@ def _masks(shape: tuple[int, ...], excess: int) -> Any:
     st, npst = _hypothesis("indices")
     if math.prod(shape) > _MAX_ELEMENTWISE_MASK:
         return _composite(_large_mask)(shape, excess)
-    drawn = npst.arrays(np.bool_, shape)
+    masks = npst.arrays(np.bool_, shape)
     if excess and shape[0]:
-        others = [npst.arrays(np.bool_, (shape[0] + off, *shape[1:])) for off in (1, -1)]
-        drawn = st.one_of([drawn] * 4 + others)
+        wrong = [npst.arrays(np.bool_, (shape[0] + extra, *shape[1:])) for extra in (1, -1)]
+        masks = st.one_of([masks] * 4 + wrong)
     # An empty list would be an integer index, not a mask.
     return st.builds(
-        lambda as_list, mask: mask.tolist() if as_list and mask.size else mask, st.booleans(), drawn
+        lambda as_list, mask: mask.tolist() if as_list and mask.size else mask, st.booleans(), masks
     )
 
 
@@ -627,6 +625,7 @@ def _tuple_index(draw: DrawFn, shape: tuple[int, ...], excess: int) -> tuple[Any
     st, npst = _hypothesis("indices")
     common = draw(st.sampled_from([(1,), (3,), (2, 3)]))
     # At most one item is out of bounds: the order in which NumPy checks items is not specified.
+    # `invalid` is the number of this item. If it is 9, an item is added, which may be one too many.
     invalid = draw(st.integers(0, 9)) if excess else -1
     items: list[Any] = []
     axis = 0

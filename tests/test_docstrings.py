@@ -91,11 +91,15 @@ def sections(value: Any) -> NumpyDocString:
     return NumpyDocString(inspect.getdoc(value) or "")
 
 
-def described(value: Any) -> dict[str, Parameter]:
+def documented_parameters(value: Any) -> dict[str, Parameter]:
     """Return the parameters that a docstring describes, or the attributes of a dataclass."""
     docstring = sections(value)
     listed = docstring["Parameters"] or (docstring["Attributes"] if isinstance(value, type) else [])
-    return {name: each for each in listed for name in each.name.replace("*", "").split(", ")}
+    return {
+        name: parameter
+        for parameter in listed
+        for name in parameter.name.replace("*", "").split(", ")
+    }
 
 
 def parameters(value: Any) -> dict[str, inspect.Parameter]:
@@ -104,7 +108,9 @@ def parameters(value: Any) -> dict[str, inspect.Parameter]:
     if MADE in text_of(value) or (not has_init and issubclass(value, BaseException)):
         return {}
     all_parameters = inspect.signature(value).parameters
-    return {name: each for name, each in all_parameters.items() if name not in ("self", "cls")}
+    return {
+        name: parameter for name, parameter in all_parameters.items() if name not in ("self", "cls")
+    }
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -115,24 +121,26 @@ def test_docstrings_have_a_summary(name):
 @pytest.mark.parametrize("name", CALLABLE)
 def test_parameters_are_described(name):
     expected = parameters(CALLABLE[name])
-    documented = described(CALLABLE[name]) if expected else {}
+    documented = documented_parameters(CALLABLE[name]) if expected else {}
     assert [*documented] == [*expected]
-    for each in documented.values():
-        assert each.type, f"{each.name} has no type"
-        assert " ".join(each.desc).strip(), f"{each.name} has no description"
+    for parameter in documented.values():
+        assert parameter.type, f"{parameter.name} has no type"
+        assert " ".join(parameter.desc).strip(), f"{parameter.name} has no description"
 
 
 @pytest.mark.parametrize("name", CALLABLE)
 def test_defaults_are_described(name):
-    documented = described(CALLABLE[name])
-    for each in parameters(CALLABLE[name]).values():
-        kind = documented[each.name].type
-        if each.default is each.empty:
-            assert not re.search("optional|default", kind), f"{each.name} is required"
-        elif each.default is None:
-            assert re.search("optional$|default: None$", kind), f"{each.name} is None: {kind}"
+    documented = documented_parameters(CALLABLE[name])
+    for parameter in parameters(CALLABLE[name]).values():
+        kind = documented[parameter.name].type
+        if parameter.default is parameter.empty:
+            assert not re.search("optional|default", kind), f"{parameter.name} is required"
+        elif parameter.default is None:
+            assert re.search("optional$|default: None$", kind), f"{parameter.name} is None: {kind}"
         else:
-            assert kind.endswith(f"default: {default_text(each.default)}"), f"{each}: {kind}"
+            assert kind.endswith(f"default: {default_text(parameter.default)}"), (
+                f"{parameter}: {kind}"
+            )
 
 
 def default_text(default: Any) -> str:
@@ -145,17 +153,19 @@ def test_results_are_described(name):
     annotation = inspect.signature(FUNCTIONS[name]).return_annotation
     results = [*docstring["Returns"], *docstring["Yields"]]
     assert bool(results) == (annotation not in ("None", "NoReturn")), annotation
-    assert all(each.type for each in results)
+    assert all(result.type for result in results)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_errors_are_described(name):
     """The section Raises lists the exceptions that the function's own body raises."""
     listed = sections(FUNCTIONS[name])["Raises"]
-    assert raised_by(FUNCTIONS[name]) <= {kind for each in listed for kind in each.type.split(", ")}
+    assert raised_names(FUNCTIONS[name]) <= {
+        kind for entry in listed for kind in entry.type.split(", ")
+    }
 
 
-def raised_by(function: FunctionType) -> set[str]:
+def raised_names(function: FunctionType) -> set[str]:
     """Return the names of the exceptions that the body of a function raises."""
     exceptions = {*vars(builtins), *npstream.errors.__all__}
     raised = set()

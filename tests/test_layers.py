@@ -52,7 +52,7 @@ def tree(module: str) -> ast.Module:
     return ast.parse(MODULES[module].read_text())
 
 
-def imported(module: str) -> set[str]:
+def imported_packages(module: str) -> set[str]:
     """Return the top-level packages that a module imports, also inside functions."""
     names = set()
     for node in ast.walk(tree(module)):
@@ -83,7 +83,7 @@ def test_no_modules_import_each_other():
     TopologicalSorter(imports).prepare()  # raises CycleError
 
 
-def defined(module: str) -> set[str]:
+def defined_names(module: str) -> set[str]:
     """Return the public names that a module defines, except type variables."""
     names = set()
     for node in tree(module).body:
@@ -105,14 +105,14 @@ def defined(module: str) -> set[str]:
 
 def test_public_names_are_unique_in_the_package():
     """So a name identifies its module, for a reader and for a search."""
-    count = Counter(name for module in MODULES for name in defined(module))
+    count = Counter(name for module in MODULES for name in defined_names(module))
     repeated = {name for name, times in count.items() if times > 1}
     assert repeated <= set(SHARED_NAMES)
 
 
 @pytest.mark.parametrize("package", SOLE_IMPORTERS)
 def test_heavy_packages_are_imported_by_listed_modules_only(package):
-    importers = {module for module in MODULES if package in imported(module)}
+    importers = {module for module in MODULES if package in imported_packages(module)}
     assert importers <= SOLE_IMPORTERS[package]
 
 

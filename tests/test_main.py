@@ -41,24 +41,29 @@ def run(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def on_terminal(command: str, columns: int = 60, **environment: str) -> str:
+def run_on_terminal(command: str, columns: int = 60, **environment: str) -> str:
     """Run a command whose streams are a terminal, and return what it shows."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    controller, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     settings = {**os.environ, "TERM": "xterm", "NO_COLOR": "", "NPSTREAM_TRACEBACK": ""}
     settings.pop("COLUMNS", None)
     with subprocess.Popen(
-        command, shell=True, env=settings | environment, stdin=theirs, stdout=theirs, stderr=theirs
+        command,
+        shell=True,
+        env=settings | environment,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
     ):
-        os.close(theirs)
-        shown = b""
+        os.close(terminal)
+        output = b""
         try:
-            while part := os.read(ours, 1 << 16):
-                shown += part
+            while part := os.read(controller, 1 << 16):
+                output += part
         except OSError:  # EIO: the other end is closed
             pass
-    os.close(ours)
-    return shown.decode().replace("\r\n", "\n")
+    os.close(controller)
+    return output.decode().replace("\r\n", "\n")
 
 
 def test_demo_shows_everything_without_torch(tmp_path):
@@ -144,7 +149,7 @@ def test_an_unknown_command_fails(capsys):
 
 
 def test_errors_of_the_command_line_say_what_to_write(capsys):
-    for words, said in {
+    for words, message in {
         ("cache",): "{info,clear,fetch}",
         ("verify", "a", "b", "--index", "c"): "--index is the side-car of one dataset",
         ("index", "a", "b", "--out", "c"): "--out is the place of one side-car",
@@ -153,7 +158,7 @@ def test_errors_of_the_command_line_say_what_to_write(capsys):
     }.items():
         with pytest.raises(SystemExit, match="2"):
             main(words)
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["-v"])
     assert capsys.readouterr().out == f"npstream {npstream.__version__}\n"
@@ -323,21 +328,21 @@ def test_warnings_are_one_line():
 
 def test_styles_are_for_terminals(numbers):
     command = f"{NPSTREAM} verify {numbers} {numbers}x; {NPSTREAM} head {numbers}"
-    shown = on_terminal(command)
-    assert "\x1b[32m" in shown  # no problems
-    assert "\x1b[31mnpstream:\x1b[0m" in shown
-    assert "\x1b[1mrow" in shown
+    output = run_on_terminal(command)
+    assert "\x1b[32m" in output  # no problems
+    assert "\x1b[31mnpstream:\x1b[0m" in output
+    assert "\x1b[1mrow" in output
     for settings in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
-        assert "\x1b" not in on_terminal(command, **settings)
+        assert "\x1b" not in run_on_terminal(command, **settings)
     process = run(command)
     assert "\x1b" not in process.stdout + process.stderr
 
 
 @pytest.mark.parametrize("columns", [30, 60, 100])
 def test_tables_fit_the_terminal(numbers, columns):
-    shown = on_terminal(f"{NPSTREAM} head {numbers}", columns, NO_COLOR="1")
-    assert "東京" in shown
-    assert columns - 2 <= max(map(display_width, shown.splitlines())) <= columns
+    output = run_on_terminal(f"{NPSTREAM} head {numbers}", columns, NO_COLOR="1")
+    assert "東京" in output
+    assert columns - 2 <= max(map(display_width, output.splitlines())) <= columns
 
 
 def test_a_pipe_shows_no_progress(numbers):

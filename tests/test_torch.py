@@ -268,8 +268,8 @@ def test_a_loader_that_does_not_count_raises(ds):
 def test_a_loader_counts_yielded_batches(ds, workers, settings, batch_size):
     def loader(workers):
         samples = ds.iter(1, 2, shuffle=True, **settings)
-        ahead = {"prefetch_factor": 2 * workers - 1} if workers else {}
-        return npstream.torch.DataLoader(samples, batch_size, num_workers=workers, **ahead)
+        options = {"prefetch_factor": 2 * workers - 1} if workers else {}
+        return npstream.torch.DataLoader(samples, batch_size, num_workers=workers, **options)
 
     def labels(loader):
         return [batch["label"].tolist() for batch in loader]
@@ -368,7 +368,7 @@ def test_calls_that_raise_in_a_loop_over_a_loader(ds, kind):
 
 @pytest.mark.parametrize("kind", LOADERS)
 def test_epoch_property_of_a_loader_in_a_loop(ds, kind):
-    def trained(loader, stop=None):
+    def train(loader, stop=None):
         seen = []
         while loader.epoch < 3:
             for batch in loader:
@@ -377,16 +377,16 @@ def test_epoch_property_of_a_loader_in_a_loop(ds, kind):
                     return seen, loader.state_dict()
         return seen, None
 
-    def made(**options):
+    def make_loader(**options):
         return npstream.torch.DataLoader(ds.iter(0, 1, batch_size=30, shuffle=True), **options)
 
-    whole, _ = trained(made())
+    whole, _ = train(make_loader())
     assert [epoch for epoch, _ in whole] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    first, state = trained(made(**LOADERS[kind]), stop=5)
-    loader = made(**LOADERS[kind])
+    first, state = train(make_loader(**LOADERS[kind]), stop=5)
+    loader = make_loader(**LOADERS[kind])
     loader.load_state_dict(state)
-    rest, _ = trained(loader)
-    assert first + rest == whole
+    remaining, _ = train(loader)
+    assert first + remaining == whole
 
 
 @pytest.mark.parametrize("kind", ["alone", "two"])
@@ -424,9 +424,9 @@ def test_a_copy_of_a_loader_continues_where_the_original_was(ds, kind, done):
     for _ in range(done):
         next(iterator)
     other = copy.deepcopy(loader)
-    rest = [batch.ids.tolist() for batch in iterator]
-    assert [batch.ids.tolist() for batch in other] == rest
-    assert len(rest) == 11 - done
+    remaining = [batch.ids.tolist() for batch in iterator]
+    assert [batch.ids.tolist() for batch in other] == remaining
+    assert len(remaining) == 11 - done
 
 
 def test_an_iteration_in_torchs_own_workers_cannot_be_copied(ds):
@@ -486,12 +486,12 @@ def process_group():
 
 
 @pytest.fixture
-def launched(monkeypatch):
+def launcher_environment(monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
 
 
-@pytest.mark.usefixtures("launched", "process_group")
+@pytest.mark.usefixtures("launcher_environment", "process_group")
 def test_a_process_group_takes_precedence_over_the_environment(ds):
     assert len(ds.iter()) == N
 
@@ -501,13 +501,13 @@ def test_given_ranks_take_precedence_over_a_process_group(ds):
     assert len(ds.iter(1, 2, last="drop")) == N // 2
 
 
-@pytest.mark.usefixtures("launched")
+@pytest.mark.usefixtures("launcher_environment")
 def test_a_process_group_that_disagrees_raises(ds, request):
-    made, used, given = ds.iter(), ds.iter(), ds.iter(1, 2)
-    assert len(used) == len(given) == 31
+    unused, used, explicit = ds.iter(), ds.iter(), ds.iter(1, 2)
+    assert len(used) == len(explicit) == 31
     request.getfixturevalue("process_group")
-    assert len(made) == N
-    assert len(given) == 31
+    assert len(unused) == N
+    assert len(explicit) == 31
     for use in (len, iter):
         with pytest.raises(RuntimeError, match=r"was \(1, 2\).*says \(0, 1\).*init_process_group"):
             use(used)
@@ -539,7 +539,7 @@ def test_the_samples_of_a_batch_are_read_together(ds, monkeypatch):
     monkeypatch.setattr(
         npstream.reading.source.Source,
         "samples",
-        lambda self, names, found: reads.append(len(found.rows)) or samples(self, names, found),
+        lambda self, names, lookup: reads.append(len(lookup.rows)) or samples(self, names, lookup),
     )
     assert len(list(DataLoader(ds, batch_size=20))) == 4
     assert reads == [20, 20, 20, 1]

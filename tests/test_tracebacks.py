@@ -129,6 +129,6 @@ def test_a_notebook_shows_a_short_traceback(damaged, tmp_path):
     )  # fmt: skip
     lines = (process.stdout + process.stderr).splitlines()
     assert any("----> 2 row = ds[0]" in line for line in lines)
-    own = [line for line in lines if line.startswith("File ") and PACKAGE in line]
-    assert 1 <= len(own) <= 4, own
+    package_lines = [line for line in lines if line.startswith("File ") and PACKAGE in line]
+    assert 1 <= len(package_lines) <= 4, package_lines
     assert "shard.00000.mds" in lines[-1]
