@@ -8,6 +8,7 @@ Tested in tests/writing/test_progress.py.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 import threading
 import time
@@ -143,8 +144,10 @@ class _Bar:
 
 def _tqdm(start: float) -> _Bar | None:
     """Return a progress bar of tqdm, or None if tqdm is not installed."""
+    # In a notebook without widgets, tqdm.auto prints a warning. The bar of tqdm.std is text.
+    is_text = "ipykernel" in sys.modules and importlib.util.find_spec("ipywidgets") is None
     try:
-        tqdm = importlib.import_module("tqdm.auto").tqdm
+        tqdm = importlib.import_module("tqdm.std" if is_text else "tqdm.auto").tqdm
     except ImportError:
         return None
     return _Bar(tqdm(unit=" samples", unit_scale=True, desc="writing"), start)

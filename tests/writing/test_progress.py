@@ -65,6 +65,17 @@ def test_tqdm_is_used_where_it_is_installed(tmp_path, monkeypatch):
     assert "KiB" in last
 
 
+@pytest.mark.usefixtures("soon", "no_tqdm")
+def test_a_notebook_without_widgets_shows_a_bar_of_text(tmp_path, monkeypatch):
+    pytest.importorskip("tqdm")
+    stderr = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    npstream.write(tmp_path, Source(lambda: "writing: " in stderr.getvalue()))
+    assert "Warning" not in stderr.getvalue()
+
+
 @pytest.mark.usefixtures("soon")
 @pytest.mark.parametrize("asked", [False, None])
 def test_nothing_is_shown(asked, tmp_path, capsys):
