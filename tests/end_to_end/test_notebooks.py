@@ -1,0 +1,291 @@
+"""The notebooks of the documentation run, and Chromium shows what they print, in light and dark."""
+
+from __future__ import annotations
+
+import html
+import importlib.util
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from browser import Browser, find_browser
+from notebooks import NOTEBOOKS, ROOT
+
+HELPER = ROOT / "tests" / "helpers" / "notebooks.py"
+IMAGES = ROOT / "docs" / "images"
+
+MIN_CONTRAST = 4
+"""Least contrast of text; that of Jupyter's own gray text on a striped row is 4.2."""
+
+MAX_IMAGE = 150_000
+"""Bytes of a screenshot."""
+
+NEEDED = ["PIL", "ipykernel", "matplotlib", "nbclient", "nbconvert", "pandas", "pyarrow"]
+
+VSCODE = {
+    "vscode-light": {
+        "foreground": "#3b3b3b", "descriptionForeground": "#616161",
+        "editor-background": "#ffffff", "panel-border": "#e5e5e5", "errorForeground": "#a1260d",
+    },
+    "vscode-dark": {
+        "foreground": "#cccccc", "descriptionForeground": "#9d9d9d",
+        "editor-background": "#1f1f1f", "panel-border": "#2b2b2b", "errorForeground": "#f85149",
+    },
+}  # fmt: skip
+"""The colors of VS Code's themes, by the class of a page."""
+
+THEMES = [
+    ("light", "light", "light"),
+    ("light", "dark", "light"),
+    ("dark", "light", "dark"),
+    ("dark", "dark", "dark"),
+    ("plain", "light", "light"),
+    ("plain", "dark", "dark"),
+    ("vscode-light", "dark", "light"),
+    ("vscode-dark", "light", "dark"),
+]
+"""The theme of a page, what the browser prefers, and how the outputs should be."""
+
+by_name = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """Return a directory with the notebooks that have run, and their pages."""
+    for name in NEEDED:
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"could not import '{name}': pip install 'npstream[notebooks]'")
+    directory = tmp_path_factory.mktemp("notebooks")
+    command = [sys.executable, str(HELPER), "--directory", str(directory)]
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return directory
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    if find_browser() is None:
+        pytest.skip("Chromium is not installed: apt-get install chromium")
+    with Browser(tmp_path_factory.mktemp("browser")) as browser:
+        yield browser
+
+
+def cells(path: Path) -> dict[str, dict]:
+    return {cell["id"]: cell for cell in json.loads(path.read_text())["cells"]}
+
+
+def output(pages: Path, notebook: str, cell: str, kind: str) -> str:
+    """Return what a cell shows, as a MIME type, or as the text that it prints."""
+    parts = []
+    for shown in cells(pages / f"{notebook}.ipynb")[cell]["outputs"]:
+        parts += shown.get("text", []) if kind == "stream" else shown.get("data", {}).get(kind, [])
+    return "".join(parts)
+
+
+def rows(page: str) -> list[list[str]]:
+    """Return the texts of the cells of tables, row by row."""
+    return [
+        [
+            html.unescape(re.sub("<[^>]*>", " ", cell)).strip()
+            for cell in re.findall("<t[hd].*?</t[hd]>", row)
+        ]
+        for row in re.findall("<tr>.*?</tr>", page)
+    ]
+
+
+# The files
+
+
+@by_name
+def test_notebooks_are_stored_without_outputs(path):
+    notebook = json.loads(path.read_text())
+    assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
+    assert set(notebook["metadata"]) == {"kernelspec", "language_info"}
+    ids = [cell["id"] for cell in notebook["cells"]]
+    assert len(set(ids)) == len(ids)
+    assert all(re.fullmatch("[a-z]+(-[a-z]+)*", name) for name in ids)
+    for cell in notebook["cells"]:
+        assert cell["metadata"] == {}
+        if cell["cell_type"] == "code":
+            assert (cell["outputs"], cell["execution_count"]) == ([], None)
+
+
+def test_screenshots_are_small_and_shown():
+    documents = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    text = "".join(document.read_text() for document in documents)
+    images = sorted(IMAGES.glob("*.png"))
+    assert images
+    for image in images:
+        assert image.stat().st_size <= MAX_IMAGE, image.name
+        assert f"images/{image.name}" in text, image.name
+
+
+# The outputs
+
+
+@by_name
+def test_cells_raise_no_errors_and_print_no_warnings(pages, path):
+    for name, cell in cells(pages / path.name).items():
+        for shown in cell.get("outputs", []):
+            assert shown["output_type"] != "error", (name, "\n".join(shown["traceback"]))
+            if shown.get("name") == "stderr":
+                text = "".join(shown["text"])  # such as progress
+                assert "Warning" not in text, (name, text)
+        assert cell["cell_type"] == "markdown" or cell["execution_count"]
+
+
+def test_outputs_of_images(pages):
+    def shown(cell):
+        return output(pages, "images", cell, "text/html")
+
+    assert shown("rows").count("<img") == 4
+    assert shown("rows").count("<audio") == 5
+    assert "OSError" in rows(shown("rows"))[4][1]
+    assert shown("grid").count("<img") == 17
+    assert "all 600 rows" in shown("describe")
+    counts = {name: int(count) for name, count, _ in rows(shown("counts"))[1:]}
+    assert sorted(counts) == ["'blue'", "'green'", "'red'"]
+    assert sum(counts.values()) == 600
+    assert output(pages, "images", "hist", "image/png")
+    assert all(row[6].startswith("4") for row in rows(shown("query"))[1:])
+    assert shown("query-grid").count("<img") == 12
+    assert shown("random").count("<img") == 4
+    assert "sample 3" in output(pages, "images", "damaged", "stream")
+    assert output(pages, "images", "clean", "text/plain") == "(599, 64, 64, 3)"
+    assert shown("batch").count("<img") == 4
+
+
+def test_outputs_of_text(pages):
+    def shown(cell):
+        return output(pages, "text", cell, "text/html")
+
+    assert [row[0] for row in rows(shown("counts"))[1:]] == ["'en'", "'de'", "'fr'"]
+    assert re.match(r"1\d\.\d% of the texts", output(pages, "text", "footers", "stream"))
+    assert all("cookies" in row[2] for row in rows(shown("footers"))[1:])
+    assert "cookies" not in shown("choose")
+    scores = [float(row[-2]) for row in rows(shown("best"))[1:]]
+    assert scores == sorted(scores, reverse=True)
+    assert scores[0] > 0.9
+    assert "request" in output(pages, "text", "cost", "text/plain")
+    assert "by the side-car" in shown("remote-describe")
+
+
+# In a browser
+
+INSPECT = """
+(async () => {
+  await Promise.all([...document.images].map(image => image.decode().catch(() => null)));
+  await Promise.all([...document.querySelectorAll("audio")].map(audio =>
+    audio.readyState || audio.error || new Promise(done => {
+      audio.onloadedmetadata = audio.onerror = done;
+    })));
+
+  const numbers = text => {
+    const parts = text.match(/[\\d.]+/g).map(Number);
+    return [parts[0], parts[1], parts[2], parts[3] ?? 1];
+  };
+  const over = (top, under) => [0, 1, 2].map(k => top[k] * top[3] + under[k] * (1 - top[3]));
+  const behind = element => {
+    if (!element) return [255, 255, 255];
+    const color = numbers(getComputedStyle(element).backgroundColor);
+    return color[3] === 1 ? color.slice(0, 3) : over(color, behind(element.parentElement));
+  };
+  const luminance = color => [0.2126, 0.7152, 0.0722].reduce((sum, weight, k) => {
+    const value = color[k] / 255;
+    return sum + weight * (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
+  }, 0);
+  const contrast = element => {
+    const back = behind(element), text = over(numbers(getComputedStyle(element).color), back);
+    const [low, high] = [luminance(back), luminance(text)].sort((a, b) => a - b);
+    return (high + 0.05) / (low + 0.05);
+  };
+  const all = selector => [...document.querySelectorAll(selector)];
+  const box = element => {
+    const {x, y, width, height} = element.getBoundingClientRect();
+    return [x + scrollX, y + scrollY, width, height];
+  };
+  const texts = all(".npstream *").filter(element => element.tagName !== "STYLE"
+    && [...element.childNodes].some(node => node.nodeType === 3 && node.data.trim()));
+  const isBroken = (text, word) => {
+    const range = document.createRange();
+    range.setStart(text, word.index);
+    range.setEnd(text, word.index + word[0].length);
+    return new Set([...range.getClientRects()].map(line => line.top)).size > 1;
+  };
+  const broken = texts.flatMap(element => [...element.childNodes])
+    .filter(node => node.nodeType === 3)
+    .flatMap(text => [...text.data.matchAll(/[\\w.,:]{2,24}/g)]
+      .filter(word => isBroken(text, word)).map(word => word[0]));
+  return {
+    broken: broken,
+    images: all(".npstream img").map(image => [image.naturalWidth, ...box(image)]),
+    durations: all("audio").map(audio => audio.duration),
+    texts: texts.map(element => [element.textContent, contrast(element)]),
+    cut: all(".npstream, .npstream td, .npstream th, .npstream figure")
+      .filter(element => element.scrollWidth > element.clientWidth + 1
+                         || element.tagName === "FIGURE"
+                            && element.scrollHeight > element.clientHeight + 1)
+      .map(element => [element.tagName, element.textContent]),
+    numbers: all("td.npstream-n").map(cell => getComputedStyle(cell).textAlign),
+    others: all(".npstream td:not(.npstream-n)").map(cell => getComputedStyle(cell).textAlign),
+    outputs: all(".npstream").map(box),
+    backgrounds: all(".npstream").map(behind),
+    size: [document.documentElement.scrollWidth, document.documentElement.scrollHeight],
+    schemes: all(".npstream").map(element => getComputedStyle(element).colorScheme),
+  };
+})()
+"""
+"""Returns what a page shows in the outputs of npstream."""
+
+
+def pixels(browser: Browser, x: float, y: float, width: float, height: float) -> np.ndarray:
+    """Return a part of the page, of shape (height, width, 3)."""
+    from PIL import Image
+
+    file = io.BytesIO(browser.screenshot(round(x), round(y), round(width), round(height)))
+    return np.asarray(Image.open(file).convert("RGB"))
+
+
+@pytest.mark.parametrize(
+    ("notebook", "theme", "preferred", "expected"),
+    [*(("images", *theme) for theme in THEMES), *(("text", *theme) for theme in THEMES[::3])],
+)
+def test_a_browser_shows_outputs(pages, browser, notebook, theme, preferred, expected):
+    colors = VSCODE.get(theme, {})
+    kind = "plain" if colors else theme
+    browser.open(pages / f"{notebook}.{kind}.html", dark=preferred == "dark")
+    for name, color in colors.items():
+        browser.evaluate(f"document.body.style.setProperty('--vscode-{name}', '{color}')")
+    if colors:
+        browser.evaluate(f"document.body.classList.add('{theme}')")
+    page = browser.evaluate(INSPECT)
+    assert page["cut"] == []
+    assert page["broken"] == []
+    assert len(page["texts"]) > 100
+    assert [text for text in page["texts"] if text[1] < MIN_CONTRAST] == []
+    assert set(page["numbers"]) == {"right"}
+    assert set(page["others"]) == {"left"}
+    assert set(page["schemes"]) == {expected}
+    brightness = np.mean(page["backgrounds"], 1)
+    assert (brightness < 40).all() if expected == "dark" else (brightness > 240).all()
+    shown = pixels(browser, *page["outputs"][0])
+    assert len(np.unique(shown.reshape(-1, 3), axis=0)) > 30
+
+
+@pytest.mark.parametrize("kind", ["light", "dark"])
+def test_a_browser_shows_images_and_players(pages, browser, kind):
+    browser.open(pages / f"images.{kind}.html")
+    page = browser.evaluate(INSPECT)
+    assert page["durations"] == pytest.approx([1.0] * len(page["durations"]))
+    assert len(page["durations"]) >= 5
+    assert len(page["images"]) >= 40
+    whole = pixels(browser, 0, 0, *page["size"])
+    for loaded, *box in page["images"]:
+        x, y, width, height = map(round, box)
+        assert loaded > 0
+        assert whole[y : y + height, x : x + width].std((0, 1)).max() > 10  # not of one color

@@ -1,0 +1,80 @@
+"""Run notebooks, and write them as pages of HTML, as Jupyter shows them.
+
+python tests/helpers/notebooks.py NOTEBOOK... --directory DIRECTORY
+
+For each ``name.ipynb``, DIRECTORY gets ``name.ipynb`` with outputs, ``name.light.html``,
+``name.dark.html``, and ``name.plain.html``, which has none of JupyterLab's colors. This is a
+program, so that Jupyter's threads and event loops end with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
+
+TIMEOUT = 240
+"""Seconds that a cell may take."""
+
+
+def run_notebook(path: Path, directory: Path) -> None:
+    """Run a notebook in a directory of its own, and write it with outputs and as pages."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(path, 4)
+    place = directory / path.stem
+    place.mkdir()
+    client = NotebookClient(
+        notebook,
+        timeout=TIMEOUT,
+        allow_errors=True,
+        kernel_name="python3",
+        shutdown_kernel="immediate",
+        resources={"metadata": {"path": str(place)}},
+    )
+    client.execute()
+    nbformat.write(notebook, directory / path.name)
+    for kind, template, theme in [
+        ("light", "lab", "light"),
+        ("dark", "lab", "dark"),
+        ("plain", "basic", "light"),
+    ]:
+        write_page(notebook, directory / f"{path.stem}.{kind}.html", template, theme)
+
+
+def write_page(notebook: object, path: Path, template: str, theme: str) -> None:
+    """Write a notebook as a page, which needs no network."""
+    from nbconvert import HTMLExporter
+
+    exporter = HTMLExporter(template_name=template, theme=theme)
+    body, _ = exporter.from_notebook_node(notebook)
+    if template == "basic":  # it has no head
+        body = f"<!doctype html><meta charset=utf-8><body>{body}</body>"
+    path.write_text(body, encoding="utf-8")
+
+
+def isolate(directory: Path) -> None:
+    """Set the directories of Jupyter and IPython, so that no settings of the user apply."""
+    for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"):
+        os.environ[name] = str(directory / name.lower())
+    os.environ |= {"JUPYTER_PLATFORM_DIRS": "1", "JUPYTER_PREFER_ENV_PATH": "1"}
+
+
+def main() -> None:
+    """Run the notebooks that are named."""
+    parser = argparse.ArgumentParser(description="Run notebooks, and write them as pages.")
+    parser.add_argument("notebooks", nargs="*", type=Path, default=NOTEBOOKS)
+    parser.add_argument("--directory", type=Path, required=True)
+    options = parser.parse_args()
+    isolate(options.directory)
+    for path in options.notebooks:
+        run_notebook(path, options.directory)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
