@@ -1,4 +1,4 @@
-"""Provide tokenization: text becomes token ids, as arrays of any length or as blocks of one."""
+"""Provide tokenization: text becomes arrays of token ids, or blocks of ids of a fixed length."""
 
 from npstream.tokens.blocks import token_blocks
 from npstream.tokens.encoder import TokenMap

@@ -1,7 +1,7 @@
-"""Provide `token_blocks`, which cuts the token ids of documents into blocks of one length.
+"""Provide `token_blocks`, which cuts the token ids of documents into blocks of a fixed length.
 
-A block can begin within a document. Its position is the document, and how many of its tokens come
-before. So a write that resumes tokenizes only the documents from there on.
+A block can begin within a document. Its position is the number of that document, and the number of
+the document's tokens before the block. A write that resumes tokenizes no earlier documents.
 """
 
 from __future__ import annotations
@@ -48,20 +48,22 @@ class _Document(NamedTuple):
     ids: AnyArray
 
 
-class _Place(NamedTuple):
-    """Where a table of blocks begins.
+class _TableStart(NamedTuple):
+    """The position where a table of blocks begins.
 
     Attributes
     ----------
     block : int
-        The number of its first block.
+        The number of the first block of the table.
     document : int
-        The number of the document that has the token before it, or the first one.
+        The number of the document in the input. It has the last token before the table; the first
+        table begins with the first document.
     part : str
+        The name of the document's part of the input.
     offset : int
-        The part of the input, and the number of the document in it.
+        The number of the document in its part.
     tokens : int
-        How many tokens of the document come before.
+        Number of tokens of the document before the table.
     """
 
     block: int
@@ -72,7 +74,7 @@ class _Place(NamedTuple):
 
 
 class TokenBlocks(PartedInput):
-    """Token ids of documents in blocks of one length, as data for `npstream.write`.
+    """Token ids of documents in blocks of a fixed length, as data for `npstream.write`.
 
     Made by `token_blocks`, which describes the parameters.
     """
@@ -108,10 +110,11 @@ class TokenBlocks(PartedInput):
         elif pad is not None:
             raise ValueError("pad= needs remainder='pad'")
         self._workers = check_workers(workers)
-        self._places: deque[_Place] = deque()
+        self._table_starts: deque[_TableStart] = deque()
         self._first_block = self._skip_tokens = self._skip_blocks = self._first_document = 0
         self._pool: WorkerPool | None = None
-        self._start_workers()  # before the parts of data are opened, which may use a store
+        # Before the parts of data are opened: a forked process cannot use the threads of a store.
+        self._start_workers()
         self._source = data
         if not isinstance(data, PartedInput):
             self._source = PartedInput([Part("data", lambda: data)])
@@ -129,7 +132,7 @@ class TokenBlocks(PartedInput):
         return f"ndarray:{self._dtype.name}:{self.block}"
 
     def _start_workers(self) -> None:
-        """Start the worker processes, before others start threads and clients of stores."""
+        """Start the worker processes, if there are any and they do not run yet."""
         if self._workers and self._pool is None:
             layout = parse_settings("mds", None, None, None, None, ()).new_format({"ids": "bytes"})
             self._pool = WorkerPool(self._workers, Task(self._stream, {}, False, (layout, False)))
@@ -166,7 +169,7 @@ class TokenBlocks(PartedInput):
         self._source.seek((part, position[1]), document)
         self._first_document, self._skip_tokens, self._skip_blocks = document, tokens, blocks
         self._first_block = number - blocks
-        self._places.clear()
+        self._table_starts.clear()
 
     def position(self, number: int) -> tuple[str, int]:
         """Return the position of a block that was read.
@@ -174,19 +177,20 @@ class TokenBlocks(PartedInput):
         Parameters
         ----------
         number : int
-            The number of the block. Later calls ask for later blocks.
+            The number of the block. It must not be less than in an earlier call.
 
         Returns
         -------
         tuple of (str, int)
-            A text with the part, the tokens and blocks to skip, and the number of the document in
-            the input; and the number of the document in its part.
+            The first item is JSON: the name of the part, the number of tokens to skip, the number
+            of blocks to skip, and the number of the document in the input. The second item is the
+            number of the document in its part.
         """
-        while len(self._places) > 1 and self._places[1].block <= number:
-            self._places.popleft()
-        place = self._places[0]
-        blocks = number - place.block
-        return json.dumps([place.part, place.tokens, blocks, place.document]), place.offset
+        while len(self._table_starts) > 1 and self._table_starts[1].block <= number:
+            self._table_starts.popleft()
+        start = self._table_starts[0]
+        blocks = number - start.block
+        return json.dumps([start.part, start.tokens, blocks, start.document]), start.offset
 
     # Blocks
 
@@ -217,8 +221,8 @@ class TokenBlocks(PartedInput):
         """Yield arrays of several blocks, and record where each begins."""
         target = max(_TABLE_BYTES // (self.block * self._dtype.itemsize), 1) * self.block
         documents: deque[_Document] = deque()
-        place = _Cursor(self._skip_tokens)
-        total, block, skip = -self._skip_tokens, self._first_block, self._skip_blocks
+        cursor = _Cursor(self._skip_tokens)
+        total, number, skip = -self._skip_tokens, self._first_block, self._skip_blocks
         try:
             for document in self._documents():
                 if not document.ids.size:
@@ -226,18 +230,18 @@ class TokenBlocks(PartedInput):
                 documents.append(document)
                 total += document.ids.size
                 while total >= target:
-                    yield from self._cut(documents, place, target, block, skip)
-                    total, block, skip = total - target, block + target // self.block, 0
+                    yield from self._cut(documents, cursor, target, number, skip)
+                    total, number, skip = total - target, number + target // self.block, 0
             whole = max(total, 0) // self.block * self.block
             if whole:
-                yield from self._cut(documents, place, whole, block, skip)
-                total, block, skip = total - whole, block + whole // self.block, 0
+                yield from self._cut(documents, cursor, whole, number, skip)
+                total, number, skip = total - whole, number + whole // self.block, 0
             if total > 0 and self._pad is not None:
-                yield from self._cut(documents, place, total, block, skip)
-                block += 1
+                yield from self._cut(documents, cursor, total, number, skip)
+                number += 1
             elif total > 0:
                 log("%s after the last whole block are left out", quantity(total, "token"))
-            if not block:
+            if not number:
                 raise ValueError(
                     f"data has {quantity(max(total, 0), 'token')}, and a block has "
                     f"{self.block:,}: choose a smaller block, or remainder='pad'"
@@ -246,12 +250,15 @@ class TokenBlocks(PartedInput):
             self.close()
 
     def _cut(
-        self, documents: deque[_Document], cursor: _Cursor, tokens: int, block: int, skip: int
+        self, documents: deque[_Document], cursor: _Cursor, tokens: int, number: int, skip: int
     ) -> Iterator[AnyArray]:
-        """Take tokens from the documents, and yield them as an array of blocks."""
+        """Take tokens from the documents, and yield them as an array of blocks.
+
+        `number` is that of the first block. The first `skip` blocks are not yielded.
+        """
         first = documents[0]
         part, offset = self._source.position(first.number)
-        self._places.append(_Place(block, first.number, part, offset, cursor.tokens))
+        self._table_starts.append(_TableStart(number, first.number, part, offset, cursor.tokens))
         ids = cursor.take(documents, tokens)
         if missing := -tokens % self.block:
             ids = np.concatenate([ids, np.full(missing, self._pad, self._dtype)])
@@ -271,11 +278,12 @@ class TokenBlocks(PartedInput):
                 )
             samples = table_rows(samples)
         texts = (text_of(sample, column) for sample in samples)
-        bodies = self._bodies_here(texts) if self._pool is None else self._bodies_of_pool(texts)
+        encode = self._encode_in_process if self._pool is None else self._encode_in_workers
+        bodies: Iterator[Any] = encode(texts)
         for number, body in enumerate(bodies, self._first_document):
             yield _Document(number, np.frombuffer(body, self._dtype))
 
-    def _bodies_here(self, texts: Iterator[Any]) -> Iterator[bytes]:
+    def _encode_in_process(self, texts: Iterator[Any]) -> Iterator[bytes]:
         number = self._first_document
         while group := _group(texts):
             function = self._stream.for_batch(group)
@@ -284,7 +292,7 @@ class TokenBlocks(PartedInput):
                     yield result["ids"]
                 number += 1
 
-    def _bodies_of_pool(self, texts: Iterable[Any]) -> Iterator[Any]:
+    def _encode_in_workers(self, texts: Iterable[Any]) -> Iterator[Any]:
         assert self._pool is not None
         for result in self._pool.run(texts, self._first_document):
             data, sizes = result.encoded()
@@ -310,11 +318,11 @@ def token_blocks(
     batched: bool = False,
     workers: int = 0,
 ) -> TokenBlocks:
-    """Return the token ids of documents in blocks of one length, as data for `npstream.write`.
+    """Return the token ids of documents in blocks of a fixed length, as data for `npstream.write`.
 
     The documents follow one another, each with the separator after it, and are cut every `block`
-    tokens. The blocks are the same whatever the number of worker processes. A document without
-    tokens is left out.
+    tokens. The blocks do not depend on the number of worker processes. A document without tokens is
+    left out.
 
     Parameters
     ----------
@@ -341,7 +349,7 @@ def token_blocks(
     batched : bool, default: False
         Whether the function takes a list of texts.
     workers : int, default: 0
-        Number of processes that tokenize; 0 for this process. They start at once.
+        Number of processes that tokenize; 0 for this process. They start immediately.
 
     Returns
     -------
@@ -351,8 +359,8 @@ def token_blocks(
     Raises
     ------
     TypeError, ValueError
-        If an argument is invalid. While writing, if an id does not fit `dtype`, or there are fewer
-        tokens than a block has.
+        If an argument is invalid. `npstream.write` raises if an id does not fit `dtype`, or if all
+        documents together have fewer tokens than a block.
 
     Examples
     --------
@@ -383,7 +391,7 @@ def _group(texts: Iterator[Any]) -> list[Any]:
 
 
 class _Cursor:
-    """How many tokens of the first document are taken."""
+    """The number of tokens that are already taken from the first document."""
 
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
@@ -391,8 +399,8 @@ class _Cursor:
     def take(self, documents: deque[_Document], count: int) -> AnyArray:
         """Return the next tokens.
 
-        The document of the last token stays, also if all its tokens are taken, since the next
-        block begins after it.
+        The document of the last token stays in `documents`, even if all its tokens are taken. The
+        next table begins after that token, and records the document.
         """
         pieces = []
         while count:

@@ -31,8 +31,8 @@ class TokenEncoder:
     ----------
     tokenizer : tokenizers.Tokenizer, or callable
     dtype : dtype, optional
-        ``uint16`` or ``uint32``. By default the number of ids of the tokenizer decides, and it is
-        ``uint32`` if that is unknown.
+        ``uint16`` or ``uint32``. By default ``uint16`` if all ids of the tokenizer fit, and
+        ``uint32`` for functions, whose ids are unknown.
     batched : bool, default: False
         Whether a callable takes a list of texts.
 
@@ -53,7 +53,7 @@ class TokenEncoder:
                 "Tokenizer.from_pretrained or transformers.AutoTokenizer.from_pretrained"
             )
         self._batched = bool(batched)
-        count = _vocabulary(tokenizer, self._kind)
+        count = _vocabulary_size(tokenizer, self._kind)
         if dtype is None:
             dtype = "uint16" if count is not None and count <= 1 << 16 else "uint32"
         self.dtype = np.dtype(dtype)
@@ -67,12 +67,18 @@ class TokenEncoder:
             )
 
     @property
-    def takes_several(self) -> bool:
-        """True if one call encodes several texts."""
+    def encodes_batches(self) -> bool:
+        """True if one call of the tokenizer encodes several texts."""
         return bool(self._kind) or self._batched
 
     def id_of(self, argument: str, token: int | str) -> int:
-        """Return the id of a token that the user named as `argument`; an id is returned as it is.
+        """Return the id of a token, or check an id.
+
+        Parameters
+        ----------
+        argument : str
+            The argument of the user, for messages.
+        token : int or str
 
         Raises
         ------
@@ -107,7 +113,7 @@ class TokenEncoder:
                     f"a tokenizer takes text, and this is of type {type(text).__name__}: "
                     f"{short_repr(text)}"
                 )
-        return [self._checked(ids) for ids in self._call(texts)]
+        return [self._check_ids(ids) for ids in self._call(texts)]
 
     def _call(self, texts: Sequence[str]) -> Iterable[Any]:
         if self._kind == "tokenizers":
@@ -116,7 +122,7 @@ class TokenEncoder:
                 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
             encode = getattr(self._tokenizer, "encode_batch_fast", self._tokenizer.encode_batch)
             return [encoding.ids for encoding in encode(list(texts))]
-        if not self.takes_several:
+        if not self.encodes_batches:
             return [_input_ids(self._tokenizer(text)) for text in texts]
         rows = _input_ids(self._tokenizer(list(texts)))
         if not hasattr(rows, "__len__") or len(rows) != len(texts):
@@ -126,8 +132,8 @@ class TokenEncoder:
             )
         return rows  # type: ignore[no-any-return]
 
-    def _checked(self, ids: Any) -> AnyArray:
-        """Return ids as an array of the dtype."""
+    def _check_ids(self, ids: Any) -> AnyArray:
+        """Return ids as an array of the dtype; raise if that is impossible."""
         array = np.asarray(ids)
         if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
             raise TypeError(
@@ -143,7 +149,8 @@ class TokenEncoder:
 
 
 def _library(tokenizer: Any) -> str:
-    """Return the library whose tokenizer it is, by the names of its classes, or ""."""
+    """Return "tokenizers" or "transformers" for a tokenizer of that library, else ""."""
+    # The library is not imported: the module name of a class identifies it.
     for kind in type(tokenizer).__mro__:
         package = kind.__module__.partition(".")[0]
         if package == "tokenizers" and hasattr(tokenizer, "encode_batch"):
@@ -153,7 +160,7 @@ def _library(tokenizer: Any) -> str:
     return ""
 
 
-def _vocabulary(tokenizer: Any, library: str) -> int | None:
+def _vocabulary_size(tokenizer: Any, library: str) -> int | None:
     """Return the largest id of a tokenizer plus 1, if it is known."""
     if not library:
         return None
@@ -191,7 +198,7 @@ class TokenMap:
     TypeError
         If `tokenizer` is not callable.
     ValueError
-        If `dtype` is another one, or too small.
+        If `dtype` is neither ``uint16`` nor ``uint32``, or too small for the ids of the tokenizer.
 
     Examples
     --------
@@ -227,18 +234,19 @@ class TokenMap:
         return self._replace(sample, self._encoder.encode([text_of(sample, self.column)])[0])
 
     def for_batch(self, samples: Sequence[Any]) -> Callable[[Any], dict[str, Any]]:
-        """Return a function for samples that are passed to it in this order.
+        """Encode a batch of samples by one call of the tokenizer.
 
         For `npstream.writing.workers` only.
 
         Parameters
         ----------
-        samples : sequence
+        samples : sequence of mapping or str
             The samples.
 
         Returns
         -------
         callable
+            Returns the result of a sample. Call it once for each sample, in the order of `samples`.
         """
         ids = _encode_group(self._encoder, samples, self.column)
         if ids is None:
@@ -283,10 +291,10 @@ def _encode_group(
 ) -> list[AnyArray] | None:
     """Return the ids of several samples by one call of the tokenizer.
 
-    Return None if it is to be called for each sample: also if the call fails, so that the error
-    names its sample.
+    Return None if the tokenizer takes single texts only, or if the call fails. The caller then
+    encodes each sample alone, so that an error names its sample.
     """
-    if not encoder.takes_several or len(samples) == 1:
+    if not encoder.encodes_batches or len(samples) == 1:
         return None
     try:
         return encoder.encode([text_of(sample, column) for sample in samples])
@@ -295,7 +303,10 @@ def _encode_group(
 
 
 class TokenStream:
-    """Returns the ids of a sample as bytes, with the separator after them: for worker processes."""
+    """Returns the ids of a sample as bytes, with the separator after them.
+
+    It is the function of the worker processes of `TokenBlocks`.
+    """
 
     def __init__(
         self,
@@ -308,16 +319,16 @@ class TokenStream:
         self._end = b"" if separator is None else np.array([separator], encoder.dtype).tobytes()
 
     def __call__(self, sample: Any) -> dict[str, bytes]:
-        return self._joined(self.encoder.encode([text_of(sample, self.column)])[0])
+        return self._to_document(self.encoder.encode([text_of(sample, self.column)])[0])
 
     def for_batch(self, samples: Sequence[Any]) -> Callable[[Any], dict[str, bytes]]:
-        """Return a function for samples that are passed to it in this order."""
+        """Encode a batch of samples by one call of the tokenizer, as `TokenMap.for_batch`."""
         ids = _encode_group(self.encoder, samples, self.column)
         if ids is None:
             return self
         rows = iter(ids)
-        return lambda sample: self._joined(next(rows))
+        return lambda sample: self._to_document(next(rows))
 
-    def _joined(self, ids: AnyArray) -> dict[str, bytes]:
-        """Return the bytes of a document; one without tokens has no separator, either."""
+    def _to_document(self, ids: AnyArray) -> dict[str, bytes]:
+        """Return the bytes of a document. A document without tokens has no separator."""
         return {"ids": ids.tobytes() + self._end if ids.size else b""}

@@ -1,4 +1,4 @@
-"""token_blocks: the same blocks whatever the workers, sources and interruptions; errors."""
+"""token_blocks: the blocks do not depend on workers, sources and interruptions; errors."""
 
 from __future__ import annotations
 
@@ -37,34 +37,34 @@ def write(path, *arguments, **options):
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("block", [1, 7, 64, 1000])
 def test_blocks_are_cut_across_documents(tmp_path, table_bytes, block, workers):
-    report, found = write(
+    report, stored = write(
         tmp_path / "out", TEXTS, word_tokenizer(), block, separator=EOS, workers=workers
     )
     expected = blocks_by_hand(IDS, block, EOS)
     assert report.columns == {"tokens": f"ndarray:uint16:{block}"}
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(stored, expected)
 
 
 def test_functions_and_no_separator(tmp_path, table_bytes):
     expected = blocks_by_hand(letters_of_several(TEXTS), 50)
-    _, found = write(tmp_path / "one", TEXTS, letters, 50)
-    np.testing.assert_array_equal(found, expected)
-    assert found.dtype == np.uint32
-    _, found = write(tmp_path / "several", TEXTS, letters_of_several, 50, batched=True, workers=2)
-    np.testing.assert_array_equal(found, expected)
+    _, stored = write(tmp_path / "one", TEXTS, letters, 50)
+    np.testing.assert_array_equal(stored, expected)
+    assert stored.dtype == np.uint32
+    _, stored = write(tmp_path / "several", TEXTS, letters_of_several, 50, batched=True, workers=2)
+    np.testing.assert_array_equal(stored, expected)
 
 
 def test_the_last_block_is_padded(tmp_path, table_bytes):
     options = {"separator": "[EOS]", "remainder": "pad"}
-    _, found = write(tmp_path / "a", TEXTS, word_tokenizer(), 64, **options)
-    np.testing.assert_array_equal(found, blocks_by_hand(IDS, 64, EOS, EOS))
-    assert found[-1, -1] == EOS
-    _, found = write(tmp_path / "b", TEXTS, word_tokenizer(), 64, **options, pad="[UNK]")
-    np.testing.assert_array_equal(found, blocks_by_hand(IDS, 64, EOS, 0))
-    _, found = write(tmp_path / "c", ["w1 w2"], word_tokenizer(), 4, remainder="pad", pad=9)
-    assert found.tolist() == [[3, 4, 9, 9]]
-    _, found = write(tmp_path / "d", ["w1 w2"], word_tokenizer(), 2, remainder="pad", pad=9)
-    assert found.tolist() == [[3, 4]]
+    _, stored = write(tmp_path / "a", TEXTS, word_tokenizer(), 64, **options)
+    np.testing.assert_array_equal(stored, blocks_by_hand(IDS, 64, EOS, EOS))
+    assert stored[-1, -1] == EOS
+    _, stored = write(tmp_path / "b", TEXTS, word_tokenizer(), 64, **options, pad="[UNK]")
+    np.testing.assert_array_equal(stored, blocks_by_hand(IDS, 64, EOS, 0))
+    _, stored = write(tmp_path / "c", ["w1 w2"], word_tokenizer(), 4, remainder="pad", pad=9)
+    assert stored.tolist() == [[3, 4, 9, 9]]
+    _, stored = write(tmp_path / "d", ["w1 w2"], word_tokenizer(), 2, remainder="pad", pad=9)
+    assert stored.tolist() == [[3, 4]]
 
 
 def test_all_kinds_of_data(tmp_path):
@@ -78,10 +78,10 @@ def test_all_kinds_of_data(tmp_path):
          pd.DataFrame(samples), npstream.open(tmp_path / "ds"), np.array(TEXTS),
          PartedInput([Part("a", lambda: samples[:50]), Part("b", lambda: samples[50:])])]
     ):  # fmt: skip
-        _, found = write(
+        _, stored = write(
             tmp_path / str(number), data, word_tokenizer(), 64, separator=EOS, column="body"
         )
-        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(stored, expected)
 
 
 def test_errors_name_the_problem(tmp_path):
@@ -140,7 +140,7 @@ def test_workers_end_after_the_last_block(tmp_path):
     assert multiprocessing.active_children() == []
 
 
-def parted(opened=None):
+def texts_in_parts(opened=None):
     """Return the texts in parts of 30; `opened` collects the names of those that are opened."""
 
     def open_part(name, start):
@@ -157,17 +157,19 @@ def parted(opened=None):
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("data", ["parts", "samples", "rows"])
-def test_a_killed_write_goes_on_within_a_document(tmp_path, monkeypatch, data, workers):
+def test_a_killed_write_resumes_within_a_document(tmp_path, monkeypatch, data, workers):
     monkeypatch.setattr(blocks, "_TABLE_BYTES", 300)
 
     def write_to(path, resume):
-        samples = parted() if data == "parts" else [{"text": text} for text in TEXTS if text]
+        samples = [{"text": text} for text in TEXTS if text]
+        if data == "parts":
+            samples = texts_in_parts()
         options = {"shard_size": 1200, "resume": resume}
         if data == "rows":
             tokens = TokenMap(word_tokenizer())
             return npstream.write(path, samples, map=tokens, workers=workers, **options)
-        found = token_blocks(samples, word_tokenizer(), 13, separator=EOS, workers=workers)
-        return npstream.write(path, found, **options)
+        data_blocks = token_blocks(samples, word_tokenizer(), 13, separator=EOS, workers=workers)
+        return npstream.write(path, data_blocks, **options)
 
     assert write_to(tmp_path / "whole", False).shards > 5
     whole = local_files(tmp_path / "whole")
@@ -182,15 +184,15 @@ def test_a_killed_write_goes_on_within_a_document(tmp_path, monkeypatch, data, w
         kills = 0
         for step in itertools.count(first, first):
             is_killed = killed_at(step, write_resumed)
-            found = local_files(tmp_path / "resumed")
-            if not is_killed or ("index.json" in found and WORK not in found):
+            files = local_files(tmp_path / "resumed")
+            if not is_killed or ("index.json" in files and WORK not in files):
                 break
             kills += 1
         assert kills > 1
         assert local_files(tmp_path / "resumed") == whole
 
 
-def test_a_write_does_not_go_on_with_another_separator(tmp_path, monkeypatch):
+def test_a_write_does_not_resume_with_another_separator(tmp_path, monkeypatch):
     monkeypatch.setattr(blocks, "_TABLE_BYTES", 300)
     monkeypatch.setattr(blocks, "_GROUP", 8)
 
@@ -201,8 +203,8 @@ def test_a_write_does_not_go_on_with_another_separator(tmp_path, monkeypatch):
             yield text
 
     def write_resumed(separator):
-        found = token_blocks(data(separator), word_tokenizer(), 13, separator=separator)
-        npstream.write(tmp_path / "out", found, shard_size=1200, resume=True)
+        data_blocks = token_blocks(data(separator), word_tokenizer(), 13, separator=separator)
+        npstream.write(tmp_path / "out", data_blocks, shard_size=1200, resume=True)
 
     with pytest.raises(ConnectionError):
         write_resumed(EOS)
@@ -216,29 +218,30 @@ def test_every_block_can_be_the_first(table_bytes, block, workers):
     """A read from the position of a block returns that block and all later ones."""
     expected = blocks_by_hand(IDS, block, EOS)
     options = {"separator": EOS, "workers": workers}
-    first = token_blocks(parted(), word_tokenizer(), block, **options)
+    first = token_blocks(texts_in_parts(), word_tokenizer(), block, **options)
     list(first._arrays())
-    places = [first.position(number) for number in range(len(expected))]
+    positions = [first.position(number) for number in range(len(expected))]
     step = 1 if workers == 0 and block == 64 else len(expected) // 4
     for number in range(0, len(expected), step):
-        later = token_blocks(parted(), word_tokenizer(), block, **options)
-        later.seek(places[number], number)
-        found = np.concatenate(list(later._arrays()))
-        np.testing.assert_array_equal(found, expected[number:])
-        again = later.position(len(expected) - 1)  # positions after a resumption count on
-        last = token_blocks(parted(), word_tokenizer(), block, **options)
-        last.seek(again, len(expected) - 1)
+        later = token_blocks(texts_in_parts(), word_tokenizer(), block, **options)
+        later.seek(positions[number], number)
+        stored = np.concatenate(list(later._arrays()))
+        np.testing.assert_array_equal(stored, expected[number:])
+        # The position of a block does not depend on where its read started.
+        last_position = later.position(len(expected) - 1)
+        last = token_blocks(texts_in_parts(), word_tokenizer(), block, **options)
+        last.seek(last_position, len(expected) - 1)
         np.testing.assert_array_equal(np.concatenate(list(last._arrays())), expected[-1:])
 
 
 def test_earlier_parts_are_not_opened(monkeypatch):
     monkeypatch.setattr(blocks, "_TABLE_BYTES", 1)
-    first = token_blocks(parted(), word_tokenizer(), 64, separator=EOS)
+    first = token_blocks(texts_in_parts(), word_tokenizer(), 64, separator=EOS)
     total = sum(map(len, first._arrays()))
-    place = first.position(total - 1)
+    position = first.position(total - 1)
     opened = []
-    later = token_blocks(parted(opened), word_tokenizer(), 64, separator=EOS)
-    later.seek(place, total - 1)
+    later = token_blocks(texts_in_parts(opened), word_tokenizer(), 64, separator=EOS)
+    later.seek(position, total - 1)
     assert sum(map(len, later._arrays())) == 1
     assert opened == ["p6"]
     with pytest.raises(ValueError, match="is not one of token blocks"):

@@ -40,9 +40,9 @@ def test_ids_are_those_of_the_tokenizer_in_the_order_of_the_samples(tmp_path, wo
 def test_a_batch_is_one_call():
     calls = []
 
-    def tokenizer(several):
-        calls.append(len(several))
-        return letters_of_several(several)
+    def tokenizer(texts):
+        calls.append(len(texts))
+        return letters_of_several(texts)
 
     batch = [{"text": text} for text in TEXTS]
     function = TokenMap(tokenizer, batched=True).for_batch(batch)
@@ -78,7 +78,7 @@ def test_tokenizers_of_transformers_return_mappings():
 def test_results_with_input_ids():
     tokenize = TokenMap(lambda text: BatchEncoding(input_ids=letters(text)))
     assert tokenize("ab")["tokens"].tolist() == [97, 98]
-    tokenize = TokenMap(lambda several: {"input_ids": letters_of_several(several)}, batched=True)
+    tokenize = TokenMap(lambda texts: {"input_ids": letters_of_several(texts)}, batched=True)
     assert [tokenize.for_batch(["a", "b"])(text)["tokens"].tolist() for text in "a"] == [[97]]
 
 
@@ -141,4 +141,4 @@ def test_arguments():
         TokenMap(letters)({"text": "a", "tokens": [1]})
     assert TokenMap(letters, "body", name="ids")({"body": "a"})["ids"].tolist() == [97]
     with pytest.raises(ValueError, match="for a list of 2 texts: expected a list of ids for each"):
-        TokenMap(lambda several: [[1]], batched=True)._encoder.encode(["a", "b"])
+        TokenMap(lambda texts: [[1]], batched=True)._encoder.encode(["a", "b"])
