@@ -94,13 +94,14 @@ def test_wrong_arguments_raise_before_anything_is_written(
 
 
 def test_the_signature_has_each_argument_of_write_with_its_default():
-    known = inspect.signature(npstream.convert).parameters
-    of_write = dict(inspect.signature(npstream.write).parameters)
-    assert [each.kind for each in known.values()].count(inspect.Parameter.VAR_KEYWORD) == 0
+    parameters = inspect.signature(npstream.convert).parameters
+    write_parameters = dict(inspect.signature(npstream.write).parameters)
+    kinds = [parameter.kind for parameter in parameters.values()]
+    assert inspect.Parameter.VAR_KEYWORD not in kinds
     for name in ("path", "data"):
-        del of_write[name]
-    for name, parameter in of_write.items():
-        assert known[name].default == parameter.default, name
+        del write_parameters[name]
+    for name, parameter in write_parameters.items():
+        assert parameters[name].default == parameter.default, name
 
 
 def test_objects_are_sources_too(tmp_path):

@@ -173,10 +173,11 @@ def test_files_of_pandas_and_polars(tmp_path):
 
 
 def test_remote_compressed_files(tmp_path, servers):
-    place = servers["s3"].new_directory()
+    remote_dir = servers["s3"].new_directory()
     for number in range(2):
-        place.put(f"d/{number}.csv.gz", gzip.compress(f"a\n{number}\n".encode()))
-    npstream.convert(f"{place.url}/d", tmp_path / "out", source_options=place.storage_options)
+        remote_dir.put(f"d/{number}.csv.gz", gzip.compress(f"a\n{number}\n".encode()))
+    options = remote_dir.storage_options
+    npstream.convert(f"{remote_dir.url}/d", tmp_path / "out", source_options=options)
     assert npstream.open(tmp_path / "out")["a"].load().tolist() == [0, 1]
 
 

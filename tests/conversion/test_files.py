@@ -87,24 +87,24 @@ def test_options_are_for_remote_sources(tmp_path):
 
 
 def test_remote_files_are_read_from_any_position(servers):
-    place = servers["s3"].new_directory()
+    remote_dir = servers["s3"].new_directory()
     body = bytes(range(256)) * (1 << 14)
-    place.put("d/one.bin", body)
-    place.put("d/two.bin", b"")
-    found = find_files(f"{place.url}/d", place.storage_options)
-    assert [(file.name, file.nbytes) for file in found.files] == [
+    remote_dir.put("d/one.bin", body)
+    remote_dir.put("d/two.bin", b"")
+    files = find_files(f"{remote_dir.url}/d", remote_dir.storage_options).files
+    assert [(file.name, file.nbytes) for file in files] == [
         ("one.bin", len(body)),
         ("two.bin", 0),
     ]
     for buffered in (True, False):
-        with found.files[0].open(buffered=buffered) as file:
+        with files[0].open(buffered=buffered) as file:
             assert file.read(1000) == body[:1000]
             assert file.seek(-5, 2) == len(body) - 5
             assert file.read() == body[-5:]
             assert file.seek(3) == 3
             assert file.read(len(body)) == body[3:]
             assert file.read(1) == b""
-        with found.files[1].open(buffered=buffered) as file:
+        with files[1].open(buffered=buffered) as file:
             assert file.read() == b""
 
 
@@ -124,12 +124,12 @@ def test_files_and_directories_are_found_on_every_server(remote_dir):
 
 
 def test_http_cannot_list_but_reads_a_file(servers):
-    place = servers["http"].new_directory()
-    place.put("one.csv", b"a\n1\n")
-    found = find_files(f"{place.url}/one.csv", place.storage_options)
-    assert found.files[0].open().read() == b"a\n1\n"
+    remote_dir = servers["http"].new_directory()
+    remote_dir.put("one.csv", b"a\n1\n")
+    (file,) = find_files(f"{remote_dir.url}/one.csv", remote_dir.storage_options).files
+    assert file.open().read() == b"a\n1\n"
     with pytest.raises(ValueError, match="does not list"):
-        find_files(f"{place.url}/*.csv", place.storage_options)
+        find_files(f"{remote_dir.url}/*.csv", remote_dir.storage_options)
 
 
 def test_compressed_files_are_decompressed_by_their_names(tmp_path):

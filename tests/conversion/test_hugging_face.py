@@ -99,7 +99,7 @@ def test_arrays_of_varying_length_keep_their_shape(tmp_path):
     assert npstream.open(tmp_path / "out")["frames"][5].shape == (3, 3)
 
 
-def test_images_beside_arrays_of_varying_length_are_stored_as_they_are(tmp_path):
+def test_images_in_a_dataset_with_arrays_of_varying_length_are_stored_as_they_are(tmp_path):
     features = {"frames": hf.Array2D((None, 3), "float32"), "image": hf.Image()}
     samples = [
         {"frames": sample(k)["frames"], "image": {"bytes": image(k, "PNG"), "path": None}}

@@ -16,7 +16,7 @@ def source(tmp_path):
     return tmp_path / "source"
 
 
-def test_shards_are_made_again(source, tmp_path):
+def test_shards_get_another_size_and_compression(source, tmp_path):
     report = npstream.convert(source, tmp_path / "out", compression="zstd", shard_size=None)
     assert (report.samples, report.shards) == (1000, 1)
     assert report.columns == {"id": "int64", "text": "str", "t": "ndarray:float64:3"}
@@ -25,7 +25,7 @@ def test_shards_are_made_again(source, tmp_path):
     assert list(ds["text"]) == DATA["text"]
 
 
-def test_columns_are_chosen_renamed_and_encoded_anew(source, tmp_path):
+def test_columns_are_chosen_renamed_and_get_another_encoding(source, tmp_path):
     columns = {"number": "int32", "text": None}
     npstream.convert(
         source, tmp_path / "out", columns=columns, rename={"id": "number"}, where="number % 2 == 1"

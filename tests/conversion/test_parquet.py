@@ -231,11 +231,11 @@ def test_a_file_that_is_not_parquet_raises(tmp_path):
 
 
 def test_remote_files(tmp_path, servers):
-    place = servers["s3"].new_directory()
+    remote_dir = servers["s3"].new_directory()
     for number in range(3):
         pq.write_table(TABLE.slice(number * 100, 100), tmp_path / "x", row_group_size=30)
-        place.put(f"data/{number}.parquet", (tmp_path / "x").read_bytes())
-    for number, source in enumerate([f"{place.url}/data", f"{place.url}/data/*.parquet"]):
+        remote_dir.put(f"data/{number}.parquet", (tmp_path / "x").read_bytes())
+    for number, source in enumerate([f"{remote_dir.url}/data", f"{remote_dir.url}/data/*.parquet"]):
         out = tmp_path / f"out{number}"
-        npstream.convert(source, out, source_options=place.storage_options)
+        npstream.convert(source, out, source_options=remote_dir.storage_options)
         check(out, TABLE.slice(0, 300))

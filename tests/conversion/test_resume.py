@@ -1,4 +1,4 @@
-"""Conversions with ``resume=True`` go on in the middle of the files."""
+"""Conversions with ``resume=True`` continue at a sample within a file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_killed_conversion_goes_on(case, tmp_path):
+def test_a_killed_conversion_resumes(case, tmp_path):
     extension, settings = CASES[case]
     source = tmp_path / "source"
     source.mkdir()

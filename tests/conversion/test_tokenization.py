@@ -1,4 +1,4 @@
-"""`convert` with a tokenizer: the place of the ids, other columns, blocks, maps, and errors."""
+"""`convert` with a tokenizer: the column of ids, other columns, blocks, maps, and errors."""
 
 from __future__ import annotations
 
@@ -103,18 +103,19 @@ def test_blocks(source, tmp_path, workers):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_remote_sources(source, tmp_path, servers, workers):
-    place = servers["s3"].new_directory()
+    remote_dir = servers["s3"].new_directory()
     for file in source.iterdir():
-        place.put(f"in/{file.name}", file.read_bytes())
+        remote_dir.put(f"in/{file.name}", file.read_bytes())
     arguments = {
-        "tokenizer": word_tokenizer(), "workers": workers, "source_options": place.storage_options,
+        "tokenizer": word_tokenizer(), "workers": workers,
+        "source_options": remote_dir.storage_options,
     }  # fmt: skip
-    npstream.convert(f"{place.url}/in", tmp_path / "out", **arguments)
+    npstream.convert(f"{remote_dir.url}/in", tmp_path / "out", **arguments)
     assert rows(tmp_path / "out") == IDS
     assert npstream.open(tmp_path / "out")["id"].load().tolist() == list(range(len(IDS)))
-    npstream.convert(f"{place.url}/in", tmp_path / "blocks", block=64, **arguments)
-    found = npstream.open(tmp_path / "blocks")["tokens"].load()
-    np.testing.assert_array_equal(found, blocks_by_hand(IDS, 64))
+    npstream.convert(f"{remote_dir.url}/in", tmp_path / "blocks", block=64, **arguments)
+    blocks = npstream.open(tmp_path / "blocks")["tokens"].load()
+    np.testing.assert_array_equal(blocks, blocks_by_hand(IDS, 64))
 
 
 def test_names_encodings_and_functions(source, tmp_path):
@@ -140,14 +141,14 @@ def test_missing_texts_are_filled(tmp_path, block):
     assert rows(tmp_path / "samples") == expected
 
 
-def test_a_part_without_samples_is_passed_over(source, tmp_path):
+def test_a_part_without_samples_is_skipped(source, tmp_path):
     npstream.convert(
         source, tmp_path / "out", tokenizer=word_tokenizer(), where=f"id >= {HALF + 2}"
     )
     assert rows(tmp_path / "out") == IDS[HALF + 2 :]
 
 
-def test_arguments_that_do_not_go_together(source):
+def test_arguments_that_exclude_each_other_raise(source):
     tokenizer = word_tokenizer()
     for arguments in ({"block": 8}, {"token_options": {}}):
         with pytest.raises(TypeError, match="need tokenizer="):
@@ -166,6 +167,6 @@ def test_arguments_that_do_not_go_together(source):
         npstream.convert(source, "no", tokenizer=tokenizer, columns={"tokens": "json"})
 
 
-def test_the_separator_of_a_format_is_still_one(tmp_path):
+def test_without_a_tokenizer_the_separator_is_that_of_the_format(tmp_path):
     npstream.convert([{"x": 1, "y": 2}], tmp_path / "out", format="xsv", separator=" | ")
     assert "1 | 2" in (tmp_path / "out" / "shard.00000.xsv").read_text()

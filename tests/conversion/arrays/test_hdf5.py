@@ -82,9 +82,9 @@ def test_where_filters_also_values_of_varying_size(path, tmp_path):
 
 def test_parts_are_whole_chunks(path, monkeypatch):
     monkeypatch.setattr(source, "PART_BYTES", 500)  # 20 rows of x
-    found = Hdf5Source(find_files(path), SourceRequest(columns=("x",)))
-    assert [part.samples for part in found.parts()] == [16] * 6 + [4]
-    np.testing.assert_array_equal(found.parts()[2].open()["x"], X[32:48])
+    parts = Hdf5Source(find_files(path), SourceRequest(columns=("x",))).parts()
+    assert [part.samples for part in parts] == [16] * 6 + [4]
+    np.testing.assert_array_equal(parts[2].open()["x"], X[32:48])
 
 
 def test_remote_files_and_several(path, tmp_path):

@@ -58,19 +58,19 @@ def test_an_array_is_a_column_of_its_file_s_name(tmp_path, small_parts):
     ],
     ids=lambda array: f"{array.dtype}{array.shape}",
 )
-@pytest.mark.parametrize("how", ["local", "remote", "gzip", "npz", "compressed npz"])
-def test_all_arrays_and_all_ways(tmp_path, small_parts, array, how):
+@pytest.mark.parametrize("storage", ["local", "remote", "gzip", "npz", "compressed npz"])
+def test_each_array_is_read_from_each_storage(tmp_path, small_parts, array, storage):
     path = tmp_path / "x.npy"
-    if "npz" in how:
+    if "npz" in storage:
         path = tmp_path / "x.npz"
-        (np.savez_compressed if "compressed" in how else np.savez)(path, x=array)
+        (np.savez_compressed if "compressed" in storage else np.savez)(path, x=array)
     else:
         np.save(path, array)
-    if how == "gzip":
+    if storage == "gzip":
         pytest.importorskip("pyarrow")
         path = tmp_path / "x.npy.gz"
         path.write_bytes(gzip.compress((tmp_path / "x.npy").read_bytes()))
-    npstream.convert(upload(path, "npy") if how == "remote" else path, tmp_path / "out")
+    npstream.convert(upload(path, "npy") if storage == "remote" else path, tmp_path / "out")
     values = load(tmp_path / "out")["x"]
     if array.dtype.kind in "US":
         assert list(values) == array.tolist()
@@ -103,7 +103,7 @@ def test_numbered_files_can_be_columns(tmp_path):
         npstream.convert(f"{tmp_path}/x*.npy", "no", reader_options={"numbered": 1})
 
 
-def test_a_local_file_is_mapped_and_no_part_is_whole(tmp_path, small_parts):
+def test_a_local_file_is_memory_mapped_and_read_in_parts(tmp_path, small_parts):
     np.save(tmp_path / "x.npy", X)
     files = find_files(tmp_path / "x.npy")
     parts = numpy_files.NpySource(files, SourceRequest()).parts()
@@ -118,26 +118,26 @@ def test_members_of_an_npz_file_are_read_forward_and_once(tmp_path, monkeypatch,
     monkeypatch.setattr(source, "PART_BYTES", 260)
     save(tmp_path / "a.npz", x=X, y=Y)
     opened = []
-    plain = zipfile.ZipFile.open
+    original = zipfile.ZipFile.open
 
-    def counted(self, name, *arguments, **options):
+    def record(self, name, *arguments, **options):
         opened.append(name)
-        return plain(self, name, *arguments, **options)
+        return original(self, name, *arguments, **options)
 
-    monkeypatch.setattr(zipfile.ZipFile, "open", counted)
+    monkeypatch.setattr(zipfile.ZipFile, "open", record)
     npstream.convert(tmp_path / "a.npz", tmp_path / "out")
     assert sorted(opened) == ["x.npy", "x.npy", "y.npy", "y.npy"]  # the header, and the rows
     np.testing.assert_array_equal(load(tmp_path / "out")["x"], X)
 
 
-def test_a_resumed_read_passes_over_rows(tmp_path, small_parts):
+def test_a_resumed_read_skips_rows(tmp_path, small_parts):
     np.savez_compressed(tmp_path / "a.npz", x=X)
     parts = numpy_files.NpzSource(find_files(tmp_path / "a.npz"), SourceRequest()).parts()
     np.testing.assert_array_equal(parts[3].open()["x"], X[36:48])
     np.testing.assert_array_equal(parts[0].open()["x"], X[:12])  # the file is opened again
 
 
-def test_files_of_npz_follow_one_another(tmp_path):
+def test_the_rows_of_npz_files_are_concatenated(tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
     for number in range(3):
@@ -150,10 +150,10 @@ def test_files_of_npz_follow_one_another(tmp_path):
 
 
 def test_fields_of_a_structured_array_are_columns(tmp_path, small_parts):
-    kind = np.dtype([("größe", "f4", (2, 3)), ("y", ">i2"), ("name", "U2")])
-    array = np.zeros(ROWS, kind)
+    dtype = np.dtype([("größe", "f4", (2, 3)), ("y", ">i2"), ("name", "U2")])
+    array = np.zeros(ROWS, dtype)
     array["größe"], array["y"], array["name"] = X, Y, "ü"
-    np.save(tmp_path / "x.npy", array)  # version 3, as a name is not Latin-1
+    np.save(tmp_path / "x.npy", array)  # "größe" is not ASCII, so the header has version 3
     np.savez(tmp_path / "x.npz", rec=array, z=Y)
     report = npstream.convert(tmp_path / "x.npy", tmp_path / "out")
     assert report.columns == {"größe": "ndarray:float32:2,3", "y": "int16", "name": "str"}
@@ -199,19 +199,19 @@ def test_damaged_compressed_files_raise_format_error(tmp_path):
             npstream.convert(tmp_path / "x.npy.gz", "no")
 
 
-@pytest.mark.parametrize("how", ["npy", "npz", "remote"])
-def test_damaged_files_raise_format_error(tmp_path, how):
-    path = tmp_path / f"x.{'npz' if how == 'npz' else 'npy'}"
-    (np.savez if how == "npz" else np.save)(path, X)
+@pytest.mark.parametrize("storage", ["npy", "npz", "remote"])
+def test_damaged_files_raise_format_error(tmp_path, storage):
+    path = tmp_path / f"x.{'npz' if storage == 'npz' else 'npy'}"
+    (np.savez if storage == "npz" else np.save)(path, X)
     whole = path.read_bytes()
     path.write_bytes(b"not a file of numpy" + whole[19:])
     with pytest.raises(FormatError, match=r"x\.np"):
-        npstream.convert(upload(path, "damaged") if how == "remote" else path, "no")
+        npstream.convert(upload(path, "damaged") if storage == "remote" else path, "no")
     damaged = bytearray(whole)
     damaged[len(whole) // 2] ^= 1
-    path.write_bytes(damaged if how == "npz" else whole[:-100])
+    path.write_bytes(damaged if storage == "npz" else whole[:-100])
     with pytest.raises(FormatError, match=r"x\.np.*(cannot be read as an array of NumPy|Bad CRC)"):
-        npstream.convert(upload(path, "damaged") if how == "remote" else path, "no")
+        npstream.convert(upload(path, "damaged") if storage == "remote" else path, "no")
 
 
 def test_no_rows_keep_the_columns(tmp_path):

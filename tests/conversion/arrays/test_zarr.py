@@ -67,11 +67,11 @@ def test_a_group_is_columns(path, tmp_path, monkeypatch, part_bytes):
 
 
 def test_remote_groups(path, tmp_path, servers):
-    place = servers["s3"].new_directory()
+    remote_dir = servers["s3"].new_directory()
     for file in path.rglob("*"):
         if file.is_file():
-            place.put(f"data/a.zarr/{file.relative_to(path)}", file.read_bytes())
-    url, options = f"{place.url}/data/a.zarr", place.storage_options
+            remote_dir.put(f"data/a.zarr/{file.relative_to(path)}", file.read_bytes())
+    url, options = f"{remote_dir.url}/data/a.zarr", remote_dir.storage_options
     npstream.convert(url, tmp_path / "out", columns=list(COLUMNS), source_options=options)
     check(tmp_path / "out")
 

@@ -1,4 +1,4 @@
-"""Tars as streams: all that `tarfile` writes is read, and nothing damaged is taken for whole."""
+"""Tars as streams: every kind that `tarfile` writes is read, and every damaged one raises."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ def read(data: bytes):
 def test_all_members_are_read(format, codec):
     data = CODECS[codec](tar([member("a", type=tarfile.DIRTYPE), *MEMBERS], format))
     assert read(data) == MEMBERS
-    wanted = list(
+    members = list(
         read_members(io.BufferedReader(io.BytesIO(data)), "x", lambda name: name.endswith(".bin"))
     )
-    assert wanted == MEMBERS[-1:]
+    assert members == MEMBERS[-1:]
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -92,7 +92,7 @@ def test_the_message_names_the_member():
         read(b"")
 
 
-def test_a_damaged_header_does_not_end_the_tar_quietly():
+def test_a_damaged_header_does_not_end_the_tar_silently():
     data = bytearray(tar([("0.txt", b""), ("1.txt", b""), ("2.txt", b"")], tarfile.USTAR_FORMAT))
     data[512 + 3] ^= 1
     with pytest.raises(FormatError, match=r"after member '0\.txt': bad checksum"):
@@ -107,10 +107,10 @@ def test_random_damage_raises_or_changes_only_contents():
         damaged = bytearray(data)
         damaged[generator.randrange(len(data) - 8192)] = generator.randrange(256)
         try:
-            found = read(bytes(damaged))
+            members = read(bytes(damaged))
         except FormatError:
             continue
-        assert [name for name, _ in found] == names
+        assert [name for name, _ in members] == names
 
 
 @pytest.mark.parametrize(
@@ -144,9 +144,9 @@ def test_a_huge_size_takes_no_memory(size):
         read(header + bytes(2048))
     tracemalloc.start()
     try:
-        claims = member("a.bin", size=(1 << 32) - 1).tobuf(tarfile.GNU_FORMAT)
+        header = member("a.bin", size=(1 << 32) - 1).tobuf(tarfile.GNU_FORMAT)
         with pytest.raises((FormatError, MemoryError)):
-            read(claims + bytes(2048))
+            read(header + bytes(2048))
         assert tracemalloc.get_traced_memory()[1] < 1 << 22
     finally:
         tracemalloc.stop()

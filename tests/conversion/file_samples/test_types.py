@@ -45,7 +45,7 @@ def test_values_are_those_of_webdataset(extension):
         ("xyz", "bytes"), ("nii.gz", "bytes"), ("gz", "bytes"), ("", "bytes"),
     ],
 )  # fmt: skip
-def test_the_extension_says_the_encoding(extension, encoding):
+def test_the_extension_decides_the_encoding(extension, encoding):
     assert file_type(extension).encoding == encoding
 
 
@@ -122,10 +122,10 @@ def test_bad_files_raise(extension, body, words):
         ("txt", "jpeg", b"\xff\xd8\xff", b"\xff\xd8\xff"),
     ],
 )
-def test_a_chosen_encoding_says_how_files_are_parsed(extension, encoding, body, value):
-    chosen = choose_type(extension, encoding)
-    assert chosen.encoding == encoding
-    assert chosen.parse(body) == value
+def test_the_encoding_of_the_user_decides_how_files_are_parsed(extension, encoding, body, value):
+    kind = choose_type(extension, encoding)
+    assert kind.encoding == encoding
+    assert kind.parse(body) == value
 
 
 @pytest.mark.parametrize(

@@ -109,16 +109,16 @@ def test_options_of_write_apply(source, tmp_path, options):
 def test_sources_are_globs_braces_lists_and_urls(source, tmp_path, upload, servers, pattern):
     options = {}
     if pattern == "memory":
-        given = upload(source) + "/s-{9..10}.tar"
+        tars = upload(source) + "/s-{9..10}.tar"
     elif pattern == "s3":
-        place = servers["s3"].new_directory()
+        remote_dir = servers["s3"].new_directory()
         for path in source.iterdir():
-            place.put(path.name, path.read_bytes())
-        given, options = place.url, {"source_options": place.storage_options}
+            remote_dir.put(path.name, path.read_bytes())
+        tars, options = remote_dir.url, {"source_options": remote_dir.storage_options}
     else:
-        given = [str(source / name) for name in pattern.split()]
-        given = given[0] if len(given) == 1 else given
-    npstream.convert(given, tmp_path / "out", **options)
+        tars = [str(source / name) for name in pattern.split()]
+        tars = tars[0] if len(tars) == 1 else tars
+    npstream.convert(tars, tmp_path / "out", **options)
     check(tmp_path / "out")
 
 
@@ -126,10 +126,10 @@ def test_sources_are_globs_braces_lists_and_urls(source, tmp_path, upload, serve
 def test_compressed_tars(tmp_path, extension):
     codec = {"tgz": "gz"}.get(extension, extension.rpartition(".")[2])
     with open(tmp_path / f"s.{extension}", "wb") as file:
-        write_to = wds.TarWriter(file, compress=codec)
+        writer = wds.TarWriter(file, compress=codec)
         for number in range(SAMPLES):
-            write_to.write(sample(number))
-        write_to.close()
+            writer.write(sample(number))
+        writer.close()
     npstream.convert(tmp_path / f"s.{extension}", tmp_path / "out")
     check(tmp_path / "out")
 
@@ -168,7 +168,7 @@ def test_a_map_gets_samples_that_may_differ(tmp_path):
     assert [row["image"].format for row in npstream.open(tmp_path / "out")] == ["JPEG", "PNG"]
 
 
-def tar_of(tmp_path, *samples):
+def write_tar(tmp_path, *samples):
     """Write samples of bytes, and return the tar."""
     write(tmp_path / "s.tar", [{"__key__": f"k{n}", **each} for n, each in enumerate(samples)])
     return tmp_path / "s.tar"
@@ -190,7 +190,7 @@ def tar_of(tmp_path, *samples):
     ],
 )
 def test_bad_samples_are_refused_or_skipped(tmp_path, samples, words):
-    source = tar_of(tmp_path, *samples)
+    source = write_tar(tmp_path, *samples)
     with pytest.raises(ValueError, match=rf"sample 1: column '.*s\.tar: {words}"):
         npstream.convert(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -207,7 +207,7 @@ def test_bad_samples_are_refused_or_skipped(tmp_path, samples, words):
 
 
 def test_a_filter_does_not_lose_bad_samples(tmp_path):
-    source = tar_of(tmp_path, {"cls": b"1", "txt": b"a"}, {"cls": b"dog", "txt": b"b"})
+    source = write_tar(tmp_path, {"cls": b"1", "txt": b"a"}, {"cls": b"dog", "txt": b"b"})
     with pytest.raises(ValueError, match=r"member 'k1\.cls': not an integer"):
         npstream.convert(source, tmp_path / "out", where="cls == 1", columns=["txt"])
     report = npstream.convert(
@@ -217,7 +217,7 @@ def test_a_filter_does_not_lose_bad_samples(tmp_path):
 
 
 def test_missing_files_are_filled(tmp_path):
-    source = tar_of(tmp_path, {"txt": b"a"}, {"cls": b"5"}, {"txt": b"c", "cls": b"6"})
+    source = write_tar(tmp_path, {"txt": b"a"}, {"cls": b"5"}, {"txt": b"c", "cls": b"6"})
     report = npstream.convert(source, tmp_path / "out", fill={"cls": -1, "txt": "none"})
     assert report.columns == {"__key__": "str", "txt": "str", "cls": "int"}
     ds = npstream.open(tmp_path / "out")
@@ -226,16 +226,16 @@ def test_missing_files_are_filled(tmp_path):
 
 
 def test_a_filled_column_has_the_type_of_its_value(tmp_path):
-    source = tar_of(tmp_path, {"txt": b"a"}, {"txt": b"b", "weight": b"7"})
+    source = write_tar(tmp_path, {"txt": b"a"}, {"txt": b"b", "weight": b"7"})
     report = npstream.convert(source, tmp_path / "out", fill={"weight": 1})
     assert report.columns == {"__key__": "str", "txt": "str", "weight": "int"}
     assert npstream.open(tmp_path / "out")["weight"].load().tolist() == [1, 7]
 
 
-def test_an_array_that_no_column_stores_raises_with_the_way_out(tmp_path):
+def test_the_error_for_an_array_that_no_column_stores_names_a_fix(tmp_path):
     file = io.BytesIO()
     np.save(file, np.array(["text"]))
-    source = tar_of(tmp_path, {"npy": file.getvalue()})
+    source = write_tar(tmp_path, {"npy": file.getvalue()})
     with pytest.raises(FormatError, match=r"k0\.npy: cannot store .* columns= can choose 'bytes'"):
         npstream.convert(source, tmp_path / "out")
     npstream.convert(source, tmp_path / "out", columns={"npy": "bytes"})
@@ -265,7 +265,7 @@ def test_names_are_split_as_webdataset_splits_them(tmp_path):
     assert ds.columns == ("__key__", "d.txt")
 
 
-def test_a_key_again_is_another_sample(tmp_path):
+def test_a_key_that_comes_again_later_is_another_sample(tmp_path):
     write(tmp_path / "s.tar", [{"__key__": key, "txt": key} for key in ("a", "b", "a")])
     npstream.convert(tmp_path / "s.tar", tmp_path / "out")
     assert list(npstream.open(tmp_path / "out")["__key__"]) == ["a", "b", "a"]
@@ -300,14 +300,14 @@ def test_a_write_goes_on_in_the_tar_where_it_stopped(tmp_path, monkeypatch):
         write(tmp_path / f"{number}.tar", samples)
     opened, fails = [], [True]
 
-    def reading(file, where, *arguments):
+    def read_until_failure(file, where, *arguments):
         opened.append(where[-5:])
         for member in read_members(file, where, *arguments):
             if fails[0] and member[0] == "2-5.cls":
                 raise RuntimeError("the server is gone")
             yield member
 
-    monkeypatch.setattr(webdataset, "read_members", reading)
+    monkeypatch.setattr(webdataset, "read_members", read_until_failure)
     arguments = {"resume": True, "shard_samples": 8}
     with pytest.raises(RuntimeError, match="the server is gone"):
         npstream.convert(tmp_path / "*.tar", tmp_path / "out", **arguments)
@@ -325,7 +325,7 @@ def test_memory_does_not_grow_with_the_tars(tmp_path):
     body = bytes(1 << 20)
     for number in range(4):
         write(tmp_path / f"{number}.tar", [{"__key__": f"{k}", "bin": body} for k in range(16)])
-    # In a process of its own: tracemalloc can hang when a thread starts beside those of libraries.
+    # In its own process: tracemalloc can hang when a thread starts while libraries have threads.
     code = (
         "import sys, tracemalloc, npstream\n"
         "path, options = sys.argv[1], {'shard_size': '2MiB'}\n"

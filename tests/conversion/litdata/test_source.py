@@ -38,7 +38,7 @@ def jpeg(number: int) -> bytes:
     return file.getvalue()
 
 
-def rich(number: int) -> dict:
+def sample_of_all_types(number: int) -> dict:
     return {
         "id": number,
         "score": number / 4,
@@ -82,11 +82,11 @@ def write(path, sample, count=SAMPLES, **options):
     options = {"chunk_size": 4} | options
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DATA_OPTIMIZER_GLOBAL_RANK", "0")
-        made = writer.BinaryWriter(str(path), **options)
+        binary_writer = writer.BinaryWriter(str(path), **options)
         for number in range(count):
-            made[number] = sample(number)
-        made.done()
-        made._merge_no_wait()
+            binary_writer[number] = sample(number)
+        binary_writer.done()
+        binary_writer._merge_no_wait()
     return path
 
 
@@ -95,7 +95,7 @@ def check(path) -> None:
     assert len(ds) == SAMPLES
     stored = npstream.open(path, columns={"jpeg": "bytes"})["jpeg"]
     for number, row in enumerate(ds):
-        expected = rich(number)
+        expected = sample_of_all_types(number)
         for name in ("id", "score", "ok", "text", "raw", "list", "records"):
             assert row[name] == expected[name], name
         for name in ("vector", "matrix", "flat", "half"):
@@ -138,7 +138,7 @@ COMPRESSIONS = {
 
 @pytest.mark.parametrize("name", COMPRESSIONS)
 def test_all_serializers_and_compressions(tmp_path, name):
-    write(tmp_path / "in", rich, **COMPRESSIONS[name])
+    write(tmp_path / "in", sample_of_all_types, **COMPRESSIONS[name])
     report = npstream.convert(tmp_path / "in", tmp_path / "out")
     assert report.columns == COLUMNS
     check(tmp_path / "out")
@@ -146,7 +146,7 @@ def test_all_serializers_and_compressions(tmp_path, name):
 
 @pytest.fixture
 def source(tmp_path):
-    return write(tmp_path / "in", rich)
+    return write(tmp_path / "in", sample_of_all_types)
 
 
 @pytest.mark.parametrize("options", [{"workers": 2}, {"compression": "zstd", "shard_size": 4096}])
@@ -157,14 +157,14 @@ def test_options_of_write_apply(source, tmp_path, options):
 
 @pytest.mark.parametrize("name", ["frames", "chunk"])
 def test_remote_datasets(tmp_path, upload, servers, name):
-    write(tmp_path / "in", rich, **COMPRESSIONS[name])
+    write(tmp_path / "in", sample_of_all_types, **COMPRESSIONS[name])
     npstream.convert(upload(tmp_path / "in"), tmp_path / "memory")
     check(tmp_path / "memory")
-    place = servers["s3"].new_directory()
+    remote_dir = servers["s3"].new_directory()
     for path in (tmp_path / "in").iterdir():
-        place.put(path.name, path.read_bytes())
-    options = {"source_options": place.storage_options}
-    npstream.convert(place.url, tmp_path / "s3", **options)
+        remote_dir.put(path.name, path.read_bytes())
+    options = {"source_options": remote_dir.storage_options}
+    npstream.convert(remote_dir.url, tmp_path / "s3", **options)
     check(tmp_path / "s3")
 
 
@@ -183,8 +183,8 @@ def test_rows_of_arrow(tmp_path, codec, upload):
     for number, row in enumerate(npstream.open(tmp_path / "out")):
         expected = {"note": ""} | flat(number)
         for name, value in expected.items():
-            found = row[name].tolist() if isinstance(row[name], np.ndarray) else row[name]
-            assert found == value, name
+            stored = row[name].tolist() if isinstance(row[name], np.ndarray) else row[name]
+            assert stored == value, name
 
 
 def test_a_map_gets_rows_of_arrow_as_litdata_reads_them(tmp_path):
@@ -278,7 +278,7 @@ def test_encrypted_data_are_refused(tmp_path):
         ({"data_spec": 5}, "data_spec is 5"),
     ],
 )
-def test_what_cannot_be_read_is_refused(source, tmp_path, changes, words):
+def test_a_config_that_cannot_be_read_is_refused(source, tmp_path, changes, words):
     edit(source, **changes)
     with pytest.raises(ValueError, match=rf"index\.json: .*({words})"):
         npstream.convert(source, tmp_path / "out", kind="litdata")
@@ -308,7 +308,7 @@ def test_wrong_indexes_raise(tmp_path, text, words):
 
 @pytest.mark.parametrize("name", COMPRESSIONS)
 def test_truncated_and_damaged_chunks_raise(tmp_path, name):
-    write(tmp_path / "in", rich, **COMPRESSIONS[name])
+    write(tmp_path / "in", sample_of_all_types, **COMPRESSIONS[name])
     path = sorted((tmp_path / "in").glob("chunk-0-0*"))[0]
     whole = path.read_bytes()
     is_compressed = name == "sample"
@@ -363,7 +363,7 @@ def test_random_values_raise_only_value_errors(serializer):
             continue
 
 
-def test_names_of_one_column_raise():
+def test_two_values_with_the_same_column_name_raise():
     leaf = {"type": None, "context": None, "children_spec": []}
     inner = {"type": "builtins.dict", "context": '["b"]', "children_spec": [leaf]}
     spec = {"type": "builtins.dict", "context": '["a", "a.b"]', "children_spec": [inner, leaf]}
