@@ -1,4 +1,4 @@
-"""Arrow schemas as columns of a dataset: their encodings, and what a source casts.
+"""Choose the encodings of Arrow columns, and cast columns before they are written.
 
 Tested in tests/conversion/test_parquet.py.
 """
@@ -25,14 +25,14 @@ TABLE_BYTES = 1 << 22
 
 
 class TableColumns:
-    """The columns to write of a source of tables.
+    """The columns to write from a source that reads Arrow tables.
 
     Parameters
     ----------
     names : iterable of str
         The columns to write, in order.
     schema : pyarrow.Schema
-        The types of the first table. Columns that it lacks are filled.
+        The schema of the first table. Columns that it lacks get the values of ``fill=``.
     request : SourceRequest
     where : str
         The first file, for messages.
@@ -40,6 +40,7 @@ class TableColumns:
     Attributes
     ----------
     encodings : dict of str to str
+        The encoding of each column, by name.
 
     Raises
     ------
@@ -56,32 +57,32 @@ class TableColumns:
         self.encodings = {name: self._encoding(name, schema, where) for name in names}
 
     def check(self, schema: Any, where: str) -> None:
-        """Raise if a later table has other columns or types, which are not converted exactly.
+        """Raise if a later table needs other columns or encodings than the first one.
 
         Raises
         ------
         ValueError
             The message names the file and the column.
         """
-        given = schema.names
+        names = schema.names
         _refuse_repeated(schema, where)
         for name, encoding in self.encodings.items():
-            if name not in given:
+            if name not in names:
                 if name in self._request.fill:
                     continue
                 raise ValueError(
                     f"{where}: there is no column {name!r}, which {self._where} has: give fill= a "
                     "value for it, or leave it out with columns="
                 )
-            found = self._encoding(name, schema, where)
-            if found != encoding and not _is_null(schema.field(name).type):
+            later = self._encoding(name, schema, where)
+            if later != encoding and not _is_null(schema.field(name).type):
                 raise ValueError(
                     f"{where}: column {name!r} is of type {schema.field(name).type}, written as "
-                    f"{found!r}, and {encoding!r} in {self._where}: name one encoding for both, "
-                    f"as in columns={{{name!r}: {found!r}, ...}}, or leave the column out"
+                    f"{later!r}, and {encoding!r} in {self._where}: name one encoding for both, "
+                    f"as in columns={{{name!r}: {later!r}, ...}}, or leave the column out"
                 )
         if self._request.columns is None:
-            for name in given:
+            for name in names:
                 if name not in self.encodings:
                     raise ValueError(
                         f"{where}: column {name!r} is not in {self._where}: name the columns to "
@@ -115,7 +116,7 @@ class TableColumns:
         return Fill(fill[name]) if name in fill else NO_FILL
 
     def caster(self, schema: Any) -> Callable[[Any], Any] | None:
-        """Return a function that casts the columns of a batch which need it; None if none does."""
+        """Return a function that casts columns of a batch; None if no column needs a cast."""
         types = {
             name: target
             for name in schema.names
@@ -126,7 +127,7 @@ class TableColumns:
 
 
 def _refuse_repeated(schema: Any, where: str) -> None:
-    """Raise ValueError if two columns have one name."""
+    """Raise ValueError if two columns have the same name."""
     for name, count in Counter(schema.names).items():
         if count > 1:
             raise ValueError(f"{where}: {count} columns have the name {name!r}: rename them")
@@ -139,13 +140,13 @@ def _is_null(arrow_type: Any) -> bool:
 def _cast_hint(name: str, arrow_type: Any) -> str:
     """Return the fix for a type that is stored only if the user names an encoding; else ""."""
     types = import_optional("pyarrow.types", "pyarrow", "arrow")
-    out = "or leave the column out: columns= names those to write"
+    alternative = "or leave the column out: columns= names those to write"
     arrow_type = plain_type(arrow_type)
     if types.is_timestamp(arrow_type) and arrow_type.tz is not None:
-        named = f"columns={{{name!r}: 'datetime64[{arrow_type.unit}]', ...}}"
-        return f"{named} stores UTC, {out}"
+        example = f"columns={{{name!r}: 'datetime64[{arrow_type.unit}]', ...}}"
+        return f"{example} stores UTC, {alternative}"
     if types.is_time(arrow_type):
-        return f"columns={{{name!r}: 'str', ...}} stores text, {out}"
+        return f"columns={{{name!r}: 'str', ...}} stores text, {alternative}"
     return ""
 
 
@@ -166,6 +167,6 @@ def _cast_type(arrow_type: Any, encoding: str) -> Any:
 
 def _cast(batch: Any, types: Mapping[str, Any]) -> Any:
     for name, target in types.items():
-        at = batch.schema.get_field_index(name)
-        batch = batch.set_column(at, name, batch.column(at).cast(target))
+        index = batch.schema.get_field_index(name)
+        batch = batch.set_column(index, name, batch.column(index).cast(target))
     return batch

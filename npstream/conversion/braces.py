@@ -13,9 +13,9 @@ _RANGE = re.compile(r"(-?\d{1,18})\.\.(-?\d{1,18})(?:\.\.(-?\d{1,18}))?", re.ASC
 
 
 def expand_braces(text: str) -> list[str]:
-    """Return the names that a pattern with braces stands for, in the order of a shell.
+    """Expand the braces of a pattern, in the order of a shell.
 
-    ``{a,b}`` stands for each of the texts, and ``{0..3}`` for the numbers from 0 to 3, both
+    ``{a,b}`` expands to ``a`` and ``b``. ``{0..3}`` expands to the numbers from 0 to 3, both
     included. In ``{000..012..4}``, numbers have the width of the bounds, and 4 is the step. Groups
     can be nested. Other braces stay as they are.
 
@@ -43,9 +43,9 @@ def expand_braces(text: str) -> list[str]:
         choices = _numbers(text, match)
     else:
         choices = [f"{{{name}}}" for name in expand_braces(parts[0])]
-    rest = expand_braces(text[stop:])
-    _check_count(text, len(choices) * len(rest))
-    return [text[:start] + choice + end for choice in choices for end in rest]
+    endings = expand_braces(text[stop:])
+    _check_count(text, len(choices) * len(endings))
+    return [text[:start] + choice + ending for choice in choices for ending in endings]
 
 
 def _split_group(text: str, start: int) -> tuple[list[str], int | None]:

@@ -1,4 +1,6 @@
-"""The user's choice of columns and samples, in the names of the source and of the dataset.
+"""Provide `Choice`: the arguments of `convert` that select columns and samples.
+
+A column can have one name in the source and another in the dataset. `Choice` translates them.
 
 Tested in tests/conversion/test_convert.py.
 """
@@ -31,16 +33,16 @@ ColumnChoice: TypeAlias = "Mapping[str, str | None] | Iterable[str]"
 """The columns to write: their names, or a mapping from names to encodings."""
 
 _TEXT_TYPES = {"float": "float64"}
-"""Encodings of text formats that others do not have, and what sources read them as."""
+"""Encodings that only text formats have, and the encodings that sources read instead."""
 
 
 class Choice:
-    """The user's choice of columns and samples.
+    """The arguments of `convert` that select columns and samples.
 
     Attributes
     ----------
     as_samples : bool
-        Whether rows of tables become samples when a part is opened, as `map` takes samples.
+        Whether rows of tables become samples when a part is opened, because `map` takes samples.
     maps_parts : bool
         Whether `map` is called when a part is opened, and not by `write`.
     row_fill : mapping of str to Fill
@@ -67,8 +69,11 @@ class Choice:
         self._old_names = {new: old for old, new in self.rename.items()}
         if isinstance(columns, str):
             raise TypeError(f"columns={columns!r} is a text: give a list of names")
-        given = columns if isinstance(columns, Mapping) else _named_once(columns or ())
-        self.columns: dict[str, str | None] | None = None if columns is None else dict(given)
+        self.columns: dict[str, str | None] | None = None
+        if isinstance(columns, Mapping):
+            self.columns = dict(columns)
+        elif columns is not None:
+            self.columns = dict(_unique_names(columns))
         if map is not None and self.columns is not None and None in self.columns.values():
             raise TypeError(
                 "columns= describes what map= returns, and needs an encoding for each column, as "
@@ -79,10 +84,10 @@ class Choice:
                 self.columns[name] = encoding_of_type(encoding) or encoding
 
     def check(self, format: str | None, mode: str) -> None:
-        """Raise ValueError for an encoding that a format of shards does not have.
+        """Raise ValueError for an encoding that the format of the shards does not support.
 
-        An append without `format` has the format of the dataset, which may be text: `write` checks
-        its encodings.
+        An append without `format` uses the format of the dataset, which may be a text format. In
+        that case `write` checks the encodings that only text formats have.
         """
         is_append = format is None and mode == "a"
         for name, encoding in (self.columns or {}).items():
@@ -97,7 +102,7 @@ class Choice:
         return self._old_names.get(name, name)
 
     def request(self, reader_options: Mapping[str, Any] | None) -> SourceRequest:
-        """Return what to read of the source."""
+        """Return the request to the source, with the column names of the source."""
         old = self.old_name
         options = dict(reader_options or {})
         if self.map is not None:
@@ -108,14 +113,14 @@ class Choice:
             for name, encoding in (self.columns or {}).items()
             if encoding is not None
         }
-        wanted = None
+        names = None
         if self.columns is not None and not (self.where and not isinstance(self.where, Expression)):
             used = self.where.columns if isinstance(self.where, Expression) else ()
-            wanted = tuple(dict.fromkeys([old(name) for name in [*self.columns, *used]]))
-        return SourceRequest(wanted, encodings, fill, options)
+            names = tuple(dict.fromkeys([old(name) for name in [*self.columns, *used]]))
+        return SourceRequest(names, encodings, fill, options)
 
     def description(self) -> dict[str, str]:
-        """Return what decides which samples are written, by arguments of `convert`."""
+        """Return the arguments that decide which samples are written, as text by argument name."""
         where = self.where.text if isinstance(self.where, Expression) else "a function"
         return {
             "where=": "None" if self.where is None else where,
@@ -128,31 +133,32 @@ class Choice:
         return PartTransform(names, self.rename, self.where)
 
     def encodings(
-        self, known: Mapping[str, str] | None, is_encoded: bool = False
+        self, source_encodings: Mapping[str, str] | None, is_encoded: bool = False
     ) -> dict[str, str | Encoding] | None:
-        """Return the encodings to write with; None if the first sample decides.
+        """Return the encodings to write; None if the first sample decides.
 
-        Those that the user named are texts, and others are of type Encoding, unless `is_encoded`.
+        Encodings that the user named are strings. The others are of type Encoding, or strings if
+        `is_encoded` is True.
 
         Parameters
         ----------
-        known : mapping of str to str or None
-            Those of the source, by its names.
+        source_encodings : mapping of str to str or None
+            The encodings of the source, by its column names.
         is_encoded : bool
-            Whether `bytes` of the source are encoded values.
+            Whether values of type `bytes` in the source are encoded values.
         """
-        if self.map is not None or known is None:
-            named = {name: each for name, each in (self.columns or {}).items() if each}
-            if named and self.columns is not None and len(named) < len(self.columns):
+        if self.map is not None or source_encodings is None:
+            by_user = {name: each for name, each in (self.columns or {}).items() if each}
+            if by_user and self.columns is not None and len(by_user) < len(self.columns):
                 raise TypeError(
                     "columns= names the encodings of some columns, and those of this source are "
                     "known only from its samples: name all, or none"
                 )
-            return dict(named) or None
-        renamed = {self.rename.get(name, name): encoding for name, encoding in known.items()}
-        if len(renamed) < len(known):
-            twice = next(new for old, new in self.rename.items() if new in known)
-            raise ValueError(f"rename= makes two columns of the name {twice!r}: rename both")
+            return dict(by_user) or None
+        renamed = {self.rename.get(old, old): each for old, each in source_encodings.items()}
+        if len(renamed) < len(source_encodings):
+            clash = next(new for old, new in self.rename.items() if new in source_encodings)
+            raise ValueError(f"rename= makes two columns of the name {clash!r}: rename both")
         columns = dict.fromkeys(renamed) if self.columns is None else self.columns
         for name in columns:
             if name not in renamed:
@@ -163,17 +169,18 @@ class Choice:
                     )
                 raise ColumnError(name, list(renamed))
         return {
-            name: named or (renamed[name] if is_encoded else column_type(renamed[name]))
-            for name, named in columns.items()
+            name: encoding or (renamed[name] if is_encoded else column_type(renamed[name]))
+            for name, encoding in columns.items()
         }
 
 
 def parse_times(
     fill: Mapping[str, Any], encodings: Mapping[str, str | Encoding] | None
 ) -> dict[str, Any]:
-    """Return values of ``fill=`` with text such as "2026-11-29" and "NaT" as dates.
+    """Return the values of ``fill=``, with text such as "2026-11-29" or "NaT" parsed as dates.
 
-    Only text for columns of dates is parsed. Text that is no date stays: the writer refuses it.
+    Only text for columns of dates and durations is parsed. Text that is no date stays as it is, and
+    the writer refuses it.
     """
     parsed = dict(fill)
     for name, value in fill.items():
@@ -191,7 +198,7 @@ def parse_times(
     return parsed
 
 
-def _named_once(names: Iterable[str]) -> dict[str, None]:
+def _unique_names(names: Iterable[str]) -> dict[str, None]:
     """Return names as the keys of a dict; raise ValueError for one that is repeated."""
     columns: dict[str, None] = {}
     for name in names:

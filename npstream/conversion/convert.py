@@ -197,8 +197,8 @@ def convert(
 ) -> WriteReport | ConvertPlan:
     r"""Make a dataset of files of another format.
 
-    The order of the samples is that of the files, in the natural order of their names (``part-9``
-    comes before ``part-10``), and within each file its own.
+    Files are read in the natural order of their names: ``part-9`` comes before ``part-10``. The
+    samples of a file keep their order.
 
     Parameters
     ----------
@@ -230,8 +230,9 @@ def convert(
     column : str, default: "text"
         The column of the text.
     block : int, optional
-        The number of ids of a block, for blocks of one length that are cut across texts. They are
-        the only column. By default each text is a row. See `npstream.tokens.token_blocks`.
+        The number of ids of a block. The ids of all texts are joined and cut into blocks of this
+        length, which are then the only column. By default each text is a row. See
+        `npstream.tokens.token_blocks`.
     separator : int or str, optional
         With `block`, the id or the token after each text. Without `tokenizer`, the separator of
         the format ``"xsv"``, as for `write`.
@@ -269,13 +270,14 @@ def convert(
     shard_samples : int, optional
         Maximum number of samples of a shard. A shard ends when either limit is reached.
     compression : str, optional
-        The codec of the shards, such as ``"zstd:7"``. By default they are not compressed, and for
-        an append as those of the dataset.
+        The codec of the shards, such as ``"zstd:7"``. By default they are not compressed. An append
+        uses the codec of the dataset by default.
     hashes : iterable of str, default: ()
         Hashes of each file that the index records, such as ``"xxh3_64"`` and ``"sha256"``.
     resume : bool, default: False
-        Whether to keep the stored shards if the conversion fails or the process is killed, and to
-        go on after them, as for `write`. Files of the source before them are not opened again.
+        Whether to keep the stored shards if the conversion fails or the process is killed. The next
+        call then continues after them, as for `write`. Source files whose samples are all stored
+        are not read again.
     exclusive : bool, default: False
         Whether the caller guarantees that no other process writes there, as for `write`.
     progress : bool, optional
@@ -330,36 +332,34 @@ def convert(
             "hashes": hashes, "resume": resume, "exclusive": exclusive, "progress": progress,
             "storage_options": storage_options, "timeout": timeout, "retries": retries,
         }  # fmt: skip
-        read = columns if tokens is None else tokens.source_columns(columns, map is not None)
-        choice = Choice(read, rename, parse_condition(where), map, fill)
+        to_read = columns if tokens is None else tokens.source_columns(columns, map is not None)
+        choice = Choice(to_read, rename, parse_condition(where), map, fill)
         choice.check(format, mode)
         open_source = partial(_open_source, source, kind, choice, source_options, reader_options)
         if tokens is not None:
-            is_late = bool(workers) and _is_remote(source)
+            is_lazy = bool(workers) and _is_remote(source)
             return _convert_tokens(
-                url, open_source, choice, tokens, columns, is_late, dry_run, options
+                url, open_source, choice, tokens, columns, is_lazy, dry_run, options
             )
         if dry_run:
             return _plan(open_source(), choice)
         data: _Parts
-        named: Any  # `write` takes Encodings, too, for itself
+        encodings: Any  # `write` also takes Encoding objects, which its signature does not show
         if workers and _is_remote(source) and map is not None:
             # A forked process cannot use the threads and clients that reading a store makes.
-            data, named = _LateParts(open_source, choice), choice.encodings(None)
+            data, encodings = _LazyParts(open_source, choice), choice.encodings(None)
         else:
             opened = open_source()
-            data, named = (
-                _Parts(opened, choice),
-                choice.encodings(opened.columns, opened.is_encoded),
-            )
+            data = _Parts(opened, choice)
+            encodings = choice.encodings(opened.columns, opened.is_encoded)
             if _is_remote(source):
                 options["workers"] = 0
         if map is None and fill is not None:
-            fill = parse_times(choice.fill, named)
+            fill = parse_times(choice.fill, encodings)
         try:
-            return write(url, data, columns=named, map=map, fill=fill, **options)
+            return write(url, data, columns=encodings, map=map, fill=fill, **options)
         except Exception as error:
-            data.add_to(error)
+            data.add_part_name(error)
             raise
 
 
@@ -369,13 +369,13 @@ def _convert_tokens(
     choice: Choice,
     tokens: Tokenization,
     columns: ColumnChoice | None,
-    is_late: bool,
+    is_lazy: bool,
     dry_run: bool,
     options: dict[str, Any],
 ) -> WriteReport | ConvertPlan:
     """Write the token ids of a source, or return what would be written.
 
-    If `is_late` is True, the source is opened after the worker processes have started.
+    If `is_lazy` is True, the source is opened after the worker processes have started.
     """
     choice.as_samples = True
     choice.maps_parts = choice.map is not None and tokens.block is not None
@@ -383,25 +383,25 @@ def _convert_tokens(
     if dry_run:
         plan = _plan(open_source(), choice)
         return replace(plan, columns=tokens.planned_columns(plan.columns, columns, choice.map))
-    named: Any
-    source = None if is_late else open_source()
-    data = _LateParts(open_source, choice) if source is None else _Parts(source, choice)
+    encodings: Any
+    source = None if is_lazy else open_source()
+    data = _LazyParts(open_source, choice) if source is None else _Parts(source, choice)
     try:
         if tokens.block is not None:
             with closing(tokens.blocks(data, options.pop("workers", 0))) as blocks:
                 return write(url, blocks, **options)
         function = tokens.map_function(columns, choice.map)
         if choice.map is not None:
-            named = choice.encodings(None)
+            encodings = choice.encodings(None)
         elif source is None:
-            named = tokens.named_encodings(columns, function.encoding)
+            encodings = tokens.user_encodings(columns, function.encoding)
         else:
-            found = choice.encodings(source.columns, source.is_encoded)
-            named = tokens.encodings(found, columns, function.encoding)
-        fill = {key: each for key, each in choice.fill.items() if key != tokens.column}
-        return write(url, data, columns=named, map=function, fill=fill or None, **options)
+            text_encodings = choice.encodings(source.columns, source.is_encoded)
+            encodings = tokens.encodings(text_encodings, columns, function.encoding)
+        fill = {name: value for name, value in choice.fill.items() if name != tokens.column}
+        return write(url, data, columns=encodings, map=function, fill=fill or None, **options)
     except Exception as error:
-        data.add_to(error)
+        data.add_part_name(error)
         raise
 
 
@@ -415,7 +415,7 @@ def _open_source(
     request = choice.request(reader_options)
     if not _is_path(source):
         return ObjectSource(source, request)
-    chosen = None if kind is None else kind_class(kind)
+    source_class = None if kind is None else kind_class(kind)
     try:
         files = find_files(source, source_options)
     except StorageError as error:
@@ -425,7 +425,7 @@ def _open_source(
                 "[{'text': 'to be'}]"
             )
         raise
-    opened = (chosen or recognize_kind(files))(files, request)
+    opened = (source_class or recognize_kind(files))(files, request)
     if opened.columns is not None:
         for old in choice.rename:
             if old not in opened.columns and request.columns is None:
@@ -467,7 +467,7 @@ class ObjectSource(InputSource):
 
 
 class _Parts(PartedInput):
-    """The parts of a source, with what they hold transformed.
+    """The parts of a source, whose samples and tables are transformed when a part is opened.
 
     Parameters
     ----------
@@ -485,9 +485,9 @@ class _Parts(PartedInput):
     def __init__(self, source: InputSource, choice: Choice) -> None:
         self._transform, self._choice = choice.transform(), choice
         self._transform.may_reuse = isinstance(source, ObjectSource)
-        has_all = choice.where is None and not choice.maps_parts
+        keeps_count = choice.where is None and not choice.maps_parts
         parts = [
-            Part(part.name, partial(self._open, part), part.samples if has_all else None)
+            Part(part.name, partial(self._open, part), part.samples if keeps_count else None)
             for part in source.parts()
         ]
         options = json.dumps(dict(source.request.options), sort_keys=True, default=str)
@@ -507,17 +507,20 @@ class _Parts(PartedInput):
             apply_map(self._choice.map, sample, number) for number, sample in enumerate(samples)
         )
 
-    def add_to(self, error: Exception) -> None:
+    def add_part_name(self, error: Exception) -> None:
         """Add the name of the part to an exception that does not have it yet."""
         texts = [str(error), *getattr(error, "__notes__", ())]
         if isinstance(error, StorageError):
-            return  # it names its file, which can be one of the dataset
+            return  # it names the file, which may belong to the dataset and not to the source
         if self.last is not None and not any(self.last in text for text in texts):
             error.add_note(f"in part {self.last!r} of the source")
 
 
-class _LateParts(_Parts):
+class _LazyParts(_Parts):
     """The parts of a source that is opened when they are needed.
+
+    `write` reads the attributes of `PartedInput` after it has started the worker processes. The
+    first read of an attribute opens the source.
 
     Parameters
     ----------
@@ -527,46 +530,50 @@ class _LateParts(_Parts):
     """
 
     def __init__(self, open_source: Callable[[], InputSource], choice: Choice) -> None:
-        self._open_source, self._late_choice = open_source, choice
+        self._open_source, self._lazy_choice = open_source, choice
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or "parts" in vars(self):
             raise AttributeError(name)
-        _Parts.__init__(self, self._open_source(), self._late_choice)
+        _Parts.__init__(self, self._open_source(), self._lazy_choice)
         return getattr(self, name)
 
 
 def _plan(source: InputSource, choice: Choice) -> ConvertPlan:
-    """Return what would be written; read what the source's metadata does not say."""
+    """Return the plan of a conversion.
+
+    Samples are read only for encodings and counts that the metadata of the source lack.
+    """
     transform = choice.transform()
-    found = choice.encodings(source.columns)
+    column_types = choice.encodings(source.columns)
     parts = _Parts(source, choice).parts
-    known = [part.samples for part in parts]
-    for name, value in parse_times(choice.fill, found).items():
-        target = (found or {}).get(name)
+    counts = [part.samples for part in parts]
+    for name, value in parse_times(choice.fill, column_types).items():
+        target = (column_types or {}).get(name)
         if target is not None and choice.map is None:
             Fill(value).check(name, column_type(target) if isinstance(target, str) else target)
-    if found is None:
-        encodings = _inferred_encodings(parts, choice)
+    if column_types is None:
+        encodings = _infer_encodings(parts, choice)
     else:
         encodings = {
-            name: each if isinstance(each, str) else each.name for name, each in found.items()
+            name: each if isinstance(each, str) else each.name
+            for name, each in column_types.items()
         }
     samples = source.samples
-    if None not in known:
-        samples = sum(count or 0 for count in known)
+    if None not in counts:
+        samples = sum(count or 0 for count in counts)
     elif samples is None or transform.where is not None:
         samples = sum(
             _count(part.open()) if part.samples is None else part.samples for part in parts
         )
-    files = source.own_files() if source.files.files else ()
+    files = source.data_files() if source.files.files else ()
     nbytes = sum(file.nbytes for file in files)
     return ConvertPlan(source.files.where, source.kind, len(files), nbytes, encodings, samples)
 
 
-def _inferred_encodings(parts: Iterable[Part], choice: Choice) -> dict[str, str]:
+def _infer_encodings(parts: Iterable[Part], choice: Choice) -> dict[str, str]:
     """Return the encodings that `write` would infer from the first sample."""
-    given = choice.columns or {}
+    requested = choice.columns or {}
     samples: Iterator[Any] = (sample for part in parts for sample in _samples(part.open()))
     fills = check_fill(choice.fill)
     if choice.map is not None:
@@ -577,7 +584,7 @@ def _inferred_encodings(parts: Iterable[Part], choice: Choice) -> dict[str, str]
         )
     for number, sample in enumerate(samples):
         first = fill_sample(as_mapping(sample, None, number), fills, {})
-        names = given or dict.fromkeys(first)
+        names = requested or dict.fromkeys(first)
         return {
             name: encoding or infer_column(name, first[name]).name
             for name, encoding in names.items()
@@ -586,25 +593,25 @@ def _inferred_encodings(parts: Iterable[Part], choice: Choice) -> dict[str, str]
 
 
 def _samples(data: Any, fill: Mapping[str, Fill] | None = None) -> Iterator[Any]:
-    """Yield what a part holds as samples."""
+    """Yield the samples of a part, whose content may be a table or an iterator of tables."""
     table = table_of(data, None, fill, check=False)
     if table is None:
         items = iterate(data)
         for first in items:
-            found = samples_of(chain([first], items), None, fill)
-            if not isinstance(found, TableStream):
-                for sample in found:
+            samples = samples_of(chain([first], items), None, fill)
+            if not isinstance(samples, TableStream):
+                for sample in samples:
                     if fill and isinstance(sample, Mapping):
                         sample = fill_sample(sample, fill, {})
                     yield sample
                 return
-            table = found
+            table = samples
     if table is not None:
         yield from table_rows(table)
 
 
 def _count(data: Any) -> int:
-    """Return the number of samples in what a part holds."""
+    """Return the number of samples in the content of a part."""
     if isinstance(data, Mapping):
         return len(next(iter(data.values()), ()))
     if hasattr(type(data), "__len__"):

@@ -19,7 +19,7 @@ from npstream.writing.inputs.parts import Part
 __all__ = ["CsvSource"]
 
 CSV_BLOCK = 1 << 22
-"""Bytes of text that are parsed together. Those at the start decide the types of columns."""
+"""Bytes of text that are parsed together. The first block decides the types of columns."""
 
 _PARSE_OPTIONS = ("delimiter", "quote_char", "escape_char", "newlines_in_values")
 _CONVERT_OPTIONS = (
@@ -32,15 +32,16 @@ _BAD_VALUE = re.compile(
     r"In CSV column #(\d+): (?:Row #(\d+): )?CSV conversion error to (.+?): invalid value '(.*)'",
     re.DOTALL,
 )
-_INTEGER = re.compile(r"\s*[+-]?\d{16,}\s*")
+_LONG_INTEGER = re.compile(r"\s*[+-]?\d{16,}\s*")
+"""An integer that a float64 may round: all integers with fewer digits are exact."""
 
 
 class CsvSource(InputSource):
     """Files of comma-separated values, in the natural order of their names.
 
-    The first line has the names of the columns. The first `CSV_BLOCK` of the first file with
-    rows decide the types: integers, floats, true and false, dates, timestamps, or text. Files with
-    the extension .tsv are separated by tabs.
+    The first line has the names of the columns. The first `CSV_BLOCK` bytes of the first file with
+    rows decide the types: integers, floats, booleans, dates, timestamps, or text. Files with the
+    extension .tsv are separated by tabs.
     """
 
     kind = "csv"
@@ -50,13 +51,13 @@ class CsvSource(InputSource):
     def __init__(self, files: FileList, request: SourceRequest) -> None:
         super().__init__(files, request)
         import_optional("pyarrow", "pyarrow", "arrow", "reading CSV files")
-        self._files = [file for file in self.own_files() if file.nbytes]
+        self._files = [file for file in self.data_files() if file.nbytes]
         self._headers = [self._read_header(file) for file in self._files]
         self._types: dict[str, Any] = {}
         if not self._files:
             raise ValueError(f"{files.where}: all files are empty, without a line of names")
         first = self._files[0].where
-        names = self.selected(self._headers[0], first)
+        names = self.select_columns(self._headers[0], first)
         names += [
             name
             for name in request.fill
@@ -86,7 +87,7 @@ class CsvSource(InputSource):
         names = [name for name in self._columns.encodings if name in header]
         types = {name: self._types.get(name, pa.string()) for name in names}
         cast = self._columns.caster(pa.schema(list(types.items())))
-        with self._reading(file, header), file.decompressed() as opened:
+        with self._arrow_errors(file, header), file.decompressed() as opened:
             for batch in self._reader(file, opened, column_types=types, include_columns=names):
                 yield batch if cast is None else cast(batch)
 
@@ -103,7 +104,7 @@ class CsvSource(InputSource):
             present = [name for name in inferred if name in header]
             if not present:
                 continue
-            with self._reading(file, header):
+            with self._arrow_errors(file, header):
                 with file.decompressed() as opened:
                     reader = self._reader(file, opened, column_types={}, include_columns=present)
                     batch = next(iter(reader), None)
@@ -129,11 +130,11 @@ class CsvSource(InputSource):
                 iter(self._reader(file, opened, column_types=types, include_columns=floats))
             )
         options = self.request.options
-        # As pyarrow counts them: from 1, with the line of names and those that are skipped.
+        # pyarrow counts rows from 1. It also counts the line of names and skipped lines.
         first = options.get("skip_rows", 0) + ("names" not in options) + 1
         for name in floats:
             for row, text in enumerate(texts.column(name).to_pylist(), first):
-                if text and _INTEGER.fullmatch(text) and int(float(text)) != int(text):
+                if text and _LONG_INTEGER.fullmatch(text) and int(float(text)) != int(text):
                     raise ValueError(
                         f"{file.where}: row {row}: column {name!r}: {text} exceeds int64, and "
                         f"a float64 would round it: give the type, as in columns={{{name!r}: "
@@ -143,7 +144,7 @@ class CsvSource(InputSource):
     def _read_header(self, file: SourceFile) -> list[str]:
         """Return the names of a file's columns."""
         pa = import_optional("pyarrow", "pyarrow", "arrow")
-        with self._reading(file, []), file.decompressed() as opened:
+        with self._arrow_errors(file, []), file.decompressed() as opened:
             reader = self._reader(file, opened, default_column_type=pa.string())
             names: list[str] = reader.schema.names
         for name in names:
@@ -157,39 +158,39 @@ class CsvSource(InputSource):
     def _reader(self, file: SourceFile, opened: Any, **convert: Any) -> Any:
         """Return pyarrow's reader of record batches."""
         csv = import_optional("pyarrow.csv", "pyarrow", "arrow")
-        given = self.request.options
+        options = self.request.options
         is_tsv = split_extension(file.name)[0] == ".tsv"
-        parsing: dict[str, Any] = {
+        parse_options: dict[str, Any] = {
             "delimiter": "\t" if is_tsv else ",",
             "newlines_in_values": True,
-            **{name: given[name] for name in _PARSE_OPTIONS if name in given},
+            **{name: options[name] for name in _PARSE_OPTIONS if name in options},
         }
-        reading = {name: given[name] for name in ("encoding", "skip_rows") if name in given}
-        if "names" in given:
-            reading["column_names"] = list(given["names"])
-        convert.update((name, given[name]) for name in _CONVERT_OPTIONS if name in given)
+        read_options = {key: options[key] for key in ("encoding", "skip_rows") if key in options}
+        if "names" in options:
+            read_options["column_names"] = list(options["names"])
+        convert.update((name, options[name]) for name in _CONVERT_OPTIONS if name in options)
         return csv.open_csv(
             opened,
-            # Only without threads do errors have the number of the row.
-            read_options=csv.ReadOptions(use_threads=False, block_size=CSV_BLOCK, **reading),
-            parse_options=csv.ParseOptions(**parsing),
+            # With threads, errors of pyarrow do not have the number of the row.
+            read_options=csv.ReadOptions(use_threads=False, block_size=CSV_BLOCK, **read_options),
+            parse_options=csv.ParseOptions(**parse_options),
             convert_options=csv.ConvertOptions(**convert),
         )
 
     @contextmanager
-    def _reading(self, file: SourceFile, header: Sequence[str]) -> Iterator[None]:
-        """Add the file, and the column's name, to exceptions of pyarrow."""
+    def _arrow_errors(self, file: SourceFile, header: Sequence[str]) -> Iterator[None]:
+        """Convert exceptions of pyarrow to errors that name the file and the column."""
         pa = import_optional("pyarrow", "pyarrow", "arrow")
         try:
             yield
         except pa.ArrowException as error:
-            raise _bad_value(file, header, str(error), self.request.encodings) from error
+            raise _csv_error(file, header, str(error), self.request.encodings) from error
 
 
-def _bad_value(
+def _csv_error(
     file: SourceFile, header: Sequence[str], message: str, encodings: Mapping[str, str]
 ) -> ValueError:
-    """Return the error for users from that of pyarrow."""
+    """Return the error to raise for the message of an exception of pyarrow."""
     match = _BAD_VALUE.search(message)
     if match is None:
         hint = ": give reader_options={'encoding': ...}" if "UTF8" in message else ""
@@ -211,14 +212,14 @@ def _bad_value(
 def _arrow_type(encoding: str) -> Any:
     """Return the type to read a column with, if the user named its encoding."""
     pa = import_optional("pyarrow", "pyarrow", "arrow")
-    known = column_type(encoding)
-    if known.kind == "int_text":
+    target = column_type(encoding)
+    if target.kind == "int_text":
         return pa.int64()
-    if known.kind == "bytes":
+    if target.kind == "bytes":
         return pa.binary()
-    if known.kind not in ("fixed", "float_text") or known.shape:
+    if target.kind not in ("fixed", "float_text") or target.shape:
         return pa.string()
-    dtype = known.dtype
+    dtype = target.dtype
     if dtype.kind == "M":
         unit = dtype.name.partition("[")[2].rstrip("]")
         return pa.date32() if unit == "D" else pa.timestamp(unit)

@@ -49,17 +49,17 @@ COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
 _BUFFER = 1 << 23
 """Bytes of a remote file that are read ahead together."""
 
-_REQUEST = 1 << 21
-"""Maximum bytes of one of the concurrent requests for a part of a remote file."""
+_REQUEST_BYTES = 1 << 21
+"""Maximum bytes of one of the concurrent range requests for a part of a remote file."""
 
 _SIDECAR_FOLDER = "index.columns"
-"""The folder of a dataset in which its side-car has columns, as .npy files."""
+"""The folder of a dataset where the side-car stores columns, as .npy files."""
 
-_WHOLE_REQUEST = 1 << 23
-"""Maximum bytes of one of the concurrent requests for whole files."""
+_WHOLE_FILE_REQUEST_BYTES = 1 << 23
+"""Maximum bytes of one of the concurrent range requests for whole files."""
 
-_SHOWN_FILES = 3
-"""Names of a list of sources in a message."""
+_SHOWN_SOURCES = 3
+"""Maximum number of sources that a message names."""
 
 _GLOB = re.compile(r"[*?[]")
 
@@ -136,7 +136,7 @@ def _decoder(file: BinaryIO, codec: str, where: str) -> BinaryIO:
 
 
 def read_whole_files(files: Sequence[SourceFile]) -> list[bytes]:
-    """Return the content of files; those of a store are requested at once.
+    """Return the content of files. Files of a store are requested concurrently.
 
     Raises
     ------
@@ -148,15 +148,15 @@ def read_whole_files(files: Sequence[SourceFile]) -> list[bytes]:
         if store is None:
             bodies += map(_read_local, group)
             continue
-        own = list(group)
+        members = list(group)
         spans = [
-            (file._key, start, min(_WHOLE_REQUEST, file.nbytes - start))
-            for file in own
-            for start in range(0, file.nbytes, _WHOLE_REQUEST)
+            (file._key, start, min(_WHOLE_FILE_REQUEST_BYTES, file.nbytes - start))
+            for file in members
+            for start in range(0, file.nbytes, _WHOLE_FILE_REQUEST_BYTES)
         ]
         pieces = iter(store.ranges(spans))
-        for file in own:
-            count = -(-file.nbytes // _WHOLE_REQUEST)
+        for file in members:
+            count = -(-file.nbytes // _WHOLE_FILE_REQUEST_BYTES)
             bodies.append(b"".join(islice(pieces, count)))
     return bodies
 
@@ -198,8 +198,8 @@ class _RemoteFile(io.RawIOBase):
         stop = min(start + len(buffer), self._nbytes)
         if stop <= start:
             return 0
-        at = range(start, stop, _REQUEST)
-        spans = [(self._key, first, min(_REQUEST, stop - first)) for first in at]
+        starts = range(start, stop, _REQUEST_BYTES)
+        spans = [(self._key, first, min(_REQUEST_BYTES, stop - first)) for first in starts]
         body = b"".join(self._store.ranges(spans))
         buffer[: len(body)] = body
         self._position += len(body)
@@ -231,9 +231,10 @@ class FileList:
         return {file.name for file in self.files}
 
     def with_extensions(self, extensions: Collection[str]) -> tuple[SourceFile, ...]:
-        """Return the files whose names have one of the extensions, before that of a compression.
+        """Return the files whose names have one of the extensions.
 
-        The columns in the side-car of a dataset are left out.
+        A compression's extension at the end of a name does not count. The columns in the side-car
+        of a dataset are left out.
         """
         return tuple(
             file
@@ -306,20 +307,21 @@ def find_files(source: SourcePath, options: Mapping[str, Any] | None = None) -> 
         expanded = [name for each in source for name in _expand(each)]
     if not expanded:
         raise ValueError("source is an empty list: give the paths of files or directories")
-    found = _find_all(expanded, options)
+    lists = _find_all(expanded, options)
     files = tuple(
         SourceFile(file.where, file.nbytes, file.path, file._store, file._key)
-        for each in found
-        for file in each.files
+        for file_list in lists
+        for file in file_list.files
     )
     _check_unique(files)
-    where = ", ".join(each.where for each in found[:_SHOWN_FILES])
-    where += f" and {len(found) - _SHOWN_FILES:,} more" if len(found) > _SHOWN_FILES else ""
+    where = ", ".join(file_list.where for file_list in lists[:_SHOWN_SOURCES])
+    if len(lists) > _SHOWN_SOURCES:
+        where += f" and {len(lists) - _SHOWN_SOURCES:,} more"
     return FileList(where, files, None, options)
 
 
 def _expand(source: Location) -> list[str]:
-    """Return the paths that a path with braces stands for; itself if there is such a local file."""
+    """Expand the braces of a path, unless a local file has exactly this path."""
     text = location_str(source, "source")
     if not scheme_of(text) and os.path.exists(text):
         return [text]
@@ -327,8 +329,8 @@ def _expand(source: Location) -> list[str]:
 
 
 def _find_all(texts: Sequence[str], options: Mapping[str, Any]) -> list[FileList]:
-    """Return the files of each source; remote files of one directory are looked up at once."""
-    found: dict[int, FileList] = {}
+    """Return the files of each source. Remote files of one directory share a lookup."""
+    remote: dict[int, FileList] = {}
     groups: dict[str, list[int]] = {}
     for number, text in enumerate(texts):
         folder, _, name = text.rpartition("/")
@@ -341,10 +343,10 @@ def _find_all(texts: Sequence[str], options: Mapping[str, Any]) -> list[FileList
         for number, name, size in zip(numbers, names, store.sizes(names), strict=True):
             if isinstance(size, int) and size >= 0:
                 file = SourceFile(name, size, None, store, name)
-                found[number] = FileList(redact_url(texts[number]), (file,), None, options)
+                remote[number] = FileList(redact_url(texts[number]), (file,), None, options)
     return [
-        found[number] if number in found else _find(each, options)
-        for number, each in enumerate(texts)
+        remote[number] if number in remote else _find(text, options)
+        for number, text in enumerate(texts)
     ]
 
 
@@ -373,16 +375,17 @@ def _find_local(text: str) -> FileList:
         return FileList(path, tuple(_local_files(path, path)), path)
     if _GLOB.search(path) is None:
         folder, name = os.path.split(path)
-        near: list[str] = []
+        similar: list[str] = []
         with suppress(OSError):
-            near = difflib.get_close_matches(name, os.listdir(folder), n=1)
-        hint = f", did you mean {near[0]!r}?" if near else ""
+            similar = difflib.get_close_matches(name, os.listdir(folder), n=1)
+        hint = f", did you mean {similar[0]!r}?" if similar else ""
         raise StorageError(errno.ENOENT, f"no such file or directory: source{hint}", path)
     root = _fixed_root(path)
     files: dict[str, SourceFile] = {}
-    for each in sorted(glob.glob(path, recursive=True)):
-        found = _local_files(each, root) if os.path.isdir(each) else [_local_file(each, root)]
-        files.update((file.name, file) for file in found)
+    for match in sorted(glob.glob(path, recursive=True)):
+        is_directory = os.path.isdir(match)
+        matched = _local_files(match, root) if is_directory else [_local_file(match, root)]
+        files.update((file.name, file) for file in matched)
     if not files:
         raise StorageError(errno.ENOENT, "no file matches: source", path)
     return FileList(path, _sorted(files.values()))
@@ -398,7 +401,7 @@ def _local_file(path: str, root: str) -> SourceFile:
 
 
 def _local_files(directory: str, root: str) -> Iterator[SourceFile]:
-    """Yield the files of a directory; those that are not hidden, in natural order."""
+    """Yield the files of a directory in natural order, without hidden files."""
     prefix = os.path.relpath(directory, root).replace(os.sep, "/")
     return _walk(directory, "" if prefix == "." else f"{prefix}/", ())
 
@@ -406,17 +409,20 @@ def _local_files(directory: str, root: str) -> Iterator[SourceFile]:
 def _walk(
     directory: str, prefix: str, parents: tuple[tuple[int, int], ...]
 ) -> Iterator[SourceFile]:
-    """Yield the files of a directory, which is in the directories `parents`: device and inode."""
+    """Yield the files of a directory and of all directories below it.
+
+    `parents` has the device and inode of each directory above it.
+    """
     try:
         status = os.stat(directory)
-        if (own := (status.st_dev, status.st_ino)) in parents:
+        if (identity := (status.st_dev, status.st_ino)) in parents:
             return  # a link made a directory contain itself
         with os.scandir(directory) as entries:
-            found = [entry for entry in entries if not entry.name.startswith(".")]
-        found.sort(key=lambda entry: natural_key(entry.name))
-        for entry in found:
+            visible = [entry for entry in entries if not entry.name.startswith(".")]
+        visible.sort(key=lambda entry: natural_key(entry.name))
+        for entry in visible:
             if entry.is_dir():
-                yield from _walk(entry.path, f"{prefix}{entry.name}/", (*parents, own))
+                yield from _walk(entry.path, f"{prefix}{entry.name}/", (*parents, identity))
                 continue
             status = entry.stat()
             if not stat.S_ISREG(status.st_mode):
@@ -436,20 +442,21 @@ def _fixed_root(pattern: str) -> str:
 
 def _find_remote(text: str, options: Mapping[str, Any]) -> FileList:
     where = redact_url(text)
-    base, mark, query = text.partition("?") if is_http(text) else (text, "", "")
+    base, question_mark, query = text.partition("?") if is_http(text) else (text, "", "")
+    suffix = question_mark + query
     address, _slash, path = base.partition("://")[2].partition("/")
     match = _GLOB.search(path)
     if match is None and not base.endswith("/"):
         folder, _, name = base.rpartition("/")
         if path:
-            store: Any = open_store(folder + mark + query, options, argument="source")
+            store: Any = open_store(folder + suffix, options, argument="source")
             if store.exists(name):
                 file = SourceFile(name, store.size(name), None, store, name)
                 return FileList(where, (file,), None, options)
     scheme = base.partition("://")[0]
     root = _fixed_root(f"/{path}").strip("/") if match else path.strip("/")
     url = f"{scheme}://{address}" + (f"/{root}" if root else "")
-    store = open_store(url + mark + query, options, argument="source")
+    store = open_store(url + suffix, options, argument="source")
     if not store.can_list:
         raise ValueError(
             f"{where}: this server does not list its files: name each file in a list of URLs"
@@ -462,13 +469,16 @@ def _find_remote(text: str, options: Mapping[str, Any]) -> FileList:
         and (pattern is None or pattern.fullmatch(key))
     ]
     if not files:
-        what = "no such file or directory" if match is None else "no file matches"
-        raise StorageError(errno.ENOENT, f"{what}: source", where)
-    return FileList(where, _sorted(files), None if match else url + mark + query, options)
+        reason = "no such file or directory" if match is None else "no file matches"
+        raise StorageError(errno.ENOENT, f"{reason}: source", where)
+    return FileList(where, _sorted(files), None if match else url + suffix, options)
 
 
 def _glob_regex(pattern: str) -> re.Pattern[str]:
-    """Return the regular expression of a glob; a match can be a directory of files."""
+    """Return the regular expression of a glob.
+
+    A glob can match a directory. The expression also matches all paths below it.
+    """
     text = ""
     for part in re.split(r"(\*\*/|\*\*|\*|\?|\[[^]]+\])", pattern):
         if part == "**/":

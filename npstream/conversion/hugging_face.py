@@ -1,7 +1,7 @@
 """Datasets that Hugging Face's `datasets` saved with ``save_to_disk``, as a source.
 
-Their files are streams of Arrow record batches. They are read with pyarrow, mapped if they are
-local, so that `datasets` need not be installed.
+Their files are streams of Arrow record batches. They are read with pyarrow, so that `datasets` need
+not be installed. Local files are memory-mapped.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ _PURPOSE = "reading datasets of Hugging Face"
 class HuggingFaceSource(InputSource):
     """A directory that ``save_to_disk`` of `datasets` wrote.
 
-    A ``DatasetDict`` has several datasets: ``split`` names one. Images and audio are stored as the
-    files that they are.
+    A ``DatasetDict`` has several datasets: ``split`` names one. Images and audio are stored as
+    files, without decoding.
     """
 
     kind = "huggingface"
@@ -68,7 +68,7 @@ class HuggingFaceSource(InputSource):
         features = info.get("features") or {}
         schema = self._schema()
         visible = state.get("_format_columns") or list(features) or schema.names
-        names = [name for name in self.selected(visible, self._where) if name in schema.names]
+        names = [name for name in self.select_columns(visible, self._where) if name in schema.names]
         self._features = {name: StoredFeature(name, features.get(name)) for name in names}
         fields = [self._features[name].arrow_field(schema.field(name)) for name in names]
         names += [
@@ -79,8 +79,9 @@ class HuggingFaceSource(InputSource):
         pa = import_optional("pyarrow", "pyarrow", "arrow", _PURPOSE)
         self._columns = TableColumns(names, pa.schema(fields), request, self._where)
         self.columns = dict(self._columns.encodings)
-        self._name_encodings(schema)
-        # Arrays of varying length are read as samples, which have files as bytes.
+        self._set_image_encodings(schema)
+        # With arrays of varying length, rows are read as samples. Their values of type `bytes` are
+        # the content of files.
         self.is_encoded = any(feature.is_varying_array for feature in self._features.values())
 
     @classmethod
@@ -117,8 +118,8 @@ class HuggingFaceSource(InputSource):
         with _open_stream(self._files[0]) as reader:
             return reader.schema
 
-    def _name_encodings(self, schema: Any) -> None:
-        """Set the encodings of images: the first one decides."""
+    def _set_image_encodings(self, schema: Any) -> None:
+        """Set the encodings of images: the first image of a column decides."""
         assert self.columns is not None
         images = [
             name
@@ -136,9 +137,9 @@ class HuggingFaceSource(InputSource):
         return [Part(file.name, partial(self._open, file)) for file in self._files]
 
     def _open(self, file: SourceFile) -> Iterator[Any]:
-        varying = [name for name, each in self._features.items() if each.is_varying_array]
-        if varying:
-            return self._samples(file, varying)
+        array_names = [name for name, each in self._features.items() if each.is_varying_array]
+        if array_names:
+            return self._samples(file, array_names)
         return self._batches(file, list(self._features))
 
     def _batches(self, file: SourceFile, names: list[str]) -> Iterator[Any]:
@@ -157,36 +158,39 @@ class HuggingFaceSource(InputSource):
                             is_local = file.path is not None
                             arrays.append(self._features[name].convert(part.column(name), is_local))
                         except (TypeError, ValueError) as error:
-                            named = with_column(name, error)
-                            named.add_note(f"in {file.where}")
-                            raise named from None
+                            column_error = with_column(name, error)
+                            column_error.add_note(f"in {file.where}")
+                            raise column_error from None
                     converted = pa.RecordBatch.from_arrays(arrays, names)
                     yield converted if cast is None else cast(converted)
 
-    def _samples(self, file: SourceFile, varying: list[str]) -> Iterator[dict[str, Any]]:
-        """Yield samples. In the columns `varying`, the first axis of arrays varies in length."""
+    def _samples(self, file: SourceFile, array_names: list[str]) -> Iterator[dict[str, Any]]:
+        """Yield samples.
+
+        The columns `array_names` have arrays whose first axis varies in length.
+        """
         fill = check_fill(self.request.fill)
         for batch in self._batches(file, list(self._features)):
             table = table_of(batch, list(self._features), fill, check=False)
             assert table is not None
             for row in table_rows(table):
-                for name in varying:
+                for name in array_names:
                     if row[name] is not None:
                         row[name] = np.array(row[name], self._features[name].dtype)
                 yield row
 
 
 class StoredFeature:
-    """What ``dataset_info.json`` says about a column."""
+    """The description of a column in ``dataset_info.json``."""
 
     def __init__(self, name: str, document: Any) -> None:
-        given = document if isinstance(document, dict) else {}
+        feature = document if isinstance(document, dict) else {}
         self.name = name
-        self.kind = str(given.get("_type", ""))
+        self.kind = str(feature.get("_type", ""))
         self.shape: tuple[int | None, ...] = ()
         self.dtype = ""
         if self.kind in ARRAY_FEATURES:
-            self.shape, self.dtype = tuple(given["shape"]), str(given["dtype"])
+            self.shape, self.dtype = tuple(feature["shape"]), str(feature["dtype"])
 
     @property
     def is_varying_array(self) -> bool:
@@ -235,7 +239,7 @@ def _storage(arrow_type: Any) -> Any:
 
 
 def _refuse_paths(array: Any) -> None:
-    """Raise for files that have only a path, which is one of the machine that saved them."""
+    """Raise ValueError for files stored only as a path on the machine that saved the dataset."""
     pc = import_optional("pyarrow.compute", "pyarrow", "arrow", _PURPOSE)
     is_path = pc.and_(
         pc.is_null(pc.struct_field(array, "bytes")), pc.is_valid(pc.struct_field(array, "path"))
@@ -282,9 +286,9 @@ def _dataset_folder(files: FileList, split: Any) -> str:
     if split in nested:
         return str(split)
     example = nested[0] if nested else "train"
-    what = f"there is no split {split!r}" if split is not None else "it has several datasets"
+    reason = f"there is no split {split!r}" if split is not None else "it has several datasets"
     raise ValueError(
-        f"{files.where}: {what}: choose one of {', '.join(map(repr, nested)) or 'none'}, as with "
+        f"{files.where}: {reason}: choose one of {', '.join(map(repr, nested)) or 'none'}, as with "
         f"reader_options={{'split': {example!r}}}, or give its directory"
     )
 

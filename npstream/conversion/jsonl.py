@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["JsonLinesSource"]
 
 JSON_BLOCK = 1 << 22
-"""Bytes of lines that are parsed together. Those at the start decide the types of columns."""
+"""Bytes of lines that are parsed together. The first block decides the types of columns."""
 
 _ARROW_NAMES = {
     "int64": "int64", "uint64": "uint64", "float64": "float64", "bool": "bool_", "str": "string",
@@ -53,8 +53,8 @@ _TYPE_NAMES = {
 class JsonLinesSource(InputSource):
     """Files with a JSON object in each line, in the natural order of their names.
 
-    The first `JSON_BLOCK` of the first file decide the columns and their types: ``"int64"``,
-    ``"float64"``, ``"bool"``, ``"str"``, or ``"json"`` for lists and objects.
+    The first `JSON_BLOCK` bytes of the first file with samples decide the columns and their types:
+    ``"int64"``, ``"float64"``, ``"bool"``, ``"str"``, or ``"json"`` for lists and objects.
     """
 
     kind = "jsonl"
@@ -62,7 +62,7 @@ class JsonLinesSource(InputSource):
 
     def __init__(self, files: FileList, request: SourceRequest) -> None:
         super().__init__(files, request)
-        self._files = [file for file in self.own_files() if file.nbytes]
+        self._files = [file for file in self.data_files() if file.nbytes]
         types: dict[str, set[type]] = {}
         where = files.where
         for file in self._files:
@@ -74,23 +74,26 @@ class JsonLinesSource(InputSource):
                 where = file.where
                 break
         fill = request.fill
-        wanted = request.columns
-        if not types and not (wanted and all(n in request.encodings or n in fill for n in wanted)):
+        requested = request.columns
+        has_encodings = all(n in request.encodings or n in fill for n in requested or ())
+        if not types and not (requested and has_encodings):
             raise ValueError(f"{files.where}: there are no samples, so the columns are unknown")
-        names = self.selected(types, where) if types else list(wanted or ())
-        names += [n for n in fill if n not in names and (wanted is None or n in wanted)]
+        names = self.select_columns(types, where) if types else list(requested or ())
+        names += [n for n in fill if n not in names and (requested is None or n in requested)]
         self._names = names
-        self._known = set(types)
-        inferred = {name: self._inferred(name, types, where) for name in names}
+        self._first_keys = set(types)
+        inferred = {name: self._infer_encoding(name, types, where) for name in names}
         self.columns = {name: request.encodings.get(name) or inferred[name] for name in names}
-        self._is_flat = all(name in types and inferred[name] in _ARROW_NAMES for name in names)
-        self._inferred_names = inferred
+        self._uses_arrow = all(name in types and inferred[name] in _ARROW_NAMES for name in names)
+        self._inferred_encodings = inferred
         self._value_types = {
             n: _VALUE_TYPES[inferred[n]] for n in names if inferred[n] in _VALUE_TYPES
         }
-        found = {name: column_type(encoding) for name, encoding in self.columns.items()}
-        self._arrays = {
-            name: each.dtype for name, each in found.items() if each.kind == "ndarray" or each.shape
+        targets = {name: column_type(encoding) for name, encoding in self.columns.items()}
+        self._array_dtypes = {
+            name: target.dtype
+            for name, target in targets.items()
+            if target.kind == "ndarray" or target.shape
         }
 
     @classmethod
@@ -103,47 +106,46 @@ class JsonLinesSource(InputSource):
         return [Part(file.name, partial(self._open, file)) for file in self._files]
 
     def _open(self, file: SourceFile) -> Iterator[Any]:
-        return read_in_thread(self._tables(file)) if self._is_flat else self._samples(file)
+        return read_in_thread(self._tables(file)) if self._uses_arrow else self._samples(file)
 
-    def _inferred(self, name: str, types: Mapping[str, set[type]], where: str) -> str:
+    def _infer_encoding(self, name: str, types: Mapping[str, set[type]], where: str) -> str:
         """Return the encoding of a column by the types of its values."""
-        found = types.get(name, set()) - {type(None)}
-        named = self.request.encodings.get(name)
-        if named in ("json", "pkl"):
-            return named  # any value
-        if not found:
-            if named is not None:
-                return named
+        kinds = types.get(name, set()) - {type(None)}
+        requested = self.request.encodings.get(name)
+        if requested in ("json", "pkl"):
+            return requested  # stores values of any type
+        if not kinds:
+            if requested is not None:
+                return requested
             if name in self.request.fill:
                 return infer(self.request.fill[name]).name
             raise TypeError(
                 f"{where}: column {name!r} has only null in the first rows: name its encoding, as "
                 f"in columns={{{name!r}: 'json', ...}}, or leave it out"
             )
-        if found <= {list, dict}:
+        if kinds <= {list, dict}:
             return "json"
-        if found == {int} and named in ("uint64", "str_int"):
-            return named  # they hold integers that int64 does not
-        if len(found) == 1:
-            return {bool: "bool", int: "int64", float: "float64", str: "str"}[found.pop()]
-        if found == {int, float}:
+        if kinds == {int} and requested in ("uint64", "str_int"):
+            return requested  # they hold integers that int64 does not
+        if len(kinds) == 1:
+            return {bool: "bool", int: "int64", float: "float64", str: "str"}[kinds.pop()]
+        if kinds == {int, float}:
             return "float64"
-        if named is not None:
-            return named
-        what = " and ".join(sorted(_TYPE_NAMES[each] for each in found))
+        if requested is not None:
+            return requested
+        kind_names = " and ".join(sorted(_TYPE_NAMES[kind] for kind in kinds))
         raise TypeError(
-            f"{where}: column {name!r} has {what}: keep both with "
+            f"{where}: column {name!r} has {kind_names}: keep both with "
             f"columns={{{name!r}: 'json', ...}}, or leave it out"
         )
 
     def _samples(self, file: SourceFile) -> Iterator[dict[str, Any]]:
         """Yield the lines of a file as samples."""
-        keeps_all = self.request.columns is None
         for line, block in self._file_blocks(file):
             for number, row in _parse(file, line, block):
                 sample = {name: row[name] for name in self._names if name in row}
-                self._check(file, number, row, keeps_all)
-                for name, dtype in self._arrays.items():
+                self._check(file, number, row)
+                for name, dtype in self._array_dtypes.items():
                     if sample.get(name) is not None:
                         sample[name] = self._array(file, number, name, sample[name], dtype)
                 yield sample
@@ -152,12 +154,12 @@ class JsonLinesSource(InputSource):
         """Yield blocks of the lines of a file as Arrow tables."""
         pa = import_optional("pyarrow", "pyarrow", "arrow")
         pj = import_optional("pyarrow.json", "pyarrow", "arrow")
-        types = {n: getattr(pa, _ARROW_NAMES[self._inferred_names[n]])() for n in self._names}
+        types = {n: getattr(pa, _ARROW_NAMES[self._inferred_encodings[n]])() for n in self._names}
         schema = pa.schema(list(types.items()))
         unexpected = "error" if self.request.columns is None else "ignore"
         options = pj.ParseOptions(schema, unexpected_field_behavior=unexpected)
         for line, block in self._file_blocks(file):
-            # A block of pyarrow is larger than this one, so that no line is cut.
+            # pyarrow reads the whole block as one of its blocks, so that it cuts no line.
             reading = pj.ReadOptions(use_threads=False, block_size=len(block) + 1)
             try:
                 table = pj.read_json(pa.BufferReader(block), reading, options)
@@ -173,28 +175,29 @@ class JsonLinesSource(InputSource):
         pa = import_optional("pyarrow", "pyarrow", "arrow")
         rows = list(_parse(file, line, block))
         for number, row in rows:
-            self._check(file, number, row, self.request.columns is None)
+            self._check(file, number, row)
         columns = []
         for field in schema:
             values = [row.get(field.name) for _, row in rows]
-            if self._inferred_names[field.name] == "float64":  # all of them fit, see `_check`
+            if self._inferred_encodings[field.name] == "float64":  # all of them fit, see `_check`
                 values = [None if value is None else float(value) for value in values]
             try:
                 columns.append(pa.array(values, field.type))
             except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
-                at = _first_refused(values, field.type)
+                index = _find_invalid(values, field.type)
                 raise ValueError(
-                    f"{file.where}: line {rows[at][0]}: column {field.name!r}: "
-                    f"{short_repr(values[at])} is not of the type {field.type}: {error}: name "
+                    f"{file.where}: line {rows[index][0]}: column {field.name!r}: "
+                    f"{short_repr(values[index])} is not of the type {field.type}: {error}: name "
                     f"another encoding, as in columns={{{field.name!r}: 'json', ...}}"
                 ) from error
         return pa.table(columns, schema)
 
-    def _check(
-        self, file: SourceFile, number: int, row: Mapping[str, Any], keeps_all: bool
-    ) -> None:
-        """Raise ValueError for a value of another type than the first rows, or another key."""
-        if keeps_all and not self._known.issuperset(row):
+    def _check(self, file: SourceFile, number: int, row: Mapping[str, Any]) -> None:
+        """Raise ValueError if a value has another type than in the first rows.
+
+        A key that the first rows lack also raises, unless ``columns=`` names the columns.
+        """
+        if self.request.columns is None and not self._first_keys.issuperset(row):
             raise self._unknown_key(file, number, row)
         for name, types in self._value_types.items():
             value = row.get(name)
@@ -207,7 +210,7 @@ class JsonLinesSource(InputSource):
                 raise ValueError(
                     f"{file.where}: line {number}: column {name!r}: {short_repr(value)} is "
                     f"{_TYPE_NAMES[type(value)]}, and the first rows are "
-                    f"{self._inferred_names[name]!r}: give the type, as in columns={{{name!r}: "
+                    f"{self._inferred_encodings[name]!r}: give the type, as in columns={{{name!r}: "
                     "'json', ...}"
                 )
 
@@ -231,7 +234,7 @@ class JsonLinesSource(InputSource):
         return converted
 
     def _unknown_key(self, file: SourceFile, number: int, row: Mapping[str, Any]) -> ValueError:
-        name = next(name for name in row if name not in self._known)
+        name = next(name for name in row if name not in self._first_keys)
         return ValueError(
             f"{file.where}: line {number} has the key {name!r}, which the first rows lack: name "
             "the columns to write with columns=, or give fill= a value for it"
@@ -242,14 +245,14 @@ class JsonLinesSource(InputSource):
             yield from _blocks(opened)
 
 
-def _first_refused(values: Sequence[Any], arrow_type: Any) -> int:
-    """Return the position of the first value that an Arrow type cannot hold."""
+def _find_invalid(values: Sequence[Any], arrow_type: Any) -> int:
+    """Return the index of the first value that an Arrow type cannot hold."""
     pa = import_optional("pyarrow", "pyarrow", "arrow")
-    for position, value in enumerate(values):
+    for index, value in enumerate(values):
         try:
             pa.scalar(value, arrow_type)
         except (pa.ArrowException, OverflowError, UnicodeEncodeError):
-            return position
+            return index
     return 0
 
 
@@ -261,7 +264,7 @@ def _is_float64(number: int) -> bool:
 
 
 def _may_be_rounded(table: Any) -> bool:
-    """Return True if a column of floats has values that may be integers which a float rounds."""
+    """Return True if a column of floats may have integers that a float64 rounded."""
     pc = import_optional("pyarrow.compute", "pyarrow", "arrow")
     for column in table.columns:
         if str(column.type) == "double":
@@ -281,19 +284,19 @@ def _types_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, set[type]]:
 
 def _blocks(opened: BinaryIO) -> Iterator[tuple[int, bytes]]:
     """Yield blocks of whole lines, each with the number of its first line."""
-    line, rest = 1, bytearray()
+    line, partial_line = 1, bytearray()
     while chunk := opened.read(JSON_BLOCK):
-        if line == 1 and not rest:
+        if line == 1 and not partial_line:
             chunk = chunk.removeprefix(b"\xef\xbb\xbf")  # a byte order mark
         end = chunk.rfind(b"\n") + 1
         if end:
-            block = bytes(rest) + chunk[:end]
+            block = bytes(partial_line) + chunk[:end]
             yield line, block
             line += block.count(b"\n")
-            rest = bytearray()
-        rest += chunk[end:]
-    if rest:
-        yield line, bytes(rest)
+            partial_line = bytearray()
+        partial_line += chunk[end:]
+    if partial_line:
+        yield line, bytes(partial_line)
 
 
 def _parse(file: SourceFile, line: int, block: bytes) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -42,13 +42,13 @@ class MdsSource(InputSource):
         dataset = open_dataset(
             files.root, storage_options=dict(files.options) or None, **request.options
         )
-        names = self.selected(dataset.columns, files.where)
+        names = self.select_columns(dataset.columns, files.where)
         self._dataset: Dataset = dataset[names]
         self.samples = len(dataset)
         table = self._dataset._writer_input()
         assert table is not None  # a dataset that was just opened has no transform
-        own = {name: encoding.name for name, encoding in table_encodings(table).items()}
-        self.columns = {name: request.encodings.get(name, own[name]) for name in own}
+        stored = {name: encoding.name for name, encoding in table_encodings(table).items()}
+        self.columns = {name: request.encodings.get(name, stored[name]) for name in stored}
 
     @classmethod
     def recognizes(cls, files: FileList) -> bool:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["ParquetSource"]
 
 _FOOTER_THREADS = 8
-"""Number of files whose footers are read at once."""
+"""Number of files whose footers are read concurrently."""
 
 _MAX_ROWS = 1 << 17
 """Maximum rows of a batch."""
@@ -34,18 +34,18 @@ _MAX_ROWS = 1 << 17
 _LOCAL_BUFFER, _REMOTE_BUFFER = 1 << 20, 1 << 23
 """Bytes of a column that are read together."""
 
-_WHOLE_GROUP = 1 << 26
-"""Maximum mean bytes of the row groups of a remote file that are fetched as a whole."""
+_MAX_WHOLE_GROUP = 1 << 26
+"""Whole row groups of a remote file are fetched if their mean size is at most this many bytes."""
 
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
 
 @dataclass(frozen=True)
 class _Footer:
-    """What the end of a file says about it.
+    """Metadata in the footer of a file.
 
-    The schema has the types of columns as they are written. `features` are those of Hugging Face,
-    which are stored with other types.
+    `schema` has the type of each column after conversion. `features` are the columns of Hugging
+    Face whose stored type differs from it.
     """
 
     schema: Any
@@ -57,9 +57,9 @@ class _Footer:
 class ParquetSource(InputSource):
     """Parquet files, in the natural order of their names.
 
-    Directories such as ``year=2024`` become columns: integers, if all values are, else text.
-    ``partitioning=False`` leaves them out. Images and audio of Hugging Face's `datasets` are
-    stored as the files that they are.
+    Directories such as ``year=2024`` become columns: of integers if all values are integers, else
+    of text. ``partitioning=False`` leaves them out. Images and audio of Hugging Face's `datasets`
+    are stored as files, without decoding.
     """
 
     kind = "parquet"
@@ -68,27 +68,28 @@ class ParquetSource(InputSource):
 
     def __init__(self, files: FileList, request: SourceRequest) -> None:
         super().__init__(files, request)
-        own = self.own_files()
+        data_files = self.data_files()
         has_partitions = request.options.get("partitioning", True)
-        self._partitions = _partitions(own) if has_partitions else [{} for _ in own]
+        self._partitions = _partitions(data_files) if has_partitions else [{} for _ in data_files]
         with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-            footers = list(pool.map(_read_footer, own))
-        self._files = list(zip(own, footers, strict=True))
+            footers = list(pool.map(_read_footer, data_files))
+        self._files = list(zip(data_files, footers, strict=True))
         schemas = [
             _with_partitions(footer.schema, partition)
             for footer, partition in zip(footers, self._partitions, strict=True)
         ]
-        names = self.selected(schemas[0].names, own[0].where)
-        names += [name for name in request.fill if name not in names and _is_wanted(name, request)]
-        self._columns = TableColumns(names, schemas[0], request, own[0].where)
-        for file, schema in zip(own[1:], schemas[1:], strict=True):
+        where = data_files[0].where
+        names = self.select_columns(schemas[0].names, where)
+        names += [n for n in request.fill if n not in names and _is_requested(n, request)]
+        self._columns = TableColumns(names, schemas[0], request, where)
+        for file, schema in zip(data_files[1:], schemas[1:], strict=True):
             self._columns.check(schema, file.where)
         self.columns = self._columns.encodings
-        self._name_image_encodings(footers[0])
+        self._set_image_encodings(footers[0])
         self.samples = sum(footer.rows for footer in footers)
 
-    def _name_image_encodings(self, footer: _Footer) -> None:
-        """Set the encodings of Hugging Face's images: the first one decides."""
+    def _set_image_encodings(self, footer: _Footer) -> None:
+        """Set the encodings of Hugging Face's images: the first image of a column decides."""
         images = [
             name
             for name, feature in footer.features.items()
@@ -99,10 +100,10 @@ class ParquetSource(InputSource):
         if not images:
             return
         file = self._files[0][0]
-        with _reading(file), _open_parquet(file) as parquet:
+        with _arrow_errors(file), _open_parquet(file) as parquet:
             first = next(parquet.iter_batches(1, columns=images), None)
         for name in images:
-            encoding = "png"  # stores any file
+            encoding = "png"  # stores image files of any format
             if first is not None and len(first):
                 files = footer.features[name].convert(first.column(name), is_local=False)
                 encoding = image_encoding(files)
@@ -124,14 +125,16 @@ class ParquetSource(InputSource):
         self, file: SourceFile, footer: _Footer, partition: Mapping[str, Any]
     ) -> Iterator[Any]:
         pa = import_optional("pyarrow", "pyarrow", "arrow")
-        wanted = self._columns.encodings
-        names = [name for name in footer.schema.names if name in wanted]
+        encodings = self._columns.encodings
+        names = [name for name in footer.schema.names if name in encodings]
         constants = {
-            name: value for name, value in partition.items() if name in wanted and name not in names
+            name: value
+            for name, value in partition.items()
+            if name in encodings and name not in names
         }
         cast = self._columns.caster(_with_partitions(footer.schema, partition))
         rows = min(max(TABLE_BYTES // max(footer.row_bytes, 1), 1), _MAX_ROWS)
-        with _reading(file):
+        with _arrow_errors(file):
             for batch in _record_batches(file, rows, names or None):
                 arrays = [_column(batch, name, footer) for name in names]
                 arrays += [pa.repeat(value, len(batch)) for value in constants.values()]
@@ -140,15 +143,15 @@ class ParquetSource(InputSource):
 
 
 def _read_footer(file: SourceFile) -> _Footer:
-    with _reading(file), _open_parquet(file) as parquet:
+    with _arrow_errors(file), _open_parquet(file) as parquet:
         metadata = parquet.metadata
         groups = range(metadata.num_row_groups)
         nbytes = sum(metadata.row_group(number).total_byte_size for number in groups)
         schema = parquet.schema_arrow
         features = _features(schema)
         for name, feature in features.items():
-            at = schema.get_field_index(name)
-            schema = schema.set(at, feature.arrow_field(schema.field(at)))
+            index = schema.get_field_index(name)
+            schema = schema.set(index, feature.arrow_field(schema.field(index)))
         rows = metadata.num_rows
         return _Footer(schema, features, rows, nbytes // max(rows, 1))
 
@@ -156,8 +159,8 @@ def _read_footer(file: SourceFile) -> _Footer:
 def _features(schema: Any) -> dict[str, StoredFeature]:
     """Return the features of Hugging Face whose values are files or arrays of one shape."""
     try:
-        given = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        documents = dict(given).items()
+        info = json.loads((schema.metadata or {})[b"huggingface"])["info"]
+        documents = dict(info["features"]).items()
     except (KeyError, TypeError, ValueError):
         return {}
     features = {name: StoredFeature(name, document) for name, document in documents}
@@ -199,17 +202,18 @@ def _record_batches(file: SourceFile, rows: int, names: list[str] | None) -> Ite
     """Yield the record batches of a file, with bounded memory."""
     with _open_parquet(file) as parquet:
         groups = parquet.metadata.num_row_groups
-        if file.path is not None or file.nbytes > groups * _WHOLE_GROUP:
+        if file.path is not None or file.nbytes > groups * _MAX_WHOLE_GROUP:
             yield from parquet.iter_batches(rows, columns=names)
             return
     with _open_parquet(file, whole_groups=True) as parquet:
-        for group in range(groups):  # what is fetched of a group is kept until the call ends
+        # `iter_batches` keeps the fetched bytes until it ends, so each group has its own call.
+        for group in range(groups):
             yield from parquet.iter_batches(rows, row_groups=[group], columns=names)
 
 
 @contextmanager
-def _reading(file: SourceFile) -> Iterator[None]:
-    """Add the file to exceptions of pyarrow."""
+def _arrow_errors(file: SourceFile) -> Iterator[None]:
+    """Convert exceptions of pyarrow to errors that name the file."""
     pa = import_optional("pyarrow", "pyarrow", "arrow", "reading Parquet files")
     try:
         yield
@@ -260,7 +264,7 @@ def _partition_texts(name: str) -> dict[str, str | None]:
 
 
 def _is_int64(text: str | None) -> bool:
-    """Return True for an integer that has this one text; numbers such as "007" stay text."""
+    """Return True for an int64 in canonical form; numbers such as "007" stay text."""
     if text is None:
         return True
     return text.lstrip("-").isdecimal() and str(int(text)) == text and abs(int(text)) < 2**63
@@ -274,5 +278,5 @@ def _with_partitions(schema: Any, partition: Mapping[str, Any]) -> Any:
     return schema
 
 
-def _is_wanted(name: str, request: SourceRequest) -> bool:
+def _is_requested(name: str, request: SourceRequest) -> bool:
     return request.columns is None or name in request.columns

@@ -1,8 +1,9 @@
 """The base of all sources, and the kinds of sources by name.
 
-A source is a class per kind of files. It knows the columns, if they can be known before all is
-read, and its parts. A part is what is read and resumed as a whole, such as a file. It opens as
-anything that `npstream.write` takes: Arrow record batches, arrays, or an iterable of samples.
+Each kind of files has a class of sources. A source has parts, and columns if they are known before
+all samples are read. A part, such as a file, is opened once and read from its start to its end. It
+opens as anything that `npstream.write` takes: Arrow record batches, arrays, or an iterable of
+samples.
 
 Tested in tests/conversion/test_source.py.
 """
@@ -55,7 +56,7 @@ SOURCE_KINDS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class SourceRequest:
-    """What to read of a source.
+    """The columns to read from a source, and the options of its kind.
 
     Attributes
     ----------
@@ -68,7 +69,8 @@ class SourceRequest:
     options : dict of str to object
         The options of the kind, such as the delimiter of CSV.
     is_mapped : bool
-        Whether a function of the user gets the samples, which need not have the same columns then.
+        Whether the samples are passed to a function of the user. They may then have different
+        columns.
     """
 
     columns: tuple[str, ...] | None = None
@@ -93,7 +95,8 @@ class InputSource(ABC):
     ----------
     files : FileList
     columns : dict of str to str, or None
-        The encoding of each column to read, in order; None if only the samples can tell.
+        The encoding of each column to read, in order; None if they are unknown until samples are
+        read.
     samples : int or None
         Number of samples, if that is known without reading them.
     is_encoded : bool
@@ -114,9 +117,9 @@ class InputSource(ABC):
     def __init__(self, files: FileList, request: SourceRequest) -> None:
         for name in request.options:
             if name not in self.OPTIONS:
-                known = ", ".join(self.OPTIONS) or "none"
+                options = ", ".join(self.OPTIONS) or "none"
                 raise TypeError(
-                    f"reader_options: {self.kind!r} has no option {name!r}; its options: {known}"
+                    f"reader_options: {self.kind!r} has no option {name!r}; its options: {options}"
                 )
         self.files = files
         self.request = request
@@ -126,9 +129,9 @@ class InputSource(ABC):
 
     @classmethod
     def recognizes(cls, files: FileList) -> bool:
-        """Return True if the files are of this kind, whatever other files there are.
+        """Return True if the files are of this kind, before any extension is compared.
 
-        By default no files are: they are recognized by their extensions.
+        By default it returns False, and `recognize_kind` compares the extensions of the files.
         """
         return False
 
@@ -139,7 +142,7 @@ class InputSource(ABC):
         The name of a part is the same in every run, and so is the order of its samples.
         """
 
-    def own_files(self) -> tuple[SourceFile, ...]:
+    def data_files(self) -> tuple[SourceFile, ...]:
         """Return the files to read: those with the kind's extensions, or all if none has one.
 
         Raises
@@ -152,24 +155,31 @@ class InputSource(ABC):
             raise ValueError(f"{self.files.where}: there are no files")
         return files
 
-    def selected(self, names: Iterable[str], where: str) -> list[str]:
-        """Return the columns to read of those that the source has, in the requested order.
+    def select_columns(self, names: Iterable[str], where: str) -> list[str]:
+        """Return the columns to read, in the requested order.
+
+        Parameters
+        ----------
+        names : iterable of str
+            The columns that the source has.
+        where : str
+            The source, for messages.
 
         Raises
         ------
         ColumnError
             If the source lacks a requested column, and it is not filled.
         """
-        given = list(names)
+        available = list(names)
         if self.request.columns is None:
-            return given
+            return available
         for name in self.request.columns:
-            if name not in given and name not in self.request.fill:
-                raise ColumnError(name, given, f"{where}: ")
-        return [name for name in self.request.columns if name in given]
+            if name not in available and name not in self.request.fill:
+                raise ColumnError(name, available, f"{where}: ")
+        return [name for name in self.request.columns if name in available]
 
     def bad_value(self, reason: str) -> BadValue:
-        """Return what stands for a value that cannot be read; the writer refuses its sample.
+        """Return the placeholder of a value that cannot be read; the writer refuses its sample.
 
         Raises
         ------
@@ -192,8 +202,8 @@ def kind_class(name: str) -> type[InputSource]:
     if name not in SOURCE_KINDS:
         raise ValueError(f"kind={name!r}: expected one of {', '.join(map(repr, SOURCE_KINDS))}")
     module, _, attribute = SOURCE_KINDS[name].partition(":")
-    found: type[InputSource] = getattr(importlib.import_module(module), attribute)
-    return found
+    source_class: type[InputSource] = getattr(importlib.import_module(module), attribute)
+    return source_class
 
 
 def recognize_kind(files: FileList) -> type[InputSource]:
@@ -211,19 +221,21 @@ def recognize_kind(files: FileList) -> type[InputSource]:
     counts = {
         kind: len(files.with_extensions(kind.extensions)) for kind in kinds if kind.extensions
     }
-    fitting = [kind for kind, count in counts.items() if count]
-    if len(fitting) == 1:
-        return fitting[0]
-    if fitting:
-        found = ", ".join(f"{quantity(counts[kind], 'file')} of {kind.kind!r}" for kind in fitting)
+    candidates = [kind for kind, count in counts.items() if count]
+    if len(candidates) == 1:
+        return candidates[0]
+    if candidates:
+        shown = ", ".join(
+            f"{quantity(counts[kind], 'file')} of {kind.kind!r}" for kind in candidates
+        )
         raise ValueError(
-            f"{files.where}: files of several kinds: {found}: choose one with kind=, or give a "
-            f"glob, such as '*{fitting[0].extensions[0]}'"
+            f"{files.where}: files of several kinds: {shown}: choose one with kind=, or give a "
+            f"glob, such as '*{candidates[0].extensions[0]}'"
         )
     names = [file.name for file in files.files[:3]]
-    what = f"such as {', '.join(map(repr, names))}" if names else "which is empty"
+    detail = f"such as {', '.join(map(repr, names))}" if names else "which is empty"
     raise ValueError(
-        f"{files.where}: the kind of data is unknown, {what}: give kind=, one of "
+        f"{files.where}: the kind of data is unknown, {detail}: give kind=, one of "
         f"{', '.join(map(repr, SOURCE_KINDS))}; or read the data yourself, as with "
         "pandas.read_excel, and pass them instead of the path"
     )

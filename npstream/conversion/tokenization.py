@@ -60,7 +60,7 @@ class Tokenization:
         Raises
         ------
         TypeError
-            If arguments do not go together, or there is no such option.
+            If arguments exclude each other or need another one, or there is no such option.
         """
         if tokenizer is None:
             if block is not None or options is not None:
@@ -68,10 +68,10 @@ class Tokenization:
             return None
         if block is None and separator is not None:
             raise TypeError("separator= needs block=: without blocks each text is a row")
-        known = (*_OPTIONS, *_BLOCK_OPTIONS) if block is not None else _OPTIONS
+        allowed = (*_OPTIONS, *_BLOCK_OPTIONS) if block is not None else _OPTIONS
         for name in options or {}:
-            if name not in known:
-                raise TypeError(f"token_options has no option {name!r}; its options: {known}")
+            if name not in allowed:
+                raise TypeError(f"token_options has no option {name!r}; its options: {allowed}")
         return cls(tokenizer, column, block, separator, dict(options or {}))
 
     @property
@@ -80,39 +80,40 @@ class Tokenization:
         return str(self.options.get("name", "tokens"))
 
     def source_columns(self, columns: Any, is_mapped: bool) -> Any:
-        """Return the columns of the source to read, for the columns that the user wants.
+        """Return the ``columns=`` of `Choice` for the ``columns=`` of the user.
 
-        With a function `map`, the user's columns are those after it.
+        The user's columns have the ids. The result has the text instead. If `is_mapped` is True, it
+        describes the columns that the function `map` returns.
 
         Raises
         ------
         ValueError
-            If blocks have other columns than their own.
+            If the user names another column in addition to the blocks.
         """
         if isinstance(columns, str):
-            return columns  # an error
+            return columns  # `Choice` raises TypeError for it
         if columns is None:
             return [self.column] if self.block is not None and not is_mapped else None
-        given = dict(columns) if isinstance(columns, Mapping) else dict.fromkeys(columns)
-        others = {name: each for name, each in given.items() if name != self.name}
+        requested = dict(columns) if isinstance(columns, Mapping) else dict.fromkeys(columns)
+        without_ids = {name: each for name, each in requested.items() if name != self.name}
         if self.block is not None:
-            if extra := [name for name in others if name != self.column]:
+            if extra := [name for name in without_ids if name != self.column]:
                 raise ValueError(
                     f"columns= names {extra[0]!r}: blocks cut across samples, so that "
                     f"{self.name!r} is their only column"
                 )
             return None if is_mapped else [self.column]
-        return given if is_mapped else {**others, self.column: None}
+        return requested if is_mapped else {**without_ids, self.column: None}
 
     def map_function(self, columns: Any, map: MapFunction | None) -> TokenMap | _MapThenTokens:
-        """Return the function from a sample of the source to one with ids."""
+        """Return a function that replaces the text of a sample by its ids, after `map`."""
         options = dict(self.options)
-        chosen = columns.get(self.name) if isinstance(columns, Mapping) else None
-        if chosen is not None:
-            encoding = column_type(chosen)
+        name = columns.get(self.name) if isinstance(columns, Mapping) else None
+        if name is not None:
+            encoding = column_type(name)
             if encoding.kind != "ndarray":
                 raise ValueError(
-                    f"column {self.name!r} is {chosen!r}: token ids are stored as 'ndarray:uint16' "
+                    f"column {self.name!r} is {name!r}: token ids are stored as 'ndarray:uint16' "
                     "or 'ndarray:uint32'"
                 )
             options.setdefault("dtype", encoding.dtype)
@@ -120,32 +121,43 @@ class Tokenization:
         return tokens if map is None else _MapThenTokens(map, tokens)
 
     def encodings(
-        self, found: Mapping[str, str | Encoding] | None, columns: Any, encoding: str
+        self,
+        text_encodings: Mapping[str, str | Encoding] | None,
+        columns: Any,
+        token_encoding: str,
     ) -> dict[str, str | Encoding] | None:
-        """Return the encodings to write, given those of the columns that are read.
+        """Return the encodings to write, in order.
 
-        The ids take the place that the user's columns give them, or that of the text.
+        Parameters
+        ----------
+        text_encodings : mapping of str to str or Encoding, or None
+            The encodings of the columns that are read, with the text.
+        columns : iterable of str or None
+            The columns of the user. If they name neither the ids nor the text, the ids are the last
+            column. By default the ids take the place of the text.
+        token_encoding : str
+            The encoding of the ids.
         """
-        if found is None:
+        if text_encodings is None:
             return None
-        # Encodings that are all texts say that values of type `bytes` are encoded.
-        is_named = all(isinstance(each, str) for each in found.values())
-        own = encoding if is_named else column_type(encoding)
+        # If all encodings are strings, `write` takes values of type `bytes` as encoded values.
+        has_strings = all(isinstance(each, str) for each in text_encodings.values())
+        id_encoding = token_encoding if has_strings else column_type(token_encoding)
         if columns is None or not ({self.name, self.column} & set(columns)):
-            order = [name for name in found if columns is None or name != self.column]
+            order = [name for name in text_encodings if columns is None or name != self.column]
             order += [] if columns is None else [self.name]
         else:
             order = list(columns)
         names = dict.fromkeys(self.name if name == self.column else name for name in order)
-        return {name: own if name == self.name else found[name] for name in names}
+        return {name: id_encoding if name == self.name else text_encodings[name] for name in names}
 
-    def named_encodings(self, columns: Any, encoding: str) -> dict[str, str | Encoding] | None:
+    def user_encodings(self, columns: Any, token_encoding: str) -> dict[str, str | Encoding] | None:
         """Return the encodings that the user named, for a source that is not open yet.
 
         Raises
         ------
         TypeError
-            If only some are named.
+            If the user named only some of them.
         """
         if not isinstance(columns, Mapping) or not any(columns.values()):
             return None
@@ -155,17 +167,17 @@ class Tokenization:
                     f"columns= names the encodings of some columns, and not of {name!r}, which is "
                     "known only after the worker processes have started: name all, or none"
                 )
-        return self.encodings(columns, columns, encoding)
+        return self.encodings(columns, columns, token_encoding)
 
     def planned_columns(
-        self, found: Mapping[str, str], columns: Any, map: MapFunction | None
+        self, text_encodings: Mapping[str, str], columns: Any, map: MapFunction | None
     ) -> dict[str, str]:
-        """Return the encodings that would be written, given those without a tokenizer."""
+        """Return the encodings that would be written, given the encodings without a tokenizer."""
         if self.block is not None:
             with closing(self.blocks([], 0)) as blocks:
                 return {self.name: blocks.encoding}
-        encoding = self.map_function(columns, map).encoding
-        planned = self.encodings(found, columns, encoding) or {}
+        token_encoding = self.map_function(columns, map).encoding
+        planned = self.encodings(text_encodings, columns, token_encoding) or {}
         return {
             name: each if isinstance(each, str) else each.name for name, each in planned.items()
         }

@@ -1,6 +1,6 @@
-"""Select, rename and filter what a part of a source holds.
+"""Select, rename and filter the samples or tables of a part of a source.
 
-Tables are filtered as a whole, and samples in groups: an expression is evaluated with NumPy.
+NumPy evaluates an expression for a whole table, or for a group of samples.
 
 Tested in tests/conversion/test_convert.py.
 """
@@ -63,7 +63,7 @@ class PartTransform:
     columns : tuple of str, optional
         The names of the columns to keep, after they are renamed; by default all.
     rename : mapping of str to str
-        New names by names in the source.
+        The new name of each renamed column, by its name in the source.
     where : Expression or callable, optional
         Uses the new names.
 
@@ -94,7 +94,7 @@ class PartTransform:
         return self.columns is None and not self.rename and self.where is None
 
     def apply(self, data: Any) -> Any:
-        """Return what a part holds, transformed: a table, or an iterator of tables or samples."""
+        """Transform the content of a part: a table, or an iterator of tables or samples."""
         if self.is_identity:
             return data
         if isinstance(data, Dataset):
@@ -112,11 +112,11 @@ class PartTransform:
 
     def _items(self, items: Iterator[Any]) -> Iterator[Any]:
         for first in items:
-            rest = chain([first], items)
+            whole = chain([first], items)
             if is_arrow_table(first):
-                yield from map(self._table, rest)
+                yield from map(self._table, whole)
             else:
-                yield from self._samples(rest)
+                yield from self._samples(whole)
 
     def _table(self, table: Any) -> Any:
         """Return the rows of an Arrow table or record batch to keep."""
@@ -126,20 +126,26 @@ class PartTransform:
         if self.where is not None:
             mask = self._mask({name: table.column(name) for name in names}, table.to_pylist)
             if not mask.all():
-                table = _filtered(table, mask)
+                table = _filter_table(table, mask)
         if self.columns is not None:
             table = table.select([name for name in self.columns if name in names])
         return table
 
     def _mask(self, columns: Any, rows: Callable[[], Iterable[Any]]) -> Bools:
-        """Return which rows to keep; `rows` returns them as samples."""
+        """Return True for each row to keep.
+
+        `columns` has the values of all rows by column. `rows` returns the rows as samples.
+        """
         if isinstance(self.where, Expression):
             return self.where.evaluate(columns)
         assert self.where is not None
         return np.array([_is_kept(self.where, row) for row in rows()], bool)
 
     def _dataset(self, dataset: Dataset) -> Any:
-        """Return a view of a dataset, whose stored bytes are copied; or a mapping of columns."""
+        """Return a view of a dataset, or a mapping of columns if they are renamed.
+
+        The writer copies the stored bytes of a view, without decoding.
+        """
         if self.rename:
             return self._arrays({name: dataset[name] for name in dataset.columns})
         if self.where is not None:
@@ -161,13 +167,15 @@ class PartTransform:
                 else [value for value, keep in zip(values, mask, strict=True) if keep]
                 for name, values in renamed.items()
             }
-        wanted = renamed if self.columns is None else self.columns
-        return {name: renamed[name] for name in wanted if name in renamed}
+        names = renamed if self.columns is None else self.columns
+        return {name: renamed[name] for name in names if name in renamed}
 
     def _samples(self, samples: Iterator[Any]) -> Iterator[dict[str, Any]]:
         for group in self._groups(samples):
-            kept: Iterable[dict[str, Any]] = group if self.where is None else self._kept(group)
-            for sample in kept:
+            selected: Iterable[dict[str, Any]] = group
+            if self.where is not None:
+                selected = self._filter_group(group)
+            for sample in selected:
                 if self.columns is not None:
                     sample = {name: sample[name] for name in self.columns if name in sample}
                 yield sample
@@ -176,7 +184,7 @@ class PartTransform:
         """Yield samples with new names, in groups for which `where` is evaluated together."""
         group: list[dict[str, Any]] = []
         for number, sample in enumerate(samples):
-            renamed = self._renamed(sample, number)
+            renamed = self._rename_keys(sample, number)
             group.append(renamed)
             if (
                 self.where is None
@@ -188,21 +196,22 @@ class PartTransform:
         if group:
             yield group
 
-    def _kept(self, samples: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    def _filter_group(self, samples: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Yield the samples to keep, and those that the writer refuses for a bad value."""
         assert self.where is not None
-        bad = [bad_value_in(sample) for sample in samples]
-        good = [sample for sample, value in zip(samples, bad, strict=True) if value is None]
-        keep = np.ones(len(samples), bool)
+        bad_values = [bad_value_in(sample) for sample in samples]
+        good = [sample for sample, bad in zip(samples, bad_values, strict=True) if bad is None]
+        mask = np.ones(len(samples), bool)
         if good:
-            keep[[value is None for value in bad]] = self._mask(
+            mask[[bad is None for bad in bad_values]] = self._mask(
                 _columns_of(good, self.where), lambda: good
             )
-        for sample, value, is_kept in zip(samples, bad, keep.tolist(), strict=True):
+        for sample, bad, is_kept in zip(samples, bad_values, mask.tolist(), strict=True):
             if is_kept:
-                yield sample if value is None else dict.fromkeys(sample, value)
+                # The writer refuses the sample, also if the bad value's column is not written.
+                yield sample if bad is None else dict.fromkeys(sample, bad)
 
-    def _renamed(self, sample: Any, number: int) -> dict[str, Any]:
+    def _rename_keys(self, sample: Any, number: int) -> dict[str, Any]:
         mapping = as_mapping(sample, None, number)
         if not isinstance(mapping, Mapping):
             raise TypeError(
@@ -218,8 +227,9 @@ def is_arrow_table(data: Any) -> bool:
     return kind.__module__.startswith("pyarrow.") and kind.__name__ in ("Table", "RecordBatch")
 
 
-def _filtered(table: Any, mask: Bools) -> Any:
-    """Return rows of an Arrow table; pyarrow cannot filter columns of views, as those of polars."""
+def _filter_table(table: Any, mask: Bools) -> Any:
+    """Return the rows of an Arrow table to keep."""
+    # pyarrow cannot filter columns of string views, which polars makes.
     pa = import_optional("pyarrow", "pyarrow", "arrow")
     for number, each in enumerate(table.schema):
         if pa.types.is_string_view(each.type) or pa.types.is_binary_view(each.type):

@@ -33,7 +33,7 @@ class Hdf5Array:
         self.text: str | None = None
         self.ragged: np.dtype[Any] | None = None
         if (info := h5py.check_string_dtype(self.dtype)) is not None:
-            # A text of a fixed size without an encoding is what NumPy's bytes are stored as.
+            # h5py stores NumPy's bytes as text of a fixed size, declared as ASCII.
             is_bytes = info.length is not None and info.encoding == "ascii"
             self.text = "bytes" if is_bytes else "str"
             self._rows = dataset if is_bytes else dataset.asstr()
@@ -45,12 +45,12 @@ class Hdf5Array:
 
     def read(self, start: int, stop: int) -> Any:
         """Return rows."""
-        with _reading(self.where):
+        with _hdf5_errors(self.where):
             return self._rows[start:stop]
 
 
 class Hdf5Source(ArraySource):
-    """Datasets of HDF5 files, each a column of the name that it has in its group.
+    """Datasets of HDF5 files. Each is a column, named like the dataset in its group.
 
     The datasets of groups within the group have names such as ``"inner/x"``. The rows of several
     files follow one another.
@@ -62,8 +62,8 @@ class Hdf5Source(ArraySource):
     column_hint = "[...], or a group of them with reader_options={'group': '/...'}"
 
     def _named_arrays(self) -> Iterator[tuple[str, str, Mapping[str, StoredArray]]]:
-        for file in self.own_files():
-            with _reading(file.where):
+        for file in self.data_files():
+            with _hdf5_errors(file.where):
                 item = _open_item(file, self.request.options.get("group", "/"))
                 arrays = _datasets(item, file.where)
             yield file.name, file.where, arrays
@@ -84,7 +84,7 @@ def _open_item(file: SourceFile, name: str) -> Any:
 
 
 def _datasets(item: Any, where: str) -> dict[str, StoredArray]:
-    """Return a dataset, or all of a group, by their names in it."""
+    """Return the datasets of an item by name: of a group, or the item itself."""
     h5py = import_optional("h5py", "h5py", "sources", _PURPOSE)
     if isinstance(item, h5py.Dataset):
         return {item.name.rpartition("/")[2]: Hdf5Array(where, item)}
@@ -99,8 +99,8 @@ def _datasets(item: Any, where: str) -> dict[str, StoredArray]:
 
 
 @contextmanager
-def _reading(where: str) -> Iterator[None]:
-    """Add the place to the exceptions of HDF5."""
+def _hdf5_errors(where: str) -> Iterator[None]:
+    """Convert exceptions of HDF5 to errors that name the file."""
     try:
         yield
     except StorageError:

@@ -1,7 +1,7 @@
 """Files of NumPy as sources: ``.npy``, also compressed or in parts, and ``.npz``.
 
-A local ``.npy`` file is mapped. All others are read from the first row to the last, and no array is
-in memory as a whole.
+A local ``.npy`` file is memory-mapped. All others are read from the first row to the last. Only an
+array in Fortran order is loaded as a whole.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["NpySource", "NpzSource"]
 
 _STEP = 1 << 20
-"""Bytes that are read at once, to pass over rows of a file that cannot seek."""
+"""Bytes of one read, when rows of a file that cannot seek are skipped."""
 
 _NUMBER = re.compile(r"[-_. ]*\d+(?:[-_. ]?of[-_. ]?\d+)?$")
 """The number of a file at the end of its name, such as ``-00001-of-00008``."""
@@ -78,7 +78,7 @@ class NpyArray:
         with open() as file:
             counted = _CountedReads(file)
             self.shape, self._is_fortran, self.dtype = _read_header(counted, where)
-            self._start = counted.nbytes
+            self._header_bytes = counted.nbytes
         if self.dtype.hasobject:
             raise ValueError(
                 f"{where}: its values are Python objects (dtype {self.dtype}), which are pickled "
@@ -95,10 +95,10 @@ class NpyArray:
             try:
                 self._whole = np.load(self._path, mmap_mode="r", allow_pickle=False)
             except ValueError as error:
-                raise self._damaged(str(error)) from error
+                raise self._damage_error(str(error)) from error
             return self._whole[start:stop]
         if self._is_fortran and len(self.shape) > 1:
-            # The rows are not contiguous, so that they come with the last byte only.
+            # The values of a row are spread over the whole file, so all of it is read.
             nbytes = self._row_bytes * self.shape[0]
             ensure_fits(nbytes, f"reading {self.where}, an array in Fortran order,")
             body = np.frombuffer(self._bytes(0, nbytes), self.dtype)
@@ -108,13 +108,13 @@ class NpyArray:
         return np.frombuffer(block, self.dtype).reshape(stop - start, *self.shape[1:])
 
     def _bytes(self, start: int, nbytes: int) -> bytes:
-        """Return bytes of the array; later ones are read on, earlier ones open the file again."""
+        """Return bytes of the array. To go back, the file is opened again."""
         if not nbytes:
             return b""
         if self._file is None or start < self._position:
             self.close()
             self._file = self._open()
-            self._skip(self._start)
+            self._skip(self._header_bytes)
             self._position = 0
         self._skip(start - self._position)
         self._position = start
@@ -122,7 +122,8 @@ class NpyArray:
         while len(pieces) < nbytes:
             piece = self._read(nbytes - len(pieces))
             if not piece:
-                raise self._damaged(f"it ends {quantity(nbytes - len(pieces), 'byte')} too early")
+                missing = quantity(nbytes - len(pieces), "byte")
+                raise self._damage_error(f"it ends {missing} too early")
             pieces += piece
         self._position += nbytes
         if self._position == self._row_bytes * self.shape[0]:
@@ -134,7 +135,7 @@ class NpyArray:
         try:
             return bytes(self._file.read(nbytes))
         except _DAMAGE as error:
-            raise self._damaged(str(error)) from error
+            raise self._damage_error(str(error)) from error
 
     def _skip(self, nbytes: int) -> None:
         assert self._file is not None
@@ -143,11 +144,11 @@ class NpyArray:
             return
         while nbytes > 0:
             if not (piece := self._read(min(nbytes, _STEP))):
-                raise self._damaged("it ends too early")
+                raise self._damage_error("it ends too early")
             nbytes -= len(piece)
 
-    def _damaged(self, why: str) -> FormatError:
-        return FormatError(f"{self.where}: cannot be read as an array of NumPy: {why}")
+    def _damage_error(self, reason: str) -> FormatError:
+        return FormatError(f"{self.where}: cannot be read as an array of NumPy: {reason}")
 
     def close(self) -> None:
         """Close the file, if it is open."""
@@ -160,7 +161,7 @@ class NpyArray:
 
 
 class _CountedReads:
-    """A file that counts the bytes that are read: a compressed one does not know its position."""
+    """A file that counts the bytes it reads, because a compressed file has no `tell`."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -180,7 +181,7 @@ def _read_header(file: Any, where: str) -> tuple[tuple[int, ...], bool, np.dtype
         if version == (1, 0):
             return np.lib.format.read_array_header_1_0(file)
         if version in ((2, 0), (3, 0)):
-            # Version 3 differs in the encoding of the names of fields, which are then not ASCII.
+            # Version 3 differs only in the encoding of field names: UTF-8 instead of Latin-1.
             shape, is_fortran, dtype = np.lib.format.read_array_header_2_0(file)
             return shape, is_fortran, _utf8_fields(dtype) if version == (3, 0) else dtype
     except _DAMAGE as error:
@@ -189,7 +190,7 @@ def _read_header(file: Any, where: str) -> tuple[tuple[int, ...], bool, np.dtype
 
 
 def _utf8_fields(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Return a dtype whose field names were read as Latin-1, and are UTF-8."""
+    """Decode the field names of a dtype as UTF-8; NumPy decoded them as Latin-1."""
     if dtype.names is None:
         return dtype
     names = [name.encode("latin1").decode("utf8") for name in dtype.names]
@@ -232,7 +233,7 @@ class _Decompressed:
 
 
 class NpyFiles:
-    """Arrays of several files, one after another."""
+    """The concatenation of the arrays of several files."""
 
     text: str | None = None
     ragged: np.dtype[Any] | None = None
@@ -271,7 +272,7 @@ class NpyFiles:
 
 
 class NpySource(ArraySource):
-    """Arrays in ``.npy`` files, each a column of the name of its file.
+    """Arrays in ``.npy`` files. Each is a column, named like its file.
 
     Files whose names differ only by a number at the end, such as ``x-0.npy`` and ``x-1.npy``, are
     the rows of one column. With ``numbered="columns"`` each is a column.
@@ -288,9 +289,9 @@ class NpySource(ArraySource):
                 f"reader_options={{'numbered': {numbered!r}}}: expected 'rows' or 'columns'"
             )
         groups: dict[str, list[NpyArray]] = {}
-        own = self.own_files()
-        for file in own:
-            name = _column_name(file, numbered == "rows" and len(own) > 1)
+        files = self.data_files()
+        for file in files:
+            name = _column_name(file, numbered == "rows" and len(files) > 1)
             is_plain = split_extension(file.name)[1] is None
             array = NpyArray(
                 file.where,
@@ -316,7 +317,7 @@ def _column_name(file: SourceFile, drops_number: bool) -> str:
 
 
 class NpzSource(ArraySource):
-    """Arrays in ``.npz`` files, each a column of the name that it has there.
+    """Arrays in ``.npz`` files. Each is a column, named like the array in its file.
 
     The rows of several files follow one another.
     """
@@ -325,18 +326,18 @@ class NpzSource(ArraySource):
     extensions = (".npz",)
 
     def _named_arrays(self) -> Iterator[tuple[str, str, Mapping[str, StoredArray]]]:
-        for file in self.own_files():
+        for file in self.data_files():
             archive = _Archive(file)
-            wanted = self.request.columns
+            requested = self.request.columns
             arrays: dict[str, StoredArray] = {}
             for member in archive.members:
                 name = member.removesuffix(".npy")
-                # An array of objects that nobody asked for need not be refused.
-                if wanted is None or name in wanted or name.partition(".")[0] in wanted:
+                # `NpyArray` raises for an array of objects, so only requested ones are opened.
+                if requested is None or name in requested or name.partition(".")[0] in requested:
                     arrays[name] = archive.array(member)
             names = {member.removesuffix(".npy") for member in archive.members}
             if not arrays:
-                self.selected(names, file.where)  # raises for unknown names
+                self.select_columns(names, file.where)  # raises for unknown names
             yield file.name, file.where, arrays
 
 

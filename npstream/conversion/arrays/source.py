@@ -30,17 +30,19 @@ if TYPE_CHECKING:
 __all__ = ["ArrayField", "ArraySource", "ArrayTable", "StoredArray", "array_fields"]
 
 PART_BYTES = 1 << 25
-"""Approximate bytes of the rows of a part, which is read at once."""
+"""Approximate bytes of the rows of a part, which are read by one call."""
 
 _PART_ROWS = 1 << 16
 """Rows of a part whose values vary in size."""
 
 _BLOCK_BYTES = 1 << 23
-"""Approximate bytes of values of varying size that are read at once."""
+"""Approximate bytes of values of varying size that one call reads."""
 
 _FIRST_ROWS = 16
-_MAX_GAP = 1 << 26
-"""Maximum bytes of a part, if chunks of several lengths are to be read once."""
+"""Rows of the first such call, since the size of the values is unknown before it."""
+
+_MAX_ALIGNED_BYTES = 1 << 26
+"""Maximum bytes of a part whose ends are aligned to the chunks of all arrays."""
 
 
 class StoredArray(Protocol):
@@ -126,10 +128,11 @@ class ArrayTable:
         if None not in sizes:
             row_bytes = max(sum(size or 0 for size in sizes), 1)
             rows = max(PART_BYTES // row_bytes, 1)
-            common = lcm(*chunks)
-            if common * row_bytes > _MAX_GAP:
-                common = max(chunks)
-            rows = max(rows // common, 1) * common
+            # A part of whole chunks of all arrays reads each chunk once.
+            aligned = lcm(*chunks)
+            if aligned * row_bytes > _MAX_ALIGNED_BYTES:
+                aligned = max(chunks)
+            rows = max(rows // aligned, 1) * aligned
         for start in range(0, self.rows, rows):
             yield start, min(start + rows, self.rows)
 
@@ -140,13 +143,14 @@ class ArrayTable:
         return self._arrays(start, stop)
 
     def _arrays(self, start: int, stop: int) -> dict[str, AnyArray]:
-        read: dict[int, Any] = {}
+        # Fields of one structured array share the array, which is read once.
+        rows_by_array: dict[int, Any] = {}
         columns = {}
         for name, field in self.columns.items():
             key = id(field.array)
-            if key not in read:
-                read[key] = self._read(name, field, start, stop)
-            rows = read[key]
+            if key not in rows_by_array:
+                rows_by_array[key] = self._read(name, field, start, stop)
+            rows = rows_by_array[key]
             columns[name] = rows if field.field is None else rows[field.field]
         return columns
 
@@ -184,15 +188,15 @@ def _values(rows: Any, encoding: str) -> Iterable[Any]:
     return list(rows)
 
 
-def array_fields(name: str, array: StoredArray, alone: bool) -> dict[str, ArrayField]:
+def array_fields(name: str, array: StoredArray, is_only: bool) -> dict[str, ArrayField]:
     """Return the columns of an array: one, or one for each field of a structured array.
 
     Parameters
     ----------
     name : str
     array : StoredArray
-    alone : bool
-        Whether it is the only array. The fields then do not get its name.
+    is_only : bool
+        Whether the table has no other array. The columns of fields then do not get its name.
 
     Raises
     ------
@@ -214,24 +218,24 @@ def array_fields(name: str, array: StoredArray, alone: bool) -> dict[str, ArrayF
             return {name: ArrayField(array, _encoding(array.dtype, array.shape[1:]))}
         columns = {}
         for field in array.dtype.names:
-            kind = array.dtype[field]
-            shape = array.shape[1:] + kind.shape
-            if kind.base.names or kind.base.hasobject:
+            field_dtype = array.dtype[field]
+            shape = array.shape[1:] + field_dtype.shape
+            if field_dtype.base.names or field_dtype.base.hasobject:
                 raise TypeError(f"its field {field!r} has fields or objects of its own")
-            column = field if alone else f"{name}.{field}"
-            columns[column] = ArrayField(array, _encoding(kind.base, shape), field)
+            column = field if is_only else f"{name}.{field}"
+            columns[column] = ArrayField(array, _encoding(field_dtype.base, shape), field)
         return columns
     except NpstreamError:
         raise
     except (TypeError, ValueError) as error:
-        kind_of_error = with_column(name, error)
-        raise type(kind_of_error)(
-            f"{array.where}: {kind_of_error}: leave it out: columns= names those to write"
+        column_error = with_column(name, error)
+        raise type(column_error)(
+            f"{array.where}: {column_error}: leave it out: columns= names those to write"
         ) from None
 
 
 def _dtype_name(dtype: np.dtype[Any]) -> str:
-    _encoding(dtype, ())
+    _encoding(dtype, ())  # raises TypeError for a dtype without an encoding
     return dtype.newbyteorder("=").name
 
 
@@ -247,7 +251,7 @@ def _encoding(dtype: np.dtype[Any], shape: tuple[int, ...]) -> str:
 class ArraySource(InputSource):
     """The base of the kinds whose files have arrays.
 
-    A class for a kind defines `_arrays`, which returns the arrays of all tables.
+    A class for a kind defines `_named_arrays`, which returns the arrays of all tables.
     """
 
     column_hint: ClassVar[str] = "[...]"
@@ -270,24 +274,24 @@ class ArraySource(InputSource):
 
     @abstractmethod
     def _named_arrays(self) -> Iterable[tuple[str, str, Mapping[str, StoredArray]]]:
-        """Return the name and place of each table, and its arrays by name."""
+        """Return the name of each table, its location for messages, and its arrays by name."""
 
     def _table(self, name: str, where: str, arrays: Mapping[str, StoredArray]) -> ArrayTable:
         if not arrays:
             raise ValueError(f"{where}: there are no arrays")
-        wanted = self.request.columns
+        requested = self.request.columns
         fields: dict[str, ArrayField] = {}
         for key, array in arrays.items():
-            if wanted is None or key in wanted or array.dtype.names:
-                found = array_fields(key, array, len(arrays) == 1)
-                if clash := set(found) & set(fields):
+            if requested is None or key in requested or array.dtype.names:
+                columns = array_fields(key, array, len(arrays) == 1)
+                if clash := set(columns) & set(fields):
                     raise ValueError(f"{where}: two columns have the name {clash.pop()!r}")
-                fields.update(found)
-        given = list(fields)
-        if wanted is not None:
-            others = (key for key, array in arrays.items() if not array.dtype.names)
-            given = list(dict.fromkeys([*fields, *others]))
-        names = self.selected(given, where)
+                fields.update(columns)
+        available = list(fields)
+        if requested is not None:
+            plain_names = (key for key, array in arrays.items() if not array.dtype.names)
+            available = list(dict.fromkeys([*fields, *plain_names]))
+        names = self.select_columns(available, where)
         if not names:
             raise ValueError(f"{where}: columns= names none of the arrays {list(arrays)}")
         table = ArrayTable(name, where, {key: fields[key] for key in names})
@@ -305,12 +309,13 @@ class ArraySource(InputSource):
 
 def _check_same(first: ArrayTable, other: ArrayTable) -> None:
     """Raise ValueError if two files differ in their columns."""
-    mine = {name: field.encoding for name, field in first.columns.items()}
-    others = {name: field.encoding for name, field in other.columns.items()}
-    if mine != others:
-        name = next(key for key in {**mine, **others} if mine.get(key) != others.get(key))
+    expected = {name: field.encoding for name, field in first.columns.items()}
+    actual = {name: field.encoding for name, field in other.columns.items()}
+    if expected != actual:
+        names = {**expected, **actual}
+        name = next(name for name in names if expected.get(name) != actual.get(name))
         raise ValueError(
-            f"{other.where}: column {name!r} is {others.get(name, 'missing')!r}, and "
-            f"{mine.get(name, 'missing')!r} in {first.where}: all files need the same columns; "
+            f"{other.where}: column {name!r} is {actual.get(name, 'missing')!r}, and "
+            f"{expected.get(name, 'missing')!r} in {first.where}: all files need the same columns; "
             "convert them apart, or name the columns to write with columns="
         )

@@ -47,14 +47,15 @@ class ZarrArray:
 
     def read(self, start: int, stop: int) -> Any:
         """Return rows."""
-        with _reading(self.where):
+        with _zarr_errors(self.where):
             return np.asarray(self._array[start:stop])
 
 
 def _object_type(array: Any) -> tuple[str | None, np.dtype[Any] | None]:
-    """Return the kind of text, or the dtype of the elements, of an array of objects.
+    """Return how to read an array of objects, as the attributes `text` and `ragged`.
 
-    Version 2 stores them with a filter, which says what they are. Objects of pickle are refused.
+    Version 2 of the format stores objects with a filter that names their type. Both results are
+    None for other objects, such as pickles; `array_fields` refuses them.
     """
     for item in getattr(array, "filters", None) or ():
         codec = str(getattr(item, "codec_id", ""))
@@ -68,7 +69,7 @@ def _object_type(array: Any) -> tuple[str | None, np.dtype[Any] | None]:
 
 
 class ZarrSource(ArraySource):
-    """An array of Zarr, which is a column, or a group, whose arrays are.
+    """An array of Zarr, or a group of arrays. Each array is a column.
 
     The arrays of groups within the group have names such as ``"inner/x"``.
     """
@@ -85,7 +86,8 @@ class ZarrSource(ArraySource):
         if "zarr.json" in files.names():
             return True
         store = open_store(files.root, dict(files.options) or None, argument="source")
-        # A request for each hidden file of version 2, unless the name shows that it is not Zarr.
+        # Listings leave out hidden files, so each file of version 2 needs a request. A remote
+        # directory without the extension .zarr is taken to be no Zarr, to save the requests.
         is_likely = store.is_local or files.root.partition("?")[0].rstrip("/").endswith(".zarr")
         return is_likely and any(store.exist_many(_METADATA[1:]))
 
@@ -97,13 +99,13 @@ class ZarrSource(ArraySource):
             )
         zarr = _import_zarr()
         name = str(self.request.options.get("group", "")).strip("/")
-        with _reading(files.where):
+        with _zarr_errors(files.where):
             item = zarr.open(_store(files), mode="r", path=name)
         if isinstance(item, zarr.Array):
             stem = name.rpartition("/")[2] or _stem(files.where)
             yield name, files.where, {stem: ZarrArray(files.where, item)}
             return
-        with _reading(files.where):
+        with _zarr_errors(files.where):
             members = sorted(
                 (path, value)
                 for path, value in item.members(max_depth=None)
@@ -137,8 +139,8 @@ def _store(files: FileList) -> Any:
 
 
 @contextmanager
-def _reading(where: str) -> Iterator[None]:
-    """Add the place to the exceptions of Zarr."""
+def _zarr_errors(where: str) -> Iterator[None]:
+    """Convert exceptions of Zarr to errors that name the array."""
     try:
         yield
     except (StorageError, MissingDependencyError):
@@ -155,14 +157,15 @@ def _remote_store_class() -> Any:
 
 
 def _init_store(self: Any, store: Any) -> None:
+    """Initialize a `RemoteZarrStore`, whose class exists only when zarr is imported."""
     super(type(self), self).__init__(read_only=True)
     self.store = store
 
 
 class _RemoteFiles:
-    """The methods of a store of Zarr, which read the files below a URL.
+    """The methods of a Zarr store that reads the files below a URL.
 
-    A class that also has Zarr's base is made when Zarr is used, so that it is not imported before.
+    `_remote_store_class` adds Zarr's base class, so that zarr is imported only when it is used.
     """
 
     supports_writes = supports_deletes = supports_partial_writes = False

@@ -32,13 +32,13 @@ SPLITS = frozenset(("train", "training", "val", "valid", "validation", "dev", "t
 """The names of folders that are usually splits, and no classes."""
 
 _PART_FILES = 1000
-"""Files of a part. A write that resumes reads at most as many again."""
+"""Files of a part. A write that resumes reads at most this many files a second time."""
 
 _LOCAL_BATCH = (64, 1 << 21)
 _REMOTE_BATCH = (256, 1 << 25)
-"""Maximum files and bytes that a thread reads together. A store gets the requests at once."""
+"""Maximum files and bytes of a batch, which a thread reads. Remote requests are concurrent."""
 
-_MAX_AHEAD = 1 << 26
+_MAX_PENDING_BYTES = 1 << 26
 """Maximum bytes that are read ahead, unless a single file is larger."""
 
 _LOCAL_THREADS = 4
@@ -59,33 +59,33 @@ class FolderSource(InputSource):
     def __init__(self, files: FileList, request: SourceRequest) -> None:
         super().__init__(files, request)
         self._metadata: Metadata | None = read_metadata(files)
-        own = [file for file in files.files if not _is_metadata(file.name)]
-        if not own:
+        data_files = [file for file in files.files if not _is_metadata(file.name)]
+        if not data_files:
             raise ValueError(f"{files.where}: there are no files")
-        paths = _relative_paths(own)
-        self._column = self._file_column(own)
+        paths = _relative_paths(data_files)
+        self._column = self._file_column(data_files)
         self._labels = self._class_labels(paths)
-        self._files = list(zip(own, paths, strict=True))
-        available = {self._column: self._file_encoding(own[0])}
+        self._files = list(zip(data_files, paths, strict=True))
+        available = {self._column: self._file_encoding(data_files[0])}
         if self._labels is not None:
             available |= {"label": "int", "class": "str"}
         available["path"] = "str"
         if self._metadata is not None:
             self._metadata.check(paths, available)
             available |= self._metadata.columns
-        names = self.selected(available, files.where)
+        names = self.select_columns(available, files.where)
         for name in request.fill:
             if name not in available and (request.columns is None or name in request.columns):
                 available[name] = infer(request.fill[name]).name
                 names.append(name)
         self.columns = {name: request.encodings.get(name, available[name]) for name in names}
-        self.samples = len(own)
+        self.samples = len(data_files)
         self.is_encoded = True
         self._types: dict[str, FileType] = {}
 
     @classmethod
     def recognizes(cls, files: FileList) -> bool:
-        """Return True if there are images, and else at most files that describe them."""
+        """Return True if there are images, and no other files than their metadata."""
         names = [file.name for file in files.files if not _is_metadata(file.name)]
         return bool(names) and all(_is_image(name) for name in names)
 
@@ -104,16 +104,16 @@ class FolderSource(InputSource):
     def _samples(self, start: int, stop: int) -> Iterator[dict[str, Any]]:
         assert self.columns is not None
         files = self._files[start:stop]
-        wants_file = self._column in self.columns
+        has_file = self._column in self.columns
         bodies: Iterable[bytes] = (
-            read_files([file for file, _ in files]) if wants_file else [b""] * len(files)
+            read_files([file for file, _ in files]) if has_file else [b""] * len(files)
         )
-        own = ("path",) if self._labels is None else ("label", "class", "path")
-        facts = [name for name in own if name in self.columns]
+        path_columns = ("path",) if self._labels is None else ("label", "class", "path")
+        names = [name for name in path_columns if name in self.columns]
         for (file, path), body in zip(files, bodies, strict=True):
-            sample: dict[str, Any] = {self._column: self._value(file, body)} if wants_file else {}
-            for name in facts:
-                sample[name] = self._fact(name, path)
+            sample: dict[str, Any] = {self._column: self._value(file, body)} if has_file else {}
+            for name in names:
+                sample[name] = self._path_value(name, path)
             if self._metadata is not None:
                 self._add_metadata(sample, path)
             yield sample
@@ -130,12 +130,13 @@ class FolderSource(InputSource):
             return self.bad_value(f"{file.where}: {error}")
 
     def _file_type(self, extension: str) -> FileType:
-        chosen = self.request.encodings.get(self._column)
-        if chosen is not None:
-            return choose_type(extension, chosen)
+        encoding = self.request.encodings.get(self._column)
+        if encoding is not None:
+            return choose_type(extension, encoding)
         return file_type(extension) if self._column == "image" else choose_type("", "bytes")
 
-    def _fact(self, name: str, path: str) -> Any:
+    def _path_value(self, name: str, path: str) -> Any:
+        """Return the value of a column that follows from the path of a file."""
         if name == "path":
             return path
         folder = path.partition("/")[0]
@@ -161,14 +162,15 @@ class FolderSource(InputSource):
     def _file_column(self, files: Sequence[SourceFile]) -> str:
         """Return "image" if all files are images, else "file"."""
         requested = {*(self.request.columns or ()), *self.request.encodings}
-        others = [file for file in files if not _is_image(file.name)]
-        if not others and "file" not in requested:
+        no_images = [file for file in files if not _is_image(file.name)]
+        if not no_images and "file" not in requested:
             return "image"
-        if len(others) == len(files) or "file" in requested:
+        if len(no_images) == len(files) or "file" in requested:
             return "file"
+        count = quantity(len(no_images), "file")
         raise ValueError(
-            f"{self.files.where}: {quantity(len(others), 'file')} of {len(files):,} are no images, "
-            f"such as {others[0].name!r}: give a glob of the images, such as '**/*.jpg', or "
+            f"{self.files.where}: {count} of {len(files):,} are no images, "
+            f"such as {no_images[0].name!r}: give a glob of the images, such as '**/*.jpg', or "
             "columns={'file': 'bytes', ...} to store all files as bytes"
         )
 
@@ -180,19 +182,19 @@ class FolderSource(InputSource):
 
     def _class_labels(self, paths: Sequence[str]) -> dict[str, int] | None:
         """Return the number of each class, in the order of their names; None without labels."""
-        wanted = self.request.options.get("labels")
-        if wanted not in (None, True, False):
-            raise TypeError(f"labels={wanted!r}: expected True, False or None")
+        option = self.request.options.get("labels")
+        if option not in (None, True, False):
+            raise TypeError(f"labels={option!r}: expected True, False or None")
         folders = {path.partition("/")[0] for path in paths if "/" in path}
         outside = next((path for path in paths if "/" not in path), None)
-        if wanted is False or (wanted is None and (self._metadata is not None or not folders)):
+        if option is False or (option is None and (self._metadata is not None or not folders)):
             return None
         if outside is not None:
             raise ValueError(
                 f"{self.files.where}: {outside!r} is in no folder, so it has no class: move it to "
                 "a folder, or give reader_options={'labels': False} to write no labels"
             )
-        if wanted is None and folders <= SPLITS:
+        if option is None and folders <= SPLITS:
             raise ValueError(
                 f"{self.files.where}: the folders {', '.join(map(repr, sorted(folders)))} seem to "
                 f"be splits: convert each to a dataset of its own, such as '.../{min(folders)}' to "
@@ -210,7 +212,10 @@ def _is_metadata(name: str) -> bool:
 
 
 def _relative_paths(files: Sequence[SourceFile]) -> list[str]:
-    """Return the paths of files in their source; those of a list, below their common folder."""
+    """Return the paths of files in their source.
+
+    The paths of a list of files are relative to the deepest folder that has all of them.
+    """
     names = [file.name for file in files]
     if not any("://" in name or name.startswith("/") for name in names):
         return names
@@ -224,7 +229,7 @@ def _relative_paths(files: Sequence[SourceFile]) -> list[str]:
 
 
 def read_files(files: Sequence[SourceFile]) -> Iterator[bytes]:
-    """Yield the content of files in order, which threads read ahead.
+    """Yield the content of files in order. Threads read ahead.
 
     Raises
     ------
@@ -236,18 +241,20 @@ def read_files(files: Sequence[SourceFile]) -> Iterator[bytes]:
     if not is_local:
         limits, threads = _REMOTE_BATCH, _REMOTE_THREADS
     pending: deque[tuple[int, Future[list[bytes]]]] = deque()
-    ahead = 0
+    pending_bytes = 0
     pool = ThreadPoolExecutor(threads, thread_name_prefix="npstream-source")
     try:
         for batch in _batches(files, *limits):
             nbytes = sum(file.nbytes for file in batch)
-            while pending and (len(pending) > threads or ahead + nbytes > _MAX_AHEAD):
-                done, future = pending.popleft()
-                ahead -= done
+            while pending and (
+                len(pending) > threads or pending_bytes + nbytes > _MAX_PENDING_BYTES
+            ):
+                batch_bytes, future = pending.popleft()
+                pending_bytes -= batch_bytes
                 yield from future.result()
                 del future
             pending.append((nbytes, pool.submit(read_whole_files, batch)))
-            ahead += nbytes
+            pending_bytes += nbytes
         while pending:
             yield from pending.popleft()[1].result()
     finally:

@@ -1,7 +1,7 @@
-"""Facts about the files of a folder, in ``metadata.csv`` or ``metadata.jsonl`` as Hugging Face's.
+"""Read the metadata of the files of a folder: ``metadata.csv`` or ``metadata.jsonl``.
 
-Each row names a file, in ``file_name``, relative to the folder of the metadata. Its other values
-become columns.
+The format is that of Hugging Face's `datasets`. The value ``file_name`` of each row is the path of
+a file, relative to the folder of the metadata. The other values become columns.
 
 Tested in tests/conversion/file_samples/test_folder.py.
 """
@@ -58,13 +58,13 @@ class Metadata:
             for name in names
         }
 
-    def check(self, paths: Collection[str], taken: Iterable[str]) -> None:
-        """Raise ValueError if a row names no file, or a column has the name of another."""
+    def check(self, paths: Collection[str], other_columns: Iterable[str]) -> None:
+        """Raise ValueError if a row names no file, or a name is also one of `other_columns`."""
         files = set(paths)
         for path in self._rows:
             if path not in files:
                 raise ValueError(f"{self.where}: {short_repr(path)} is not among the files")
-        for name in taken:
+        for name in other_columns:
             if name in self.columns:
                 raise ValueError(
                     f"{self.where}: column {name!r} is also a column of the files: rename it"
@@ -84,8 +84,8 @@ def read_metadata(files: FileList) -> Metadata | None:
         If a metadata file cannot be parsed, has no column ``file_name``, or names a file twice.
     """
     rows: dict[str, Mapping[str, Any]] = {}
-    found = [file for file in files.files if file.name.rpartition("/")[2] in METADATA_NAMES]
-    for file in found:
+    sources = [file for file in files.files if file.name.rpartition("/")[2] in METADATA_NAMES]
+    for file in sources:
         folder, slash, name = file.name.rpartition("/")
         parse = _csv_rows if name.endswith(".csv") else _json_rows
         for number, row in enumerate(parse(file)):
@@ -97,7 +97,7 @@ def read_metadata(files: FileList) -> Metadata | None:
             if (path := folder + slash + path.removeprefix("./")) in rows:
                 raise FormatError(f"{file.where}: row {number}: {short_repr(path)} has two rows")
             rows[path] = row
-    return Metadata(", ".join(file.where for file in found), rows) if found else None
+    return Metadata(", ".join(file.where for file in sources), rows) if sources else None
 
 
 def _read_text(file: SourceFile) -> str:
@@ -123,7 +123,10 @@ def _json_rows(file: SourceFile) -> Iterator[dict[str, Any]]:
 
 
 def _csv_rows(file: SourceFile) -> Iterator[dict[str, Any]]:
-    """Yield the rows with numbers in columns where all values are numbers, and None for none."""
+    """Yield the rows. Columns whose texts are all numbers have numbers, or None for an empty text.
+
+    Other columns have text.
+    """
     reader = csv.DictReader(io.StringIO(_read_text(file), newline=""), strict=True)
     try:
         rows = list(reader)
@@ -147,16 +150,19 @@ def _csv_rows(file: SourceFile) -> Iterator[dict[str, Any]]:
 
 
 def _number_type(texts: Iterable[str]) -> type[int] | type[float] | None:
-    """Return int or float if all texts are such numbers, else None; texts may be empty, not all."""
-    given = [text for text in texts if text]
-    if not given or not all(map(_NUMBER.fullmatch, given)):
+    """Return int or float if all texts that are not empty are such numbers, else None.
+
+    If all texts are empty, return None.
+    """
+    filled = [text for text in texts if text]
+    if not filled or not all(map(_NUMBER.fullmatch, filled)):
         return None
-    return int if all(map(_INTEGER.fullmatch, given)) else float
+    return int if all(map(_INTEGER.fullmatch, filled)) else float
 
 
 def _encoding(values: Iterable[Any], where: str) -> str:
     """Return the encoding of a column of JSON values; int and float become float."""
-    names = {_inferred(value, where) for value in values if value is not None}
+    names = {_infer_encoding(value, where) for value in values if value is not None}
     if names == {"int", "float64"}:
         return "float64"
     if len(names) > 1:
@@ -164,7 +170,7 @@ def _encoding(values: Iterable[Any], where: str) -> str:
     return names.pop() if names else "json"
 
 
-def _inferred(value: Any, where: str) -> str:
+def _infer_encoding(value: Any, where: str) -> str:
     try:
         return infer(value).name
     except TypeError as error:

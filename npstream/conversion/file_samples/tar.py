@@ -1,7 +1,7 @@
-"""Read the members of a tar file as a stream, and refuse what would lose or fake data.
+"""Read the members of a tar file as a stream, without extracting them to disk.
 
-`tarfile` ends quietly at a damaged header, and where a file is truncated between two members. Here
-both raise. Nothing is extracted to disk.
+`tarfile` ends silently at a damaged header, and where a file is truncated between two members. Here
+both raise, and so do members whose content is not in the tar.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from npstream.errors import FormatError, short_repr
 __all__ = ["read_members"]
 
 _BUFFER = 1 << 16
-"""Bytes that `tarfile` reads at once; each of its reads copies the rest of this buffer."""
+"""Bytes of the buffer of `tarfile`. Each read copies the rest of the buffer."""
 
 _MAX_HEADER = 1 << 20
 """Maximum bytes of an extended header, which holds a long name or attributes."""
@@ -44,7 +44,7 @@ _END_OF_FILE = (
 )
 
 _DAMAGE = (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError)
-"""The exceptions of `tarfile` for a damaged file, besides those of `_codec_errors`."""
+"""The exceptions of `tarfile` for a damaged file. `_Reader` converts those of codecs to them."""
 
 
 def read_members(
@@ -60,7 +60,7 @@ def read_members(
     where : str
         The tar, for messages.
     is_wanted : callable, optional
-        Called with the name of each file. The content of others is passed over.
+        Called with the name of each file. If it returns False, the file is skipped.
 
     Raises
     ------
@@ -68,25 +68,24 @@ def read_members(
         If the tar is damaged or truncated, has a member that is a link, a device or sparse, or has
         a name that leads out of its directory. The message names the tar and the member.
     """
-    place = ""
+    context = ""
     try:
         archive = _open(file)
         while (info := archive.next()) is not None:
             cast("Any", archive).members.clear()  # `tarfile` would keep them all
-            place = f"member {short_repr(info.name)}"
+            context = f"member {short_repr(info.name)}: "
             if not info.isdir():
                 _check_member(info)
                 if is_wanted(info.name):
                     body = _read(archive, info)
                     yield info.name, body
                     del body
-            place = f"after member {short_repr(info.name)}"
+            context = f"after member {short_repr(info.name)}: "
         _check_end(archive)
-    except _ReadFailed as error:
-        raise error.error from None
+    except _StorageFailure as error:
+        raise error.cause from None
     except _DAMAGE as error:
-        reason = _reason(error)
-        raise FormatError(f"{where}: {place + ': ' if place else ''}{reason}") from error
+        raise FormatError(f"{where}: {context}{_reason(error)}") from error
 
 
 def _open(file: BinaryIO) -> _Archive:
@@ -140,15 +139,15 @@ class _Member(tarfile.TarInfo):
 _Archive.tarinfo = _Member
 
 
-class _ReadFailed(Exception):
-    """An exception of the storage, which says nothing about the tar."""
+class _StorageFailure(Exception):
+    """Wraps an exception of the storage, so that it is not taken for damage of the tar."""
 
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
+    def __init__(self, cause: BaseException) -> None:
+        self.cause = cause
 
 
 class _Storage:
-    """The file as it is stored, whose exceptions are told apart from those of a codec."""
+    """The stored file. It wraps its exceptions, because codecs raise OSError, too."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -157,7 +156,7 @@ class _Storage:
         try:
             return self._file.read(size)
         except Exception as error:
-            raise _ReadFailed(error) from error
+            raise _StorageFailure(error) from error
 
 
 class _Reader:
@@ -167,7 +166,7 @@ class _Reader:
         try:
             start = cast("Any", file).peek(6)
         except Exception as error:
-            raise _ReadFailed(error) from error
+            raise _StorageFailure(error) from error
         stored: Any = _Storage(file)
         self._errors: tuple[type[Exception], ...] = (OSError, EOFError)
         if start.startswith(b"\x1f\x8b"):
@@ -228,7 +227,7 @@ def _has_surrogates(text: str) -> bool:
 
 
 def _check_end(archive: _Archive) -> None:
-    """Raise unless the archive ends as it should, and nothing follows."""
+    """Raise EOFError unless the archive has its end mark, and only zeros follow."""
     if not archive.has_end:
         raise EOFError("the tar ends without the mark of its end: it is truncated")
     stream = cast("Any", archive.fileobj)

@@ -90,11 +90,11 @@ def file_type(extension: str) -> FileType:
     ('jpeg', 'bytes', 'str')
     """
     parts = extension.lower().split(".")
-    known = _TYPES.get(parts[-1])
-    if known is not None:
-        return known
-    if parts[-1] == "gz" and len(parts) > 1 and (known := _TYPES.get(parts[-2])) is not None:
-        return replace(known, parse=partial(_parse_gz, known.parse))
+    kind = _TYPES.get(parts[-1])
+    if kind is not None:
+        return kind
+    if parts[-1] == "gz" and len(parts) > 1 and (kind := _TYPES.get(parts[-2])) is not None:
+        return replace(kind, parse=partial(_parse_gz, kind.parse))
     return _BYTES
 
 
@@ -106,7 +106,7 @@ def choose_type(extension: str, encoding: str) -> FileType:
     extension : str
         As for `file_type`. It says how to parse JSON, MessagePack and arrays.
     encoding : str
-        The name of an encoding. Text is parsed as numbers for those of numbers.
+        The name of an encoding. For an encoding of numbers, text is parsed as a number.
 
     Examples
     --------
@@ -115,24 +115,24 @@ def choose_type(extension: str, encoding: str) -> FileType:
     >>> choose_type("json", "bytes").parse(b"[]")
     b'[]'
     """
-    chosen, known = column_type(encoding), file_type(extension)
-    if known.encoding == encoding:
-        return known
-    is_array_file = known.encoding is None
-    if chosen.kind in ("fixed", "ndarray"):
-        parse = known.parse if is_array_file else _number_parser(chosen)
-    elif chosen.kind == "str":
+    target, default = column_type(encoding), file_type(extension)
+    if default.encoding == encoding:
+        return default
+    is_array_file = default.encoding is None
+    if target.kind in ("fixed", "ndarray"):
+        parse = default.parse if is_array_file else _number_parser(target)
+    elif target.kind == "str":
         parse = parse_text
     elif encoding == "json":
         parse = _parse_json
     elif encoding == "pil":
-        parse = decode_file  # the pixels; a file would not be such a value
-    elif chosen.kind == "image":
+        parse = decode_file  # a value of "pil" is decoded pixels, not a file
+    elif target.kind == "image":
         parse = parse_image
     elif encoding in ("bytes", "pkl"):
         return FileType(encoding, _parse_bytes)
     else:
-        return FileType(encoding, partial(_parse_encoded, chosen))
+        return FileType(encoding, partial(_parse_encoded, target))
     if extension.lower().endswith(".gz") and not is_array_file:
         parse = partial(_parse_gz, parse)
     return FileType(encoding, parse)
@@ -165,7 +165,8 @@ def array_encoding(array: np.ndarray[Any, Any]) -> str:
     >>> array_encoding(np.zeros((2, 0))), array_encoding(np.array(3, np.int8))
     ('ndarray:float64', 'int8')
     """
-    one = np.empty((1,) * array.ndim, array.dtype)  # an empty array is a wrong value, not a type
+    # `infer` refuses an empty array. That is a wrong value of one sample, and the dtype is known.
+    one = np.empty((1,) * array.ndim, array.dtype)
     return infer(one[()] if array.ndim == 0 else one).name
 
 
@@ -269,16 +270,16 @@ def parse_image(body: bytes) -> bytes:
 
 
 def _parse_gz(parse: Callable[[bytes], Any], body: bytes) -> Any:
-    out, end = io.BytesIO(), _BLOCK
+    out, next_check = io.BytesIO(), _BLOCK
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(body)) as file:
             while block := file.read(_BLOCK):
                 out.write(block)
                 if out.tell() > MAX_BYTES:
                     raise ValueError("more than 4 GiB when decompressed")
-                if out.tell() > end:
-                    end *= 2
-                    ensure_fits(2 * end, "decompressing a file")
+                if out.tell() > next_check:
+                    next_check *= 2
+                    ensure_fits(2 * next_check, "decompressing a file")
     except (EOFError, OSError, zlib.error) as error:
         raise ValueError(f"not gzip: {error}") from None
     return parse(out.getvalue())

@@ -48,9 +48,9 @@ class WebDatasetSource(InputSource):
 
     def __init__(self, files: FileList, request: SourceRequest) -> None:
         super().__init__(files, request)
-        self._files = self.own_files()
+        self._files = self.data_files()
         where, (key, bodies) = self._first_sample()
-        names = self.selected([KEY, *bodies], where)
+        names = self.select_columns([KEY, *bodies], where)
         names += [name for name in request.fill if name not in names and self._is_requested(name)]
         self._types = {name: self._type(name, bodies) for name in names if name != KEY}
         self.columns = {
@@ -79,13 +79,14 @@ class WebDatasetSource(InputSource):
     def _type(self, name: str, bodies: Mapping[str, bytes]) -> FileType:
         """Return the type of a column's files: the user's choice, or by the extension.
 
-        For an unknown extension that the first sample lacks, it is that of the value to fill.
+        If the first sample lacks the column and the extension is unknown, the value of ``fill=``
+        decides.
         """
         if name in self.request.encodings:
             return choose_type(name, self.request.encodings[name])
-        known = file_type(name)
-        if name in bodies or known.encoding != "bytes":
-            return known
+        by_extension = file_type(name)
+        if name in bodies or by_extension.encoding != "bytes":
+            return by_extension
         return choose_type(name, infer(self.request.fill[name]).name)
 
     def _encoding(self, name: str, bodies: Mapping[str, bytes], where: str) -> str:
@@ -120,7 +121,8 @@ class WebDatasetSource(InputSource):
             yield batch
 
     def _is_wanted(self, name: str) -> bool:
-        """Return True for a member to read: that of a column, or any other that must raise."""
+        """Return True for a member to read."""
+        # Without columns=, all are read: a member of no column makes its sample a bad one.
         if self.request.columns is None:
             return True
         match = _NAME.fullmatch(name)
@@ -142,7 +144,9 @@ class WebDatasetSource(InputSource):
                     f"{where}: sample {key!r} has no file {name!r}: give fill= a value for it, or "
                     "leave the column out with columns="
                 )
-        if self.request.columns is None and (extra := [e for e in bodies if e not in self._types]):
+        if self.request.columns is None and (
+            extra := [extension for extension in bodies if extension not in self._types]
+        ):
             bad = BadValue(
                 f"{where}: sample {key!r} has a file {extra[0]!r}, and the first sample has none: "
                 "name the columns to write with columns=, or give fill= a value for it"
@@ -151,7 +155,7 @@ class WebDatasetSource(InputSource):
         return sample
 
     def _value(self, kind: FileType, body: bytes, where: str) -> Any:
-        """Return the value in a file, or what the writer refuses with the reason."""
+        """Return the value in a file, or a `BadValue` if it cannot be parsed."""
         try:
             return kind.parse(body)
         except ValueError as error:

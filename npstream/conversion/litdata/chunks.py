@@ -32,14 +32,15 @@ __all__ = ["read_arrow", "read_items"]
 
 _FRAMED = b"LDFZ01\0\0"
 _ZSTD = b"\x28\xb5\x2f\xfd"
-"""The first bytes of zstd's frames. As a number of samples, they would not fit in a chunk."""
+"""The first bytes of a zstd frame. No chunk is large enough to have as many samples."""
 
 _ARROW_END = b"LDARW01\0"
 
 _PREFIX = struct.Struct("<8sHHIII")
 _FRAME = np.dtype(
-    [("first", "<u4"), ("count", "<u4"), ("at", "<u8"), ("size", "<u4"), ("raw", "<u4")]
+    [("first", "<u4"), ("count", "<u4"), ("offset", "<u8"), ("size", "<u4"), ("raw_size", "<u4")]
 )
+"""An entry in the table of frames: its samples, byte range, and size when decompressed."""
 
 _READ_BYTES = 1 << 22
 
@@ -73,7 +74,7 @@ def read_items(file: SourceFile, samples: int, *, is_compressed: bool) -> Iterat
 
 
 def read_arrow(file: SourceFile) -> Any:
-    """Return the Arrow table in a chunk, which refers to memory; None if the chunk has none.
+    """Return the Arrow table in a chunk; None if the chunk has none. The whole table is in memory.
 
     Raises
     ------
@@ -151,7 +152,7 @@ def _read_offsets(opened: BinaryIO, count: int, file: SourceFile, nbytes: int | 
 
 
 def _split_stream(opened: BinaryIO, offsets: Int64, file: SourceFile) -> Iterator[bytes]:
-    """Yield samples that lie one after another; several are read at once."""
+    """Yield samples that lie one after another. One read returns several samples."""
     start, count = 0, len(offsets) - 1
     while start < count:
         stop = int(np.searchsorted(offsets, offsets[start] + _READ_BYTES, "right")) - 1
@@ -189,13 +190,13 @@ def _framed_items(opened: BinaryIO, file: SourceFile, samples: int) -> Iterator[
     frames = np.frombuffer(_read(opened, _FRAME.itemsize * frame_count, file), _FRAME)
     _check_frames(frames, offsets, count, file)
     for frame in frames:
-        first, last = int(frame["first"]), int(frame["first"]) + int(frame["count"])
-        opened.seek(int(frame["at"]))
-        raw = int(frame["raw"])
-        ensure_fits(raw, "reading {}", file.where)
+        start, stop = int(frame["first"]), int(frame["first"]) + int(frame["count"])
+        opened.seek(int(frame["offset"]))
+        raw_size = int(frame["raw_size"])
+        ensure_fits(raw_size, "reading {}", file.where)
         compressed = _read(opened, int(frame["size"]), file)
-        body = _decompress(compressed, raw, file)
-        yield from _split(body, offsets[first : last + 1] - offsets[first])
+        body = _decompress(compressed, raw_size, file)
+        yield from _split(body, offsets[start : stop + 1] - offsets[start])
 
 
 def _check_count(count: int, samples: int, file: SourceFile) -> None:
@@ -210,9 +211,9 @@ def _check_frames(frames: Any, offsets: Int64, count: int, file: SourceFile) -> 
     is_whole = len(frames) and firsts[0] == 0 and ends[-1] == count and (counts > 0).all()
     if not is_whole or (firsts[1:] != ends[:-1]).any() or (np.diff(offsets) < 0).any():
         raise FormatError(f"{file.where}: its frames do not hold its samples")
-    if (offsets[ends] - offsets[firsts] != frames["raw"]).any():
+    if (offsets[ends] - offsets[firsts] != frames["raw_size"]).any():
         raise FormatError(f"{file.where}: its frames have other sizes than its samples")
-    if (frames["at"] > file.nbytes).any():
+    if (frames["offset"] > file.nbytes).any():
         raise FormatError(f"{file.where}: a frame is not in the file: it is truncated")
 
 

@@ -56,7 +56,8 @@ class LitDataSource(InputSource):
     """The samples of a directory that `litdata.optimize` wrote.
 
     Keys of nested dicts, and positions in lists and tuples, are joined by dots to the name of a
-    column. A sample that is one value is the column ``value``, or ``tokens`` of a TokensLoader.
+    column. If samples are single values, the column is ``value``, or ``tokens`` if the index names
+    the TokensLoader.
     """
 
     kind = "litdata"
@@ -79,7 +80,6 @@ class LitDataSource(InputSource):
             raise ValueError(f"{self._where}: it has no chunks, so there are no samples")
         self.samples = sum(chunk.samples for chunk in self._chunks)
         self._table: TableColumns | None = None
-        self._schema: Any = None
         self._leaves: list[Leaf] = []
         first = read_arrow(self._chunks[0].file)
         if first is None:
@@ -99,16 +99,16 @@ class LitDataSource(InputSource):
 
     def parts(self) -> Sequence[Part]:
         """Return a part for each chunk."""
-        opened: Callable[[_Chunk], Iterator[Any]] = self._batches
+        read: Callable[[_Chunk], Iterator[Any]] = self._batches
         if self._table is None:
-            opened = self._samples
+            read = self._samples
         elif self.request.is_mapped:
-            opened = self._rows
+            read = self._rows
         return [
-            Part(chunk.file.name, partial(opened, chunk), chunk.samples) for chunk in self._chunks
+            Part(chunk.file.name, partial(read, chunk), chunk.samples) for chunk in self._chunks
         ]
 
-    def own_files(self) -> tuple[SourceFile, ...]:
+    def data_files(self) -> tuple[SourceFile, ...]:
         """Return the chunks."""
         return tuple(chunk.file for chunk in self._chunks)
 
@@ -167,32 +167,34 @@ class LitDataSource(InputSource):
             raise kind(f"{self._where}: {error}") from error
         if self._is_tokens and len(leaves) != 1:
             raise FormatError(f"{self._where}: samples of tokens have one value, not {len(leaves)}")
-        self._leaves = [self._chosen(leaf) for leaf in leaves]
-        self._wanted = set(self.selected(names, self._where))
-        encodings = {leaf.name: leaf.encoding for leaf in self._leaves if leaf.name in self._wanted}
+        self._leaves = [self._with_requested_encoding(leaf) for leaf in leaves]
+        self._selection = set(self.select_columns(names, self._where))
+        encodings = {
+            leaf.name: leaf.encoding for leaf in self._leaves if leaf.name in self._selection
+        }
         encodings |= self.request.encodings
         if None in encodings.values():
-            encodings = self._inferred(encodings)
+            encodings = self._infer_encodings(encodings)
         self.is_encoded = True
         order = self.request.columns or [*names, *(n for n in self.request.fill if n not in names)]
         self.columns = {
             name: encodings.get(name) or infer(self.request.fill[name]).name for name in order
         }
 
-    def _chosen(self, leaf: Leaf) -> Leaf:
-        """Return a leaf that parses its files as the encoding that the user chose needs."""
-        chosen = self.request.encodings.get(leaf.name)
-        if chosen is None or chosen == leaf.encoding:
+    def _with_requested_encoding(self, leaf: Leaf) -> Leaf:
+        """Return a leaf whose parser makes values of the encoding that the user chose."""
+        requested = self.request.encodings.get(leaf.name)
+        if requested is None or requested == leaf.encoding:
             return leaf
         if leaf.encoding in ("bytes", "jpeg", "png"):
             extension = "jpg" if leaf.encoding != "bytes" else ""
-            return replace(leaf, parse=choose_type(extension, chosen).parse)
-        if leaf.encoding == "pil" and chosen != "bytes":
+            return replace(leaf, parse=choose_type(extension, requested).parse)
+        if leaf.encoding == "pil" and requested != "bytes":
             return replace(leaf, parse=decode_pil)
         return leaf
 
-    def _inferred(self, encodings: Mapping[str, str | None]) -> dict[str, str | None]:
-        """Return the encodings with those of arrays, which the first sample shows."""
+    def _infer_encodings(self, encodings: Mapping[str, str | None]) -> dict[str, str | None]:
+        """Replace None, the unknown encoding of arrays, by the encoding of the first sample."""
         for chunk in self._chunks:
             for item in self._items(chunk):
                 values = self._values(item, f"{chunk.file.where}: sample 0")
@@ -240,13 +242,13 @@ class LitDataSource(InputSource):
             )
         values = {}
         for leaf, size in zip(self._leaves, sizes, strict=True):
-            if leaf.name in self._wanted:
+            if leaf.name in self._selection:
                 values[leaf.name] = self._parse(leaf, item[start : start + size], where)
             start += size
         return values
 
     def _parse(self, leaf: Leaf, body: bytes, where: str) -> Any:
-        """Return a value, or what the writer refuses with the reason."""
+        """Return a value, or a `BadValue` if it cannot be parsed."""
         try:
             return leaf.parse(body)
         except ValueError as error:
@@ -267,13 +269,14 @@ class LitDataSource(InputSource):
         full = pa.schema(
             [(name, self._types.get(name) or schema.field(name).type) for name in names]
         )
-        wanted = self.selected(names, self._where)
-        wanted += [
+        requested = self.request.columns
+        names = self.select_columns(names, self._where)
+        names += [
             name
             for name in self.request.fill
-            if name not in wanted and (self.request.columns is None or name in self.request.columns)
+            if name not in names and (requested is None or name in requested)
         ]
-        self._table = TableColumns(wanted, full, self.request, self._chunks[0].file.where)
+        self._table = TableColumns(names, full, self.request, self._chunks[0].file.where)
         self.columns = self._table.encodings
 
     def _batches(self, chunk: _Chunk) -> Iterator[Any]:
@@ -323,7 +326,7 @@ _ARROW_TYPES |= {"bytes": "binary"}
 
 
 def _arrow_type(declared: Any) -> Any:
-    """Return the Arrow type of a declared one; None if only the rows can tell."""
+    """Return the Arrow type of a type in the index; None if the index does not define it fully."""
     pa = import_optional("pyarrow", "pyarrow", "arrow")
     if isinstance(declared, dict):
         if declared.get("type") == "list":
@@ -335,7 +338,10 @@ def _arrow_type(declared: Any) -> Any:
 
 
 def _with_type(table: Any, name: str, target: Any, where: str) -> Any:
-    """Return a table with a column cast to a type; of nulls, if no row of the chunk has it."""
+    """Return a table with a column cast to a type.
+
+    If no row of the chunk has the column, a column of nulls is added.
+    """
     pa = import_optional("pyarrow", "pyarrow", "arrow")
     if name not in table.schema.names:
         return table.append_column(name, pa.nulls(table.num_rows, target))

@@ -31,7 +31,7 @@ _NUMPY_DTYPES = (
     *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
     *("float16", "float32", "float64", "complex64", "complex128", "bool"),
 )
-"""The dtypes of arrays by their number in LitData, up to those of Python objects and text."""
+"""The dtypes of arrays by their number in LitData. The next numbers are objects and text."""
 
 _TORCH_DTYPES = (
     *("float32", "float32", "float64", "float64", "complex64", "complex64", "complex128"),
@@ -105,12 +105,12 @@ def leaf_names(spec: str | None, count: int) -> list[str]:
     spec : str or None
         The ``data_spec`` of the index.
     count : int
-        The number of leaves. None without a spec stands for that many in a list.
+        The number of leaves. Without a spec, several leaves are named by their positions.
 
     Raises
     ------
     FormatError
-        If the spec is damaged, or has another number of leaves, or two of one name.
+        If the spec is damaged, has another number of leaves, or has two leaves of the same name.
     ValueError
         If a node has a type that LitData alone knows.
 
@@ -178,7 +178,7 @@ def _parse_flat(dtype: np.dtype[Any], body: bytes) -> np.ndarray[Any, Any]:
     return np.frombuffer(body, dtype)
 
 
-def _parse_headed(names: tuple[str, ...], order: str, body: bytes) -> np.ndarray[Any, Any]:
+def _parse_array(names: tuple[str, ...], order: str, body: bytes) -> np.ndarray[Any, Any]:
     """Return an array that follows the number of its dtype and its shape."""
     try:
         number, ndim = struct.unpack_from(f"{order}II", body)
@@ -324,12 +324,13 @@ _PARSERS: dict[str, tuple[str | None, Callable[[bytes], Any]]] = {
     "int": ("int", partial(_parse_struct, "<q")),
     "float": ("float64", partial(_parse_struct, "<d")),
     "json": ("json", _parse_json),
-    "numpy": (None, partial(_parse_headed, _NUMPY_DTYPES, "<")),
-    "tensor": (None, partial(_parse_headed, _TORCH_DTYPES, ">")),
+    "numpy": (None, partial(_parse_array, _NUMPY_DTYPES, "<")),
+    "tensor": (None, partial(_parse_array, _TORCH_DTYPES, ">")),
     "jpeg": ("jpeg", parse_image),
     "image": ("png", parse_image),
-    "pil": ("pil", _parse_bytes),  # the same bytes as those of the encoding
-    "jpeg_array": ("jpeg_array", _parse_bytes),  # also the same
+    # LitData stores the same bytes as the encodings "pil" and "jpeg_array".
+    "pil": ("pil", _parse_bytes),
+    "jpeg_array": ("jpeg_array", _parse_bytes),
     **dict.fromkeys(
         (
             *("bytes", "file", "tiff", "tifffile", "video", "audio", "nifti", "mesh", "pdf"),

@@ -1,4 +1,4 @@
-"""Folders of images and other files, as datasets; metadata are those that Hugging Face reads."""
+"""Folders of images and other files as datasets, also with metadata as Hugging Face reads them."""
 
 from __future__ import annotations
 
@@ -79,10 +79,10 @@ def test_sources_are_globs_lists_and_urls(photos, tmp_path, upload, servers, kin
     if kind == "memory":
         source = upload(photos)
     elif kind == "s3":
-        place = servers["s3"].new_directory()
+        remote_dir = servers["s3"].new_directory()
         for name in ORDER:
-            place.put(name, (photos / name).read_bytes())
-        source, options = place.url, {"source_options": place.storage_options}
+            remote_dir.put(name, (photos / name).read_bytes())
+        source, options = remote_dir.url, {"source_options": remote_dir.storage_options}
     npstream.convert(source, tmp_path / "out", **options)
     check(tmp_path / "out", photos)
 
@@ -91,8 +91,8 @@ def test_a_dry_run_reads_no_file(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(folder, "read_files", None)
     plan = npstream.convert(photos, tmp_path / "out", dry_run=True)
     assert (plan.kind, plan.files, plan.samples) == ("folder", 6, 6)
-    only = npstream.convert(photos, tmp_path / "out", columns=["path", "label"])
-    assert only.columns == {"path": "str", "label": "int"}
+    report = npstream.convert(photos, tmp_path / "out", columns=["path", "label"])
+    assert report.columns == {"path": "str", "label": "int"}
 
 
 def test_files_in_no_folder_have_no_labels(tmp_path):
@@ -100,8 +100,8 @@ def test_files_in_no_folder_have_no_labels(tmp_path):
     report = npstream.convert(tmp_path / "in", tmp_path / "out")
     assert report.columns == {"image": "png", "path": "str"}
     assert list(npstream.open(tmp_path / "out")["path"]) == list(files)
-    single = npstream.convert(tmp_path / "in" / "2.png", tmp_path / "one")
-    assert (single.samples, single.columns) == (1, {"image": "png", "path": "str"})
+    report = npstream.convert(tmp_path / "in" / "2.png", tmp_path / "one")
+    assert (report.samples, report.columns) == (1, {"image": "png", "path": "str"})
 
 
 def test_a_column_holds_images_of_several_formats(tmp_path):
@@ -173,7 +173,7 @@ def test_folders_that_may_be_no_classes_raise(tmp_path, names, words):
     assert report.columns == {"image": "jpeg", "path": "str"}
 
 
-def test_labels_can_be_asked_for(tmp_path):
+def test_the_option_labels_makes_folders_classes_that_seem_to_be_splits(tmp_path):
     write(tmp_path / "in", {"train/1.jpg": image(1), "test/1.jpg": image(2)})
     npstream.convert(tmp_path / "in", tmp_path / "out", reader_options={"labels": True})
     assert list(npstream.open(tmp_path / "out")["class"]) == ["test", "train"]
@@ -221,7 +221,7 @@ def test_metadata_of_hugging_face(tmp_path, form):
             assert row[name] == value
     pytest.importorskip("datasets")
     ds = npstream.open(tmp_path / "out")
-    # In a process of its own, as it leaves the file open.
+    # `datasets` leaves the file open, so it runs in its own process.
     command = [sys.executable, "-c", HUGGING_FACE, str(source), str(tmp_path / "hf")]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     numbers, texts = json.loads(result.stdout.splitlines()[-1])
@@ -274,7 +274,7 @@ def test_files_without_metadata_are_refused_or_filled(tmp_path):
         npstream.convert(source, tmp_path / "x")
 
 
-def test_links_are_followed_and_what_is_no_file_raises(photos, tmp_path):
+def test_links_are_followed_and_pipes_and_broken_links_raise(photos, tmp_path):
     (photos / "fox").symlink_to(photos / "cat")
     (photos / "dog" / "again").symlink_to(photos)
     npstream.convert(photos, tmp_path / "out")
@@ -302,28 +302,28 @@ def test_unknown_columns_raise(photos, tmp_path):
         npstream.convert(photos, tmp_path / "out", columns=["image", "labels"])
 
 
-def files_ahead(files, monkeypatch):
-    """Read files; return how many were begun but not yet used, at each file."""
-    begun, ahead = [], []
+def count_pending(files, monkeypatch):
+    """Read files. For each file, return the number of files that were requested but not used."""
+    requested, counts = [], []
 
-    def reading(batch):
-        begun.extend(batch)
+    def record(batch):
+        requested.extend(batch)
         return read_whole_files(batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(folder, "read_whole_files", reading)
+        patch.setattr(folder, "read_whole_files", record)
         for number, content in enumerate(folder.read_files(files)):
             assert len(content) == files[number].nbytes
-            ahead.append(len(begun) - number)
-    assert len(begun) == len(ahead) == len(files)
-    return ahead
+            counts.append(len(requested) - number)
+    assert len(requested) == len(counts) == len(files)
+    return counts
 
 
 def test_threads_read_ahead_in_bounded_memory_and_end(tmp_path, monkeypatch):
     body = bytes(1 << 16)
     write(tmp_path / "in", {f"{number}.bin": body for number in range(1000)})
     files = find_files(tmp_path / "in").files
-    assert max(files_ahead(files, monkeypatch)) <= 384  # 24 MiB of 64
+    assert max(count_pending(files, monkeypatch)) <= 384  # 24 MiB of 64
     reader = folder.read_files(files)
     next(reader)
     reader.close()
@@ -351,25 +351,25 @@ def test_a_write_goes_on_at_the_part_where_it_stopped(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"17\.jpg: not an image"):
         npstream.convert(tmp_path / "in", tmp_path / "out", **arguments)
     write(tmp_path / "in", {"17.jpg": image(17)})
-    read = []
+    names = []
 
-    def reading(files):
-        read.extend(file.name for file in files)
+    def record(files):
+        names.extend(file.name for file in files)
         return read_whole_files(files)
 
-    monkeypatch.setattr(folder, "read_whole_files", reading)
+    monkeypatch.setattr(folder, "read_whole_files", record)
     npstream.convert(tmp_path / "in", tmp_path / "out", **arguments)
-    assert "11.jpg" not in read
-    assert "17.jpg" in read
+    assert "11.jpg" not in names
+    assert "17.jpg" in names
     expected = [f"{number}.jpg" for number in range(20)]
     assert list(npstream.open(tmp_path / "out")["path"]) == expected
 
 
 def test_large_files_are_not_read_ahead(tmp_path, monkeypatch):
-    monkeypatch.setattr(folder, "_MAX_AHEAD", 1 << 20)
+    monkeypatch.setattr(folder, "_MAX_PENDING_BYTES", 1 << 20)
     write(tmp_path / "in", {f"{number}.bin": bytes(3 << 20) for number in range(8)})
     files = find_files(tmp_path / "in").files
-    assert max(files_ahead(files, monkeypatch)) <= 2
+    assert max(count_pending(files, monkeypatch)) <= 2
 
 
 def test_labels_of_the_metadata_and_filled_columns(tmp_path):
