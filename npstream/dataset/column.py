@@ -29,8 +29,6 @@ from npstream.reading.decode import object_array
 from npstream.reading.images.methods import ImageMethods
 from npstream.reading.load import apply_mode, load, load_elements, map_column, output_array
 from npstream.reading.plan import Field, Plan
-from npstream.reading.stored import StoredColumn, StoredTable
-from npstream.writing.tables import ArrayColumn
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike
@@ -39,6 +37,8 @@ if TYPE_CHECKING:
     from npstream.indexing.selection import Selection
     from npstream.reading.cost import Cost
     from npstream.reading.source import Source
+    from npstream.reading.stored import StoredColumn
+    from npstream.writing.tables import ArrayColumn
 
 READ_BYTES = 1 << 23
 """Bytes that reductions, comparisons and iteration read at once."""
@@ -547,6 +547,9 @@ class Column(ColumnDisplay, ArrayMethods, ImageMethods, StatisticsMethods, eleme
 
     def _writer_input(self) -> StoredColumn | ArrayColumn:
         """Return this column in the form that `npstream.writing.tables` writes."""
+        from npstream.reading.stored import StoredColumn, StoredTable
+        from npstream.writing.tables import ArrayColumn
+
         if not self._shape:
             raise TypeError(f"column {self.name!r} is a single value, not one value a sample")
         field, is_whole = self._field, self._mesh is None and self._field.part is None

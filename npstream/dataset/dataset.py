@@ -24,14 +24,11 @@ from npstream.errors import (
 )
 from npstream.formats.index import shard_table
 from npstream.indexing.columns import raise_if_names
-from npstream.iteration.pickling import require_importable
-from npstream.iteration.settings import VIEW_TRANSFORM
 from npstream.orders.order import BlockSize, RowOrder, Shuffle
 from npstream.reading import load as reading
 from npstream.reading.batch import Batch
 from npstream.reading.cost_limit import check_cost
 from npstream.reading.source import view_order
-from npstream.reading.stored import StoredTable, stored_table
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -44,6 +41,7 @@ if TYPE_CHECKING:
     from npstream.reading.cost import Cost
     from npstream.reading.images.options import Decode
     from npstream.reading.source import Source
+    from npstream.reading.stored import StoredTable
 
 Transform = Callable[[Sample], Any]
 
@@ -81,6 +79,9 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], DescriptionMethods):
         return Dataset(self._source, selection, self._names, self._transform)
 
     def __reduce__(self) -> tuple[Any, ...]:
+        from npstream.iteration.pickling import require_importable
+        from npstream.iteration.settings import VIEW_TRANSFORM
+
         transform = require_importable(VIEW_TRANSFORM, self._transform)
         return Dataset, (self._source, self._selection, self._names, transform)
 
@@ -223,6 +224,8 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], DescriptionMethods):
         try:
             return values if self._transform is None else self._transform(values)
         except StopIteration as error:
+            from npstream.iteration.settings import VIEW_TRANSFORM
+
             raise stop_iteration_error(VIEW_TRANSFORM) from error
 
     def __iter__(self) -> Iterator[Any]:
@@ -233,6 +236,8 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], DescriptionMethods):
         samples = reading.iterate_samples(self._source, self._selection, self._names)
         if self._transform is None:
             return samples
+        from npstream.iteration.settings import VIEW_TRANSFORM
+
         return reading.apply_transform(self._transform, samples, VIEW_TRANSFORM)
 
     # Reading
@@ -613,6 +618,8 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], DescriptionMethods):
 
     def _writer_input(self) -> StoredTable | None:
         """Return this view for a writer to copy; None if its samples are transformed."""
+        from npstream.reading.stored import stored_table
+
         is_stored = self._transform is None
         return stored_table(self._source, self._selection, self._names) if is_stored else None
 

@@ -9,7 +9,6 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from npstream._core.arguments import integer, quantity
-from npstream.explore import display
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +36,8 @@ class DatasetDisplay:
         _transform: Callable[[Any], Any] | None
 
     def __repr__(self) -> str:
+        from npstream.explore import display
+
         preview = self._preview(display.TEXT_VALUES, 0)
         lines = [self._title(), *display.column_lines(self._encodings(), preview)]
         if self._transform is not None:
@@ -44,9 +45,12 @@ class DatasetDisplay:
         return "\n".join(lines) + ">"
 
     def _title(self) -> str:
+        from npstream.explore import display
+
         return display.dataset_title(self._source.index, self._selection.shape)
 
     def _repr_html_(self) -> str:
+        from npstream.explore import display
         from npstream.explore.html import dataset_html
         from npstream.explore.preview import MAX_REQUESTS, shown_rows
 
@@ -55,6 +59,7 @@ class DatasetDisplay:
         return dataset_html(self._title(), self._encodings(), self._selection.size, preview, note)
 
     def _preview(self, rows: int, max_requests: int) -> Preview:
+        from npstream.explore import display
         from npstream.explore.preview import preview_dataset
 
         names = self._names[: display.MAX_COLUMNS]
@@ -87,10 +92,14 @@ class ColumnDisplay:
         def __getitem__(self, index: Any) -> Any: ...
 
     def __repr__(self) -> str:
+        from npstream.explore import display
+
         preview = self._preview(display.TEXT_VALUES, 0)
         return display.column_text(self._title(), self.name, self._selection.size, preview)
 
     def _title(self) -> str:
+        from npstream.explore import display
+
         field = self._field
         nbytes = None
         if field.encoding.kind == "fixed":

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from npstream._core.arguments import name_list, parse_size, quantity
 from npstream._core.log import log
 from npstream.dataset.dataset import Dataset
-from npstream.dataset.missing_dataset import explain_missing_dataset
 from npstream.errors import StorageError, short_repr, short_traceback
 from npstream.formats.hashes import HASHES
 from npstream.indexing.selection import Selection
@@ -138,6 +137,8 @@ def open_dataset(
         try:
             shards = open_shards(store, shard_cache, verify, sidecar_store, version)
         except StorageError as error:
+            from npstream.dataset.missing_dataset import explain_missing_dataset
+
             if (explanation := explain_missing_dataset(error, store, split)) is not None:
                 raise explanation from None
             raise

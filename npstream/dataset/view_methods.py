@@ -12,7 +12,6 @@ from npstream._core.arguments import integer, name_list
 from npstream._core.typing import Sample
 from npstream.dataset.splits import chain_transforms, filter_mask, query_mask
 from npstream.errors import ColumnError, short_repr, short_traceback
-from npstream.explore.sorting import sort_order
 from npstream.orders.order import full_order
 from npstream.reading.cost_limit import check_cost
 from npstream.reading.load import SAMPLE_BLOCK
@@ -150,6 +149,8 @@ class ViewMethods(Generic[View]):
         >>> getfixture("example").sort("label", descending=True)["text"].to_numpy()
         array(['two', 'one', 'zero'], dtype=StringDType())
         """
+        from npstream.explore.sorting import sort_order
+
         with short_traceback:
             names = [*(name_list(by) if not isinstance(by, str) else [by]), *more]
             flags = _flags(names, descending)

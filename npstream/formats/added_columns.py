@@ -17,9 +17,6 @@ from typing import Any
 from npstream.errors import FormatError
 from npstream.formats.index import MAX_FILE_BYTES, RELATIVE_PATH, Index
 
-COLUMNS_FILE = "columns.json"
-"""The file that lists the added columns of a dataset."""
-
 COLUMNS_FOLDER = "columns"
 """The directory of the parts of added columns."""
 

@@ -1,4 +1,4 @@
-"""Names of the files that belong to one version of a dataset.
+"""Names of the files of a dataset, and of those that belong to one version of it.
 
 Tested in tests/formats/test_index.py.
 """
@@ -7,7 +7,16 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["SIDECAR_NAME", "sidecar_in_head", "version_name", "version_of_name"]
+__all__ = [
+    "COLUMNS_FILE", "SIDECAR_FILE", "SIDECAR_NAME", "sidecar_in_head", "version_name",
+    "version_of_name",
+]  # fmt: skip
+
+SIDECAR_FILE = "index.msgpack"
+"""The side-car, unless the index names another file."""
+
+COLUMNS_FILE = "columns.json"
+"""The file that lists the added columns of a dataset."""
 
 SIDECAR_NAME = re.compile(r"index\.[0-9a-z.]{1,100}\.msgpack")
 """The names of side-cars that an index may name."""

@@ -17,15 +17,15 @@ import numpy as np
 from npstream._core.arguments import quantity
 from npstream._core.log import log
 from npstream.errors import ColumnError, FormatError, StorageError
-from npstream.formats.added_columns import COLUMNS_FILE, FORMAT, ColumnGroup, parse_groups
+from npstream.formats.versions import COLUMNS_FILE
 from npstream.indexing.selection import Selection
-from npstream.joins.concatenated import ConcatenatedSource
 from npstream.reading.schema import encoding_key, open_source
 from npstream.reading.source import Member, Source
 from npstream.shards.manifest import read_optional, start_thread
 
 if TYPE_CHECKING:
     from npstream.cache.cache import ShardCache
+    from npstream.formats.added_columns import ColumnGroup
     from npstream.formats.index import Index
     from npstream.reading.plan import Field
     from npstream.shards.table import Fetcher
@@ -69,6 +69,8 @@ def read_column_groups(store: Store, cache: ShardCache | None = None) -> tuple[C
 
 def parse_column_groups(text: bytes, where: str) -> tuple[ColumnGroup, ...]:
     """Return the groups in a file; none if npstream did not write it."""
+    from npstream.formats.added_columns import FORMAT, parse_groups
+
     if f'"{FORMAT}"'.encode() not in text:
         log("%s is not a list of added columns: reading without it", where)
         return ()
@@ -263,6 +265,9 @@ def _table(
                     f"{source.index.where}: column {name!r} is {other.name!r}, but "
                     f"{field.encoding.name!r} in {sources[0].index.where}"
                 )
+    # Most datasets have no added columns, or columns of one part.
+    from npstream.joins.concatenated import PartsSource
+
     members = [
         Member(part.path, source, Selection.all(part.samples))
         for part, source in zip(group.parts, sources, strict=False)
@@ -272,28 +277,3 @@ def _table(
         rows: Any = Selection.all(1).select(np.zeros(missing, np.int64))
         members.append(Member(group.fill, sources[-1], rows))
     return PartsSource(members, fields)
-
-
-class PartsSource(ConcatenatedSource):
-    """The source of a group of several parts. `close` also closes the parts.
-
-    Parameters
-    ----------
-    members : sequence of Member
-    fields : mapping of str to Field
-    """
-
-    __slots__ = ()
-
-    def __init__(self, members: Sequence[Member], fields: Mapping[str, Field]) -> None:
-        super().__init__(members, fields, {})
-        self._shards.root = members[0].source.fetcher.shards.root  # for messages
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return PartsSource, (self.members, self.fields)
-
-    def close(self) -> None:
-        """Release the memory of this source and of its parts."""
-        super().close()
-        for source in self.datasets:
-            source.close()

@@ -284,3 +284,28 @@ class RowReader:
         sample_id: Any = self._selections[number].select(row - self.bounds[number])
         sample = self._read(sample_id + self._firsts[number])
         return sample if self._complete is None else self._complete(sample, row)
+
+
+class PartsSource(ConcatenatedSource):
+    """The source of a group of several parts. `close` also closes the parts.
+
+    Parameters
+    ----------
+    members : sequence of Member
+    fields : mapping of str to Field
+    """
+
+    __slots__ = ()
+
+    def __init__(self, members: Sequence[Member], fields: Mapping[str, Field]) -> None:
+        super().__init__(members, fields, {})
+        self._shards.root = members[0].source.fetcher.shards.root  # for messages
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PartsSource, (self.members, self.fields)
+
+    def close(self) -> None:
+        """Release the memory of this source and of its parts."""
+        super().close()
+        for source in self.datasets:
+            source.close()

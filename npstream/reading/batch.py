@@ -14,7 +14,6 @@ from npstream._core.arguments import quantity, size_text
 from npstream._core.typing import Bools, Int64
 from npstream.errors import ColumnError, short_repr
 from npstream.reading.ragged import Ragged
-from npstream.writing.inputs.recognition import columns_of
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -199,6 +198,8 @@ class Batch(dict[str, Any]):
 
     def _writer_input(self) -> Columns:
         """Return the batch in the form of `npstream.writing.tables`."""
+        from npstream.writing.inputs.recognition import columns_of
+
         if self._repeated is not None and self._repeated.any():
             raise ValueError(
                 f"this batch repeats {quantity(int(self._repeated.sum()), 'row')} to be full, "

@@ -20,10 +20,11 @@ from npstream._core.spans import copy_spans
 from npstream._core.typing import AnyArray, Int64
 from npstream.errors import FormatError, NpstreamError
 from npstream.formats.encodings.encodings import Encoding, column_type, parse, type_of_array
-from npstream.writing.tables import RaggedColumn
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike
+
+    from npstream.writing.tables import RaggedColumn
 
 _TEXT = np.dtypes.StringDType()
 
@@ -300,6 +301,8 @@ class Ragged:
 
     def _writer_input(self) -> RaggedColumn:
         """Return the rows in the form of `npstream.writing.tables`."""
+        from npstream.writing.tables import RaggedColumn
+
         self._check_text()
         return RaggedColumn(
             self.values, self.offsets, self._stored_encoding(), self.shapes,

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, TypeVar
 from npstream._core.log import log
 from npstream.errors import FormatError, IntegrityError, StorageError
 from npstream.formats.index import INDEX, Index, check_size, parse_index
-from npstream.formats.versions import sidecar_in_head, version_name, version_of_name
+from npstream.formats.versions import SIDECAR_FILE, sidecar_in_head, version_name, version_of_name
 from npstream.shards.snapshot import Snapshot, identity_of
 from npstream.storage.local import LocalStore
 from npstream.storage.versions import Version
@@ -208,14 +208,12 @@ class _SidecarOpener:
     def __init__(
         self, store: Store, cache: ShardCache | None, sidecar_store: Store | None, strict: bool
     ) -> None:
-        from npstream.formats.sidecar.sidecar import NAME
-
         self._store, self._cache, self._strict = store, cache, strict
         self._has_sidecar_store = sidecar_store is not None
         self.is_used = cache is not None or self._has_sidecar_store
         default_store = sidecar_store or store
         open_default: Callable[[], Sidecar | None] = partial(
-            _open_sidecar, default_store, cache, NAME
+            _open_sidecar, default_store, cache, SIDECAR_FILE
         )
         if self.is_used:  # in a thread, so that opening takes two round trips instead of four
             open_default = start_thread(open_default)
@@ -405,12 +403,11 @@ def warn_sidecar_denied(store: Store, stacklevel: int) -> None:
 
     Amazon and Google deny access to an absent file if the user may not list the bucket.
     """
-    from npstream.formats.sidecar.sidecar import NAME
-
     warnings.warn(
-        f"{store.where(NAME)}: permission denied, so this optional file counts as absent: chunks "
-        "are not verified, and columns are read from the shards. If there is such a file, permit "
-        "to read it; if there is none, permit to list the bucket (Permissions in docs/stores.md)",
+        f"{store.where(SIDECAR_FILE)}: permission denied, so this optional file counts as absent: "
+        "chunks are not verified, and columns are read from the shards. If there is such a file, "
+        "permit to read it; if there is none, permit to list the bucket (Permissions in "
+        "docs/stores.md)",
         RuntimeWarning,
         stacklevel=stacklevel,
     )

@@ -16,13 +16,13 @@ from npstream._core.redaction import redact_url
 from npstream._core.typing import Body, Bytes, Span
 from npstream.errors import StorageError
 from npstream.storage.deadlines import require_limits
-from npstream.storage.uploads import Tag, locked, replace_unchanged
 from npstream.storage.urls import Location, local_path, location_str, scheme_of
 
 if TYPE_CHECKING:
     from io import RawIOBase
 
     from npstream.storage.remote import RemoteStore
+    from npstream.storage.uploads import Tag
 
 __all__ = ["LocalStore", "Store", "open_store", "options_for", "write_fully"]
 
@@ -251,6 +251,8 @@ class LocalStore:
 
     def can_replace(self, name: str) -> bool:
         """Return True if the file can be locked; some network file systems have no locks."""
+        from npstream.storage.uploads import locked
+
         try:
             with locked(self.where(name)):
                 return True
@@ -261,7 +263,9 @@ class LocalStore:
 
     def read_tagged(self, name: str) -> Tag:
         """Return a file with its tag for `replace`."""
-        return Tag(self.read(name), {})
+        from npstream.storage import uploads
+
+        return uploads.Tag(self.read(name), {})
 
     def replace(self, name: str, data: bytes, tag: Tag) -> None:
         """Store a file in place of another one if the other one's content is that of `tag`.
@@ -274,6 +278,8 @@ class LocalStore:
         StorageError
             With ``errno.EEXIST`` or ``errno.ENOENT`` if the file has changed.
         """
+        from npstream.storage.uploads import replace_unchanged
+
         token = os.urandom(8).hex()
         with self.draft(name, [data], token, []) as draft, self._storage_errors(name, "replace"):
             draft.sync()

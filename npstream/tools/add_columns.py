@@ -20,7 +20,6 @@ from npstream._core.typing import Int64
 from npstream.dataset.opening import open_dataset
 from npstream.errors import ColumnError, StorageError, short_repr, short_traceback
 from npstream.formats.added_columns import (
-    COLUMNS_FILE,
     COLUMNS_FOLDER,
     FORMAT,
     ColumnGroup,
@@ -28,6 +27,7 @@ from npstream.formats.added_columns import (
     base_version,
     format_groups,
 )
+from npstream.formats.versions import COLUMNS_FILE
 from npstream.joins.added import added_columns, parse_column_groups
 from npstream.storage.local import LocalStore, open_store
 from npstream.storage.urls import join_url

@@ -23,7 +23,8 @@ from npstream.errors import ColumnError, FormatError, IntegrityError, NpstreamEr
 from npstream.formats.hashes import digest
 from npstream.formats.index import INDEX, Index, check_size, parse_index
 from npstream.formats.scan import scalar_columns
-from npstream.formats.sidecar.sidecar import NAME, IndexDigest, Sidecar, digest_index
+from npstream.formats.sidecar.sidecar import IndexDigest, Sidecar, digest_index
+from npstream.formats.versions import SIDECAR_FILE
 from npstream.shards.manifest import size_in_version
 from npstream.storage.local import LocalStore, Store, open_store, options_for
 from npstream.tools.scan import ShardScanner
@@ -116,11 +117,11 @@ def build_index(
         shutil.rmtree(directory, ignore_errors=True)
     log(
         "built %s: %s, columns %s",
-        target.where(NAME),
+        target.where(SIDECAR_FILE),
         quantity(len(index), "shard"),
         ", ".join(dtypes),
     )
-    return target.where(NAME)
+    return target.where(SIDECAR_FILE)
 
 
 def read_index(store: Store) -> tuple[Index, IndexDigest]:
@@ -206,7 +207,7 @@ def _publish(
             for name, file in sidecar_builder.finish(index):
                 names.append(name)
                 target.put(name, file.name)
-        target.put(NAME, b"".join(sidecar_builder.sidecar(index, index_digest)))
+        target.put(SIDECAR_FILE, b"".join(sidecar_builder.sidecar(index, index_digest)))
     except BaseException:
         with suppress(StorageError):
             # Keep the files if a side-car refers to them: the store may have stored it although
@@ -239,7 +240,7 @@ def _remove_outdated_sidecar(target: Store, index_digest: IndexDigest) -> set[st
         return set()
     except (FormatError, IntegrityError) as error:
         log("replacing a damaged side-car: %s", error)
-    target.remove(NAME)
+    target.remove(SIDECAR_FILE)
     return set()
 
 

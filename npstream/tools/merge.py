@@ -29,7 +29,6 @@ from npstream.errors import (
     StorageExistsError,
     short_traceback,
 )
-from npstream.formats.added_columns import COLUMNS_FILE
 from npstream.formats.encodings.encodings import with_dtype
 from npstream.formats.index import (
     ANNOTATIONS_KEY,
@@ -43,13 +42,13 @@ from npstream.formats.index import (
 from npstream.formats.sidecar.blocks import HASH_BLOCK, xxh3
 from npstream.formats.sidecar.catalog import smallest_uint
 from npstream.formats.sidecar.sidecar import (
-    NAME,
     Sidecar,
     digest_index,
     encode_sidecar,
     npy_header,
 )
 from npstream.formats.statistics import encode_statistics, merge_statistics
+from npstream.formats.versions import COLUMNS_FILE, SIDECAR_FILE
 from npstream.joins.added import parse_column_groups
 from npstream.reading.schema import encoding_key, schema_fields
 from npstream.shards.manifest import size_in_version
@@ -382,7 +381,7 @@ def _read_part(folder: _Folder, with_sidecar: bool) -> _Part:
     _refuse_added_columns(folder)
     sidecar = None
     if with_sidecar and len(index):
-        sidecar = _open_sidecar(folder, text, version, NAME)
+        sidecar = _open_sidecar(folder, text, version, SIDECAR_FILE)
         if sidecar is None and (name := index.annotations.sidecar):
             sidecar = _open_sidecar(folder, text, version, name)
     return _Part(folder, index, text, sidecar)
@@ -530,7 +529,7 @@ def _sidecar_files(
         sections["begins"], sections["pieces"] = smallest_uint(offsets), pieces
         if any(schema.format != "mds" for schema in index.schemas):
             sections["metas"] = metas
-    yield NAME, encode_sidecar(index, digest_index(text), files, sections)
+    yield SIDECAR_FILE, encode_sidecar(index, digest_index(text), files, sections)
 
 
 def _column_files(sidecars: Sequence[Sidecar], write_id: str) -> list[ColumnFile]:

@@ -16,11 +16,11 @@ import numpy as np
 from npstream._core.arguments import quantity
 from npstream._core.progress import progress
 from npstream.errors import MissingDependencyError, NpstreamError, StorageError
-from npstream.formats.added_columns import COLUMNS_FILE
 from npstream.formats.encodings.encodings import parse, with_dtype
 from npstream.formats.scan import scalar_columns
 from npstream.formats.sidecar.sidecar import IndexDigest, Sidecar
 from npstream.formats.statistics import ColumnStatistics, merge_statistics
+from npstream.formats.versions import COLUMNS_FILE
 from npstream.joins.added import read_column_groups
 from npstream.shards.manifest import warn_sidecar_denied
 from npstream.storage.local import open_store, options_for

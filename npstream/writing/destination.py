@@ -23,7 +23,7 @@ from npstream._core.log import log
 from npstream._core.typing import Body
 from npstream.errors import FormatError, StorageError
 from npstream.formats.index import INDEX, parse_index
-from npstream.formats.sidecar.sidecar import NAME as SIDECAR
+from npstream.formats.versions import SIDECAR_FILE
 from npstream.storage.local import LocalStore, file_id
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ LOCK = "index.json.lock"
 WORK = "index.json.work"
 """The file from which an interrupted write with ``resume=True`` goes on."""
 
-_DATASET_PREFIXES = (INDEX, "index.columns", SIDECAR, "shard.")
+_DATASET_PREFIXES = (INDEX, "index.columns", SIDECAR_FILE, "shard.")
 """Prefixes of the names of a dataset's files."""
 
 T = TypeVar("T")
@@ -412,7 +412,7 @@ class RemoteDestination(Destination):
         """Store the last files, and then the index."""
         later = []
         for name, pieces in files:
-            if self.write_id and name == SIDECAR:
+            if self.write_id and name == SIDECAR_FILE:
                 # The side-car has no unique name, so only a published write may store it.
                 later.append((name, b"".join(pieces)))
             else:

@@ -25,7 +25,6 @@ from npstream.formats.scan import ScanResult
 from npstream.formats.sidecar.blocks import HASH_BLOCK, xxh3
 from npstream.formats.sidecar.catalog import smallest_uint
 from npstream.formats.sidecar.sidecar import (
-    NAME,
     NPY_HEADER_BYTES,
     ColumnFile,
     IndexDigest,
@@ -35,6 +34,7 @@ from npstream.formats.sidecar.sidecar import (
     npy_header,
 )
 from npstream.formats.statistics import decode_statistics, encode_statistics, merge_statistics
+from npstream.formats.versions import SIDECAR_FILE
 
 if TYPE_CHECKING:
     from npstream.formats.index import Index
@@ -347,7 +347,7 @@ def sidecar_files(
     index = parse_index(text, INDEX, trusted=True)
     for name, file in sidecar_builder.finish(index):
         yield name, read_pieces(file)
-    yield NAME, sidecar_builder.sidecar(index, digest_index(text))
+    yield SIDECAR_FILE, sidecar_builder.sidecar(index, digest_index(text))
     sidecar_builder.close()
 
 

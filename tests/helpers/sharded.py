@@ -11,7 +11,8 @@ import fsspec
 import numpy as np
 
 from npstream.formats.index import parse_index
-from npstream.formats.sidecar.sidecar import NAME, Sidecar, digest_index, encode_sidecar
+from npstream.formats.sidecar.sidecar import Sidecar, digest_index, encode_sidecar
+from npstream.formats.versions import SIDECAR_FILE
 from npstream.storage.local import open_store
 from npstream.tools.index_builder import build_index
 
@@ -40,6 +41,6 @@ def publish_repeated_shard(directory: Path, shards: int, upload: Callable[[Path]
     files, root = fsspec.filesystem("memory"), url.removeprefix("memory:/")
     body = b"".join(map(bytes, encode_sidecar(index, digest_index(text), [], sections)))
     files.pipe_file(f"{root}/index.json", text)
-    files.pipe_file(f"{root}/{NAME}", body)
+    files.pipe_file(f"{root}/{SIDECAR_FILE}", body)
     files.pipe_file(f"{root}/shard.000000.mds", (directory / "shard.00000.mds").read_bytes())
     return url

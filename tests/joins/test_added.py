@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import npstream
 from npstream import testing
 from npstream.errors import ColumnError, CostError, FormatError
-from npstream.formats.added_columns import COLUMNS_FILE
+from npstream.formats.versions import COLUMNS_FILE
 from npstream.storage.remote import RemoteStore
 
 N = 300

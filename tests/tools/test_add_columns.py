@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 import npstream
 from npstream.errors import ColumnError, StorageError
-from npstream.formats.added_columns import COLUMNS_FILE
+from npstream.formats.versions import COLUMNS_FILE
 from npstream.storage import drivers
 from npstream.storage.local import open_store
 from npstream.tools import add_columns as tool

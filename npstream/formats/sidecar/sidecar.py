@@ -25,7 +25,7 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,9 +48,10 @@ from npstream.formats.index import (
 from npstream.formats.sidecar.blocks import HASH_BLOCK, BlockArray, RangeReader, xxh3
 from npstream.formats.sidecar.catalog import SidecarCatalog, catalog_sections, smallest_uint
 from npstream.formats.sidecar.container import Sections, encode_sections
-from npstream.formats.statistics import ColumnStatistics, decode_statistics
+from npstream.formats.versions import SIDECAR_FILE
 
-NAME = "index.msgpack"
+if TYPE_CHECKING:
+    from npstream.formats.statistics import ColumnStatistics
 
 END_BYTES = 1 << 16
 """Bytes at each end of ``index.json`` that are hashed to match a side-car with its index."""
@@ -186,7 +187,7 @@ class Sidecar:
         If the file cannot be read or does not exist.
     """
 
-    def __init__(self, store: RangeReader, name: str = NAME) -> None:
+    def __init__(self, store: RangeReader, name: str = SIDECAR_FILE) -> None:
         self.store, self.name = store, name
         self._sections = sections = Sections(store, name)
         self.index_digest = IndexDigest(
@@ -266,6 +267,8 @@ class Sidecar:
         dict of str to ColumnStatistics
             Empty if the side-car holds none.
         """
+        from npstream.formats.statistics import decode_statistics
+
         if "statistics" not in self._sections:
             return {}
         body = self._sections.blocks("statistics").read().tobytes()

@@ -26,9 +26,8 @@ from npstream.formats.index import (
     Schema,
     parse_index,
 )
-from npstream.formats.sidecar.sidecar import NAME as SIDECAR
 from npstream.formats.sidecar.sidecar import Sidecar, digest_index
-from npstream.formats.versions import version_of_name
+from npstream.formats.versions import SIDECAR_FILE, version_of_name
 from npstream.storage.versions import version_of
 from npstream.writing.text import TEXT_FORMATS, parse_text_type
 
@@ -169,7 +168,7 @@ class Base:
         """The side-car that belongs to the index; None if there is none."""
         version = str(version_of(self.tag.info)) if self.tag.info else ""
         digest = digest_index(self.tag.content, version, self._store.root)
-        for name in filter(None, (SIDECAR, self.index.annotations.sidecar)):
+        for name in filter(None, (SIDECAR_FILE, self.index.annotations.sidecar)):
             try:
                 sidecar = Sidecar(self._store, name)
                 if sidecar.index_digest.matches(digest):

@@ -22,7 +22,6 @@ from npstream.formats.sidecar.blocks import HASH_BLOCK, BlockArray, block_hashes
 from npstream.formats.sidecar.container import _HEAD, _align
 from npstream.formats.sidecar.sidecar import (
     END_BYTES,
-    NAME,
     ColumnFile,
     Sidecar,
     digest_index,
@@ -30,6 +29,7 @@ from npstream.formats.sidecar.sidecar import (
     encode_sidecar,
     npy_header,
 )
+from npstream.formats.versions import SIDECAR_FILE
 from tests.formats.test_index import ENTRIES
 
 
@@ -66,7 +66,7 @@ def encode(text, columns=(), sections=()):
 
 
 def open_encoded(text, **more):
-    return Sidecar(MemoryStore({NAME: encode(text, **more)}))
+    return Sidecar(MemoryStore({SIDECAR_FILE: encode(text, **more)}))
 
 
 def text_of(entries):
@@ -209,7 +209,7 @@ def large(count=COUNT):
     body = npy_header(column.dtype, len(values)) + values.tobytes()
     text = text_of(shards)
     sidecar = encode(text, columns=[column], sections=sections)
-    return MemoryStore({NAME: sidecar, column.file: body}), pieces, values
+    return MemoryStore({SIDECAR_FILE: sidecar, column.file: body}), pieces, values
 
 
 def test_piece_hashes_and_bounds_of_columns():
@@ -251,7 +251,7 @@ def test_column_files_are_npy_files(tmp_path):
 def test_a_msgpack_reader_can_parse_the_file():
     store, pieces, _ = large()
     unpacker = msgpack.Unpacker(max_buffer_size=1 << 30)
-    unpacker.feed(store.files[NAME])
+    unpacker.feed(store.files[SIDECAR_FILE])
     head, table, *items = unpacker
     assert head.startswith(b"npstream")
     assert table["shards"] == 3
@@ -265,7 +265,7 @@ def test_opening_reads_only_the_index():
     count = 20_000
     shards = [ENTRIES["mds"] | {"hashes": ["sha1"]}] * count
     pieces = np.arange(2 * count, dtype=np.uint64)
-    store = MemoryStore({NAME: encode(text_of(shards), sections={"pieces": pieces})})
+    store = MemoryStore({SIDECAR_FILE: encode(text_of(shards), sections={"pieces": pieces})})
     sidecar = Sidecar(store)
     assert len(sidecar.index("here/index.json")) == count
     assert store.nbytes < 12 * count
@@ -293,7 +293,7 @@ def read_everything(store):
 
 def test_damage_is_detected():
     store, _, _ = large(2000)
-    compressed, want = store.files[NAME], read_everything(store)
+    compressed, want = store.files[SIDECAR_FILE], read_everything(store)
     rng = random.Random(0)
     for k in range(300):
         damaged = bytearray(compressed)
@@ -304,7 +304,7 @@ def test_damage_is_detected():
         else:
             begin = rng.randrange(len(damaged))
             damaged[begin : begin + 8] = rng.randbytes(8)
-        store.files[NAME] = bytes(damaged)
+        store.files[SIDECAR_FILE] = bytes(damaged)
         with suppress(FormatError, IntegrityError):
             # Damage in the padding changes nothing.
             assert read_everything(store) == want
@@ -313,7 +313,7 @@ def test_damage_is_detected():
 def with_edited_table(edit):
     """Return a store whose side-car has an edited table, with consistent offsets and hash."""
     store, _, _ = large(2000)
-    compressed = store.files[NAME]
+    compressed = store.files[SIDECAR_FILE]
     prefix, magic, version, length, nbytes, _ = _HEAD.unpack_from(compressed)
     table = msgpack.unpackb(compressed[_HEAD.size : _HEAD.size + length])
     table = edit(table) or table
@@ -322,7 +322,7 @@ def with_edited_table(edit):
     moved = _align(_HEAD.size + len(body)) - start
     head = _HEAD.pack(prefix, magic, version, len(body), nbytes + moved, xxh3(body))
     filler = bytes(-(_HEAD.size + len(body)) % 64)
-    store.files[NAME] = head + body + filler + compressed[start:]
+    store.files[SIDECAR_FILE] = head + body + filler + compressed[start:]
     return store
 
 
@@ -398,7 +398,7 @@ def test_file_names_are_checked_on_access():
     entry = copy.deepcopy(ENTRIES["mds"])
     entry["raw_data"]["basename"] = "aa/shard"
     body = encode(text_of([entry]))
-    store = MemoryStore({NAME: body.replace(b"aa/shard", b"../shard")})
+    store = MemoryStore({SIDECAR_FILE: body.replace(b"aa/shard", b"../shard")})
     with pytest.raises((FormatError, IntegrityError)):
         Sidecar(store).index("x").files(0)
 
