@@ -1,5 +1,7 @@
 """The methods that describe the values of columns and datasets.
 
+They import `npstream.explore` when they are called, so that opening a dataset does not.
+
 Tested in tests/dataset/test_statistics_methods.py.
 """
 
@@ -11,23 +13,25 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from npstream.errors import short_traceback
-from npstream.explore import text
-from npstream.explore.counts import ValueCounts, count_numbers, count_objects
-from npstream.explore.describe import describe_rows, describe_statistics, known_statistics
-from npstream.explore.histogram import draw_histogram
-from npstream.explore.quantiles import quantiles
-from npstream.explore.summary import ColumnSummary, Description
 from npstream.reading.cost_limit import check_cost
+from npstream.reading.load import small_samples_view
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from npstream._core.typing import AnyArray
+    from npstream.explore.counts import ValueCounts
+    from npstream.explore.summary import ColumnSummary, Description
     from npstream.formats.statistics import ColumnStatistics
+    from npstream.indexing.columns import Cell
     from npstream.indexing.mesh import Mesh
     from npstream.indexing.selection import Selection
     from npstream.reading.plan import Field, Plan
     from npstream.reading.source import Source
+
+
+_VIEW_ROWS = 1 << 16
+"""Rows of a mapped file that are copied at once."""
 
 
 class TextMethods:
@@ -71,6 +75,8 @@ class TextMethods:
         >>> getfixture("example")["text"].str.contains("ne")
         array([False,  True, False])
         """
+        from npstream.explore import text
+
         with short_traceback:
             (body,) = self._bodies(pattern)
             return self._test(text.has_part(body), bool, "contains")
@@ -98,6 +104,8 @@ class TextMethods:
         >>> getfixture("example")["text"].str.startswith(("o", "t"))
         array([False,  True,  True])
         """
+        from npstream.explore import text
+
         with short_traceback:
             return self._test(text.has_end(self._bodies(prefix), False), bool, "startswith")
 
@@ -124,6 +132,8 @@ class TextMethods:
         >>> getfixture("example")["text"].str.endswith("o")
         array([ True, False,  True])
         """
+        from npstream.explore import text
+
         with short_traceback:
             return self._test(text.has_end(self._bodies(suffix), True), bool, "endswith")
 
@@ -140,17 +150,23 @@ class TextMethods:
         >>> getfixture("example")["text"].str.len()
         array([4, 3, 3])
         """
+        from npstream.explore import text
+
         with short_traceback:
             is_text = self._column._field.encoding.kind == "str"
             return self._test(text.character_counts if is_text else text.byte_counts, int, "len")
 
     def _bodies(self, argument: Any) -> list[bytes]:
         """Return an argument, or those of a tuple, as bytes."""
+        from npstream.explore import text
+
         field = self._column._field
         items = argument if isinstance(argument, tuple) else (argument,)
         return [text.text_bytes(item, field.encoding.kind, field.name) for item in items]
 
     def _test(self, function: Any, dtype: type, method: str) -> AnyArray:
+        from npstream.explore import text
+
         column = self._column
         purpose = f"str.{method} of {column._field.name!r}"
         return text.apply_to_rows(
@@ -188,11 +204,13 @@ class StatisticsMethods:
         def load(self, out: Any = None) -> Any:
             """Read the column."""
 
+        _cell: Cell | None
+
+        def _as_array(self) -> AnyArray: ...
+
         def _flat_rows(self) -> Any: ...
 
         def _bounds(self, purpose: Any = None) -> Iterator[tuple[int, int]]: ...
-
-        def _blocks(self, purpose: Any = None) -> Iterator[AnyArray]: ...
 
         def _rows(self) -> Iterable[Any]: ...
 
@@ -230,6 +248,9 @@ class StatisticsMethods:
             return self._value_counts(f"value_counts of {self._field.name!r}", dropna)
 
     def _value_counts(self, purpose: Any, dropna: bool) -> ValueCounts:
+        from npstream.explore import text
+        from npstream.explore.counts import count_numbers, count_objects
+
         field = self._field
         kind = field.encoding.kind
         if kind in ("image", "ndarray"):
@@ -240,7 +261,23 @@ class StatisticsMethods:
         if kind in (*text.TEXT_KINDS, "object"):
             rows = (self[start:stop].ravel()._rows() for start, stop in self._bounds(purpose))
             return count_objects(field.name, rows, kind)
-        return count_numbers(field.name, self._blocks(purpose), self.dtype, dropna)
+        return count_numbers(field.name, self._number_blocks(purpose), self.dtype, dropna)
+
+    def _number_blocks(self, purpose: Any) -> Iterator[AnyArray]:
+        """Yield the numbers in blocks of rows.
+
+        Numbers of small samples in a mapped file are copied to blocks that stay in the processor's
+        cache. That is faster than to look up each row.
+        """
+        cell = self._cell if self._mesh is None else None
+        for start, stop in self._bounds(purpose):
+            part = self[start:stop]
+            view = small_samples_view(self._source, self._field, part._selection, cell)
+            if view is None:
+                yield part._as_array()
+                continue
+            for begin in range(0, len(view), _VIEW_ROWS):
+                yield np.ascontiguousarray(view[begin : begin + _VIEW_ROWS])
 
     def unique(self) -> AnyArray:
         """Return the distinct values in ascending order, as `numpy.unique` does for an array.
@@ -294,6 +331,8 @@ class StatisticsMethods:
         >>> getfixture("example")["label"].quantile([0.25, 0.5])
         array([0.5, 1. ])
         """
+        from npstream.explore.quantiles import quantiles
+
         with short_traceback:
             probabilities = np.asarray(q, np.float64)
             if not ((probabilities >= 0) & (probabilities <= 1)).all():
@@ -306,6 +345,8 @@ class StatisticsMethods:
 
     def _require_numbers(self, method: Any) -> None:
         """Raise TypeError unless the values are real numbers or times of one size."""
+        from npstream.explore import text
+
         field, kind = self._field, self.dtype.kind
         if field.encoding.kind in (*text.TEXT_KINDS, "image", "ndarray", "object") or kind == "c":
             raise TypeError(
@@ -343,12 +384,14 @@ class StatisticsMethods:
         >>> getfixture("example")["label"].hist(bins=3).get_title()
         'label'
         """
+        from npstream.explore.histogram import draw_histogram
+
         with short_traceback:
             self._require_numbers("hist")
             name = self._field.name
 
             def read() -> Iterator[AnyArray]:
-                return self._blocks(f"hist of {name!r}")
+                return self._number_blocks(f"hist of {name!r}")
 
             return draw_histogram(name, read, self.dtype, bins, ax, keywords)
 
@@ -375,6 +418,8 @@ class StatisticsMethods:
         >>> getfixture("example")["text"].isin(["two", "three"])
         array([False, False,  True])
         """
+        from npstream.explore import text
+
         with short_traceback:
             field = self._field
             kind = field.encoding.kind
@@ -423,6 +468,8 @@ class StatisticsMethods:
         >>> summary.count, summary.mean, summary.quantiles[0.5]
         (3, 1.0, 1.0)
         """
+        from npstream.explore.describe import known_statistics
+
         with short_traceback:
             _check_sample(sample)
             known = known_statistics(self._source, self._selection) if self._is_stored else {}
@@ -437,6 +484,8 @@ class StatisticsMethods:
         self, known: Mapping[Any, ColumnStatistics], sample: int, seed: int
     ) -> ColumnSummary:
         """Describe the column, given the side-car's statistics of columns."""
+        from npstream.explore.describe import describe_rows, describe_statistics
+
         field = self._field
         if known and self._is_stored:
             summary = describe_statistics(self._source, field, known)
@@ -454,6 +503,8 @@ class StatisticsMethods:
     @property
     def str(self) -> TextMethods:
         """Tests of text: `contains`, `startswith`, `endswith` and `len`."""
+        from npstream.explore import text
+
         field = self._field
         if field.encoding.kind not in text.TEXT_KINDS:
             raise AttributeError(
@@ -528,6 +579,9 @@ class DescriptionMethods:
         <BLANKLINE>
           all 3 rows.>
         """
+        from npstream.explore.describe import known_statistics
+        from npstream.explore.summary import Description
+
         with short_traceback:
             _check_sample(sample)
             view = self.ravel()

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from npstream._core.arguments import quantity
+from npstream._core.jit import kernel
 from npstream._core.optional import import_optional
 from npstream._core.typing import AnyArray, Int64
 from npstream.explore.display import truncate, value_text
@@ -27,7 +28,7 @@ MAX_SHOWN = 10
 _TABLE = 1 << 18
 """Integers within a range of this size are counted in a table; others are sorted."""
 
-_PENDING = 1 << 22
+_PENDING = 1 << 24
 """Numbers that are collected before they are sorted together and counted."""
 
 
@@ -197,6 +198,34 @@ def _order_by_count(unique: AnyArray, counts: Int64) -> tuple[AnyArray, Int64]:
     )
 
 
+def _count_sorted(values: AnyArray, distinct: int) -> tuple[AnyArray, Int64]:
+    """Return the distinct values of a sorted array, of which there are `distinct`, and counts."""
+    unique, counts = np.empty(distinct, values.dtype), np.empty(distinct, np.int64)
+    if values.itemsize <= 8:
+        # The kernel then needs no code for floats.
+        words = np.dtype(f"u{values.itemsize}")
+        count_runs.for_size(len(values))(values.view(words), unique.view(words), counts)
+    else:
+        begins, counts = find_runs(values)
+        unique = values[begins]
+    return unique, counts
+
+
+@kernel
+def count_runs(values: AnyArray, unique: AnyArray, counts: Int64) -> None:
+    """Write each run of equal values as one value and the length of the run."""
+    begin = 0
+    distinct = 0
+    for k in range(1, values.size):
+        if values[k] != values[k - 1]:
+            unique[distinct] = values[k - 1]
+            counts[distinct] = k - begin
+            begin = k
+            distinct += 1
+    unique[distinct] = values[begin]
+    counts[distinct] = values.size - begin
+
+
 class _Table:
     """Counts of integers of a small range, in an array."""
 
@@ -277,14 +306,15 @@ class _Runs:
         Counts of many distinct values take more memory than the values, and merging them takes
         longer than a sort. The growing limit bounds the work.
         """
-        values = np.sort(np.concatenate(self._pending))
-        is_first = np.ones(len(values), bool)
-        np.not_equal(values[1:], values[:-1], out=is_first[1:])
-        if 2 * np.count_nonzero(is_first) > len(values) and not is_last:
+        values = np.concatenate(self._pending)
+        values += np.zeros((), values.dtype)  # -0.0 becomes 0.0
+        values.sort()
+        distinct = 1 + int(np.count_nonzero(values[1:] != values[:-1]))
+        if 2 * distinct > len(values) and not is_last:
             self._pending, self._limit = [values], 16 * len(values)
         else:
             self._pending, self._pending_size = [], 0
-            self.add_counts(values[is_first], np.diff(np.flatnonzero(is_first), append=len(values)))
+            self.add_counts(*_count_sorted(values, distinct))
             self._limit = max(_PENDING, 4 * len(self._unique))
 
     def add_counts(self, unique: AnyArray, counts: Int64) -> None:

@@ -77,7 +77,7 @@ class DescribedColumn(Protocol):
     def size(self) -> int:
         """Number of elements."""
 
-    def _blocks(self, purpose: str | None = None) -> Iterator[AnyArray]: ...
+    def _number_blocks(self, purpose: str) -> Iterator[AnyArray]: ...
 
     def _rows(self) -> Iterable[Any]: ...
 
@@ -248,7 +248,7 @@ def describe_rows(column: DescribedColumn, sample: int, seed: int) -> ColumnSumm
     is_scalar = encoding.kind == "fixed" and len(column.shape) == 1
     if is_scalar and not source.remotes and column.dtype.kind in "biufmM":
         summary = ColumnSummary(field.name, encoding.name, rows, rows, "rows")
-        return _describe_numbers(summary, column._blocks(purpose), column.dtype, column.size)
+        return _describe_numbers(summary, column._number_blocks(purpose), column.dtype, column.size)
     most = min(sample, max(IMAGES, source.estimate_rows(SAMPLE_BYTES)))
     ids = _sample_rows(rows, most, seed, bool(source.remotes))
     count = rows if ids is None else len(ids)
