@@ -173,11 +173,12 @@ class ColumnSummary:
             facts.append(("quantiles", f"within {self.rank_error:.1%} of the ranks"))
         return [(name, text) for name, text in facts if text]
 
-    def origin_text(self) -> str:
-        """Return what the statistics are computed from."""
+    def origin_text(self, unit: str = "") -> str:
+        """Return what the statistics are computed from: a number of rows, with an optional unit."""
         if self.origin == "sample":
-            return f"a sample of {self.count:,} of {self.rows:,}"
-        return f"all {self.rows:,}" + (", by the side-car" if self.origin == "side-car" else "")
+            return f"a sample of {self.count:,} of {self.rows:,}{unit}"
+        by = ", by the side-car" if self.origin == "side-car" else ""
+        return f"all {self.rows:,}{unit}{by}"
 
     def numbers(self) -> list[str]:
         """Return the cells of a row of the table of numbers, without name and type."""
@@ -344,12 +345,12 @@ class Description(Mapping[str, ColumnSummary]):
         """Return lines that say what the statistics are computed from."""
         by_origin: dict[str, list[str]] = {}
         for column in self.values():
-            by_origin.setdefault(column.origin_text(), []).append(column.name)
+            by_origin.setdefault(column.origin_text(" rows"), []).append(column.name)
         lines = []
         for origin, names in by_origin.items():
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
             which = "" if len(by_origin) == 1 else f"{', '.join(map(truncate, names[:5]))}{more}: "
-            lines.append(f"{which}{origin} rows.".replace("side-car rows", "side-car"))
+            lines.append(f"{which}{origin}.")
         error = max((column.rank_error for column in self.values()), default=0.0)
         if error:
             lines.append(f"~ is approximate: quantiles are within {error:.1%} of the ranks.")

@@ -187,7 +187,7 @@ def test_a_remote_dataset_takes_one_request(store, path, servers, tmp_path):
     assert (text.missing, text.distinct) == (COLUMNS["text"].count(""), 9)
     assert dict(text.top)["é"] == COLUMNS["text"].count("é")
     assert description["meta"].missing == COLUMNS["meta"].count(None)
-    assert "all 3,000, by the side-car." in repr(description)
+    assert "all 3,000 rows, by the side-car." in repr(description)
 
 
 def test_many_shards_take_one_request_of_few_bytes(ds, path, upload, requests, tmp_path):
