@@ -52,9 +52,9 @@ class DatasetDisplay:
     def _repr_html_(self) -> str:
         from npstream.explore import display
         from npstream.explore.html import dataset_html
-        from npstream.explore.preview import MAX_REQUESTS, shown_rows
+        from npstream.explore.preview import MAX_REQUESTS, preview_size
 
-        preview = self._preview(shown_rows(self._selection.size), MAX_REQUESTS)
+        preview = self._preview(preview_size(self._selection.size), MAX_REQUESTS)
         note = "" if self._transform is None else display.transform_note(self._transform)
         return dataset_html(self._title(), self._encodings(), self._selection.size, preview, note)
 
@@ -110,9 +110,9 @@ class ColumnDisplay:
 
     def _repr_html_(self) -> str:
         from npstream.explore.html import column_html
-        from npstream.explore.preview import MAX_REQUESTS, shown_rows
+        from npstream.explore.preview import MAX_REQUESTS, preview_size
 
-        preview = self._preview(shown_rows(self._selection.size), MAX_REQUESTS)
+        preview = self._preview(preview_size(self._selection.size), MAX_REQUESTS)
         encoding = self._field.encoding.name
         return column_html(self._title(), self.name, encoding, self._selection.size, preview)
 
@@ -177,7 +177,7 @@ class ColumnDisplay:
 
         count = integer("max_images", max_images, 1)
         size, total = integer("size", size, 16), self._selection.size
-        across = max(1, 900 // size) if columns is None else integer("columns", columns, 1)
+        columns_per_row = max(1, 900 // size) if columns is None else integer("columns", columns, 1)
         part = self._first_rows(count)
         values = read_values(self._source, part._plan, part._selection.ravel(), part.load)
         encoding = self._field.encoding.name
@@ -193,7 +193,7 @@ class ColumnDisplay:
         if total > len(values):
             title += f", which has {total:,}"
         labels = row_labels(self._selection.shape, len(values))
-        return ImageGrid(title, values, labels, encoding, size=size, columns=across)
+        return ImageGrid(title, values, labels, encoding, size=size, columns=columns_per_row)
 
     def _first_rows(self, rows: int) -> Any:
         """Return the first rows of the column, on one axis unless the view has none."""

@@ -157,7 +157,7 @@ class TextMethods:
             return self._test(text.character_counts if is_text else text.byte_counts, int, "len")
 
     def _bodies(self, argument: Any) -> list[bytes]:
-        """Return an argument, or those of a tuple, as bytes."""
+        """Return a text, or each text of a tuple, as bytes."""
         from npstream.explore import text
 
         field = self._column._field
@@ -305,9 +305,9 @@ class StatisticsMethods:
                 return counts.unique
 
     def quantile(self, q: ArrayLike = 0.5) -> Any:
-        """Return quantiles, interpolated linearly, without NaN: as `pandas.Series.quantile` does.
+        """Return quantiles, as `pandas.Series.quantile` does.
 
-        The column is read into memory.
+        They are interpolated linearly. NaN and NaT are ignored. The column is read into memory.
 
         Parameters
         ----------
@@ -396,12 +396,12 @@ class StatisticsMethods:
             return draw_histogram(name, read, self.dtype, bins, ax, keywords)
 
     def isin(self, values: Iterable[Any]) -> AnyArray:
-        """Return True where a value equals one of some values, as `numpy.isin` does.
+        """Return True where a value of the column is one of `values`, as `numpy.isin` does.
 
         Parameters
         ----------
         values : iterable
-            Values of another type equal none of text or bytes.
+            The values to search for. A column of text or bytes contains no value of another type.
 
         Returns
         -------
@@ -443,12 +443,13 @@ class StatisticsMethods:
         """Return statistics of the values: counts, bounds, mean, quantiles, lengths.
 
         The statistics of a whole remote column are those of the dataset's side-car. Otherwise,
-        scalars of a local dataset are read in all rows, and other values in a sample of rows.
+        all rows are read if the dataset is local and the values are scalars. For other values, a
+        sample of rows is read.
 
         Parameters
         ----------
         sample : int, default: 10000
-            Rows of the sample. If there are not more, all are read.
+            Maximum rows of the sample. All rows are read if there are at most this number.
         seed : int, default: 0
             Seed of the sample.
 
@@ -468,27 +469,29 @@ class StatisticsMethods:
         >>> summary.count, summary.mean, summary.quantiles[0.5]
         (3, 1.0, 1.0)
         """
-        from npstream.explore.describe import known_statistics
+        from npstream.explore.describe import sidecar_statistics
 
         with short_traceback:
             _check_sample(sample)
-            known = known_statistics(self._source, self._selection) if self._is_stored else {}
-            return self._describe(known, sample, seed)
+            statistics: Mapping[Any, ColumnStatistics] = {}
+            if self._has_whole_rows:
+                statistics = sidecar_statistics(self._source, self._selection)
+            return self._describe(statistics, sample, seed)
 
     @property
-    def _is_stored(self) -> bool:
-        """Whether the column has the whole values of one axis of rows."""
+    def _has_whole_rows(self) -> bool:
+        """Whether the column has one axis of rows, and whole values."""
         return len(self._selection.shape) == 1 and self._mesh is None
 
     def _describe(
-        self, known: Mapping[Any, ColumnStatistics], sample: int, seed: int
+        self, statistics: Mapping[Any, ColumnStatistics], sample: int, seed: int
     ) -> ColumnSummary:
-        """Describe the column, given the side-car's statistics of columns."""
+        """Describe the column, with the side-car's `statistics` by column name if there are any."""
         from npstream.explore.describe import describe_rows, describe_statistics
 
         field = self._field
-        if known and self._is_stored:
-            summary = describe_statistics(self._source, field, known)
+        if statistics and self._has_whole_rows:
+            summary = describe_statistics(self._source, field, statistics)
             if summary is not None:
                 return summary
         column = self._flat_rows() if len(self._selection.shape) != 1 else self
@@ -543,13 +546,13 @@ class DescriptionMethods:
         """Return statistics of all columns: counts, bounds, mean, quantiles, lengths.
 
         The statistics of a whole remote dataset are those of its side-car: one request reads them.
-        Otherwise, scalars of a local dataset are read in all rows, and other values in a sample of
-        rows. Transforms of the view are not applied.
+        Otherwise, all rows of a column are read if the dataset is local and the values are scalars.
+        For other columns, a sample of rows is read. Transforms of the view are not applied.
 
         Parameters
         ----------
         sample : int, default: 10000
-            Rows of the sample. If there are not more, all are read.
+            Maximum rows of the sample. All rows are read if there are at most this number.
         seed : int, default: 0
             Seed of the sample.
 
@@ -579,18 +582,18 @@ class DescriptionMethods:
         <BLANKLINE>
           all 3 rows.>
         """
-        from npstream.explore.describe import known_statistics
+        from npstream.explore.describe import sidecar_statistics
         from npstream.explore.summary import Description
 
         with short_traceback:
             _check_sample(sample)
             view = self.ravel()
             columns = [view._column(name) for name in self.columns]
-            known: dict[int, Mapping[Any, ColumnStatistics]] = {}
+            by_source: dict[int, Mapping[Any, ColumnStatistics]] = {}
             for column in columns:
                 source = column._source
-                if id(source) not in known:  # added columns have sources of their own
-                    known[id(source)] = known_statistics(source, column._selection)
+                if id(source) not in by_source:  # added columns have sources of their own
+                    by_source[id(source)] = sidecar_statistics(source, column._selection)
             return Description(
-                self.size, [c._describe(known[id(c._source)], sample, seed) for c in columns]
+                self.size, [c._describe(by_source[id(c._source)], sample, seed) for c in columns]
             )

@@ -25,11 +25,11 @@ __all__ = ["ValueCounts", "count_numbers", "count_objects", "drop_missing"]
 MAX_SHOWN = 10
 """Values that the text of `ValueCounts` shows."""
 
-_TABLE = 1 << 18
+_MAX_TABLE_RANGE = 1 << 18
 """Integers within a range of this size are counted in a table; others are sorted."""
 
-_PENDING = 1 << 24
-"""Numbers that are collected before they are sorted together and counted."""
+_PENDING_NUMBERS = 1 << 24
+"""Minimum number of pending numbers that are sorted together and counted."""
 
 
 class ValueCounts(Mapping[Any, int]):
@@ -75,7 +75,7 @@ class ValueCounts(Mapping[Any, int]):
         return len(self.unique)
 
     def rows(self, most: int) -> list[tuple[str, str, str]]:
-        """Return the first values as text, with their counts and their shares of all."""
+        """Return at most `most` values as text, with their counts and their shares of all."""
         total = max(int(self.counts.sum()), 1)
         shown = zip(self.unique[:most].tolist(), self.counts[:most].tolist(), strict=True)
         return [(value_text(v), f"{count:,}", f"{count / total:.1%}") for v, count in shown]
@@ -160,23 +160,24 @@ def count_numbers(
     {3: 2, 1: 1}
     """
     stored = np.dtype(np.int64) if dtype.kind in "mM" else dtype
-    table, runs = _Table(stored), _Runs(stored)
+    table, sorted_counts = _CountTable(stored), _SortedCounts(stored)
     missing = 0
     for block in blocks:
         values = block.reshape(-1)
         present = drop_missing(values)
         missing += len(values) - len(present)
         present = present.view(stored)
-        if len(present) and not runs.add_ascending(present) and not table.add(present):
-            runs.add(present)
-    runs.add_counts(*table.result())
-    unique, counts = runs.result()
+        if len(present) and not sorted_counts.add_ascending(present) and not table.add(present):
+            sorted_counts.add(present)
+    sorted_counts.add_counts(*table.result())
+    unique, counts = sorted_counts.result()
     unique, counts = _order_by_count(unique, counts)
     unique = unique.view(dtype)
     if missing and not dropna:
-        at = int(np.searchsorted(-counts, -missing, side="right"))
-        nothing = np.array("NaT" if dtype.kind in "mM" else np.nan, dtype)
-        unique, counts = np.insert(unique, at, nothing), np.insert(counts, at, missing)
+        position = int(np.searchsorted(-counts, -missing, side="right"))
+        missing_value = np.array("NaT" if dtype.kind in "mM" else np.nan, dtype)
+        unique = np.insert(unique, position, missing_value)
+        counts = np.insert(counts, position, missing)
     return ValueCounts(name, unique, counts)
 
 
@@ -184,17 +185,17 @@ def _order_by_count(unique: AnyArray, counts: Int64) -> tuple[AnyArray, Int64]:
     """Return values and their counts in the stable order of descending counts."""
     if not len(counts):
         return unique, counts
-    # Of many distinct values, most have the least count; they are in order.
-    is_least = counts == counts.min()
-    others = np.flatnonzero(~is_least)
+    # Most of many distinct values have the lowest count. These values need no sort.
+    is_lowest = counts == counts.min()
+    others = np.flatnonzero(~is_lowest)
     if not len(others):
         return unique, counts
     keys = counts.max() - counts[others]
     # NumPy sorts integers of 16 bits in linear time.
     others = others[np.argsort(keys.astype(np.min_scalar_type(keys.max())), kind="stable")]
     return (
-        np.concatenate([unique[others], unique[is_least]]),
-        np.concatenate([counts[others], counts[is_least]]),
+        np.concatenate([unique[others], unique[is_lowest]]),
+        np.concatenate([counts[others], counts[is_lowest]]),
     )
 
 
@@ -226,7 +227,7 @@ def count_runs(values: AnyArray, unique: AnyArray, counts: Int64) -> None:
     counts[distinct] = values.size - begin
 
 
-class _Table:
+class _CountTable:
     """Counts of integers of a small range, in an array."""
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
@@ -241,12 +242,13 @@ class _Table:
         if self._dtype.kind == "b":
             values = values.view(np.uint8)
         first, last = int(values.min()), int(values.max())
-        if last - first >= min(_TABLE, 64 + 4 * len(values)):
+        # The bound on the block keeps the table from costing more than the values that it counts.
+        if last - first >= min(_MAX_TABLE_RANGE, 64 + 4 * len(values)):
             return False
         if len(self._counts):
             end = self._first + len(self._counts)
             first, last = min(first, self._first), max(last, end - 1)
-            if last - first >= _TABLE:
+            if last - first >= _MAX_TABLE_RANGE:
                 return False
         if first != self._first or last - first + 1 != len(self._counts):
             counts = np.zeros(last - first + 1, np.int64)
@@ -255,39 +257,40 @@ class _Table:
                 counts[begin : begin + len(self._counts)] = self._counts
             self._first, self._counts = first, counts
         if first or values.dtype == np.uint64:
-            # Unsigned and small numbers may not hold the difference: int64 does, modulo 2**64.
+            # The difference may exceed an unsigned or small dtype. It is exact in int64, where the
+            # overflow of uint64 cancels out.
             values = values.astype(np.int64) - np.array(first, values.dtype).astype(np.int64)
         self._counts += np.bincount(values, minlength=len(self._counts))
         return True
 
     def result(self) -> tuple[AnyArray, Int64]:
         """Return the distinct values in ascending order, and their counts."""
-        at = np.flatnonzero(self._counts)
+        positions = np.flatnonzero(self._counts)
         if self._dtype.kind == "b":
-            return (at + self._first).astype(bool), self._counts[at]
+            return (positions + self._first).astype(bool), self._counts[positions]
         first = np.array(self._first, self._dtype)
-        return first + at.astype(self._dtype), self._counts[at]
+        return first + positions.astype(self._dtype), self._counts[positions]
 
 
-class _Runs:
-    """Counts of sortable values: sorted distinct ones, and values that are not counted yet."""
+class _SortedCounts:
+    """Counts of the distinct values in sorted order, and values that are not counted yet."""
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
         self._unique: AnyArray = np.empty(0, dtype)
         self._counts: Int64 = np.empty(0, np.int64)
         self._pending: list[AnyArray] = []
         self._pending_size = 0
-        self._limit = _PENDING
+        self._limit = _PENDING_NUMBERS
         self._ascending: list[AnyArray] = []
 
     def add_ascending(self, values: AnyArray) -> bool:
-        """Add values that are in ascending order, and above earlier ones; return False otherwise.
+        """Add strictly ascending values that are above the earlier ones; return False for others.
 
-        Numbers of samples and times of logs are. They need no sort.
+        Sample ids and log times are usually ascending. They need no sort.
         """
         if self._ascending and not values[0] > self._ascending[-1][-1]:
             return False
-        for part in (values[:64], values):  # other values need only a short look
+        for part in (values[:64], values):  # the first 64 reject most other values
             if not (part[1:] > part[:-1]).all():
                 return False
         self._ascending.append(values)
@@ -301,10 +304,11 @@ class _Runs:
             self._count_pending(is_last=False)
 
     def _count_pending(self, is_last: bool) -> None:
-        """Count the collected values, or keep them sorted if most are different.
+        """Count the pending values. If more than half of them are distinct, only sort them.
 
         Counts of many distinct values take more memory than the values, and merging them takes
-        longer than a sort. The growing limit bounds the work.
+        longer than a sort. The limit for the next call grows with the values that it sorts or
+        merges again, which bounds the total work.
         """
         values = np.concatenate(self._pending)
         values += np.zeros((), values.dtype)  # -0.0 becomes 0.0
@@ -315,7 +319,7 @@ class _Runs:
         else:
             self._pending, self._pending_size = [], 0
             self.add_counts(*_count_sorted(values, distinct))
-            self._limit = max(_PENDING, 4 * len(self._unique))
+            self._limit = max(_PENDING_NUMBERS, 4 * len(self._unique))
 
     def add_counts(self, unique: AnyArray, counts: Int64) -> None:
         """Add counts of ascending values."""

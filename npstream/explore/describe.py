@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from npstream.reading.plan import Field, Plan
     from npstream.reading.source import Source
 
-__all__ = ["DescribedColumn", "describe_rows", "describe_statistics", "known_statistics"]
+__all__ = ["DescribedColumn", "describe_rows", "describe_statistics", "sidecar_statistics"]
 
 EXACT_ELEMENTS = 1 << 22
-"""Up to this number of numbers, quantiles and counts are exact: the numbers are kept in memory."""
+"""Maximum elements of a column that are kept in memory, for exact quantiles and counts."""
 
 SAMPLE_BYTES = 1 << 28
-"""A sample has fewer rows if these have more bytes."""
+"""About the maximum bytes of a sample. It limits the number of rows of a sample."""
 
 IMAGES = 100
 """Images of a sample that are opened for their sizes."""
@@ -49,10 +49,13 @@ _MOST_FREQUENT = 10
 """Most frequent values of a summary."""
 
 _TEXT_TYPES = {"float": "float64"}
-"""The encodings of text formats whose names as encodings of MDS differ."""
+"""The MDS encodings of the text formats' encodings, where their names differ."""
 
-_STABLE = 1e-10
-"""A variance from sums of floats is rounding error if it is a smaller part of the squares."""
+_MIN_VARIANCE_RATIO = 1e-10
+"""Minimum ratio of a variance to the mean square.
+
+Below it, the variance that is computed from sums of floats is only rounding error.
+"""
 
 
 class DescribedColumn(Protocol):
@@ -90,8 +93,8 @@ class DescribedColumn(Protocol):
 # From the side-car
 
 
-def known_statistics(source: Source, selection: Selection) -> dict[str, ColumnStatistics]:
-    """Read the statistics of a remote dataset in its side-car, in one request.
+def sidecar_statistics(source: Source, selection: Selection) -> dict[str, ColumnStatistics]:
+    """Read the statistics of a remote dataset from its side-car, with one request.
 
     Returns
     -------
@@ -106,7 +109,7 @@ def known_statistics(source: Source, selection: Selection) -> dict[str, ColumnSt
 
 
 def describe_statistics(
-    source: Source, field: Field, known: Mapping[str, ColumnStatistics]
+    source: Source, field: Field, statistics_by_name: Mapping[str, ColumnStatistics]
 ) -> ColumnSummary | None:
     """Return a summary of the side-car's statistics of a column.
 
@@ -115,16 +118,17 @@ def describe_statistics(
     source : Source
     field : Field
         The whole column.
-    known : mapping of str to ColumnStatistics
-        The result of `known_statistics`.
+    statistics_by_name : mapping of str to ColumnStatistics
+        The result of `sidecar_statistics`.
 
     Returns
     -------
     ColumnSummary or None
-        None if there are none, or the column is declared as another type than the stored one.
+        None if the side-car has no statistics of the column, or if the column is read as another
+        type than the stored one.
     """
     encoding = field.encoding
-    statistics = known.get(source.fetcher.stored_name(field.name))
+    statistics = statistics_by_name.get(source.fetcher.stored_name(field.name))
     if statistics is None or field.part is not None or field.computation is not None:
         return None
     for schema in source.index.schemas:
@@ -141,7 +145,7 @@ def describe_statistics(
         summary = _add_numbers(summary, statistics)
     else:
         pairs = statistics.frequent.top(_MOST_FREQUENT)
-        top = _repeated([(_decoded(encoding, body), count) for body, count in pairs])
+        top = _drop_if_distinct([(_decode(encoding, body), count) for body, count in pairs])
         is_exact = _counts_all(statistics, rows) and (statistics.longest or 0) <= LONGEST
         distinct = len(statistics.frequent.counts) if is_exact else None
         summary = replace(
@@ -155,11 +159,11 @@ def describe_statistics(
 
 
 def _counts_all(statistics: ColumnStatistics, values: int) -> bool:
-    """Return True if the counters of frequent values have all values."""
+    """Return True if the counters of frequent values counted all values."""
     return statistics.frequent.error == 0 and statistics.examined == values
 
 
-def _decoded(encoding: Encoding, body: Any) -> Any:
+def _decode(encoding: Encoding, body: Any) -> Any:
     try:
         return encoding.decode(body) if isinstance(body, bytes) else body
     except ValueError:  # the stored bytes may be damaged, or invalid UTF-8
@@ -169,10 +173,11 @@ def _decoded(encoding: Encoding, body: Any) -> Any:
 def _add_numbers(summary: ColumnSummary, statistics: ColumnStatistics) -> ColumnSummary:
     """Add the statistics of numbers to a summary."""
     dtype, present = statistics.dtype, statistics.elements - statistics.missing
-    found: dict[float, Any] = {}
+    quantile_values: dict[float, Any] = {}
     if statistics.quantiles.weight:
         values = statistics.quantiles.quantiles(PROBABILITIES).tolist()
-        found = dict(zip(PROBABILITIES, (_meant(dtype, x) for x in values), strict=True))
+        pairs = zip(PROBABILITIES, (_column_value(dtype, x) for x in values), strict=True)
+        quantile_values = dict(pairs)
     is_time = dtype.startswith(("datetime64", "timedelta64"))
     top = statistics.frequent.top(_MOST_FREQUENT)
     is_exact = _counts_all(statistics, present)
@@ -182,38 +187,38 @@ def _add_numbers(summary: ColumnSummary, statistics: ColumnStatistics) -> Column
         summary,
         elements=statistics.elements,
         missing=statistics.missing,
-        min=_meant(dtype, statistics.minimum),
-        max=_meant(dtype, statistics.maximum),
+        min=_column_value(dtype, statistics.minimum),
+        max=_column_value(dtype, statistics.maximum),
         mean=None if is_time or not present else statistics.mean(),
         std=std,
-        quantiles=found,
-        rank_error=error if found else 0.0,
+        quantiles=quantile_values,
+        rank_error=error if quantile_values else 0.0,
         distinct=len(statistics.frequent.counts) if is_exact else None,
-        top=_repeated([(_meant(dtype, value), count) for value, count in top]),
+        top=_drop_if_distinct([(_column_value(dtype, value), count) for value, count in top]),
         top_error=statistics.frequent.error + (statistics.examined < present),
     )
 
 
 def _rank_error(statistics: ColumnStatistics, present: int) -> float:
-    """Return about how far the ranks of a sketch may be wrong, as a fraction of all ranks."""
+    """Estimate the error of the ranks of a sketch, as a fraction of all ranks."""
     if not statistics.examined:
         return 0.0
     error = statistics.quantiles.error / max(statistics.quantiles.weight, 1)
-    unseen = 0.0 if statistics.examined >= present else 1 / math.sqrt(statistics.examined)
-    return min(1.0, error + unseen)
+    sampling_error = 0.0 if statistics.examined >= present else 1 / math.sqrt(statistics.examined)
+    return min(1.0, error + sampling_error)
 
 
 def _std(statistics: ColumnStatistics) -> float | None:
-    """Return the standard deviation, or None if the sums of floats do not determine it."""
+    """Return the standard deviation, or None if the sums of floats are too inexact for it."""
     std, present = statistics.std(), statistics.elements - statistics.missing
     if isinstance(statistics.squares, int) or not math.isfinite(std):
         return std
     mean_square = statistics.squares / max(present, 1)
-    is_stable = mean_square == 0 or std * std >= _STABLE * mean_square
+    is_stable = mean_square == 0 or std * std >= _MIN_VARIANCE_RATIO * mean_square
     return std if is_stable else (0.0 if statistics.minimum == statistics.maximum else None)
 
 
-def _meant(dtype: str, value: Any) -> Any:
+def _column_value(dtype: str, value: Any) -> Any:
     """Return a stored number as a value of the column."""
     if value is None:
         return None
@@ -230,15 +235,15 @@ def _meant(dtype: str, value: Any) -> Any:
 def describe_rows(column: DescribedColumn, sample: int, seed: int) -> ColumnSummary:
     """Return a summary of all rows of a column, or of a sample.
 
-    Scalars of fixed size of local datasets are read in all rows. Other values, and remote ones, are
-    read in all rows if there are at most `sample` rows.
+    All rows of a local column are read if its values are scalars of fixed size. All rows of other
+    columns are read if there are at most `sample` rows, and a sample otherwise.
 
     Parameters
     ----------
     column : Column
-        With one axis of rows.
+        A column with one axis of rows.
     sample : int
-        Rows of a sample.
+        Maximum number of rows of a sample.
     seed : int
         Seed of the sample.
     """
@@ -249,8 +254,8 @@ def describe_rows(column: DescribedColumn, sample: int, seed: int) -> ColumnSumm
     if is_scalar and not source.remotes and column.dtype.kind in "biufmM":
         summary = ColumnSummary(field.name, encoding.name, rows, rows, "rows")
         return _describe_numbers(summary, column._number_blocks(purpose), column.dtype, column.size)
-    most = min(sample, max(IMAGES, source.estimate_rows(SAMPLE_BYTES)))
-    ids = _sample_rows(rows, most, seed, bool(source.remotes))
+    limit = min(sample, max(IMAGES, source.estimate_rows(SAMPLE_BYTES)))
+    ids = _sample_rows(rows, limit, seed, bool(source.remotes))
     count = rows if ids is None else len(ids)
     origin = "rows" if ids is None else "sample"
     summary = ColumnSummary(field.name, encoding.name, rows, count, origin)
@@ -272,19 +277,19 @@ def describe_rows(column: DescribedColumn, sample: int, seed: int) -> ColumnSumm
     return _describe_text(summary, (block.load() for block in blocks))
 
 
-def _sample_rows(rows: int, most: int, seed: int, is_remote: bool) -> Int64 | None:
+def _sample_rows(rows: int, limit: int, seed: int, is_remote: bool) -> Int64 | None:
     """Return the sorted rows of a sample, or None for all rows.
 
-    Rows of a remote column are in runs, one at random in each of equal parts: a run is in one or
-    two chunks.
+    A sample of a remote column consists of runs of consecutive rows. The column is divided into
+    equal parts, and each part has one run at a random position. A run is in one or two chunks.
     """
-    if rows <= most:
+    if rows <= limit:
         return None
     random = np.random.default_rng(seed)
-    if not is_remote or most < RUNS:
-        chosen: Int64 = np.sort(random.choice(rows, most, replace=False, shuffle=False))
-        return chosen
-    length = most // RUNS
+    if not is_remote or limit < RUNS:
+        ids: Int64 = np.sort(random.choice(rows, limit, replace=False, shuffle=False))
+        return ids
+    length = limit // RUNS
     bounds = np.linspace(0, rows, RUNS + 1).astype(np.int64)
     starts = bounds[:-1] + random.integers(0, np.diff(bounds) - length + 1)
     return (starts[:, None] + np.arange(length)).reshape(-1)
@@ -314,29 +319,33 @@ def _describe_array(summary: ColumnSummary, values: AnyArray) -> ColumnSummary:
     if not len(present):
         return replace(summary, distinct=0)
     counts = count_numbers(summary.name, [present], dtype)
-    most = slice(_MOST_FREQUENT)
-    top = zip(counts.unique[most], counts.counts[most].tolist(), strict=True)
+    unique, occurrences = counts.unique[:_MOST_FREQUENT], counts.counts[:_MOST_FREQUENT]
+    top = zip(unique, occurrences.tolist(), strict=True)
     probabilities = np.array(PROBABILITIES)
     is_time, is_bool = dtype.kind in "mM", dtype.kind == "b"
-    middle = quantiles(present, probabilities)
+    quantile_values = quantiles(present, probabilities)
     with np.errstate(all="ignore"):  # infinities have neither mean nor deviation
-        wide = present if is_time or (dtype.kind == "f" and dtype.itemsize >= 8) else None
-        wide = present.astype(np.float64) if wide is None else wide
-        mean, std = (None, None) if is_time else (float(wide.mean()), float(wide.std()))
+        mean = std = None
+        if not is_time:
+            is_wide = dtype.kind == "f" and dtype.itemsize >= 8
+            numbers = present if is_wide else present.astype(np.float64)
+            mean, std = float(numbers.mean()), float(numbers.std())
     return replace(
         summary,
-        min=_plain(present.min()),
-        max=_plain(present.max()),
+        min=_as_python(present.min()),
+        max=_as_python(present.max()),
         mean=mean,
         std=std,
-        quantiles={} if is_bool else dict(zip(PROBABILITIES, map(_plain, middle), strict=True)),
+        quantiles={}
+        if is_bool
+        else dict(zip(PROBABILITIES, map(_as_python, quantile_values), strict=True)),
         distinct=len(counts),
-        top=_repeated([(_plain(value), count) for value, count in top]),
+        top=_drop_if_distinct([(_as_python(value), count) for value, count in top]),
     )
 
 
-def _plain(value: Any) -> Any:
-    """Return a Python number; times stay NumPy's, as Python's lack nanoseconds."""
+def _as_python(value: Any) -> Any:
+    """Return a Python number. Times stay those of NumPy: Python's have no nanoseconds."""
     return value if isinstance(value, np.datetime64 | np.timedelta64) else value.item()
 
 
@@ -348,7 +357,7 @@ def _describe_arrays(summary: ColumnSummary, blocks: Iterable[Any]) -> ColumnSum
         rows = [np.asarray(row) for row in block]
         lengths += [len(row) if row.ndim else 1 for row in rows]
         arrays += [row.reshape(-1) for row in rows if row.size]
-    summary = _with_lengths(summary, np.array(lengths, np.int64), "rows")
+    summary = _add_lengths(summary, np.array(lengths, np.int64), "rows")
     kinds = {array.dtype for array in arrays}
     if len(kinds) != 1 or arrays[0].dtype.kind not in "biufmM":
         return replace(summary, elements=sum(array.size for array in arrays))
@@ -356,7 +365,7 @@ def _describe_arrays(summary: ColumnSummary, blocks: Iterable[Any]) -> ColumnSum
     return _describe_numbers(summary, arrays, arrays[0].dtype, total)
 
 
-def _with_lengths(summary: ColumnSummary, lengths: Int64, unit: str) -> ColumnSummary:
+def _add_lengths(summary: ColumnSummary, lengths: Int64, unit: str) -> ColumnSummary:
     if not len(lengths):
         return summary
     bounds = int(lengths.min()), float(lengths.mean()), int(lengths.max())
@@ -373,21 +382,21 @@ def _describe_text(summary: ColumnSummary, blocks: Iterable[Any]) -> ColumnSumma
         counter.update(rows)
     nbytes = np.concatenate(lengths) if lengths else np.empty(0, np.int64)
     missing = int((nbytes == 0).sum())
-    return _with_lengths(_with_counter(summary, counter, missing), nbytes, "bytes")
+    return _add_lengths(_add_counter(summary, counter, missing), nbytes, "bytes")
 
 
-def _with_counter(summary: ColumnSummary, counter: Counter[Any], missing: int) -> ColumnSummary:
-    top = _repeated(counter.most_common(_MOST_FREQUENT))
+def _add_counter(summary: ColumnSummary, counter: Counter[Any], missing: int) -> ColumnSummary:
+    top = _drop_if_distinct(counter.most_common(_MOST_FREQUENT))
     return replace(summary, elements=summary.count, missing=missing, distinct=len(counter), top=top)
 
 
-def _repeated(top: list[tuple[Any, int]]) -> list[tuple[Any, int]]:
-    """Return the most frequent values, or none if all values are different."""
+def _drop_if_distinct(top: list[tuple[Any, int]]) -> list[tuple[Any, int]]:
+    """Return the most frequent values; none if all of several values are different."""
     return top if len(top) == 1 or (top and top[0][1] > 1) else []
 
 
 def _describe_objects(summary: ColumnSummary, blocks: Iterable[Iterable[Any]]) -> ColumnSummary:
-    """Add the statistics of decoded values; those that are not hashable are not counted."""
+    """Add the statistics of decoded values; they are counted if all of them are hashable."""
     counter: Counter[Any] = Counter()
     missing, is_hashable = 0, True
     for block in blocks:
@@ -399,7 +408,7 @@ def _describe_objects(summary: ColumnSummary, blocks: Iterable[Iterable[Any]]) -
             is_hashable = False
     if not is_hashable:
         return replace(summary, elements=summary.count, missing=missing)
-    return _with_counter(summary, counter, missing)
+    return _add_counter(summary, counter, missing)
 
 
 def _describe_images(summary: ColumnSummary, blocks: Iterable[Any]) -> ColumnSummary:
@@ -411,11 +420,13 @@ def _describe_images(summary: ColumnSummary, blocks: Iterable[Any]) -> ColumnSum
             sizes += _image_sizes(block[: IMAGES - len(sizes)])
         lengths.append(block.load().lengths)
     nbytes = np.concatenate(lengths) if lengths else np.empty(0, np.int64)
-    summary = _with_lengths(replace(summary, elements=summary.count), nbytes, "bytes")
+    summary = _add_lengths(replace(summary, elements=summary.count), nbytes, "bytes")
     if not sizes:
         return summary
-    (low, least), (high, most) = np.min(sizes, axis=0).tolist(), np.max(sizes, axis=0).tolist()
-    return replace(summary, image_sizes=(low, high, least, most), images=len(sizes))
+    min_width, min_height = np.min(sizes, axis=0).tolist()
+    max_width, max_height = np.max(sizes, axis=0).tolist()
+    bounds = min_width, max_width, min_height, max_height
+    return replace(summary, image_sizes=bounds, images=len(sizes))
 
 
 def _image_sizes(images: Any) -> list[tuple[int, int]]:

@@ -83,9 +83,9 @@ def column_lines(encodings: Mapping[str, str], preview: Preview | None = None) -
         line = f"  {shown:{width}}  {encoding}"
         if preview is not None and name in preview.columns:
             line = f"  {shown:{width}}  {encoding:{types}}  "
-            if (left := LINE - len(line)) >= MIN_VALUES:
+            if (remaining := LINE - len(line)) >= MIN_VALUES:
                 is_all = len(preview.ids) < TEXT_VALUES
-                line += values_text(preview.columns[name], is_all, left)
+                line += values_text(preview.columns[name], is_all, remaining)
         lines.append(line.rstrip())
     if len(encodings) > MAX_COLUMNS:
         lines.append(f"  ... and {quantity(len(encodings) - MAX_COLUMNS, 'more column')}")
@@ -95,7 +95,7 @@ def column_lines(encodings: Mapping[str, str], preview: Preview | None = None) -
 
 
 def cost_note(preview: Preview) -> str:
-    """Return the reason why no values are shown: the estimated cost of a look at them."""
+    """Return a note that no values are shown, with the estimated cost of reading them."""
     cost = preview.cost
     assert cost is not None
     return (
@@ -108,7 +108,7 @@ def mixture_text(
     samples: int,
     encodings: Mapping[str, str],
     sources: Sequence[tuple[str, int, float]],
-    changes: int | None,
+    next_shares: int | None,
     preview: Preview | None = None,
 ) -> str:
     """Return the ``repr`` of a mixture: its columns, and its sources with their shares.
@@ -121,8 +121,8 @@ def mixture_text(
         The name and encoding of each column.
     sources : sequence of tuple
         The name of each source, its number of samples, and its share of the drawn samples.
-    changes : int, optional
-        The first position with other shares.
+    next_shares : int, optional
+        The first position from which the shares of the sources are different.
     preview : Preview, optional
         The first values of the columns.
     """
@@ -137,13 +137,13 @@ def mixture_text(
     ]
     if len(sources) > MAX_COLUMNS:
         lines.append(f"  ... and {quantity(len(sources) - MAX_COLUMNS, 'more source')}")
-    if changes is not None:
-        lines.append(f"  and other shares from position {changes:,} on")
+    if next_shares is not None:
+        lines.append(f"  and other shares from position {next_shares:,} on")
     return "\n".join(lines) + ">"
 
 
 def column_title(
-    name: str, shape: tuple[int, ...], dtype: Any, stored: str, nbytes: int | None
+    name: str, shape: tuple[int, ...], dtype: Any, encoding: str, nbytes: int | None
 ) -> str:
     """Return the first line of the ``repr`` of a column: name, shape, dtype, encoding and size.
 
@@ -151,8 +151,10 @@ def column_title(
     ----------
     name : str
     shape : tuple of int
+        Shape of the column.
     dtype : dtype
-    stored : str
+        Dtype of its elements.
+    encoding : str
         The stored encoding.
     nbytes : int or None
         Bytes of the loaded column; None if its values vary in size.
@@ -162,7 +164,7 @@ def column_title(
     str
     """
     size = "" if nbytes is None else f", {size_text(nbytes)}"
-    return f"<npstream.Column {name!r}: shape {shape}, dtype {dtype}, stored as {stored}{size}"
+    return f"<npstream.Column {name!r}: shape {shape}, dtype {dtype}, stored as {encoding}{size}"
 
 
 def column_text(title: str, name: str, size: int, preview: Preview) -> str:

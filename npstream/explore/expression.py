@@ -1,8 +1,8 @@
 """Provide `parse`, which makes a condition on columns of text such as ``label == 3``.
 
-An `Expression` is evaluated on whole columns with NumPy. The right operands of ``and`` and ``or``
-are evaluated only for the rows that the left ones leave open. So ``x is not None and len(x) > 3``
-is safe, and of lazy columns only those rows are read.
+An `Expression` is evaluated on whole columns with NumPy. The right operand of ``and`` or ``or``
+is evaluated only for the rows whose result the left operand does not decide. So
+``x is not None and len(x) > 3`` is safe, and lazy columns read only those rows.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ class Expression:
     columns: tuple[str, ...]
     _tree: Node = field(repr=False)
 
-    def check(self, existing: Any) -> None:
-        """Raise ColumnError for a column that is not among the existing names."""
+    def check(self, names: Any) -> None:
+        """Raise ColumnError if a column of the expression is not in `names`."""
         for name in self.columns:
-            if name not in existing:
-                raise ColumnError(name, existing, f"{self.text!r}: ")
+            if name not in names:
+                raise ColumnError(name, names, f"{self.text!r}: ")
 
     def evaluate(self, arrays: Any) -> Bools:
         """Return True for each row for which the expression is true.
@@ -123,8 +123,10 @@ def parse(text: str) -> Expression:
 
     Raises
     ------
+    TypeError
+        If `text` is not a str.
     ValueError
-        If the text does not follow the grammar. The message has the position.
+        If the text names no column, or does not follow the grammar. The message has the position.
 
     Examples
     --------
@@ -149,9 +151,9 @@ def _names(node: Node) -> Iterator[str]:
             yield name
         case syntax.Length(operand) | syntax.Sign(_, operand) | syntax.Not(operand):
             yield from _names(operand)
-        case syntax.Arithmetic(first, rest) | syntax.Comparison(first, rest):
+        case syntax.Arithmetic(first, steps) | syntax.Comparison(first, steps):
             yield from _names(first)
-            for _, operand, _ in rest:
+            for _, operand, _ in steps:
                 yield from _names(operand)
         case syntax.Logic(_, operands):
             for operand in operands:
@@ -168,12 +170,12 @@ class _Rows:
 
     def error(self, kind: type[Exception], node_position: int, message: str) -> Exception:
         """Return an exception about a character of the expression."""
-        return kind(syntax.located(self.text, node_position, message))
+        return kind(syntax.add_position(self.text, node_position, message))
 
     def take(self, rows: Int64, node: Node) -> _Rows:
         """Return some of these rows, with the columns that `node` uses."""
-        taken = {name: self.operands[name].take(rows) for name in dict.fromkeys(_names(node))}
-        return _Rows(self.text, taken, len(rows))
+        operands = {name: self.operands[name].take(rows) for name in dict.fromkeys(_names(node))}
+        return _Rows(self.text, operands, len(rows))
 
     def condition(self, node: Node) -> Bools:
         """Return whether a node is true for each row."""
@@ -199,10 +201,10 @@ class _Rows:
         return node.name if isinstance(node, syntax.Name) else "..."
 
     def _logic(self, node: syntax.Logic) -> Bools:
-        first, *rest = node.operands
+        first, *others = node.operands
         result = self.condition(first)
-        for operand in rest:
-            rows = np.flatnonzero(result if node.word == "and" else ~result)
+        for operand in others:
+            rows = np.flatnonzero(result if node.operator == "and" else ~result)
             if len(rows) == self.count:
                 result = self.condition(operand)
             elif len(rows):
@@ -212,7 +214,7 @@ class _Rows:
     def _comparison(self, node: syntax.Comparison) -> Bools:
         result = np.ones(self.count, bool)
         left, left_node = self.value(node.first), node.first
-        for symbol, right_node, position in node.rest:
+        for symbol, right_node, position in node.steps:
             if isinstance(right_node, syntax.LiteralList):
                 is_in = self._in_list(left, right_node)
                 result &= ~is_in if symbol == "not in" else is_in
@@ -311,9 +313,9 @@ class _Rows:
         texts = value.kind == "text" and len(literals) > _MAX_COMPARISONS
         if texts or (len(literals) > _MAX_COMPARISONS and _are_ints(value, literals)):
             dtype = np.dtypes.StringDType() if texts else None
-            wanted = np.array([literal.data for literal in literals], dtype)
-            found = np.isin(np.broadcast_to(value.values(), self.count), wanted)
-            return result | (found if value.missing is None else found & ~value.missing)
+            candidates = np.array([literal.data for literal in literals], dtype)
+            is_in = np.isin(np.broadcast_to(value.values(), self.count), candidates)
+            return result | (is_in if value.missing is None else is_in & ~value.missing)
         if len(literals) > 1:
             value = value.load()
         for literal in literals:
@@ -329,9 +331,9 @@ class _Rows:
                 f"in needs a list, such as [1, 2], or a text that contains a text; got "
                 f"{text.describe()}",
             )
-        found = np.strings.find(_text(text), _text(part)) >= 0
+        contains = np.strings.find(_text_array(text), _text_array(part)) >= 0
         missing = _any_missing(part, text)
-        result = np.broadcast_to(found, self.count).copy()
+        result = np.broadcast_to(contains, self.count).copy()
         return result if missing is None else result & ~missing
 
     # Values
@@ -348,9 +350,9 @@ class _Rows:
             case syntax.Sign(symbol, operand, position):
                 zero, value = Operand(0), self.value(operand)
                 return self._arithmetic("+" if symbol == "+" else "-", zero, value, position)
-            case syntax.Arithmetic(first, rest):
+            case syntax.Arithmetic(first, steps):
                 value = self.value(first)
-                for symbol, operand, position in rest:
+                for symbol, operand, position in steps:
                     value = self._arithmetic(symbol, value, self.value(operand), position)
                 return value
         return Operand(self.condition(node))
@@ -369,14 +371,14 @@ class _Rows:
     def _arithmetic(self, symbol: str, left: Operand, right: Operand, position: int) -> Operand:
         kinds = {left.kind, right.kind}
         if kinds <= set(_NUMBERS):
-            compute = _of_numbers
+            compute = _compute_numbers
         elif kinds == {"text"} and symbol == "+":
-            compute = _of_texts
+            compute = _join_texts
         elif kinds <= {"time", "duration"} and symbol in "+-":
-            compute = _of_others
+            compute = _compute_times
         else:
-            both = f"{left.describe()} and {right.describe()}"
-            raise self.error(TypeError, position, f"{symbol} takes numbers, and got {both}")
+            operands = f"{left.describe()} and {right.describe()}"
+            raise self.error(TypeError, position, f"{symbol} takes numbers, and got {operands}")
         missing = _any_missing(left, right)
         try:
             if missing is None:
@@ -406,9 +408,8 @@ def _are_ints(value: Operand, literals: list[Operand]) -> bool:
     )
 
 
-def _text(operand: Operand) -> Any:
-    values = operand.values()
-    return np.asarray(values, np.dtypes.StringDType())
+def _text_array(operand: Operand) -> Any:
+    return np.asarray(operand.values(), np.dtypes.StringDType())
 
 
 def _compare_values(
@@ -431,18 +432,18 @@ def _objects(operand: Operand, count: int) -> Any:
     return [values] * count if operand.is_scalar else values
 
 
-def _of_texts(symbol: str, left: Any, right: Any) -> Any:
+def _join_texts(symbol: str, left: Any, right: Any) -> Any:
     if isinstance(left, str) and isinstance(right, str):
         return left + right
     text = np.dtypes.StringDType()
     return np.add(np.asarray(left, text), np.asarray(right, text))
 
 
-def _of_others(symbol: str, left: Any, right: Any) -> Any:
+def _compute_times(symbol: str, left: Any, right: Any) -> Any:
     return _ARITHMETIC[symbol](left, right)
 
 
-def _of_numbers(symbol: str, left: Any, right: Any) -> Any:
+def _compute_numbers(symbol: str, left: Any, right: Any) -> Any:
     """Apply an operator to numbers; raise OverflowError instead of a wrong integer."""
     compute = _ARITHMETIC[symbol]
     is_scalar = not isinstance(left, np.ndarray) and not isinstance(right, np.ndarray)

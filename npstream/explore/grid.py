@@ -45,10 +45,10 @@ def holds_images(values: Sequence[Any], encoding: str) -> bool:
     -------
     bool
     """
-    return encoding in ("pil", "jpeg", "png") or any(map(_is_shown, values))
+    return encoding in ("pil", "jpeg", "png") or any(map(_is_image, values))
 
 
-def _is_shown(value: Any) -> bool:
+def _is_image(value: Any) -> bool:
     if isinstance(value, bytes):
         media = recognize(value[:HEADER_BYTES])
         return media is not None and media.kind == "image"
@@ -150,10 +150,10 @@ class ImageGrid:
                 filter = Image.Resampling.NEAREST if tile.is_enlarged else Image.Resampling.LANCZOS
                 image = tile.open().resize((tile.width, tile.height), filter)
                 mask = image if image.mode == "RGBA" else None
-                at = (x + (self._size - tile.width) // 2, y + self._size - tile.height)
-                canvas.paste(image, at, mask)
+                corner = (x + (self._size - tile.width) // 2, y + self._size - tile.height)
+                canvas.paste(image, corner, mask)
             else:
-                draw.multiline_text((x, y), _wrapped(tile, self._size // 7), (180, 30, 40))
+                draw.multiline_text((x, y), _wrap(tile, self._size // 7), (180, 30, 40))
             text = label.encode("ascii", "replace").decode()
             draw.text((x, y + self._size), text, (90, 90, 90))
         return canvas
@@ -164,7 +164,7 @@ class ImageGrid:
         Parameters
         ----------
         path : str or path-like
-            Name of the file, such as ``"grid.png"``. Its end gives the format.
+            Name of the file, such as ``"grid.png"``. The extension determines the format.
 
         Raises
         ------
@@ -191,5 +191,5 @@ def _tile(value: Any, encoding: str, size: int) -> Thumbnail | str:
         return truncate(error_text(error), MAX_ERROR)
 
 
-def _wrapped(text: str, width: int) -> str:
+def _wrap(text: str, width: int) -> str:
     return "\n".join(text[start : start + width] for start in range(0, len(text), max(1, width)))

@@ -71,7 +71,7 @@ def histogram(
     -------
     counts : ndarray of int64, shape (bins,)
     edges : ndarray, shape (bins + 1,)
-        Times for times.
+        For times, of `dtype`.
 
     Examples
     --------
@@ -81,10 +81,11 @@ def histogram(
     is_time = dtype.kind in "mM"
     if np.ndim(bins) == 0:
         extremes = [(v.min(), v.max()) for v in map(_finite, read()) if v.size]
-        low = min((least for least, _ in extremes), default=0)
-        high = max((most for _, most in extremes), default=1)
+        low = min((minimum for minimum, _ in extremes), default=0)
+        high = max((maximum for _, maximum in extremes), default=1)
         edges = np.histogram_bin_edges(np.empty(0), bins, (low, high))
         if is_time:
+            # Rounded to whole units of time, close edges can be equal.
             edges = np.unique(edges.astype(np.int64))
             edges = edges if len(edges) > 1 else np.array([edges[0], edges[0] + 1])
     else:

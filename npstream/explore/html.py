@@ -1,4 +1,4 @@
-"""HTML representations of datasets and columns, and `table`, which makes tables of notebooks."""
+"""HTML representations of datasets and columns for notebooks, and `table`, which they use."""
 
 from __future__ import annotations
 

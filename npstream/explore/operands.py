@@ -104,9 +104,9 @@ class Operand:
         if self.kind in ("text", "bytes"):
             return np.strings.str_len(data).astype(np.int64)
         if data.dtype.kind == "O" and all(
-            hasattr(value, "__len__") for value, skip in self._rows() if not skip
+            hasattr(value, "__len__") for value, is_missing in self._rows() if not is_missing
         ):
-            lengths = (0 if skip else len(value) for value, skip in self._rows())
+            lengths = (0 if is_missing else len(value) for value, is_missing in self._rows())
             return np.fromiter(lengths, np.int64, len(data))
         return None
 
@@ -121,6 +121,7 @@ class Operand:
         return np.concatenate(lengths) if lengths else np.empty(0, np.int64)
 
     def _rows(self) -> Iterable[tuple[Any, bool]]:
+        """Return each value, and True if it is missing."""
         missing = np.zeros(len(self.data), bool) if self.missing is None else self.missing
         return zip(self.data, missing.tolist(), strict=True)
 
@@ -140,7 +141,7 @@ def _kind(data: Any) -> str:
         return {None: "array", "str": "text"}.get(data.kind, data.kind or "array")
     dtype = getattr(data, "dtype", None)
     if dtype is None:
-        return "number"  # of Python
+        return "number"  # a Python number
     if getattr(data, "ndim", 1) > 1 or dtype.names:
         return "array"
     if _is_lazy(data) and dtype.kind not in "TO" and not _has_fixed_size(data):
@@ -149,7 +150,7 @@ def _kind(data: Any) -> str:
 
 
 def _has_fixed_size(column: Any) -> bool:
-    """Return True if the values of a Column have one size, so that it knows its `nbytes`."""
+    """Return True if all values of a Column have one size: otherwise `nbytes` raises TypeError."""
     try:
         return bool(column.nbytes >= 0)
     except TypeError:
@@ -224,9 +225,9 @@ def _from_objects(array: AnyArray, name: str) -> Operand:
         return Operand(array, missing, "object", name)
     if missing is None:
         return Operand(converted, name=name)
-    whole = np.zeros(len(objects), converted.dtype)
-    whole[~missing] = converted
-    return Operand(whole, missing, name=name)
+    result = np.zeros(len(objects), converted.dtype)
+    result[~missing] = converted
+    return Operand(result, missing, name=name)
 
 
 def _is_missing(value: Any) -> bool:
@@ -243,31 +244,31 @@ def _from_arrow(array: Any, name: str) -> Operand:
         array = array.cast(pa.large_string()).combine_chunks()
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
-    kind, missing = array.type, None
+    arrow_type, missing = array.type, None
     if array.null_count:
         missing = np.asarray(array.is_null().to_numpy(zero_copy_only=False))
-    if pa.types.is_null(kind):
+    if pa.types.is_null(arrow_type):
         return Operand(np.full(len(array), None, object), missing, "object", name)
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-    if is_list and not array.values.null_count and pa.types.is_primitive(kind.value_type):
+    is_list = pa.types.is_list(arrow_type) or pa.types.is_large_list(arrow_type)
+    if is_list and not array.values.null_count and pa.types.is_primitive(arrow_type.value_type):
         values = np.asarray(array.values.to_numpy(zero_copy_only=False))
         offsets = np.asarray(array.offsets)
         return Operand(Ragged(values, offsets), missing, name=name)
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+    if pa.types.is_string(arrow_type) or pa.types.is_large_string(arrow_type):
         texts = array.to_numpy(zero_copy_only=False)
         if missing is not None:
             texts[missing] = ""
         return Operand(np.asarray(texts, _TEXT), missing, name=name)
-    is_plain = pa.types.is_primitive(kind) and not pa.types.is_time(kind)
+    is_plain = pa.types.is_primitive(arrow_type) and not pa.types.is_time(arrow_type)
     if is_plain:  # times with a time zone become times in UTC
         values = array
         if missing is not None:
             values = array.drop_null()
         numbers = np.asarray(values.to_numpy(zero_copy_only=False))
         if missing is not None:
-            whole = np.zeros(len(array), numbers.dtype)
-            whole[~missing] = numbers
-            numbers = whole
+            all_rows = np.zeros(len(array), numbers.dtype)
+            all_rows[~missing] = numbers
+            numbers = all_rows
         return Operand(numbers, missing, name=name)
     objects = np.empty(len(array), object)
     objects[:] = array.to_pylist()

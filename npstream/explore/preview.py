@@ -1,14 +1,14 @@
 """Provide `Preview`: the first values of a view, if reading them is cheap.
 
-A preview reads a few samples that are local or in the cache, or takes a few small requests.
-Otherwise it has the estimated cost. It never raises: an error stands for a value that cannot be
-read.
+A preview reads a few samples if they are local or cached, or if a few small requests suffice.
+Otherwise it only holds the estimated cost. It never raises: where a value cannot be read, it holds
+the exception.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,22 +24,22 @@ if TYPE_CHECKING:
     from npstream.reading.plan import Field
     from npstream.reading.source import Source
 
-__all__ = ["Preview", "preview_column", "preview_dataset", "shown_rows"]
+__all__ = ["Preview", "preview_column", "preview_dataset", "preview_size"]
 
 WHOLE_ROWS = 10
 """A view with at most this number of rows is shown whole."""
 
 HEAD_ROWS = 5
-"""The rows that are shown of a larger view."""
+"""The number of rows that are shown of a larger view."""
 
 MAX_REQUESTS = 3
-"""Requests that a preview may take where a person asks for it."""
+"""Maximum requests of a preview in a notebook. A ``repr`` makes no requests."""
 
 MAX_DOWNLOAD = 8 << 20
-"""Bytes that a preview may download."""
+"""Maximum bytes that a preview downloads."""
 
 MAX_READ = 64 << 20
-"""Bytes that a preview reads of a column."""
+"""Maximum bytes that a preview reads of a column."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +65,8 @@ class Preview:
     cost: Cost | None = None
 
 
-def shown_rows(size: int) -> int:
-    """Return how many rows are shown of a view with `size` rows."""
+def preview_size(size: int) -> int:
+    """Return the number of rows that are shown of a view with `size` rows."""
     return size if size <= WHOLE_ROWS else HEAD_ROWS
 
 
@@ -84,7 +84,7 @@ def preview_dataset(
     rows : int
         Number of rows.
     max_requests : int
-        Requests that the preview may take.
+        Maximum number of requests.
 
     Returns
     -------
@@ -158,6 +158,7 @@ def _read_columns(source: Source, plan: Plan, part: Selection, ids: Int64) -> di
 
 def _large_values(source: Source, plan: Plan, ids: Int64) -> dict[str, list[Any]]:
     """Return the sizes of local columns whose values are too large to read."""
+    # The first rows may be larger than average ones: the factor 4 is a margin.
     if is_remote(source) or source.estimate_bytes(len(ids)) <= MAX_READ // 4:
         return {}
     try:
@@ -175,20 +176,20 @@ def _large_values(source: Source, plan: Plan, ids: Int64) -> dict[str, list[Any]
 def _read_values(
     source: Source, field: Field, part: Selection, ids: Int64, error: Exception
 ) -> list[Any]:
-    """Read the values of a column one by one; `error` is that of all columns together."""
-    plan = Plan([replace(field)])
+    """Read the values of a column one by one; `error` was raised by reading all columns."""
+    plan = Plan([field])
     try:
         if is_remote(source) and _cost(source, part, plan).requests:
             return [error] * len(ids)
-    except Exception as failed:
-        return [failed] * len(ids)
+    except Exception as failure:
+        return [failure] * len(ids)
     values = []
     for number in range(len(ids)):
         try:
             column = source.columns(plan, source.look_up(ids[number : number + 1]), {})
             values += first_items(column[field.name], 1)
-        except Exception as failed:
-            values.append(failed)
+        except Exception as failure:
+            values.append(failure)
     return values
 
 
@@ -211,7 +212,7 @@ def preview_column(
     load : callable
         Reads the column of `part`.
     max_requests : int
-        Requests that the preview may take.
+        Maximum number of requests.
 
     Returns
     -------

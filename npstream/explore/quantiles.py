@@ -1,4 +1,4 @@
-"""Provide `quantiles`, those of numbers in memory.
+"""Provide `quantiles`, which computes quantiles of an array.
 
 Tested in tests/dataset/test_statistics_methods.py.
 """
@@ -14,7 +14,9 @@ from npstream.explore.counts import drop_missing
 
 
 def quantiles(values: AnyArray, probabilities: AnyArray) -> Any:
-    """Return quantiles of numbers or times without NaN and NaT, interpolated linearly.
+    """Return quantiles of numbers or times, with linear interpolation.
+
+    NaN and NaT are ignored. Without other values, the quantiles are NaN or NaT.
 
     Examples
     --------
@@ -24,14 +26,14 @@ def quantiles(values: AnyArray, probabilities: AnyArray) -> Any:
     present = drop_missing(values.reshape(-1))
     kind = present.dtype.kind
     if not len(present):
-        nothing = np.array("NaT", present.dtype) if kind in "mM" else np.array(np.nan)
-        return np.full(probabilities.shape, nothing)[()]
+        missing_value = np.array("NaT", present.dtype) if kind in "mM" else np.array(np.nan)
+        return np.full(probabilities.shape, missing_value)[()]
     if kind in "mM":
         unit = np.dtype(present.dtype.str.replace("M8", "m8"))
-        # Times are interpolated as durations since the first one, which float64 rounds less.
+        # Durations since the first time are small numbers, which float64 rounds less than times.
         first = present.min()
-        found = np.quantile((present - first).astype(np.int64), probabilities)
-        return first + np.asarray(found).astype(np.int64).astype(unit)
+        durations = np.quantile((present - first).astype(np.int64), probabilities)
+        return first + np.asarray(durations).astype(np.int64).astype(unit)
     if kind not in "iuf" or present.dtype.itemsize < 4:
         present = present.astype(np.float64)  # bool, and float16, whose differences may overflow
     return np.quantile(present, probabilities)

@@ -25,7 +25,7 @@ def sort_order(columns: Mapping[str, Any], descending: Mapping[str, bool]) -> In
     Parameters
     ----------
     columns : mapping of str to array_like
-        The values of each column, all of one length. The first column counts most.
+        The values of each column, all of one length. The first column is the primary sort key.
     descending : mapping of str to bool
         Whether the greatest value of a column comes first.
 

@@ -15,7 +15,7 @@ from npstream._core.arguments import quantity
 from npstream._core.optional import import_optional
 from npstream.explore.display import MAX_COLUMNS, truncate, value_text
 
-__all__ = ["PROBABILITIES", "ColumnSummary", "Description", "aligned"]
+__all__ = ["PROBABILITIES", "ColumnSummary", "Description", "align_cells"]
 
 PROBABILITIES = (0.25, 0.5, 0.75)
 """The quantiles of a description."""
@@ -62,13 +62,14 @@ class ColumnSummary:
     top : list of tuple
         The most frequent values, each with its count.
     top_error : int
-        By how much these counts may be too low.
+        Bound of the error of these counts: the true count can be higher by at most this number.
     lengths : tuple or None
-        Least, mean and greatest length of values that vary in length.
+        Minimum, mean and maximum length of values that vary in length.
     unit : str
         The unit of `lengths`: ``"bytes"``, or ``"rows"`` of arrays along their first axis.
     image_sizes : tuple or None
-        Least and greatest width, then least and greatest height of `images` images, in pixels.
+        Minimum width, maximum width, minimum height and maximum height in pixels, of the images
+        that were opened.
     images : int
         Number of images that were opened.
     """
@@ -96,7 +97,7 @@ class ColumnSummary:
 
     @property
     def has_numbers(self) -> bool:
-        """Whether the values have bounds."""
+        """Whether `min` is known, as for numbers, times and bools that are not all missing."""
         return self.min is not None
 
     def to_dict(self) -> dict[str, Any]:
@@ -109,8 +110,8 @@ class ColumnSummary:
         """
         top, freq = self.top[0] if self.top else (None, None)
         low, mean, high = self.lengths or (None, None, None)
-        least_width, width, least_height, height = self.image_sizes or (None,) * 4
-        facts = {
+        min_width, max_width, min_height, max_height = self.image_sizes or (None,) * 4
+        statistics = {
             "count": self.count,
             "missing": self.missing,
             "unique": self.distinct,
@@ -124,25 +125,25 @@ class ColumnSummary:
             "min length": low,
             "mean length": mean,
             "max length": high,
-            "min width": least_width,
-            "max width": width,
-            "min height": least_height,
-            "max height": height,
+            "min width": min_width,
+            "max width": max_width,
+            "min height": min_height,
+            "max height": max_height,
         }
-        return {key: value for key, value in facts.items() if value is not None}
+        return {key: value for key, value in statistics.items() if value is not None}
 
     def __repr__(self) -> str:
-        facts = self._facts()
-        width = max(len(name) for name, _ in facts)
+        statistics = self._statistics()
+        width = max(len(name) for name, _ in statistics)
         lines = [f"<npstream.ColumnSummary {truncate(repr(self.name))}: {self.type}"]
-        lines += [f"  {name:{width}}  {value}" for name, value in facts]
+        lines += [f"  {name:{width}}  {value}" for name, value in statistics]
         return "\n".join(lines) + ">"
 
     def _repr_html_(self) -> str:
         from npstream.rendering.html import table
 
         caption = f"{truncate(self.name)}: {self.type}"
-        return table(["statistic", "value"], self._facts(), caption=caption, index=1)
+        return table(["statistic", "value"], self._statistics(), caption=caption, index=1)
 
     def to_pandas(self) -> Any:
         """Return the statistics as a series of objects.
@@ -159,19 +160,19 @@ class ColumnSummary:
         pandas = import_optional("pandas", "pandas", "pandas")
         return pandas.Series(self.to_dict(), name=self.name, dtype=object)
 
-    def _facts(self) -> list[tuple[str, str]]:
+    def _statistics(self) -> list[tuple[str, str]]:
         """Return names and values of all known statistics as text."""
-        facts = [("rows", self.origin_text())]
-        facts += [
+        statistics = [("rows", self.origin_text())]
+        statistics += [
             (name, text) for name, text in zip(_NUMBER_HEADERS[2:], self.numbers(), strict=True)
         ]
-        facts += [("lengths", self.lengths_text()), ("image sizes", self.sizes_text())]
-        facts += [("most frequent", self.top_text(k)) for k in range(min(len(self.top), 5))]
+        statistics += [("lengths", self.lengths_text()), ("image sizes", self.sizes_text())]
+        statistics += [("most frequent", self.top_text(k)) for k in range(min(len(self.top), 5))]
         if self.images:
-            facts.append(("images opened", f"{self.images:,}"))
+            statistics.append(("images opened", f"{self.images:,}"))
         if self.rank_error:
-            facts.append(("quantiles", f"within {self.rank_error:.1%} of the ranks"))
-        return [(name, text) for name, text in facts if text]
+            statistics.append(("quantiles", f"within {self.rank_error:.1%} of the ranks"))
+        return [(name, text) for name, text in statistics if text]
 
     def origin_text(self, unit: str = "") -> str:
         """Return what the statistics are computed from: a number of rows, with an optional unit."""
@@ -183,13 +184,13 @@ class ColumnSummary:
     def numbers(self) -> list[str]:
         """Return the cells of a row of the table of numbers, without name and type."""
         distinct = "" if self.distinct is None else f"{self.distinct:,}"
-        about = "~" if self.rank_error else ""
-        middle = [
-            about + _number_text(self.quantiles[p]) if p in self.quantiles else ""
+        prefix = "~" if self.rank_error else ""
+        quantiles = [
+            prefix + _number_text(self.quantiles[p]) if p in self.quantiles else ""
             for p in PROBABILITIES
         ]
         cells = [_number_text(x) for x in (self.mean, self.std, self.min)]
-        return [f"{self.missing:,}", distinct, *cells, *middle, _number_text(self.max)]
+        return [f"{self.missing:,}", distinct, *cells, *quantiles, _number_text(self.max)]
 
     def others(self) -> list[str]:
         """Return the cells of a row of the table of other values, without name and type."""
@@ -211,9 +212,9 @@ class ColumnSummary:
         """Return the sizes of images."""
         if self.image_sizes is None:
             return ""
-        least_width, width, least_height, height = self.image_sizes
-        widths = f"{width}" if least_width == width else f"{least_width} to {width}"
-        heights = f"{height}" if least_height == height else f"{least_height} to {height}"
+        min_width, max_width, min_height, max_height = self.image_sizes
+        widths = f"{max_width}" if min_width == max_width else f"{min_width} to {max_width}"
+        heights = f"{max_height}" if min_height == max_height else f"{min_height} to {max_height}"
         return f"{widths} x {heights} pixels"
 
     def top_text(self, number: int) -> str:
@@ -221,12 +222,12 @@ class ColumnSummary:
         value, count = self.top[number]
         text = value_text(value) if not isinstance(value, str) else repr(value)
         text = text if len(text) <= _TOP_WIDTH else text[: _TOP_WIDTH - 3] + "..."
-        about = "~" if self.top_error else ""
-        return f"{text} ({about}{count / max(self.elements or self.count, 1):.2%})"
+        prefix = "~" if self.top_error else ""
+        return f"{text} ({prefix}{count / max(self.elements or self.count, 1):.2%})"
 
 
 def _number_text(value: Any) -> str:
-    """Return a number in at most about ten characters."""
+    """Return a number as text of about ten characters or fewer."""
     if value is None:
         return ""
     if isinstance(value, bool | np.bool_ | np.datetime64 | np.timedelta64):
@@ -299,17 +300,17 @@ class Description(Mapping[str, ColumnSummary]):
         2
         """
         pandas = import_optional("pandas", "pandas", "pandas")
-        facts = {name: column.to_dict() for name, column in self.items()}
-        order = dict.fromkeys(key for column in facts.values() for key in column)
-        names = [key for key in _PANDAS_ORDER if key in order]
-        table = {name: [known.get(key) for key in names] for name, known in facts.items()}
+        columns = {name: column.to_dict() for name, column in self.items()}
+        keys = {key for column in columns.values() for key in column}
+        names = [key for key in _PANDAS_ORDER if key in keys]
+        table = {name: [column.get(key) for key in names] for name, column in columns.items()}
         return pandas.DataFrame(table, names, dtype=object).fillna(np.nan)
 
     def __repr__(self) -> str:
         size = f"{quantity(self._rows, 'row')}, {quantity(len(self), 'column')}"
         lines = [f"<npstream.Description: {size}"]
         for headers, rows in self._tables():
-            lines += ["", *aligned([headers, *rows], 2)]
+            lines += ["", *align_cells([headers, *rows], 2)]
         hidden = len(self) - MAX_COLUMNS
         if hidden > 0:
             lines.append(f"  ... and {quantity(hidden, 'more column')}")
@@ -335,9 +336,9 @@ class Description(Mapping[str, ColumnSummary]):
 
     def _tables(self) -> list[tuple[list[str], list[list[str]]]]:
         """Return the headers and rows of the tables that are shown."""
-        shown = list(self.values())[:MAX_COLUMNS]
-        numbers = [[*_titles(c), *c.numbers()] for c in shown if c.has_numbers]
-        others = [[*_titles(c), *c.others()] for c in shown if not c.has_numbers]
+        columns = list(self.values())[:MAX_COLUMNS]
+        numbers = [[*_titles(c), *c.numbers()] for c in columns if c.has_numbers]
+        others = [[*_titles(c), *c.others()] for c in columns if not c.has_numbers]
         tables = [(_NUMBER_HEADERS, numbers), (_OTHER_HEADERS, others)]
         return [(headers, rows) for headers, rows in tables if rows]
 
@@ -349,8 +350,8 @@ class Description(Mapping[str, ColumnSummary]):
         lines = []
         for origin, names in by_origin.items():
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-            which = "" if len(by_origin) == 1 else f"{', '.join(map(truncate, names[:5]))}{more}: "
-            lines.append(f"{which}{origin}.")
+            prefix = "" if len(by_origin) == 1 else f"{', '.join(map(truncate, names[:5]))}{more}: "
+            lines.append(f"{prefix}{origin}.")
         error = max((column.rank_error for column in self.values()), default=0.0)
         if error:
             lines.append(f"~ is approximate: quantiles are within {error:.1%} of the ranks.")
@@ -372,19 +373,21 @@ _PANDAS_ORDER = [
 ]  # fmt: skip
 
 
-def aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
-    """Return rows of cells as lines, the first `left` cells aligned to the left.
+def align_cells(rows: Sequence[Sequence[str]], left_cells: int) -> list[str]:
+    """Return each row of cells as a line.
+
+    The first `left_cells` cells are aligned to the left, the others to the right.
 
     Examples
     --------
-    >>> aligned([["a", "n"], ["bcd", "10"]], 1)
+    >>> align_cells([["a", "n"], ["bcd", "10"]], 1)
     ['  a     n', '  bcd  10']
     """
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
     return [
         "  "
         + "  ".join(
-            f"{cell:<{width}}" if k < left else f"{cell:>{width}}"
+            f"{cell:<{width}}" if k < left_cells else f"{cell:>{width}}"
             for k, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Arithmetic", "Comparison", "Length", "Literal", "LiteralList", "Logic", "Name", "Node", "Not",
-    "Sign", "located", "parse_tree",
+    "Sign", "add_position", "parse_tree",
 ]  # fmt: skip
 
 MAX_DEPTH = 50
@@ -105,20 +105,24 @@ class Sign:
 class Arithmetic:
     """Operators of one precedence, applied from left to right to `first`.
 
-    A chain is one node, so that a long one does not need a deep tree.
+    `steps` holds an operator, its right operand and its position for each step. A chain is one
+    node, so that a long one does not need a deep tree.
     """
 
     first: Node
-    rest: tuple[tuple[str, Node, int], ...]
+    steps: tuple[tuple[str, Node, int], ...]
     position: int
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A chain such as ``0 < x <= 5``; an operator can be ``in`` or ``is``, also with ``not``."""
+    """A chain such as ``0 < x <= 5``; an operator can be ``in`` or ``is``, also with ``not``.
+
+    `steps` holds an operator, its right operand and the position of this operand for each step.
+    """
 
     first: Node
-    rest: tuple[tuple[str, Node, int], ...]
+    steps: tuple[tuple[str, Node, int], ...]
     position: int
 
 
@@ -134,7 +138,7 @@ class Not:
 class Logic:
     """Operands that are all joined by ``and``, or all by ``or``."""
 
-    word: str
+    operator: str
     operands: tuple[Node, ...]
     position: int
 
@@ -144,8 +148,8 @@ Node: TypeAlias = (
 )
 
 
-def located(text: str, position: int, message: str) -> str:
-    """Return a message about a character of an expression."""
+def add_position(text: str, position: int, message: str) -> str:
+    """Return a message with the expression and the position of the character that it is about."""
     shown = text if len(text) <= 80 else f"{text[max(position - 40, 0) : position + 40]}..."
     return f"{shown!r}, character {position + 1}: {message}"
 
@@ -173,8 +177,8 @@ class _Parser:
     def _advance(self) -> None:
         match = _TOKEN.match(self.text, self._end)
         if match is None:
-            rest = self.text[self._end :]
-            self.position = self._end + len(rest) - len(rest.lstrip())
+            remaining = self.text[self._end :]
+            self.position = self._end + len(remaining) - len(remaining.lstrip())
             self.kind, self.token = "end", ""
             if self.position < len(self.text):
                 self.token = self.text[self.position]
@@ -183,14 +187,15 @@ class _Parser:
         self.kind = str(match.lastgroup)
         self.token = match[self.kind]
         self.position, self._end = match.start(self.kind), match.end()
-        following = self.text[self._end : self._end + 1]
-        if self.kind == "number" and (following.isalnum() or following in tuple("_.")):
-            raise self.error(f"{self.token + following!r} is not a number")
+        next_character = self.text[self._end : self._end + 1]
+        if self.kind == "number" and (next_character.isalnum() or next_character in tuple("_.")):
+            raise self.error(f"{self.token + next_character!r} is not a number")
 
     def error(self, message: str, position: int | None = None) -> ValueError:
         """Return an error at the current token, or at a position."""
-        where = self.position if position is None else position
-        return ValueError(located(self.text, where, message))
+        if position is None:
+            position = self.position
+        return ValueError(add_position(self.text, position, message))
 
     def _unknown_character(self) -> ValueError:
         hint = _HINTS.get(self.token)
@@ -198,10 +203,10 @@ class _Parser:
 
     def unexpected(self, expected: str = "") -> ValueError:
         """Return an error that says which token is unexpected, and what is expected."""
-        what = f"unexpected {self.token!r}" if self.token else "the expression ends here"
+        problem = f"unexpected {self.token!r}" if self.token else "the expression ends here"
         if self.kind in ("word", "number", "quoted", "text") and not expected:
             expected = "an operator, such as == or and"
-        return self.error(f"{what}: " + (f"expected {expected}; " if expected else "") + ALLOWED)
+        return self.error(f"{problem}: " + (f"expected {expected}; " if expected else "") + ALLOWED)
 
     def _is(self, *tokens: str) -> bool:
         return self.kind in ("symbol", "word") and self.token in tokens
@@ -216,8 +221,8 @@ class _Parser:
             raise self.unexpected(repr(symbol))
         self._advance()
 
-    def _nested(self, parse: Callable[[], Node]) -> Node:
-        """Call a method that can call itself; limit the depth."""
+    def _parse_nested(self, parse: Callable[[], Node]) -> Node:
+        """Call a method that can call itself; raise if calls nest deeper than `MAX_DEPTH`."""
         self._depth += 1
         if self._depth > MAX_DEPTH:
             raise self.error(f"the expression is nested more than {MAX_DEPTH} levels deep")
@@ -227,40 +232,44 @@ class _Parser:
 
     def disjunction(self) -> Node:
         """Parse operands of ``or``."""
-        return self._nested(lambda: self._logic("or", lambda: self._logic("and", self._negation)))
+        return self._parse_nested(
+            lambda: self._logic("or", lambda: self._logic("and", self._negation))
+        )
 
-    def _logic(self, word: str, parse: Callable[[], Node]) -> Node:
+    def _logic(self, operator: str, parse: Callable[[], Node]) -> Node:
         position = self.position
         operands = [parse()]
-        while self._is(word):
+        while self._is(operator):
             self._advance()
             operands.append(parse())
-        return operands[0] if len(operands) == 1 else Logic(word, tuple(operands), position)
+        return operands[0] if len(operands) == 1 else Logic(operator, tuple(operands), position)
 
     def _negation(self) -> Node:
         if self._is("not"):
             position = self._take()[1]
-            return Not(self._nested(self._negation), position)
+            return Not(self._parse_nested(self._negation), position)
         return self._comparison()
 
     def _comparison(self) -> Node:
         position = self.position
         first = self._sum()
-        rest: list[tuple[str, Node, int]] = []
+        steps: list[tuple[str, Node, int]] = []
         while (operator := self._comparison_operator()) is not None:
-            where = self.position
-            if rest and isinstance(rest[-1][1], LiteralList):
+            operand_position = self.position
+            if steps and isinstance(steps[-1][1], LiteralList):
                 raise self.error("nothing is compared to a list: join conditions with and")
             operand = self._sum()
             if operator in ("is", "is not") and not (
                 isinstance(operand, Literal) and operand.value is None
             ):
-                raise self.error(f"{operator} needs None on its right; compare with ==", where)
+                raise self.error(
+                    f"{operator} needs None on its right; compare with ==", operand_position
+                )
             if operator not in ("in", "not in"):
                 self._refuse_list(operand)
-            rest.append((operator, operand, where))
+            steps.append((operator, operand, operand_position))
         self._refuse_list(first)
-        return Comparison(first, tuple(rest), position) if rest else first
+        return Comparison(first, tuple(steps), position) if steps else first
 
     def _comparison_operator(self) -> str | None:
         if self._is(*_COMPARISONS):
@@ -285,19 +294,21 @@ class _Parser:
     def _chain(self, symbols: tuple[str, ...], parse: Callable[[], Node]) -> Node:
         position = self.position
         first = parse()
-        rest: list[tuple[str, Node, int]] = []
+        steps: list[tuple[str, Node, int]] = []
         while self._is(*symbols):
-            symbol, where = self._take()
-            rest.append((symbol, parse(), where))
-        for node in [first, *(item[1] for item in rest)] if rest else ():
+            symbol, symbol_position = self._take()
+            steps.append((symbol, parse(), symbol_position))
+        if not steps:
+            return first
+        for node in [first, *(step[1] for step in steps)]:
             self._refuse_list(node)
-        return Arithmetic(first, tuple(rest), position) if rest else first
+        return Arithmetic(first, tuple(steps), position)
 
     def _factor(self) -> Node:
         if not self._is("-", "+"):
             return self._power()
         symbol, position = self._take()
-        operand = self._nested(self._factor)
+        operand = self._parse_nested(self._factor)
         self._refuse_list(operand)
         value = getattr(operand, "value", None)
         if isinstance(operand, Literal) and type(value) in (int, float):
@@ -309,11 +320,11 @@ class _Parser:
         base = self._atom()
         if not self._is("**"):
             return base
-        where = self._take()[1]
-        exponent = self._nested(self._factor)
+        symbol_position = self._take()[1]
+        exponent = self._parse_nested(self._factor)
         self._refuse_list(base)
         self._refuse_list(exponent)
-        return Arithmetic(base, (("**", exponent, where),), position)
+        return Arithmetic(base, (("**", exponent, symbol_position),), position)
 
     def _refuse_list(self, node: Node) -> None:
         if isinstance(node, LiteralList):

@@ -1,7 +1,8 @@
 """Tests of the text of columns (`contains`, `startswith`, `isin`, ...), at the speed of ``==``.
 
-Values are tested where they lie in a shard, as bytes: they are neither copied nor decoded. Both
-arguments and values are UTF-8, in which a text occurs in another one if and only if its bytes do.
+The kernels compare bytes in the shards, without copies and without decoding. This is correct for
+text, as arguments and values are both UTF-8: a text contains another one exactly if its bytes
+contain the other one's bytes.
 
 Tested in tests/explore/test_text.py.
 """
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from npstream._core import spans
+from npstream._core.jit import MASK_BYTES
 from npstream._core.memory import address_of
 from npstream._core.progress import progress
 from npstream._core.typing import AnyArray, Bools, Bytes, Int64
@@ -67,17 +69,17 @@ def text_bytes(value: Any, kind: str, name: str) -> bytes:
             f"column {name!r} holds {kind}, and the argument is {value!r:.60} "
             f"({type(value).__name__}): pass {kind}"
         )
-    return _encoded(value)
+    return _encode(value)
 
 
-def _encoded(value: Any) -> bytes:
+def _encode(value: Any) -> bytes:
     # A str with surrogates is not valid UTF-8. It occurs in no value, but must not raise.
     return value.encode(errors="surrogatepass") if isinstance(value, str) else bytes(value)
 
 
 def stored_texts(values: Iterable[Any], kind: str) -> list[bytes]:
-    """Return those of some values that have the type of a column of text, as they are stored."""
-    return [_encoded(value) for value in values if isinstance(value, TEXT_KINDS[kind])]
+    """Return the stored bytes of the values that are str or bytes, as `kind` says; drop others."""
+    return [_encode(value) for value in values if isinstance(value, TEXT_KINDS[kind])]
 
 
 def apply_to_rows(
@@ -93,7 +95,7 @@ def apply_to_rows(
     Parameters
     ----------
     function : callable
-        Takes addresses, sizes, and the results of a block of values to fill.
+        Takes the addresses and sizes of a block of values, and an array that it fills with results.
     dtype : type
         The dtype of the results.
     source : Source
@@ -102,7 +104,7 @@ def apply_to_rows(
     selection : Selection
         The rows.
     purpose : str
-        What the values are read for, for progress and messages.
+        The operation, for the progress bar and messages, such as ``"contains"``.
 
     Returns
     -------
@@ -121,33 +123,36 @@ def apply_to_rows(
 def _apply(
     source: Source, plan: Plan, rows: Lookup, function: SpanFunction, results: AnyArray
 ) -> None:
-    """Call a function on the values of rows; they may be in a joined source, or computed."""
+    """Call a function on the values of rows of a column that is stored, joined or computed."""
     (field,) = plan.fields
     if field.computation is not None:
         column = field.computation.column(rows.rows)
         assert isinstance(column, Ragged)
         apply_to_ragged(column, function, results)
         return
-    for joined, part, joined_rows in source.joined_parts(plan, rows):
+    for joined, part, joined_rows in source.joined_parts(plan, rows):  # none or one for one column
         _apply(joined, part, joined_rows, function, results)
         return
     apply_to_spans(source.fetcher, plan, rows.samples, function, results)
 
 
 def has_part(pattern: bytes) -> SpanFunction:
-    """Return a test whether values contain bytes."""
-    body = _readable(pattern)
+    """Return a function that tests which values contain the bytes `pattern`."""
+    body = _as_array(pattern)
 
     def search(address: Int64, nbytes: Int64, matches: Bools) -> None:
-        search = _for_bytes(spans.search_spans, nbytes)
-        search(address, nbytes, address_of(body), len(pattern), matches)
+        kernel = _choose_kernel(spans.search_spans, nbytes)
+        kernel(address, nbytes, address_of(body), len(pattern), matches)
 
     return search
 
 
 def has_end(patterns: Iterable[bytes], at_end: bool) -> SpanFunction:
-    """Return a test whether values begin, or `at_end` end, with one of some bytes."""
-    bodies = [(_readable(pattern), len(pattern)) for pattern in patterns]
+    """Return a function that tests which values start with one of `patterns`.
+
+    With `at_end`, it tests which values end with one of them.
+    """
+    bodies = [(_as_array(pattern), len(pattern)) for pattern in patterns]
 
     def compare(address: Int64, nbytes: Int64, matches: Bools) -> None:
         kernel = spans.match_ends.for_size(len(matches))
@@ -163,34 +168,35 @@ def has_end(patterns: Iterable[bytes], at_end: bool) -> SpanFunction:
 
 
 def equals_any(values: Iterable[bytes]) -> SpanFunction:
-    """Return a test whether values equal one of some bytes."""
+    """Return a function that tests which values equal one of `values`."""
     ordered = sorted(set(values), key=lambda value: (len(value), value))
     sizes = np.array([len(value) for value in ordered], np.int64)
-    body = _readable(b"".join(ordered))
+    body = _as_array(b"".join(ordered))
     begins = address_of(body) + np.cumsum(sizes) - sizes
 
     def compare(address: Int64, nbytes: Int64, matches: Bools) -> None:
-        assert len(body)  # the values must stay in memory
+        assert len(body)  # this reference keeps the bytes of `begins` in memory
         spans.match_any_span.for_size(len(matches))(address, nbytes, begins, sizes, matches)
 
     return compare
 
 
 def character_counts(address: Int64, nbytes: Int64, lengths: Int64) -> None:
-    """Set the number of code points of values in UTF-8."""
-    _for_bytes(spans.count_characters, nbytes)(address, nbytes, lengths)
+    """Set `lengths` to the number of code points of each UTF-8 value."""
+    _choose_kernel(spans.count_characters, nbytes)(address, nbytes, lengths)
 
 
 def byte_counts(address: Int64, nbytes: Int64, lengths: Int64) -> None:
-    """Set the bytes of values."""
+    """Set `lengths` to the number of bytes of each value."""
     lengths[:] = nbytes
 
 
-def _for_bytes(kernel: Kernel[..., Any], nbytes: Int64) -> Any:
-    """Return the faster function of a kernel that takes `MASK_BYTES` or fewer bytes at once."""
-    return kernel.for_size(len(nbytes) + int(nbytes.sum()) // 32)
+def _choose_kernel(kernel: Kernel[..., Any], nbytes: Int64) -> Any:
+    """Return the faster function of a kernel, compiled or plain, by the bytes that it examines."""
+    # One step of the kernels examines up to `MASK_BYTES` bytes.
+    return kernel.for_size(len(nbytes) + int(nbytes.sum()) // MASK_BYTES)
 
 
-def _readable(pattern: bytes) -> Bytes:
+def _as_array(pattern: bytes) -> Bytes:
     """Return bytes as an array that has an address, even if there are none."""
     return np.frombuffer(pattern or b"\0", np.uint8)

@@ -31,7 +31,6 @@ NOT_COUNTS = {
     "encoding.name",
     "field.encoding.name",
     "kind",
-    "origin",
     "schema.format",
     "sorted(ranks)",
     "span",

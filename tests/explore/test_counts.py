@@ -29,8 +29,8 @@ def test_counts_of_blocks_are_those_of_numpy(limits, dtype, data):
     values = data.draw(npst.arrays(dtype, st.integers(0, 60), elements=elements))
     values = values + np.zeros(1, values.dtype) if values.dtype.kind in "fc" else values  # no -0.0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(counts, "_PENDING", limits[0])
-        patch.setattr(counts, "_TABLE", limits[1])
+        patch.setattr(counts, "_PENDING_NUMBERS", limits[0])
+        patch.setattr(counts, "_MAX_TABLE_RANGE", limits[1])
         blocks = np.array_split(values, data.draw(st.integers(1, 5)))
         found = count_numbers("x", blocks, values.dtype)
         with_missing = count_numbers("x", blocks, values.dtype, dropna=False)

@@ -12,7 +12,7 @@ import npstream
 from npstream.errors import CostError
 from npstream.explore import describe
 from npstream.explore.describe import RUNS, describe_statistics
-from npstream.explore.summary import ColumnSummary, Description, aligned
+from npstream.explore.summary import ColumnSummary, Description, align_cells
 from npstream.formats.index import parse_index
 from npstream.formats.sidecar.sidecar import Sidecar, digest_index, encode_sidecar
 from npstream.formats.statistics import encode_statistics
@@ -263,7 +263,7 @@ def test_text_fits_a_screen_and_html_is_escaped():
     page = description._repr_html_()
     assert "&lt;b&gt;0" in page
     assert not re.search("<b>", page)
-    assert len(aligned([["a"], ["b"]], 1)) == 2
+    assert len(align_cells([["a"], ["b"]], 1)) == 2
     assert "&lt;b&gt;0" in columns[0]._repr_html_()
 
 
