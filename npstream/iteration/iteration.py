@@ -287,7 +287,7 @@ class Iteration(Resumable):
             return ""
 
     def _repr_html_(self) -> str:
-        from npstream.rendering.html import facts
+        from npstream.rendering.html import key_value_table
         from npstream.rendering.text import truncate
 
         rank, world = (self._given_ranks or self._detected_ranks or ("?", "?"))[:2]
@@ -299,7 +299,7 @@ class Iteration(Resumable):
             ("epoch", self._epoch_text().removeprefix("epoch ") or "not known before the ranks"),
             ("columns", truncate(", ".join(self._names), 300)),
         ]
-        return facts(f"Iteration over {quantity(self._selection.size, 'sample')}", pairs)
+        return key_value_table(f"Iteration over {quantity(self._selection.size, 'sample')}", pairs)
 
     def _check_reader(self, has_workers: bool = False) -> int:
         """Raise if Accelerate would divide this rank's data again, or skip wrong batches.

@@ -149,9 +149,9 @@ class EpochIterator(chain[Any]):
         return f"<EpochIterator: {', '.join(f'{name} {text}' for name, text in self._facts())}>"
 
     def _repr_html_(self) -> str:
-        from npstream.rendering.html import facts
+        from npstream.rendering.html import key_value_table
 
-        return facts("EpochIterator", self._facts())
+        return key_value_table("EpochIterator", self._facts())
 
     def _facts(self) -> list[tuple[str, str]]:
         """Return how far the iteration is; nothing is read."""

@@ -82,7 +82,7 @@ class Cost:
         return f"<Cost: {self}>"
 
     def _repr_html_(self) -> str:
-        from npstream.rendering.html import facts
+        from npstream.rendering.html import key_value_table
 
         pairs = [
             ("samples", f"{self.samples:,}"),
@@ -92,7 +92,7 @@ class Cost:
             ("requests", f"{self.requests:,}"),
             ("bytes to fetch", size_text(self.nbytes)),
         ]
-        return facts("Cost of reading", pairs)
+        return key_value_table("Cost of reading", pairs)
 
 
 class ChunkUsage:

@@ -33,29 +33,29 @@ __all__ = [
     "type_text",
 ]
 
-BOX = 96
-"""Longest side of a thumbnail in a table."""
+THUMBNAIL_SIDE = 96
+"""Maximum width and height of a thumbnail in a table, in CSS pixels."""
 
 MAX_TEXT = 160
-"""Characters of a text that are shown."""
+"""Maximum characters that are shown of a text."""
 
 MAX_AUDIO = 1 << 20
-"""Bytes of the largest audio file that a page holds."""
+"""Maximum bytes of an audio file that a page contains."""
 
 MAX_PAGE = 4 << 20
-"""Bytes of all images and audio files of a page."""
+"""Maximum bytes of all images and audio files of a page."""
 
 MAX_IMAGES = 4
-"""Images that are shown of a value that is a list of images."""
+"""Maximum images that are shown of a list of images."""
 
 MAX_ITEMS = 20
-"""Items that are shown of a nested value."""
+"""Maximum items that are shown of a nested value."""
 
 MAX_NODES = 200
-"""Nested values that are shown of a cell."""
+"""Maximum nested values that are shown of a cell."""
 
-MAX_OPEN = 48
-"""Characters of nested values that are not folded."""
+MAX_LINE = 48
+"""Maximum characters of a value on one line. Longer nested values are collapsed."""
 
 
 def is_numeric(value: Any) -> bool:
@@ -67,7 +67,7 @@ class CellRenderer:
     """Makes the cells of one page, and limits the size of its images and audio files."""
 
     def __init__(self) -> None:
-        self._left = MAX_PAGE
+        self._remaining_bytes = MAX_PAGE
 
     def cell(self, value: Any, encoding: str = "") -> Markup:
         """Return the HTML of a value. Never raises.
@@ -75,10 +75,10 @@ class CellRenderer:
         Parameters
         ----------
         value : Any
-            An exception stands for a value that cannot be read.
+            The value, or an exception if the value cannot be read.
         encoding : str, default: ""
-            The stored encoding of the value, if it is known. Its bytes are decoded if they are an
-            image that is not in a file format, as ``"pil"`` stores it.
+            The stored encoding of the value, if it is known. It decodes the bytes of an image that
+            are not an image file, such as those of ``"pil"``.
 
         Returns
         -------
@@ -86,7 +86,7 @@ class CellRenderer:
         """
         try:
             return self._cell(value, encoding)
-        except Exception as error:  # of the value's own methods
+        except Exception as error:  # the methods of a value may raise anything
             return _error_cell(error)
 
     def _cell(self, value: Any, encoding: str) -> Markup:
@@ -103,12 +103,12 @@ class CellRenderer:
         if isinstance(value, Mapping | list | tuple) and value:
             return self._nested_cell(value)
         if isinstance(value, str):
-            kind = "npstream-t npstream-l" if len(value) > MAX_OPEN else "npstream-t"
+            kind = "npstream-t npstream-l" if len(value) > MAX_LINE else "npstream-t"
             return element("span", plain_text(value, MAX_TEXT), class_=kind)
         if value is None:
             return element("span", "None", class_="npstream-m")
         if isinstance(value, np.ndarray) and value.ndim:
-            text = element("code", array_elements(value, MAX_OPEN))
+            text = element("code", array_elements(value, MAX_LINE))
             return Markup(text + element("small", f"shape {value.shape}"))
         plain = plain_text(value, MAX_TEXT)
         return element("span", plain, class_="npstream-l" if len(plain) > MAX_OPEN else False)
@@ -125,7 +125,7 @@ class CellRenderer:
             return self._audio_cell(body, media.mime, f"{media.label}, {size}")
         if media is not None:
             return element("span", f"{media.label}, {size}")
-        start = truncate(repr(body[:MAX_OPEN]), MAX_OPEN)
+        start = truncate(repr(body[:MAX_LINE]), MAX_LINE)
         return Markup(element("code", start) + element("small", size))
 
     def _image_list_cell(self, images: Sequence[Any]) -> Markup:
@@ -134,18 +134,18 @@ class CellRenderer:
 
     def _image_cell(self, value: Any, note: str) -> Markup:
         try:
-            made = thumbnail(value, BOX)
+            image = thumbnail(value, THUMBNAIL_SIDE)
         except ImportError:
             return Markup(
                 element("span", note) + element("small", "pip install pillow shows images")
             )
         except Exception as error:  # a damaged image may raise anything
             return Markup(_error_cell(error) + element("small", note))
-        width, height = made.size
+        width, height = image.size
         text = ", ".join(filter(None, [f"{width} × {height}", note]))  # noqa: RUF001
-        if not self._reserve(len(made.uri)):
+        if not self._reserve(len(image.uri)):
             return element("span", text)
-        return Markup(image_element(made) + element("small", text))
+        return Markup(image_element(image) + element("small", text))
 
     def _audio_cell(self, body: bytes, mime: str, note: str) -> Markup:
         if len(body) > MAX_AUDIO or not self._reserve(len(body) * 4 // 3):
@@ -156,25 +156,26 @@ class CellRenderer:
 
     def _reserve(self, nbytes: int) -> bool:
         """Return True if the page has space for `nbytes` more bytes, and count them."""
-        if nbytes > self._left:
+        if nbytes > self._remaining_bytes:
             return False
-        self._left -= nbytes
+        self._remaining_bytes -= nbytes
         return True
 
     def _nested_cell(self, value: Any) -> Markup:
-        text = value_text(value, MAX_OPEN + 1)
-        if len(text) <= MAX_OPEN and "..." not in text:
+        text = value_text(value, MAX_LINE + 1)
+        if len(text) <= MAX_LINE and "..." not in text:
             return element("code", text)
-        return _Tree(MAX_NODES).folded(value, "")
+        return _TreeRenderer(MAX_NODES).render(value, "")
 
 
-class _Tree:
-    """Renders a nested value as folded elements, up to a number of nodes."""
+class _TreeRenderer:
+    """Renders a nested value as collapsed HTML elements, with at most `nodes` nodes."""
 
     def __init__(self, nodes: int) -> None:
         self._nodes = nodes
 
-    def folded(self, value: Any, label: str, depth: int = 0) -> Markup:
+    def render(self, value: Any, label: str, depth: int = 0) -> Markup:
+        """Return the collapsed element of a value; its items follow when it is opened."""
         is_mapping = isinstance(value, Mapping)
         if depth > 8 or not value:
             return self._leaf(value, label)
@@ -182,7 +183,7 @@ class _Tree:
         kind = quantity(len(value), "key" if is_mapping else "item")
         brackets = "{%s}" if is_mapping else "[%s]"
         summary = element("code", label + brackets % kind)
-        preview = element("span", " " + value_text(value, MAX_OPEN), class_="npstream-m")
+        preview = element("span", " " + value_text(value, MAX_LINE), class_="npstream-m")
         children = []
         for number, (name, item) in enumerate(items):
             self._nodes -= 1
@@ -190,9 +191,9 @@ class _Tree:
                 more = f"... {len(value) - number:,} more"
                 children.append(element("div", more, class_="npstream-m"))
                 break
-            text = f"{value_text(name, MAX_OPEN)}: "
+            text = f"{value_text(name, MAX_LINE)}: "
             if isinstance(item, Mapping | list | tuple) and item:
-                children.append(element("div", self.folded(item, text, depth + 1)))
+                children.append(element("div", self.render(item, text, depth + 1)))
             else:
                 children.append(element("div", self._leaf(item, text)))
         body = element("div", *children)
@@ -206,11 +207,11 @@ def _error_cell(error: BaseException) -> Markup:
     return element("span", error_text(error), class_="npstream-e")
 
 
-def image_element(made: Thumbnail) -> Markup:
+def image_element(image: Thumbnail) -> Markup:
     """Return the element of a thumbnail."""
     return element(
-        "img", src=made.uri, width=made.width, height=made.height, alt="",
-        class_="npstream-p" if made.is_enlarged else False,
+        "img", src=image.uri, width=image.width, height=image.height, alt="",
+        class_="npstream-p" if image.is_enlarged else False,
     )  # fmt: skip
 
 
@@ -260,10 +261,10 @@ def type_text(encoding: str) -> str:
     >>> type_text("ndarray:uint8:28,28"), type_text("ndarray:float32"), type_text("ndarray")
     ('uint8 (28, 28)', 'float32 (...)', 'ndarray')
     """
-    head, _, rest = encoding.partition(":")
-    if head != "ndarray" or not rest:
+    name, _, parameters = encoding.partition(":")
+    if name != "ndarray" or not parameters:
         return encoding
-    dtype, _, shape = rest.partition(":")
+    dtype, _, shape = parameters.partition(":")
     if not shape:
         return f"{dtype} (...)"
     lengths = shape.split(",")
@@ -287,7 +288,7 @@ def rows_table(
     indices : mapping of str to sequence of str
         Labels of the rows: the name of each column of labels, and its labels.
     columns : mapping of str to sequence
-        The values of each column; exceptions stand for values that cannot be read.
+        The values of each column, with an exception for each value that cannot be read.
     types : mapping of str to str
         The name of each column, and its type.
     encodings : mapping of str to str

@@ -1,4 +1,4 @@
-"""HTML of notebooks: tables and other elements, with colors for light and dark themes.
+"""HTML for notebooks: tables and other elements, with colors for light and dark themes.
 
 All text is escaped here. A `Markup` is HTML that this package made; any other ``str`` is text.
 """
@@ -9,12 +9,14 @@ import html
 import re
 from collections.abc import Iterable, Sequence
 
-__all__ = ["Markup", "document", "element", "escape", "facts", "table"]
+__all__ = ["Markup", "document", "element", "escape", "key_value_table", "table"]
 
 Header = str | tuple[str, str]
 """The name of a column, or its name and a note to show under it, such as its type."""
 
 # JupyterLab's rules for tables name two classes, so these must name two to override them.
+# The classes: -head is the title of an output, -n a number, -t text with its white space, -l long
+# text, -e an error, -m muted text, -p an image whose pixels are enlarged, -g a grid of images.
 _STYLE = """\
 .npstream{--npstream-text:var(--jp-content-font-color1,var(--vscode-foreground,#1f2328));\
 --npstream-muted:var(--jp-content-font-color2,var(--vscode-descriptionForeground,#59636e));\
@@ -207,7 +209,7 @@ def table(
     return document(title, element("table", *parts), element("p", footer) if footer else "")
 
 
-def facts(caption: str, pairs: Iterable[tuple[str, str]]) -> str:
+def key_value_table(caption: str, pairs: Iterable[tuple[str, str]]) -> str:
     """Return a table of names and values as the HTML output of a notebook's cell.
 
     Parameters
@@ -223,7 +225,7 @@ def facts(caption: str, pairs: Iterable[tuple[str, str]]) -> str:
 
     Examples
     --------
-    >>> "<th>shards</th><td>3</td>" in facts("Cost", [("shards", "3")])
+    >>> "<th>shards</th><td>3</td>" in key_value_table("Cost", [("shards", "3")])
     True
     """
     return table([], pairs, caption=caption, index=1)

@@ -1,4 +1,4 @@
-"""Formats of images, audio and video, which are recognized by their first bytes.
+"""Recognition of image, audio and video formats by their first bytes.
 
 Tested in tests/rendering/test_cells.py.
 """
@@ -14,7 +14,16 @@ HEADER_BYTES = 32
 
 
 class Media(NamedTuple):
-    """A format of media files: ``"image"``, ``"audio"`` or ``"video"``, its name, and its MIME."""
+    """A format of media files.
+
+    Attributes
+    ----------
+    kind : {"image", "audio", "video"}
+    label : str
+        The name of the format.
+    mime : str
+        The MIME type.
+    """
 
     kind: str
     label: str
@@ -78,6 +87,9 @@ def recognize(head: bytes) -> Media | None:
 
 def _is_mp3_frame(head: bytes) -> bool:
     """Return True for the header of a frame of MPEG audio layer III, with all fields valid."""
+    # The fields of the header: 11 bits of 1, the version (2 bits, 1 is reserved), the layer (2
+    # bits, 1 is III), the checksum (1 bit), the bitrate (4 bits, 0 is free and 15 is invalid), and
+    # the sampling rate (2 bits, 3 is reserved).
     if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE6 != 0xE2:
         return False
     version, bitrate, rate = head[1] >> 3 & 3, head[2] >> 4, head[2] >> 2 & 3

@@ -1,4 +1,4 @@
-"""Values as short text, as a person writes them: ``5``, not ``np.int64(5)``.
+"""Values as short text, in the simplest form: ``5``, not ``np.int64(5)``.
 
 Tested in tests/rendering/test_cells.py.
 """
@@ -28,17 +28,17 @@ __all__ = [
 ]
 
 WIDTH = 60
-"""Characters of a name or value that are shown."""
+"""Maximum characters that are shown of a name or value."""
 
 _PLAIN_MODULES = ("datetime", "decimal", "fractions", "ipaddress", "uuid")
-"""Modules of types whose ``str`` is what a person writes."""
+"""Modules of types whose values are shown as their ``str``, which is shorter than ``repr``."""
 
 MAX_TEXT_DEPTH = 4
-"""Nested containers that are shown of a value."""
+"""Maximum depth of the nested containers that are shown of a value."""
 
 
 class Unread:
-    """Stands for a value that is too large to be read for a look."""
+    """Replaces a value that is too large to read for a preview."""
 
     __slots__ = ("nbytes",)
 
@@ -65,7 +65,7 @@ def value_text(value: Any, width: int = WIDTH) -> str:
     Parameters
     ----------
     value : Any
-        An exception stands for a value that cannot be read.
+        The value, or an exception if the value cannot be read.
     width : int, default: 60
 
     Returns
@@ -114,11 +114,11 @@ def _text(value: Any, width: int, depth: int) -> str:
 def _bytes_text(head: bytes, nbytes: int, width: int) -> str:
     if (media := recognize(head)) is not None:
         return f"<{media.label}, {size_text(nbytes)}>"
-    shown = repr(head)
-    if nbytes == len(head) and len(shown) <= width:
-        return shown
+    text = repr(head)
+    if nbytes == len(head) and len(text) <= width:
+        return text
     size = f" ({size_text(nbytes)})"
-    return truncate(shown, max(8, width - len(size))) + size
+    return truncate(text, max(8, width - len(size))) + size
 
 
 def _array_text(array: AnyArray, width: int) -> str:
@@ -139,7 +139,7 @@ def _one_line(text: str, width: int) -> str:
 
 
 def _container_text(value: Any, width: int, depth: int) -> str:
-    """Return the start of a container: as many items as `width` characters show."""
+    """Return a container with the first items that fit in `width` characters."""
     opening, closing = (
         "[]" if isinstance(value, list) else "()" if isinstance(value, tuple) else "{}"
     )
@@ -197,7 +197,7 @@ def values_text(values: Iterable[Any], is_all: bool, width: int = WIDTH) -> str:
 
 
 def plain_text(value: Any, limit: int) -> str:
-    """Return a value as the text of a cell: at most `limit` characters, text without quotes.
+    """Return a value for a table cell, in at most `limit` characters; a str has no quotes.
 
     Parameters
     ----------

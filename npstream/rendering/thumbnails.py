@@ -21,14 +21,16 @@ if TYPE_CHECKING:
 __all__ = ["Thumbnail", "is_image_array", "open_image", "thumbnail"]
 
 MAX_PIXELS = 64_000_000
-"""Pixels of the largest image that is decoded."""
+"""Maximum pixels of an image that is decoded."""
 
 MIN_SIDE = 8
+"""A uint8 array with a shorter side is not shown as an image."""
+
 MAX_RATIO = 16
-"""A uint8 array with a shorter side, or a larger ratio of its sides, is no image."""
+"""A uint8 array is not shown as an image if one side is more than this times the other one."""
 
 PIXEL_RATIO = 1.5
-"""Pixels of a thumbnail for each pixel of CSS, for dense screens."""
+"""Pixels of a thumbnail for each CSS pixel, for screens of high resolution."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
@@ -41,9 +43,9 @@ class Thumbnail(NamedTuple):
     uri : str
         A ``data:`` URI with a JPEG or PNG file.
     width, height : int
-        Size on the page, in pixels of CSS.
+        Size on the page, in CSS pixels.
     size : tuple of int
-        Width and height of the image.
+        Width and height of the original image, in pixels.
     is_enlarged : bool
         True if the image is smaller than its thumbnail.
     """
@@ -115,12 +117,12 @@ def open_image(value: Any) -> Image:
     ValueError
         If the image is too large.
     Exception
-        Whatever Pillow raises for a damaged file.
+        If the file is damaged. Pillow raises exceptions of many types.
     """
     from PIL import Image
 
     if isinstance(value, np.ndarray):
-        return Image.fromarray(_with_last_channel(value))
+        return Image.fromarray(_move_channels_last(value))
     if isinstance(value, bytes | bytearray | memoryview):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -131,7 +133,7 @@ def open_image(value: Any) -> Image:
     return image
 
 
-def _with_last_channel(array: AnyArray) -> AnyArray:
+def _move_channels_last(array: AnyArray) -> AnyArray:
     if array.ndim == 3 and array.shape[2] not in (1, 3, 4):
         array = array.transpose(1, 2, 0)
     if array.ndim == 3 and array.shape[2] == 1:
@@ -147,8 +149,8 @@ def thumbnail(value: Any, box: int) -> Thumbnail:
     value : bytes, ndarray or PIL.Image.Image
         As for `open_image`.
     box : int
-        Longest side on the page, in pixels of CSS. Images smaller than half of it are enlarged by
-        a whole factor.
+        Maximum width and height on the page, in CSS pixels. An image of at most half this size is
+        enlarged by an integer factor.
 
     Returns
     -------
@@ -181,17 +183,17 @@ def thumbnail(value: Any, box: int) -> Thumbnail:
 
 
 def reduce_image(value: Any, side: int) -> tuple[Image, tuple[int, int]]:
-    """Return an image in mode L, RGB or RGBA with sides of at most `side`, and its first size."""
+    """Return an image in mode L, RGB or RGBA with sides of at most `side`, and its full size."""
     image = open_image(value)
     size = image.size
     if image.format == "JPEG":
         image.draft(None, (side, side))  # decodes at a lower resolution
-    image = _displayable(image)
+    image = _convert_mode(image)
     image.thumbnail((side, side))
     return image, size
 
 
-def _displayable(image: Image) -> Image:
+def _convert_mode(image: Image) -> Image:
     """Return a copy of an image in mode L, RGB or RGBA."""
     from PIL import Image as pillow
 

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from npstream.rendering.html import Markup, document, element, escape, facts, table
+from npstream.rendering.html import Markup, document, element, escape, key_value_table, table
 
 VOID = {"img", "br"}
 
@@ -95,7 +95,7 @@ def test_text_never_becomes_markup(attack):
     shown = visible(attack)
     cells = check(table([attack, ("x", attack)], [[attack, "1"]], caption=attack, footer=attack))
     assert cells.text.count(shown) == 5
-    assert check(facts(attack, [(attack, attack)])).text == shown * 3
+    assert check(key_value_table(attack, [(attack, attack)])).text == shown * 3
     attribute = Page(element("td", attack, title=attack))
     assert attribute.text == shown
     assert [name for name, _ in attribute.attributes] == ["title"]
