@@ -12,7 +12,7 @@ from npstream.commands.options import (
     add_command,
     add_json_option,
     add_pairs_option,
-    pairs,
+    pairs_to_dict,
 )
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def _run_cache_fetch(options: argparse.Namespace) -> None:
         cache=options.cache,
         cache_limit=options.limit,
         index=options.index,
-        storage_options=pairs(options.storage_options),
+        storage_options=pairs_to_dict(options.storage_options),
     ) as dataset:
         print(dataset.explain())
         dataset.prefetch()

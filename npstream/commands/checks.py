@@ -12,7 +12,7 @@ from npstream.commands.options import (
     add_command,
     add_json_option,
     add_pairs_option,
-    pairs,
+    pairs_to_dict,
 )
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def _run_verify(options: argparse.Namespace) -> int:
     """Return 1 if a dataset has problems."""
     from dataclasses import asdict
 
-    from npstream.commands.output import print_json, run_for_each, styled
+    from npstream.commands.output import print_json, run_for_each, style_text
     from npstream.storage.urls import join_url
     from npstream.tools.verify import verify_dataset
 
@@ -51,15 +51,15 @@ def _run_verify(options: argparse.Namespace) -> int:
         if options.split is not None:
             url = join_url(url, options.split)
         report = verify_dataset(
-            url, index=options.index, storage_options=pairs(options.storage_options)
+            url, index=options.index, storage_options=pairs_to_dict(options.storage_options)
         )
         if options.json:
             print_json(asdict(report))
         else:
             *problems, verdict = str(report).split("\n")
             for problem in problems:
-                print(styled(problem, "red"))
-            print(styled(verdict, "red" if report.problems else "green"))
+                print(style_text(problem, "red"))
+            print(style_text(verdict, "red" if report.problems else "green"))
         return int(bool(report.problems))
 
     if options.index is not None and len(options.urls) > 1:
@@ -100,7 +100,7 @@ def _run_index(options: argparse.Namespace) -> int:
             options.out,
             columns=options.columns,
             hashes=not options.no_hashes,
-            storage_options=pairs(options.storage_options),
+            storage_options=pairs_to_dict(options.storage_options),
         )
         print(path, flush=True)
 

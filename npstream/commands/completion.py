@@ -12,24 +12,24 @@ from typing import NamedTuple
 
 from npstream.commands.options import Commands, add_command
 
-__all__ = ["SHELLS", "Level", "add_completion", "completion_script", "levels_of"]
+__all__ = ["SHELLS", "Level", "add_completion", "completion_script", "iterate_levels"]
 
 
 class Level(NamedTuple):
-    """What may follow the program's name, a command, or an action of a command.
+    """The possible next words after the program's name, a command, or an action of a command.
 
     Attributes
     ----------
     path : str
-        The words before it, such as "cache info"; "" after the program's name.
+        The previous words, such as "cache info"; "" directly after the program's name.
     commands : dict of str to str
-        The commands that may follow, and their summaries.
+        The commands, and their summaries.
     options : dict of str to str
         The options, and their summaries.
     values : dict of str to list
-        The options that take a value, and what the value may be. An empty list is any file.
+        The options that take a value, and their choices. Without choices, the value is a file name.
     arguments : list of str
-        What the argument may be; empty for any file.
+        The choices of the argument. Without choices, it is a file name.
     """
 
     path: str
@@ -59,18 +59,20 @@ def _run_completion(options: argparse.Namespace) -> None:
 
 def completion_script(parser: argparse.ArgumentParser, shell: str) -> str:
     """Return the script for a shell: "bash", "zsh" or "fish"."""
-    return SHELLS[shell](list(levels_of(parser)))
+    return SHELLS[shell](list(iterate_levels(parser)))
 
 
-def levels_of(parser: argparse.ArgumentParser, path: str = "") -> Iterator[Level]:
-    """Yield what may follow the program's name, and what may follow each of its commands."""
+def iterate_levels(parser: argparse.ArgumentParser, path: str = "") -> Iterator[Level]:
+    """Yield the level of the program's name, and the levels of all commands."""
     level = Level(path, {}, {}, {}, [])
-    below: list[tuple[str, argparse.ArgumentParser]] = []
+    subparsers: list[tuple[str, argparse.ArgumentParser]] = []
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            for pseudo in action._choices_actions:
-                level.commands[pseudo.dest] = pseudo.help or ""
-            below += [(f"{path} {name}".strip(), each) for name, each in action.choices.items()]
+            for command in action._choices_actions:  # only these have the summaries
+                level.commands[command.dest] = command.help or ""
+            subparsers += [
+                (f"{path} {name}".strip(), subparser) for name, subparser in action.choices.items()
+            ]
             continue
         choices = [str(choice) for choice in action.choices or ()]
         if not action.option_strings:
@@ -80,8 +82,8 @@ def levels_of(parser: argparse.ArgumentParser, path: str = "") -> Iterator[Level
             if action.nargs != 0:
                 level.values[option] = choices
     yield level
-    for name, each in below:
-        yield from levels_of(each, name)
+    for name, subparser in subparsers:
+        yield from iterate_levels(subparser, name)
 
 
 def _words(level: Level) -> str:
@@ -90,7 +92,8 @@ def _words(level: Level) -> str:
 
 def _bash(levels: list[Level]) -> str:
     """Return the script for bash 3.2 and later."""
-    # The path so far and the next word, with a space between them also if the path is empty.
+    # Each pattern is a path and the next word, with a space between them. The space stays if the
+    # path is empty, hence the space before the first command.
     paths = " | ".join(
         f'"{"" if " " in level.path else " "}{level.path}"' for level in levels if level.path
     )
@@ -113,8 +116,10 @@ def _bash(levels: list[Level]) -> str:
             if choices:
                 reply = f'COMPREPLY=($(compgen -W "{" ".join(choices)}" -- "$current"))'
                 lines.append(f'        "{level.path} {option}") {reply}; return ;;')
-    taking = " | ".join(f'"{level.path} {option}"' for level in levels for option in level.values)
-    lines += [f"        {taking}) return ;;"] if taking else []
+    with_value = " | ".join(
+        f'"{level.path} {option}"' for level in levels for option in level.values
+    )
+    lines += [f"        {with_value}) return ;;"] if with_value else []
     lines += ["    esac", '    case "$path" in']
     for level in levels:
         lines.append(
@@ -138,10 +143,10 @@ def _zsh(levels: list[Level]) -> str:
         "# Completion of npstream in zsh, made by: npstream completion zsh",
         "_npstream() {",
         "    local path_='' word",
-        "    local -a known",
-        f"    known=({' '.join(_quote(level.path) for level in levels if level.path)})",
+        "    local -a paths",
+        f"    paths=({' '.join(_quote(level.path) for level in levels if level.path)})",
         "    for word in ${words[2,CURRENT-1]}; do",
-        "        (( ${known[(Ie)${path_:+$path_ }$word]} )) && path_=${path_:+$path_ }$word",
+        "        (( ${paths[(Ie)${path_:+$path_ }$word]} )) && path_=${path_:+$path_ }$word",
         "    done",
         '    case "$path_ ${words[CURRENT-1]}" in',
     ]
@@ -152,7 +157,7 @@ def _zsh(levels: list[Level]) -> str:
     lines += ["    esac", "    local -a options commands", '    case "$path_" in']
     for level in levels:
         pairs = [
-            " ".join(_quote(f"{_colons(name)}:{summary}") for name, summary in table.items())
+            " ".join(_quote(f"{_escape_colons(name)}:{summary}") for name, summary in table.items())
             for table in (level.options, level.commands | dict.fromkeys(level.arguments, ""))
         ]
         lines.append(
@@ -206,7 +211,7 @@ def _quote(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "'\\''") + "'"
 
 
-def _colons(text: str) -> str:
+def _escape_colons(text: str) -> str:
     return text.replace(":", "\\:")
 
 

@@ -11,9 +11,9 @@ from npstream.commands.options import (
     add_command,
     add_json_option,
     add_pairs_option,
-    count,
+    count_option,
     json_or_text,
-    pairs,
+    pairs_to_dict,
 )
 
 __all__ = ["add_convert"]
@@ -42,7 +42,13 @@ def add_convert(commands: Commands) -> None:
     add("--rename", nargs="+", metavar="OLD=NEW", type=_renaming, help="new names of columns")
     add("--where", metavar="CONDITION", help="which samples to write, such as 'label == 3'")
     add_pairs_option(command, "--fill", "values for missing ones, as JSON or text")
-    add("--workers", metavar="N", type=count, default=0, help="processes that encode samples")
+    add(
+        "--workers",
+        metavar="N",
+        type=count_option,
+        default=0,
+        help="processes that encode samples",
+    )
     add("--resume", action="store_true", help="go on with a conversion that was interrupted")
     add("--dry-run", action="store_true", help="show columns and the number of samples only")
     add_json_option(command, "print the report as JSON")
@@ -53,11 +59,21 @@ def add_convert(commands: Commands) -> None:
     add("--hashes", nargs="+", metavar="HASH", help="hashes of files to store in the index")
     add("--no-sidecar", action="store_true", help="write no side-car")
     add("--skip-errors", action="store_true", help="leave out samples that cannot be encoded")
-    add("--max-errors", metavar="N", type=count, help="how many samples may be left out")
+    add(
+        "--max-errors",
+        metavar="N",
+        type=count_option,
+        help="how many samples may be left out",
+    )
     add("--rejects", metavar="FILE", help="a file that records the samples that are left out")
     add("--tokenizer", metavar="FILE", help="a tokenizer.json: text becomes token ids")
     add("--column", metavar="NAME", default="text", help="the column of the text, for --tokenizer")
-    add("--block", metavar="N", type=count, help="ids of a block; by default each text is a row")
+    add(
+        "--block",
+        metavar="N",
+        type=count_option,
+        help="ids of a block; by default each text is a row",
+    )
     add("--separator", metavar="TOKEN", help="the token, or its id, after each text in blocks")
     add_pairs_option(command, "--token-options", "name, dtype, remainder or pad")
     add_pairs_option(command, "--reader-options", "options of the kind of files")
@@ -75,7 +91,7 @@ def _run_convert(options: argparse.Namespace) -> None:
     source = options.source if len(options.source) > 1 else options.source[0]
     try:
         report = convert(source, options.url, **_arguments(options))
-    except TypeError as error:  # about the data or an option, as the arguments are known ones
+    except TypeError as error:  # the arguments exist: the data or the value of an option is wrong
         raise ValueError("\n".join([str(error), *getattr(error, "__notes__", [])])) from error
     if not isinstance(report, ConvertPlan):
         print_report(report, options)
@@ -89,8 +105,8 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments of `npstream.convert`."""
     arguments: dict[str, Any] = {
         "kind": options.kind,
-        "columns": pairs(options.columns),
-        "rename": pairs(options.rename),
+        "columns": pairs_to_dict(options.columns),
+        "rename": pairs_to_dict(options.rename),
         "where": options.where,
         "dry_run": options.dry_run,
     }
@@ -104,7 +120,7 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
     if options.separator is not None:
         arguments["separator"] = json_or_text(options.separator)
     for name in ("fill", "token_options", "reader_options", "source_options", "storage_options"):
-        if (values := pairs(getattr(options, name))) is not None:
+        if (values := pairs_to_dict(getattr(options, name))) is not None:
             arguments[name] = values
     if options.workers:
         arguments["workers"] = options.workers

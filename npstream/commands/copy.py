@@ -12,8 +12,8 @@ from npstream.commands.options import (
     add_command,
     add_json_option,
     add_pairs_option,
-    count,
-    pairs,
+    count_option,
+    pairs_to_dict,
     parse_slice,
 )
 
@@ -57,7 +57,12 @@ def add_copy(commands: Commands) -> None:
     add("--format", help="mds, jsonl, csv, tsv or xsv; that of the source by default")
     add("--separator", help="the text between two fields of xsv")
     add("--shard-size", metavar="SIZE", help="maximum size of a shard before compression: 64MiB")
-    add("--shard-samples", metavar="N", type=count, help="maximum number of samples of a shard")
+    add(
+        "--shard-samples",
+        metavar="N",
+        type=count_option,
+        help="maximum number of samples of a shard",
+    )
     add("--compression", help="the codec of shards, such as zstd or zstd:7, or none")
     add("--hashes", nargs="*", metavar="HASH", help="hashes of files to store; there may be none")
     add("--no-sidecar", action="store_true", help="write no side-car")
@@ -75,7 +80,7 @@ def _run_merge(options: argparse.Namespace) -> None:
         options.urls,
         options.out,
         sidecar=False if options.no_sidecar else None,
-        storage_options=pairs(options.storage_options),
+        storage_options=pairs_to_dict(options.storage_options),
     )
     print_report(report, options)
 
@@ -92,9 +97,9 @@ def _run_copy(options: argparse.Namespace) -> None:
     with open_dataset(
         options.source,
         split=options.split,
-        storage_options=pairs(options.source_options),
+        storage_options=pairs_to_dict(options.source_options),
         allow_pickle=options.allow_pickle,
-        implicit_read_limit=None,  # a copy reads what it selects, in any case
+        implicit_read_limit=None,  # all selected samples are read in any case
     ) as dataset:
         view = dataset if options.rows is None else dataset[options.rows]
         if options.where is not None:
@@ -105,7 +110,7 @@ def _run_copy(options: argparse.Namespace) -> None:
             columns=options.columns,
             sidecar=not options.no_sidecar,
             resume=options.resume,
-            storage_options=pairs(options.storage_options),
+            storage_options=pairs_to_dict(options.storage_options),
             **settings,
         )
     print_report(report, options)

@@ -11,7 +11,7 @@ from npstream.commands.options import (
     add_dataset_options,
     add_json_option,
     add_read_limit_option,
-    count,
+    count_option,
     open_with_options,
 )
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 __all__ = ["add_describe"]
 
 LESS_IMPORTANT = ("std", "25%", "75%", "distinct")
-"""The columns that a narrow terminal does not show, in the order in which they go."""
+"""The columns that a narrow terminal does not show; the first one is dropped first."""
 
 SAMPLE = 10_000
-"""Rows of the sample if the user does not say how many."""
+"""Default number of rows of the sample."""
 
 
 def add_describe(commands: Commands) -> None:
@@ -45,7 +45,7 @@ def add_describe(commands: Commands) -> None:
     add(
         "--sample",
         metavar="N",
-        type=count,
+        type=count_option,
         default=SAMPLE,
         help=f"rows of the sample, where not all rows are read; {SAMPLE:,} by default",
     )
@@ -62,38 +62,38 @@ def _run_describe(options: argparse.Namespace) -> int:
         with open_with_options(url, options) as dataset:
             view = dataset if options.columns is None else dataset[options.columns]
             description = view.describe(sample=options.sample, seed=options.seed)
-            where = dataset._source.index.where.removesuffix("index.json").rstrip("/")
+            dataset_url = dataset._source.index.where.removesuffix("index.json").rstrip("/")
             if options.json:
-                print_json(_document(where, len(dataset), description))
+                print_json(_document(dataset_url, len(dataset), description))
             else:
-                print("\n".join(_lines(where, len(dataset), description)))
+                print("\n".join(_lines(dataset_url, len(dataset), description)))
                 if len(options.urls) > 1:
                     print()
 
     return run_for_each(options.urls, show)
 
 
-def _document(where: str, samples: int, description: Description) -> dict[str, Any]:
-    """Return a description as an object of JSON, without unknown statistics."""
+def _document(url: str, samples: int, description: Description) -> dict[str, Any]:
+    """Return a description as a JSON object, without unknown statistics."""
     columns = {}
     for name, summary in description.items():
-        facts = {key: value for key, value in vars(summary).items() if value is not None}
-        del facts["name"]
-        facts["quantiles"] = {str(p): value for p, value in summary.quantiles.items()}
-        columns[name] = facts
-    return {"url": where, "samples": samples, "columns": columns}
+        statistics = {key: value for key, value in vars(summary).items() if value is not None}
+        del statistics["name"]
+        statistics["quantiles"] = {str(p): value for p, value in summary.quantiles.items()}
+        columns[name] = statistics
+    return {"url": url, "samples": samples, "columns": columns}
 
 
-def _lines(where: str, samples: int, description: Description) -> list[str]:
+def _lines(url: str, samples: int, description: Description) -> list[str]:
     """Return the lines of a description, which fit the terminal."""
     from npstream._core.arguments import quantity
     from npstream.commands.table import format_table
 
-    lines = [f"{where}: {quantity(samples, 'sample')}, {quantity(len(description), 'column')}"]
+    lines = [f"{url}: {quantity(samples, 'sample')}, {quantity(len(description), 'column')}"]
     width = shutil.get_terminal_size().columns
     for headers, rows in description._tables():
         headers, rows, hidden = _drop_columns(headers, rows, width)
-        table, omitted = format_table(headers, None, rows, width, left=2)
+        table, omitted = format_table(headers, None, rows, width, left_columns=2)
         omitted = hidden + omitted
         lines += ["", *table]
         if omitted:
@@ -104,7 +104,15 @@ def _lines(where: str, samples: int, description: Description) -> list[str]:
 def _drop_columns(
     headers: list[str], rows: list[list[str]], width: int
 ) -> tuple[list[str], list[list[str]], list[str]]:
-    """Return a table without less important columns, as far as it is too wide; and their heads."""
+    """Drop less important columns until a table fits `width`.
+
+    Returns
+    -------
+    headers : list of str
+    rows : list of list of str
+    hidden : list of str
+        The headers of the dropped columns.
+    """
     from npstream.commands.table import table_width
 
     hidden: list[str] = []

@@ -1,4 +1,4 @@
-"""Options that several commands share, and the values that they stand for.
+"""Options that several commands share, and the parsers of their values.
 
 Tested in tests/commands/test_samples.py.
 """
@@ -28,7 +28,7 @@ Commands: TypeAlias = "argparse._SubParsersAction[Any]"
 """The commands of a parser."""
 
 DEFAULT_READ_LIMIT = "1GiB"
-"""That of `npstream.open`."""
+"""The default limit of implicit reads, the same as for `npstream.open`."""
 
 
 def add_command(
@@ -124,7 +124,7 @@ def key_value(text: str) -> tuple[str, Any]:
 
 
 def json_or_text(text: str) -> Any:
-    """Return the value of a text that is JSON; other text is returned as it is.
+    """Return the value of a text that is JSON; other text is returned unchanged.
 
     Examples
     --------
@@ -139,13 +139,13 @@ def json_or_text(text: str) -> Any:
         return text
 
 
-def pairs(values: Iterable[tuple[str, Any]] | None) -> dict[str, Any] | None:
-    """Return the values of an option of `add_pairs_option` as a dict."""
+def pairs_to_dict(values: Iterable[tuple[str, Any]] | None) -> dict[str, Any] | None:
+    """Return the parsed values of an option of `add_pairs_option` as a dict; None without them."""
     return None if values is None else dict(values)
 
 
-def count(text: str) -> int:
-    """Return a number of samples, which is 0 or more."""
+def count_option(text: str) -> int:
+    """Return a count, an integer of 0 or more; raise ArgumentTypeError for other text."""
     try:
         number = int(text)
     except ValueError:
@@ -156,7 +156,7 @@ def count(text: str) -> int:
 
 
 def parse_slice(text: str) -> slice:
-    """Return the slice that a text such as ``100:200`` stands for.
+    """Return a text such as ``100:200`` as a slice.
 
     Examples
     --------
@@ -184,6 +184,6 @@ def open_with_options(url: str, options: argparse.Namespace) -> Dataset:
         index=options.index,
         cache=options.cache,
         allow_pickle=options.allow_pickle,
-        storage_options=pairs(options.storage_options),
+        storage_options=pairs_to_dict(options.storage_options),
         implicit_read_limit=getattr(options, "read_limit", DEFAULT_READ_LIMIT),
     )

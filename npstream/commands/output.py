@@ -1,7 +1,8 @@
-"""What commands print: styles of a terminal, JSON, and messages of errors."""
+"""Output of commands: terminal styles, JSON, and error messages."""
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,20 +16,20 @@ __all__ = [
     "print_json",
     "run_for_each",
     "shows_tracebacks",
-    "styled",
+    "style_text",
 ]
 
 TRACEBACK = "NPSTREAM_TRACEBACK"
-"""The environment variable that lets errors be shown with their tracebacks."""
+"""The environment variable that makes error messages include tracebacks."""
 
 STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32"}
 """Name of a style -> its number in an escape sequence."""
 
-EXPECTED = (OSError, ValueError, TypeError, ArithmeticError, IndexError, MemoryError)
-"""Builtin exceptions whose messages are for the user. Others are errors of this program."""
+USER_ERRORS = (OSError, ValueError, TypeError, ArithmeticError, IndexError, MemoryError)
+"""Builtin exceptions whose messages are for the user. Others are bugs of this program."""
 
 
-def styled(text: str, style: str, stream: IO[str] | None = None) -> str:
+def style_text(text: str, style: str, stream: IO[str] | None = None) -> str:
     """Return text with a style, if the stream is a terminal that shows styles.
 
     Parameters
@@ -73,7 +74,7 @@ def print_error(error: BaseException, words: Iterable[str] = ()) -> None:
 
 def print_message(text: str) -> None:
     """Print a message of the program on standard error."""
-    print(f"{styled('npstream:', 'red', sys.stderr)} {text}", file=sys.stderr)
+    print(f"{style_text('npstream:', 'red', sys.stderr)} {text}", file=sys.stderr)
 
 
 def _message(error: BaseException, words: Iterable[str]) -> str:
@@ -83,7 +84,7 @@ def _message(error: BaseException, words: Iterable[str]) -> str:
         return f"{error}\non the command line: --read-limit SIZE, or none"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    if isinstance(error, (NpstreamError, *EXPECTED)):
+    if isinstance(error, (NpstreamError, *USER_ERRORS)):
         return str(error) or type(error).__name__
     from npstream._core.redaction import redact, url_secrets
 
@@ -99,7 +100,7 @@ def _notes(error: BaseException) -> list[str]:
 def run_for_each(urls: Sequence[str], run: Callable[[str], int | None]) -> int:
     """Call a function with each URL, and return the largest exit status.
 
-    An error of one of several URLs is printed, and the others follow.
+    With several URLs, an error is printed, and the next URL follows. With one URL, it is raised.
     """
     if len(urls) == 1:
         return run(urls[0]) or 0
@@ -136,14 +137,14 @@ def json_text(document: Any) -> str:
 
     encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("_", "-")
     text = json.dumps(json_value(document), ensure_ascii=encoding not in ("utf-8", "utf8"))
-    return text.encode("utf-8", "backslashreplace").decode()  # halves of surrogates: "\udc80"
+    return text.encode("utf-8", "backslashreplace").decode()  # lone surrogates: "\udc80"
 
 
 def json_value(value: Any) -> Any:
-    """Return a value of a column, or a container of them, as what JSON knows.
+    """Return a value of a column, or a container of values, as a value that JSON can encode.
 
-    Arrays become lists, times text of ISO 8601, and bytes base64. A float that JSON lacks becomes
-    "NaN", "Infinity" or "-Infinity". Other objects become their text.
+    Arrays become lists, times text of ISO 8601, and bytes base64. A float that is not finite
+    becomes "NaN", "Infinity" or "-Infinity". Other objects become their text.
 
     Examples
     --------
@@ -170,13 +171,13 @@ def json_value(value: Any) -> Any:
 
 
 def _json_float(value: float) -> float | str:
-    if value - value == 0:
+    if math.isfinite(value):
         return value
-    return "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 def _json_array_value(value: Any) -> Any:
-    """Return an array, a scalar of NumPy or another object as what JSON knows."""
+    """Return an array, a NumPy scalar or another object as a value that JSON can encode."""
     import numpy as np
 
     if isinstance(value, np.ndarray):
@@ -186,7 +187,8 @@ def _json_array_value(value: Any) -> Any:
     if isinstance(value, np.bool_ | np.integer):
         return value.item()
     if isinstance(value, np.floating):
-        return _json_float(float(str(value)))  # of float32, the shortest text that gives it back
+        # The shortest text of a float32 has fewer digits than the same value as a Python float.
+        return _json_float(float(str(value)))
     if isinstance(value, np.generic) and isinstance(value.item(), str | bytes):
         return json_value(value.item())
-    return str(value)  # a complex number, or an object that was pickled
+    return str(value)  # a complex number, or a pickled object

@@ -34,7 +34,7 @@ ADD_COMMANDS: tuple[Callable[[Commands], None], ...] = (
     add_info, add_head, add_sample, add_describe, add_query, add_verify, add_index, add_convert,
     add_merge, add_copy, add_cache, add_demo, add_precompile, add_selftest, add_completion,
 )  # fmt: skip
-"""What adds each command, in the order of ``npstream --help``."""
+"""The function that adds each command, in the order of ``npstream --help``."""
 
 _EPILOG = (
     "Exit status: 0 if all is well, 1 for a problem or an error, 2 for a mistake in the command "

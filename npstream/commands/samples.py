@@ -11,7 +11,7 @@ from npstream.commands.options import (
     add_dataset_options,
     add_json_option,
     add_read_limit_option,
-    count,
+    count_option,
     open_with_options,
 )
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["add_head", "add_query", "add_sample"]
 
 ROWS = 10
-"""Samples that a table shows if the user does not say how many."""
+"""Default number of samples that a table shows."""
 
 BLOCK = 256
 """Samples that are read at a time."""
@@ -67,9 +67,9 @@ def add_query(commands: Commands) -> None:
     add_read_limit_option(query)
 
 
-def _add_row_options(parser: argparse.ArgumentParser, limit: str, default: int | None) -> None:
+def _add_row_options(parser: argparse.ArgumentParser, limit_help: str, limit: int | None) -> None:
     add = parser.add_argument
-    add("-n", "--limit", metavar="N", type=count, default=default, help=limit)
+    add("-n", "--limit", metavar="N", type=count_option, default=limit, help=limit_help)
     add("--columns", nargs="+", metavar="NAME", help="the columns to show; all by default")
     add("--row-index", metavar="NAME", help="with --json: add the row number under this name")
     add_json_option(parser, "print each sample as a line of JSON")
@@ -83,21 +83,21 @@ def _run_head(options: argparse.Namespace) -> None:
 
 def _run_sample(options: argparse.Namespace) -> None:
     with open_with_options(options.url, options) as dataset:
-        drawn = dataset.sample(min(options.limit, len(dataset)), options.seed)
-        _show(drawn, len(dataset), options)
+        view = dataset.sample(min(options.limit, len(dataset)), options.seed)
+        _show(view, len(dataset), options)
 
 
 def _run_query(options: argparse.Namespace) -> None:
     with open_with_options(options.url, options) as dataset:
-        _selected(dataset, options)  # an unknown column fails before anything is read
-        matching = dataset.query(options.condition)
+        _select_columns(dataset, options)  # raises for an unknown column before any read
+        matches = dataset.query(options.condition)
         if options.count:
-            _show_count(len(matching), options)
+            _show_count(len(matches), options)
             return
         limit = options.limit
         if limit is None:
-            limit = len(matching) if options.json else ROWS
-        _show(matching[:limit], len(matching), options, " that match")
+            limit = len(matches) if options.json else ROWS
+        _show(matches[:limit], len(matches), options, " that match")
 
 
 def _show_count(number: int, options: argparse.Namespace) -> None:
@@ -109,8 +109,8 @@ def _show_count(number: int, options: argparse.Namespace) -> None:
         print(number)
 
 
-def _selected(view: Dataset, options: argparse.Namespace) -> Dataset:
-    """Return the columns that the user asked for."""
+def _select_columns(view: Dataset, options: argparse.Namespace) -> Dataset:
+    """Return the view of ``--columns``; raise ValueError if ``--row-index`` is one of them."""
     if options.row_index is not None and options.row_index in (options.columns or view.columns):
         raise ValueError(f"--row-index {options.row_index!r}: a column has this name")
     return view if options.columns is None else view[list(dict.fromkeys(options.columns))]
@@ -120,14 +120,14 @@ def _samples(view: Dataset) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the row number in the dataset, and the columns, of each sample of a view."""
     names = view.columns
     for start in range(0, len(view), BLOCK):
-        batch = view[start : start + BLOCK].load()  # reads these samples alone
+        batch = view[start : start + BLOCK].load()  # reads only these samples
         for row, *values in zip(batch.ids.tolist(), *(batch[name] for name in names), strict=True):
             yield row, dict(zip(names, values, strict=True))
 
 
-def _show(view: Dataset, total: int, options: argparse.Namespace, which: str = "") -> None:
-    """Print the samples of a view, which are some of `total`."""
-    view = _selected(view, options)
+def _show(view: Dataset, total: int, options: argparse.Namespace, suffix: str = "") -> None:
+    """Print the samples of a view of `total` samples; `suffix` follows the total in a table."""
+    view = _select_columns(view, options)
     if options.json:
         from npstream.commands.output import print_json
 
@@ -141,8 +141,8 @@ def _show(view: Dataset, total: int, options: argparse.Namespace, which: str = "
     rows = [[row, *sample.values()] for row, sample in _samples(view)]
     types = view._encodings()
     lines, omitted = format_table(["row", *types], ["", *types.values()], rows)
-    of = quantity(total, "sample") + which
-    lines.append(of if len(rows) == total else f"{len(rows):,} of {of}")
+    size = quantity(total, "sample") + suffix
+    lines.append(size if len(rows) == total else f"{len(rows):,} of {size}")
     if omitted:
         lines.append(f"{quantity(len(omitted), 'more column')}: {', '.join(omitted)}")
     print("\n".join(lines))

@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-from npstream.commands.output import styled
+from npstream.commands.output import style_text
 
 __all__ = ["cell_text", "display_width", "fit", "format_table", "printable", "table_width"]
 
@@ -19,16 +19,16 @@ GAP = "  "
 """The text between two columns."""
 
 MIN_WIDTH = 8
-"""Columns that are cut keep this width; there are fewer columns instead."""
+"""Minimum width of a truncated column. If this is too wide, the last columns are omitted."""
 
 MAX_CHARACTERS = 1000
-"""Characters of a value that are looked at."""
+"""Maximum characters of a value that are processed."""
 
 SHOWN_BYTES = 16
-"""Bytes of a value that are shown after their number."""
+"""Maximum bytes of a value that are shown after the size."""
 
-_SHOWN = {"\u200c", "\u200d"}
-"""Joiners, which are not printable, but belong to text and to emoji."""
+_JOINERS = {"\u200c", "\u200d"}
+"""Joiners of letters and emoji. They are shown, although Python calls them not printable."""
 
 
 def format_table(
@@ -36,23 +36,24 @@ def format_table(
     types: Sequence[str] | None,
     rows: Sequence[Sequence[Any]],
     width: int | None = None,
-    left: int | None = None,
+    left_columns: int | None = None,
 ) -> tuple[list[str], list[str]]:
-    r"""Return the lines of a table, and the names of the columns that it has no room for.
+    r"""Return the lines of a table, and the names of the columns that do not fit in it.
 
     Parameters
     ----------
     names : sequence of str
-        The heads of the columns.
+        The headers of the columns.
     types : sequence of str, optional
-        A second line of heads.
+        A second line of headers.
     rows : sequence of sequence
         The values of each row.
     width : int, optional
-        The most cells that a line takes; by default those of the terminal, or ``COLUMNS``, or 80.
-        The first two columns are shown in any case.
-    left : int, optional
-        How many columns are aligned to the left; by default those that do not hold numbers.
+        Maximum width of a line, in terminal cells. By default that of ``COLUMNS`` or of the
+        terminal, or 80. The first two columns are always shown.
+    left_columns : int, optional
+        Number of the first columns that are aligned to the left; by default, numbers are aligned
+        to the right.
 
     Examples
     --------
@@ -65,29 +66,29 @@ def format_table(
     """
     if width is None:
         width = shutil.get_terminal_size().columns
-    heads = [list(names)] if types is None else [list(names), list(types)]
-    columns = [list(map(cell_text, cells)) for cells in zip(*heads, *rows, strict=True)]
+    headers = [list(names)] if types is None else [list(names), list(types)]
+    columns = [list(map(cell_text, cells)) for cells in zip(*headers, *rows, strict=True)]
     widths = [max(map(display_width, column)) for column in columns]
     limits = _limits(widths, width)
     is_right = [
-        number >= left
-        if left is not None
+        number >= left_columns
+        if left_columns is not None
         else bool(rows) and all(_is_number(row[number]) for row in rows)
         for number in range(len(names))
     ]
     lines = []
-    for number in range(len(heads) + len(rows)):
+    for number in range(len(headers) + len(rows)):
         cells = [
             _pad(fit(column[number], limit), limit, right)
             for column, limit, right in zip(columns, limits, is_right, strict=False)
         ]
         line = GAP.join(cells).rstrip()
-        lines.append(styled(line, ("bold", "dim")[number]) if number < len(heads) else line)
+        lines.append(style_text(line, ("bold", "dim")[number]) if number < len(headers) else line)
     return lines, list(names[len(limits) :])
 
 
 def table_width(rows: Sequence[Sequence[Any]]) -> int:
-    """Return the width of a table whose cells are not cut.
+    """Return the width of a table without truncated cells.
 
     Examples
     --------
@@ -101,24 +102,25 @@ def table_width(rows: Sequence[Sequence[Any]]) -> int:
 
 
 def _limits(widths: list[int], total: int) -> list[int]:
-    """Return the widths of the columns that fit: the widest ones are cut to one width."""
+    """Return the widths of the columns that fit; the widest ones are truncated to one width."""
     count = len(widths)
-    while count > 2 and sum(min(w, MIN_WIDTH) for w in widths[:count]) > _room(total, count):
+    while count > 2 and sum(min(w, MIN_WIDTH) for w in widths[:count]) > _available(total, count):
         count -= 1
     widths = widths[:count]
-    room = _room(total, count)
+    available = _available(total, count)
     limit = max(widths, default=0)
-    while limit > MIN_WIDTH and sum(min(w, limit) for w in widths) > room:
+    while limit > MIN_WIDTH and sum(min(w, limit) for w in widths) > available:
         limit -= 1
     limits = [min(w, limit) for w in widths]
-    # What is left after rounding goes to the first columns that were cut.
-    for number, wanted in enumerate(widths):
-        extra = min(wanted - limits[number], max(room - sum(limits), 0))
+    # The cells that rounding leaves go to the first truncated columns.
+    for number, full_width in enumerate(widths):
+        extra = min(full_width - limits[number], max(available - sum(limits), 0))
         limits[number] += extra
     return limits
 
 
-def _room(total: int, count: int) -> int:
+def _available(total: int, count: int) -> int:
+    """Return the width that `count` columns share: the total without the gaps."""
     return total - len(GAP) * (count - 1)
 
 
@@ -159,9 +161,9 @@ def cell_text(value: Any) -> str:
     if getattr(value, "ndim", 0):
         import numpy as np
 
-        inner = np.array2string(np.asarray(value), threshold=6, edgeitems=3, separator=" ")
+        elements = np.array2string(np.asarray(value), threshold=6, edgeitems=3, separator=" ")
         shape = f"{value.shape} " if value.ndim > 1 else ""
-        return printable(shape + " ".join(inner.split()).replace("[ ", "["))
+        return printable(shape + " ".join(elements.split()).replace("[ ", "["))
     return printable(str(value))
 
 
@@ -178,7 +180,9 @@ def printable(text: str) -> str:
         return text
     return "".join(
         character
-        if character.isprintable() or character in _SHOWN or unicodedata.category(character) == "Zs"
+        if character.isprintable()
+        or character in _JOINERS
+        or unicodedata.category(character) == "Zs"
         else character.encode("unicode_escape").decode()
         for character in text
     )
@@ -212,9 +216,9 @@ def fit(text: str, width: int) -> str:
     if display_width(text) <= width:
         return text
     end = "..."[:width]
-    room = width - len(end)
+    remaining = width - len(end)
     for number, character in enumerate(text):
-        room -= 1 if character.isascii() else _character_width(character)
-        if room < 0:
+        remaining -= 1 if character.isascii() else _character_width(character)
+        if remaining < 0:
             return text[:number] + end
     return text

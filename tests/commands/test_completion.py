@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from npstream.__main__ import main
-from npstream.commands.completion import SHELLS, levels_of
+from npstream.commands.completion import SHELLS, iterate_levels
 from npstream.commands.parser import build_parser
 
 ZSH_STUBS = """
@@ -111,7 +111,7 @@ def test_bash_completes_a_line_that_is_typed(tmp_path, capsys):
 
 
 def test_the_levels_hold_every_command():
-    levels = {level.path: level for level in levels_of(build_parser())}
+    levels = {level.path: level for level in iterate_levels(build_parser())}
     assert set(levels[""].commands) | {"", "cache info", "cache clear", "cache fetch"} == set(
         levels
     )
