@@ -28,7 +28,7 @@ SHAPE_FUNCTIONS: tuple[Any, ...] = (
 )  # fmt: skip
 """Functions that use only an array's shape and dtype, and no elements."""
 
-METHOD_OF: dict[Any, str] = {
+METHOD_NAMES: dict[Any, str] = {
     **{getattr(np, name): name for name in REDUCTIONS},
     np.amin: "min", np.amax: "max", np.take: "take", np.round: "round", np.around: "round",
     np.nonzero: "nonzero",
@@ -44,7 +44,7 @@ ELEMENTWISE: tuple[Any, ...] = (np.nan_to_num, np.isin, np.real, np.imag, np.ang
 """Elementwise functions whose first argument is the only one with rows."""
 
 
-def apply(function: Any, args: tuple[Any, ...], keywords: dict[str, Any], kind: type) -> Any:
+def apply(function: Any, args: tuple[Any, ...], keywords: dict[str, Any], column_type: type) -> Any:
     """Call a NumPy function whose arguments contain columns.
 
     Parameters
@@ -52,17 +52,19 @@ def apply(function: Any, args: tuple[Any, ...], keywords: dict[str, Any], kind: 
     function : callable
     args, keywords
         Arguments of the function.
-    kind : type
+    column_type : type
         The class `Column`.
     """
     if function in SHAPE_FUNCTIONS:
-        args = tuple(_replace(item, kind, _placeholder) for item in args)
-        keywords = {key: _replace(item, kind, _placeholder) for key, item in keywords.items()}
+        args = tuple(_replace(item, column_type, _placeholder) for item in args)
+        keywords = {
+            key: _replace(item, column_type, _placeholder) for key, item in keywords.items()
+        }
         return function(*args, **keywords)
     if function is np.full_like and args:
-        args = (_replace(args[0], kind, _placeholder), *args[1:])
+        args = (_replace(args[0], column_type, _placeholder), *args[1:])
     column, *others = args or (None,)
-    if isinstance(column, kind) and not _contains(kind, others, keywords):
+    if isinstance(column, column_type) and not _contains(column_type, others, keywords):
         handler = HANDLERS.get(function)
         result = NotImplemented if handler is None else handler(column, *others, **keywords)
         if result is not NotImplemented:
@@ -71,10 +73,10 @@ def apply(function: Any, args: tuple[Any, ...], keywords: dict[str, Any], kind: 
         return _dot(*args)
     elif function is np.copyto and args and isinstance(args[0], np.ndarray):
         return _copy(*args, **keywords)
-    return _call(function, args, keywords, kind)
+    return _call(function, args, keywords, column_type)
 
 
-def _call(function: Any, args: tuple[Any, ...], keywords: dict[str, Any], kind: type) -> Any:
+def _call(function: Any, args: tuple[Any, ...], keywords: dict[str, Any], column_type: type) -> Any:
     """Read the columns and call a function with their arrays.
 
     The arrays are read-only during the call, because the function's writes would be lost.
@@ -86,8 +88,8 @@ def _call(function: Any, args: tuple[Any, ...], keywords: dict[str, Any], kind: 
         arrays[-1].flags.writeable = False
         return arrays[-1]
 
-    args = tuple(_replace(item, kind, read) for item in args)
-    keywords = {key: _replace(item, kind, read) for key, item in keywords.items()}
+    args = tuple(_replace(item, column_type, read) for item in args)
+    keywords = {key: _replace(item, column_type, read) for key, item in keywords.items()}
     result = function(*args, **keywords)
     for array in arrays:
         array.flags.writeable = True
@@ -97,24 +99,25 @@ def _call(function: Any, args: tuple[Any, ...], keywords: dict[str, Any], kind: 
 
 
 def _make_writable(result: Any, arrays: list[AnyArray]) -> None:
-    """Make results that are views of `arrays` writable, because no other object uses these."""
+    """Make results that are views of `arrays` writable. No other object uses `arrays`."""
     for item in result if isinstance(result, list | tuple) else (result,):
         if isinstance(item, np.ndarray) and any(np.may_share_memory(item, a) for a in arrays):
             item.flags.writeable = True
 
 
-def _replace(item: Any, kind: type, function: Callable[[Any], Any]) -> Any:
+def _replace(item: Any, column_type: type, function: Callable[[Any], Any]) -> Any:
     """Replace each column by ``function(column)``, also in lists and tuples."""
-    if isinstance(item, kind):
+    if isinstance(item, column_type):
         return function(item)
-    if type(item) in (list, tuple) and _contains(kind, item, {}):
-        return type(item)(_replace(part, kind, function) for part in item)
+    if type(item) in (list, tuple) and _contains(column_type, item, {}):
+        return type(item)(_replace(part, column_type, function) for part in item)
     return item
 
 
-def _contains(kind: type, items: Any, keywords: dict[str, Any]) -> bool:
+def _contains(column_type: type, items: Any, keywords: dict[str, Any]) -> bool:
     return any(
-        isinstance(item, kind) or (type(item) in (list, tuple) and _contains(kind, item, {}))
+        isinstance(item, column_type)
+        or (type(item) in (list, tuple) and _contains(column_type, item, {}))
         for item in (*items, *keywords.values())
     )
 
@@ -135,7 +138,9 @@ def _concatenate_blocks(column: Any, function: Any, *args: Any, **keywords: Any)
     return np.concatenate([function(b, *args, **keywords) for b in _blocks(column, function)])
 
 
-def _method(name: str) -> Callable[..., Any]:
+def _method_handler(name: str) -> Callable[..., Any]:
+    """Return a handler that calls a method of the column."""
+
     def call(column: Any, /, *args: Any, **keywords: Any) -> Any:
         return getattr(column, name)(*args, **_drop_novalue(keywords))
 
@@ -156,7 +161,9 @@ def _min_scalar_type(column: Any) -> Any:
     return np.min_scalar_type(_placeholder(column) if column.shape else np.asarray(column))
 
 
-def _by_rows(function: Any) -> Callable[..., Any]:
+def _elementwise_handler(function: Any) -> Callable[..., Any]:
+    """Return a handler that calls an elementwise function on blocks of rows."""
+
     def call(column: Any, /, *args: Any, **keywords: Any) -> Any:
         if not column._rows_first or "copy" in keywords:
             return NotImplemented
@@ -165,7 +172,8 @@ def _by_rows(function: Any) -> Callable[..., Any]:
     return call
 
 
-def _without_nan(name: str) -> Callable[..., Any]:
+def _nan_reduction_handler(name: str) -> Callable[..., Any]:
+    """Return a handler of a reduction that ignores NaN."""
     function = getattr(np, name)
 
     def call(column: Any, /, axis: Any = None, dtype: Any = None, **keywords: Any) -> Any:
@@ -190,31 +198,36 @@ def _count_nonzero(column: Any, axis: Any = None, *, keepdims: bool = False) -> 
 
 
 def _norm(column: Any, ord: Any = None, axis: Any = None, keepdims: bool = False) -> Any:
-    """Return norms of rows, block by block, or norms along the rows as reductions of powers."""
+    """Compute norms block by block.
+
+    If the rows are not a reduced axis, the norms of a block are independent of other blocks.
+    Otherwise, the norm is a root of the sum of powers, or an extreme, of all blocks.
+    """
     if column.dtype.kind not in "biufc" or not column.size or not column._rows_first:
         return NotImplemented
     axes = None if axis is None else normalize_axis_tuple(axis, column.ndim)
     if axes is not None and 0 not in axes:
         return _concatenate_blocks(column, np.linalg.norm, ord=ord, axis=axis, keepdims=keepdims)
-    vector = len(axes or column.shape) == 1 if axes or ord is not None else True
-    if not vector or not (ord is None or isinstance(ord, int | float)):
+    # Without axes and order, NumPy takes the norm of the ravelled array.
+    is_vector = (axes is None and ord is None) or len(axes or column.shape) == 1
+    if not is_vector or not (ord is None or isinstance(ord, int | float)):
         return NotImplemented
-    kind = column.dtype if column.dtype.kind in "fc" else np.dtype(float)
-    real = np.empty(0, kind).real.dtype
+    dtype = column.dtype if column.dtype.kind in "fc" else np.dtype(float)
+    real_dtype = np.empty(0, dtype).real.dtype
     power = 2 if ord is None else ord
-    magnitudes = (np.abs(block.astype(kind)) for block in _blocks(column, np.linalg.norm))
+    magnitudes = (np.abs(block.astype(dtype)) for block in _blocks(column, np.linalg.norm))
     options: dict[str, Any] = {"axis": axis, "keepdims": keepdims}
     if abs(power) == np.inf:
         extreme = "max" if power > 0 else "min"
-        return reduce_blocks(extreme, magnitudes, column.shape, real, **options)
+        return reduce_blocks(extreme, magnitudes, column.shape, real_dtype, **options)
     if power == 0:
-        nonzero = ((block != 0).astype(real) for block in magnitudes)
-        return reduce_blocks("sum", nonzero, column.shape, real, **options)
-    wide = np.result_type(real, np.float64)
-    powers = (block.astype(wide) ** power for block in magnitudes)
-    total = reduce_blocks("sum", powers, column.shape, wide, **options)
+        nonzero = ((block != 0).astype(real_dtype) for block in magnitudes)
+        return reduce_blocks("sum", nonzero, column.shape, real_dtype, **options)
+    sum_dtype = np.result_type(real_dtype, np.float64)
+    powers = (block.astype(sum_dtype) ** power for block in magnitudes)
+    total = reduce_blocks("sum", powers, column.shape, sum_dtype, **options)
     root = np.sqrt(total) if power == 2 else total ** (1 / power)
-    return root.astype(real)
+    return root.astype(real_dtype)
 
 
 def _dot(left: Any, right: Any) -> Any:
@@ -260,6 +273,7 @@ def _unique(column: Any, *args: Any, **keywords: Any) -> Any:
     for block in _blocks(column, np.unique):
         distinct.append(np.unique(block))
         pending += len(distinct[-1])
+        # The limit doubles with the merged values, so that they are not sorted for every block.
         if pending > 2 * len(distinct[0]) + (1 << 16):
             distinct = [np.unique(np.concatenate(distinct))]
             pending = len(distinct[0])
@@ -271,16 +285,16 @@ def _bincount(column: Any, /, weights: Any = None, minlength: int = 0) -> Any:
         return NotImplemented
     counts = np.bincount(np.empty(0, column.dtype), minlength=minlength)
     for block in _blocks(column, np.bincount):
-        more = np.bincount(block, minlength=len(counts))
-        more[: len(counts)] += counts
-        counts = more
+        block_counts = np.bincount(block, minlength=len(counts))
+        block_counts[: len(counts)] += counts
+        counts = block_counts
     return counts
 
 
 def _histogram(
     column: Any, bins: Any = 10, range: Any = None, density: Any = None, weights: Any = None
 ) -> Any:
-    """Count block by block; equal bins without a range first read the column for its extremes."""
+    """Count block by block. If the bins need the range of the values, read the column twice."""
     if weights is not None or isinstance(bins, str) or column.dtype.kind not in "biuf":
         return NotImplemented
     if np.ndim(bins) == 0 and range is None:
@@ -297,9 +311,9 @@ def _histogram(
 
 
 HANDLERS: dict[Any, Callable[..., Any]] = {
-    **{function: _method(name) for function, name in METHOD_OF.items()},
-    **{getattr(np, name): _without_nan(name) for name in NAN_REDUCTIONS},
-    **{function: _by_rows(function) for function in ELEMENTWISE},
+    **{function: _method_handler(name) for function, name in METHOD_NAMES.items()},
+    **{getattr(np, name): _nan_reduction_handler(name) for name in NAN_REDUCTIONS},
+    **{function: _elementwise_handler(function) for function in ELEMENTWISE},
     np.clip: _clip,
     np.min_scalar_type: _min_scalar_type,
     np.count_nonzero: _count_nonzero,

@@ -54,7 +54,7 @@ _PARAMETERS = {
 """Type and description of each parameter."""
 
 
-def documented(
+def add_sections(
     returns: str, example: str, result: str, raises: str = "", **parameters: tuple[str, str]
 ) -> Callable[[F], F]:
     """Return a decorator that adds numpydoc's sections to the summary of a method.
@@ -75,19 +75,19 @@ def documented(
 
     def decorate(method: F) -> F:
         descriptions = _PARAMETERS | parameters
-        _, *listed = inspect.signature(method).parameters.values()
+        _, *method_parameters = inspect.signature(method).parameters.values()
         lines = [inspect.getdoc(method) or ""]
-        if listed:
+        if method_parameters:
             lines += _section("Parameters")
-        for parameter in listed:
+        for parameter in method_parameters:
             kind, description = descriptions[parameter.name]
-            plain = parameter.replace(annotation=parameter.empty, default=parameter.empty)
-            name = str(plain)  # includes the stars of *args and **kwargs
+            bare = parameter.replace(annotation=parameter.empty, default=parameter.empty)
+            name = str(bare)  # includes the stars of *args and **kwargs
             lines += [f"{name} : {kind}{_default(parameter)}", f"    {description}"]
         lines += [*_section("Returns"), returns]
         if raises:
-            error, _, when = raises.partition(": ")
-            lines += [*_section("Raises"), error, f"    {when}"]
+            error, _, condition = raises.partition(": ")
+            lines += [*_section("Raises"), error, f"    {condition}"]
         lines += [*_section("Examples"), f'>>> getfixture("example")["label"].{example}', result]
         method.__doc__ = "\n".join(lines) + "\n"
         return method
@@ -113,7 +113,8 @@ _DEFAULTS = {
 }  # fmt: skip
 """The default of each option of a reduction; `_reduce` passes only other values to NumPy.
 
-For NumPy, some of these values are not the default: ``np.sum([], initial=None)`` raises.
+NumPy treats some of these values differently if they are passed: ``np.sum([], initial=None)``
+raises.
 """
 
 
@@ -158,7 +159,7 @@ class ArrayMethods:
     __slots__ = ()
     __delitem__ = refuse_deletion
 
-    @documented("ndarray or scalar", "sum()", "np.int64(3)")
+    @add_sections("ndarray or scalar", "sum()", "np.int64(3)")
     def sum(
         self,
         axis: int | tuple[int, ...] | None = None,
@@ -172,7 +173,7 @@ class ArrayMethods:
         options = {"dtype": dtype, "keepdims": keepdims, "initial": initial, "where": where}
         return _reduce(self, "sum", axis, out, options)
 
-    @documented("ndarray or scalar", "prod()", "np.int64(0)")
+    @add_sections("ndarray or scalar", "prod()", "np.int64(0)")
     def prod(
         self,
         axis: int | tuple[int, ...] | None = None,
@@ -186,7 +187,7 @@ class ArrayMethods:
         options = {"dtype": dtype, "keepdims": keepdims, "initial": initial, "where": where}
         return _reduce(self, "prod", axis, out, options)
 
-    @documented("ndarray or scalar", "min()", "np.int64(0)")
+    @add_sections("ndarray or scalar", "min()", "np.int64(0)")
     def min(
         self,
         axis: int | tuple[int, ...] | None = None,
@@ -199,7 +200,7 @@ class ArrayMethods:
         options = {"keepdims": keepdims, "initial": initial, "where": where}
         return _reduce(self, "min", axis, out, options)
 
-    @documented("ndarray or scalar", "max()", "np.int64(2)")
+    @add_sections("ndarray or scalar", "max()", "np.int64(2)")
     def max(
         self,
         axis: int | tuple[int, ...] | None = None,
@@ -212,7 +213,7 @@ class ArrayMethods:
         options = {"keepdims": keepdims, "initial": initial, "where": where}
         return _reduce(self, "max", axis, out, options)
 
-    @documented("ndarray or scalar", "any()", "np.True_")
+    @add_sections("ndarray or scalar", "any()", "np.True_")
     def any(
         self,
         axis: int | tuple[int, ...] | None = None,
@@ -224,7 +225,7 @@ class ArrayMethods:
         """Return True if any element is true, as `numpy.any` does; stop at a true one."""
         return _reduce(self, "any", axis, out, {"keepdims": keepdims, "where": where})
 
-    @documented("ndarray or scalar", "all()", "np.False_")
+    @add_sections("ndarray or scalar", "all()", "np.False_")
     def all(
         self,
         axis: int | tuple[int, ...] | None = None,
@@ -236,7 +237,7 @@ class ArrayMethods:
         """Return True if all elements are true, as `numpy.all` does; stop at a false one."""
         return _reduce(self, "all", axis, out, {"keepdims": keepdims, "where": where})
 
-    @documented("ndarray or scalar", "mean()", "np.float64(1.0)")
+    @add_sections("ndarray or scalar", "mean()", "np.float64(1.0)")
     def mean(
         self,
         axis: int | tuple[int, ...] | None = None,
@@ -250,7 +251,7 @@ class ArrayMethods:
         options = {"dtype": dtype, "keepdims": keepdims, "where": where}
         return _reduce(self, "mean", axis, out, options)
 
-    @documented("ndarray or scalar", "std(ddof=1)", "np.float64(1.0)")
+    @add_sections("ndarray or scalar", "std(ddof=1)", "np.float64(1.0)")
     def std(
         self,
         axis: int | tuple[int, ...] | None = None,
@@ -267,7 +268,7 @@ class ArrayMethods:
         options = _moment_options(dtype, ddof, keepdims, where, mean, correction)
         return _reduce(self, "std", axis, out, options)
 
-    @documented("ndarray or scalar", "var(ddof=1)", "np.float64(1.0)")
+    @add_sections("ndarray or scalar", "var(ddof=1)", "np.float64(1.0)")
     def var(
         self,
         axis: int | tuple[int, ...] | None = None,
@@ -284,7 +285,7 @@ class ArrayMethods:
         options = _moment_options(dtype, ddof, keepdims, where, mean, correction)
         return _reduce(self, "var", axis, out, options)
 
-    @documented(
+    @add_sections(
         "ndarray or scalar",
         "argmin()",
         "np.int64(0)",
@@ -296,7 +297,7 @@ class ArrayMethods:
         """Return the position of the least element, as `numpy.argmin` does."""
         return _reduce(self, "argmin", axis, out, {"keepdims": keepdims})
 
-    @documented(
+    @add_sections(
         "ndarray or scalar",
         "argmax()",
         "np.int64(2)",
@@ -310,7 +311,7 @@ class ArrayMethods:
 
     # Methods that read the whole column
 
-    @documented(
+    @add_sections(
         "ndarray",
         "astype(bool)",
         "array([False,  True,  True])",
@@ -334,17 +335,17 @@ class ArrayMethods:
         array = np.asarray(self, np.dtype(dtype) if np.dtype(dtype) == object else None)
         return array.astype(dtype, cast("Any", order), cast("Any", casting), subok, copy=False)
 
-    @documented("ndarray", "copy()", "array([0, 1, 2])")
+    @add_sections("ndarray", "copy()", "array([0, 1, 2])")
     def copy(self: ArrayLikeColumn, order: str = "C") -> AnyArray:
         """Read the column."""
         return np.asarray(self._array(), order=cast("Any", order))
 
-    @documented("ndarray", "flatten()", "array([0, 1, 2])")
+    @add_sections("ndarray", "flatten()", "array([0, 1, 2])")
     def flatten(self: ArrayLikeColumn, order: str = "C") -> AnyArray:
         """Read the column as an array with one axis."""
         return self._array().reshape(-1, order=cast("Any", order))
 
-    @documented(
+    @add_sections(
         "Column or ndarray",
         "reshape(1, -1)",
         "array([[0, 1, 2]])",
@@ -356,14 +357,14 @@ class ArrayMethods:
         """Read the column in another shape, as `numpy.ndarray.reshape` does."""
         new_shape = shape[0] if len(shape) == 1 else shape
         # A placeholder without memory resolves a length of -1 and raises if the sizes differ.
-        final = np.broadcast_to(np.False_, self.shape).reshape(new_shape).shape
-        if final == self.shape and not copy:
+        result_shape = np.broadcast_to(np.False_, self.shape).reshape(new_shape).shape
+        if result_shape == self.shape and not copy:
             return self
         if copy is False:
             raise ValueError("Unable to avoid creating a copy while reshaping.")
-        return self._array().reshape(final, order=cast("Any", order))
+        return self._array().reshape(result_shape, order=cast("Any", order))
 
-    @documented("Column or ndarray", "ravel().shape", "(3,)")
+    @add_sections("Column or ndarray", "ravel().shape", "(3,)")
     def ravel(self: ArrayLikeColumn, order: str = "C") -> Any:
         """Return the column with one axis: a lazy column if values are scalars, else an array."""
         if len(self.shape) == 1:
@@ -371,7 +372,7 @@ class ArrayMethods:
         flat = self._flat_rows() if order in ("C", "K") else None
         return self._array().reshape(-1, order=cast("Any", order)) if flat is None else flat
 
-    @documented("Column or ndarray", "transpose().shape", "(3,)")
+    @add_sections("Column or ndarray", "transpose().shape", "(3,)")
     def transpose(self: ArrayLikeColumn, *axes: Any) -> Any:
         """Read the column with permuted axes, as `numpy.ndarray.transpose` does."""
         # A placeholder without memory raises for invalid axes before the column is read.
@@ -383,17 +384,17 @@ class ArrayMethods:
         """The column with its axes in reverse order: itself if it has one axis, else an array."""
         return self if len(self.shape) < 2 else self._array().T
 
-    @documented("list", "tolist()", "[0, 1, 2]")
+    @add_sections("list", "tolist()", "[0, 1, 2]")
     def tolist(self: ArrayLikeColumn) -> Any:
         """Read the column as nested lists of Python values."""
         return self._array().tolist()
 
-    @documented("ndarray", "repeat(2)", "array([0, 0, 1, 1, 2, 2])")
+    @add_sections("ndarray", "repeat(2)", "array([0, 0, 1, 1, 2, 2])")
     def repeat(self: ArrayLikeColumn, repeats: ArrayLike, axis: int | None = None) -> AnyArray:
         """Read the column and repeat its elements, as `numpy.repeat` does."""
         return self._array().repeat(cast("Any", repeats), axis)
 
-    @documented("ndarray", "clip(1)", "array([1, 1, 2])")
+    @add_sections("ndarray", "clip(1)", "array([1, 1, 2])")
     def clip(
         self: ArrayLikeColumn,
         min: ArrayLike | None = None,
@@ -406,16 +407,16 @@ class ArrayMethods:
 
         def clip_rows(rows: AnyArray, *row_limits: Any, **keywords: Any) -> Any:
             # `row_limits` are the rows of `limits`, which does not contain None.
-            given = iter(row_limits)
-            lower = None if min is None else next(given)
-            upper = None if max is None else next(given)
+            next_limits = iter(row_limits)
+            lower = None if min is None else next(next_limits)
+            upper = None if max is None else next(next_limits)
             return np.clip(rows, lower, upper, **keywords)
 
         options |= {} if out is None else {"out": (out,)}
         clipped: AnyArray = _apply_by_rows(self, "clip", clip_rows, limits, options)
         return clipped
 
-    @documented("ndarray", "round()", "array([0, 1, 2])")
+    @add_sections("ndarray", "round()", "array([0, 1, 2])")
     def round(self: ArrayLikeColumn, decimals: int = 0, out: AnyArray | None = None) -> AnyArray:
         """Read the column with its elements rounded, as `numpy.round` does."""
 
@@ -426,7 +427,7 @@ class ArrayMethods:
         rounded: AnyArray = _apply_by_rows(self, "round", round_rows, [], options)
         return rounded
 
-    @documented("ndarray", "cumsum()", "array([0, 1, 3])")
+    @add_sections("ndarray", "cumsum()", "array([0, 1, 3])")
     def cumsum(
         self: ArrayLikeColumn,
         axis: int | None = None,
@@ -437,7 +438,7 @@ class ArrayMethods:
         total: AnyArray = np.cumsum(self._array(), axis, cast("Any", dtype), cast("Any", out))
         return total
 
-    @documented(
+    @add_sections(
         "ndarray",
         "argsort()",
         "array([0, 1, 2])",
@@ -455,19 +456,19 @@ class ArrayMethods:
         """Read the column and return the positions that sort it, as `numpy.argsort` does."""
         return np.argsort(self._array(), axis, kind, order, stable=stable)
 
-    @documented("tuple of ndarray", "nonzero()", "(array([1, 2]),)")
+    @add_sections("tuple of ndarray", "nonzero()", "(array([1, 2]),)")
     def nonzero(self: ArrayLikeColumn) -> tuple[AnyArray, ...]:
         """Return the positions of nonzero elements, as `numpy.nonzero` does."""
         if self.dtype.kind in "biufc" and self.shape:
             return cast("AnyArray", np.not_equal(cast("Any", self), 0)).nonzero()
         return self._array().nonzero()
 
-    @documented("ndarray or scalar", "dot([1, 10, 100])", "np.int64(210)")
+    @add_sections("ndarray or scalar", "dot([1, 10, 100])", "np.int64(210)")
     def dot(self: ArrayLikeColumn, b: ArrayLike, out: AnyArray | None = None) -> Any:
         """Return the dot product with another array, as `numpy.dot` does."""
         return np.dot(cast("Any", self), b, *(() if out is None else (out,)))
 
-    @documented("scalar", "item(2)", "2")
+    @add_sections("scalar", "item(2)", "2")
     def item(self: ArrayLikeColumn, *args: Any) -> Any:
         """Read one element as a Python value, as `numpy.ndarray.item` does."""
         # A placeholder without memory raises for an invalid position before the column is read.

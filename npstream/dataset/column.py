@@ -89,10 +89,8 @@ class Column(ColumnDisplay, ArrayMethods, ImageMethods, StatisticsMethods, eleme
             self._shape = selection.shape if cell is None else selection.shape + cell.shape
 
     @classmethod
-    def of(cls, source: Source, plan: Plan, selection: Selection) -> Column:
+    def _from_plan(cls, source: Source, plan: Plan, selection: Selection) -> Column:
         """Return the only column of a plan, with whole values.
-
-        For `npstream.dataset` only.
 
         Parameters
         ----------
@@ -150,7 +148,7 @@ class Column(ColumnDisplay, ArrayMethods, ImageMethods, StatisticsMethods, eleme
         """Bytes of the array that `load` returns; raises TypeError if values vary in size."""
         if self._cell is None:
             raise TypeError(
-                f"the values of column {self.name!r} vary in size; what load() returns has nbytes"
+                f"the values of column {self.name!r} vary in size: use the nbytes of load()"
             )
         return self.size * self.dtype.itemsize
 
@@ -177,20 +175,20 @@ class Column(ColumnDisplay, ArrayMethods, ImageMethods, StatisticsMethods, eleme
         try:
             mesh, cell = self._mesh, self._cell
             if mesh is not None and mesh.lead:
-                return self._index_around_rows(index, mesh)
+                return self._index_leading_cells(index, mesh)
             rows, cells, separable = split_index(index, self._selection.ndim, self.shape)
             if not separable:
                 return self._index_jointly(rows, cells)
             selected = self._selection.select(rows[0] if len(rows) == 1 else rows)
             if mesh is not None:
-                return self._with_mesh(selected, mesh.select(*self._padded(rows, cells)))
+                return self._apply_mesh(selected, mesh.select(*self._pad_index(rows, cells)))
             if cell is not None and cells:
                 cell = cell.select(cells)
             if isinstance(selected, int):
                 return self._value(selected, cell)
-            return Column(self._source, self._plan_of(cell), selected, cell)
+            return Column(self._source, self._cell_plan(cell), selected, cell)
         except Exception as error:
-            elementwise.note_values(self._field, error)
+            elementwise.add_size_note(self._field, error)
             shorten(error)
             raise
 
@@ -206,16 +204,16 @@ class Column(ColumnDisplay, ArrayMethods, ImageMethods, StatisticsMethods, eleme
             from npstream.indexing.mesh import Mesh
 
             mesh = Mesh.whole(selection.ndim, self._cell.shape)
-        rows, cells = self._padded(rows, cells)
+        rows, cells = self._pad_index(rows, cells)
         if all(isinstance(item, slice) for item in rows):
-            return self._with_mesh(selection.select((..., *rows)), mesh.select(rows, cells))
+            return self._apply_mesh(selection.select((..., *rows)), mesh.select(rows, cells))
         positions, mesh = mesh.select_jointly(rows, cells, selection.shape)
-        column = self._with_mesh(selection.ravel().select(positions), mesh)
+        column = self._apply_mesh(selection.ravel().select(positions), mesh)
         # Integers for all row axes read, even if an axis of the values has an array.
         return column.load() if all(isinstance(item, int) for item in rows) else column
 
-    def _index_around_rows(self, index: Any, mesh: Mesh) -> Any:
-        """Index a column whose first axes are not its row axes."""
+    def _index_leading_cells(self, index: Any, mesh: Mesh) -> Any:
+        """Index a column whose first axes are axes of the values, and not the row axes."""
         rows, cells, separable = split_index(index, self.ndim, self.shape)
         items = (*rows, *cells)
         if not separable or any(not isinstance(item, int | slice) for item in items):
@@ -224,10 +222,10 @@ class Column(ColumnDisplay, ArrayMethods, ImageMethods, StatisticsMethods, eleme
         stop = mesh.lead + self._selection.ndim
         rows, cells = items[mesh.lead : stop], items[: mesh.lead] + items[stop:]
         selected = self._selection.select(rows)
-        return self._with_mesh(selected, mesh.select(rows, cells))
+        return self._apply_mesh(selected, mesh.select(rows, cells))
 
-    def _with_mesh(self, selected: int | Selection, mesh: Mesh) -> Any:
-        """Return the mesh's elements of a selection as a column, or read those of one sample."""
+    def _apply_mesh(self, selected: int | Selection, mesh: Mesh) -> Any:
+        """Return a column of the mesh's elements, or for one sample, read these elements."""
         assert self._cell is not None
         part, mesh = mesh.bounding_cell()
         cell = self._cell.select(part.index)
@@ -238,7 +236,7 @@ class Column(ColumnDisplay, ArrayMethods, ImageMethods, StatisticsMethods, eleme
         field = self._field.restrict(cell, elements)
         return Column(self._source, Plan([field]), selected, cell, mesh)
 
-    def _padded(
+    def _pad_index(
         self, rows: tuple[Any, ...], cells: tuple[Any, ...]
     ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """Return an index with one item for each axis of the rows and of the values."""
@@ -248,18 +246,20 @@ class Column(ColumnDisplay, ArrayMethods, ImageMethods, StatisticsMethods, eleme
         items += (slice(None),) * (self.ndim - len(items))
         return items[:axes], items[axes:]
 
-    def _plan_of(self, cell: Cell | None) -> Plan:
+    def _cell_plan(self, cell: Cell | None) -> Plan:
+        """Return the plan that reads the part `cell` of each value."""
         if cell is None or cell is self._cell:
             return self._plan
         return Plan([self._field.restrict(cell)])
 
-    def _value(self, sample: int, cell: Cell | None) -> Any:
+    def _value(self, sample_id: int, cell: Cell | None) -> Any:
+        """Read one value, or a part of it."""
         is_part = cell is not self._cell or self._field.part is not None
-        if cell is not None and is_part and not self._source.is_resident(sample):
+        if cell is not None and is_part and not self._source.is_resident(sample_id):
             field = self._field.restrict(cell)
-            column = load(self._source, Plan([field]), np.array([sample]), (1,))[self.name]
+            column = load(self._source, Plan([field]), np.array([sample_id]), (1,))[self.name]
             return field.take_part(column)[0].copy()[()]
-        value = self._source.value_reader(self._field)(sample)[self.name]
+        value = self._source.value_reader(self._field)(sample_id)[self.name]
         if cell is None or not cell.axes:
             return value
         part = value[cell.index]
@@ -296,7 +296,7 @@ class Column(ColumnDisplay, ArrayMethods, ImageMethods, StatisticsMethods, eleme
         field = self._field.view(dtype)
         if is_unsafe(field.encoding.name) and field.encoding != self._field.encoding:
             raise ValueError(f"{dtype!r} can run code: declare it with open(allow_pickle=True)")
-        return Column.of(self._source, Plan([field]), self._selection)
+        return Column._from_plan(self._source, Plan([field]), self._selection)
 
     # Reading
 
@@ -387,8 +387,10 @@ class Column(ColumnDisplay, ArrayMethods, ImageMethods, StatisticsMethods, eleme
         """
         if axis is None:
             positions = apply_mode(indices, self.size, mode)
-            bounded = np.asarray(positions) if self.ndim == 1 else in_bounds(positions, self.size)
-            selected = self[bounded if self.ndim == 1 else np.unravel_index(bounded, self.shape)]
+            index: Any = np.asarray(positions)
+            if self.ndim != 1:
+                index = np.unravel_index(in_bounds(positions, self.size), self.shape)
+            selected = self[index]
         else:
             axis = normalize_axis_index(axis, self.ndim)
             selected = self[(slice(None),) * axis + (apply_mode(indices, self.shape[axis], mode),)]
@@ -576,7 +578,7 @@ class Column(ColumnDisplay, ArrayMethods, ImageMethods, StatisticsMethods, eleme
     ) -> Any:
         from npstream.dataset.array_functions import apply
 
-        with elementwise.noted_values(self._field):
+        with elementwise.size_notes(self._field):
             return apply(func, args, kwargs, Column)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
@@ -586,8 +588,8 @@ class Column(ColumnDisplay, ArrayMethods, ImageMethods, StatisticsMethods, eleme
                 f"a column is read-only: store the result of np.{ufunc.__name__} in an array"
             )
         if any(map(is_tensor, inputs)):
-            return self._with_tensors(getattr(ufunc, method), inputs, options)
-        with elementwise.noted_values(self._field):
+            return self._apply_to_tensors(getattr(ufunc, method), inputs, options)
+        with elementwise.size_notes(self._field):
             return self._apply(ufunc, method, getattr(ufunc, method), inputs, options)
 
     def __eq__(self, other: object) -> Any:
@@ -599,18 +601,18 @@ class Column(ColumnDisplay, ArrayMethods, ImageMethods, StatisticsMethods, eleme
     __hash__ = None  # type: ignore[assignment]
 
     def _compare(self, ufunc: np.ufunc, other: Any) -> Any:
-        """Compare as the operators do: a number and text are unequal."""
+        """Apply ``==`` or ``!=``, which accept a number and text; the ufuncs do not."""
         if getattr(other, "__array_ufunc__", ufunc) is None:
             return NotImplemented
         function = elementwise.EQUALITY[ufunc]
         if elementwise.defers_to(other, self.dtype):
             return function(np.asarray(self), other)
         if is_tensor(other):
-            return self._with_tensors(function, (self, other), {})
-        with elementwise.noted_values(self._field):
+            return self._apply_to_tensors(function, (self, other), {})
+        with elementwise.size_notes(self._field):
             return self._apply(ufunc, "__call__", function, (self, other), {})
 
-    def _with_tensors(
+    def _apply_to_tensors(
         self, function: Callable[..., Any], inputs: tuple[Any, ...], options: dict[str, Any]
     ) -> Any:
         """Apply a function with tensors converted to arrays, and return a tensor."""
@@ -637,13 +639,13 @@ class Column(ColumnDisplay, ArrayMethods, ImageMethods, StatisticsMethods, eleme
         if method == "__call__" and text is not None:
             equal = elementwise.equals_text(text, self._source, self._plan, self._selection)
             return equal if ufunc is np.equal else ~equal
-        result = self._in_blocks(ufunc, method, function, inputs, options)
+        result = self._apply_in_blocks(ufunc, method, function, inputs, options)
         if result is not NotImplemented:
             return result
         arrays = [np.asarray(item) if isinstance(item, Column) else item for item in inputs]
         return function(*arrays, **options)
 
-    def _in_blocks(
+    def _apply_in_blocks(
         self,
         ufunc: np.ufunc,
         method: str,
@@ -653,7 +655,7 @@ class Column(ColumnDisplay, ArrayMethods, ImageMethods, StatisticsMethods, eleme
     ) -> Any:
         """Apply a ufunc in blocks of rows; return NotImplemented if it needs all rows at once."""
         purpose = f"{ufunc.__name__} of {self.name!r}"
-        if method == "reduce" and self._rows_first and elementwise.is_method(ufunc, options):
+        if method == "reduce" and self._rows_first and elementwise.has_method(ufunc, options):
             outs = options.pop("out", (None,))
             axis = options.pop("axis", 0)
             return getattr(self, elementwise.REDUCTION_METHODS[ufunc])(axis, out=outs[0], **options)

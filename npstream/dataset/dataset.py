@@ -199,7 +199,7 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], DescriptionMethods):
             if name in self._source.column_errors:
                 self._source.field(name)  # raises an error that says which shards lack the column
             raise ColumnError(name, self._names)
-        return Column.of(*self._source.column(name), self._selection)
+        return Column._from_plan(*self._source.column(name), self._selection)
 
     def _project(self, names: Sequence[str]) -> Dataset:
         for name in names:
@@ -216,11 +216,11 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], DescriptionMethods):
         """Return a view of the same rows with these columns and this transform."""
         return Dataset(source or self._source, self._selection, names, transform)
 
-    def _sample(self, sample: int) -> Any:
+    def _sample(self, sample_id: int) -> Any:
         reader = self._reader
         if reader is None:
             reader = self._reader = self._source.reader(self._names)
-        values = reader(sample)
+        values = reader(sample_id)
         try:
             return values if self._transform is None else self._transform(values)
         except StopIteration as error:

@@ -1,6 +1,6 @@
 """Provide conversion of views to tables of pyarrow, pandas, polars and Hugging Face's datasets.
 
-All of them are made of one Arrow table, so that their types are those of Arrow's.
+Each conversion starts from the same Arrow table, so that types are the same in all of them.
 Tested in tests/dataset/test_export.py.
 """
 
@@ -46,8 +46,8 @@ def to_arrow_table(source: Source, selection: Selection, names: tuple[str, ...])
     for batch in reader:
         batches.append(batch)
         rows, nbytes = rows + len(batch), nbytes + batch.nbytes
-        rest = selection.size - rows
-        ensure_fits(nbytes * rest // max(rows, 1), "a table with {:,} more rows", rest)
+        remaining = selection.size - rows
+        ensure_fits(nbytes * remaining // max(rows, 1), "a table with {:,} more rows", remaining)
     return pa.Table.from_batches(batches, reader.schema)
 
 
@@ -115,6 +115,6 @@ def _png_file(name: str, body: bytes) -> bytes:
         return encode_png(image)
     except ValueError as error:
         raise TypeError(
-            f"column {name!r} has an image of mode {image.mode!r}, for which PNG files have none: "
+            f"column {name!r} has an image of mode {image.mode!r}, which PNG files cannot store: "
             f"leave the column out, as in ds.drop({name!r})"
         ) from error

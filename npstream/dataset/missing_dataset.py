@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 __all__ = ["explain_missing_dataset"]
 
 _MAX_FOLDERS = 64
-"""The most directories to search, so that an error does not read a whole disk."""
+"""Maximum directories to search, so that an error does not read a whole disk."""
 
 _MAX_DEPTH = 3
-"""Levels of directories to search."""
+"""Maximum levels of directories to search."""
 
 _MAX_NAMES = 3
-"""The most names that a message lists."""
+"""Maximum names that a message lists."""
 
 _READ_TEXT = "pathlib.Path({path!r}).read_text()"
 
@@ -42,7 +42,7 @@ _READ_CODE = {
 
 _IMAGES = frozenset((".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"))
 
-_CONVERTED = _IMAGES | {
+_CONVERTIBLE = _IMAGES | {
     ".csv",
     ".tsv",
     ".parquet",
@@ -99,7 +99,7 @@ def _describe_local(store: LocalStore) -> str:
         names = [name.rstrip("/") for name in store.entries()]
     except StorageError as error:
         return _describe_unlistable(error)
-    return _describe_directory(root, names, list(_datasets_below(root)))
+    return _describe_directory(root, names, list(_find_datasets(root)))
 
 
 def _describe_remote(store: Store) -> str:
@@ -159,7 +159,7 @@ def _describe_index(folder: str) -> str:
 def _advise_write(path: str, is_directory: bool = False) -> str:
     """Return advice on how to write a dataset from a file, or from a directory of such files."""
     suffix = os.path.splitext(path)[1]
-    if suffix.lower() in _CONVERTED:
+    if suffix.lower() in _CONVERTIBLE:
         if is_directory:
             path = f"{glob.escape(os.path.dirname(path))}/*{suffix}"
         return f"to write one: import npstream; npstream.convert({path!r}, 'new')"
@@ -179,31 +179,31 @@ def _describe_missing(root: str) -> str:
             return _describe_file(parent)
         parent, name = os.path.split(parent)
     missing = f"there is no {name!r} in {parent!r}"
-    near: list[str] = []
+    similar: list[str] = []
     with suppress(OSError):
-        near = difflib.get_close_matches(name, os.listdir(parent), n=1)
-    if near:
-        return f"{missing}: did you mean {near[0]!r}?"
+        similar = difflib.get_close_matches(name, os.listdir(parent), n=1)
+    if similar:
+        return f"{missing}: did you mean {similar[0]!r}?"
     if os.path.isfile(os.path.join(parent, INDEX)):
         return f"{missing}, which is itself a dataset: open {parent!r}"
-    if datasets := list(_datasets_below(parent)):
+    if datasets := list(_find_datasets(parent)):
         return f"{missing}, which holds the datasets {_list_names(datasets)}"
     return f"{missing}: check the path; a relative path starts from {os.getcwd()!r}"
 
 
-def _datasets_below(root: str) -> Iterator[str]:
+def _find_datasets(root: str) -> Iterator[str]:
     """Yield the datasets in a directory, as relative paths, level by level."""
     folders, searched = [root], 0
     for _ in range(_MAX_DEPTH):
-        below: list[str] = []
+        subfolders: list[str] = []
         for folder in folders:
             if searched >= _MAX_FOLDERS:
                 return
             searched += 1
             with suppress(OSError), os.scandir(folder) as entries:
-                below += sorted(entry.path for entry in entries if entry.is_dir())
+                subfolders += sorted(entry.path for entry in entries if entry.is_dir())
         folders = []
-        for folder in below[:_MAX_FOLDERS]:
+        for folder in subfolders[:_MAX_FOLDERS]:
             if os.path.isfile(os.path.join(folder, INDEX)):
                 yield os.path.relpath(folder, root)
             else:
@@ -235,8 +235,8 @@ def _describe_directory(root: str, names: Sequence[str], datasets: Sequence[str]
         )
     suffixes = Counter(os.path.splitext(name.lower())[1] for name in names)
     # Prefer the formats with specific advice, and among them the most frequent.
-    known = _READ_CODE.keys() | _CONVERTED
-    suffix = max(suffixes, key=lambda each: (each in known, suffixes[each]))
+    supported = _READ_CODE.keys() | _CONVERTIBLE
+    suffix = max(suffixes, key=lambda each: (each in supported, suffixes[each]))
     example = next(name for name in names if name.lower().endswith(suffix))
     return (
         f"the directory holds {_list_names(names)}, and a dataset is a directory of shards with an "

@@ -56,29 +56,30 @@ def open_dataset(
         The directory that caches chunks of remote datasets. By default the environment variable
         ``NPSTREAM_CACHE``, or else the user's cache directory.
     cache_limit : int or str, optional
-        The most bytes that the cache may take, such as "100GB". "auto" leaves a tenth of the disk
+        Maximum bytes of the cache, such as "100GB". "auto" leaves a tenth of the disk
         free. By default the environment variable ``NPSTREAM_CACHE_LIMIT``, or else "auto".
     storage_options : mapping, optional
         Options of the store's fsspec driver.
     index : str or os.PathLike, optional
         The directory or URL of the dataset's side-car, if not that of the index.
-        `storage_options` also apply to it if its scheme is the same, and over HTTP also its host.
+        `storage_options` also apply to a side-car with the same scheme, and for HTTP, the same
+        host.
     version : str, optional
         The fingerprint of the index to read, if not the newest.
     verify : bool or str, default: "auto"
-        The recorded hashes to check. "auto" checks shards that are decompressed and chunks that are
-        fetched. The name of a hash checks this hash, also of files that are mapped and of chunks in
-        the cache. True does the same with any hash, and fetches single samples only as whole
-        chunks. False checks none.
+        The recorded hashes to check. "auto" checks the hashes of decompressed shards and of fetched
+        chunks. The name of a hash, such as "sha1", checks this hash everywhere, also of mapped
+        files and cached chunks. True checks any recorded hash everywhere, and fetches whole chunks
+        instead of single samples. False checks none.
     allow_pickle : bool, default: False
         Whether columns may be unpickled, which can run code.
     timeout : float, default: 60.0
         Seconds that a request to the store may take, including all retries.
     retries : int, default: 4
-        The most retries of a request.
+        Maximum retries of a request.
     implicit_read_limit : int, str or None, default: "1GiB"
-        The most bytes that an implicit read, such as a comparison, may fetch. A read that would
-        fetch more raises `CostError`. None sets no limit.
+        Maximum bytes that an implicit read, such as a comparison, fetches. A read that would fetch
+        more raises `CostError`. None sets no limit.
 
     Returns
     -------
@@ -91,8 +92,8 @@ def open_dataset(
     StorageError
         If the index cannot be read. If it does not exist, the error is also a FileNotFoundError.
     ValueError
-        If the limit of the cache is too small for any read. The message says the smallest limit.
-        Also if `verify` is not a known hash, or a column is pickled and `allow_pickle` is False.
+        If the limit of the cache is too small for any read; the message has the smallest limit. If
+        `verify` is not a known hash. If a column is pickled and `allow_pickle` is False.
     TypeError
         If `columns` is a single name.
     MissingDependencyError
@@ -113,7 +114,7 @@ def open_dataset(
                 "them with npstream.mix({'a': npstream.open(...), 'b': npstream.open(...)})"
             )
         if isinstance(columns, str):
-            name_list(columns)  # raises
+            name_list(columns)  # raises TypeError for a single name
         if not isinstance(verify, bool) and verify != "auto" and verify not in HASHES:
             raise ValueError(
                 f"verify={verify!r}: expected True, False, 'auto' or one of {', '.join(HASHES)}"
@@ -162,7 +163,7 @@ def open_dataset(
 
 
 def _check_arguments(cache_limit: Any, version: Any, allow_pickle: Any) -> None:
-    """Raise TypeError or ValueError for an invalid argument, also if only remote data need it."""
+    """Raise TypeError or ValueError for an invalid argument, even if only remote data use it."""
     if cache_limit != "auto":
         parse_size(cache_limit, "cache_limit")
     if version is not None and not isinstance(version, str):

@@ -1,9 +1,9 @@
 """NumPy's reductions of an array that is read in blocks of rows.
 
-Results equal NumPy's for the whole array in value, dtype, type and shape, as do exceptions. Only
-sums of floats may differ in their last digits, because they are added in another order and at least
-in float64. Memory holds one block and the result. If an argument makes that impossible, NumPy
-reduces the whole array.
+Results have the same value, dtype, type and shape as those of NumPy for the whole array. Exceptions
+are the same, too. Only sums of floats may differ in their last digits: the order of additions is
+different, and the precision is at least that of float64. Memory holds one block and the result. If
+an argument makes that impossible, NumPy reduces the whole array.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def reduce_blocks(
     name: str,
     blocks: Arrays,
     shape: Shape,
-    source: Dtype,
+    array_dtype: Dtype,
     /,
     axis: Any = None,
     *,
@@ -59,7 +59,7 @@ def reduce_blocks(
         The rows, in order. Iteration stops once the result is certain.
     shape : tuple of int
         Shape of the whole array.
-    source : dtype
+    array_dtype : dtype
         Dtype of the whole array.
     axis, out, **options
         Arguments of NumPy's function called `name`.
@@ -80,15 +80,15 @@ def reduce_blocks(
         where = options["where"]
         where = where if isinstance(where, np.ndarray) else np.array(where, np.bool_)
         options["where"] = np.broadcast_to(where, shape)
-    dtype = _common_dtype(name, shape, source, axis, out, options)
+    dtype = _blockwise_dtype(name, shape, array_dtype, axis, out, options)
     if dtype is None:
         options |= {} if out is None else {"out": out}
-        return getattr(np, name)(_whole(blocks, shape, source), axis=axis, **options)
+        return getattr(np, name)(_concatenate(blocks, shape, array_dtype), axis=axis, **options)
     axes = _axes(axis, len(shape))
-    final = _result_shape(shape, axes, options.pop("keepdims", False))
-    if out is not None and out.shape != final:
-        raise ValueError(f"output array has shape {out.shape}, and the result {final}")
-    result = _reduce(name, blocks, shape, source, axis, dtype, options).reshape(final)
+    result_shape = _result_shape(shape, axes, options.pop("keepdims", False))
+    if out is not None and out.shape != result_shape:
+        raise ValueError(f"output array has shape {out.shape}, and the result {result_shape}")
+    result = _reduce(name, blocks, shape, array_dtype, axis, dtype, options).reshape(result_shape)
     if out is not None:
         np.copyto(out, result, casting="same_kind")
         return out
@@ -96,33 +96,38 @@ def reduce_blocks(
     return result if result.ndim else result[()]
 
 
-def _common_dtype(
-    name: str, shape: Shape, source: Dtype, axis: Any, out: AnyArray | None, options: dict[str, Any]
+def _blockwise_dtype(
+    name: str,
+    shape: Shape,
+    array_dtype: Dtype,
+    axis: Any,
+    out: AnyArray | None,
+    options: dict[str, Any],
 ) -> Dtype | None:
     """Return the result's dtype if blocks can be reduced one by one, else None.
 
     To get the dtype, and any exception, this lets NumPy reduce a single element with the array's
     number of axes.
     """
-    if math.prod(shape) == 0 or source.kind not in "biufc":
+    if math.prod(shape) == 0 or array_dtype.kind not in "biufc":
         return None
-    if name in ("mean", "var", "std") and not _is_plain(shape, source, axis, options):
+    if name in ("mean", "var", "std") and not _is_mergeable(shape, array_dtype, axis, options):
         return None
     keywords = {key: value for key, value in options.items() if key != "ddof"}
     if "where" in keywords:
         keywords["where"] = keywords["where"][(slice(1),) * len(shape)]
-    one = np.ones((1,) * len(shape), source)
+    one = np.ones((1,) * len(shape), array_dtype)
     dtype = np.asarray(getattr(np, name)(one, axis=axis, **keywords)).dtype
     return dtype if out is None or out.dtype == dtype else None
 
 
-def _is_plain(shape: Shape, source: Dtype, axis: Any, options: dict[str, Any]) -> bool:
+def _is_mergeable(shape: Shape, array_dtype: Dtype, axis: Any, options: dict[str, Any]) -> bool:
     """Return True if a mean or variance can be computed by merging those of blocks."""
     dtype = options.get("dtype")
     count = math.prod(shape[a] for a in _axes(axis, len(shape)))
     return (
         options.keys().isdisjoint({"where", "mean"})
-        and (dtype is None or np.dtype(dtype).kind == ("c" if source.kind == "c" else "f"))
+        and (dtype is None or np.dtype(dtype).kind == ("c" if array_dtype.kind == "c" else "f"))
         and options.get("ddof", 0) < count  # otherwise NumPy warns, and divides by zero
     )
 
@@ -131,7 +136,7 @@ def _reduce(
     name: str,
     blocks: Arrays,
     shape: Shape,
-    source: Dtype,
+    array_dtype: Dtype,
     axis: Any,
     dtype: Dtype,
     options: dict[str, Any],
@@ -147,8 +152,8 @@ def _reduce(
     count = math.prod(shape[axis] for axis in axes)
     if name == "mean":
         return _accumulate("sum", blocks, axes, dtype, {}) / count
-    wide = np.result_type(dtype, source, np.float64)
-    variance = _squares(blocks, axes, wide) / (count - options.get("ddof", 0))
+    sum_dtype = np.result_type(dtype, array_dtype, np.float64)
+    variance = _squared_deviations(blocks, axes, sum_dtype) / (count - options.get("ddof", 0))
     return variance if name == "var" else np.sqrt(variance)  # type: ignore[no-any-return]
 
 
@@ -156,8 +161,8 @@ def _axes(axis: Any, ndim: int) -> Axes:
     return tuple(range(ndim)) if axis is None else normalize_axis_tuple(axis, ndim)
 
 
-def _whole(blocks: Arrays, shape: Shape, dtype: Dtype) -> AnyArray:
-    """Return the whole array."""
+def _concatenate(blocks: Arrays, shape: Shape, dtype: Dtype) -> AnyArray:
+    """Return the whole array; raise MemoryError if it does not fit in memory."""
     ensure_fits(math.prod(shape) * dtype.itemsize, "reducing the whole array at once")
     whole = np.empty(shape, dtype)
     start = 0
@@ -173,7 +178,7 @@ def _result_shape(shape: Shape, axes: Axes, keepdims: bool) -> Shape:
     return tuple(length for axis, length in enumerate(shape) if axis not in axes)
 
 
-def _with_options(
+def _blocks_and_options(
     blocks: Arrays, options: dict[str, Any]
 ) -> Iterator[tuple[AnyArray, dict[str, Any]]]:
     """Yield each nonempty block with its options, such as its part of `where`."""
@@ -190,7 +195,10 @@ def _row_by_row(name: str, blocks: Arrays, axis: Any, options: dict[str, Any]) -
     """Reduce along axes other than the first, so that blocks are independent."""
     function = getattr(np, name)
     return np.concatenate(
-        [function(b, axis=axis, keepdims=True, **kw) for b, kw in _with_options(blocks, options)]
+        [
+            function(b, axis=axis, keepdims=True, **kw)
+            for b, kw in _blocks_and_options(blocks, options)
+        ]
     )
 
 
@@ -205,7 +213,7 @@ def _accumulate(
         # A minimum or maximum may use `initial` in every block, and with `where` it must.
         first_only = {key: options.pop(key) for key in ("initial",) if key in options}
     total: Any = None
-    for block, keywords in _with_options(blocks, options):
+    for block, keywords in _blocks_and_options(blocks, options):
         part = ufunc.reduce(block, axis=axes, keepdims=True, **keywords, **first_only)
         total = part if total is None else ufunc(total, part)
         first_only = {}
@@ -214,7 +222,7 @@ def _accumulate(
     return total  # type: ignore[no-any-return]
 
 
-def _squares(blocks: Arrays, axes: Axes, dtype: Dtype) -> AnyArray:
+def _squared_deviations(blocks: Arrays, axes: Axes, dtype: Dtype) -> AnyArray:
     """Return the sum of squared deviations from the mean, merged over blocks.
 
     The merge is that of Chan, Golub and LeVeque (1979).
@@ -223,7 +231,7 @@ def _squares(blocks: Arrays, axes: Axes, dtype: Dtype) -> AnyArray:
     origin: Any = None
     mean: Any = 0
     squares: Any = 0
-    for block, _ in _with_options(blocks, {}):
+    for block, _ in _blocks_and_options(blocks, {}):
         size = math.prod(block.shape[axis] for axis in axes)
         if origin is None:
             origin = _mean(block, axes, dtype, size)
@@ -256,15 +264,15 @@ def _position(name: str, blocks: Arrays, flat: bool) -> AnyArray:
     start = 0
     position: Any = None
     best: Any = None
-    for block, _ in _with_options(blocks, {}):
+    for block, _ in _blocks_and_options(blocks, {}):
         rows = block.reshape(-1) if flat else block
-        at = getattr(rows, name)(axis=0, keepdims=True)
-        value = np.take_along_axis(rows, at, axis=0)
+        row = getattr(rows, name)(axis=0, keepdims=True)
+        value = np.take_along_axis(rows, row, axis=0)
         if best is None:
-            position, best = at, value
+            position, best = row, value
         else:
             replaces = is_better(value, best) | ((value != value) & (best == best))
-            position = np.where(replaces, at + start, position)
+            position = np.where(replaces, row + start, position)
             best = np.where(replaces, value, best)
         start += len(rows)
     return position  # type: ignore[no-any-return]
@@ -277,7 +285,7 @@ def reduce_without_nan(
     name: str,
     blocks: Arrays,
     shape: Shape,
-    source: Dtype,
+    array_dtype: Dtype,
     /,
     axis: Any = None,
     *,
@@ -290,7 +298,7 @@ def reduce_without_nan(
     ----------
     name : str
         One of `NAN_REDUCTIONS`, without "nan".
-    blocks, shape, source, axis, out, **options
+    blocks, shape, array_dtype, axis, out, **options
         As for `reduce_blocks`.
 
     Examples
@@ -298,51 +306,53 @@ def reduce_without_nan(
     >>> reduce_without_nan("mean", [np.array([1, np.nan, 3])], (3,), np.dtype(float))
     np.float64(2.0)
     """
-    if source.kind in "biu":
-        return reduce_blocks(name, blocks, shape, source, axis, out=out, **options)
-    if name in ("sum", "prod") and source.kind in "fc":
-        filled = (np.where(np.isnan(b), source.type(name == "prod"), b) for b in blocks)
-        return reduce_blocks(name, filled, shape, source, axis, out=out, **options)
-    known = {"keepdims", "dtype", "ddof"} if name in ("mean", "var", "std") else {"keepdims"}
+    if array_dtype.kind in "biu":
+        return reduce_blocks(name, blocks, shape, array_dtype, axis, out=out, **options)
+    if name in ("sum", "prod") and array_dtype.kind in "fc":
+        numbers = (np.where(np.isnan(b), array_dtype.type(name == "prod"), b) for b in blocks)
+        return reduce_blocks(name, numbers, shape, array_dtype, axis, out=out, **options)
+    allowed = {"keepdims", "dtype", "ddof"} if name in ("mean", "var", "std") else {"keepdims"}
     dtype = options.get("dtype")
     if (
-        source.kind != "f"
+        array_dtype.kind != "f"
         or math.prod(shape) == 0
-        or options.keys() - known
+        or options.keys() - allowed
         or (out is not None and not isinstance(out, np.ndarray))
         or (dtype is not None and np.dtype(dtype).kind != "f")
         or isinstance(axis, list)
         or (name in ("argmin", "argmax") and not _is_position(axis, out))
     ):
         options |= {} if out is None else {"out": out}
-        return getattr(np, "nan" + name)(_whole(blocks, shape, source), axis=axis, **options)
+        return getattr(np, "nan" + name)(
+            _concatenate(blocks, shape, array_dtype), axis=axis, **options
+        )
     axes = _axes(axis, len(shape))
-    final = _result_shape(shape, axes, options.pop("keepdims", False) is True)
-    if out is not None and out.shape != final:
-        raise ValueError(f"output array has shape {out.shape}, and the result {final}")
+    result_shape = _result_shape(shape, axes, options.pop("keepdims", False) is True)
+    if out is not None and out.shape != result_shape:
+        raise ValueError(f"output array has shape {out.shape}, and the result {result_shape}")
     if name in ("argmin", "argmax"):
-        along = None if axis is None else axes[0]
-        result, kind = _position_without_nan(name, blocks, along), np.dtype(np.intp)
+        position_axis = None if axis is None else axes[0]
+        result, result_dtype = _position_without_nan(name, blocks, position_axis), np.dtype(np.intp)
     elif name in ("min", "max"):
-        result, kind = _extreme_without_nan(name, blocks, axes), source
+        result, result_dtype = _extreme_without_nan(name, blocks, axes), array_dtype
     else:
-        kind = source if dtype is None else np.dtype(dtype)
-        result = _moment_without_nan(name, blocks, axes, kind, options.get("ddof", 0))
-    result = result.reshape(final)
+        result_dtype = array_dtype if dtype is None else np.dtype(dtype)
+        result = _moment_without_nan(name, blocks, axes, result_dtype, options.get("ddof", 0))
+    result = result.reshape(result_shape)
     if out is not None:
         np.copyto(out, result, casting="same_kind")
         return out
-    result = result.astype(kind, copy=False)
+    result = result.astype(result_dtype, copy=False)
     return result if result.ndim else result[()]
 
 
 def _is_position(axis: Any, out: AnyArray | None) -> bool:
-    """Return True if positions can be returned along `axis`, and stored in `out` unconverted."""
+    """Return True if `axis` and `out` allow positions: one axis or none, and the dtype intp."""
     return (axis is None or isinstance(axis, int)) and (out is None or out.dtype == np.intp)
 
 
 def _combine(axes: Axes, parts: Iterator[AnyArray], merge: Any) -> AnyArray:
-    """Concatenate the results of blocks, or call `merge` on them if rows are reduced, too."""
+    """Concatenate the results of blocks, or merge them with `merge` if `axes` has the row axis."""
     if 0 not in axes:
         return np.concatenate(list(parts))
     result = next(parts)
@@ -364,9 +374,9 @@ def _position_without_nan(name: str, blocks: Arrays, axis: Any) -> AnyArray:
     """Return the position of the first extreme; raise ValueError where all elements are NaN."""
     worst = np.inf if name == "argmin" else -np.inf
     reduces_rows = axis is None or axis == 0
-    all_nan: list[AnyArray] = []
+    all_nan: list[AnyArray] = []  # one array if rows are reduced, otherwise one for each block
 
-    def filled() -> Iterator[AnyArray]:
+    def fill_nan() -> Iterator[AnyArray]:
         for block in blocks:
             is_nan = np.isnan(block)
             reduced: AnyArray = np.all(is_nan, axis=axis, keepdims=True)
@@ -377,9 +387,9 @@ def _position_without_nan(name: str, blocks: Arrays, axis: Any) -> AnyArray:
             yield np.where(is_nan, worst, block)
 
     if reduces_rows:
-        result = _position(name, filled(), flat=axis is None)
+        result = _position(name, fill_nan(), flat=axis is None)
     else:
-        result = _row_by_row(name, filled(), axis, {})
+        result = _row_by_row(name, fill_nan(), axis, {})
     if any(part.any() for part in all_nan):
         raise ValueError("All-NaN slice encountered")
     return result
@@ -389,9 +399,9 @@ def _moment_without_nan(
     name: str, blocks: Arrays, axes: Axes, dtype: Dtype, ddof: float
 ) -> AnyArray:
     """Return means or variances without NaN, merged over blocks (Chan et al., 1979)."""
-    wide = np.result_type(dtype, np.float64)
+    sum_dtype = np.result_type(dtype, np.float64)
     moments = _count_and_sum if name == "mean" else _moments
-    parts = (moments(block, axes, wide) for block in blocks if len(block))
+    parts = (moments(block, axes, sum_dtype) for block in blocks if len(block))
     if 0 not in axes:
         count, *sums = (np.concatenate(part) for part in zip(*parts, strict=True))
     else:

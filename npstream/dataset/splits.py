@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from npstream.indexing.selection import Selection
 
 _BLOCK = 1 << 20
-"""Samples that are split at a time, to bound memory."""
+"""Samples that are split at once, to bound memory."""
 
 
 def split_lengths(lengths: Sequence[float], n: int) -> list[int]:
@@ -102,27 +102,27 @@ def split_chunks(
     n, chunks = selection.size, len(chunk_starts) - 1
     sizes = np.zeros(chunks, np.int64)
     for start, stop in row_ranges(n, _BLOCK):
-        sizes += np.bincount(_chunk_of(selection, chunk_starts, start, stop), minlength=chunks)
+        sizes += np.bincount(_chunk_numbers(selection, chunk_starts, start, stop), minlength=chunks)
     order = Permutation(chunks, make_key(seed, 0, 0, 1)).at(np.arange(chunks))
     # next_position[c] is the position of the next sample of chunk c in the concatenated chunks.
     next_position = np.empty(chunks, np.int64)
     next_position[order] = np.cumsum(sizes[order]) - sizes[order]
     ends = np.cumsum(counts)
-    part_of = np.empty(n, np.min_scalar_type(len(counts)))
+    part_numbers = np.empty(n, np.min_scalar_type(len(counts)))
     for start, stop in row_ranges(n, _BLOCK):
-        chunk = _chunk_of(selection, chunk_starts, start, stop)
+        chunk = _chunk_numbers(selection, chunk_starts, start, stop)
         by_chunk = np.argsort(chunk, kind="stable")
-        distinct, first, number = np.unique(chunk[by_chunk], return_index=True, return_counts=True)
+        distinct, first, count = np.unique(chunk[by_chunk], return_index=True, return_counts=True)
         position = np.empty(stop - start, np.int64)
-        within = np.arange(stop - start) - np.repeat(first, number)
-        position[by_chunk] = next_position[chunk[by_chunk]] + within
-        next_position[distinct] += number
-        part_of[start:stop] = np.searchsorted(ends, position, side="right")
+        index_in_chunk = np.arange(stop - start) - np.repeat(first, count)
+        position[by_chunk] = next_position[chunk[by_chunk]] + index_in_chunk
+        next_position[distinct] += count
+        part_numbers[start:stop] = np.searchsorted(ends, position, side="right")
     flat = selection.ravel()
-    return [flat.select(part_of == part) for part in range(len(counts))]
+    return [flat.select(part_numbers == part) for part in range(len(counts))]
 
 
-def _chunk_of(selection: Selection, chunk_starts: Int64, start: int, stop: int) -> Int64:
+def _chunk_numbers(selection: Selection, chunk_starts: Int64, start: int, stop: int) -> Int64:
     return np.searchsorted(chunk_starts, selection.ids(start, stop), side="right") - 1
 
 

@@ -28,7 +28,7 @@ EQUALITY: dict[np.ufunc, Callable[[Any, Any], Any]] = {
     np.equal: operator.eq,
     np.not_equal: operator.ne,
 }
-"""The operators for equality ufuncs. For a number and text they return False; ufuncs raise."""
+"""The operators for the equality ufuncs. They can compare a number and text; the ufuncs raise."""
 
 REDUCTION_METHODS = {ufunc: name for name, ufunc in UFUNCS.items()}
 """Ufuncs whose ``reduce`` equals a method, such as ``np.add.reduce``, and the method's name."""
@@ -37,11 +37,11 @@ _METHOD_OPTIONS: dict[str, set[str]] = {
     "sum": {"initial", "dtype"}, "prod": {"initial", "dtype"}, "min": {"initial"},
     "max": {"initial"}, "any": set(), "all": set(),
 }  # fmt: skip
-"""Keyword arguments of a method in addition to those of all methods; a ufunc accepts them all."""
+"""The keyword arguments of each method, without those that all methods have."""
 
 
-def is_method(ufunc: np.ufunc, options: Mapping[str, Any]) -> bool:
-    """Return True if a method equals the ufunc's ``reduce`` with these keyword arguments."""
+def has_method(ufunc: np.ufunc, options: Mapping[str, Any]) -> bool:
+    """Return True if a method of `Column` implements ``ufunc.reduce`` with these arguments."""
     if (method := REDUCTION_METHODS.get(ufunc)) is None:
         return False
     return options.keys() - {"axis", "out", "keepdims", "where"} <= _METHOD_OPTIONS[method]
@@ -73,8 +73,8 @@ def _operator(name: str) -> Callable[[Any, Any], Any]:
     """Return the method of an operator, such as "add" or "radd"."""
     mixin_method = getattr(NDArrayOperatorsMixin, f"__{name}__")
     is_reflected = name[0] == "r" and name != "rshift"
-    plain = name[1:] if is_reflected else name
-    function = divmod if plain == "divmod" else getattr(operator, f"__{plain}__")
+    base_name = name[1:] if is_reflected else name
+    function = divmod if base_name == "divmod" else getattr(operator, f"__{base_name}__")
 
     def method(self: Any, other: Any) -> Any:
         if defers_to(other, self.dtype):
@@ -138,7 +138,7 @@ def blockwise_shape(inputs: Sequence[Any], options: Mapping[str, Any]) -> tuple[
     if options.keys() - {"out", "dtype", "casting", "where"}:
         return None
     arrays = [*inputs, options.get("where", True)]
-    if not all(_is_plain(item) for item in arrays):
+    if not all(_is_supported(item) for item in arrays):
         return None
     shape = np.broadcast_shapes(*(np.shape(item) for item in arrays))
     outs = [out for out in options.get("out", ()) if out is not None]
@@ -156,16 +156,16 @@ def blockwise_shape(inputs: Sequence[Any], options: Mapping[str, Any]) -> tuple[
 
 
 @contextmanager
-def noted_values(field: Field) -> Iterator[None]:
-    """Add the note of `note_values` to an error in a block."""
+def size_notes(field: Field) -> Iterator[None]:
+    """Call `add_size_note` for an error that a `with` block raises."""
     try:
         yield
     except (TypeError, ValueError) as error:
-        note_values(field, error)
+        add_size_note(field, error)
         raise
 
 
-def note_values(field: Field, error: Exception) -> None:
+def add_size_note(field: Field, error: Exception) -> None:
     """Add a note to an error that NumPy raised because a column's values vary in size."""
     encoding, is_index = field.encoding, isinstance(error, IndexError)
     if (
@@ -179,7 +179,8 @@ def note_values(field: Field, error: Exception) -> None:
         )
 
 
-def _is_plain(item: Any) -> bool:
+def _is_supported(item: Any) -> bool:
+    """Return True for a column, array, list or scalar; False for arrays of other libraries."""
     return hasattr(item, "_rows_first") or type(item) in (*_PLAIN_TYPES, list) or np.ndim(item) == 0
 
 
@@ -207,7 +208,7 @@ def apply_in_blocks(
     bounds : iterable of (int, int)
         First row of each block, and the row after its last.
     """
-    wholes = [
+    arrays = [
         item if not hasattr(item, "_rows_first") or _has_rows(item, shape) else np.asarray(item)
         for item in inputs
     ]
@@ -216,7 +217,7 @@ def apply_in_blocks(
     results: list[Any] = list(outs) if outs else []
     for start, stop in bounds:
         rows = slice(start, stop)
-        parts = [_block(item[rows]) if _has_rows(item, shape) else item for item in wholes]
+        parts = [_block(item[rows]) if _has_rows(item, shape) else item for item in arrays]
         if _has_rows(options.get("where", True), shape):
             keywords["where"] = np.asarray(options["where"])[rows]
         if outs:
@@ -254,12 +255,14 @@ def matrix_product(left: Any, right: Any, bounds: Callable[[Any], Iterable[Any]]
     ndarray or scalar
         NotImplemented if the product cannot be computed in blocks.
     """
-    if not (_is_plain(left) and _is_plain(right)):
+    if not (_is_supported(left) and _is_supported(right)):
         return NotImplemented
     left, right = (x if hasattr(x, "_rows_first") else np.asarray(x) for x in (left, right))
     shapes = np.shape(left), np.shape(right)
     if not all(shapes) or any(0 in shape for shape in shapes):
         return NotImplemented
+    # The contracted axes: the last one on the left, and on the right the last but one, or the only
+    # one.
     lengths = shapes[0][-1], shapes[1][-2:][0]
     if lengths[0] != lengths[1]:
         # Raises NumPy's exception before the column is read.

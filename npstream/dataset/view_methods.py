@@ -1,4 +1,4 @@
-"""Provide the methods of datasets that make other views, and answer questions about runs.
+"""Provide the methods of datasets that return views, tables, and the provenance of samples.
 
 Tested in tests/dataset/test_view_methods.py.
 """
@@ -109,9 +109,9 @@ class ViewMethods(Generic[View]):
                     f"n={n}: expected a number from 0 to {len(view)}, the number of samples; to "
                     "draw samples several times, index with random rows"
                 )
-            drawn: Any = view._selection.permute(full_order(len(view), seed)).select(slice(n))
-            sample: View = view._view(drawn)
-            return sample
+            order = view._selection.permute(full_order(len(view), seed))
+            samples: View = view._view(order.select(slice(n)))
+            return samples
 
     def sort(
         self, by: str | Sequence[str], *more: str, descending: bool | Sequence[bool] = False
@@ -124,7 +124,7 @@ class ViewMethods(Generic[View]):
         Parameters
         ----------
         by : str or sequence of str
-            The columns to sort by; the first one counts most.
+            The columns to sort by; the first one is the primary sort key.
         *more : str
             Further columns to sort by.
         descending : bool or sequence of bool, default: False
@@ -158,12 +158,13 @@ class ViewMethods(Generic[View]):
             columns = {name: view[name] for name in dict.fromkeys(names)}
             for column in columns.values():
                 _require_order(column)
+            # Of a column that is named twice, the first flag counts.
             order = sort_order(
                 {name: column.load() for name, column in columns.items()},
                 dict(zip(reversed(names), reversed(flags), strict=True)),
             )
-            ordered: View = view[order]
-            return ordered
+            sorted_view: View = view[order]
+            return sorted_view
 
     # Columns
 
@@ -247,11 +248,11 @@ class ViewMethods(Generic[View]):
                     raise ColumnError(old, self._names)
                 if not isinstance(new, str):
                     raise TypeError(f"the new name of column {old!r} is {short_repr(new)}, no str")
-            by_name = {old: changes.get(old, old) for old in self._names}
-            _require_distinct(by_name)
-            source = self._source.renamed(by_name)
-            transform = adapt_transform(self._transform, by_name)
-            return self._replace(tuple(by_name.values()), transform, source)
+            new_names = {old: changes.get(old, old) for old in self._names}
+            _require_distinct(new_names)
+            source = self._source.renamed(new_names)
+            transform = adapt_transform(self._transform, new_names)
+            return self._replace(tuple(new_names.values()), transform, source)
 
     # Functions of samples
 
@@ -347,15 +348,15 @@ class ViewMethods(Generic[View]):
         plan = self._source.plan(inputs._names)
         step = self._source.estimate_read_rows(SAMPLE_BLOCK, plan)
         mask = filter_mask(inputs, fn, batch_size, step)
-        kept: View = view[mask]
-        return kept
+        matches: View = view[mask]
+        return matches
 
     def query(self, text: str) -> View:
         """Return a view of the samples for which an expression is true.
 
         The expression is read by a parser with a fixed grammar, and no code is run. Its columns
-        are read in blocks, so that memory stays bounded. Further operands of ``and`` and ``or``
-        are read only for the rows that the first ones leave open.
+        are read in blocks, so that memory stays bounded. The right operand of ``and`` or
+        ``or`` is read only for the rows whose result the left operand does not decide.
 
         Parameters
         ----------
@@ -408,8 +409,8 @@ class ViewMethods(Generic[View]):
             else:
                 block = _QUERY_BYTES // max(sum(filter(None, sizes)), 1)
             mask = query_mask(view[list(names)], expression.evaluate, max(block, 1))
-            chosen: View = view[mask]
-            return chosen
+            matches: View = view[mask]
+            return matches
 
     # Tables of other libraries
 
@@ -509,8 +510,8 @@ class ViewMethods(Generic[View]):
     def to_hf(self) -> Any:
         """Read the view into a Dataset of Hugging Face's datasets.
 
-        Columns have the types of `to_arrow`. Columns of images are features `Image`, whose files
-        are the stored ones; images of the encoding ``pil`` become PNG files.
+        Columns have the types of `to_arrow`. Columns of images are features `Image`, with the
+        stored files. Images of the encoding ``pil`` become PNG files.
 
         Returns
         -------
@@ -609,9 +610,9 @@ def _require_order(column: Any) -> None:
     """Raise TypeError for a column whose values are arrays or images."""
     encoding = column._field.encoding
     if column.ndim > 1 or encoding.kind in ("image", "ndarray"):
-        what = "images" if encoding.kind == "image" else "arrays"
+        kind = "images" if encoding.kind == "image" else "arrays"
         raise TypeError(
-            f"column {column.name!r} has {what}, which have no order: sort by a column of numbers "
+            f"column {column.name!r} has {kind}, which have no order: sort by a column of numbers "
             "or text, or index with an order of your own, as in "
             "ds[numpy.argsort(keys, kind='stable')]"
         )

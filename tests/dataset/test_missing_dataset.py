@@ -106,7 +106,7 @@ def test_files_of_other_formats_show_how_to_convert_them(tmp_path, name, advice)
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 @pytest.mark.parametrize(
     "suffix",
-    [*missing_dataset._READ_CODE, *sorted(missing_dataset._CONVERTED - {".h5", ".hdf5", ".tar"})],
+    [*missing_dataset._READ_CODE, *sorted(missing_dataset._CONVERTIBLE - {".h5", ".hdf5", ".tar"})],
 )
 def test_the_code_of_each_hint_runs_as_it_is(tmp_path, monkeypatch, suffix):
     monkeypatch.chdir(tmp_path)
