@@ -38,8 +38,8 @@ def cold_rows(data: Data, threads: int) -> Pair:
     def ours(number: int) -> float:
         drop_pages(*dataset.glob("*.mds"))
         with npstream.open(dataset) as opened, timed_disk_reads(min_bytes) as seconds:
-            for rows_of_one in pick(number).reshape(batches, batch):
-                opened["tokens"][rows_of_one].load()
+            for batch_rows in pick(number).reshape(batches, batch):
+                opened["tokens"][batch_rows].load()
         return seconds()
 
     def reference(number: int) -> float:
@@ -56,7 +56,7 @@ def cold_rows(data: Data, threads: int) -> Pair:
         for row in rows:
             os.pread(descriptor, ROW, row * ROW)
 
-    return Pair(ours, reference, lambda left, right: None, calls=count, timed=True)
+    return Pair(ours, reference, lambda left, right: None, calls=count, returns_value=True)
 
 
 def drop_pages(*files: Path) -> None:
@@ -81,9 +81,11 @@ def bytes_from_disk() -> int:
     return int(fields["read_bytes"])
 
 
-def opening(which: int) -> Callable[[Data], Pair]:
+def open_shards(position: int) -> Callable[[Data], Pair]:
+    """Return a figure's function for an index of ``data.shards[position]`` shards."""
+
     def prepare(data: Data) -> Pair:
-        path = data.index_only(data.shards[which])
+        path = data.index_only(data.shards[position])
 
         def ours(number: int) -> int:
             with npstream.open(path) as dataset:
@@ -93,17 +95,21 @@ def opening(which: int) -> Callable[[Data], Pair]:
             with (path / "index.json").open() as file:
                 return sum(shard["samples"] for shard in json.load(file)["shards"])
 
-        def same(left: int, right: int) -> None:
+        def compare(left: int, right: int) -> None:
             assert left == right
 
-        return Pair(ours, reference, same)
+        return Pair(ours, reference, compare)
 
-    prepare.__name__ = f"opening_{which}"
+    prepare.__name__ = f"open_shards_{position}"
     return prepare
 
 
-open_many = figure("opening 10,000 shards", "`json.load` of the same file", factor=2)(opening(0))
-open_more = figure("opening 100,000 shards", "`json.load` of the same file", factor=2)(opening(1))
+open_10_000_shards = figure("opening 10,000 shards", "`json.load` of the same file", factor=2)(
+    open_shards(0)
+)
+open_100_000_shards = figure("opening 100,000 shards", "`json.load` of the same file", factor=2)(
+    open_shards(1)
+)
 
 
 @figure(
@@ -112,7 +118,7 @@ open_more = figure("opening 100,000 shards", "`json.load` of the same file", fac
     factor=1.3,
     rounds=5,
 )
-def written(data: Data) -> Pair:
+def write_arrays(data: Data) -> Pair:
     arrays = data.token_arrays()
     records = np.array(data.records())
     target = data.directory / f"written-{os.getpid()}"
@@ -137,7 +143,7 @@ def written(data: Data) -> Pair:
         target.unlink()
         return elapsed
 
-    return Pair(ours, reference, lambda left, right: None, timed=True)
+    return Pair(ours, reference, lambda left, right: None, returns_value=True)
 
 
 @figure(
@@ -146,7 +152,7 @@ def written(data: Data) -> Pair:
     factor=4,
     rounds=7,
 )
-def arrow_written(data: Data) -> Pair:
+def write_arrow_table(data: Data) -> Pair:
     table = data.small_table()
     buffers = [
         np.frombuffer(buffer, np.uint8)
@@ -177,23 +183,26 @@ def arrow_written(data: Data) -> Pair:
         target.unlink()
         return elapsed
 
-    return Pair(ours, reference, lambda left, right: None, timed=True)
+    return Pair(ours, reference, lambda left, right: None, returns_value=True)
 
 
 COLD = "a cold random row (page cache dropped), batches of 1,000"
 
 
 @figure(COLD, "a loop of `pread` in one thread", factor=0.5)
-def cold_one(data: Data) -> Pair:
+def cold_one_thread(data: Data) -> Pair:
     return cold_rows(data, threads=1)
 
 
 @figure(COLD, "`pread` in 32 threads: all that the disk gives", factor=math.inf)
-def cold_all(data: Data) -> Pair:
+def cold_32_threads(data: Data) -> Pair:
     return cold_rows(data, threads=32)
 
 
-FIGURES = [cold_one, cold_all, open_many, open_more, written, arrow_written]
+FIGURES = [
+    cold_one_thread, cold_32_threads, open_10_000_shards, open_100_000_shards, write_arrays,
+    write_arrow_table,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("side", SIDES)

@@ -39,16 +39,16 @@ def find_loop() -> Any:
     import numba
 
     @numba.njit(nogil=True)
-    def find(values: Any, offsets: Any, pattern: Any, found: Any) -> None:
+    def find(values: Any, offsets: Any, pattern: Any, is_match: Any) -> None:
         size = pattern.size
         for k in range(offsets.size - 1):
-            found[k] = False
+            is_match[k] = False
             for start in range(offsets[k], offsets[k + 1] - size + 1):
                 j = 0
                 while j < size and values[start + j] == pattern[j]:
                     j += 1
                 if j == size:
-                    found[k] = True
+                    is_match[k] = True
                     break
 
     return find
@@ -60,9 +60,9 @@ def contains(data: Data) -> Pair:
     loaded, pattern = text.load(), np.frombuffer(PATTERN.encode(), np.uint8)
 
     def reference(number: int) -> np.ndarray:
-        found = np.empty(len(loaded), bool)
-        find(loaded.values, loaded.offsets, pattern, found)
-        return found
+        is_match = np.empty(len(loaded), bool)
+        find(loaded.values, loaded.offsets, pattern, is_match)
+        return is_match
 
     return Pair(lambda number: text.str.contains(PATTERN), reference, np.testing.assert_array_equal)
 
@@ -87,7 +87,7 @@ def value_counts(name: str, data: Data) -> Pair:
     column = scalars(data)[name]
     array = column.load()
 
-    def same(ours: Any, reference: Any) -> None:
+    def compare(ours: Any, reference: Any) -> None:
         values, counts = reference
         order = np.argsort(ours.unique)
         np.testing.assert_array_equal(ours.unique[order], values)
@@ -96,7 +96,7 @@ def value_counts(name: str, data: Data) -> Pair:
     return Pair(
         lambda number: column.value_counts(),
         lambda number: np.unique(array, return_counts=True),
-        same,
+        compare,
     )
 
 
@@ -118,11 +118,11 @@ def description(name: str, data: Data) -> Pair:
         quantiles = np.quantile(array, [0.25, 0.5, 0.75])
         return array.min(), array.max(), array.mean(), array.std(), quantiles
 
-    def same(ours: Any, theirs: Any) -> None:
+    def compare(ours: Any, theirs: Any) -> None:
         assert (ours.min, ours.max) == theirs[:2]
         np.testing.assert_allclose([ours.mean, ours.std], theirs[2:4], rtol=1e-3, atol=1e-3)
 
-    return Pair(lambda number: column.describe(), reference, same)
+    return Pair(lambda number: column.describe(), reference, compare)
 
 
 @figure("`describe` of 10,000,000 labels", MOMENTS, factor=1.5, rounds=5)

@@ -44,9 +44,9 @@ def tokens(data: Data) -> Pair:
     "`ds[256 random].load(out=)` on T, fresh indices each time",
     '`np.take(memmap, idx, out=, mode="clip")`',
     factor=1.1,
-    plus=10e-6,
+    margin=10e-6,
 )
-def tokens_into(data: Data) -> Pair:
+def tokens_with_out(data: Data) -> Pair:
     dataset, flat = npstream.open(data.tokens_dataset())[["tokens"]], data.token_map()
     warm(dataset, flat)
     picks = indices(data.tokens, 256)
@@ -99,12 +99,12 @@ def small_pair(data: Data, gather: Callable[..., None]) -> Pair:
         gather(rows, offsets[pick], lengths, ends - lengths, ids, labels, texts)
         return ids.view(np.int64), labels.view(np.int32), texts
 
-    def same(batch: Any, expected: tuple[np.ndarray, ...]) -> None:
+    def compare(batch: Any, expected: tuple[np.ndarray, ...]) -> None:
         np.testing.assert_array_equal(batch["id"], expected[0])
         np.testing.assert_array_equal(batch["label"], expected[1])
         np.testing.assert_array_equal(batch["text"].values, expected[2])
 
-    return Pair(lambda number: dataset[picks[number % ROUNDS]].load(), reference, same)
+    return Pair(lambda number: dataset[picks[number % ROUNDS]].load(), reference, compare)
 
 
 @functools.cache
@@ -150,21 +150,21 @@ def images(data: Data) -> Pair:
 
     def reference(number: int) -> np.ndarray:
         total = totals[number % ROUNDS]
-        copied = np.empty(total, np.uint8)
+        target = np.empty(total, np.uint8)
         # One large copy would take twice as long, because libc then bypasses the CPU caches.
         for start in range(0, total, 1 << 22):
             np.copyto(
-                copied[start : start + (1 << 22)], flat[start : min(start + (1 << 22), total)]
+                target[start : start + (1 << 22)], flat[start : min(start + (1 << 22), total)]
             )
-        return copied
+        return target
 
-    def same(batch: Any, _copied: np.ndarray) -> None:
+    def compare(batch: Any, _copy: np.ndarray) -> None:
         assert batch["image"].lengths.tolist() == lengths[picks[0]].tolist()
 
-    return Pair(lambda number: dataset[picks[number % ROUNDS]].load(), reference, same)
+    return Pair(lambda number: dataset[picks[number % ROUNDS]].load(), reference, compare)
 
 
-FIGURES = [tokens, tokens_into, small, small_limit, images]
+FIGURES = [tokens, tokens_with_out, small, small_limit, images]
 
 
 @pytest.mark.parametrize("side", SIDES)

@@ -19,23 +19,23 @@ from npstream.reading.images.options import ImageOptions
 
 BATCH = 64
 IMAGES = 4096
-RESIZED = (128, 192)
+SIZE = (128, 192)
 THREADS = 2
 
 
-def opened(data: Data) -> npstream.Dataset:
+def open_jpegs(data: Data) -> npstream.Dataset:
     dataset = npstream.open(data.jpegs_dataset())[:IMAGES]
     warm(dataset)
     return dataset
 
 
-def decoded(dataset: npstream.Dataset, options: Any = True) -> int:
+def decode_dataset(dataset: npstream.Dataset, options: Any = True) -> int:
     """Decode all images in batches, and return the sum of their first pixels."""
     batches = dataset.iter(0, 1, batch_size=BATCH, last="short", decode={"image": options})
     return sum(int(batch["image"][:, 0, 0].sum()) for batch in batches)
 
 
-def bare(files: list[bytes], decode: Callable[[bytes], np.ndarray]) -> int:
+def decode_files(files: list[bytes], decode: Callable[[bytes], np.ndarray]) -> int:
     """Decode all images by a function in a loop over batches, in two threads."""
     total = 0
     with ThreadPoolExecutor(THREADS) as pool:
@@ -47,14 +47,14 @@ def bare(files: list[bytes], decode: Callable[[bytes], np.ndarray]) -> int:
     return total
 
 
-def with_pillow(file: bytes) -> np.ndarray:
+def decode_with_pillow(file: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(file)))
 
 
-def without_simplejpeg(dataset: npstream.Dataset) -> int:
+def decode_without_simplejpeg(dataset: npstream.Dataset) -> int:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoders, "_simplejpeg", lambda: None)
-        return decoded(dataset)
+        return decode_dataset(dataset)
 
 
 @figure(
@@ -63,12 +63,12 @@ def without_simplejpeg(dataset: npstream.Dataset) -> int:
     factor=1.1,
     rounds=7,
 )
-def with_simplejpeg(data: Data) -> Pair:
+def simplejpeg(data: Data) -> Pair:
     jpeg = require("simplejpeg", "simplejpeg")
-    dataset, files = opened(data), data.jpegs()[:IMAGES]
+    dataset, files = open_jpegs(data), data.jpegs()[:IMAGES]
     return Pair(
-        lambda number: decoded(dataset),
-        lambda number: bare(files, jpeg.decode_jpeg),
+        lambda number: decode_dataset(dataset),
+        lambda number: decode_files(files, jpeg.decode_jpeg),
         equal,
         calls=len(files),
     )
@@ -81,10 +81,10 @@ def with_simplejpeg(data: Data) -> Pair:
     rounds=7,
 )
 def pillow(data: Data) -> Pair:
-    dataset, files = opened(data), data.jpegs()[:IMAGES]
+    dataset, files = open_jpegs(data), data.jpegs()[:IMAGES]
     return Pair(
-        lambda number: without_simplejpeg(dataset),
-        lambda number: bare(files, with_pillow),
+        lambda number: decode_without_simplejpeg(dataset),
+        lambda number: decode_files(files, decode_with_pillow),
         equal,
         calls=len(files),
     )
@@ -96,23 +96,23 @@ def pillow(data: Data) -> Pair:
     factor=1 / 1.5,
     rounds=7,
 )
-def both_decoders(data: Data) -> Pair:
+def simplejpeg_and_pillow(data: Data) -> Pair:
     require("simplejpeg", "simplejpeg")
-    dataset = opened(data)
+    dataset = open_jpegs(data)
     return Pair(
-        lambda number: decoded(dataset),
-        lambda number: without_simplejpeg(dataset),
+        lambda number: decode_dataset(dataset),
+        lambda number: decode_without_simplejpeg(dataset),
         equal,
         calls=len(dataset),
     )
 
 
-class Folder:
+class FolderDataset:
     """The images of a folder, decoded as npstream decodes them: a dataset for torch."""
 
     def __init__(self, data: Data) -> None:
         self.paths = sorted(data.jpeg_folders().rglob("*.jpg"))[:IMAGES]
-        self.options = ImageOptions(resize=RESIZED)
+        self.options = ImageOptions(resize=SIZE)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -130,9 +130,9 @@ class Folder:
 )
 def epoch(data: Data) -> Pair:
     torch = require("torch", "torch")
-    dataset, folder = opened(data), Folder(data)
+    dataset, folder = open_jpegs(data), FolderDataset(data)
     batches = dataset.iter(
-        0, 1, batch_size=BATCH, shuffle=True, last="short", decode={"image": {"resize": RESIZED}}
+        0, 1, batch_size=BATCH, shuffle=True, last="short", decode={"image": {"resize": SIZE}}
     )
     loader = torch.utils.data.DataLoader(
         folder, batch_size=BATCH, shuffle=True, num_workers=THREADS, persistent_workers=True
@@ -149,7 +149,7 @@ def equal(left: int, right: int) -> None:
     assert left == right
 
 
-FIGURES = [with_simplejpeg, pillow, both_decoders, epoch]
+FIGURES = [simplejpeg, pillow, simplejpeg_and_pillow, epoch]
 
 
 @pytest.mark.parametrize("side", SIDES)

@@ -25,14 +25,14 @@ SAMPLES = PER_SHARD * SHARDS
 BATCH = np.arange(SAMPLES // 10 * 9, SAMPLES // 10 * 9 + 256)
 
 
-def chunks_of(shards: int) -> Any:
-    """Return a function that returns the chunks of that many shards."""
+def chunk_function(shards: int) -> Any:
+    """Return a function that returns the chunks of `shards` shards."""
     starts = np.arange(shards + 1) * PER_SHARD
     nbytes = np.full(shards, 64 * MIB)
     return functools.partial(shard_chunks, starts, nbytes, np.zeros(shards, bool), 4 * MIB)
 
 
-def mixed(smallest: float) -> Any:
+def mixture_reader(smallest: float) -> Any:
     """Return a function that computes the batch for 1,000 sources, which share all shards.
 
     Relative to the mean, the smallest source has the size `smallest`, and the largest has
@@ -42,66 +42,73 @@ def mixed(smallest: float) -> Any:
     shards = np.diff(np.round(np.cumsum([0, *counts])).astype(int)).tolist()
     names = tuple(f"source {number}" for number in range(1000))
     sizes = tuple(count * PER_SHARD for count in shards)
-    of = MixtureSpec(
+    spec = MixtureSpec(
         names=names,
         sizes=sizes,
         nbytes=tuple(count * 64 * MIB for count in shards),
-        chunks=tuple(map(chunks_of, shards)),
+        chunks=tuple(map(chunk_function, shards)),
         fingerprints=(str,) * 1000,
         schedule=make_schedule(names, sizes),
     )
 
     def read(seed: int) -> Int64:
         settings = MixtureSettings(shuffle=True, seed=seed)
-        return MixtureEpochs(of, settings).order(0).at(BATCH)
+        return MixtureEpochs(spec, settings).order(0).at(BATCH)
 
     return read
 
 
-def single(seed: int) -> Int64:
+def read_one_dataset(seed: int) -> Int64:
     """Return the batch for one dataset with all shards, with default settings."""
     settings = Shuffle().resolve(SHARDS * 64 * MIB)
     lanes = settings.lanes or 1
     block = -(-int(settings.block or 0) * SAMPLES // (SHARDS * 64 * MIB * lanes))
-    return Order(SAMPLES, chunks_of(SHARDS), seed, block=block, lanes=lanes).at(BATCH)
+    return Order(SAMPLES, chunk_function(SHARDS), seed, block=block, lanes=lanes).at(BATCH)
 
 
-def same(ours: Int64, theirs: Int64) -> None:
+def compare(ours: Int64, theirs: Int64) -> None:
     assert len(np.unique(ours)) == len(np.unique(theirs)) == len(BATCH)
 
 
 def first_batch(smallest: float) -> Any:
-    return lambda data: Pair(mixed(smallest), single, same)
+    return lambda data: Pair(mixture_reader(smallest), read_one_dataset, compare)
 
 
 def memory(data: Data) -> Pair:
     def peak(read: Any) -> Any:
-        def traced(number: int) -> float:
+        def measure_peak(number: int) -> float:
             tracemalloc.start()
             read(number)
             _, peak_bytes = tracemalloc.get_traced_memory()
             tracemalloc.stop()
             return float(peak_bytes)
 
-        return traced
+        return measure_peak
 
-    return Pair(peak(mixed(0.5)), peak(single), lambda ours, theirs: None, timed=True)
+    return Pair(
+        peak(mixture_reader(0.5)),
+        peak(read_one_dataset),
+        lambda ours, theirs: None,
+        returns_value=True,
+    )
 
 
-WHAT = "first batch of 1,000 sources{}, 10^10 samples in all, from 90 % of an epoch on"
-ONE = "one dataset of that size"
+TITLE = "first batch of 1,000 sources{}, 10^10 samples in all, from 90 % of an epoch on"
+ONE_DATASET = "one dataset of that size"
 
 FIGURES = [
-    figure(WHAT.format(" of one size"), ONE, factor=3)(first_batch(1.0)),
-    figure(WHAT.format(", the largest three times the smallest"), ONE, factor=3)(first_batch(0.5)),
+    figure(TITLE.format(" of one size"), ONE_DATASET, factor=3)(first_batch(1.0)),
     figure(
-        "memory that takes", ONE, factor=np.inf, under=100e6, rounds=3,
-        text=lambda nbytes: f"{nbytes / 1e6:.3g} MB",
+        TITLE.format(", the largest three times the smallest"), ONE_DATASET, factor=3
+    )(first_batch(0.5)),
+    figure(
+        "memory that takes", ONE_DATASET, factor=np.inf, limit=100e6, rounds=3,
+        format_value=lambda nbytes: f"{nbytes / 1e6:.3g} MB",
     )(memory),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.what)
+@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.title)
 def test_mixture_order(figure: Figure, side: str, benchmark: Any, data: Data) -> None:
     check(figure, side, benchmark, data)

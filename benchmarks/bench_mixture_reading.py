@@ -19,7 +19,7 @@ BATCHES = 64
 """Batches in one measured call."""
 
 
-def endless(ds: npstream.Dataset) -> Iterator[npstream.Batch]:
+def repeat_epochs(ds: npstream.Dataset) -> Iterator[npstream.Batch]:
     """Yield shuffled batches, epoch after epoch."""
     epochs = ds.iter(0, 1, batch_size=BATCH, shuffle=True)
     return itertools.chain.from_iterable(epochs for _ in itertools.count())
@@ -41,18 +41,18 @@ def pair(data: Data, mixed: npstream.Mixture) -> Pair:
     warm(dataset, data.token_map())
     mixed[:1].load()
     tokens = data.token_map()
-    ours, theirs = endless(mixed), endless(dataset)
+    ours, theirs = repeat_epochs(mixed), repeat_epochs(dataset)
 
     def read(batches: Iterator[npstream.Batch]) -> list[npstream.Batch]:
         return list(itertools.islice(batches, BATCHES))
 
-    def same(ours: list[Any], theirs: list[Any]) -> None:
+    def compare(ours: list[Any], theirs: list[Any]) -> None:
         for batch in [*ours, *theirs]:
             assert batch.n == BATCH
             np.testing.assert_array_equal(batch["id"], batch.ids)
             np.testing.assert_array_equal(batch["tokens"], tokens[batch.ids])
 
-    return Pair(lambda _: read(ours), lambda _: read(theirs), same, calls=BATCHES)
+    return Pair(lambda _: read(ours), lambda _: read(theirs), compare, calls=BATCHES)
 
 
 @figure(

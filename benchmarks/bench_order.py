@@ -27,20 +27,20 @@ def sequence(block: int) -> Any:
         n = 10 * data.small
         chunks = np.append(np.arange(0, n, 2000), n)
 
-        def same(ours: np.ndarray, theirs: np.ndarray) -> None:
+        def compare(ours: np.ndarray, theirs: np.ndarray) -> None:
             assert np.array_equal(np.sort(ours), np.sort(theirs))
 
         return Pair(
             lambda number: Order(n, chunks, number, block=block, lanes=8)[:],
             lambda number: np.random.default_rng(number).permutation(n),
-            same,
+            compare,
             calls=n,
         )
 
     return prepare
 
 
-def billion(shards: int, epoch: int = 7) -> Order:
+def billion_rows(shards: int, epoch: int = 7) -> Order:
     """Return the order of 10^9 rows in shards of 64 MiB, with default settings."""
     starts = np.linspace(0, BILLION, shards + 1).astype(np.int64)
     nbytes = np.full(shards, 64 * MIB)
@@ -55,9 +55,9 @@ def first_batch(shards: int) -> Any:
     """Return a figure's function for the first batch of an epoch resumed at 90 %."""
 
     def prepare(data: Data) -> Pair:
-        at = BILLION // 10 * 9
+        start = BILLION // 10 * 9
         return Pair(
-            lambda number: billion(shards, number)[at : at + 256],
+            lambda number: billion_rows(shards, number)[start : start + 256],
             lambda number: None,
             lambda ours, theirs: None,
         )
@@ -65,23 +65,25 @@ def first_batch(shards: int) -> Any:
     return prepare
 
 
-permutation = "`np.random.Generator.permutation`"
+PERMUTATION = "`np.random.Generator.permutation`"
 IN_SEQUENCE = "10,000,000 rows in the native order, blocks of {}, for one row"
 
 FIGURES = [
-    figure(IN_SEQUENCE.format("2^10"), permutation, factor=0.1)(sequence(1 << 10)),
-    figure(IN_SEQUENCE.format("2^15"), permutation, factor=0.1)(sequence(1 << 15)),
-    figure(IN_SEQUENCE.format("2^20 + 1"), permutation, factor=0.5)(sequence((1 << 20) + 1)),
+    figure(IN_SEQUENCE.format("2^10"), PERMUTATION, factor=0.1)(sequence(1 << 10)),
+    figure(IN_SEQUENCE.format("2^15"), PERMUTATION, factor=0.1)(sequence(1 << 15)),
+    figure(IN_SEQUENCE.format("2^20 + 1"), PERMUTATION, factor=0.5)(sequence((1 << 20) + 1)),
     figure(
-        "first batch of epoch 7 from 90 % on, 10^9 samples in 20,000 shards", "nothing", plus=0.020
+        "first batch of epoch 7 from 90 % on, 10^9 samples in 20,000 shards",
+        "nothing",
+        margin=0.020,
     )(first_batch(20_000)),
-    figure("the same in 1,000,000 chunks", "nothing", plus=0.020)(first_batch(62_500)),
+    figure("the same in 1,000,000 chunks", "nothing", margin=0.020)(first_batch(62_500)),
 ]
 
 
-@figure("`order.find` of 1,000 rows, 10^9 samples in 20,000 shards", "nothing", plus=0.050)
+@figure("`order.find` of 1,000 rows, 10^9 samples in 20,000 shards", "nothing", margin=0.050)
 def find_rows(data: Data) -> Pair:
-    order = billion(20_000)
+    order = billion_rows(20_000)
     rows = np.random.default_rng(0).integers(0, BILLION, 1000)
     return Pair(lambda number: order.find(rows), lambda number: None, lambda ours, theirs: None)
 
@@ -89,7 +91,7 @@ def find_rows(data: Data) -> Pair:
 FIGURES.append(find_rows)
 
 
-@figure("provenance of a step, 10^9 samples in 1,000 shards", "nothing", plus=0.020)
+@figure("provenance of a step, 10^9 samples in 1,000 shards", "nothing", margin=0.020)
 def provenance(data: Data) -> Pair:
     ds = npstream.open(data.path("billion", make_index))
     batches = ds.iter(0, 8, batch_size=256, shuffle=True)
@@ -122,6 +124,6 @@ FIGURES.append(provenance)
 
 
 @pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.what)
+@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.title)
 def test_order(figure: Figure, side: str, benchmark: Any, data: Data) -> None:
     check(figure, side, benchmark, data)

@@ -25,7 +25,7 @@ from data import Data, sync
 from figures import SIDES, Figure, Pair, check, figure, require
 
 
-def against(
+def write_pair(
     data: Data, ours: Callable[[Path], object], theirs: Callable[[Path], object], calls: int = 1
 ) -> Pair:
     """Write to a file or directory with npstream, and with another package; sync both."""
@@ -49,7 +49,7 @@ def against(
         lambda number: timed(ours),
         lambda number: timed(theirs),
         lambda left, right: None,
-        timed=True,
+        returns_value=True,
     )
 
 
@@ -163,18 +163,18 @@ def lance_table(table: Any) -> Callable[[Path], object]:
 Peer = Callable[[Rows], Callable[[Path], object]]
 
 
-def compared(
+def peer_figure(
     name: str, make: Callable[[Data, int], Rows], peer: Peer, reference: str, part: int = 1
 ) -> Figure:
     """Return the figure of writing samples, or the first part of them, against another package."""
 
     def prepare(data: Data) -> Pair:
         rows = make(data, part)
-        return against(data, rows.write, peer(rows), rows.count)
+        return write_pair(data, rows.write, peer(rows), rows.count)
 
     prepare.__name__ = f"{make.__name__}_{peer.__name__}"
-    of = name if part == 1 else f"1/{part} of {name}"
-    return figure(f"writing {of} row by row, for one sample", reference, rounds=5)(prepare)
+    title = name if part == 1 else f"1/{part} of {name}"
+    return figure(f"writing {title} row by row, for one sample", reference, rounds=5)(prepare)
 
 
 ARRAY_RECORD = "Grain's ArrayRecord, uncompressed, of `struct.pack` and `tobytes`, both synced"
@@ -188,23 +188,23 @@ def arrays_and_lance(data: Data) -> Pair:
     require("pyarrow", "pyarrow")
     arrays = data.token_arrays()
     theirs = lance_table(data.tokens_table())
-    return against(data, lambda path: npstream.write(path, arrays), theirs)
+    return write_pair(data, lambda path: npstream.write(path, arrays), theirs)
 
 
 @figure("writing S from an Arrow table", LANCE_TABLE, rounds=5)
 def table_and_lance(data: Data) -> Pair:
     require("pyarrow", "pyarrow")
     table = data.small_table()
-    return against(data, lambda path: npstream.write(path, table), lance_table(table))
+    return write_pair(data, lambda path: npstream.write(path, table), lance_table(table))
 
 
 FIGURES = [
-    compared("T", token_rows, array_record, ARRAY_RECORD),
-    compared("T", token_rows, from_generator, DATASETS, 20),
-    compared("T", token_rows, lance_batches, LANCE_BATCHES),
-    compared("S", small_rows, array_record, ARRAY_RECORD),
-    compared("S", small_rows, from_generator, DATASETS, 20),
-    compared("S", small_rows, lance_batches, LANCE_BATCHES),
+    peer_figure("T", token_rows, array_record, ARRAY_RECORD),
+    peer_figure("T", token_rows, from_generator, DATASETS, 20),
+    peer_figure("T", token_rows, lance_batches, LANCE_BATCHES),
+    peer_figure("S", small_rows, array_record, ARRAY_RECORD),
+    peer_figure("S", small_rows, from_generator, DATASETS, 20),
+    peer_figure("S", small_rows, lance_batches, LANCE_BATCHES),
     arrays_and_lance,
     table_and_lance,
 ]
@@ -212,10 +212,10 @@ FIGURES = [
 
 # Lance and ArrayRecord are compared where they are installed; the tests do not need them.
 INSTALLED = [
-    each
-    for each in FIGURES
-    if not ("lance" in each.prepare.__name__ and find_spec("lance") is None)
-    and not ("array_record" in each.prepare.__name__ and find_spec("array_record") is None)
+    peer
+    for peer in FIGURES
+    if not ("lance" in peer.prepare.__name__ and find_spec("lance") is None)
+    and not ("array_record" in peer.prepare.__name__ and find_spec("array_record") is None)
 ]
 
 

@@ -24,7 +24,7 @@ import pytest
 
 import npstream
 from data import Data
-from figures import SIDES, Figure, Pair, figure, once
+from figures import SIDES, Figure, Pair, figure, run_once
 from npstream._core.arguments import size_text
 from npstream.formats.chunks import CHUNK_BYTES
 from npstream.shards import readahead as ahead
@@ -52,53 +52,60 @@ def nbytes(value: float) -> str:
 MEASURES = {"seconds": "", "requests": ": requests", "nbytes": ": bytes read"}
 
 
-def rows(
-    measure: str, make: Callable[..., Pair], what: str, reference: str, delay: float | None = None,
+def measure_figure(
+    measure: str, make: Callable[..., Pair], title: str, reference: str, delay: float | None = None,
     **target: Any,
 ) -> Figure:  # fmt: skip
     """Return the figure for one measure of some work, with or without latency."""
-    what += MEASURES[measure]
+    title += MEASURES[measure]
     if delay:
-        what += f", {delay * 1000:g} ms of latency"
+        title += f", {delay * 1000:g} ms of latency"
     if measure != "seconds":
-        delay, target["text"] = 0.0, {"requests": count, "nbytes": nbytes}[measure]
-    made = figure(what, reference, rounds=5, **target)
-    return made(lambda data: make(remote(data), delay, attrgetter(measure)))
+        delay, target["format_value"] = 0.0, {"requests": count, "nbytes": nbytes}[measure]
+    make_figure = figure(title, reference, rounds=5, **target)
+    return make_figure(lambda data: make(remote(data), delay, attrgetter(measure)))
 
 
 def both_latencies(
-    make: Callable[..., Pair], what: str, reference: str, **target: Any
+    make: Callable[..., Pair], title: str, reference: str, **target: Any
 ) -> list[Figure]:
     """Return two figures: the time without latency and with latency."""
-    return [rows("seconds", make, what, reference, delay, **target) for delay in (None, LATENCY)]
+    return [
+        measure_figure("seconds", make, title, reference, delay, **target)
+        for delay in (None, LATENCY)
+    ]
 
 
 Select = Callable[[Any], float]
 
 
-def timed(ours: Callable[[int], float], theirs: Callable[[int], float], calls: int = 1) -> Pair:
-    return Pair(ours, theirs, lambda left, right: None, calls=calls, timed=True)
+def value_pair(
+    ours: Callable[[int], float], theirs: Callable[[int], float], calls: int = 1
+) -> Pair:
+    return Pair(ours, theirs, lambda left, right: None, calls=calls, returns_value=True)
 
 
 # Samples
 
 
-def samples(name: str, of_shards: bool = False, with_offsets: bool = False) -> Callable[..., Pair]:
+def read_samples(
+    name: str, by_shard: bool = False, reads_offsets: bool = False
+) -> Callable[..., Pair]:
     """Read samples one by one, each from a different chunk or a different shard.
 
-    With `with_offsets`, the reference reads the offsets of each sample first.
+    With `reads_offsets`, the reference reads the offsets of each sample first.
     """
 
     def prepare(store: Remote, delay: float | None, select: Select) -> Pair:
         local = store.local[name]
         filesystem, root = store.filesystem(name, delay)
-        cuts = chunk_starts(local, of_shards)
-        calls = min(SAMPLES, len(cuts) - 2)
+        starts = chunk_starts(local, by_shard)
+        calls = min(SAMPLES, len(starts) - 2)
 
         def pick(number: int) -> list[int]:
             generator = np.random.default_rng(number + (1 << 32))
-            chosen = generator.permutation(len(cuts) - 1)[: calls + 1]
-            return generator.integers(cuts[chosen], cuts[chosen + 1]).tolist()
+            parts = generator.permutation(len(starts) - 1)[: calls + 1]
+            return generator.integers(starts[parts], starts[parts + 1]).tolist()
 
         def ours(number: int) -> float:
             with store.directory() as cache, store.open(name, delay, cache) as dataset:
@@ -118,20 +125,20 @@ def samples(name: str, of_shards: bool = False, with_offsets: bool = False) -> C
             get(filesystem, root, first)
             with store.measure(delay) as usage:
                 for part, offset in zip(others, offsets, strict=True):
-                    if with_offsets:
+                    if reads_offsets:
                         get(filesystem, root, offset)
                     get(filesystem, root, part)
             return select(usage)
 
-        return timed(ours, reference, calls)
+        return value_pair(ours, reference, calls)
 
     return prepare
 
 
-def chunk_starts(local: npstream.Dataset, of_shards: bool) -> np.ndarray:
+def chunk_starts(local: npstream.Dataset, by_shard: bool) -> np.ndarray:
     """Return the first sample of each shard, or approximately of each chunk, and the end."""
     shards = local.shards
-    if of_shards and len(shards) > 1:
+    if by_shard and len(shards) > 1:
         return np.append(shards["start"], len(local))
     chunks = max(int(shards["bytes"].sum()) // CHUNK_BYTES, 2)
     return np.arange(chunks + 1) * len(local) // chunks
@@ -141,13 +148,13 @@ def get(filesystem: Any, root: str, part: Span) -> bytes:
     return filesystem.cat_file(f"{root}/{part[0]}", start=part[1], end=part[2])
 
 
-def few(store: Remote, delay: float | None, select: Select) -> Pair:
+def read_100_samples(store: Remote, delay: float | None, select: Select) -> Pair:
     local, width = store.local["I"], max_requests()
-    count_of = min(100, len(local) // 4)
+    sample_count = min(100, len(local) // 4)
     filesystem, root = store.filesystem("I", delay, width)
 
     def pick(number: int) -> np.ndarray:
-        return np.random.default_rng(number).permutation(len(local))[:count_of]
+        return np.random.default_rng(number).permutation(len(local))[:sample_count]
 
     def ours(number: int) -> float:
         with store.directory() as cache, store.open("I", delay, cache) as dataset:
@@ -165,7 +172,7 @@ def few(store: Remote, delay: float | None, select: Select) -> Pair:
             get_ranges(filesystem, root, coalesce_ranges(spans), width)
         return select(usage)
 
-    return timed(ours, reference)
+    return value_pair(ours, reference)
 
 
 def coalesce_ranges(spans: list[Span]) -> list[Span]:
@@ -206,7 +213,7 @@ def gather_in_loop(
     return sync(get_loop(), run)
 
 
-def parts(store: Remote, delay: float | None, select: Select) -> Pair:
+def read_planes(store: Remote, delay: float | None, select: Select) -> Pair:
     """Read one plane of every tenth volume."""
     local, width = store.local["V"], max_requests()
     filesystem, root = store.filesystem("V", delay, width)
@@ -232,7 +239,7 @@ def parts(store: Remote, delay: float | None, select: Select) -> Pair:
             get_ranges(filesystem, root, spans, width)
         return select(usage)
 
-    return timed(ours, reference)
+    return value_pair(ours, reference)
 
 
 # Ranges
@@ -241,31 +248,31 @@ def parts(store: Remote, delay: float | None, select: Select) -> Pair:
 def cpu_time(read: Callable[[list[Span]], list[bytes]]) -> Callable[[list[Span]], float]:
     """Return a function that returns the CPU time of reading byte ranges."""
 
-    def measured(spans: list[Span]) -> float:
+    def measure(spans: list[Span]) -> float:
         start = time.process_time()
         parts = read(spans)
         elapsed = time.process_time() - start
         assert [len(part) for part in parts] == [end - begin for _, begin, end in spans]
         return elapsed
 
-    return measured
+    return measure
 
 
 def pair_of_readers(store: Remote, ours: Any, theirs: Any) -> Pair:
     """Compare two functions that read random samples of T, with one request for each sample."""
-    count_of = min(500, len(store.local["T"]))
+    sample_count = min(500, len(store.local["T"]))
 
     def pick(number: int) -> list[Span]:
         ids = np.random.default_rng(number).permutation(len(store.local["T"]))
-        return store.sample_ranges("T", ids[:count_of])
+        return store.sample_ranges("T", ids[:sample_count])
 
-    measured = cpu_time(ours), cpu_time(theirs)
-    for side in measured:
+    sides = cpu_time(ours), cpu_time(theirs)
+    for side in sides:
         side(pick(0))  # connects
-    return timed(
-        lambda number: measured[0](pick(number)),
-        lambda number: measured[1](pick(number)),
-        count_of,
+    return value_pair(
+        lambda number: sides[0](pick(number)),
+        lambda number: sides[1](pick(number)),
+        sample_count,
     )
 
 
@@ -296,8 +303,8 @@ def drivers(width: int) -> Figure:
             lambda spans: get_ranges(filesystem, root, spans, width),
         )
 
-    what = f"`obstore.get_range_async`, 2 KB, {width} at once: CPU time of a request"
-    return figure(what, "`s3fs._cat_file`", factor=0.5, rounds=5)(prepare)
+    title = f"`obstore.get_range_async`, 2 KB, {width} at once: CPU time of a request"
+    return figure(title, "`s3fs._cat_file`", factor=0.5, rounds=5)(prepare)
 
 
 def prepare_stores(data: Data) -> Pair:
@@ -307,15 +314,17 @@ def prepare_stores(data: Data) -> Pair:
     remote_dir = store.remote_dir("T")
 
     def reader(enabled: str) -> Callable[[list[Span]], list[bytes]]:
-        opened = RemoteStore(remote_dir.url, remote_dir.storage_options)
+        remote_store = RemoteStore(remote_dir.url, remote_dir.storage_options)
         before = os.environ.get("NPSTREAM_OBSTORE")
         os.environ["NPSTREAM_OBSTORE"] = enabled
         try:
-            opened.exists("index.json")  # connects
+            remote_store.exists("index.json")  # connects
         finally:
             del os.environ["NPSTREAM_OBSTORE"]
             os.environ.update({} if before is None else {"NPSTREAM_OBSTORE": before})
-        return lambda spans: opened.ranges((name, begin, end - begin) for name, begin, end in spans)
+        return lambda spans: remote_store.ranges(
+            (name, begin, end - begin) for name, begin, end in spans
+        )
 
     return pair_of_readers(store, reader("1"), reader("0"))
 
@@ -357,12 +366,12 @@ def epoch(store: Remote, delay: float | None, select: Select) -> Pair:
             )
         return select(usage)
 
-    return timed(ours, reference)
+    return value_pair(ours, reference)
 
 
-def started(store: Remote, delay: float | None, select: Select) -> Pair:
+def open_and_shuffle(store: Remote, delay: float | None, select: Select) -> Pair:
     width = max_requests()
-    every = np.random.default_rng(0).permutation(len(store.local["T"]))[:BATCH]
+    ids = np.random.default_rng(0).permutation(len(store.local["T"]))[:BATCH]
 
     def ours(number: int) -> float:
         with store.directory() as cache:
@@ -376,7 +385,7 @@ def started(store: Remote, delay: float | None, select: Select) -> Pair:
         return select(usage)
 
     def reference(number: int) -> float:
-        spans = store.sample_ranges("T", np.sort(every))
+        spans = store.sample_ranges("T", np.sort(ids))
         with store.measure(delay) as usage:
             filesystem, root = store.filesystem("T", delay, width)
             filesystem.info(f"{root}/index.json")
@@ -385,15 +394,15 @@ def started(store: Remote, delay: float | None, select: Select) -> Pair:
             get_ranges(filesystem, root, spans, width)
         return select(usage)
 
-    return timed(ours, reference)
+    return value_pair(ours, reference)
 
 
 @figure("warm cached epoch of T, shuffled batches of 256", "the same, local", factor=1.1, rounds=15)
-def cached(data: Data) -> Pair:
+def warm_epoch(data: Data) -> Pair:
     store = remote(data)
-    opened = store.open("T", None, store.new_directory()), store.local["T"]
-    opened[0].load()
-    sides = [dataset.iter(0, 1, batch_size=BATCH, shuffle=True) for dataset in opened]
+    datasets = store.open("T", None, store.new_directory()), store.local["T"]
+    datasets[0].load()
+    sides = [dataset.iter(0, 1, batch_size=BATCH, shuffle=True) for dataset in datasets]
 
     def read(batches: Any) -> int:
         return sum(int(batch["id"].sum()) for batch in batches)
@@ -417,20 +426,20 @@ def anonymous():
         return next(int(line.split()[1]) for line in file if line.startswith("RssAnon")) << 10
 
 def watch():
-    while not over.wait(0.002):
+    while not is_done.wait(0.002):
         peak[0] = max(peak[0], anonymous())
 
 dataset = npstream.open(url, storage_options=options, cache=cache)
 for batch in npstream.open(local).iter(0, 1, batch_size=256, shuffle=shuffle):
     batch["id"]  # loads code and starts threads, whose memory is not measured
 dataset[0]
-over, peak, before = threading.Event(), [0], anonymous()
-watching = threading.Thread(target=watch)
-watching.start()
+is_done, peak, before = threading.Event(), [0], anonymous()
+watcher = threading.Thread(target=watch)
+watcher.start()
 for batch in dataset.iter(0, 1, batch_size=256, shuffle=shuffle):
     batch["id"]
-over.set()
-watching.join()
+is_done.set()
+watcher.join()
 print(max(peak[0] - before, 0))
 """
 
@@ -442,26 +451,26 @@ def readers(store: Remote, number: int, shuffle: bool, window: int) -> list[int]
         paths = str(cache), str(store.paths["T"])
         arguments = (remote_dir.url, remote_dir.storage_options, *paths, shuffle, window)
         command = [sys.executable, "-c", READ, repr(arguments)]
-        started = [
+        processes = [
             subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) for _ in range(number)
         ]
-        memory_growth = [int(process.communicate()[0]) for process in started]
-    assert not any(process.returncode for process in started)
-    return memory_growth
+        growths = [int(process.communicate()[0]) for process in processes]
+    assert not any(process.returncode for process in processes)
+    return growths
 
 
 @figure(
     "2 processes, one cache, one shuffled epoch of T: chunks fetched",
     "1 process",
-    text=count,
+    format_value=count,
     rounds=3,
 )
-def shared(data: Data) -> Pair:
+def shared_cache(data: Data) -> Pair:
     store = remote(data)
 
     chunks = store.chunk_ranges("T")
 
-    def fetched(processes: int) -> float:
+    def count_fetches(processes: int) -> float:
         before = len(store.proxy.log)
         readers(store, processes, True, ahead.WINDOW_BYTES)
         times = Counter(
@@ -473,13 +482,13 @@ def shared(data: Data) -> Pair:
         assert set(times) == set(chunks)
         return times.total()
 
-    return timed(lambda number: fetched(2), lambda number: fetched(1))
+    return value_pair(lambda number: count_fetches(2), lambda number: count_fetches(1))
 
 
-def memory_growth(window: int) -> Figure:
+def memory_figure(window: int) -> Figure:
     def prepare(data: Data) -> Pair:
         store = remote(data)
-        return timed(
+        return value_pair(
             lambda number: readers(store, 1, False, window)[0], lambda number: float(at_once)
         )
 
@@ -489,7 +498,7 @@ def memory_growth(window: int) -> Figure:
         "memory at its peak, the cache's pages apart, of an epoch of T that reads "
         f"{size_text(window)} ahead",
         "what it fetches at once",
-        text=nbytes,
+        format_value=nbytes,
         factor=2.5,
         rounds=5,
     )(prepare)
@@ -501,7 +510,7 @@ def memory_growth(window: int) -> Figure:
     factor=1.2,
     rounds=5,
 )
-def written(data: Data) -> Pair:
+def write_arrays(data: Data) -> Pair:
     store, arrays = remote(data), data.token_arrays()
     files = [path for path in store.paths["T"].rglob("*") if path.is_file()]
 
@@ -538,7 +547,7 @@ def written(data: Data) -> Pair:
         filesystem, root = store.filesystem(target(number, side), None)
         filesystem.rm(root, recursive=True)
 
-    return timed(ours, reference)
+    return value_pair(ours, reference)
 
 
 ONE_GET = "one ranged GET of those bytes"
@@ -550,23 +559,31 @@ BY_HAND = f"3 requests in turn, then {BATCH} ranged GETs by hand, as many at onc
 START = f"open, and the first shuffled batch of {BATCH} of T, s3fs imported"
 
 FIGURES = [
-    *both_latencies(samples("T"), "cold `ds[i]` on T", ONE_GET, factor=1.3),
-    rows("requests", samples("T"), "cold `ds[i]` on T", ONE_GET),
-    rows("nbytes", samples("T"), "cold `ds[i]` on T", ONE_GET, factor=math.inf, under=1 << 16),
-    *both_latencies(samples("I"), "cold `ds[i]` on I", ONE_GET, factor=2.3),
-    rows("requests", samples("I"), "cold `ds[i]` on I", ONE_GET, factor=2),
-    rows("nbytes", samples("I"), "cold `ds[i]` on I", ONE_GET, factor=math.inf, under=1 << 16),
-    *both_latencies(samples("I", True), FIRST_OF_SHARD, ONE_GET, factor=2.3),
-    rows("seconds", samples("I", True, True), FIRST_OF_SHARD, TWO_GETS, factor=1.3),
-    rows("requests", samples("I", True), FIRST_OF_SHARD, ONE_GET, factor=2),
-    rows("nbytes", samples("I", True), FIRST_OF_SHARD, ONE_GET, factor=math.inf, under=1 << 16),
-    *both_latencies(few, "cold `ds[100 random].load()` on I", MERGED, factor=1.5),
-    rows("nbytes", few, "cold `ds[100 random].load()` on I", MERGED, factor=1.3),
-    *both_latencies(parts, 'cold `ds["volume"][::10, 0].load()` on V', MERGED, factor=1.5),
-    rows("nbytes", parts, 'cold `ds["volume"][::10, 0].load()` on V', MERGED),
+    *both_latencies(read_samples("T"), "cold `ds[i]` on T", ONE_GET, factor=1.3),
+    measure_figure("requests", read_samples("T"), "cold `ds[i]` on T", ONE_GET),
+    measure_figure(
+        "nbytes", read_samples("T"), "cold `ds[i]` on T", ONE_GET, factor=math.inf, limit=1 << 16
+    ),
+    *both_latencies(read_samples("I"), "cold `ds[i]` on I", ONE_GET, factor=2.3),
+    measure_figure("requests", read_samples("I"), "cold `ds[i]` on I", ONE_GET, factor=2),
+    measure_figure(
+        "nbytes", read_samples("I"), "cold `ds[i]` on I", ONE_GET, factor=math.inf, limit=1 << 16
+    ),
+    *both_latencies(read_samples("I", True), FIRST_OF_SHARD, ONE_GET, factor=2.3),
+    measure_figure("seconds", read_samples("I", True, True), FIRST_OF_SHARD, TWO_GETS, factor=1.3),
+    measure_figure("requests", read_samples("I", True), FIRST_OF_SHARD, ONE_GET, factor=2),
+    measure_figure(
+        "nbytes", read_samples("I", True), FIRST_OF_SHARD, ONE_GET, factor=math.inf, limit=1 << 16
+    ),
+    *both_latencies(read_100_samples, "cold `ds[100 random].load()` on I", MERGED, factor=1.5),
+    measure_figure(
+        "nbytes", read_100_samples, "cold `ds[100 random].load()` on I", MERGED, factor=1.3
+    ),
+    *both_latencies(read_planes, 'cold `ds["volume"][::10, 0].load()` on V', MERGED, factor=1.5),
+    measure_figure("nbytes", read_planes, 'cold `ds["volume"][::10, 0].load()` on V', MERGED),
     *both_latencies(epoch, "cold sequential epoch of T, batches of 256", FILES, factor=1.1),
-    rows("seconds", started, START, BY_HAND, LATENCY, factor=1.3),
-    rows("nbytes", started, START, BY_HAND, factor=math.inf, under=1 << 24),
+    measure_figure("seconds", open_and_shuffle, START, BY_HAND, LATENCY, factor=1.3),
+    measure_figure("nbytes", open_and_shuffle, START, BY_HAND, factor=math.inf, limit=1 << 24),
     drivers(1),
     drivers(64),
     figure(
@@ -575,11 +592,11 @@ FIGURES = [
         factor=0.5,
         rounds=5,
     )(prepare_stores),
-    written,
-    cached,
-    shared,
-    memory_growth(ahead.WINDOW_BYTES),
-    memory_growth(ahead.WINDOW_BYTES // 8),
+    write_arrays,
+    warm_epoch,
+    shared_cache,
+    memory_figure(ahead.WINDOW_BYTES),
+    memory_figure(ahead.WINDOW_BYTES // 8),
 ]
 
 
@@ -588,10 +605,12 @@ def store(data: Data) -> Any:
     return remote(data)
 
 
-@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: f"{figure.what}, {figure.reference}")
+@pytest.mark.parametrize(
+    "figure", FIGURES, ids=lambda figure: f"{figure.title}, {figure.reference}"
+)
 def test_remote(figure: Figure, store: Remote) -> None:
     pair = figure.prepare(store.data)
-    ours, theirs = (once(pair, side, 0) for side in SIDES)
+    ours, theirs = (run_once(pair, side, 0) for side in SIDES)
     assert min(ours, theirs) >= 0
-    if figure.text is count:
+    if figure.format_value is count:
         assert ours <= figure.factor * theirs

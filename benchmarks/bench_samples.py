@@ -23,7 +23,7 @@ def picks(samples: int) -> list[list[int]]:
     return [generator.integers(0, samples, CALLS).tolist() for _ in range(16)]
 
 
-def each_same(ours: list[dict[str, Any]], reference: list[dict[str, Any]]) -> None:
+def compare_samples(ours: list[dict[str, Any]], reference: list[dict[str, Any]]) -> None:
     assert len(ours) == len(reference)
     for left, right in zip(ours, reference, strict=True):
         assert left.keys() == right.keys()
@@ -36,7 +36,7 @@ def each_same(ours: list[dict[str, Any]], reference: list[dict[str, Any]]) -> No
     "`ds[i]` at random on T",
     "the same dict built by hand from a mapped file, arrays copied",
     factor=2,
-    under=4e-6,
+    limit=4e-6,
 )
 def tokens(data: Data) -> Pair:
     dataset, records = npstream.open(data.tokens_dataset()), data.records()
@@ -46,7 +46,7 @@ def tokens(data: Data) -> Pair:
     return Pair(
         lambda number: [dataset[i] for i in rounds[number % 16]],
         lambda number: [{"id": ids[i], "tokens": rows[i].copy()} for i in rounds[number % 16]],
-        each_same,
+        compare_samples,
         calls=CALLS,
     )
 
@@ -54,7 +54,7 @@ def tokens(data: Data) -> Pair:
 def small_reader(data: Data) -> Any:
     """Return a function that builds one sample of S by hand."""
     file, offsets = data.small_rows()
-    starts, unpack, label_of = offsets.tolist(), struct.Struct("<qi").unpack_from, np.int32
+    starts, unpack, make_label = offsets.tolist(), struct.Struct("<qi").unpack_from, np.int32
     with file.open("rb") as opened:
         rows = mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ)
     np.frombuffer(rows, np.uint8).max()
@@ -63,7 +63,7 @@ def small_reader(data: Data) -> Any:
         start = starts[i]
         number, label = unpack(rows, start)
         text = rows[start + 12 : starts[i + 1]].decode()
-        return {"id": number, "label": label_of(label), "text": text}
+        return {"id": number, "label": make_label(label), "text": text}
 
     return read
 
@@ -80,7 +80,7 @@ def small(data: Data) -> Pair:
     return Pair(
         lambda number: [dataset[i] for i in rounds[number % 16]],
         lambda number: [read(i) for i in rounds[number % 16]],
-        each_same,
+        compare_samples,
         calls=CALLS,
     )
 
@@ -91,7 +91,7 @@ def small(data: Data) -> Pair:
     factor=2.5,
     rounds=5,
 )
-def iterated(data: Data) -> Pair:
+def iterate_samples(data: Data) -> Pair:
     samples = min(100_000, data.small)
     dataset, read = npstream.open(data.small_dataset())[:samples], small_reader(data)
     warm(dataset)
@@ -102,7 +102,7 @@ def iterated(data: Data) -> Pair:
     return Pair(
         lambda number: last(dataset),
         lambda number: last(read(i) for i in range(samples)),
-        lambda ours, theirs: each_same([ours], [theirs]),
+        lambda ours, theirs: compare_samples([ours], [theirs]),
         calls=samples,
     )
 
@@ -126,10 +126,10 @@ def batches(data: Data) -> Pair:
         starts = range(0, len(order), 256)
         return sum(int(records[order[start : start + 256]]["id"][0]) for start in starts)
 
-    def same(left: int, right: int) -> None:
+    def compare(left: int, right: int) -> None:
         assert left == right
 
-    return Pair(ours, reference, same, calls=-(-data.tokens // 256))
+    return Pair(ours, reference, compare, calls=-(-data.tokens // 256))
 
 
 @figure(
@@ -155,13 +155,13 @@ def batches_in_order(data: Data) -> Pair:
             total += int(batch["id"][0])
         return total
 
-    def same(left: int, right: int) -> None:
+    def compare(left: int, right: int) -> None:
         assert left == right
 
-    return Pair(ours, reference, same, calls=-(-data.tokens // 256))
+    return Pair(ours, reference, compare, calls=-(-data.tokens // 256))
 
 
-FIGURES = [tokens, small, iterated, batches, batches_in_order]
+FIGURES = [tokens, small, iterate_samples, batches, batches_in_order]
 
 
 @pytest.mark.parametrize("side", SIDES)

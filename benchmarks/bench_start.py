@@ -32,7 +32,7 @@ def process(code: str, **settings: str) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
 
-def wall(code: str) -> Callable[[int], float]:
+def wall_time(code: str) -> Callable[[int], float]:
     """Return a function that runs code in a process and returns the elapsed time."""
 
     def run(_number: int) -> float:
@@ -43,7 +43,7 @@ def wall(code: str) -> Callable[[int], float]:
     return run
 
 
-def cpu(code: str, **settings: str) -> Callable[[int], float]:
+def cpu_time(code: str, **settings: str) -> Callable[[int], float]:
     """Return a function that runs code in a process and returns its CPU time."""
 
     def children_time() -> float:
@@ -58,18 +58,18 @@ def cpu(code: str, **settings: str) -> Callable[[int], float]:
     return run
 
 
-def first_use(code: str) -> Callable[[int], float]:
-    """Return the same as `cpu`, but with an empty cache of compiled kernels."""
+def first_cpu_time(code: str) -> Callable[[int], float]:
+    """Return a function like that of `cpu_time`, with an empty cache of compiled kernels."""
 
     def run(number: int) -> float:
         with tempfile.TemporaryDirectory() as empty:
-            return cpu(code, NUMBA_CACHE_DIR=empty)(number)
+            return cpu_time(code, NUMBA_CACHE_DIR=empty)(number)
 
     return run
 
 
-def timed(ours: Callable[[int], float], reference: Callable[[int], float]) -> Pair:
-    return Pair(ours, reference, lambda left, right: None, timed=True)
+def value_pair(ours: Callable[[int], float], reference: Callable[[int], float]) -> Pair:
+    return Pair(ours, reference, lambda left, right: None, returns_value=True)
 
 
 def memmap(data: Data, index: str) -> str:
@@ -80,48 +80,50 @@ def memmap(data: Data, index: str) -> str:
     )
 
 
-@figure("`import npstream` and `npstream.open`, CPU time", "`import numpy`", plus=0.060, rounds=15)
-def imported(data: Data) -> Pair:
-    return timed(cpu("import numpy, npstream\nnpstream.open"), cpu("import numpy"))
+@figure(
+    "`import npstream` and `npstream.open`, CPU time", "`import numpy`", margin=0.060, rounds=15
+)
+def import_npstream(data: Data) -> Pair:
+    return value_pair(cpu_time("import numpy, npstream\nnpstream.open"), cpu_time("import numpy"))
 
 
 @figure(
-    "process start to first sample", "process start to an `np.memmap` row", plus=0.150, rounds=15
+    "process start to first sample", "process start to an `np.memmap` row", margin=0.150, rounds=15
 )
 def first_sample(data: Data) -> Pair:
     ours = f"import npstream\nnpstream.open({str(data.tokens_dataset())!r})[{data.tokens // 2}]"
-    return timed(wall(ours), wall(memmap(data, str(data.tokens // 2))))
+    return value_pair(wall_time(ours), wall_time(memmap(data, str(data.tokens // 2))))
 
 
 @figure(
     "process start to first 1,000-row load, kernels cached",
     "process start to 1,000 rows of an `np.memmap`",
-    plus=1.2,
+    margin=1.2,
 )
 def first_load(data: Data) -> Pair:
     pick = f"np.random.default_rng(0).integers(0, {data.tokens}, 1000)"
     dataset = str(data.tokens_dataset())
     ours = f"import numpy as np, npstream\nnpstream.open({dataset!r})[{pick}].load()"
-    return timed(wall(ours), wall(memmap(data, pick)))
+    return value_pair(wall_time(ours), wall_time(memmap(data, pick)))
 
 
 @figure(
     "first shuffled batch of 4,096 rows with no kernel compiled, CPU time",
     "`import numpy`",
-    plus=6.0,
+    margin=6.0,
     rounds=3,
 )
 def first_batch(data: Data) -> Pair:
     dataset = str(data.tokens_dataset())
     settings = "batch_size=4096, shuffle=True, seed=0, last='short'"
     ours = f"import npstream\nnext(iter(npstream.open({dataset!r}).iter(0, 1, {settings})))"
-    return timed(first_use(ours), cpu("import numpy"))
+    return value_pair(first_cpu_time(ours), cpu_time("import numpy"))
 
 
 @figure(
     "the same, compiled at once",
     "`import numpy`",
-    plus=6.0,
+    margin=6.0,
     rounds=3,
 )
 def first_compiled_batch(data: Data) -> Pair:
@@ -131,45 +133,45 @@ def first_compiled_batch(data: Data) -> Pair:
         "import npstream\nfrom npstream._core import jit\njit.always_compile()\n"
         f"next(iter(npstream.open({dataset!r}).iter(0, 1, {settings})))"
     )
-    return timed(first_use(ours), cpu("import numpy"))
+    return value_pair(first_cpu_time(ours), cpu_time("import numpy"))
 
 
 @figure(
     "first load of 4,096 fixed rows with no kernel compiled, CPU time",
     "`import numpy`",
-    plus=4.0,
+    margin=4.0,
     rounds=3,
 )
 def first_fixed(data: Data) -> Pair:
-    return timed(first_use(_first_rows(data.tokens_dataset())), cpu("import numpy"))
+    return value_pair(first_cpu_time(_first_rows(data.tokens_dataset())), cpu_time("import numpy"))
 
 
 @figure(
     "first load of 4,096 rows of text with no kernel compiled, CPU time",
     "`import numpy`",
-    plus=4.0,
+    margin=4.0,
     rounds=3,
 )
 def first_text(data: Data) -> Pair:
-    return timed(first_use(_first_rows(data.small_dataset())), cpu("import numpy"))
+    return value_pair(first_cpu_time(_first_rows(data.small_dataset())), cpu_time("import numpy"))
 
 
 def _first_rows(dataset: Path) -> str:
     return f"import npstream\nnpstream.open({str(dataset)!r})[:4096].load()"
 
 
-@figure("`npstream --help`", "`python -c pass`", plus=0.150, rounds=15)
+@figure("`npstream --help`", "`python -c pass`", margin=0.150, rounds=15)
 def command_line_help(data: Data) -> Pair:
     ours = (
         "import contextlib, io\nfrom npstream.__main__ import main\n"
         "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
         "    main(['--help'])"
     )
-    return timed(wall(ours), wall("pass"))
+    return value_pair(wall_time(ours), wall_time("pass"))
 
 
 FIGURES = [
-    imported, command_line_help, first_sample, first_load, first_batch, first_compiled_batch,
+    import_npstream, command_line_help, first_sample, first_load, first_batch, first_compiled_batch,
     first_fixed, first_text,
 ]  # fmt: skip
 

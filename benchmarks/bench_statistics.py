@@ -1,4 +1,4 @@
-"""What the statistics in the side-car cost while a dataset is written."""
+"""The cost of the side-car's statistics while a dataset is written."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class PlainScan(Scan):
         super().__init__(*args, **options | {"statistics": None})
 
 
-def with_and_without(data: Data, write: Callable[[str], object]) -> Pair:
+def statistics_pair(data: Data, write: Callable[[str], object]) -> Pair:
     """Write a dataset with statistics, and without."""
     target = data.directory / f"written-{os.getpid()}"
 
@@ -47,20 +47,20 @@ def with_and_without(data: Data, write: Callable[[str], object]) -> Pair:
     def reference(number: int) -> float:
         return timed(mock.patch.object(pipeline, "Scan", PlainScan))
 
-    return Pair(ours, reference, lambda left, right: None, timed=True)
+    return Pair(ours, reference, lambda left, right: None, returns_value=True)
 
 
 @figure("writing T from arrays with statistics", WITHOUT, factor=1.05, rounds=9)
 def arrays(data: Data) -> Pair:
     columns = data.token_arrays()
-    return with_and_without(data, lambda path: npstream.write(path, columns))
+    return statistics_pair(data, lambda path: npstream.write(path, columns))
 
 
 @figure("writing S row by row with statistics", WITHOUT, factor=1.05, rounds=9)
 def rows(data: Data) -> Pair:
     samples = data.small_samples()
     columns = {"id": "int", "label": "int32", "text": "str"}
-    return with_and_without(data, lambda path: npstream.write(path, samples, columns=columns))
+    return statistics_pair(data, lambda path: npstream.write(path, samples, columns=columns))
 
 
 FIGURES = [arrays, rows]

@@ -1,4 +1,4 @@
-"""Streaming's order py1e: one of 8 nodes, compared with the whole order in NumPy; and a mixture.
+"""Streaming's order py1e, of one node and of a mixture, compared with the whole order in NumPy.
 
 python benchmarks/bench_streaming_orders.py [samples]
 
@@ -40,10 +40,10 @@ def numpy_lanes(units: list[int], lanes: int, seed: int) -> list[Spans]:
     ends = np.cumsum(units).tolist()
     spans = [(end - size, end) for size, end in zip(units, ends, strict=True)]
     np.random.default_rng(seed).shuffle(spans)
-    return cut(spans, [sum(units) * (lane + 1) // lanes for lane in range(lanes)])
+    return split_spans(spans, [sum(units) * (lane + 1) // lanes for lane in range(lanes)])
 
 
-def cut(spans: Spans, stops: list[int]) -> list[Spans]:
+def split_spans(spans: Spans, stops: list[int]) -> list[Spans]:
     """Split consecutive spans at the positions `stops`."""
     lanes: list[Spans] = [[] for _ in stops]
     lane, position = 0, 0
@@ -61,7 +61,7 @@ def cut(spans: Spans, stops: list[int]) -> list[Spans]:
 def numpy_py1e(
     units: list[int], lanes: int, seed: int, epoch: int, block_size: int
 ) -> np.ndarray[Any, Any]:
-    """Return the order according to section 3.7 of the reference."""
+    """Return the order of py1e as Streaming's `get_shuffle_py1e` computes it, in plain NumPy."""
     lane_spans = numpy_lanes(units, lanes, seed)
     rng = np.random.default_rng(seed + epoch)
     for spans in lane_spans:
@@ -124,7 +124,7 @@ def numpy_order(samples: int, lanes: int) -> np.ndarray[Any, Any]:
     return numpy_py1e([SHARD] * (samples // SHARD), lanes, 9176, 0, block_size)
 
 
-def node_of(order: np.ndarray[Any, Any], lanes: int) -> np.ndarray[Any, Any]:
+def select_node(order: np.ndarray[Any, Any], lanes: int) -> np.ndarray[Any, Any]:
     """Return the first node's samples of an order whose lanes have equal sizes."""
     sequence = order.reshape(lanes, -1).T.reshape(-1)
     return sequence[::NODES]
@@ -144,13 +144,13 @@ def py1e(lanes: int) -> Figure:
         samples = data.small * 10 // (SHARD * NODES * lanes) * (SHARD * NODES * lanes)
         samples = max(samples, SHARD * NODES * lanes)
 
-        def same(ours: np.ndarray[Any, Any], reference: np.ndarray[Any, Any]) -> None:
-            np.testing.assert_array_equal(ours, node_of(reference, lanes))
+        def compare(ours: np.ndarray[Any, Any], reference: np.ndarray[Any, Any]) -> None:
+            np.testing.assert_array_equal(ours, select_node(reference, lanes))
 
         return Pair(
             lambda _: np.concatenate(list(node_ids(samples, lanes))),
             lambda _: numpy_order(samples, lanes),
-            same,
+            compare,
         )
 
     return prepare
@@ -174,7 +174,7 @@ def mixed_order(shards: list[np.ndarray[Any, Any]], samples: int) -> StreamingOr
 
 
 def numpy_mixed(shards: list[np.ndarray[Any, Any]], samples: int) -> np.ndarray[Any, Any]:
-    """Return the ids of `mixed_order` according to sections 3.2 to 3.8 of the reference."""
+    """Return the ids of `mixed_order` as Streaming computes them, in plain NumPy."""
     seed, counts = StreamingOrder.shuffle_seed, []
     for sizes, proportion in zip(shards, PROPORTIONS, strict=True):
         counts.append(numpy_sampling(sizes, round(samples * proportion), seed))
@@ -186,11 +186,11 @@ def numpy_mixed(shards: list[np.ndarray[Any, Any]], samples: int) -> np.ndarray[
 
 def numpy_sampling(sizes: np.ndarray[Any, Any], choose: int, seed: int) -> np.ndarray[Any, Any]:
     """Return how many samples each shard contributes; the remainder is drawn sample by sample."""
-    times, rest = divmod(choose, int(sizes.sum()))
-    order = np.random.default_rng(seed).permutation(int(sizes.sum())) if rest else np.arange(0)
-    shard_of = np.repeat(np.arange(len(sizes)), sizes)
-    counts: np.ndarray[Any, Any] = sizes * times
-    return counts + np.bincount(shard_of[order[:rest]], minlength=len(sizes))
+    repeats, remainder = divmod(choose, int(sizes.sum()))
+    order = np.random.default_rng(seed).permutation(int(sizes.sum())) if remainder else np.arange(0)
+    shard_numbers = np.repeat(np.arange(len(sizes)), sizes)
+    counts: np.ndarray[Any, Any] = sizes * repeats
+    return counts + np.bincount(shard_numbers[order[:remainder]], minlength=len(sizes))
 
 
 def numpy_resample(
@@ -199,12 +199,12 @@ def numpy_resample(
     """Return the sizes of the units of drawn samples, and the ids of these samples."""
     rng, units, ids, first = np.random.default_rng(seed), [], [], 0
     for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
-        times, rest = divmod(count, size)
-        units += [size] * times
-        ids += [np.arange(first, first + size)] * times
-        if rest:
-            units.append(rest)
-            ids.append(np.sort(first + rng.choice(size, rest, replace=False)))
+        repeats, remainder = divmod(count, size)
+        units += [size] * repeats
+        ids += [np.arange(first, first + size)] * repeats
+        if remainder:
+            units.append(remainder)
+            ids.append(np.sort(first + rng.choice(size, remainder, replace=False)))
         first += size
     return units, np.concatenate(ids)
 
@@ -215,7 +215,7 @@ def numpy_resample(
     factor=0.333,
     rounds=3,
 )
-def resampled(data: Data) -> Pair:
+def mixture(data: Data) -> Pair:
     samples = max(data.small // SHARD, 1) * SHARD * 10
     shards = [np.full(round(samples * part) // SHARD, SHARD) for part in STREAMS]
 
@@ -228,13 +228,11 @@ def resampled(data: Data) -> Pair:
     )
 
 
-FIGURES = [*(py1e(lanes) for lanes in LANES), resampled]
+FIGURES = [*(py1e(lanes) for lanes in LANES), mixture]
 
 
 @pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize(
-    "figure", FIGURES, ids=[*(f"{lanes} lanes" for lanes in LANES), "resampled"]
-)
+@pytest.mark.parametrize("figure", FIGURES, ids=[*(f"{lanes} lanes" for lanes in LANES), "mixture"])
 def test_streaming_orders(figure: Figure, side: str, benchmark: Any, data: Data) -> None:
     check(figure, side, benchmark, data)
 

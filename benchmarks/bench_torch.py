@@ -22,7 +22,7 @@ BATCH = 256
     factor=1.3,
     rounds=5,
 )
-def iterated(data: Data) -> Pair:
+def epoch(data: Data) -> Pair:
     dataset, records = npstream.open(data.tokens_dataset()), data.records()
     warm(dataset, records)
     batches = dataset.iter(0, 1, batch_size=BATCH, shuffle=True, last="short")
@@ -39,7 +39,7 @@ def iterated(data: Data) -> Pair:
     return Pair(ours, reference, equal, calls=-(-data.tokens // BATCH))
 
 
-class Ready(torch.utils.data.IterableDataset):
+class ConstantDataset(torch.utils.data.IterableDataset):
     """Yields the same batch again and again, so that only DataLoader's own cost is measured."""
 
     def __init__(self, batches: int) -> None:
@@ -61,14 +61,14 @@ class Ready(torch.utils.data.IterableDataset):
     factor=1.2,
     rounds=5,
 )
-def loaded(data: Data) -> Pair:
+def dataloader_epoch(data: Data) -> Pair:
     dataset = npstream.open(data.tokens_dataset())
     warm(dataset)
     batches = dataset.iter(0, 1, batch_size=BATCH, shuffle=True, last="drop")
     count = len(batches)
     loaders = [
         torch.utils.data.DataLoader(source, batch_size=None, num_workers=2, persistent_workers=True)
-        for source in (batches, Ready(count))
+        for source in (batches, ConstantDataset(count))
     ]
     return Pair(
         lambda number: sum(len(batch["id"]) for batch in loaders[0]),
@@ -83,7 +83,7 @@ def loaded(data: Data) -> Pair:
     "the first batch of a fresh epoch",
     factor=1.5,
 )
-def resumed(data: Data) -> Pair:
+def resumption(data: Data) -> Pair:
     dataset = npstream.open(data.tokens_dataset())
     warm(dataset)
     state = {
@@ -106,7 +106,7 @@ def equal(left: int, right: int) -> None:
     assert left == right
 
 
-FIGURES = [iterated, loaded, resumed]
+FIGURES = [epoch, dataloader_epoch, resumption]
 
 
 @pytest.mark.parametrize("side", SIDES)

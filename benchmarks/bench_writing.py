@@ -52,7 +52,7 @@ def row_by_row(
         target.unlink()
         return elapsed / count
 
-    return Pair(ours, reference, lambda left, right: None, timed=True)
+    return Pair(ours, reference, lambda left, right: None, returns_value=True)
 
 
 LOOP = "a loop of `struct.pack`, `tobytes` and `write` of the same samples, both synced"
@@ -65,9 +65,9 @@ def tokens(data: Data) -> Pair:
     def samples() -> Iterator[dict[str, Any]]:
         return ({"id": number, "tokens": row} for number, row in enumerate(rows))
 
-    def loop(given: Iterator[dict[str, Any]], file: BinaryIO) -> None:
+    def loop(samples: Iterator[dict[str, Any]], file: BinaryIO) -> None:
         pack = struct.Struct("<q").pack
-        for sample in given:
+        for sample in samples:
             file.write(pack(sample["id"]))
             file.write(sample["tokens"].tobytes())
 
@@ -85,9 +85,9 @@ def small(data: Data) -> Pair:
             for number, (label, text) in enumerate(rows)
         )
 
-    def loop(given: Iterator[dict[str, Any]], file: BinaryIO) -> None:
+    def loop(samples: Iterator[dict[str, Any]], file: BinaryIO) -> None:
         pack = struct.Struct("<Iqi").pack
-        for sample in given:
+        for sample in samples:
             text = sample["text"].encode()
             file.write(pack(len(text), sample["id"], sample["label"]))
             file.write(text)
@@ -97,7 +97,7 @@ def small(data: Data) -> Pair:
 
 
 @figure("writing J with zstd", "`zstd -T2` of the same bytes, both synced", factor=1.3, rounds=7)
-def compressed(data: Data) -> Pair:
+def write_zstd(data: Data) -> Pair:
     files = data.jpegs()
     target = data.directory / f"written-{os.getpid()}"
     source = data.directory / f"J-{data.images}" / "files"
@@ -122,7 +122,7 @@ def compressed(data: Data) -> Pair:
         target.unlink()
         return elapsed
 
-    return Pair(ours, reference, lambda left, right: None, timed=True)
+    return Pair(ours, reference, lambda left, right: None, returns_value=True)
 
 
 @figure(
@@ -131,7 +131,7 @@ def compressed(data: Data) -> Pair:
     factor=1.3,
     rounds=15,
 )
-def copied(data: Data) -> Pair:
+def copy_tenth(data: Data) -> Pair:
     data.jpegs()
     source = data.directory / f"J-{data.images}"
     begins = np.load(source / "ends.npy").tolist()
@@ -161,11 +161,14 @@ def copied(data: Data) -> Pair:
         target.unlink()
         return elapsed
 
-    return Pair(ours, reference, lambda left, right: None, timed=True)
+    return Pair(ours, reference, lambda left, right: None, returns_value=True)
 
 
-def with_embeddings(data: Data, measured: Callable[[float, Path], float]) -> Pair:
-    """Add embeddings to a dataset, and save the same array; return what is measured of both."""
+def embeddings_pair(data: Data, measure: Callable[[float, Path], float]) -> Pair:
+    """Add embeddings to a dataset, and save the same array.
+
+    `measure` takes the elapsed time and the path of the result, and returns the measured value.
+    """
     array = np.array(data.embeddings())
     target = data.directory / f"written-{os.getpid()}"
     file = data.directory / f"written-{os.getpid()}.npy"
@@ -175,7 +178,7 @@ def with_embeddings(data: Data, measured: Callable[[float, Path], float]) -> Pai
         start = time.perf_counter()
         npstream.add_columns(target, {"embedding": array})
         sync(target / "columns")
-        value = measured(time.perf_counter() - start, target / "columns")
+        value = measure(time.perf_counter() - start, target / "columns")
         assert len(npstream.open(target)["embedding"]) == len(array)
         shutil.rmtree(target)
         return value
@@ -184,15 +187,15 @@ def with_embeddings(data: Data, measured: Callable[[float, Path], float]) -> Pai
         start = time.perf_counter()
         np.save(file, array)
         sync_file(file)
-        value = measured(time.perf_counter() - start, file)
+        value = measure(time.perf_counter() - start, file)
         file.unlink()
         return value
 
-    return Pair(ours, reference, lambda left, right: None, timed=True)
+    return Pair(ours, reference, lambda left, right: None, returns_value=True)
 
 
 def total_bytes(path: Path) -> int:
-    return sum(each.stat().st_size for each in [path, *path.rglob("*")] if each.is_file())
+    return sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
 
 
 @figure(
@@ -200,32 +203,32 @@ def total_bytes(path: Path) -> int:
     factor=1.3, rounds=7,
 )  # fmt: skip
 def embeddings(data: Data) -> Pair:
-    return with_embeddings(data, lambda elapsed, path: elapsed)
+    return embeddings_pair(data, lambda elapsed, path: elapsed)
 
 
 @figure(
     "the files of `add_columns` of 768 float32", "`np.save` of the same array",
-    factor=1.05, rounds=1, text=lambda nbytes: f"{nbytes / 1e6:.2f} MB",
+    factor=1.05, rounds=1, format_value=lambda nbytes: f"{nbytes / 1e6:.2f} MB",
 )  # fmt: skip
 def embeddings_bytes(data: Data) -> Pair:
-    return with_embeddings(data, lambda elapsed, path: total_bytes(path))
+    return embeddings_pair(data, lambda elapsed, path: total_bytes(path))
 
 
 def read_embeddings(data: Data, read: Callable[[npstream.Dataset, int], Any]) -> Pair:
     """Read an added column, and the same column in the samples of a dataset."""
-    added, own = (npstream.open(data.embeddings_dataset(added=added)) for added in (True, False))
-    for ds in (added, own):
+    added, stored = (npstream.open(data.embeddings_dataset(added=added)) for added in (True, False))
+    for ds in (added, stored):
         warm(ds)
     return Pair(
-        lambda number: read(added, number), lambda number: read(own, number),
+        lambda number: read(added, number), lambda number: read(stored, number),
         np.testing.assert_array_equal,
     )  # fmt: skip
 
 
-OWN_COLUMN = "the same of a column in the samples"
+STORED_COLUMN = "the same of a column in the samples"
 
 
-@figure("256 random rows of an added column of 768 float32", OWN_COLUMN, factor=1.1)
+@figure("256 random rows of an added column of 768 float32", STORED_COLUMN, factor=1.1)
 def random_embeddings(data: Data) -> Pair:
     def read(ds: npstream.Dataset, number: int) -> Any:
         rng = np.random.default_rng(number)
@@ -242,12 +245,12 @@ def first_embeddings(ds: npstream.Dataset) -> np.ndarray:
     )
 
 
-@figure("iterating over an added column of 768 float32", OWN_COLUMN, factor=1.1)
+@figure("iterating over an added column of 768 float32", STORED_COLUMN, factor=1.1)
 def sequential_embeddings(data: Data) -> Pair:
     return read_embeddings(data, lambda ds, _: first_embeddings(ds[["embedding"]]))
 
 
-@figure("iterating over it and a column of the dataset", OWN_COLUMN, factor=math.inf)
+@figure("iterating over it and a column of the dataset", STORED_COLUMN, factor=math.inf)
 def joined_embeddings(data: Data) -> Pair:
     return read_embeddings(data, lambda ds, _: first_embeddings(ds))
 
@@ -257,8 +260,8 @@ def sync_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def from_parquet(data: Data, reference: Callable[[Path, Path], None]) -> Pair:
-    """Convert the Parquet file of S, and do something similar with it in another way."""
+def parquet_pair(data: Data, reference: Callable[[Path, Path], None]) -> Pair:
+    """Convert the Parquet file of S, and call `reference` with the file and an output path."""
     source = data.small_parquet()
     target = data.directory / f"written-{os.getpid()}"
 
@@ -276,7 +279,7 @@ def from_parquet(data: Data, reference: Callable[[Path, Path], None]) -> Pair:
     def theirs(number: int) -> float:
         return timed(lambda: reference(source, target))
 
-    return Pair(ours, theirs, lambda left, right: None, timed=True)
+    return Pair(ours, theirs, lambda left, right: None, returns_value=True)
 
 
 def columns_to_file(source: Path, target: Path) -> None:
@@ -318,17 +321,17 @@ def to_litdata(source: Path, target: Path) -> None:
     factor=2, rounds=7,
 )  # fmt: skip
 def parquet(data: Data) -> Pair:
-    return from_parquet(data, columns_to_file)
+    return parquet_pair(data, columns_to_file)
 
 
 @figure("Parquet of S to a dataset", "`datasets.Dataset.from_parquet`, both synced", rounds=3)
 def parquet_datasets(data: Data) -> Pair:
-    return from_parquet(data, to_datasets)
+    return parquet_pair(data, to_datasets)
 
 
 @figure("Parquet of S to a dataset", "LitData's `optimize` of its rows, both synced", rounds=1)
 def parquet_litdata(data: Data) -> Pair:
-    return from_parquet(data, to_litdata)
+    return parquet_pair(data, to_litdata)
 
 
 @figure(
@@ -359,11 +362,11 @@ def folders(data: Data) -> Pair:
         target.unlink()
         return elapsed
 
-    return Pair(ours, reference, lambda left, right: None, timed=True)
+    return Pair(ours, reference, lambda left, right: None, returns_value=True)
 
 
 FIGURES = [
-    tokens, small, compressed, copied, parquet, parquet_datasets, parquet_litdata, folders,
+    tokens, small, write_zstd, copy_tenth, parquet, parquet_datasets, parquet_litdata, folders,
     embeddings, embeddings_bytes, random_embeddings, sequential_embeddings, joined_embeddings,
 ]  # fmt: skip
 
@@ -371,6 +374,6 @@ FIGURES = [
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.prepare.__name__)
 def test_writing(figure: Figure, side: str, benchmark: Any, data: Data) -> None:
-    if figure is compressed and side == "reference" and shutil.which("zstd") is None:
+    if figure is write_zstd and side == "reference" and shutil.which("zstd") is None:
         pytest.skip("there is no command zstd")
     check(figure, side, benchmark, data)

@@ -52,7 +52,7 @@ class Data:
         def make(path: Path) -> None:
             records = np.empty(self.tokens, RECORD)
             records["id"] = np.arange(self.tokens)
-            records["tokens"] = random(1).integers(
+            records["tokens"] = make_generator(1).integers(
                 0, 50_000, (self.tokens, TOKENS), dtype=np.uint16
             )
             records.tofile(path)
@@ -89,8 +89,10 @@ class Data:
 
     def texts(self) -> Iterator[str]:
         """Yield S's texts: 20 to 200 letters each."""
-        lengths = random(2).integers(20, 201, self.small)
-        letters = random(3).integers(97, 123, lengths.sum(), dtype=np.uint8).tobytes().decode()
+        lengths = make_generator(2).integers(20, 201, self.small)
+        letters = (
+            make_generator(3).integers(97, 123, lengths.sum(), dtype=np.uint8).tobytes().decode()
+        )
         end = 0
         for length in lengths.tolist():
             start, end = end, end + length
@@ -98,7 +100,7 @@ class Data:
 
     def labels(self) -> np.ndarray:
         """Return S's labels."""
-        return random(4).integers(0, 1000, self.small, dtype=np.int32)
+        return make_generator(4).integers(0, 1000, self.small, dtype=np.int32)
 
     def small_dataset(self) -> Path:
         """Return S as a dataset."""
@@ -168,13 +170,13 @@ class Data:
 
     def image_lengths(self) -> np.ndarray:
         """Return the bytes of each image of I."""
-        return random(5).integers(20_000, 40_000, self.images)
+        return make_generator(5).integers(20_000, 40_000, self.images)
 
     def images_file(self) -> Path:
         """Return the file of I's images, contiguous."""
 
         def make(path: Path) -> None:
-            path.write_bytes(random(6).bytes(int(self.image_lengths().sum())))
+            path.write_bytes(make_generator(6).bytes(int(self.image_lengths().sum())))
 
         return self.path(f"I-{self.images}.images", make)
 
@@ -197,7 +199,7 @@ class Data:
 
         def make(path: Path) -> None:
             path.mkdir()
-            ends, generator = [0], random(8)
+            ends, generator = [0], make_generator(8)
             with (path / "files").open("wb") as file:
                 for _ in range(self.images):
                     # Noise that is not too fine, so that JPEG has something to compress.
@@ -238,12 +240,12 @@ class Data:
 
         def make(path: Path) -> None:
             shape = self.volumes, 64, 32, 32
-            npstream.write(path, {"volume": random(5).integers(0, 256, shape, np.uint8)})
+            npstream.write(path, {"volume": make_generator(5).integers(0, 256, shape, np.uint8)})
 
         return self.path(f"V-{self.volumes}", make)
 
     @property
-    def embedded(self) -> int:
+    def embedding_count(self) -> int:
         """The number of samples with embeddings."""
         return self.tokens // 2
 
@@ -252,28 +254,33 @@ class Data:
 
         def make(path: Path) -> None:
             with path.open("wb") as file:
-                np.save(file, random(5).standard_normal((self.embedded, 768), dtype=np.float32))
+                np.save(
+                    file,
+                    make_generator(5).standard_normal(
+                        (self.embedding_count, 768), dtype=np.float32
+                    ),
+                )
 
-        return np.load(self.path(f"E-{self.embedded}.npy", make), mmap_mode="r")
+        return np.load(self.path(f"E-{self.embedding_count}.npy", make), mmap_mode="r")
 
     def embeddings_dataset(self, *, added: bool) -> Path:
-        """Return a dataset with embeddings: added beside it, or in its samples."""
+        """Return a dataset with embeddings, either as an added column or in its samples."""
 
         def make(path: Path) -> None:
-            ids = {"id": np.arange(self.embedded)}
+            ids = {"id": np.arange(self.embedding_count)}
             if added:
                 npstream.write(path, ids)
                 npstream.add_columns(path, {"embedding": self.embeddings()})
             else:
                 npstream.write(path, {**ids, "embedding": self.embeddings()})
 
-        return self.path(f"E-{self.embedded}-{'added' if added else 'own'}", make)
+        return self.path(f"E-{self.embedding_count}-{'added' if added else 'own'}", make)
 
     def cold_file(self) -> Path:
         """Return a large file of rows like T's tokens."""
 
         def make(path: Path) -> None:
-            generator = random(7)
+            generator = make_generator(7)
             with path.open("wb") as file:
                 for _ in range(self.cold_bytes >> 24):
                     file.write(generator.bytes(1 << 24))
@@ -303,7 +310,7 @@ class Data:
         return self.path(f"index-{shards}", make)
 
 
-def random(seed: int) -> np.random.Generator:
+def make_generator(seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 

@@ -24,7 +24,7 @@ SIDES = ("npstream", "reference")
 
 
 class Unavailable(Exception):
-    """What a figure needs is not installed; the message names it."""
+    """A package that a figure needs is not installed; the message names it."""
 
 
 def require(module: str, package: str) -> Any:
@@ -41,38 +41,37 @@ class Pair:
 
     npstream: Callable[[int], Any]
     reference: Callable[[int], Any]
-    same: Callable[[Any, Any], None]
+    compare: Callable[[Any, Any], None]
     """Function that raises if the results of the two sides differ."""
     calls: int = 1
     """Number of measured operations in one call."""
-    timed: bool = False
-    """Whether the sides return the measured value, instead of being timed."""
+    returns_value: bool = False
+    """Whether the sides return the measured value themselves. Otherwise, their calls are timed."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A row of the table; its target is at most ``factor * reference + plus`` and below `under`."""
+    """A row of the table. The target is ``factor * reference + margin``, and at most `limit`."""
 
-    what: str
+    title: str
     reference: str
     prepare: Callable[[Data], Pair]
     factor: float = 1.0
-    plus: float = 0.0
-    under: float = math.inf
+    margin: float = 0.0
+    limit: float = math.inf
     rounds: int = 25
-    text: Callable[[float], str] = field(default=lambda value: seconds(value))
-    """Formats a measured value."""
+    format_value: Callable[[float], str] = field(default=lambda value: seconds(value))
 
     @property
     def target(self) -> str:
         bounds = []
-        if self.plus and self.factor == 1:
-            bounds = [f"{self.text(self.plus)} more"]
+        if self.margin and self.factor == 1:
+            bounds = [f"{self.format_value(self.margin)} more"]
         elif self.factor < math.inf:
-            plus = f" + {self.text(self.plus)}" if self.plus else ""
-            bounds = [f"{self.factor:g} x{plus}"]
-        if self.under < math.inf:
-            bounds.append(f"under {self.text(self.under)}")
+            margin = f" + {self.format_value(self.margin)}" if self.margin else ""
+            bounds = [f"{self.factor:g} x{margin}"]
+        if self.limit < math.inf:
+            bounds.append(f"under {self.format_value(self.limit)}")
         return ", ".join(bounds) or "none"
 
 
@@ -93,14 +92,14 @@ class Result:
         return statistics.median(self.reference)
 
     @property
-    def reached(self) -> bool:
-        limit = self.figure.factor * self.theirs + self.figure.plus
-        return self.ours <= min(limit, self.figure.under)
+    def is_reached(self) -> bool:
+        target = self.figure.factor * self.theirs + self.figure.margin
+        return self.ours <= min(target, self.figure.limit)
 
 
-def figure(what: str, reference: str, **target: Any) -> Callable[[Callable[[Data], Pair]], Figure]:
+def figure(title: str, reference: str, **target: Any) -> Callable[[Callable[[Data], Pair]], Figure]:
     """Return a decorator that makes a `Figure` from a function that returns a `Pair`."""
-    return lambda prepare: Figure(what, reference, prepare, **target)
+    return lambda prepare: Figure(title, reference, prepare, **target)
 
 
 def measure(figure: Figure, data: Data, rounds: int | None = None) -> Result:
@@ -110,7 +109,7 @@ def measure(figure: Figure, data: Data, rounds: int | None = None) -> Result:
     for number in range(-1, rounds or figure.rounds):
         # The order alternates: the second side can reuse memory that the first has freed.
         for side in SIDES if number % 2 else SIDES[::-1]:
-            value = once(pair, side, number + 1)
+            value = run_once(pair, side, number + 1)
             if number >= 0:
                 getattr(result, side).append(value / pair.calls)
     return result
@@ -123,13 +122,13 @@ def warm(dataset: npstream.Dataset, *arrays: np.ndarray) -> None:
         array.view(np.uint8).max()
 
 
-def once(pair: Pair, side: str, number: int) -> float:
+def run_once(pair: Pair, side: str, number: int) -> float:
     """Return the measured value of one call of a side."""
     run = getattr(pair, side)
     start = time.perf_counter()
     result = run(number)
     elapsed = time.perf_counter() - start
-    return float(result) if pair.timed else elapsed
+    return float(result) if pair.returns_value else elapsed
 
 
 def check(figure: Figure, side: str, benchmark: Any, data: Data) -> None:
@@ -138,9 +137,9 @@ def check(figure: Figure, side: str, benchmark: Any, data: Data) -> None:
         pair = figure.prepare(data)
     except Unavailable as error:
         pytest.skip(str(error))
-    if not pair.timed:
-        pair.same(pair.npstream(0), pair.reference(0))
-    benchmark.group = figure.what
+    if not pair.returns_value:
+        pair.compare(pair.npstream(0), pair.reference(0))
+    benchmark.group = figure.title
     benchmark(getattr(pair, side), 1)
 
 

@@ -98,9 +98,11 @@ class Remote:
         """Return the byte ranges of samples, or of their offsets."""
         index = json.loads((self.paths[name] / "index.json").read_text())["shards"]
         starts = np.cumsum([0, *(shard["samples"] for shard in index)])
-        shard_of = np.searchsorted(starts, ids, side="right") - 1
+        shard_numbers = np.searchsorted(starts, ids, side="right") - 1
         ranges = []
-        for shard, row in zip(shard_of.tolist(), (ids - starts[shard_of]).tolist(), strict=True):
+        for shard, row in zip(
+            shard_numbers.tolist(), (ids - starts[shard_numbers]).tolist(), strict=True
+        ):
             file = index[shard]["raw_data"]["basename"]
             begin, end = 4 + 4 * row, 12 + 4 * row
             if not offsets:

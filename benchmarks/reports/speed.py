@@ -66,8 +66,8 @@ def row(result: Result) -> str:
     figure = result.figure
     ratio = result.ours / result.theirs
     return (
-        f"| {figure.what} | {figure.reference} | {figure.text(result.ours)} "
-        f"| {figure.text(result.theirs)} | {ratio:.2f} | {figure.target} "
+        f"| {figure.title} | {figure.reference} | {figure.format_value(result.ours)} "
+        f"| {figure.format_value(result.theirs)} | {ratio:.2f} | {figure.target} "
         f"| {verdict(result)} |\n"
     )
 
@@ -75,7 +75,7 @@ def row(result: Result) -> str:
 def verdict(result: Result) -> str:
     if result.figure.target == "none":
         return ""
-    return "yes" if result.reached else "**no**"
+    return "yes" if result.is_reached else "**no**"
 
 
 def machine() -> str:
@@ -121,14 +121,14 @@ def main() -> None:
     table, about = HEAD, machine()
     data = Data(arguments.data)
     for figure in remote_figures() if arguments.remote else FIGURES:
-        if arguments.only not in figure.what:
+        if arguments.only not in figure.title:
             continue
-        if arguments.no_cold and figure.what == bench_disk.COLD:
+        if arguments.no_cold and figure.title == bench_disk.COLD:
             continue
         try:
             line = row(measure(figure, data, arguments.rounds))
         except Unavailable as error:
-            line = f"| {figure.what} | {figure.reference} | | | | {figure.target} | {error} |\n"
+            line = f"| {figure.title} | {figure.reference} | | | | {figure.target} | {error} |\n"
         print(line, end="", flush=True)
         table += line
     if not arguments.only:

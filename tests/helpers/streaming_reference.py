@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench_streaming_orders import cut, numpy_lanes, numpy_py1e
+from bench_streaming_orders import numpy_lanes, numpy_py1e, split_spans
 from npstream.orders.streaming.partition import lane_bounds
 from npstream.orders.streaming.runs import Pieces
 
@@ -87,7 +87,7 @@ def py2s(units, lanes, seed, epoch):
     stops = [len(samples) * (lane + 1) // lanes for lane in range(lanes)]
     rng = np.random.default_rng(seed + epoch)
     parts = []
-    for spans in cut(list(itertools.pairwise(bounds)), stops):
+    for spans in split_spans(list(itertools.pairwise(bounds)), stops):
         rng.shuffle(spans)
         parts += [shuffled(samples[begin:end], rng) for begin, end in spans]
     return np.concatenate(parts)
