@@ -111,7 +111,7 @@ class CellRenderer:
             text = element("code", array_elements(value, MAX_LINE))
             return Markup(text + element("small", f"shape {value.shape}"))
         plain = plain_text(value, MAX_TEXT)
-        return element("span", plain, class_="npstream-l" if len(plain) > MAX_OPEN else False)
+        return element("span", plain, class_="npstream-l" if len(plain) > MAX_LINE else False)
 
     def _bytes_cell(self, body: bytes, encoding: str) -> Markup:
         media, size = recognize(body[:HEADER_BYTES]), size_text(len(body))
