@@ -174,12 +174,12 @@ class ColumnSummary:
             statistics.append(("quantiles", f"within {self.rank_error:.1%} of the ranks"))
         return [(name, text) for name, text in statistics if text]
 
-    def origin_text(self, unit: str = "") -> str:
-        """Return what the statistics are computed from: a number of rows, with an optional unit."""
+    def origin_text(self, has_unit: bool = False) -> str:
+        """Return what the statistics are computed from: a number, with the unit "rows" if asked."""
+        rows = quantity(self.rows, "row") if has_unit else f"{self.rows:,}"
         if self.origin == "sample":
-            return f"a sample of {self.count:,} of {self.rows:,}{unit}"
-        by = ", by the side-car" if self.origin == "side-car" else ""
-        return f"all {self.rows:,}{unit}{by}"
+            return f"a sample of {self.count:,} of {rows}"
+        return f"all {rows}" + (", by the side-car" if self.origin == "side-car" else "")
 
     def numbers(self) -> list[str]:
         """Return the cells of a row of the table of numbers, without name and type."""
@@ -346,7 +346,7 @@ class Description(Mapping[str, ColumnSummary]):
         """Return lines that say what the statistics are computed from."""
         by_origin: dict[str, list[str]] = {}
         for column in self.values():
-            by_origin.setdefault(column.origin_text(" rows"), []).append(column.name)
+            by_origin.setdefault(column.origin_text(has_unit=True), []).append(column.name)
         lines = []
         for origin, names in by_origin.items():
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
