@@ -6,7 +6,7 @@ Tested in tests/shards/test_remote.py.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -98,53 +98,60 @@ class Cost:
 class ChunkUsage:
     """The number of samples that a view has in each chunk of one dataset.
 
-    Attributes
+    Parameters
     ----------
     source : Source
         The source of the dataset.
+    views : sequence of Selection
+        The samples of the view in this dataset.
+
+    Attributes
+    ----------
+    source, views
+        The parameters.
     size : int
-        The number of samples of the view in this dataset.
+        The number of these samples.
     first, last : int
         The first and the last of these samples.
+    starts : ndarray of int64, shape (chunks + 1,)
+        The first sample of each chunk from the first shard to the last one that has some of these
+        samples, then the end of that shard.
     """
 
-    __slots__ = ("_counts", "_starts", "first", "last", "size", "source")
+    __slots__ = ("_counts", "first", "last", "size", "source", "starts", "views")
 
-    def __init__(self, source: Source) -> None:
-        self.source = source
-        self.size = 0
-        self.first, self.last = 1 << 62, -1
-        self._starts = source.chunk_starts().astype(np.int64)
-        self._counts = np.zeros(len(self._starts) - 1, np.int64)
+    def __init__(self, source: Source, views: Sequence[Selection]) -> None:
+        self.source, self.views = source, [view for view in views if view.size]
+        self.size = sum(view.size for view in self.views)
+        bounds = [_bounds(view) for view in self.views]
+        self.first = min((first for first, _ in bounds), default=0)
+        self.last = max((last for _, last in bounds), default=-1)
+        shards = np.searchsorted(source.index.starts, [self.first, self.last], side="right") - 1
+        start, stop = (int(shards[0]), int(shards[1]) + 1) if self.size else (0, 0)
+        self.starts = source.shard_chunk_starts(start, stop).astype(np.int64)
+        self._counts = np.zeros(len(self.starts) - 1, np.int64)
+        for view in self.views:
+            self._count(view)
 
-    def add(self, selection: Selection) -> None:
+    def _count(self, view: Selection) -> None:
         """Count the samples of a view of the dataset."""
-        size = selection.size
-        if size and selection.affine is not None:
-            start, step = selection.affine
-            ends = start, start + step * (size - 1)
-            self._extend(min(ends), max(ends))
-            chunks = np.searchsorted(self._starts, [min(ends), max(ends)], side="right") - 1
-            first_chunk, last_chunk = chunks.tolist()
-            starts = self._starts[first_chunk : last_chunk + 2]
-            self._counts[first_chunk : last_chunk + 1] += _affine_counts(starts, start, step, size)
-        elif size:
-            for begin in range(0, size, COUNT_ROWS):
-                ids = selection.ids(begin, begin + COUNT_ROWS)
-                self._extend(int(ids.min()), int(ids.max()))
-                chunk = np.searchsorted(self._starts, ids, side="right") - 1
-                self._counts += np.bincount(chunk, minlength=len(self._counts))
-        self.size += size
-
-    def _extend(self, first: int, last: int) -> None:
-        self.first, self.last = min(self.first, first), max(self.last, last)
+        if view.affine is not None:
+            start, step = view.affine
+            chunks = np.searchsorted(self.starts, _bounds(view), side="right") - 1
+            first, last = chunks.tolist()
+            counts = _affine_counts(self.starts[first : last + 2], start, step, view.size)
+            self._counts[first : last + 1] += counts
+            return
+        for ids in _id_blocks(view):
+            chunk = np.searchsorted(self.starts, ids, side="right") - 1
+            self._counts += np.bincount(chunk, minlength=len(self._counts))
 
     def chunks(self) -> tuple[Int64, Int64, Int64]:
         """Return the chunks with samples: shard, number within the shard, number of samples."""
         touched = np.flatnonzero(self._counts)
         shard_starts = self.source.index.starts
-        shards = np.searchsorted(shard_starts, self._starts[touched], side="right") - 1
-        numbers = touched - np.searchsorted(self._starts, shard_starts[shards])
+        shards = np.searchsorted(shard_starts, self.starts[touched], side="right") - 1
+        numbers = touched - np.searchsorted(self.starts, shard_starts[shards])
         return shards, numbers, self._counts[touched]
 
     def reads_sidecar(self, plan: Plan) -> bool:
@@ -152,14 +159,27 @@ class ChunkUsage:
         return self.source.reads_sidecar(plan, self.first, self.last, self.size)
 
 
+def _bounds(view: Selection) -> tuple[int, int]:
+    """Return the least and the greatest sample of a view that has samples."""
+    if view.affine is not None:
+        start, step = view.affine
+        ends = start, start + step * (view.size - 1)
+        return min(ends), max(ends)
+    bounds = [(int(ids.min()), int(ids.max())) for ids in _id_blocks(view)]
+    return min(first for first, _ in bounds), max(last for _, last in bounds)
+
+
+def _id_blocks(view: Selection) -> Iterator[Int64]:
+    """Yield the samples of a view in blocks."""
+    return (view.ids(start, start + COUNT_ROWS) for start in range(0, view.size, COUNT_ROWS))
+
+
 def chunk_usages(source: Source, selection: Selection) -> list[ChunkUsage]:
     """Return the chunk usage of a view, for each dataset that has samples of it."""
-    usages: dict[int, ChunkUsage] = {}
+    views: dict[int, tuple[Source, list[Selection]]] = {}
     for dataset, view in source.split_by_dataset(selection):
-        if id(dataset) not in usages:
-            usages[id(dataset)] = ChunkUsage(dataset)
-        usages[id(dataset)].add(view)
-    return list(usages.values())
+        views.setdefault(id(dataset), (dataset, []))[1].append(view)
+    return [ChunkUsage(dataset, parts) for dataset, parts in views.values()]
 
 
 def explain(source: Source, selection: Selection, plan: Plan) -> Cost:
@@ -173,7 +193,7 @@ def explain(source: Source, selection: Selection, plan: Plan) -> Cost:
                 name = usage.source.fetcher.stored_name(part_plan.fields[0].name)
                 costs.append(_sidecar_cost(usage, name))
             else:
-                costs.append(_shards_cost(usage, part, selection, part_plan))
+                costs.append(_shards_cost(usage, part_plan))
     return replace(_total_cost(costs), samples=selection.size)  # joined sources have the same ones
 
 
@@ -198,9 +218,7 @@ def _column_files(usage: ChunkUsage, column: str) -> tuple[CachedRanges | None, 
     return files, sidecar.column_spans(column, usage.first, usage.last + 1)
 
 
-def _shards_cost(
-    usage: ChunkUsage, source: Source, selection: Selection, plan: Plan | None
-) -> Cost:
+def _shards_cost(usage: ChunkUsage, plan: Plan | None) -> Cost:
     """Return the cost of loading the part of a view in one dataset from its shards."""
     shards, chunks, counts = usage.chunks()
     shard_count, remote = len(np.unique(shards)), usage.source.remote
@@ -218,7 +236,7 @@ def _shards_cost(
     costs: list[tuple[int, int]] = []  # requests and their bytes
     is_in_parts = np.zeros(len(pairs), bool)
     for byte_ranges, has_schema in _byte_ranges_by_schema(usage.source, plan, shards):
-        ids = _ids_in(usage, source, selection, shards, chunks, ~is_cached & has_schema)
+        ids = _ids_in(usage, shards, chunks, ~is_cached & has_schema)
         shard_of = np.searchsorted(remote.index.starts, ids, side="right") - 1
         ids = ids[remote.is_read_in_parts(ids, shard_of, byte_ranges)]
         is_in_parts |= np.isin(shards * remote.files.max_chunks + chunks, remote.chunk_keys(ids))
@@ -232,7 +250,7 @@ def _shards_cost(
     is_dense &= ~is_cached
     costs.append(_chunks_cost(remote, shards[is_dense], chunks[is_dense]))
     is_sparse = ~(is_cached | is_dense | is_in_parts)
-    ids = _ids_in(usage, source, selection, shards, chunks, is_sparse)
+    ids = _ids_in(usage, shards, chunks, is_sparse)
     costs.append(remote.point_reader.cost(ids))
     requests, nbytes = sum(count for count, _ in costs), sum(size for _, size in costs)
     return Cost(usage.size, shard_count, len(chunks), int(is_cached.sum()), requests, nbytes)
@@ -297,7 +315,7 @@ def require_affordable(
     costs = [
         _total_cost(
             [
-                _shards_cost(usage, part, selection, plan)
+                _shards_cost(usage, plan)
                 for usage in chunk_usages(part, selection)
                 if usage.source in datasets
             ]
@@ -432,33 +450,18 @@ def _merged_transfers(pieces: list[int], sizes: list[int]) -> list[Transfer]:
     return [(nbytes, MAX_REQUEST) for nbytes in runs]
 
 
-def _ids_in(
-    usage: ChunkUsage,
-    source: Source,
-    selection: Selection,
-    shards: Int64,
-    chunks: Int64,
-    is_chosen: Bools,
-) -> Int64:
+def _ids_in(usage: ChunkUsage, shards: Int64, chunks: Int64, is_chosen: Bools) -> Int64:
     """Return the samples of a view in those chunks of a dataset that `is_chosen` selects.
 
     The samples ascend.
     """
     if not is_chosen.any():
         return np.empty(0, np.int64)
-    pairs = source.split_by_dataset(selection)
-    views = (view for dataset, view in pairs if dataset is usage.source)
-    return _samples_in(usage.source, views, shards[is_chosen], chunks[is_chosen])
-
-
-def _samples_in(source: Source, views: Iterable[Selection], shards: Int64, chunks: Int64) -> Int64:
-    """Return the samples of a dataset's views, ascending, in some of its chunks."""
-    starts = source.chunk_starts().astype(np.int64)
-    chosen = np.searchsorted(starts, source.index.starts[shards]) + chunks
+    first_chunks = np.searchsorted(usage.starts, usage.source.index.starts[shards[is_chosen]])
+    chosen = first_chunks + chunks[is_chosen]
     samples = []
-    for view in views:
-        for begin in range(0, view.size, COUNT_ROWS):
-            ids = view.ids(begin, begin + COUNT_ROWS)
-            chunk_of = np.searchsorted(starts, ids, side="right") - 1
+    for view in usage.views:
+        for ids in _id_blocks(view):
+            chunk_of = np.searchsorted(usage.starts, ids, side="right") - 1
             samples.append(ids[np.isin(chunk_of, chosen)])
     return np.unique(np.concatenate(samples))

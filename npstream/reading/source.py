@@ -588,8 +588,13 @@ class Source:
 
     def chunk_starts(self) -> AnyArray:
         """Return the first sample of each stored chunk, followed by the number of samples."""
-        index = self.index
-        return shard_chunks(index.starts, index.nbytes, index.compressed, index.chunk_bytes)
+        return self.shard_chunk_starts(0, len(self.index))
+
+    def shard_chunk_starts(self, start: int, stop: int) -> AnyArray:
+        """Return the first sample of each chunk of some shards, followed by the end of the last."""
+        index, shards = self.index, slice(start, stop)
+        bounds, nbytes = index.starts[start : stop + 1], index.nbytes[shards]
+        return shard_chunks(bounds, nbytes, index.compressed[shards], index.chunk_bytes)
 
 
 def adapt_transform(

@@ -12,6 +12,7 @@ from sharded import publish_repeated_shard
 
 import npstream
 from npstream.explore import preview
+from npstream.orders.chunks import shard_chunks
 from npstream.shards.table import Fetcher
 from npstream.storage.remote import RemoteStore
 from tests.rendering.test_html import ATTACKS, check, visible
@@ -234,6 +235,22 @@ def test_a_look_at_200_000_shards_takes_3_requests(tmp_path, upload, requests):
     assert len(rows_of(html)) == preview.HEAD_ROWS
     assert "text 4 xxxx" in html
     assert "... 120,000,000 rows" in html
+
+
+def test_a_look_computes_the_chunks_of_few_shards(tmp_path, upload, monkeypatch):
+    write(tmp_path / "data", shard_size="1GB")
+    url = publish_repeated_shard(tmp_path / "data", 1000, upload)
+    ds = npstream.open(url, cache=tmp_path / "cache")
+    shards = []
+
+    def count(starts, *args):
+        shards.append(len(starts) - 1)
+        return shard_chunks(starts, *args)
+
+    monkeypatch.setattr("npstream.reading.source.shard_chunks", count)
+    repr(ds)
+    ds._repr_html_()
+    assert set(shards) == {1}
 
 
 def test_the_repeated_shard_is_a_dataset(tmp_path, upload):
