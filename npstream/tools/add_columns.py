@@ -301,7 +301,7 @@ class _Addition:
             return
         head = table.head if isinstance(table, TableStream) else table
         # For `write`, a value in `fill` also makes a column that the table lacks.
-        self._require_columns(getattr(head, "given", head.names()))
+        self._require_columns(getattr(head, "available_names", head.names()))
         self._plan(names or head.names(), open_part)
         if not isinstance(table, TableStream):
             self._check_count(table.length)

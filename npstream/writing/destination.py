@@ -111,8 +111,9 @@ class Destination(ABC):
         self._store = store
         self._process = os.getpid()
         self._threads: ThreadPoolExecutor | None = None
+        # The files that this write created, each with its `file_id`, which is () at a URL.
         self._created: dict[str, tuple[int, ...]] = {}
-        self._folders: list[str] = []
+        self._folders: list[str] = []  # the directories that this write created
 
     def prepare(self) -> None:
         """Create the directory if it does not exist.
@@ -122,9 +123,9 @@ class Destination(ABC):
         FileExistsError
             If there is a dataset, or a part of one: a write is in progress or was interrupted.
         """
-        if found := [name for name in self._names() if is_dataset_file(name)]:
+        if existing := [name for name in self._names() if is_dataset_file(name)]:
             raise self._occupied_error(
-                min(found, key=lambda name: (name != INDEX, name != LOCK, name))
+                min(existing, key=lambda name: (name != INDEX, name != LOCK, name))
             )
         self._store.make_folders(self._folders)
 
@@ -145,7 +146,7 @@ class Destination(ABC):
             if self._threads is None:
                 from concurrent.futures import ThreadPoolExecutor
 
-                self._threads = ThreadPoolExecutor(self._most_threads(), "npstream-write")
+                self._threads = ThreadPoolExecutor(self._max_threads(), "npstream-write")
             return self._threads.submit(job, *arguments)
         except RuntimeError as error:
             if self._threads is not None and "interpreter shutdown" not in str(error):
@@ -153,7 +154,7 @@ class Destination(ABC):
         # No thread can start during the shutdown of the interpreter.
         return _run_now(job, *arguments)
 
-    def _most_threads(self) -> int:
+    def _max_threads(self) -> int:
         return self.max_parallel(compressed=True)
 
     @abstractmethod
@@ -168,8 +169,8 @@ class Destination(ABC):
     ) -> Callable[[Future[Any] | None], None]:
         """Write a new file under a hidden name in a local directory.
 
-        The function that is returned syncs the file to the disk, waits for the future that it is
-        given, and gives the file its name.
+        The returned function syncs the file to the disk. Then it waits for its argument, a future,
+        and gives the file its name.
         """
         raise TypeError(f"{self.path} is not a local directory")
 
@@ -229,18 +230,20 @@ class Destination(ABC):
 
     def _occupied_error(self, name: str) -> StorageError:
         kind = "directory" if self._store.is_local else "URL"
-        what = f"a dataset, or a part of one, is here: remove it, or choose another {kind}"
+        message = f"a dataset, or a part of one, is here: remove it, or choose another {kind}"
         with suppress(StorageError):
             if self._store.exists(INDEX):
-                what += (
+                message += (
                     "; npstream.write replaces it with mode='w', and appends to it with mode='a'"
                 )
             else:
                 writer = self._describe_writer()
-                what += f"; it has no index, as a write is in progress or was interrupted{writer}"
+                message += (
+                    f"; it has no index, as a write is in progress or was interrupted{writer}"
+                )
                 if self._store.exists(WORK):
-                    what += "; if it was interrupted, its call with resume=True goes on"
-        return StorageError(errno.EEXIST, what, self._store.where(name))
+                    message += "; if it was interrupted, its call with resume=True goes on"
+        return StorageError(errno.EEXIST, message, self._store.where(name))
 
     def _describe_writer(self) -> str:
         """Return a message about the writer that the lock file names; empty if there is none."""
@@ -254,7 +257,7 @@ class LocalDestination(Destination):
 
     def __init__(self, store: LocalStore) -> None:
         super().__init__(store)
-        self._token = os.urandom(8).hex()
+        self._token = os.urandom(8).hex()  # part of the names of this write's drafts
 
     def max_parallel(self, compressed: bool) -> int:
         """Return the maximum number of shards that are stored at once; each is in memory."""
@@ -324,8 +327,8 @@ class LocalDestination(Destination):
         try:
             yield
         except OSError as error:
-            what = f"{error.strerror or error}: cannot create this file"
-            raise StorageError(error.errno, what, self._store.where(name)) from error
+            message = f"{error.strerror or error}: cannot create this file"
+            raise StorageError(error.errno, message, self._store.where(name)) from error
 
     def _names(self) -> Iterable[str]:
         try:
@@ -333,8 +336,8 @@ class LocalDestination(Destination):
         except FileNotFoundError:
             return []
         except OSError as error:
-            what = f"{error.strerror}: cannot write a dataset here"
-            raise StorageError(error.errno, what, self.path) from error
+            message = f"{error.strerror}: cannot write a dataset here"
+            raise StorageError(error.errno, message, self.path) from error
 
     def _discard(self, names: list[str]) -> None:
         for name in reversed(names):  # the index before all others
@@ -371,8 +374,9 @@ class RemoteDestination(Destination):
 
     def __init__(self, store: RemoteStore) -> None:
         super().__init__(store)
-        self._lock = self._index_bytes = b""
-        self._is_index_uncertain = False
+        self._lock = b""  # the content of the lock file; empty if there is none
+        self._index_bytes = b""  # the index that this write has tried to store
+        self._is_index_uncertain = False  # whether its upload failed, but may still succeed
         self._uploads: deque[Future[None]] = deque()
         self._max_uploads = store.max_uploads
 
@@ -410,11 +414,11 @@ class RemoteDestination(Destination):
 
     def publish(self, index: bytes, files: Iterable[tuple[str, Iterable[Body]]]) -> None:
         """Store the last files, and then the index."""
-        later = []
+        last_files = []
         for name, pieces in files:
             if self.write_id and name == SIDECAR_FILE:
                 # The side-car has no unique name, so only a published write may store it.
-                later.append((name, b"".join(pieces)))
+                last_files.append((name, b"".join(pieces)))
             else:
                 data = b"".join(map(bytes, pieces))
                 self._wait_for_uploads(self._max_uploads - 1)
@@ -425,11 +429,16 @@ class RemoteDestination(Destination):
         self._folders.clear()
         super()._wait_for_jobs()
         try:
-            for name, data in later:
+            for name, data in last_files:
                 self._store.put(name, data)
             self._release()
         except StorageError as error:
-            log("%s was published, but not all of its side-car or lock file: %s", self.path, error)
+            log(
+                "%s was published, but its side-car could not be stored or its lock file could not "
+                "be removed: %s",
+                self.path,
+                error,
+            )
 
     def _store_index(self, index: bytes) -> None:
         """Store the index, and check that no other write has replaced it."""
@@ -506,12 +515,12 @@ class RemoteDestination(Destination):
 
     def _published_names(self) -> Container[str]:
         """Return the names of files in an existing index of another write."""
-        is_made = self._created.pop(INDEX, None) is not None
+        has_tried = self._created.pop(INDEX, None) is not None
         try:
             text = self._store.read(INDEX)
         except FileNotFoundError:
             return ()
-        if is_made and text == self._index_bytes:
+        if has_tried and text == self._index_bytes:
             # The index is removed before all other files, so that no reader finds it without them.
             self._store.remove(INDEX)
             return ()
@@ -519,8 +528,8 @@ class RemoteDestination(Destination):
         names = {INDEX}
         for shard in range(len(index)):
             files = index.files(shard)
-            named = (files.data, files.zip_data, files.meta, files.zip_meta)
-            names.update(file.name for file in named if file is not None)
+            shard_files = (files.data, files.zip_data, files.meta, files.zip_meta)
+            names.update(file.name for file in shard_files if file is not None)
         return names
 
     def _release(self) -> None:

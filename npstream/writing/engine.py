@@ -24,8 +24,8 @@ from npstream.writing.inputs.fill import check_fill, fill_sample
 from npstream.writing.inputs.recognition import as_mapping, foreign_table, table_of
 from npstream.writing.mapping import MapFunction, Position, apply_map, table_rows, track_position
 from npstream.writing.pipeline import ShardPipeline
-from npstream.writing.report import REFUSALS, Rejected, WriteReport, count_bytes, make_rejects
-from npstream.writing.resumption.session import ResumedInput, ResumeSession
+from npstream.writing.report import REFUSALS, RejectedSample, WriteReport, count_bytes, make_rejects
+from npstream.writing.resumption.session import ResumableInput, ResumeSession
 from npstream.writing.resumption.skipping import packed_row, skip_input
 from npstream.writing.revisions.base import check_columns, new_document
 from npstream.writing.revisions.publication import Revision, publish_shards, revision
@@ -64,10 +64,10 @@ BLOCK_BYTES = 1 << 23
 BLOCK_ROWS = 1 << 16
 """Maximum rows of a block, so that the kernels' address arrays stay in the processor's cache."""
 
-KEPT_BYTES = 256
-"""Average bytes of mapped samples from which on they are copied only when their shard is stored.
+MIN_UNCOPIED_BYTES = 256
+"""Minimum average size of memory-mapped samples that are copied only when their shard is stored.
 
-Addresses of smaller samples would take much memory compared to the samples.
+Until then a writer keeps their addresses, which take much memory compared to smaller samples.
 """
 
 FIRST_ROWS = 64
@@ -105,10 +105,10 @@ class WriterEngine:
             "compression": compression, "hashes": hash_names(hashes),
         }  # fmt: skip
         # The format of an append is that of the dataset, which is not read yet.
-        is_known = mode != "a"
+        has_format = mode != "a"
         self._settings = parse_settings(
             **{**self._arguments, "format": format or "mds"}
-            if is_known
+            if has_format
             else {**self._arguments, "format": "mds", "separator": None, "newline": None}
         )
         self._fill = check_fill(fill)
@@ -118,7 +118,7 @@ class WriterEngine:
         self._encoder: SampleEncoder | None = None
         self._encode_dict: Callable[[dict[str, Any]], bytes | None] = encode_none
         self._position: Position | None = None
-        if columns is not None and self._selection is None and is_known:
+        if columns is not None and self._selection is None and has_format:
             self._encoder = SampleEncoder(self._settings.new_format(columns), False, self._fill)
         self._rejects = make_rejects(on_error, max_errors, rejects, keep=resume)
 
@@ -130,30 +130,27 @@ class WriterEngine:
         storage_options: Mapping[str, Any] | None,
         timeout: float,
         retries: int,
-        resumed: ResumedInput | None = None,
+        source: ResumableInput | None = None,
     ) -> None:
-        """Open the destination, and create its directory.
-
-        If `resumed` is given, an interrupted write of this input goes on.
-        """
+        """Open the destination. The write can resume if `source` is given."""
         count = check_shard_samples(shard_samples)
         store = open_store(path, storage_options, timeout=timeout, retries=retries)
         self._session: ResumeSession | None = None
         self._report: WriteReport | None = None
         self._row_bytes = 0
         self._destination: Destination
-        if resumed is None and self._mode == "x":
+        if source is None and self._mode == "x":
             self._destination = destination(store)
-        elif resumed is None:
+        elif source is None:
             self._destination = revision(store, self._mode, self._exclusive)
         else:
-            described = self._settings.describe() | {
+            description = self._settings.describe() | {
                 "shard_samples": count,
                 "sidecar": bool(sidecar),
                 "fill": sorted((name, repr(fill.value)) for name, fill in self._fill.items()),
                 "on_error": "raise" if self._rejects is None else "skip",
             }
-            self._session = ResumeSession(store, described, resumed)
+            self._session = ResumeSession(store, description, source)
             self._destination = self._session.destination
         # Removes the files also if this Writer is garbage-collected without `close`.
         self._finalizer = weakref.finalize(self, _remove, self._destination)
@@ -201,13 +198,13 @@ class WriterEngine:
             columns = base.columns
         elif not isinstance(columns, Mapping):
             columns = base.select(columns)
-        elif self._is_inferred or self._selection is not None:  # those of a table
+        elif self._is_inferred or self._selection is not None:  # inferred from a table
             columns = base.reconcile(columns, self._weakly_typed)
         layout = self._settings.new_format(columns)
         check_columns(base, layout)
         self._encoder = SampleEncoder(layout, self._is_inferred, self._fill)
         if base.entries:
-            self._shards.grow_sidecar(base.sidecar)
+            self._shards.extend_sidecar(base.sidecar)
 
     @property
     def _format(self) -> ShardFormat | None:
@@ -305,7 +302,7 @@ class WriterEngine:
         except REFUSALS as error:
             if self._rejects is None:
                 raise
-            self._reject(Rejected.from_sample(sample, number, error, output))
+            self._reject(RejectedSample.from_sample(sample, number, error, output))
             return None
         if self._encoder is None:
             self._set_format(layout)
@@ -325,7 +322,7 @@ class WriterEngine:
             return self._position.number
         return self._shards.samples + (0 if self._rejects is None else self._rejects.count)
 
-    def _reject(self, rejected: Rejected) -> None:
+    def _reject(self, rejected: RejectedSample) -> None:
         """Record a sample that is left out; raise if there are more than `max_errors`."""
         assert self._rejects is not None
         with self._discard_on_error():
@@ -386,11 +383,11 @@ class WriterEngine:
             yield from outputs if self._session is None else self._track(outputs, self._session)
 
     def _track(self, outputs: Iterator[Any], session: ResumeSession) -> Iterator[Any]:
-        """Yield the results for one sample that are not stored, and record where each row lies."""
+        """Yield the outputs for one sample that are not stored, and record each with its row."""
         position, shards, last = self._position, self._shards, session.last
         assert position is not None
         number = position.number
-        stored = last.output if last is not None and number == last.number else -1
+        last_stored = last.output if last is not None and number == last.number else -1
         for output, sample in enumerate(outputs):
             if type(sample) is not dict and hasattr(type(sample), "_writer_input"):
                 raise TypeError(
@@ -399,10 +396,10 @@ class WriterEngine:
                     "one by one"
                 )
             position.output = output
-            if output > stored:
+            if output > last_stored:
                 session.add_output(shards.samples, number, output)
                 yield sample
-            elif output == stored:
+            elif output == last_stored:
                 session.check_sample(sample)
 
     def _start_workers(
@@ -465,8 +462,8 @@ class WriterEngine:
             if self._session.is_published:
                 self._session.destination.finish()
                 return
-            rejected = 0 if self._rejects is None else self._rejects.count
-            self._session.finish_input(self._next_number(), rejected)
+            rejected_count = 0 if self._rejects is None else self._rejects.count
+            self._session.finish_input(self._next_number(), rejected_count)
         self._shards.flush()
         self._shards.finish()
         entries, sidecar_builder = self._shards.entries, self._shards.sidecar_builder
@@ -516,8 +513,8 @@ class WriterEngine:
     def _reject_row(self, error: RowError) -> None:
         """Record a row that a table cannot return."""
         number = self._next_number()
-        reason = str(error.at(number - error.row))
-        self._reject(Rejected(number, reason, "a row of a table"))
+        reason = str(error.sample_error(number - error.row))
+        self._reject(RejectedSample(number, reason, "a row of a table"))
 
     def _write_stream(self, stream: TableStream, at_once: bool = False) -> None:
         """Write tables one after another."""
@@ -555,7 +552,7 @@ class WriterEngine:
         for name in columns:
             if name not in names:
                 where = f"sample {number}: " if number else ""
-                raise ColumnError(name, getattr(table, "given", names), where)
+                raise ColumnError(name, getattr(table, "available_names", names), where)
         if not at_once:
             self._set_format(layout)
             if layout.has_fixed_size and table.is_arrays and as_records:
@@ -577,8 +574,9 @@ class WriterEngine:
         """Write samples that are in the format of the shards already."""
         for block in stored.blocks:
             nbytes = block.nbytes
-            is_kept = stored.are_mapped and int(nbytes.sum()) >= KEPT_BYTES * len(nbytes)
-            self._append(block if is_kept and self._shards.keeps_bodies else block.copy(), nbytes)
+            is_kept = self._shards.keeps_bodies and stored.are_memory_mapped
+            is_kept &= int(nbytes.sum()) >= MIN_UNCOPIED_BYTES * len(nbytes)
+            self._append(block if is_kept else block.copy(), nbytes)
 
     def _bounds(self, table: InputTable, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """Yield the first row of each block and the row after its last, for about `BLOCK_BYTES`."""
@@ -674,10 +672,10 @@ class WriterEngine:
         raw_bytes, stored_bytes = count_bytes(entries)
         assert self._format is not None
         columns = self._format.columns
-        given = self._format.annotations.order or columns
+        order = self._format.annotations.order or columns
         return WriteReport(
             path=self._destination.path,
-            columns={name: columns[name].name for name in given},
+            columns={name: columns[name].name for name in order},
             samples=self._shards.samples,
             shards=len(entries),
             raw_bytes=raw_bytes,

@@ -83,10 +83,10 @@ class FormatSettings:
         for name, value in columns.items():
             encoding = encoding_of_type(value) or value
             if not isinstance(name, str) or not isinstance(encoding, str | Encoding):
-                shown = encoding.name if isinstance(encoding, Encoding) else encoding
+                value = encoding.name if isinstance(encoding, Encoding) else encoding
                 raise TypeError(
                     f"columns maps names to encodings, such as 'int32', or types; got {name!r}: "
-                    f"{shown!r}"
+                    f"{value!r}"
                 )
             if not is_utf8_text(name):
                 raise ValueError(
@@ -139,8 +139,8 @@ def parse_settings(
         If a format, separator, newline, size, compression or hash is invalid.
     """
     if format not in WRITTEN_FORMATS:
-        near = get_close_matches(str(format), WRITTEN_FORMATS, 1, 0.5)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        matches = get_close_matches(str(format), WRITTEN_FORMATS, 1, 0.5)
+        hint = f"did you mean {matches[0]!r}? " if matches else ""
         raise ValueError(
             f"unknown format {format!r}: {hint}choose from {', '.join(WRITTEN_FORMATS)}"
         )

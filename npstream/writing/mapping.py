@@ -68,13 +68,15 @@ def _rows(
     encodings: Mapping[str, Encoding],
     reject: Callable[[RowError], None] | None,
 ) -> Iterator[dict[str, Any]]:
+    # A block with a row that cannot be converted raises before any of its rows is yielded. The rows
+    # before that row are then read as a block of their own.
     start = end = 0
     while start < table.length:
         bounds = [
             (k, min(k + _BLOCK_ROWS, table.length)) for k in range(start, table.length, _BLOCK_ROWS)
         ]
         if start < end:
-            bounds = [(start, end)]  # the block of the failed row: now only the rows before it
+            bounds = [(start, end)]  # the rows before the one that cannot be converted
         try:
             for block in table.blocks(bounds, encodings):
                 columns = [_values(part, encodings[name]) for name, part in block.items()]
@@ -83,7 +85,7 @@ def _rows(
                     yield dict(zip(block, row, strict=True))
         except RowError as error:
             if reject is None:
-                raise error.at(0) from error.__cause__
+                raise error.sample_error(0) from error.__cause__
             end = error.row
             if start == end:
                 reject(error)

@@ -90,7 +90,8 @@ class ShardPipeline:
         self.shard_samples = shard_samples
         self._destination = destination
         self._has_sidecar = sidecar
-        self._sidecar_columns: dict[str, np.dtype[Any]] | None = None  # None for all scalar ones
+        # The columns of the side-car; None for all scalar columns of the layout.
+        self._sidecar_columns: dict[str, np.dtype[Any]] | None = None
         self._is_claimed = False
         self._layout: ShardFormat | None = None
         self._blocks: list[Body | Bodies] = []
@@ -150,8 +151,8 @@ class ShardPipeline:
         """Set `soft_limit` for a shard of `nbytes` bytes and `samples` samples."""
         soft_limit = min(self.layout.max_bytes, nbytes + _BLOCK_BYTES)
         if self.shard_samples is not None:
-            # A smaller shard has at most `shard_samples` samples, even if all have the minimum
-            # size.
+            # `remaining` more samples exceed this limit, even if all have the minimum size. So the
+            # caller calls `reserve` before the shard has too many samples.
             remaining = self.shard_samples - samples + 1
             soft_limit = min(soft_limit, nbytes + remaining * self.layout.min_sample_bytes - 1)
         self.soft_limit = soft_limit
@@ -223,8 +224,14 @@ class ShardPipeline:
         self._store(pieces, len(sizes), self.nbytes, meta=meta, last_row=last_row)
         self._begin_shard()
 
-    def grow_sidecar(self, sidecar: Sidecar | None) -> None:
-        """Gather only what is missing for a side-car that is to grow; nothing if it is None."""
+    def extend_sidecar(self, sidecar: Sidecar | None) -> None:
+        """Collect only the columns of `sidecar`, which the new shards extend; None for no side-car.
+
+        Parameters
+        ----------
+        sidecar : Sidecar or None
+            The side-car of the dataset to which the shards are appended.
+        """
         if sidecar is None:
             self._has_sidecar = False
         else:
@@ -340,7 +347,10 @@ class ShardPipeline:
         )
 
     def _recorder(self, number: int, last_row: Body) -> Callable[[_StoredShard], None]:
-        """Return the function to call after the shard that `_new_shard` has counted is stored."""
+        """Return a function that records shard `number` for a resume, once the shard is stored.
+
+        `_new_shard` has already counted the shard.
+        """
         session = self._session
         if session is None:
             return _record_nothing
@@ -362,9 +372,9 @@ class ShardPipeline:
         self._pending.append(self._destination.submit(_run_job, record, job, *arguments, first))
 
     def _first_pending(self) -> Future[_StoredShard] | None:
-        """Return the first shard of all if it is not yet stored.
+        """Return the first shard of the dataset if the others must wait for it; otherwise None.
 
-        A file of the first shard claims a directory; a remote store has a lock file instead.
+        A file of the first shard claims a local directory. So no other shard gets its name before.
         """
         is_claimed = self.entries or not self._pending or not self._destination.is_local
         return None if is_claimed else self._pending[0]
@@ -455,15 +465,15 @@ def _join_records(
     """Return the content of a shard of fixed columns."""
     ensure_fits(nbytes, "a shard")
     content = huge_empty(nbytes, np.uint8).data
-    filled = 0
+    end = 0
 
     def allocate(size: int) -> memoryview:
-        return content[filled : filled + size]
+        return content[end : end + size]
 
     for piece in layout.records(blocks, samples, allocate):
-        if not filled:  # the first piece is the head, which has its own memory
+        if not end:  # the first piece is the head, which has its own memory
             content[: len(piece)] = piece
-        filled += len(piece)
+        end += len(piece)
     return content
 
 
@@ -504,7 +514,7 @@ def _copied_pieces(head: bytes, samples: Bodies) -> Iterator[Body]:
         np.array([False]),
     )
     (chunks,) = chunk_counts(count, nbytes, is_compressed, CHUNK_BYTES).tolist()
-    # Chunks are scanned in this buffer. Other pieces would be copied once more.
+    # `Scan.tee` reads a piece that is a whole chunk in place, and copies any other piece.
     rows = piece_rows(len(samples), chunks)
     buffer = huge_empty(int(np.diff(ends[rows]).max()), np.uint8)
     for start, stop in pairwise(rows.tolist()):

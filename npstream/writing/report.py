@@ -17,7 +17,7 @@ from typing import Any
 from npstream._core.arguments import quantity
 from npstream.errors import StorageError
 
-__all__ = ["REFUSALS", "Rejected", "Rejects", "WriteReport", "count_bytes", "make_rejects"]
+__all__ = ["REFUSALS", "RejectedSample", "Rejects", "WriteReport", "count_bytes", "make_rejects"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ _MAX_REPR_CHARACTERS = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Rejected:
+class RejectedSample:
     """A sample that is left out.
 
     Attributes
@@ -127,12 +127,14 @@ class Rejected:
     output: int = 0
 
     @classmethod
-    def from_sample(cls, sample: Any, number: int, error: Exception, output: int = 0) -> Rejected:
-        """Return the record of a sample that `error` refuses."""
+    def from_sample(
+        cls, sample: Any, number: int, error: Exception, output: int = 0
+    ) -> RejectedSample:
+        """Return the record of a sample that raised `error` when it was encoded."""
         try:
             text = _repr.repr(sample)[:_MAX_REPR_CHARACTERS]
-        except Exception as failed:  # a value's own __repr__ may raise anything
-            text = f"<{type(sample).__name__} whose repr raised {type(failed).__name__}>"
+        except Exception as repr_error:  # a value's own __repr__ may raise anything
+            text = f"<{type(sample).__name__} whose repr raised {type(repr_error).__name__}>"
         return cls(number, str(error), text, output)
 
 
@@ -161,7 +163,7 @@ class Rejects:
         *,
         keep: bool = False,
     ) -> None:
-        self.count = self.nbytes = self._synced = 0
+        self.count = self.nbytes = self._synced_bytes = 0
         self._max_errors = max_errors
         self._path = path
         if not keep:
@@ -192,13 +194,13 @@ class Rejects:
 
     def sync(self, nbytes: int) -> None:
         """Bring the first `nbytes` bytes of the file to the disk."""
-        if self._path is None or self._synced >= nbytes:
+        if self._path is None or self._synced_bytes >= nbytes:
             return
         with self._storage_errors(), open(self._path, "rb") as file:
             os.fsync(file.fileno())
-        self._synced = nbytes
+        self._synced_bytes = nbytes
 
-    def add(self, rejected: Rejected) -> None:
+    def add(self, rejected: RejectedSample) -> None:
         """Record a sample that is left out.
 
         Raises
@@ -249,7 +251,7 @@ def make_rejects(
 ) -> Rejects | None:
     """Check the arguments of `write`, and return the record of rejected samples.
 
-    None if `on_error` is "raise". If `keep` is True, an existing file is kept until
+    The result is None if `on_error` is "raise". If `keep` is True, an existing file is kept until
     `Rejects.resume` is called.
     """
     if on_error not in ("raise", "skip"):

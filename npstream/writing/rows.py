@@ -56,13 +56,16 @@ class _HeadCache(dict[tuple[int, ...], bytes]):
 
 
 class _FunctionSource:
-    """Collects the source code of a function, and the objects that it uses as globals."""
+    """Collects the source code of a function, and the objects that it uses as globals.
+
+    In the code, ``v0`` is the value of column 0, and ``b0`` its encoded bytes.
+    """
 
     def __init__(self) -> None:
         self.names: dict[str, Any] = {"join": b"".join, "ndarray": np.ndarray}
-        self.checks: list[str] = []
-        self.bodies: list[str] = []
-        self.parts: list[str] = []
+        self.checks: list[str] = []  # conditions, each of which makes the function return None
+        self.bodies: list[str] = []  # statements that assign encoded bytes
+        self.parts: list[str] = []  # expressions of the sample's bytes, in order
         self._codes = ""
         self._values: list[str] = []
 
@@ -95,7 +98,7 @@ def compile_encoder(
     sample: Mapping[str, Any],
     *,
     only_columns: bool = False,
-    filled: Container[str] = (),
+    filled_columns: Container[str] = (),
 ) -> Callable[[dict[str, Any]], bytes | None]:
     """Return a function that encodes samples with the same types of values as `sample`.
 
@@ -107,21 +110,22 @@ def compile_encoder(
     sample : mapping of str to object
     only_columns : bool
         Whether the function returns None for a sample with a key that is not a column.
-    filled : container of str
+    filled_columns : container of str
         Columns with a fill value. The function returns None if such a value is missing, even if
         the encoding can store missing values.
     """
     columns, inferred = layout.columns, layout.inferred
     source = _FunctionSource()
     lookups = []
-    varying = [k for k, encoding in enumerate(columns.values()) if encoding.size is None]
-    for k in varying:
-        source.add_number("I", f"len(b{k})")
+    for k, encoding in enumerate(columns.values()):
+        if encoding.size is None:
+            source.add_number("I", f"len(b{k})")
     for k, (name, encoding) in enumerate(columns.items()):
         lookups.append(f"v{k} = sample[{source.add_global('key', name)}]")
         value = sample.get(name)
         if not (_add_number(source, k, encoding, value) or _add_array(source, k, encoding, value)):
-            _add_bytes(source, k, encoding, layout.encoders[name], value, inferred, name in filled)
+            is_filled = name in filled_columns
+            _add_bytes(source, k, encoding, layout.encoders[name], value, inferred, is_filled)
     source.pack_numbers()
     if only_columns:
         source.checks.append(f"len(sample) != {len(columns)}")
@@ -274,9 +278,11 @@ class SampleEncoder:
         row = self.layout.encode(sample, number)
         self._count += 1
         if self._count == self._compile_at and self.layout.has_fast_encoder:
+            # Samples of other types still come here. After 16 times as many samples, an encoder is
+            # compiled again, for the types of a later sample.
             self._compile_at *= _COMPILE_AFTER
             self.fast = compile_encoder(
-                self.layout, sample, only_columns=self._only_columns, filled=self._fill
+                self.layout, sample, only_columns=self._only_columns, filled_columns=self._fill
             )
         return row
 
@@ -307,10 +313,10 @@ def check_names(sample: Mapping[Any, Any], number: int) -> None:
 def refuse_unknown_columns(columns: Mapping[str, Any], names: Iterable[Any], number: int) -> None:
     """Raise ValueError if a name is not a column."""
     if unknown := [name for name in names if name not in columns]:
-        # Without a first sample, the columns are those of the dataset to which this appends.
-        lacking = "which the first sample lacks" if number else "which the dataset lacks"
+        # The first sample defines the columns, unless the write appends to a dataset.
+        reference = "the first sample" if number else "the dataset"
         raise ValueError(
-            f"sample {number} has {unknown[0]!r}, {lacking}, so there is no "
+            f"sample {number} has {unknown[0]!r}, which {reference} lacks, so there is no "
             "column for it: name all columns in columns=, and give every sample all of them; "
             "or leave that key out"
         )

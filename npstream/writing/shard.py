@@ -188,8 +188,8 @@ class ShardFormat(ABC):
     encoders : dict of str to callable
         The function that encodes a value of each column.
     inferred : bool
-        Whether the encodings were inferred. A `bytes` value is then a value to encode; otherwise
-        it is an already encoded value.
+        Whether the encodings were inferred. If True, values of type `bytes` are encoded like all
+        others. If False, they are stored as they are, because a caller may pass encoded values.
     has_fast_encoder : bool
         Whether `npstream.writing.rows.compile_encoder` supports this format.
     """
@@ -211,8 +211,8 @@ class ShardFormat(ABC):
     ) -> None:
         self.columns = {name: columns[name] for name in sorted(columns)}
         dtypes = {name: e.annotated_dtype for name, e in self.columns.items() if e.annotated_dtype}
-        given = tuple(columns)
-        self.annotations = Annotations(dtypes, () if given == tuple(self.columns) else given)
+        order = tuple(columns)
+        self.annotations = Annotations(dtypes, () if order == tuple(self.columns) else order)
         self.options = options
         self.size_limit = options.size_limit
         self.compression = options.compression
@@ -228,7 +228,7 @@ class ShardFormat(ABC):
         self.encoders = {name: encode_value(e) for name, e in self.columns.items()}
 
     @property
-    def given_columns(self) -> dict[str, Encoding]:
+    def columns_in_order(self) -> dict[str, Encoding]:
         """The columns, in the caller's order."""
         return {name: self.columns[name] for name in self.annotations.order or self.columns}
 
@@ -267,7 +267,7 @@ class ShardFormat(ABC):
 
     @abstractmethod
     def head(self, ends: Int64) -> bytes:
-        """Return the bytes before the samples; `ends` is the end of each sample after them."""
+        """Return the bytes before the samples. Sample k ends ``ends[k]`` bytes after them."""
 
     def meta(self, ends: Int64) -> bytes | None:
         """Return the content of the shard's meta file; None if the format has none."""
@@ -316,13 +316,13 @@ class ShardFormat(ABC):
             return ValueError(f"sample {number}: column {name!r}: {value.reason}")
         kind = TypeError if isinstance(error, TypeError) else ValueError
         is_null = is_missing(value) or (isinstance(value, float) and value != value)
-        what = type(value).__name__
+        description = type(value).__name__
         if isinstance(value, str | int | float | np.number):
             with suppress(ValueError):  # Python does not format an integer of more than 4300 digits
-                what += f" {short_repr(value)}"
+                description += f" {short_repr(value)}"
         return kind(
             f"sample {number}: column {name!r} is {self.columns[name].name!r} and cannot take "
-            f"this {what}: {error}" + (f"; {HOW_TO_FILL}" if is_null else "")
+            f"this {description}: {error}" + (f"; {HOW_TO_FILL}" if is_null else "")
         )
 
     @property
@@ -338,8 +338,8 @@ class ShardFormat(ABC):
 
     def check_ends(self, ends: Int64, number: int) -> None:
         """Call `check_end` for each sample; sample `number + k` ends at ``ends[k]``."""
-        if (beyond := ends + self.uncounted_bytes > MAX_SHARD_BYTES).any():
-            row = int(beyond.argmax())
+        if (is_too_long := ends + self.uncounted_bytes > MAX_SHARD_BYTES).any():
+            row = int(is_too_long.argmax())
             self.check_end(int(ends[row]), number + row)
 
     def _too_long(self, nbytes: int, number: int) -> ValueError:
@@ -399,7 +399,7 @@ class MdsFormat(ShardFormat):
         self.min_sample_bytes = 4 + sum(4 if size is None else size for size in sizes)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return partial(type(self), inferred=self.inferred), (self.given_columns, self.options)
+        return partial(type(self), inferred=self.inferred), (self.columns_in_order, self.options)
 
     @property
     def has_fixed_size(self) -> bool:
@@ -437,33 +437,33 @@ class MdsFormat(ShardFormat):
             _sizes(part, encoding)
             for part, encoding in zip(parts, self.columns.values(), strict=True)
         ]
-        varying = [
+        variable_sizes = [
             size
             for size, encoding in zip(sizes, self.columns.values(), strict=True)
             if encoding.size is None
         ]
-        head = 4 * len(varying)
+        head = 4 * len(variable_sizes)
         nbytes: Int64 = np.full(len(parts[0]), head, np.int64) + sum(sizes)
         if len(nbytes) and (largest := int(nbytes.max())) > MAX_SHARD_BYTES:
             raise self._too_long(largest, number + int(nbytes.argmax()))
         ensure_fits(
             int(nbytes.sum()), f"{quantity(len(nbytes), 'sample')} that are written at once"
         )
-        if varying:  # a sample starts with the sizes of its values of variable size
-            parts.insert(0, np.stack(varying, axis=1).astype("<u4"))
+        if variable_sizes:  # a sample starts with the sizes of its values of variable size
+            parts.insert(0, np.stack(variable_sizes, axis=1).astype("<u4"))
             sizes.insert(0, np.full(len(nbytes), head, np.int64))
-        is_python = not any(isinstance(part, Bodies) for part in parts)
-        if is_python and not copy_spans.is_loaded:
+        has_bodies = any(isinstance(part, Bodies) for part in parts)
+        if not has_bodies and not copy_spans.is_loaded:
             return _join_in_python(parts), nbytes
         data: Bytes = huge_empty(int(nbytes.sum()), np.uint8)
         if join_columns.is_loaded or _spans_in_python > _MAX_PYTHON_SPANS:
             _join_columns(parts, address_of(data))
             return data, nbytes
-        at = _offsets(nbytes)[:-1]
+        offsets = _offsets(nbytes)[:-1]
         for part, size in zip(parts, sizes, strict=True):
             spans = _as_bodies(part)
-            _copy_spans(spans.address, size, at, address_of(data))
-            at = at + size
+            _copy_spans(spans.address, size, offsets, address_of(data))
+            offsets = offsets + size
         return data, nbytes
 
     def head(self, ends: Int64) -> bytes:
@@ -512,13 +512,13 @@ class FileSummary:
         """Yield the pieces of the file, and add them to the size and the hashes."""
         for piece in pieces:
             self.nbytes += len(piece)
-            for each in self._hashers.values():
-                each.update(piece)
+            for file_hasher in self._hashers.values():
+                file_hasher.update(piece)
             yield piece
 
     def entry(self) -> dict[str, Any]:
         """Return the file's entry in the index."""
-        hashes = {algorithm: each.hexdigest() for algorithm, each in self._hashers.items()}
+        hashes = {name: file_hasher.hexdigest() for name, file_hasher in self._hashers.items()}
         return {"basename": self.name, "bytes": self.nbytes, "hashes": hashes}
 
 
@@ -576,8 +576,8 @@ def _as_bodies(part: AnyArray | Bodies | list[bytes]) -> Bodies:
         return Bodies.from_list(part)
     values = _stored_form(part)
     size = values.itemsize * prod(values.shape[1:])
-    at = size * np.arange(len(values), dtype=np.int64)
-    return Bodies(address_of(values) + at, np.full(len(values), size, np.int64), values)
+    offsets = size * np.arange(len(values), dtype=np.int64)
+    return Bodies(address_of(values) + offsets, np.full(len(values), size, np.int64), values)
 
 
 def _join_columns(parts: Sequence[AnyArray | Bodies | list[bytes]], destination: int) -> None:
@@ -602,7 +602,7 @@ def _join_columns(parts: Sequence[AnyArray | Bodies | list[bytes]], destination:
 def _copy_spans(address: Int64, nbytes: Int64, offsets: Int64, destination: int) -> None:
     """Copy span k to ``destination + offsets[k]``.
 
-    Python copies the first spans of a process, as small writes need not wait to import Numba.
+    Python copies the first spans of a process, so that small writes do not wait to import Numba.
     """
     global _spans_in_python
     if copy_spans.is_loaded or _spans_in_python > _MAX_PYTHON_SPANS:
@@ -660,23 +660,25 @@ def bodies_of_rows(
         code = bytes([_CODE_OF_DTYPE[dtype]])
     elif encoding.dtype != dtype:
         raise ValueError(f"expected arrays of dtype {encoding.dtype}, got {dtype}")
-    sides = np.array([stored_shape(dtype, ())], np.int64)
-    shapes = np.hstack([shapes, np.repeat(sides, len(shapes), axis=0)])
+    # Some dtypes, such as complex ones, are stored with an additional axis.
+    dtype_axes = np.array([stored_shape(dtype, ())], np.int64)
+    shapes = np.hstack([shapes, np.repeat(dtype_axes, len(shapes), axis=0)])
     largest = shapes.max(axis=1, initial=0)
     widths = np.searchsorted([1 << 8, 1 << 16, 1 << 32], largest, side="right")
     heads = len(code) + 1 + (shapes.shape[1] << widths)
     ends = _offsets(heads + lengths * dtype.itemsize)
     data: Bytes = np.empty(int(ends[-1]), np.uint8)
     elements = np.ascontiguousarray(elements, dtype.newbyteorder("<"))
-    at = address_of(elements) + offsets[:-1] * dtype.itemsize
+    addresses = address_of(elements) + offsets[:-1] * dtype.itemsize
     target = address_of(data)
-    _copy_spans(at, lengths * dtype.itemsize, ends[:-1] + heads, target)
+    _copy_spans(addresses, lengths * dtype.itemsize, ends[:-1] + heads, target)
+    # A head is the dtype's code, a byte for the number of axes and the width, and the shape.
     for width in np.unique(widths).tolist():
         rows = np.flatnonzero(widths == width)
-        lead = np.array([*code, shapes.shape[1] << 2 | width], np.uint8)
-        numbers = shapes[rows].astype(f"<u{1 << width}").view(np.uint8).reshape(len(rows), -1)
-        written = np.hstack([np.tile(lead, (len(rows), 1)), numbers])
-        size = written.shape[1]
-        spans = address_of(written) + size * np.arange(len(rows))
+        prefix = np.array([*code, shapes.shape[1] << 2 | width], np.uint8)
+        shape_bytes = shapes[rows].astype(f"<u{1 << width}").view(np.uint8).reshape(len(rows), -1)
+        encoded_heads = np.hstack([np.tile(prefix, (len(rows), 1)), shape_bytes])
+        size = encoded_heads.shape[1]
+        spans = address_of(encoded_heads) + size * np.arange(len(rows))
         _copy_spans(spans, np.full(len(rows), size, np.int64), ends[rows], target)
     return Bodies.from_offsets(data, ends)

@@ -45,6 +45,9 @@ __all__ = ["SidecarBuilder", "column_files"]
 _MAX_NAME = 200
 """Maximum characters of a column's quoted name in a file name."""
 
+_HEADS, _PIECES, _BOUNDS, _VALUES = range(4)
+"""The numbers of the temporary files that grow with each shard."""
+
 _READ_BYTES = 1 << 20
 
 _READ_SAMPLES = 1 << 20
@@ -54,7 +57,7 @@ _HASH = "xxh3_128"
 
 
 def column_files(columns: Mapping[str, np.dtype[Any]], write_id: str = "") -> list[ColumnFile]:
-    """Return the files of columns, with names that also differ if case is ignored.
+    """Return the files of columns. Their names are unique in file systems that ignore case, too.
 
     Parameters
     ----------
@@ -120,7 +123,8 @@ class SidecarBuilder:
         self.dtypes = dict(columns)
         self.columns = column_files(columns, write_id)
         self._hashed, self._directory = hashed, directory
-        self._bounds = np.dtype([("", c.dtype) for c in self.columns for _ in ("min", "max")])
+        self._bounds_dtype = np.dtype([("", c.dtype) for c in self.columns for _ in ("min", "max")])
+        self._value_bytes = sum(column.dtype.itemsize for column in self.columns)  # of a sample
         self._hashes: dict[str, AnyArray] = {}
         try:
             for name in ("heads", "pieces", "bounds", "values", "column"):
@@ -147,13 +151,13 @@ class SidecarBuilder:
         self._shards += 1
         with self._storage_errors():
             if self._hashed:
-                self._write(0, np.array([scan.begin, scan.meta], "<u8").tobytes())
-                self._write(1, scan.pieces.astype("<u8").tobytes())
+                self._write(_HEADS, np.array([scan.begin, scan.meta], "<u8").tobytes())
+                self._write(_PIECES, scan.pieces.astype("<u8").tobytes())
             for column in self.columns:
                 values = scan.columns[column.name]
                 for bound in bounds(values):
-                    self._write(2, bound.tobytes())
-                self._write(3, values.tobytes())
+                    self._write(_BOUNDS, bound.tobytes())
+                self._write(_VALUES, values.tobytes())
             for file in self._files:
                 file.flush()  # or a forked process would write its copy of the buffers at exit
 
@@ -189,12 +193,12 @@ class SidecarBuilder:
         assert self._directory is not None
         return os.path.join(self._directory, f"statistics.{shards}")
 
-    def _read_snapshot(self, shards: int, known: str) -> dict[str, ColumnStatistics] | None:
+    def _read_snapshot(self, shards: int, expected: str) -> dict[str, ColumnStatistics] | None:
         """Return the statistics of the first shards; None if the file is missing or damaged."""
         try:
             with open(self._snapshot(shards), "rb") as file:
                 body = file.read()
-            return decode_statistics(body) if digest(_HASH, body) == known else None
+            return decode_statistics(body) if digest(_HASH, body) == expected else None
         except (OSError, ValueError):
             return None
 
@@ -204,11 +208,12 @@ class SidecarBuilder:
         The number is 0 if the files are shorter or do not have the hashes `digests`, which `sync`
         returned.
         """
-        row = sum(column.dtype.itemsize for column in self.columns)
-        ends = [shards * self._bounds.itemsize, int(index.starts[shards]) * row]
-        ends = [16 * shards, 8 * int(_piece_counts(index)[:shards].sum()), *ends]
-        if not self._hashed:
-            ends[:2] = 0, 0
+        ends = [
+            16 * shards if self._hashed else 0,
+            8 * int(_piece_counts(index)[:shards].sum()) if self._hashed else 0,
+            shards * self._bounds_dtype.itemsize,
+            int(index.starts[shards]) * self._value_bytes,
+        ]
         files_and_ends = list(zip(self._files, ends, strict=False))
         with self._storage_errors():
             self._hashers = [_hash_start(file, end) for file, end in files_and_ends]
@@ -231,11 +236,10 @@ class SidecarBuilder:
         The content is an open file at position 0. The next iteration overwrites it.
         """
         counts = np.diff(index.starts)
-        row = sum(column.dtype.itemsize for column in self.columns)
-        before = 0
+        preceding_bytes = 0  # of a sample's values in the columns before
         for column in self.columns:
-            begins = index.starts[:-1] * row + counts * before
-            before += column.dtype.itemsize
+            begins = index.starts[:-1] * self._value_bytes + counts * preceding_bytes
+            preceding_bytes += column.dtype.itemsize
             with self._storage_errors():
                 self._column.seek(0)
                 self._column.truncate()
@@ -248,7 +252,7 @@ class SidecarBuilder:
             self._column.seek(0)
             yield column.file, self._column
 
-    def extended(
+    def append_to(
         self, new_index: Index, sidecar: Sidecar, index: Index, write_id: str
     ) -> SidecarBuilder:
         """Return a builder that holds the shards of a side-car, and then those of this builder.
@@ -282,8 +286,7 @@ class SidecarBuilder:
         return result
 
     def _scans(self, index: Index) -> Iterator[ScanResult]:
-        """Yield what was added for each shard, without the statistics."""
-        row = sum(column.dtype.itemsize for column in self.columns)
+        """Yield the scan of each added shard, without the statistics."""
         with self._storage_errors():
             heads, pieces = (
                 _content(file, np.dtype("<u8")) for file in (self._heads, self._pieces)
@@ -292,7 +295,7 @@ class SidecarBuilder:
         for shard, (begin, meta) in enumerate(heads.reshape(-1, 2).tolist()):
             start, stop = index.starts[shard : shard + 2].tolist()
             with self._storage_errors():
-                self._values.seek(start * row)
+                self._values.seek(start * self._value_bytes)
                 values = {
                     column.name: np.frombuffer(
                         self._values.read((stop - start) * column.dtype.itemsize), column.dtype
@@ -302,7 +305,7 @@ class SidecarBuilder:
             hashes = pieces[ends[shard - 1] if shard else 0 : ends[shard]]
             yield ScanResult(begin, hashes, meta, values)
 
-    def sidecar(self, index: Index, mark: IndexDigest) -> Iterator[Body]:
+    def sidecar(self, index: Index, index_digest: IndexDigest) -> Iterator[Body]:
         """Return the pieces of the side-car; call it after `add` for all shards, and `finish`."""
         sections = dict(self._hashes)
         if self._statistics:
@@ -315,11 +318,11 @@ class SidecarBuilder:
                 sections["metas"] = heads[:, 1]
             sections["pieces"] = _content(self._pieces, np.dtype("<u8"))
         if self.columns:
-            ranges = _content(self._bounds_file, self._bounds)
+            ranges = _content(self._bounds_file, self._bounds_dtype)
             for k, column in enumerate(self.columns):
                 sections[f"min/{column.name}"] = ranges[f"f{2 * k}"]
                 sections[f"max/{column.name}"] = ranges[f"f{2 * k + 1}"]
-        return encode_sidecar(index, mark, self.columns, sections)
+        return encode_sidecar(index, index_digest, self.columns, sections)
 
     @contextmanager
     def _storage_errors(self) -> Iterator[None]:
@@ -381,7 +384,7 @@ def revised_sidecar_files(
     builder = sidecar_builder
     if sidecar is not None and index is not None:
         new_index = parse_index(json.dumps(new_document).encode(), INDEX, trusted=True)
-        builder = sidecar_builder.extended(new_index, sidecar, index, write_id)
+        builder = sidecar_builder.append_to(new_index, sidecar, index, write_id)
     try:
         for column, file in builder.finish(revised):
             yield column, read_pieces(file)
@@ -394,7 +397,9 @@ def revised_sidecar_files(
 def sidecar_scans(
     sidecar: Sidecar, index: Index, columns: Mapping[str, np.dtype[Any]]
 ) -> Iterator[ScanResult]:
-    """Yield for each shard what a scan of it would find, as the side-car says, without statistics.
+    """Yield the scan of each shard, read from the side-car instead of the shard.
+
+    The statistics are left out.
 
     Parameters
     ----------
@@ -441,10 +446,10 @@ def bounds(values: AnyArray) -> tuple[AnyArray, AnyArray]:
     """
     if not len(values):
         return values.dtype.type(0), values.dtype.type(0)
-    least, most = values.min(), values.max()
-    if values.dtype.kind == "f" and np.isnan(least):
-        least, most = (values.dtype.type(bound) for bound in (-np.inf, np.inf))
-    return least, most
+    low, high = values.min(), values.max()
+    if values.dtype.kind == "f" and np.isnan(low):
+        low, high = (values.dtype.type(bound) for bound in (-np.inf, np.inf))
+    return low, high
 
 
 def _hash_start(file: IO[bytes], nbytes: int) -> Hasher:

@@ -54,7 +54,7 @@ class InputColumn(Protocol):
 class InputTable(Protocol):
     """Columns of one length to write; see `InputColumn`.
 
-    ``is_arrays`` is True if blocks of fixed encodings are arrays, or lists of Python values.
+    ``is_arrays`` is True if blocks of fixed encodings are arrays or lists, and never `Bodies`.
     """
 
     length: int
@@ -85,12 +85,12 @@ class StoredSamples:
     ----------
     blocks : iterator of Bodies
         The bytes of samples.
-    are_mapped : bool
-        True if the samples are in mapped files, so that a block may be kept without taking memory.
+    are_memory_mapped : bool
+        True if the samples are in memory-mapped files, so that a block takes no memory.
     """
 
     blocks: Iterator[Bodies]
-    are_mapped: bool
+    are_memory_mapped: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +166,8 @@ class RowError(ValueError):
     def _text(self) -> str:
         return f"column {self.column!r}: {self.args[0]}" if self.column else str(self.args[0])
 
-    def at(self, first: int) -> ValueError:
-        """Return the error for users, for a table whose first row is sample `first`."""
+    def sample_error(self, first: int) -> ValueError:
+        """Return an error with the sample's number; row 0 of the table is sample `first`."""
         return ValueError(f"sample {first + self.row}: {self._text}")
 
 
@@ -194,7 +194,7 @@ def sample_numbers(first: int) -> Iterator[None]:
     try:
         yield
     except RowError as error:
-        raise error.at(first) from error.__cause__
+        raise error.sample_error(first) from error.__cause__
 
 
 class ListColumn:
@@ -213,9 +213,9 @@ class ListColumn:
     def encoding(self) -> Encoding:
         """Return the source's encoding, or infer one from the first value that is not missing."""
         if self._source_encoding is not None:
-            known = column_type(self._source_encoding)
-            if known.kind in ("object", "ndarray") or not self.length:
-                return known
+            encoding = column_type(self._source_encoding)
+            if encoding.kind in ("object", "ndarray") or not self.length:
+                return encoding
         if not self.length:
             raise ValueError("it has no values to infer an encoding from: name one in columns=")
         first = self._values[0]
@@ -275,20 +275,19 @@ class ArrayColumn:
 
     def encoding(self) -> Encoding:
         """Return the encoding of the dtype and the shape of a row."""
-        if (
-            self._source_encoding is not None
-            and (known := self._matching_encoding(self._source_encoding)) is not None
-        ):
-            return known
+        if self._source_encoding is not None:
+            encoding = self._matching_encoding(self._source_encoding)
+            if encoding is not None:
+                return encoding
         return type_of_array(self._dtype, self._shape)
 
     def _matching_encoding(self, name: str) -> Encoding | None:
         """Return the encoding `name`, if it matches the dtype and shape; otherwise None."""
         with suppress(ValueError, NpstreamError):
-            known = column_type(name)
-            fits = known.dtype == self._dtype and (known.shape or ()) == self._shape
-            if fits and known.kind in ("fixed", "int_text", "float_text"):
-                return known
+            encoding = column_type(name)
+            fits = encoding.dtype == self._dtype and (encoding.shape or ()) == self._shape
+            if fits and encoding.kind in ("fixed", "int_text", "float_text"):
+                return encoding
         return None
 
     def blocks(self, bounds: Bounds, target: Encoding) -> Iterator[ColumnBlock]:
@@ -371,9 +370,9 @@ class MaskedColumn:
 
     def blocks(self, bounds: Bounds, target: Encoding) -> Iterator[ColumnBlock]:
         """Yield blocks of rows with missing rows filled."""
-        each, others = tee(bounds)
-        rows = self._column.blocks(others, target)
-        for start, stop in each:
+        mask_bounds, column_bounds = tee(bounds)
+        rows = self._column.blocks(column_bounds, target)
+        for start, stop in mask_bounds:
             missing = self._missing[start:stop]
             if not self._fill and missing.any():
                 raise self._error(missing, start)
@@ -400,8 +399,8 @@ class ConstantColumn:
                 value = body.view(target.dtype.newbyteorder("<")).reshape(target.shape or ())
                 yield np.broadcast_to(value, (stop - start, *value.shape))
             else:
-                at = np.full(stop - start, address_of(body), np.int64)
-                yield Bodies(at, np.full(stop - start, len(body), np.int64), body)
+                address = np.full(stop - start, address_of(body), np.int64)
+                yield Bodies(address, np.full(stop - start, len(body), np.int64), body)
 
 
 class RaggedColumn:
@@ -466,8 +465,8 @@ class Columns:
     Parameters
     ----------
     columns : mapping of str to InputColumn
-    given : collection of str, optional
-        All column names of the user's table, for error messages.
+    available_names : collection of str, optional
+        All column names of the user's table, for error messages; by default those of `columns`.
 
     Raises
     ------
@@ -476,7 +475,7 @@ class Columns:
     """
 
     def __init__(
-        self, columns: Mapping[str, InputColumn], given: Collection[str] | None = None
+        self, columns: Mapping[str, InputColumn], available_names: Collection[str] | None = None
     ) -> None:
         lengths = {name: column.length for name, column in columns.items()}
         if len(set(lengths.values())) > 1:
@@ -487,7 +486,7 @@ class Columns:
         self.chunk = max((column.chunk for column in columns.values()), default=1)
         self.is_arrays = all(getattr(column, "is_array", False) for column in columns.values())
         self._columns = dict(columns)
-        self.given = list(columns) if given is None else list(given)
+        self.available_names = list(columns if available_names is None else available_names)
 
     def names(self) -> list[str]:
         """Return the names of the columns, in order."""
@@ -510,13 +509,13 @@ class Columns:
         self, bounds: Bounds, target: Mapping[str, Encoding]
     ) -> Iterator[dict[str, ColumnBlock]]:
         """Yield blocks of rows of the columns in `target`."""
-        each = tee(bounds, len(target))
-        parts = [
-            _with_column_errors(name, self._columns[name].blocks(mine, encoding))
-            for mine, (name, encoding) in zip(each, target.items(), strict=True)
+        column_bounds = tee(bounds, len(target))
+        columns = [
+            _with_column_errors(name, self._columns[name].blocks(own_bounds, encoding))
+            for own_bounds, (name, encoding) in zip(column_bounds, target.items(), strict=True)
         ]
-        for row in zip(*parts, strict=True):
-            yield dict(zip(target, row, strict=True))
+        for blocks in zip(*columns, strict=True):
+            yield dict(zip(target, blocks, strict=True))
 
     def stored_samples(self, bounds: Bounds, layout: ShardFormat) -> None:
         """Return None: columns must be joined to samples."""
@@ -560,12 +559,12 @@ def parse_column(name: str, encoding: str) -> Encoding:
 
 
 def table_encodings(table: InputTable, names: Collection[str] | None = None) -> dict[str, Encoding]:
-    """Return the encodings that keep the types of a table's columns, or of those named."""
+    """Return the encodings that keep the types of the columns in `names`; by default of all."""
     encodings = {}
     existing = table.names()
     for name in existing if names is None else names:
         if name not in existing:
-            raise ColumnError(name, getattr(table, "given", existing))
+            raise ColumnError(name, getattr(table, "available_names", existing))
         try:
             encodings[name] = table.encoding(name)
         except NpstreamError:

@@ -168,7 +168,7 @@ class TextFormat(ShardFormat):
         self.min_sample_bytes = len(self._newline.encode())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.given_columns, self.options, self.text)
+        return type(self), (self.columns_in_order, self.options, self.text)
 
     @property
     def empty_schema(self) -> Schema:
@@ -212,7 +212,7 @@ class TextFormat(ShardFormat):
                 part = part.tolist()
             fields.append(self.bodies(name, part, number))
         rows = zip(*fields, strict=True)
-        lines = [self._line(row, at) for at, row in enumerate(rows, number)]
+        lines = [self._line(row, sample) for sample, row in enumerate(rows, number)]
         nbytes = np.fromiter(map(len, lines), np.int64, len(lines))
         return np.frombuffer(b"".join(lines), np.uint8), nbytes
 
@@ -249,9 +249,9 @@ class TextFormat(ShardFormat):
 
     def _conflict(self, field: str) -> str:
         """Return a message if a field contains the separator or newline; otherwise ""."""
-        for what, text in (("separator", self._separator), ("newline", self._newline)):
+        for option, text in (("separator", self._separator), ("newline", self._newline)):
             if text in field:
-                return f"contains the {what} {text!r}, and {self._name} has no quotes: {_FIX}"
+                return f"contains the {option} {text!r}, and {self._name} has no quotes: {_FIX}"
         return ""
 
     def _line(self, fields: tuple[str, ...], number: int) -> bytes:
@@ -275,12 +275,11 @@ class TextFormat(ShardFormat):
         text = separator.join(fields)
         if text.split(separator) == list(fields) and (text + newline).find(newline) == len(text):
             return None
-        for column in range(len(fields)):
-            first = separator.join(fields[: column + 1])
-            if column < len(fields) - 1:
-                followed = (first + separator).split(separator)
-                if followed != [*fields[: column + 1], ""] or newline in first + separator:
-                    return column
+        for column in range(len(fields) - 1):
+            beginning = separator.join(fields[: column + 1]) + separator
+            is_readable = beginning.split(separator) == [*fields[: column + 1], ""]
+            if not is_readable or newline in beginning:
+                return column
         return len(fields) - 1
 
 

@@ -34,7 +34,7 @@ from npstream.writing.mapping import (
     track_position,
     with_note,
 )
-from npstream.writing.report import REFUSALS, Rejected
+from npstream.writing.report import REFUSALS, RejectedSample
 from npstream.writing.rows import SampleEncoder
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ _BATCH_SECONDS = 0.1
 _MAX_BATCH_SAMPLES = 1 << 12
 """Maximum samples of a batch."""
 
-_PICKLING = "workers= pickles samples, to send them to its processes"
-"""The note of an exception of pickling."""
+_PICKLING_NOTE = "workers= pickles samples, to send them to its processes"
+"""The note that is added to an exception from pickling."""
 
 _EXIT_TIMEOUT = 5.0
 """Seconds to wait for a worker to exit, before it is killed."""
@@ -100,7 +100,7 @@ class WorkerResult:
     samples : list of (int, int, bytes)
         Pickled samples, if the worker has no format yet. Before each are the number of its input
         sample, and how many outputs for the same input sample come before it.
-    rejected : list of Rejected
+    rejected : list of RejectedSample
         The samples that were left out.
     seconds : float
         The time that the worker spent on the batch.
@@ -115,7 +115,7 @@ class WorkerResult:
 
     rows: list[bytes] = field(default_factory=list)
     samples: list[tuple[int, int, bytes]] = field(default_factory=list)
-    rejected: list[Rejected] = field(default_factory=list)
+    rejected: list[RejectedSample] = field(default_factory=list)
     seconds: float = 0.0
     data: bytes = b""
     sizes: bytes = b""
@@ -129,23 +129,24 @@ class WorkerResult:
             yield number, output, ForkingPickler.loads(pickled)
 
     def drop(self, position: tuple[int, int]) -> bytes | None:
-        """Drop outputs up to a position, and return the bytes of the row at it; None if not here.
+        """Drop outputs up to a position, inclusive, and return the bytes of the row at it.
 
-        The position is the number of an input sample, and of one of its outputs.
+        The position is the number of an input sample, and of one of its outputs. The result is None
+        if no row has this position.
         """
-        places = list(zip(self.numbers, self.outputs, strict=True))
+        positions = list(zip(self.numbers, self.outputs, strict=True))
         self.rejected = [r for r in self.rejected if (r.number, r.output) > position]
         sizes = np.frombuffer(self.sizes, np.int64)
         ends = np.cumsum(sizes)
-        row = None
-        if position in places:
-            at = places.index(position)
-            row = self.data[int(ends[at] - sizes[at]) : int(ends[at])]
-        count = sum(place <= position for place in places)
+        row_bytes = None
+        if position in positions:
+            row = positions.index(position)
+            row_bytes = self.data[int(ends[row] - sizes[row]) : int(ends[row])]
+        count = sum(row_position <= position for row_position in positions)
         if count:
             self.data, self.sizes = self.data[int(ends[count - 1]) :], self.sizes[8 * count :]
             self.numbers, self.outputs = self.numbers[count:], self.outputs[count:]
-        return row
+        return row_bytes
 
     def pack(self) -> None:
         """Join the rows, because one bytes object is pickled faster than a list."""
@@ -177,12 +178,12 @@ class _Failure:
         trace = "" if is_refused else "".join(traceback.format_exception(error))
         notes = list(getattr(error, "__notes__", ()))
         summary = f"{type(error).__qualname__}: {error}"
-        sent: BaseException | None = error
+        picklable: BaseException | None = error
         try:
             ForkingPickler.loads(ForkingPickler.dumps(error))
         except Exception:
-            sent = None
-        return cls(sent, summary, notes, trace)
+            picklable = None
+        return cls(picklable, summary, notes, trace)
 
     def exception(self) -> BaseException:
         """Return the exception for the parent to raise."""
@@ -247,23 +248,23 @@ class WorkerPool:
         """
         batches = _Batcher(samples, first)
         results: dict[int, WorkerResult | _Failure] = {}
-        sent = used = 0
+        sent_count = result_count = 0
         while True:
-            while not batches.is_exhausted and sent - used < self._max_pending():
+            while not batches.is_exhausted and sent_count - result_count < self._max_pending():
                 worker = min(self._workers, key=lambda worker: len(worker.batches))
                 if len(worker.batches) >= _BATCHES_PER_WORKER:
                     break
                 payload = batches.next(1 if self._sends_single_samples else None)
                 if payload is not None:
-                    worker.batches.append(sent)
+                    worker.batches.append(sent_count)
                     worker.send(payload)
-                    sent += 1
-            if used == sent:
+                    sent_count += 1
+            if result_count == sent_count:
                 return
-            while used not in results:
+            while result_count not in results:
                 self._receive(results)
-            result = results.pop(used)
-            used += 1
+            result = results.pop(result_count)
+            result_count += 1
             if isinstance(result, _Failure):
                 raise result.exception()
             batches.adapt(result.seconds)
@@ -344,14 +345,16 @@ class _Worker:
         """Return an error with the exit code or signal of the process."""
         self.process.join(_EXIT_TIMEOUT)
         code = self.process.exitcode
-        how = f"with exit code {code}"
+        cause = f"with exit code {code}"
         if code is not None and code < 0:
             name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-            how = f"killed by {name}"
+            cause = f"killed by {name}"
             if name == "SIGKILL":
-                how += ", as the system does when memory is short"
+                cause += ", as the system does when memory is short"
         self.batches.clear()
-        return RuntimeError(f"worker process {self.process.pid} ended, {how}: nothing is published")
+        return RuntimeError(
+            f"worker process {self.process.pid} ended, {cause}: nothing is published"
+        )
 
 
 class _Batcher:
@@ -361,46 +364,47 @@ class _Batcher:
         self.is_exhausted = False
         self._position = Position()
         self._samples = track_position(samples, self._position, first)
-        self._count = self._limit = 1
+        self._length = 1  # of the next batch, in samples
+        self._max_length = 1  # so that the next batch has at most about `_BATCH_BYTES`
         self._number = first
 
     def next(self, count: int | None) -> bytes | None:
         """Return the next batch; None at the end. `count` replaces the adaptive length."""
-        most = count or self._count
+        max_count = count or self._length
         pickled, ends = io.BytesIO(), [0]
         pickler = ForkingPickler(pickled, 5)
         dump, clear_memo = pickler.dump, pickler.clear_memo
-        # Each sample is pickled before the next one is read, and anew, since the input may change
-        # an array or a mapping and yield it again.
-        for sample in islice(self._samples, most):
+        # The input may change an object and yield it again. So each sample is pickled before the
+        # next one is read, and without the memo, which would refer to the first pickle of it.
+        for sample in islice(self._samples, max_count):
             clear_memo()
             try:
                 dump(sample)
             except Exception as error:
-                raise with_note(error, _PICKLING) from None
+                raise with_note(error, _PICKLING_NOTE) from None
             ends.append(pickled.tell())
-        taken = len(ends) - 1
-        if taken < most:
+        length = len(ends) - 1
+        if length < max_count:
             self.is_exhausted = True
-        if not taken:
+        if not length:
             return None
         payload = _dumps((self._number, (pickled.getvalue(), ends)))
-        self._number += taken
-        self._limit = max(1, _BATCH_BYTES * taken // len(payload))
-        self._count = min(self._count, self._limit)
+        self._number += length
+        self._max_length = max(1, _BATCH_BYTES * length // len(payload))
+        self._length = min(self._length, self._max_length)
         return payload
 
     def adapt(self, seconds: float) -> None:
         """Change the length of batches; a worker spent `seconds` on the last one."""
-        count = self._count * 2 if seconds < _BATCH_SECONDS else self._count // 2
-        self._count = max(1, min(count, self._limit, _MAX_BATCH_SAMPLES))
+        length = self._length * 2 if seconds < _BATCH_SECONDS else self._length // 2
+        self._length = max(1, min(length, self._max_length, _MAX_BATCH_SAMPLES))
 
 
 def _dumps(value: Any) -> bytes:
     try:
         return bytes(ForkingPickler.dumps(value, 5))
     except Exception as error:
-        raise with_note(error, _PICKLING) from None
+        raise with_note(error, _PICKLING_NOTE) from None
 
 
 def _run_worker(connection: Connection, inherited: list[Connection], task: Task) -> None:
@@ -416,12 +420,14 @@ def _run_worker(connection: Connection, inherited: list[Connection], task: Task)
         encoder = SampleEncoder(*task.encoding, task.fill)
     while (message := messages.get()) is not None:
         try:
-            first, rest = ForkingPickler.loads(message)
-            if not isinstance(rest, tuple):
-                encoder = SampleEncoder(first, rest, task.fill)
+            # A message of `set_layout` is (layout, only_columns). A batch is (number of the first
+            # sample, (pickled samples, offsets)).
+            first, second = ForkingPickler.loads(message)
+            if not isinstance(second, tuple):
+                encoder = SampleEncoder(first, second, task.fill)
                 continue
-            pickled, ends = memoryview(rest[0]), rest[1]
-            samples = [ForkingPickler.loads(pickled[at:end]) for at, end in pairwise(ends)]
+            pickled, offsets = memoryview(second[0]), second[1]
+            samples = [ForkingPickler.loads(pickled[start:end]) for start, end in pairwise(offsets)]
             result: WorkerResult | _Failure = _process_batch(task, encoder, first, samples)
         except BaseException as error:
             result = _Failure.from_error(error)
@@ -460,7 +466,8 @@ def _process_batch(
                 except REFUSALS as error:
                     if not task.skips:
                         raise _RefusedError from error
-                    result.rejected.append(Rejected.from_sample(sample, number, error, output))
+                    rejected = RejectedSample.from_sample(sample, number, error, output)
+                    result.rejected.append(rejected)
                     continue
             result.rows.append(row)
             if task.tracks:

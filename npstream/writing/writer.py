@@ -14,7 +14,7 @@ from npstream.writing.engine import WriterEngine
 from npstream.writing.inputs.fill import check_fill
 from npstream.writing.inputs.parts import PartedInput, open_input
 from npstream.writing.report import WriteReport
-from npstream.writing.resumption.session import ResumedInput
+from npstream.writing.resumption.session import ResumableInput
 from npstream.writing.rows import (
     encode_none,
 )
@@ -123,15 +123,17 @@ def write(
         Maximum number of samples of a shard. A shard ends when either limit is reached.
     compression : str, optional
         ``"zstd"``, ``"gz"``, ``"bz2"``, ``"br"``, each also with ``":level"``, or ``"snappy"``. By
-        default shards are not compressed, and for an append as those of the dataset.
+        default shards are not compressed. The default of an append is the codec of the dataset's
+        last shard.
     hashes : iterable of str, default: ()
-        Hashes of each file that the index records, such as ``"xxh3_64"`` and ``"sha256"``. Without
-        any, an append records those that the dataset has.
+        Hashes of each file that the index records, such as ``"xxh3_64"`` and ``"sha256"``. The
+        default of an append is the hashes of the dataset's last shard.
     resume : bool, default: False
-        Whether to keep the stored shards if the write fails or the process is killed, and to go on
-        after them if an earlier call with ``resume=True`` was interrupted. The arguments and the
-        data must be the same as then. The samples that are stored are passed over. The result is
-        that of a write that was not interrupted. Readers do not see an unfinished write.
+        Whether a later call can continue this write. If the write fails or the process is killed,
+        the stored shards are kept. A call with ``resume=True`` continues after them. Its arguments
+        and data must be the same as those of the interrupted call. It skips the samples that are
+        stored. The result is that of a write that was not interrupted. Readers do not see an
+        unfinished write.
     exclusive : bool, default: False
         Whether the caller guarantees that no other process writes there. ``mode="a"`` needs it in
         stores that cannot replace a file on the condition that it is unchanged. In other stores the
@@ -155,11 +157,10 @@ def write(
     ------
     TypeError, ValueError
         If a column's encoding cannot store a value exactly, or a sample has a key that the first
-        sample lacks. The message names the sample and the column. Also raised if there are
-        neither samples nor `columns`, if an encoding, codec, hash or size is invalid, if more
-        than `max_errors` samples are left out, or if the columns of an append are not those of the
-        dataset. With ``resume=True``: if the arguments or the data differ from those of the
-        interrupted write.
+        sample lacks. The message names the sample and the column. If there are neither samples
+        nor `columns`. If an encoding, codec, hash or size is invalid. If more than `max_errors`
+        samples are left out. If the columns of an append are not those of the dataset. With
+        ``resume=True``: if the arguments or the data differ from those of the interrupted write.
     ColumnError
         If a sample lacks a column.
     RuntimeError
@@ -227,11 +228,11 @@ def write(
         if check_workers(workers) and (table is None or map is not None):
             pool = writer._start_workers(workers, map, resume)
         try:
-            resumed = ResumedInput.describe(data, table, map is not None) if resume else None
+            source = ResumableInput.describe(data, table, map is not None) if resume else None
             if is_parted and not resume:
                 table, samples = read()
             connection = storage_options, timeout, retries
-            writer._connect(path, sidecar, shard_samples, *connection, resumed)
+            writer._connect(path, sidecar, shard_samples, *connection, source)
             with writer, show_progress(writer._shards, progress):
                 if is_parted and resume and not writer._is_complete:
                     table, samples = read()
@@ -250,7 +251,7 @@ def _encodings(
     map: MapFunction | None,
     table: Any,
 ) -> Mapping[str, str | Encoding] | Sequence[str] | None:
-    """Return the encodings that the user named, or those of a table, or else the names."""
+    """Return the encodings of a table if `columns` does not map them, and otherwise `columns`."""
     if isinstance(columns, Mapping) or map is not None or table is None:
         return columns
     return table_encodings(table.head if isinstance(table, TableStream) else table, selection)
@@ -299,8 +300,8 @@ class Writer(WriterEngine):
     hashes : iterable of str, default: ()
         Hashes of each file that the index records, as for `write`.
     resume : bool, default: False
-        Whether to keep the stored shards if the write fails or the process is killed, and to go on
-        after them, as for `write`. Do not write the first `input_samples` samples then.
+        Whether a later Writer can continue this write if it fails or the process is killed, as for
+        `write`. A Writer that continues must not get the first `input_samples` samples again.
     exclusive : bool, default: False
         Whether the caller guarantees that no other process writes there, as for `write`.
     storage_options : mapping, optional
@@ -363,12 +364,12 @@ class Writer(WriterEngine):
             format=format, separator=separator, newline=newline, shard_size=shard_size,
             compression=compression, hashes=hashes, mode=mode, exclusive=exclusive, resume=resume,
         )  # fmt: skip
-        resumed = ResumedInput(None, {"data": "samples of Writer.write"}) if resume else None
-        self._connect(path, sidecar, shard_samples, storage_options, timeout, retries, resumed)
+        source = ResumableInput(None, {"data": "samples of Writer.write"}) if resume else None
+        self._connect(path, sidecar, shard_samples, storage_options, timeout, retries, source)
 
     @property
     def input_samples(self) -> int:
-        """The number of samples that an interrupted write has dealt with; do not write them again.
+        """The number of samples to skip, because an interrupted write has stored or left them out.
 
         It counts all samples that were given to `write`, also those that were left out. It is 0
         without ``resume=True``, or if no write was interrupted.

@@ -143,13 +143,12 @@ def fill_sample(
         The columns to write; empty until the first sample defines them.
     """
     filled = None
-    for name, each in fill.items():
+    for name, replacement in fill.items():
         encoding = columns.get(name)
-        if encoding is None:
-            is_filled = name not in sample or is_missing(sample[name])
-        else:
-            is_filled = name not in sample or is_absent(sample[name], encoding)
-        if is_filled:
-            filled = dict(sample) if filled is None else filled
-            filled[name] = each.value
+        if name in sample:
+            value = sample[name]
+            if not (is_missing(value) if encoding is None else is_absent(value, encoding)):
+                continue
+        filled = dict(sample) if filled is None else filled
+        filled[name] = replacement.value
     return sample if filled is None else filled

@@ -61,9 +61,9 @@ def frame_columns(frame: Any, names: Collection[str] | None = None) -> dict[str,
             )
     for name, count in Counter(name for name, _ in values).items():
         if count > 1:
-            what = "the index and a column have" if name in levels else f"{count} columns have"
+            holders = "the index and a column have" if name in levels else f"{count} columns have"
             raise ValueError(
-                f"column {name!r}: {what} this name: rename one, as with frame.columns = [...], "
+                f"column {name!r}: {holders} this name: rename one, as with frame.columns = [...], "
                 "or drop it, as with frame.loc[:, ~frame.columns.duplicated()]"
             )
     return dict(values)
@@ -86,8 +86,8 @@ def series_column(
     is_text = dtype.name in ("str", "string")
     if hasattr(dtype, "pyarrow_dtype") or (is_text and _is_arrow_text(dtype)):
         return ArrowColumn(import_optional("pyarrow", "pyarrow", "arrow").array(values), fill)
-    if (what := _unknown(dtype)) is not None:
-        raise TypeError(f"pandas's {dtype} {what}, or leave the column out of columns=")
+    if (problem := _problem(dtype)) is not None:
+        raise TypeError(f"pandas's {dtype} {problem}, or leave the column out of columns=")
     number = dtype if isinstance(dtype, np.dtype) else getattr(dtype, "numpy_dtype", None)
     is_category = hasattr(dtype, "categories")
     if is_category or is_text or hasattr(dtype, "numpy_dtype"):
@@ -106,8 +106,8 @@ def series_column(
     return ListColumn(values.tolist(), "str" if is_text and not len(values) else None, fill)
 
 
-def _unknown(dtype: Any) -> str | None:
-    """Return the problem and the fix of a dtype without an encoding; None for other dtypes."""
+def _problem(dtype: Any) -> str | None:
+    """Return the problem and the fix for a dtype without an encoding; None for other dtypes."""
     name = type(dtype).__name__
     if name == "DatetimeTZDtype":
         return (
@@ -115,8 +115,8 @@ def _unknown(dtype: Any) -> str | None:
             "which gives UTC"
         )
     if name in ("PeriodDtype", "IntervalDtype"):
-        how = ".dt.to_timestamp()" if name == "PeriodDtype" else ".astype(str)"
-        return f"has no encoding: convert the column, as with {how}"
+        call = ".dt.to_timestamp()" if name == "PeriodDtype" else ".astype(str)"
+        return f"has no encoding: convert the column, as with {call}"
     return None
 
 

@@ -84,7 +84,8 @@ def _batches(data: Any, rows: int) -> Iterator[Any]:
     """Yield the rows of a dataset as Arrow tables.
 
     A shuffled or filtered dataset has an array of row numbers. `datasets` reads such rows one by
-    one, in 20 us each. This function reads all rows that a batch has in a record batch at once.
+    one, in 20 us each. This function takes all rows of an output table that are in the same record
+    batch at once.
     """
     numbers = getattr(data, "_indices", None)
     source = getattr(getattr(data, "data", None), "table", None)
@@ -183,8 +184,11 @@ def _read(path: str, row: int) -> bytes:
 
 
 def image_encoding(files: Any) -> str:
-    """Return the encoding for image files, by the first one; both encodings store any file."""
-    first = next((each.as_py() for each in files if each.is_valid), b"")
+    """Return "jpeg" if the first image file is a JPEG file, otherwise "png".
+
+    Both encodings store files of any format, so a column may mix formats.
+    """
+    first = next((file.as_py() for file in files if file.is_valid), b"")
     return "jpeg" if first.startswith(b"\xff\xd8") else "png"
 
 

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from npstream.writing.shard import ColumnBlock, ShardFormat
 
 __all__ = [
-    "LaterRows",
     "Part",
     "PartedInput",
+    "TableTail",
     "open_input",
     "row_count",
     "skip_items",
@@ -47,7 +47,8 @@ class Part:
         Returns the content: anything that `npstream.write` takes, such as an iterable of samples,
         a table or a reader of tables. It is called when the part's first sample is needed.
     samples : int or None
-        The number of samples, if it is known. Another number than that of the content is an error.
+        The number of samples, if it is known. Reading raises ValueError if the content has another
+        number of samples.
     """
 
     name: str
@@ -64,10 +65,10 @@ class PartedInput:
     Parameters
     ----------
     parts : iterable of Part
-        Their names differ.
+        Their names must be unique.
     description : mapping of str to str, optional
-        What else decides which samples the parts hold, by names for messages. A write resumes only
-        with the same description.
+        Settings that also determine the samples of the parts, by names for messages. A write
+        resumes only with the same description.
 
     Attributes
     ----------
@@ -96,13 +97,15 @@ class PartedInput:
         self._numbers = {part.name: number for number, part in enumerate(self.parts)}
         if len(self._numbers) < len(self.parts):
             names = [part.name for part in self.parts]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f"two parts of the input have the name {twice!r}")
-        known = [part.samples for part in self.parts]
-        self.samples = None if None in known else sum(each or 0 for each in known)
-        self._first = (0, 0)  # the first part to open, and the samples of it to skip
+            duplicate = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"two parts of the input have the name {duplicate!r}")
+        counts = [part.samples for part in self.parts]
+        self.samples = None if None in counts else sum(count or 0 for count in counts)
+        self._first_position = (0, 0)  # the first part to open, and how many samples of it to skip
+        # For each part that was opened: its first sample that was read, the number of the part, and
+        # how many samples of it were skipped. `position` drops the entries of earlier parts.
         self._starts: list[tuple[int, int, int]] = []
-        self._count = 0
+        self._samples_read = 0
 
     def seek(self, position: tuple[str, int], number: int = 0) -> None:
         """Start at a position, without opening the parts before it; call it before `read`.
@@ -125,8 +128,9 @@ class PartedInput:
                 f"the input has no part {name!r}; its {quantity(len(self.parts), 'part')} begin "
                 f"with {[part.name for part in self.parts[:3]]}"
             )
-        self._first = self._numbers[name], int(offset)
-        self._starts, self._count = [], number
+        self._first_position = self._numbers[name], int(offset)
+        self._starts = []
+        self._samples_read = number  # the samples before this one count as read
 
     def position(self, number: int) -> tuple[str, int]:
         """Return the position of a sample that was read.
@@ -139,10 +143,10 @@ class PartedInput:
         number : int
             The number of the sample among all of the input.
         """
-        at = bisect_right(self._starts, number, key=lambda start: start[0]) - 1
-        if at < 0 or number >= self._count:
+        entry = bisect_right(self._starts, number, key=lambda start: start[0]) - 1
+        if entry < 0 or number >= self._samples_read:
             raise ValueError(f"sample {number} was not read, or its position was dropped")
-        del self._starts[:at]
+        del self._starts[:entry]
         first, part, offset = self._starts[0]
         return self.parts[part].name, offset + number - first
 
@@ -163,8 +167,8 @@ class PartedInput:
         names, fill, check
             As for `npstream.writing.inputs.recognition.table_of`.
         as_items : bool, default: False
-            Whether to return the items of parts that are not tables as they are. By default items
-            that are tables are joined to a stream, and tuples get names.
+            Whether to leave the items of iterable parts unchanged. By default items that are tables
+            become one stream of tables, and items that are tuples become mappings.
 
         Raises
         ------
@@ -180,10 +184,10 @@ class PartedInput:
                     f"has {quantity(len(self.parts), 'part')})"
                 )
             return iter(())
-        rest = _chain([first], contents)
+        all_contents = _chain([first], contents)
         if isinstance(first, TableStream):
-            return TableStream(_Head(first.head), self._tables(rest))
-        return self._samples(rest, as_items)
+            return TableStream(_Head(first.head), self._tables(all_contents))
+        return self._samples(all_contents, as_items)
 
     def _contents(
         self,
@@ -194,15 +198,16 @@ class PartedInput:
     ) -> Iterator[TableStream | Iterator[Any]]:
         """Open the parts one at a time, and yield the content of each that has samples."""
         kind: bool | None = None
-        first, offset = self._first
+        first, offset = self._first_position
         for number in range(first, len(self.parts)):
             part = self.parts[number]
-            self._starts.append((self._count, number, offset))
-            begin = self._count - offset
+            self._starts.append((self._samples_read, number, offset))
+            begin = self._samples_read - offset
             try:
                 content = _open(part.open(), names, fill, check, as_items, offset)
             except Exception as error:
-                error.add_note(f"in part {part.name!r} of the input, before sample {self._count}")
+                sample = self._samples_read
+                error.add_note(f"in part {part.name!r} of the input, before sample {sample}")
                 raise
             offset = 0
             if content is not None:
@@ -215,44 +220,49 @@ class PartedInput:
                 kind = is_table
                 yield content
             del content  # before the next part is opened
-            if part.samples is not None and self._count - begin != part.samples:
+            count = self._samples_read - begin
+            if part.samples is not None and count != part.samples:
                 raise ValueError(
-                    f"part {part.name!r} of the input has "
-                    f"{quantity(self._count - begin, 'sample')}; it should have {part.samples:,}"
+                    f"part {part.name!r} of the input has {quantity(count, 'sample')}; it should "
+                    f"have {part.samples:,}"
                 )
 
     def _tables(self, contents: Iterable[Any]) -> Iterator[InputTable]:
         for content in contents:
-            with self._notes():
+            with self._error_context():
                 for table in content.tables:
-                    self._count += table.length
+                    self._samples_read += table.length
                     yield table
                     del table
             del content  # before the next part is opened
 
     def _samples(self, contents: Iterable[Any], as_items: bool) -> Iterator[Any]:
         for content in contents:
-            with self._notes():
+            with self._error_context():
                 for sample in content:
-                    self._count += 1 if as_items or type(sample) is dict else row_count(sample)
+                    is_one = as_items or type(sample) is dict
+                    self._samples_read += 1 if is_one else row_count(sample)
                     yield sample
             del content  # before the next part is opened
 
     @contextmanager
-    def _notes(self) -> Iterator[None]:
+    def _error_context(self) -> Iterator[None]:
         """Add the part and the sample to an exception of the content."""
         try:
             yield
         except Exception as error:
             part = self.parts[self._starts[-1][1]]
             error.add_note(
-                f"raised by part {part.name!r} of the input, instead of sample {self._count}"
+                f"raised by part {part.name!r} of the input, instead of sample {self._samples_read}"
             )
             raise
 
 
 def _chain(first: list[Any], others: Iterator[Any]) -> Iterator[Any]:
-    """Yield the item of a list, without keeping it as `itertools.chain` does, and the others."""
+    """Yield the only item of the list `first`, and then the others.
+
+    In contrast to `itertools.chain`, this does not keep a reference to the first item.
+    """
     yield first.pop()
     yield from others
 
@@ -269,9 +279,10 @@ def open_input(
     as_items: bool,
     may_be_empty: bool = False,
 ) -> tuple[InputTable | TableStream | None, Iterable[Any]]:
-    """Return the user's data as a table and no samples, or as None and the samples.
+    """Return the user's data as a table, or as samples.
 
-    The parameters are those of `PartedInput.read` and `samples_of`.
+    The result is a pair. For a table, it is the table and an empty tuple. For samples, it is None
+    and the samples. The parameters are those of `PartedInput.read` and `samples_of`.
     """
     if isinstance(data, PartedInput):
         content: Any = data.read(names, fill, check=check, as_items=as_items)
@@ -325,13 +336,17 @@ def skip_items(items: Iterable[Any], count: int) -> Iterator[Any]:
 
 
 def skip_samples(samples: Iterable[Any], count: int) -> Iterator[Any]:
-    """Return an iterator that has passed over the first samples; a Batch has several."""
+    """Return an iterator that has passed over the first samples.
+
+    An item may have several samples, such as a Batch. If the last sample to skip is within such an
+    item, the iterator begins with the later rows of this item.
+    """
     iterator = iter(samples)
     for sample in iterator if count else ():
         rows = 1 if type(sample) is dict else row_count(sample)
         if rows > count:
             table: Any = table_of(sample)
-            return chain([LaterRows(table, count)], iterator)
+            return chain([TableTail(table, count)], iterator)
         count -= rows
         if not count:
             break
@@ -350,7 +365,7 @@ def skip_rows(tables: Iterable[InputTable], count: int) -> Iterator[InputTable]:
     """Yield tables without their first `count` rows."""
     for table in tables:
         if count < table.length or not count:
-            yield LaterRows(table, count) if count else table
+            yield TableTail(table, count) if count else table
             count = 0
         else:
             count -= table.length
@@ -388,7 +403,7 @@ class _Head:
         return None
 
 
-class LaterRows:
+class TableTail:
     """The rows of a table after the first ones.
 
     Parameters
@@ -405,12 +420,12 @@ class LaterRows:
         self._table, self._start = table, start
 
     @property
-    def given(self) -> Collection[str]:
+    def available_names(self) -> Collection[str]:
         """All column names of the user's table, for error messages."""
-        given: Collection[str] = getattr(self._table, "given", self._table.names())
-        return given
+        names: Collection[str] = getattr(self._table, "available_names", self._table.names())
+        return names
 
-    def _writer_input(self) -> LaterRows:
+    def _writer_input(self) -> TableTail:
         """Return the table, so that it may also be an item of the data."""
         return self
 
@@ -426,14 +441,16 @@ class LaterRows:
         self, bounds: Bounds, target: Mapping[str, Encoding]
     ) -> Iterator[dict[str, ColumnBlock]]:
         """Yield blocks of rows of the columns in `target`."""
-        shifted = ((start + self._start, stop + self._start) for start, stop in bounds)
         try:
-            yield from self._table.blocks(shifted, target)
+            yield from self._table.blocks(self._table_bounds(bounds), target)
         except RowError as error:
             error.row -= self._start
             raise
 
     def stored_samples(self, bounds: Bounds, layout: ShardFormat) -> StoredSamples | None:
         """Return the rows as samples of a shard format; None if they must be encoded."""
-        shifted = ((start + self._start, stop + self._start) for start, stop in bounds)
-        return self._table.stored_samples(shifted, layout)
+        return self._table.stored_samples(self._table_bounds(bounds), layout)
+
+    def _table_bounds(self, bounds: Bounds) -> Bounds:
+        """Return the bounds of the same rows in the whole table."""
+        return ((start + self._start, stop + self._start) for start, stop in bounds)

@@ -89,13 +89,15 @@ def table_of(
 def _table_of(
     data: Any, names: Collection[str] | None, fill: Mapping[str, Fill]
 ) -> InputTable | TableStream | None:
-    to_write = getattr(type(data), "_writer_input", None)
-    if to_write is not None:
-        given: Any = to_write(data)
-        if given is None or isinstance(given, TableStream) or hasattr(given, "names"):
-            return given  # type: ignore[no-any-return]
-        if hasattr(given, "name"):
-            return Columns({given.name: given})
+    writer_input = getattr(type(data), "_writer_input", None)
+    if writer_input is not None:
+        table_or_column: Any = writer_input(data)
+        if table_or_column is None or hasattr(table_or_column, "names"):
+            return table_or_column  # type: ignore[no-any-return]
+        if isinstance(table_or_column, TableStream):
+            return table_or_column
+        if hasattr(table_or_column, "name"):
+            return Columns({table_or_column.name: table_or_column})
         raise TypeError(
             f"a {type(data).__name__} is a column without a name: write a mapping, such as "
             "{'x': it}"
@@ -150,7 +152,18 @@ def columns_of(
     names: Collection[str] | None = None,
     fill: Mapping[str, Fill] | None = None,
 ) -> Columns:
-    """Return a mapping of columns as a table; `source_encodings` are theirs, if known."""
+    """Return a mapping of columns as a table.
+
+    Parameters
+    ----------
+    data : mapping of str to array or sequence
+    source_encodings : mapping of str to str, optional
+        The encodings of the columns in the dataset that they come from.
+    names : collection of str, optional
+        The columns to return; by default all.
+    fill : mapping of str to Fill, optional
+        Replaces missing values, by column.
+    """
     columns = {}
     for name, values in data.items():
         if names is not None and name not in names:
@@ -166,7 +179,7 @@ def columns_of(
 
 def _with_constants(
     columns: Mapping[str, InputColumn],
-    given: Collection[str],
+    available_names: Collection[str],
     names: Collection[str] | None,
     fill: Mapping[str, Fill],
 ) -> Columns:
@@ -177,7 +190,7 @@ def _with_constants(
         for name, value in fill.items()
         if name not in columns and (names is None or name in names)
     }
-    return Columns({**columns, **constants}, given)
+    return Columns({**columns, **constants}, available_names)
 
 
 def column_of(
@@ -195,13 +208,11 @@ def column_of(
         Replaces missing values.
     """
     fill = fill or NO_FILL
-    to_write = getattr(type(values), "_writer_input", None)
-    if (
-        to_write is not None
-        and hasattr(given := to_write(values), "length")
-        and not hasattr(given, "names")
-    ):
-        return given  # type: ignore[no-any-return]
+    writer_input = getattr(type(values), "_writer_input", None)
+    if writer_input is not None:
+        column = writer_input(values)
+        if hasattr(column, "length") and not hasattr(column, "names"):
+            return column  # type: ignore[no-any-return]
     if isinstance(values, str | bytes | Mapping) or not _has_length(values):
         raise TypeError(
             f"it is of type {type(values).__name__}: a mapping holds columns, each an array or a "
@@ -335,7 +346,7 @@ def _one_column(data: Any, names: Collection[str] | None, fill: Mapping[str, Fil
                 f"them, {{name: data[name] for name in data.{attribute}}}"
             )
     shape = tuple(getattr(data, "shape", ()))
-    what = f"a {type(data).__name__}" + (f" of shape {shape}" if shape else "")
+    description = f"a {type(data).__name__}" + (f" of shape {shape}" if shape else "")
     encoding = "..."
     try:
         dtype = foreign.as_array(data[:1]).dtype
@@ -344,8 +355,8 @@ def _one_column(data: Any, names: Collection[str] | None, fill: Mapping[str, Fil
         pass  # the encoding is only an example
     count = f", and columns= names {len(names)}" if names else ""
     raise TypeError(
-        f"data is {what}, one column without a name{count}: write {{'x': data}}, or name it with "
-        f"columns={{'x': {encoding!r}}}"
+        f"data is {description}, one column without a name{count}: write {{'x': data}}, or name it "
+        f"with columns={{'x': {encoding!r}}}"
     )
 
 
@@ -474,9 +485,9 @@ def samples_of(
     """
     samples = iterate(data)
     for first in samples:
-        rest = chain([first], samples)
+        all_samples = chain([first], samples)
         if type(first) is dict or hasattr(type(first), "_writer_input"):
-            return rest
+            return all_samples
         if isinstance(first, str) and hasattr(data, "columns"):
             raise TypeError(
                 f"data is of type {type(data).__name__}, which yields names of columns and not "
@@ -485,7 +496,7 @@ def samples_of(
             )
         table = foreign_table(first, names, fill or {})
         if table is None:
-            return _named_samples(rest, names)
+            return _named_samples(all_samples, names)
         head = table.head if isinstance(table, TableStream) else table
         return TableStream(head, _tables(table, samples, names, fill or {}))
     if names is None and not may_be_empty:
@@ -509,10 +520,9 @@ def iterate(data: Any) -> Iterator[Any]:
             "data is a DataLoader, which yields batches and not samples: write its dataset, "
             "data.dataset"
         )
-    is_map = hasattr(type(data), "__getitem__") and hasattr(type(data), "__len__")
-    if is_map and not hasattr(
-        type(data), "__iter__"
-    ):  # such as torch's, which need not raise IndexError
+    is_map_style = hasattr(type(data), "__getitem__") and hasattr(type(data), "__len__")
+    if is_map_style and not hasattr(type(data), "__iter__"):
+        # `iter` would read until IndexError, which a map-style dataset of torch need not raise.
         return (data[k] for k in range(len(data)))
     try:
         return iter(data)

@@ -1,8 +1,15 @@
 """Provide `Journal`, the work file of a write to a directory that can resume.
 
-It is a sequence of frames, to which each shard appends a few. The last frame is ignored if it was
-not written completely. The process that writes holds a lock of the operating system on the file,
-which ends with the process.
+The file is a sequence of frames, each a list of a kind and its values:
+
+- ``["settings", settings]``: the first frame.
+- ``["file", name, file_id]``: before a file gets this name.
+- ``["shard", number, record]``: after all files of a shard have their names.
+- ``["cut", count]``: a resumed write keeps the first `count` shards, and writes the others again.
+- ``["publication", publication]``: before the index is published.
+
+The last frame is ignored if it was not written completely. The process that writes holds a lock of
+the operating system on the file, which ends with the process.
 
 Tested in tests/writing/resumption/test_records.py.
 """
@@ -26,8 +33,8 @@ from npstream.storage.local import write_fully
 
 __all__ = ["Journal", "JournalContent"]
 
-_HEAD = struct.Struct("<IQ")
-"""The bytes of a frame's body, and their hash."""
+_HEADER = struct.Struct("<IQ")
+"""The size of a frame's body in bytes, and the XXH3 hash of the body."""
 
 _READ_LIMIT = 1 << 31
 """Maximum bytes of a frame."""
@@ -42,13 +49,13 @@ class JournalContent:
     settings : dict or None
         The first frame; None if there is none.
     shards : dict of int to (int, int)
-        Where the record of each shard is in the file: its first byte, and its bytes.
+        The location of each shard's frame body in the file: its offset and its size in bytes.
     files : dict of str to tuple of int
-        The files that were about to get their names, each with the result of `file_id`.
+        The result of `file_id` for each file that this write created, by name.
     publication : dict or None
         What the write recorded before it published.
     end : int
-        The bytes of all complete frames.
+        The size of all complete frames, in bytes.
     """
 
     settings: dict[str, Any] | None = None
@@ -74,7 +81,7 @@ class Journal:
     BlockingIOError
         If another process has locked it.
     FileNotFoundError
-        If the file does not exist, or was removed while this waited.
+        If the file does not exist, or another process removed it before it was locked.
     OSError
         If the file cannot be opened, or its file system has no locks.
     """
@@ -111,10 +118,10 @@ class Journal:
     def is_current(self) -> bool:
         """Return True if the path still names the file that is open."""
         try:
-            named, own = os.stat(self.path), os.fstat(self._descriptor)
+            at_path, opened = os.stat(self.path), os.fstat(self._descriptor)
         except FileNotFoundError:
             return False
-        return (named.st_dev, named.st_ino) == (own.st_dev, own.st_ino)
+        return os.path.samestat(at_path, opened)
 
     def remove(self) -> None:
         """Remove the file, and release the lock."""
@@ -133,14 +140,14 @@ class Journal:
         import msgpack
 
         body = msgpack.packb([kind, *values])
-        frame = _HEAD.pack(len(body), xxh3(body)) + body
+        frame = _HEADER.pack(len(body), xxh3(body)) + body
         with self._mutex, self._storage_errors():
-            at = self._end
+            offset = self._end
 
-            def write(rest: memoryview) -> int:
-                nonlocal at
-                count = os.pwrite(self._descriptor, rest, at)
-                at += count
+            def write(data: memoryview) -> int:
+                nonlocal offset
+                count = os.pwrite(self._descriptor, data, offset)
+                offset += count
                 return count
 
             try:
@@ -149,7 +156,7 @@ class Journal:
             except BaseException:
                 os.ftruncate(self._descriptor, self._end)
                 raise
-            self._end = at
+            self._end = offset
 
     def read(self) -> JournalContent:
         """Return the content, and drop a last frame that is not complete."""
@@ -159,7 +166,7 @@ class Journal:
         with self._storage_errors():
             size = os.fstat(self._descriptor).st_size
             while (body := self._frame(content.end, size)) is not None:
-                start = content.end + _HEAD.size
+                start = content.end + _HEADER.size
                 content.end = start + len(body)
                 kind, *values = msgpack.unpackb(body)
                 if kind == "settings":
@@ -176,25 +183,26 @@ class Journal:
             self._end = content.end
         return content
 
-    def shard_record(self, place: tuple[int, int]) -> bytes:
-        """Return the record of a shard, given its place in `JournalContent.shards`."""
+    def shard_record(self, location: tuple[int, int]) -> bytes:
+        """Return the record of a shard, given its location in `JournalContent.shards`."""
         import msgpack
 
+        offset, nbytes = location
         with self._storage_errors():
-            body = os.pread(self._descriptor, place[1], place[0])
+            body = os.pread(self._descriptor, nbytes, offset)
         record: bytes = msgpack.unpackb(body)[2]
         return record
 
     def _frame(self, start: int, size: int) -> bytes | None:
         """Return the body of a frame; None if there is no complete one."""
-        head = os.pread(self._descriptor, _HEAD.size, start)
-        if len(head) < _HEAD.size:
+        header = os.pread(self._descriptor, _HEADER.size, start)
+        if len(header) < _HEADER.size:
             return None
-        nbytes, known = _HEAD.unpack(head)
-        if nbytes > min(size - start - _HEAD.size, _READ_LIMIT):
+        nbytes, recorded_hash = _HEADER.unpack(header)
+        if nbytes > min(size - start - _HEADER.size, _READ_LIMIT):
             return None
-        body = os.pread(self._descriptor, nbytes, start + _HEAD.size)
-        return body if xxh3(body) == known else None
+        body = os.pread(self._descriptor, nbytes, start + _HEADER.size)
+        return body if xxh3(body) == recorded_hash else None
 
     @contextmanager
     def _storage_errors(self) -> Iterator[None]:

@@ -33,7 +33,7 @@ __all__ = ["ResumableDirectory"]
 
 
 class ResumableDirectory(LocalDestination):
-    """A local directory. An open journal claims it, and stays after an interruption.
+    """A local directory. An open journal claims it; the journal stays after an interruption.
 
     Attributes
     ----------
@@ -50,9 +50,9 @@ class ResumableDirectory(LocalDestination):
         self.saved: SavedWrite | None = None
         self.settings: dict[str, Any] = {}
         self.totals: dict[str, Any] = {}
-        self._is_loading = False
+        self._is_loading = False  # a failure while loading leaves the interrupted write unchanged
         self._journal: Journal | None = None
-        self._recorded: set[int] = set()
+        self._recorded_shards: set[int] = set()
 
     def prepare(self) -> None:
         """Open the journal of an interrupted write, or create the directory.
@@ -93,25 +93,25 @@ class ResumableDirectory(LocalDestination):
         """Record that a shard is stored. Several threads may call it at once."""
         assert self._journal is not None
         self._journal.append("shard", number, body)
-        self._recorded.add(number)
+        self._recorded_shards.add(number)
 
     def publish(self, index: bytes, files: Iterable[tuple[str, Iterable[Body]]]) -> None:
         """Store the last files, and then the index. Then remove the journal."""
         assert self._journal is not None
         publication = {
             "index": digest("xxh3_128", index),
-            "shards": len(self._recorded),
+            "shards": len(self._recorded_shards),
             **self.totals,
         }
-        known = self.saved and self.saved.publication
-        if known and known["index"] != publication["index"]:
+        former = self.saved and self.saved.publication
+        if former and former["index"] != publication["index"]:
             raise ValueError(OTHER_DATA)
         self._journal.append("publication", publication)
         super().publish(index, files)
         self.finish()
 
     def finish(self) -> None:
-        """Remove what a published write needs no longer."""
+        """Remove the journal, which a published write no longer needs."""
         assert self._journal is not None
         try:
             self._journal.remove()
@@ -125,13 +125,13 @@ class ResumableDirectory(LocalDestination):
             return ""
         with suppress(StorageError):
             self._wait_for_jobs()
-        if self._journal is None or not (self._recorded or self._is_loading):
+        if self._journal is None or not (self._recorded_shards or self._is_loading):
             return super().remove()
         self._remove_drafts()
         self._journal.close()
         if self._is_loading:
             return ""
-        return keep_message(self.path, self._recorded)
+        return keep_message(self.path, self._recorded_shards)
 
     def _release(self) -> None:
         super()._release()
@@ -148,10 +148,10 @@ class ResumableDirectory(LocalDestination):
     def _lock_error(self, error: OSError) -> StorageError:
         """Return the error of a journal that cannot be opened and locked."""
         if error.errno in (errno.EAGAIN, errno.EACCES) and isinstance(error, BlockingIOError):
-            what = "another process writes here, or resumes a write"
-            return StorageError(errno.EEXIST, what, self._store.where(WORK))
-        what = f"{error.strerror or error}: cannot open and lock the file that resume=True needs"
-        return StorageError(error.errno, what, self._store.where(WORK))
+            reason = "another process writes here, or resumes a write"
+            return StorageError(errno.EEXIST, reason, self._store.where(WORK))
+        reason = f"{error.strerror or error}: cannot open and lock the file that resume=True needs"
+        return StorageError(error.errno, reason, self._store.where(WORK))
 
     # An interrupted write
 
@@ -165,41 +165,44 @@ class ResumableDirectory(LocalDestination):
         if INDEX in names:
             self._load_published(content)
             return
-        kept, count, missing = self._whole_shards(journal, content)
+        whole_files, count, missing = self._whole_shards(journal, content)
         if missing and content.publication is not None:
             self._close_journal()
-            what = "this file of a complete write is missing or truncated: remove all its files"
-            raise StorageError(errno.ENOENT, what, self._store.where(missing))
-        self._remove_partial_files(content, names - kept - {WORK})
-        journal.append("cut", count)
+            reason = "this file of a complete write is missing or truncated: remove all its files"
+            raise StorageError(errno.ENOENT, reason, self._store.where(missing))
+        self._remove_partial_files(content, names - whole_files - {WORK})
+        journal.append("cut", count)  # the files of later shards are removed
         if content.settings is not None and count:
-            self._recorded = set(range(count))
-            places = [content.shards[number] for number in range(count)]
-            bodies = (journal.shard_record(place) for place in places)
+            self._recorded_shards = set(range(count))
+            locations = [content.shards[number] for number in range(count)]
+            bodies = (journal.shard_record(location) for location in locations)
             self.saved = SavedWrite(content.settings, bodies, count, content.publication)
 
     def _whole_shards(self, journal: Journal, content: JournalContent) -> tuple[set[str], int, str]:
-        """Return the files of the whole shards, their number, and a file that ends them, or ""."""
-        kept: set[str] = set()
+        """Return the files of the whole shards from the first on, and the number of these shards.
+
+        Also return the name of the first recorded file that is missing or truncated; "" if none is.
+        """
+        whole_files: set[str] = set()
         for count in range(len(content.shards)):
             if count not in content.shards:
-                return kept, count, ""
+                return whole_files, count, ""
             files = decode_record(journal.shard_record(content.shards[count])).files()
             for name, nbytes in files.items():
                 if self._size(name) != nbytes:
-                    return kept, count, name
-            kept |= files.keys()
-        return kept, len(content.shards), ""
+                    return whole_files, count, name
+            whole_files |= files.keys()
+        return whole_files, len(content.shards), ""
 
     def _load_published(self, content: JournalContent) -> None:
         """Set `saved` if the index is that of the interrupted write."""
         index = self._store.read(INDEX)
-        known = content.publication or {}
-        if content.settings is None or known.get("index") != digest("xxh3_128", index):
+        publication = content.publication or {}
+        if content.settings is None or publication.get("index") != digest("xxh3_128", index):
             self._close_journal()
             raise self._occupied_error(INDEX)
         count = len(content.shards)
-        self._recorded = set(content.shards)
+        self._recorded_shards = set(content.shards)
         self.saved = SavedWrite(content.settings, iter(()), count, content.publication, index)
 
     def _remove_partial_files(self, content: JournalContent, names: set[str]) -> None:
@@ -208,11 +211,11 @@ class ResumableDirectory(LocalDestination):
             path = self._store.where(name)
             if content.files.get(name) != file_id(path):
                 self._close_journal()
-                what = (
+                reason = (
                     "this file is not known to be of the write that was interrupted here: move it "
                     "away, or choose another directory"
                 )
-                raise StorageError(errno.EEXIST, what, path)
+                raise StorageError(errno.EEXIST, reason, path)
             self._store.remove(name)
 
     def _close_journal(self) -> None:

@@ -11,40 +11,44 @@ __all__ = ["InputTracker"]
 
 @dataclass(slots=True)
 class _Run:
-    """The input samples of consecutive rows.
+    """The input samples of consecutive rows, in a compact form.
+
+    All rows come from one sample, or each row is the first output of the next sample. `numbers` and
+    `outputs` list rows that follow neither rule.
 
     Attributes
     ----------
     row : int
         The first row.
     number, output : int
-        The number of its input sample, and how many outputs of `map=` for that sample come before.
-    is_same : bool or None
-        Whether all rows come from one input sample. Otherwise each comes from the next one, and is
-        its first output. None for a run of one row, which can become either.
+        The number of the first row's input sample, and how many outputs of `map=` for that sample
+        come before the row.
+    is_one_sample : bool or None
+        Which of the two rules holds; True for the first. None for a run of one row, which can
+        become either.
     numbers, outputs : sequence of int
-        If not empty: the same as `number` and `output` for each row.
+        `number` and `output` of every row; empty if the other attributes are sufficient.
     """
 
     row: int
     number: int
     output: int = 0
-    is_same: bool | None = False
+    is_one_sample: bool | None = False
     numbers: Sequence[int] = ()
     outputs: Sequence[int] = ()
 
     def at(self, row: int) -> tuple[int, int]:
-        """Return the number of the input sample of a row, and the output's among its outputs."""
-        later = row - self.row
+        """Return `number` and `output` of a row."""
+        offset = row - self.row
         if len(self.numbers):
-            return int(self.numbers[later]), int(self.outputs[later])
-        if self.is_same is False:
-            return self.number + later, 0
-        return self.number, self.output + later
+            return int(self.numbers[offset]), int(self.outputs[offset])
+        if self.is_one_sample is False:
+            return self.number + offset, 0
+        return self.number, self.output + offset
 
 
 class InputTracker:
-    """Knows from which input sample each row comes that is not yet part of a stored shard.
+    """Records which input sample each row comes from, until the row's shard is stored.
 
     Parameters
     ----------
@@ -52,57 +56,60 @@ class InputTracker:
         The number of the next row.
     number : int
         The number of the next input sample.
-    rejected : tuple of (int, int)
-        The number of samples that were left out so far, and the bytes of the file that records
-        them.
+    reject_state : tuple of (int, int)
+        The number of samples that were left out so far, and the size of the file of rejects, in
+        bytes.
     """
 
-    def __init__(self, row: int, number: int, rejected: tuple[int, int]) -> None:
+    def __init__(self, row: int, number: int, reject_state: tuple[int, int]) -> None:
         self._last = _Run(row, number)
         self._runs = deque([self._last])
-        self._rejected = rejected
-        self._later_rejects: deque[tuple[tuple[int, int], tuple[int, int]]] = deque()
+        self._reject_state = reject_state
+        # The position of each output that was left out, and the reject state after it.
+        self._reject_states: deque[tuple[tuple[int, int], tuple[int, int]]] = deque()
 
     def add_output(self, row: int, number: int, output: int) -> None:
         """Record that the next row is output number `output` of `map=` for an input sample."""
         last = self._last
-        later = row - last.row
-        if last.is_same is not False and number == last.number and output == last.output + later:
-            last.is_same = True
+        offset = row - last.row
+        may_be_one = last.is_one_sample is not False
+        if may_be_one and (number, output) == (last.number, last.output + offset):
+            last.is_one_sample = True  # another output of the same sample
             return
-        is_next = not output and number == last.number + later and not last.numbers
-        if is_next and (last.is_same is False or (last.is_same is None and not last.output)):
-            last.is_same = False
+        # A run of first outputs must begin with one; `add_batch` runs have fixed rows.
+        may_be_many = not (last.is_one_sample or last.output or last.numbers)
+        if may_be_many and (number, output) == (last.number + offset, 0):
+            last.is_one_sample = False  # the first output of the next sample
             return
-        self._add(_Run(row, number, output, is_same=None))
+        self._add(_Run(row, number, output, is_one_sample=None))
 
     def _add(self, run: _Run) -> None:
         self._last = run
         self._runs.append(run)
 
     def add_batch(self, row: int, numbers: Sequence[int], outputs: Sequence[int]) -> None:
-        """Record the next rows: from which input samples, and which of their outputs they are."""
+        """Record the input sample of each of the next rows, and its number among the outputs."""
         self._add(_Run(row, 0, numbers=numbers, outputs=outputs))
 
-    def add_reject(self, number: int, output: int, rejected: tuple[int, int]) -> None:
-        """Record that an output is left out; `rejected` is as in the constructor, after it."""
-        self._later_rejects.append(((number, output), rejected))
+    def add_reject(self, number: int, output: int, reject_state: tuple[int, int]) -> None:
+        """Record that an output is left out; `reject_state` includes this output."""
+        self._reject_states.append(((number, output), reject_state))
 
     def skip(self, row: int, number: int) -> None:
-        """Record that the next row is input sample `number`, as those before it were left out."""
+        """Record that the next row comes from sample `number`: those before it were left out."""
         self._add(_Run(row, number))
 
     def position(self, row: int) -> tuple[int, int]:
         """Return the number of a row's input sample, and how many of its outputs precede the row.
 
-        Later calls ask for later rows.
+        Rows must not decrease from call to call, because earlier ones are dropped.
         """
         while len(self._runs) > 1 and self._runs[1].row <= row:
             self._runs.popleft()
         return self._runs[0].at(row)
 
     def rejected_before(self, position: tuple[int, int]) -> tuple[int, int]:
-        """Return how many samples before a position were left out, and the bytes of their file."""
-        while self._later_rejects and self._later_rejects[0][0] < position:
-            self._rejected = self._later_rejects.popleft()[1]
-        return self._rejected
+        """Return the reject state at a position. Positions must not decrease from call to call."""
+        while self._reject_states and self._reject_states[0][0] < position:
+            self._reject_state = self._reject_states.popleft()[1]
+        return self._reject_state

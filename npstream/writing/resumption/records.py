@@ -50,21 +50,23 @@ class Checkpoint:
     part : tuple of (str, int) or None
         The position of that sample in an input made of parts.
     row_hash : str
-        The hash of the last row's bytes, or "" if they may differ the next time.
-    rejected : tuple of (int, int)
-        The number of samples that were left out before it, and the bytes of the file of rejects.
+        The hash of the last row's bytes. It is "" if another encoding of the same values may give
+        other bytes, as with pickle.
+    reject_state : tuple of (int, int)
+        The number of samples that were left out before the last row, and the size of the file of
+        rejects, in bytes.
     """
 
     number: int
     output: int
     part: tuple[str, int] | None
     row_hash: str
-    rejected: tuple[int, int]
+    reject_state: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class ShardRecord:
-    """What a write keeps of a stored shard.
+    """The record of a stored shard, from which a write can resume.
 
     Attributes
     ----------
@@ -72,7 +74,7 @@ class ShardRecord:
         Its entry in the index.
     checkpoint : Checkpoint
     scan : ScanResult or None
-        Its part of the side-car; None without a side-car.
+        The scan of the shard for the side-car; None without a side-car.
     """
 
     entry: dict[str, Any]
@@ -82,8 +84,8 @@ class ShardRecord:
     def files(self) -> dict[str, int]:
         """Return the names of the shard's files, and their sizes in bytes."""
         kinds = ("data", "meta")
-        found = [self.entry.get(f"zip_{kind}") or self.entry.get(f"raw_{kind}") for kind in kinds]
-        return {each["basename"]: each["bytes"] for each in found if each}
+        files = [self.entry.get(f"zip_{kind}") or self.entry.get(f"raw_{kind}") for kind in kinds]
+        return {file["basename"]: file["bytes"] for file in files if file}
 
 
 @dataclass(slots=True)
@@ -93,13 +95,15 @@ class SavedWrite:
     Attributes
     ----------
     settings : dict
-        The settings that the write must have to go on.
+        The settings that a write must have to continue this one.
     bodies : iterator of bytes
         The encoded records of its whole shards, in order.
     shards : int
         The number of whole shards.
     publication : dict or None
-        If the write was about to publish: the hash of its index ("index"), and its counts.
+        None if the write had not yet stored all samples. Otherwise the hash of its index ("index"),
+        and the numbers of shards ("shards"), input samples ("input") and samples that were left out
+        ("rejected").
     index : bytes or None
         The index, if the write has published it.
     """
@@ -115,11 +119,17 @@ def encode_record(record: ShardRecord) -> bytes:
     """Return the bytes of a record."""
     import msgpack
 
-    check, scan = record.checkpoint, record.scan
+    checkpoint, scan = record.checkpoint, record.scan
     document: dict[str, Any] = {
         "version": RECORD_VERSION,
         "entry": json.dumps(record.entry),
-        "checkpoint": [check.number, check.output, check.part, check.row_hash, check.rejected],
+        "checkpoint": [
+            checkpoint.number,
+            checkpoint.output,
+            checkpoint.part,
+            checkpoint.row_hash,
+            checkpoint.reject_state,
+        ],
     }
     if scan is not None:
         document["scan"] = {
@@ -147,9 +157,9 @@ def decode_record(body: bytes) -> ShardRecord:
         document = msgpack.unpackb(body)
         if document["version"] != RECORD_VERSION:
             raise ValueError(f"version {document['version']!r}; expected {RECORD_VERSION}")
-        number, output, part, row_hash, rejected = document["checkpoint"]
-        place = None if part is None else (str(part[0]), int(part[1]))
-        check = Checkpoint(number, output, place, row_hash, (rejected[0], rejected[1]))
+        number, output, part, row_hash, rejects = document["checkpoint"]
+        position = None if part is None else (str(part[0]), int(part[1]))
+        checkpoint = Checkpoint(number, output, position, row_hash, (rejects[0], rejects[1]))
         scan = None
         if "scan" in document:
             saved = document["scan"]
@@ -164,13 +174,13 @@ def decode_record(body: bytes) -> ShardRecord:
                 columns,
                 decode_statistics(saved["statistics"]),
             )
-        return ShardRecord(json.loads(document["entry"]), check, scan)
+        return ShardRecord(json.loads(document["entry"]), checkpoint, scan)
     except (LookupError, TypeError, AttributeError, ValueError, msgpack.UnpackException) as error:
         raise ValueError(f"a record of an interrupted write is damaged: {error}") from None
 
 
 def settings_differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """Return what differs between the settings of an interrupted write and those of this one.
+    """Return the differences between the settings of an interrupted write and of this one.
 
     Examples
     --------
@@ -178,20 +188,28 @@ def settings_differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -
     ['shard_size: 300 then, 600 now']
     """
     return [
-        f"{name}: {_shown(saved.get(name))} then, {_shown(current.get(name))} now"
+        f"{name}: {_format_setting(saved.get(name))} then, {_format_setting(current.get(name))} now"
         for name in dict.fromkeys([*saved, *current])
         if saved.get(name) != current.get(name)
     ]
 
 
-def keep_message(path: str, recorded: Collection[int]) -> str:
-    """Return what a failed write says about the shards that stay, given the recorded numbers."""
-    count = next(number for number in range(len(recorded) + 1) if number not in recorded)
+def keep_message(path: str, shards: Collection[int]) -> str:
+    """Return the text that a failed write adds to its error if shards stay.
+
+    Parameters
+    ----------
+    path : str
+        The path or URL of the dataset.
+    shards : collection of int
+        The numbers of the recorded shards. A resumed write writes the shards after a gap again.
+    """
+    count = next(number for number in range(len(shards) + 1) if number not in shards)
     return (
         f"{path} keeps {quantity(count, 'whole shard')}, which readers do not see: the same call "
         "with resume=True goes on from there"
     )
 
 
-def _shown(value: Any) -> str:
+def _format_setting(value: Any) -> str:
     return "none" if value is None else short_repr(value)

@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any
 
 from npstream._core.arguments import quantity
@@ -36,11 +37,11 @@ if TYPE_CHECKING:
 
 __all__ = ["ResumableUrl"]
 
-_READ_TOGETHER = 32
-"""Records that are read at once."""
+_READ_BATCH = 32
+"""The number of records that are read concurrently."""
 
-_own_writers: set[str] = set()
-"""The writers of this process that are in progress."""
+_active_writers: set[str] = set()
+"""The IDs of the writers of this process that are in progress."""
 
 
 class ResumableUrl(RemoteDestination):
@@ -61,10 +62,10 @@ class ResumableUrl(RemoteDestination):
         self.saved: SavedWrite | None = None
         self.settings: dict[str, Any] = {}
         self.totals: dict[str, Any] = {}
-        self._recorded: set[int] = set()
-        self._generation = -1
-        self._identity = ""
-        self._is_loading = False
+        self._recorded_shards: set[int] = set()
+        self._lock_number = -1  # of the last lock file that this process created; -1 for none
+        self._writer_id = ""
+        self._is_loading = False  # a failure while loading leaves the interrupted write unchanged
 
     def prepare(self) -> None:
         """Take over an interrupted write, or create the directory.
@@ -101,15 +102,15 @@ class ResumableUrl(RemoteDestination):
 
     def begin(self) -> None:
         """Create the first lock file, and the file of the settings."""
-        if self._generation < 0:
+        if self._lock_number < 0:
             super().begin()
-            self._generation = 0
+            self._lock_number = 0
             if self.write_id:
-                what = (
+                reason = (
                     "resume=True needs a store that creates a file only where there is none, and "
                     "this one cannot: write without resume=True"
                 )
-                raise StorageError(errno.EOPNOTSUPP, what, self.path)
+                raise StorageError(errno.EOPNOTSUPP, reason, self.path)
         if self.saved is None:
             self._store.put(WORK, json.dumps(self.settings).encode())
             self._created[WORK] = ()
@@ -117,56 +118,57 @@ class ResumableUrl(RemoteDestination):
     def record(self, number: int, body: bytes) -> None:
         """Record that a shard is stored. Several threads may call it at once."""
         self._create(_record_name(number), body)
-        self._recorded.add(number)
+        self._recorded_shards.add(number)
 
     def publish(self, index: bytes, files: Iterable[tuple[str, Iterable[Body]]]) -> None:
         """Store the last files, and then the index. Then remove locks and records."""
         publication = {
             "index": digest("xxh3_128", index),
-            "shards": len(self._recorded),
+            "shards": len(self._recorded_shards),
             "settings": self.settings,
             **self.totals,
         }
-        known = self.saved and self.saved.publication
-        if known and known["index"] != publication["index"]:
+        former = self.saved and self.saved.publication
+        if former and former["index"] != publication["index"]:
             raise ValueError(OTHER_DATA)
-        self._claim(self._generation + 1, publication)
+        self._claim(self._lock_number + 1, publication)
         super().publish(index, files)
 
     def finish(self) -> None:
-        """Remove what a published write needs no longer."""
+        """Remove the locks and records, which a published write no longer needs."""
         try:
             self._release()
         except StorageError as error:
-            log("%s was published, but not all of its lock files: %s", self.path, error)
+            log("%s was published, but its lock files could not be removed: %s", self.path, error)
 
     def remove(self) -> str:
         """Keep the whole shards and their records; remove everything if there is no whole shard."""
         if os.getpid() != self._process:
             return ""
-        if self._generation < 0:
+        if self._lock_number < 0:
             return super().remove()
-        keeps = bool(self._recorded) or self._is_loading
+        keeps = bool(self._recorded_shards) or self._is_loading
         try:
             self._wait_for_jobs()
-            # With this lock file another process can go on at once, or must not while files vanish.
-            state = {"released": True} if keeps else {"resume": False}
-            self._create_lock(self._generation + 1, self._writer() | state)
+            # "released" lets another process resume at once. "resume": False stops all others
+            # while this process removes the files.
+            status = {"released": True} if keeps else {"resume": False}
+            self._create_lock(self._lock_number + 1, self._writer() | status)
         except FileExistsError:
             return ""  # the files belong to the process that has taken over
         except StorageError as error:
             log("%s: a write that failed could not release its lock: %s", self.path, error)
         finally:
-            _own_writers.discard(self._identity)
+            _active_writers.discard(self._writer_id)
         if not keeps:
             return super().remove()
-        return keep_message(self.path, self._recorded)
+        return keep_message(self.path, self._recorded_shards)
 
     def _release(self) -> None:
-        """Remove all records and lock files; the last lock file goes last."""
-        _own_writers.discard(self._identity)
+        """Remove all records, and then the lock files in order, the last one at the end."""
+        _active_writers.discard(self._writer_id)
         self._store.remove_leftovers()
-        if self._generation < 0:
+        if self._lock_number < 0:
             super()._release()
             return
         names = [name for name, _ in self._store.names(WORK)]
@@ -178,9 +180,9 @@ class ResumableUrl(RemoteDestination):
 
     def _writer(self) -> dict[str, Any]:
         writer = super()._writer() | {"resume": True, "started": _process_start(self._process)}
-        _own_writers.discard(self._identity)
-        self._identity = writer["writer"]
-        _own_writers.add(self._identity)
+        _active_writers.discard(self._writer_id)
+        self._writer_id = writer["writer"]
+        _active_writers.add(self._writer_id)
         return writer
 
     # Locks
@@ -191,7 +193,7 @@ class ResumableUrl(RemoteDestination):
         if publication is not None:
             writer["publication"] = publication
         self._create_lock(number, writer)
-        self._generation = number
+        self._lock_number = number
 
     def _create_lock(self, number: int, writer: dict[str, Any]) -> None:
         name, body = _lock_name(number), json.dumps(writer).encode()
@@ -199,8 +201,8 @@ class ResumableUrl(RemoteDestination):
             self._store.create(name, body)
         except FileExistsError:
             if not self._has_content(name, body):
-                what = "another process has taken over this write, and goes on with it"
-                raise StorageError(errno.EEXIST, what, self._store.where(name)) from None
+                reason = "another process has taken over this write, and goes on with it"
+                raise StorageError(errno.EEXIST, reason, self._store.where(name)) from None
 
     def _read_writer(self, number: int) -> dict[str, Any]:
         name = _lock_name(number)
@@ -214,26 +216,26 @@ class ResumableUrl(RemoteDestination):
 
     def _load(self, sizes: dict[str, int], publication: dict[str, Any] | None) -> None:
         """Set `saved`, and remove the files of shards that are not whole."""
-        kept: set[str] = set()
+        whole_files: set[str] = set()
         count = 0
         for body in self._bodies(sizes) if WORK in sizes else ():
             files = decode_record(body).files()
             if any(sizes.get(name) != nbytes for name, nbytes in files.items()):
                 break
-            kept |= {*files, _record_name(count)}
+            whole_files |= {*files, _record_name(count)}
             count += 1
         if publication is not None and count != publication["shards"]:
-            what = (
+            reason = (
                 f"a complete write of {quantity(publication['shards'], 'shard')} was interrupted "
                 f"here, and the file of shard {count} is missing: remove all its files"
             )
-            raise StorageError(errno.ENOENT, what, self.path)
+            raise StorageError(errno.ENOENT, reason, self.path)
         if publication is None:
             # Files of a write that was about to publish stay: its process may still go on.
             others = (n for n in sizes if is_dataset_file(n) and not n.startswith(LOCK))
-            self._store.remove_all([name for name in others if name not in kept | {WORK}])
+            self._store.remove_all([name for name in others if name not in whole_files | {WORK}])
         if count:
-            self._recorded = set(range(count))
+            self._recorded_shards = set(range(count))
             settings = json.loads(self._store.read(WORK))
             bodies = self._bodies(sizes, count)
             self.saved = SavedWrite(settings, bodies, count, publication)
@@ -243,23 +245,17 @@ class ResumableUrl(RemoteDestination):
         index = self._store.read(INDEX)
         if publication is None or publication["index"] != digest("xxh3_128", index):
             raise self._occupied_error(INDEX)
-        self._generation = 0
+        self._lock_number = 0
         count = publication["shards"]
-        self._recorded = set(range(count))
+        self._recorded_shards = set(range(count))
         self.saved = SavedWrite(publication["settings"], iter(()), count, publication, index)
 
     def _bodies(self, sizes: dict[str, int], count: int | None = None) -> Iterator[bytes]:
-        """Yield the records of the shards from the first one, until one is missing."""
-        start = 0
-        while True:
-            stop = start + _READ_TOGETHER if count is None else min(start + _READ_TOGETHER, count)
-            names = [name for k in range(start, stop) if (name := _record_name(k)) in sizes]
-            if len(names) < stop - start:
-                names = [name for k, name in enumerate(names, start) if name == _record_name(k)]
-            yield from self._store.ranges((name, 0, sizes[name]) for name in names)
-            if len(names) < _READ_TOGETHER:
-                return
-            start += _READ_TOGETHER
+        """Yield the records of the shards, in order, until one is missing or `count` are read."""
+        numbers = range(len(sizes) if count is None else count)
+        names = takewhile(sizes.__contains__, map(_record_name, numbers))
+        while batch := list(islice(names, _READ_BATCH)):
+            yield from self._store.ranges((name, 0, sizes[name]) for name in batch)
 
 
 def _record_name(number: int) -> str:
@@ -290,12 +286,12 @@ def _require_dead(writer: dict[str, Any], where: str) -> None:
     """Raise if the last owner of a write is still a running process of this machine."""
     if writer.get("released") or writer.get("host") != os.uname().nodename:
         return
-    process, started = writer.get("process"), writer.get("started")
-    if process == os.getpid() and writer.get("writer") not in _own_writers:
-        return
-    if started and isinstance(process, int) and _process_start(process) == started:
-        what = (
+    process, start = writer.get("process"), writer.get("started")
+    if process == os.getpid() and writer.get("writer") not in _active_writers:
+        return  # an earlier write of this process has ended
+    if start and isinstance(process, int) and _process_start(process) == start:
+        reason = (
             f"process {process} on {writer['host']} writes here since {writer.get('begun')}: wait "
             "for its end, or end it"
         )
-        raise StorageError(errno.EEXIST, what, where)
+        raise StorageError(errno.EEXIST, reason, where)

@@ -1,4 +1,4 @@
-"""Provide `ResumeSession`, the part of a write that records its progress, and goes on from it.
+"""Provide `ResumeSession`, which records the progress of a write, and resumes from the record.
 
 Tested in tests/writing/resumption/test_resume.py.
 """
@@ -28,16 +28,16 @@ from npstream.writing.resumption.remote import ResumableUrl
 if TYPE_CHECKING:
     from npstream.formats.scan import ScanResult
     from npstream.storage.local import Store
-    from npstream.writing.report import Rejected, Rejects
+    from npstream.writing.report import RejectedSample, Rejects
     from npstream.writing.shard import ShardFormat
     from npstream.writing.workers import WorkerResult
 
-__all__ = ["ResumeSession", "ResumedInput"]
+__all__ = ["ResumableInput", "ResumeSession"]
 
 ResumableDestination: TypeAlias = ResumableDirectory | ResumableUrl
 
 
-class ResumedInput(NamedTuple):
+class ResumableInput(NamedTuple):
     """The input of a write that can resume.
 
     Attributes
@@ -45,29 +45,40 @@ class ResumedInput(NamedTuple):
     parts : PartedInput or None
         The user's data, if it is made of parts.
     description : dict
-        What is known of the data before it is read, to compare it later.
+        Properties of the data that are known before it is read, such as its length, by names for
+        messages. A write resumes only with the same description.
     """
 
     parts: PartedInput | None
     description: dict[str, Any]
 
     @classmethod
-    def describe(cls, data: Any, table: Any, is_mapped: bool) -> ResumedInput:
-        """Return the input for the user's data, and the table that was made of it."""
-        described: dict[str, Any] = {"map=": is_mapped}
+    def describe(cls, data: Any, table: Any, is_mapped: bool) -> ResumableInput:
+        """Return the description of the user's data.
+
+        Parameters
+        ----------
+        data : object
+            The argument `data` of `npstream.write`.
+        table : InputTable, TableStream or None
+            The data as a table, if it is one.
+        is_mapped : bool
+            Whether the data is for `map=`.
+        """
+        description: dict[str, Any] = {"map=": is_mapped}
         if isinstance(data, PartedInput):
             names = "\n".join(part.name for part in data.parts)
-            described["parts of data"] = len(data.parts)
-            described["hash of the names of the parts"] = digest("xxh3_128", names.encode())
-            described.update(data.description)
-            return cls(data, described)
-        described["data"] = "samples" if table is None else "a table or tables"
+            description["parts of data"] = len(data.parts)
+            description["hash of the names of the parts"] = digest("xxh3_128", names.encode())
+            description.update(data.description)
+            return cls(data, description)
+        description["data"] = "samples" if table is None else "a table or tables"
         length = getattr(table, "length", None)
         if length is None and hasattr(type(data), "__len__"):
             with suppress(TypeError):  # such as torch's IterableDataset
                 length = len(data)
-        described["length of data"] = length
-        return cls(None, described)
+        description["length of data"] = length
+        return cls(None, description)
 
 
 class ResumeSession:
@@ -77,8 +88,9 @@ class ResumeSession:
     ----------
     store : LocalStore or RemoteStore
     settings : dict
-        The settings of the write that the layout does not have.
-    resumed : ResumedInput
+        The settings of the write that are not part of the layout.
+    source : ResumableInput
+        The input of the write.
 
     Attributes
     ----------
@@ -88,14 +100,15 @@ class ResumeSession:
         Where the interrupted write was at the end of its last whole shard.
     """
 
-    def __init__(self, store: Store, settings: Mapping[str, Any], resumed: ResumedInput) -> None:
+    def __init__(self, store: Store, settings: Mapping[str, Any], source: ResumableInput) -> None:
         self.destination: ResumableDestination = (
             ResumableDirectory(store) if isinstance(store, LocalStore) else ResumableUrl(store)
         )
-        self._settings = {**settings, **resumed.description}
-        self._parts = resumed.parts
+        self._settings = {**settings, **source.description}
+        self._parts = source.parts
         self._tracker = InputTracker(0, 0, (0, 0))
-        self._has_row_hash = self._is_checked = False
+        self._has_row_hash = False
+        self._is_last_row_checked = False
         self._rejects: Rejects | None = None
         self.last: Checkpoint | None = None
 
@@ -113,19 +126,19 @@ class ResumeSession:
 
     @property
     def input_samples(self) -> int:
-        """The number of samples of the input that the interrupted write has dealt with."""
+        """The number of input samples that the interrupted write has stored or left out."""
         saved = self.destination.saved
         if saved is not None and saved.publication is not None:
             return int(saved.publication["input"])
         return 0 if self.last is None else self.last.number + 1
 
     @property
-    def rejected(self) -> int:
+    def rejected_count(self) -> int:
         """The number of samples that the interrupted write has left out."""
         saved = self.destination.saved
         if saved is not None and saved.publication is not None:
             return int(saved.publication["rejected"])
-        return 0 if self.last is None else self.last.rejected[0]
+        return 0 if self.last is None else self.last.reject_state[0]
 
     # The interrupted write
 
@@ -143,7 +156,7 @@ class ResumeSession:
         ValueError
             If a setting differs.
         """
-        columns = [[name, encoding.name] for name, encoding in layout.given_columns.items()]
+        columns = [[name, encoding.name] for name, encoding in layout.columns_in_order.items()]
         kinds = layout.columns.values()
         self._has_row_hash = all(e.kind != "object" or e.name == "json" for e in kinds)
         settings = {"columns": columns, "columns are inferred": is_inferred, **self._settings}
@@ -151,7 +164,7 @@ class ResumeSession:
         self.destination.settings = settings
         saved = self.destination.saved
         if saved is not None:
-            differences = settings_differences(_flat(saved.settings), _flat(settings))
+            differences = settings_differences(_flatten(saved.settings), _flatten(settings))
             if differences:
                 raise ValueError(
                     f"{self.destination.path}: the write that was interrupted here differs from "
@@ -176,26 +189,26 @@ class ResumeSession:
     def restore(self, rows: int, rejects: Rejects | None) -> None:
         """Start to track the input; `rows` is the number of rows of the whole shards."""
         self._rejects = rejects
-        place = (0, 0) if self.last is None else self.last.rejected
+        reject_state = (0, 0) if self.last is None else self.last.reject_state
         if rejects is not None:
             if self.is_complete:
-                rejects.count = self.rejected
+                rejects.count = self.rejected_count
             else:
-                rejects.resume(*place)
-        self._tracker = InputTracker(rows, self.input_samples, place)
+                rejects.resume(*reject_state)
+        self._tracker = InputTracker(rows, self.input_samples, reject_state)
         if self._parts is not None and self.last is not None:
             assert self.last.part is not None
             self._parts.seek(self.last.part, self.last.number)
 
     @property
     def has_parts(self) -> bool:
-        """Whether the input is made of parts, which begin at the last row that is stored."""
+        """Whether the input is made of parts. They are read from the last stored sample on."""
         return self._parts is not None
 
     def check_row(self, row: Body) -> None:
         """Raise ValueError if the last row that is stored had other bytes."""
         assert self.last is not None
-        self._is_checked = True
+        self._is_last_row_checked = True
         if self.last.row_hash not in ("", digest("xxh3_128", bytes(row))):
             raise ValueError(
                 f"sample {self.last.number} of data differs from the one that the interrupted "
@@ -214,13 +227,13 @@ class ResumeSession:
 
     def require_checked(self) -> None:
         """Raise ValueError if the input ended before the last row that is stored."""
-        if self.last is not None and not self._is_checked:
+        if self.last is not None and not self._is_last_row_checked:
             raise self.missing_input_error()
 
     def drop_stored(self, result: WorkerResult) -> None:
-        """Drop the rows of a worker that are stored, and check the last of them."""
+        """Drop those rows of a worker's result that are stored, and check the last of them."""
         last = self.last
-        if last is None or self._is_checked:
+        if last is None or self._is_last_row_checked:
             return
         row = result.drop((last.number, last.output))
         if row is not None:
@@ -247,23 +260,23 @@ class ResumeSession:
         """Record the input samples of the rows that a worker encoded."""
         self._tracker.add_batch(row, numbers, outputs)
 
-    def add_reject(self, rejected: Rejected, row: int | None) -> None:
+    def add_reject(self, rejected: RejectedSample, row: int | None) -> None:
         """Record a sample that is left out; `row` is the next row, if it is the next sample."""
         assert self._rejects is not None
-        state = self._rejects.count, self._rejects.nbytes
-        self._tracker.add_reject(rejected.number, rejected.output, state)
+        reject_state = self._rejects.count, self._rejects.nbytes
+        self._tracker.add_reject(rejected.number, rejected.output, reject_state)
         if row is not None:
             self._tracker.skip(row, rejected.number + 1)
 
     def checkpoint(self, rows: int, last_row: Body) -> Checkpoint:
         """Return where the write is after a shard that ends with row number ``rows - 1``."""
         number, output = self._tracker.position(rows - 1)
-        rejected = self._tracker.rejected_before((number, output))
+        reject_state = self._tracker.rejected_before((number, output))
         if self._rejects is not None:
-            self._rejects.sync(rejected[1])
+            self._rejects.sync(reject_state[1])
         part = None if self._parts is None else self._parts.position(number)
         row_hash = digest("xxh3_128", bytes(last_row)) if self._has_row_hash else ""
-        return Checkpoint(number, output, part, row_hash, rejected)
+        return Checkpoint(number, output, part, row_hash, reject_state)
 
     def record(
         self, number: int, entry: dict[str, Any], checkpoint: Checkpoint, scan: ScanResult | None
@@ -280,8 +293,8 @@ def _and_map(settings: Mapping[str, Any]) -> str:
     return ", and a map= that returns the same," if settings.get("map=") else ""
 
 
-def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings with one entry for each column."""
-    rest = {name: value for name, value in settings.items() if name != "columns"}
+    others = {name: value for name, value in settings.items() if name != "columns"}
     columns = {f"column {name!r}": encoding for name, encoding in settings["columns"]}
-    return {**columns, "order of columns": [name for name, _ in settings["columns"]], **rest}
+    return {**columns, "order of columns": [name for name, _ in settings["columns"]], **others}

@@ -10,7 +10,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from npstream.errors import ColumnError
-from npstream.writing.inputs.parts import LaterRows, skip_items, skip_rows, skip_samples
+from npstream.writing.inputs.parts import TableTail, skip_items, skip_rows, skip_samples
 from npstream.writing.inputs.recognition import table_of
 from npstream.writing.mapping import table_rows
 from npstream.writing.tables import InputTable, TableStream, sample_numbers
@@ -29,7 +29,9 @@ def skip_input(
     is_mapped: bool,
     by_rows: bool,
 ) -> tuple[InputTable | TableStream | None, Iterable[Any]]:
-    """Return the data after the last sample that is stored, which is checked.
+    """Return the data after the last sample that is stored.
+
+    The last stored sample is read again, and compared with the stored row.
 
     Parameters
     ----------
@@ -39,8 +41,8 @@ def skip_input(
     samples : iterable
         The data, if it is not a table.
     is_mapped : bool
-        Whether the data is for `map=`. What is returned then begins with the last sample that is
-        stored, as some results for it may not be stored.
+        Whether the data is for `map=`. The remaining data then begins with the last stored sample,
+        because some of its outputs may not be stored.
     by_rows : bool
         Whether the rows of a table are encoded one by one.
 
@@ -56,30 +58,32 @@ def skip_input(
     """
     assert session.last is not None
     number = session.last.number
-    skipped = 0 if session.has_parts else number  # parts begin at the sample
+    # `PartedInput.seek` has already skipped the samples before this one.
+    count = 0 if session.has_parts else number
     if isinstance(table, TableStream):
         tables: Iterator[InputTable]
-        tables = (part for part in skip_rows(table.tables, skipped) if part.length)
+        remaining_tables = skip_rows(table.tables, count)
+        tables = (remaining for remaining in remaining_tables if remaining.length)
         if not is_mapped:
             with sample_numbers(number):
-                part = next(tables, None)
-            if part is not None:
-                tables = chain([_check_row(session, part, by_rows)], tables)
+                first = next(tables, None)
+            if first is not None:
+                tables = chain([_check_row(session, first, by_rows)], tables)
         return TableStream(table.head, tables), ()
     if table is not None:
         if number >= table.length:
             raise session.missing_input_error()
-        table = LaterRows(table, number)
+        table = TableTail(table, number)
         return (table if is_mapped else _check_row(session, table, by_rows)), ()
     if is_mapped:
-        return None, skip_items(samples, skipped)
-    rest = skip_samples(samples, skipped)
-    for sample in rest:
-        if hasattr(type(sample), "_writer_input") and (rows := table_of(sample)) is not None:
-            assert not isinstance(rows, TableStream)
-            return None, chain([_check_row(session, rows, by_rows)], rest)
+        return None, skip_items(samples, count)
+    remaining = skip_samples(samples, count)
+    for sample in remaining:
+        if hasattr(type(sample), "_writer_input") and (batch := table_of(sample)) is not None:
+            assert not isinstance(batch, TableStream)
+            return None, chain([_check_row(session, batch, by_rows)], remaining)
         session.check_sample(sample)
-        return None, rest
+        return None, remaining
     raise session.missing_input_error()
 
 
@@ -89,14 +93,14 @@ def _check_row(session: ResumeSession, table: InputTable, by_rows: bool) -> Inpu
     number = session.last.number
     for name in session.layout.columns:
         if name not in table.names():
-            given = getattr(table, "given", table.names())
-            raise ColumnError(name, given, f"sample {number}: ")
+            available = getattr(table, "available_names", table.names())
+            raise ColumnError(name, available, f"sample {number}: ")
     if by_rows:
         session.check_sample(next(table_rows(table)))
     else:
         with sample_numbers(number):
             session.check_row(packed_row(table, session.layout, 0))
-    return LaterRows(table, 1)
+    return TableTail(table, 1)
 
 
 def packed_row(table: InputTable, layout: ShardFormat, row: int) -> bytes:

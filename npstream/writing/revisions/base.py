@@ -1,7 +1,7 @@
 """Provide `Base`, the dataset that a write replaces or appends to, and its former versions.
 
-An append keeps the former index as ``index.<fingerprint>.json``. Its shards and its side-car stay
-as they are, so the former version can still be read.
+An append keeps the former index as ``index.<fingerprint>.json``. The shards and the side-car of the
+former version do not change, so that version can still be read.
 
 Tested in tests/writing/test_publication.py.
 """
@@ -53,7 +53,7 @@ class Base:
     name : str
         The name of the index file.
     tag : Tag
-        The content of the index file.
+        The content of the index file, and its version in the store.
 
     Attributes
     ----------
@@ -92,7 +92,7 @@ class Base:
 
     @property
     def schema(self) -> Schema:
-        """The columns of the last shard; those that an index without shards records."""
+        """The columns of the last shard. Without shards, the columns in the index's annotations."""
         schemas, ids = self.index.schemas, self.index.schema_ids
         if not schemas:
             raise FormatError(
@@ -116,26 +116,26 @@ class Base:
         return {name: columns[name] for name in dict.fromkeys([*order, *columns])}
 
     def settings_for(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Return arguments of `write`, with those of the last shard where they are missing."""
+        """Return arguments of `write`, with the settings of the last shard as defaults."""
         schema = self.schema
-        known: dict[str, Any] = {"format": _FORMATS[schema.format]}
+        defaults: dict[str, Any] = {"format": _FORMATS[schema.format]}
         settings = dict(arguments)
-        if settings["format"] in (None, known["format"]):
+        if settings["format"] in (None, defaults["format"]):
             if schema.format != "mds":
-                known["newline"] = schema.newline
+                defaults["newline"] = schema.newline
             if schema.format == "xsv":
-                known["separator"] = schema.separator
+                defaults["separator"] = schema.separator
         if self.entries:
             last = self.entries[-1]
-            known |= {"compression": last.get("compression"), "hashes": last.get("hashes", ())}
-        for name, value in known.items():
+            defaults |= {"compression": last.get("compression"), "hashes": last.get("hashes", ())}
+        for name, value in defaults.items():
             settings[name] = settings[name] or value
         return settings
 
     def reconcile(
         self, columns: Mapping[str, str | Encoding], weakly_typed: Container[str]
     ) -> dict[str, str | Encoding]:
-        """Return the dataset's encodings in place of a table's, where these hold the same values.
+        """Return `columns`, with the dataset's encoding of each column that can hold its values.
 
         Parameters
         ----------
@@ -146,11 +146,13 @@ class Base:
         """
         reconciled: dict[str, str | Encoding] = {}
         for name, encoding in columns.items():
-            known = self.columns.get(name)
-            is_same = name in weakly_typed or (
-                known is not None and isinstance(encoding, Encoding) and _holds(known, encoding)
-            )
-            reconciled[name] = known if is_same and known is not None else encoding
+            existing = self.columns.get(name)
+            reconciled[name] = encoding
+            if existing is not None and (
+                name in weakly_typed
+                or (isinstance(encoding, Encoding) and _can_hold(existing, encoding))
+            ):
+                reconciled[name] = existing
         return reconciled
 
     def select(self, names: Iterable[str]) -> dict[str, Encoding]:
@@ -176,7 +178,7 @@ class Base:
             except FileNotFoundError:
                 continue
             except (FormatError, IntegrityError) as error:
-                log("growing without a side-car: %s", error)
+                log("a side-car is ignored, because it cannot be read: %s", error)
         return None
 
     def is_extended_by(self, other: Base) -> bool:
@@ -193,15 +195,15 @@ class Base:
         entries : list of dict
             The entries of the new shards.
         dtypes : mapping of str to str
-            The dtypes that the index records of the new shards' columns.
+            The dtypes of the new shards' columns, for the annotations of the index.
         sidecar : str
             The file name of the new side-car; empty if there is none.
         """
         document = {**self.document, "shards": [*self.entries, *entries]}
-        known = self.document.get(ANNOTATIONS_KEY, {"version": ANNOTATIONS_VERSION})
-        if not isinstance(known, dict) or "version" not in known:
+        existing = self.document.get(ANNOTATIONS_KEY, {"version": ANNOTATIONS_VERSION})
+        if not isinstance(existing, dict) or "version" not in existing:
             return document  # another program uses the same key
-        annotations = {k: v for k, v in known.items() if k not in ("schema", "sidecar")}
+        annotations = {k: v for k, v in existing.items() if k not in ("schema", "sidecar")}
         if dtypes:
             annotations["dtypes"] = {**annotations.get("dtypes", {}), **dtypes}
         if sidecar:
@@ -214,8 +216,8 @@ class Base:
     @property
     def can_name_sidecar(self) -> bool:
         """False if another program uses the key of the annotations."""
-        known = self.document.get(ANNOTATIONS_KEY, {"version": INDEX_VERSION})
-        return isinstance(known, dict) and "version" in known
+        annotations = self.document.get(ANNOTATIONS_KEY, {"version": INDEX_VERSION})
+        return isinstance(annotations, dict) and "version" in annotations
 
     def files(self) -> set[str]:
         """Return the names of the files of the shards, and of the side-car and its columns."""
@@ -235,7 +237,7 @@ def new_document(
     layout : ShardFormat
     entries : list of dict
     sidecar : str
-        The file name of the side-car, if it is not the usual one.
+        The file name of the side-car; empty for the default name, or if there is no side-car.
     """
     document: dict[str, Any] = {"shards": entries, "version": INDEX_VERSION}
     annotations = replace(layout.annotations, sidecar=sidecar)
@@ -245,13 +247,13 @@ def new_document(
     return document
 
 
-def _holds(known: Encoding, encoding: Encoding) -> bool:
-    """Return True if one encoding holds all arrays of another one, with the same dtype."""
-    if known.dtype != encoding.dtype or known.dtype == object:
+def _can_hold(existing: Encoding, encoding: Encoding) -> bool:
+    """Return True if `existing` can hold all arrays of `encoding`, with the same dtype."""
+    if existing.dtype != encoding.dtype or existing.dtype == object:
         return False
-    if known.kind == "ndarray":
+    if existing.kind == "ndarray":
         return encoding.kind == "ndarray" or bool(encoding.shape)
-    return (known.kind, known.shape) == ("fixed", encoding.shape) and encoding.kind == "fixed"
+    return (existing.kind, existing.shape) == ("fixed", encoding.shape) and encoding.kind == "fixed"
 
 
 def _shard_files(index: Index) -> Iterator[str]:
@@ -264,24 +266,24 @@ def _shard_files(index: Index) -> Iterator[str]:
 
 def check_columns(base: Base, layout: ShardFormat) -> None:
     """Raise ValueError unless new shards have the columns and the format of a dataset."""
-    where, here, there = base.index.where, layout.columns, base.columns
-    for name, encoding in there.items():
-        if name not in here:
+    where, columns, existing = base.index.where, layout.columns, base.columns
+    for name, encoding in existing.items():
+        if name not in columns:
             raise ValueError(
                 f"column {name!r} of {where} is {encoding.name!r}, and what is appended has no "
                 "such column: add it to every sample, or give its value in fill="
             )
-        if here[name].name != encoding.name and layout.empty_schema != base.schema:
+        if columns[name].name != encoding.name and layout.empty_schema != base.schema:
             raise ValueError(
                 f"column {name!r} of {where} is {encoding.name!r}, and in what is appended it is "
-                f"{here[name].name!r}: convert it, or name {encoding.name!r} in columns=, which "
+                f"{columns[name].name!r}: convert it, or name {encoding.name!r} in columns=, which "
                 "refuses values that it cannot hold"
             )
-    for name, encoding in here.items():
-        if name not in there:
+    for name, encoding in columns.items():
+        if name not in existing:
             raise ValueError(
                 f"column {name!r} of what is appended is {encoding.name!r}, and {where} has no "
-                f"such column, but {', '.join(map(repr, there))}: leave it out, with columns="
+                f"such column, but {', '.join(map(repr, existing))}: leave it out, with columns="
             )
     schemas = base.index.schemas
     if layout.schema not in schemas and (base.entries or layout.empty_schema not in schemas):
@@ -298,7 +300,7 @@ def _describe(schema: Schema) -> str:
 
 
 def former_files(store: Store, base: Base) -> list[str]:
-    """Return the files of a dataset that was replaced, without those that other versions name.
+    """Return the files of a replaced dataset that no published version of the dataset names.
 
     Shards in other directories are left out: they belong to datasets that were merged.
 
@@ -314,11 +316,11 @@ def former_files(store: Store, base: Base) -> list[str]:
         If an index or side-car cannot be read.
     """
     versions = [name for name in store.entries() if version_of_name(name) is not None]
-    kept: set[str] = set()
+    in_use: set[str] = set()
     for name in (INDEX, *versions):
         version = Base.read(store, name)
         if version is not None:
-            kept |= version.files()
+            in_use |= version.files()
     return sorted(
-        name for name in base.files() - kept if "/" not in name or name.startswith(_COLUMN_FILES)
+        name for name in base.files() - in_use if "/" not in name or name.startswith(_COLUMN_FILES)
     )

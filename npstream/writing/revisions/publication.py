@@ -1,8 +1,8 @@
 """Provide destinations that replace a dataset, or append to it, in one atomic step.
 
-All new files have names of this write's own, so no file of another version changes. Then the index
-is replaced on the condition that it is unchanged. If another write was first, the index is made
-anew from that write's index; the shards stay as they are.
+The names of all new files are unique to this write, so no file of another version changes. The
+index is replaced on the condition that it is unchanged. If another write was first, this write
+builds its index again from the other write's index. Its shards do not change.
 
 docs/design/writing.md says why no write is lost, and what remains after every failure.
 
@@ -61,14 +61,14 @@ class RevisedIndex(NamedTuple):
 
 
 _MAX_UNCHANGED = 3
-"""How often the store may say that the index has changed before this write doubts it."""
+"""The number of failures to replace an unchanged index that a write tolerates."""
 
 Revise: TypeAlias = Callable[[Base | None, str], RevisedIndex]
-"""Makes the new index. Takes the dataset that is here, and a part for the names of files."""
+"""Returns the new index, given the existing dataset and a unique part for file names."""
 
 
 def revision(store: Store, mode: str, exclusive: bool) -> Revision:
-    """Return the destination for a dataset that replaces the one in `store`, or grows it.
+    """Return the destination of a write that replaces the dataset in `store`, or appends to it.
 
     Parameters
     ----------
@@ -105,9 +105,9 @@ class Revision(Destination):
         self.mode = mode
         self.base: Base | None = None
         self._is_exclusive_writer = exclusive
-        self._has_conditions = True
-        self._has_tried = False  # whether the index may have been published
-        self._kept: Base | None = None  # the former dataset whose index this write has kept
+        self._has_conditional_replace = True
+        self._may_be_published = False
+        self._kept_base: Base | None = None  # the former dataset whose index this write has kept
 
     def prepare(self) -> None:
         """Read the index, and make the directory if it does not exist.
@@ -115,12 +115,12 @@ class Revision(Destination):
         Raises
         ------
         StorageError
-            With ``errno.EOPNOTSUPP`` if the store cannot replace a file on a condition, and
-            nothing says that no other process writes there.
+            With ``errno.EOPNOTSUPP`` in mode "a", if the store cannot replace a file on a
+            condition, and the caller does not guarantee that no other process writes there.
         """
         self.base = Base.read(self._store)
-        self._has_conditions = self._can_replace()
-        if not self._has_conditions and self.mode == "a" and not self._is_exclusive_writer:
+        self._has_conditional_replace = self._can_replace()
+        if not self._has_conditional_replace and self.mode == "a" and not self._is_exclusive_writer:
             raise StorageError(
                 errno.EOPNOTSUPP,
                 "this store cannot replace a file on the condition that it is unchanged, so of two "
@@ -136,9 +136,9 @@ class Revision(Destination):
         self.write_id = f"{os.urandom(8).hex()}."
 
     def publish_revision(self, revise: Revise) -> None:
-        """Publish an index that `revise` makes; if another write was first, make it anew."""
+        """Publish the index of `revise`. Call `revise` again each time another write was first."""
         for attempt in itertools.count():
-            before = set(self._created)
+            shard_files = set(self._created)
             try:
                 index, files = revise(self.base, f"{self.write_id}{attempt}.")
                 self._store_files(files)
@@ -149,9 +149,9 @@ class Revision(Destination):
             else:
                 if self.mode == "a" and self.base is not None:
                     self._keep(self.base)
-                if self._switch(index):
+                if self._try_publish(index):
                     break
-            self._forget_files([name for name in self._created if name not in before])
+            self._remove_files([name for name in self._created if name not in shard_files])
             self._rebase(attempt)
         self._created.clear()
         self._folders.clear()
@@ -175,11 +175,11 @@ class Revision(Destination):
         """Store the files of a side-car."""
         raise NotImplementedError
 
-    def _switch(self, index: bytes) -> bool:
+    def _try_publish(self, index: bytes) -> bool:
         """Publish an index; return False if another write was first."""
         raise NotImplementedError
 
-    def _forget_files(self, names: list[str]) -> None:
+    def _remove_files(self, names: list[str]) -> None:
         """Remove the side-car of an index that was not published."""
         self._discard(names)
         for name in names:
@@ -192,38 +192,41 @@ class Revision(Destination):
             if self._store.read(name) == base.tag.content:
                 return
         self._store.put(name, base.tag.content)
-        self._kept = base
+        self._kept_base = base
 
     def _rebase(self, attempt: int) -> None:
         """Read the index that another write has published."""
-        before, self.base = self.base, Base.read(self._store)
-        contents = [None if base is None else base.tag.content for base in (before, self.base)]
+        former, self.base = self.base, Base.read(self._store)
+        contents = [None if base is None else base.tag.content for base in (former, self.base)]
         if attempt >= _MAX_UNCHANGED and contents[0] == contents[1]:
             raise StorageError(
                 errno.EIO,
                 "the store refuses to replace this file, as if it had changed, but it has not",
                 self._store.where(INDEX),
             )
-        kept, self._kept = self._kept, None
-        if kept is None or (self.base is not None and kept.is_extended_by(self.base)):
+        kept_base, self._kept_base = self._kept_base, None
+        if kept_base is None or (self.base is not None and kept_base.is_extended_by(self.base)):
             return
         # Another write has replaced the dataset. It removes the former files, unless it has found
         # that an index is kept.
-        if not all(self._store.exist_many(kept.files())):
-            self._store.remove(version_name(kept.version))
+        if not all(self._store.exist_many(kept_base.files())):
+            self._store.remove(version_name(kept_base.version))
 
     def _published_names(self) -> Container[str]:
-        """Return the names of files that a published index names: all, if one is of this write."""
-        if not self._has_tried:
+        """Return the created files that may not be removed, because a published index names them.
+
+        These are all files of this write if an index names one of them, and otherwise none.
+        """
+        if not self._may_be_published:
             return ()
         versions = [n for n in self._store.entries() if version_of_name(n) is not None]
         for name in (INDEX, *versions):
             with suppress(FileNotFoundError):
-                if self._is_own(self._store.read(name)):
+                if self._is_from_this_write(self._store.read(name)):
                     return frozenset(self._created)
         return ()
 
-    def _is_own(self, text: bytes) -> bool:
+    def _is_from_this_write(self, text: bytes) -> bool:
         """Return True if an index names files of this write."""
         return self.write_id.encode() in text
 
@@ -247,13 +250,13 @@ class LocalRevision(Revision, LocalDestination):
     def _store_files(self, files: Iterable[tuple[str, Iterable[Body]]]) -> None:
         self._put_all(files)
 
-    def _switch(self, index: bytes) -> bool:
+    def _try_publish(self, index: bytes) -> bool:
         self._sync()
-        self._has_tried = True
+        self._may_be_published = True
         try:
             if self.base is None:
                 self.put(INDEX, [index])
-            elif self._has_conditions:
+            elif self._has_conditional_replace:
                 self._store.replace(INDEX, index, self.base.tag)
             else:
                 if self._store.read(INDEX) != self.base.tag.content:
@@ -291,14 +294,14 @@ class RemoteRevision(Revision, RemoteDestination):
             while self._uploads:  # after an error: the caller removes what these store
                 self._uploads.popleft().exception()
 
-    def _switch(self, index: bytes) -> bool:
-        self._has_tried = True
+    def _try_publish(self, index: bytes) -> bool:
+        self._may_be_published = True
         try:
             self.submit(self._replace_index, index).result()
         except StorageError as error:
             with suppress(StorageError):
                 text = self._store.read_tagged(INDEX).content
-                if text == index or self._is_own(text):
+                if text == index or self._is_from_this_write(text):
                     return True  # the upload succeeded, and only its response was lost
             if isinstance(error, FileExistsError):
                 return False
@@ -318,7 +321,7 @@ class RemoteRevision(Revision, RemoteDestination):
                     raise
             if self._store.exists(INDEX):
                 raise self._occupied_error(INDEX)
-        elif self._has_conditions:
+        elif self._has_conditional_replace:
             self._store.replace(INDEX, index, self.base.tag)
             return
         elif self._store.read(INDEX) != self.base.tag.content:
@@ -342,10 +345,10 @@ def publish_shards(
     entries : list of dict
         The index entries of the shards.
     sidecar_builder : SidecarBuilder or None
-        What the side-car says of them; None to publish no side-car.
+        Builds the side-car of the shards; None to publish no side-car.
     """
 
-    def revise(base: Base | None, part: str) -> RevisedIndex:
+    def revise(base: Base | None, unique: str) -> RevisedIndex:
         base = base if destination.mode == "a" else None
         has_sidecar = sidecar_builder is not None
         if base is not None:
@@ -353,7 +356,7 @@ def publish_shards(
             if not entries:
                 return RevisedIndex(base.tag.content, ())
             has_sidecar &= base.can_name_sidecar and (not base.entries or base.sidecar is not None)
-        name = f"index.{part}msgpack" if has_sidecar else ""
+        name = f"index.{unique}msgpack" if has_sidecar else ""
         if base is None:
             document = new_document(layout, entries, name)
         else:
@@ -365,14 +368,14 @@ def publish_shards(
         if base is not None and base.entries:
             sidecar, index = base.sidecar, base.index
         new = new_document(layout, entries)
-        files = revised_sidecar_files(sidecar_builder, text, name, new, sidecar, index, part)
+        files = revised_sidecar_files(sidecar_builder, text, name, new, sidecar, index, unique)
         return RevisedIndex(text, files)
 
     try:
         if entries or destination.mode == "w" or destination.base is None:
             destination.publish_revision(revise)
         else:
-            destination.remove()  # which ends its threads
+            destination.remove()  # nothing to append: only end the threads
     finally:
         if sidecar_builder is not None:
             sidecar_builder.close()
