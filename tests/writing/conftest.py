@@ -1,4 +1,4 @@
-"""Places to write to, of each kind of store."""
+"""Fixtures of URLs to write to, on each kind of store."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from npstream.storage import drivers, requests
 
 @pytest.fixture
 def short_pauses(monkeypatch):
-    """Try again soon."""
+    """Shorten the pauses between the attempts of a request."""
     monkeypatch.setattr(requests, "_BACKOFF", 0.001)
 
 
@@ -25,8 +25,8 @@ def memory(request):
 
 
 @pytest.fixture(params=["directory", "memory", *WRITABLE])
-def place(request, tmp_path):
-    """Return a URL that holds nothing, and its options: of each kind of store."""
+def target(request, tmp_path):
+    """Return the URL and the options of an empty directory, on each kind of store."""
     if request.param == "directory":
         yield str(tmp_path / "new"), None
     elif request.param == "memory":
@@ -42,7 +42,7 @@ def create(monkeypatch):
 
     def replace(function):
         driver = drivers.SCHEMES["memory"]
-        wrapped = function and (lambda *given: function(driver.create, *given))
+        wrapped = function and (lambda *arguments: function(driver.create, *arguments))
         changed = dataclasses.replace(driver, create=wrapped)
         monkeypatch.setitem(drivers.SCHEMES, "memory", changed)
 

@@ -1,4 +1,4 @@
-"""Arrow's tables and streams, written out of their buffers as their rows would be one by one."""
+"""Arrow's tables and streams are written from their buffers, with the same bytes as their rows."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ TIME = datetime.datetime(2020, 1, 2, 3, 4, 5, 6)
 SPAN = datetime.timedelta(days=1, microseconds=7)
 
 
-class Lender:
-    """A table of a library of which nothing is known but that it lends its rows."""
+class StreamTable:
+    """A table of an unknown library, which has only Arrow's stream interface."""
 
     def __init__(self, table):
         self.table = table
@@ -109,7 +109,7 @@ def array_of(kind, values):
 
 
 def value_of(value, encoding):
-    """Return a value of Python as rows of its encoding take it."""
+    """Return a Python value in the type that a sample has for its encoding."""
     if value is None or encoding in ("json", "str", "bytes"):
         return value
     if encoding == "str_decimal":
@@ -136,7 +136,7 @@ def test_every_type_is_stored_as_its_rows_would_be(kind, form, compiled, tmp_pat
     elif form == "chunks":
         array = pa.chunked_array([array[:1], array[1:1], array[1:]])
     table = pa.table({"n": pa.array([str(k) for k in range(len(array))]), "x": array})
-    data = Lender(table) if form == "stream" else table
+    data = StreamTable(table) if form == "stream" else table
     report, ds = rewritten(tmp_path / "a", data, shard_size=None)
     assert report.columns == {"n": "str", "x": encoding}
     rows = [{"n": str(k), "x": value_of(v, encoding)} for k, v in enumerate(values)]
@@ -148,7 +148,7 @@ def test_every_type_is_stored_as_its_rows_would_be(kind, form, compiled, tmp_pat
 @pytest.mark.parametrize("kind", TYPES, ids=str)
 def test_a_table_without_rows_keeps_its_columns(kind, tmp_path):
     empty = pa.schema({"x": kind}).empty_table()
-    for number, data in enumerate((empty, empty.to_reader(), Lender(empty))):
+    for number, data in enumerate((empty, empty.to_reader(), StreamTable(empty))):
         report, ds = rewritten(tmp_path / str(number), data)
         assert report.columns == {"x": TYPES[kind][0]}
         assert len(ds) == 0
@@ -177,7 +177,7 @@ UNKNOWN = {
 
 
 @pytest.mark.parametrize("kind", UNKNOWN, ids=str)
-def test_a_type_without_an_encoding_names_two_ways_on(kind, tmp_path):
+def test_the_error_of_a_type_without_an_encoding_names_two_fixes(kind, tmp_path):
     value, words = UNKNOWN[kind]
     table = pa.table({"y": [1], "x": pa.array([value], kind)})
     for data in (table, table.to_reader()):
@@ -211,7 +211,7 @@ def test_all_kinds_of_arrow_tables(tmp_path):
         table.to_reader(max_chunksize=2),
         dataset,
         dataset.scanner(),
-        Lender(table),
+        StreamTable(table),
         struct,
         pyarrow.parquet.ParquetFile(tmp_path / "file.parquet").iter_batches(2),
         table.to_batches(max_chunksize=2),
@@ -235,34 +235,28 @@ def test_shards_do_not_depend_on_batches(shard_size, tmp_path):
 
 
 def test_a_stream_is_read_batch_by_batch(tmp_path):
-    waiting = []
+    batch_numbers = []
 
     def batches():
         for k in range(20):
-            waiting.append(k)
+            batch_numbers.append(k)
             yield pa.record_batch({"x": np.full(1000, k), "s": ["a" * 100] * 1000})
 
     schema = pa.schema({"x": pa.int64(), "s": pa.string()})
     reader = pa.RecordBatchReader.from_batches(schema, batches())
-    stored = []
-
-    class Watched:
-        def __arrow_c_stream__(self, requested_schema=None):
-            return reader.__arrow_c_stream__(requested_schema)
-
     path = tmp_path / "a"
-    schedule = iter(batches())
+    shard_counts = []
 
-    def watched():
-        for batch in schedule:
-            stored.append(len([*path.glob("*.mds")]))
+    def batches_and_counts():
+        for batch in batches():
+            shard_counts.append(len([*path.glob("*.mds")]))
             yield batch
 
-    npstream.write(path, watched(), shard_size=100_000)
-    assert stored[-1] >= 10  # shards are stored while batches are read
-    waiting.clear()
-    npstream.write(tmp_path / "b", Watched(), shard_size=100_000)
-    assert len(waiting) == 20
+    npstream.write(path, batches_and_counts(), shard_size=100_000)
+    assert shard_counts[-1] >= 10  # shards are stored while batches are read
+    batch_numbers.clear()
+    npstream.write(tmp_path / "b", StreamTable(reader), shard_size=100_000)
+    assert len(batch_numbers) == 20
     assert shards(path) == shards(tmp_path / "b")
 
 

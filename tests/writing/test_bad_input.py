@@ -205,7 +205,7 @@ CASES = {
     ),
     "columns of other lengths": ({"x": [1, 2], "t": ["a"]}, {}, ["'x': 2", "'t': 1"]),
 }
-"""Data, or a function that makes it; settings; and what the error says."""
+"""Data, or a function that returns it; settings; and words of the error message."""
 
 
 SAMPLES = [name for name, (data, *_) in CASES.items() if isinstance(data, list)]
@@ -216,10 +216,10 @@ MAPPINGS = [name for name in SAMPLES if all(isinstance(each, dict) for each in C
 
 
 def failure(path, data, **settings):
-    """Return the message of the error, after a check that nothing is there."""
-    given = data() if callable(data) else data
+    """Check that a write fails and leaves nothing, and return the message of its error."""
+    data = data() if callable(data) else data
     with pytest.raises((TypeError, ValueError, LookupError)) as caught:
-        npstream.write(path, given, **settings)
+        npstream.write(path, data, **settings)
     assert not path.exists()
     return str(caught.value)
 

@@ -1,4 +1,4 @@
-"""What npstream has read is copied as it is stored."""
+"""Values of npstream's datasets are copied in their stored form, without decoding."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _bytes(ds, name):
     source = ds._source
     part = source.bodies(source.plan((name,)), source.look_up(ds._selection.ids()))[name]
     spans = zip(part.address.tolist(), part.nbytes.tolist(), strict=True)
-    return [ctypes.string_at(at, nbytes) for at, nbytes in spans]
+    return [ctypes.string_at(address, nbytes) for address, nbytes in spans]
 
 
 VIEWS = {
@@ -74,9 +74,8 @@ VIEWS = {
 @pytest.mark.parametrize("view", VIEWS)
 def test_a_view_is_copied_as_it_is_stored(view, compression, source, tmp_path, upload):
     root, columns = source
-    places = [root, upload(root)]
-    for k, place in enumerate(places):
-        ds = VIEWS[view](npstream.open(place, cache=tmp_path / "cache", allow_pickle=True))
+    for k, url in enumerate([root, upload(root)]):
+        ds = VIEWS[view](npstream.open(url, cache=tmp_path / "cache", allow_pickle=True))
         report, copy = rewritten(tmp_path / str(k), ds, compression=compression, shard_size="4KiB")
         assert list(report.columns.items()) == list(columns.items())
         assert copy.columns == ds.columns
@@ -98,7 +97,7 @@ def test_columns_and_batches_keep_their_encodings(source, tmp_path):
     root, columns = source
     ds = npstream.open(root, allow_pickle=True)
     rows = ds[[3, 1, 4, 1, 5]]
-    wanted = bodies(rows)
+    expected = bodies(rows)
     for name, data in {
         "columns": {name: rows[name] for name in columns},
         "batch": rows.load(),
@@ -107,17 +106,17 @@ def test_columns_and_batches_keep_their_encodings(source, tmp_path):
     }.items():
         report, copy = rewritten(tmp_path / name, data)
         assert list(report.columns.items()) == list(columns.items())
-        assert bodies(copy) == wanted
+        assert bodies(copy) == expected
     report, copy = rewritten(tmp_path / "top", ds["text"][:3])
     assert report.columns == {"text": "str"}
     loaded = {name: rows[name].load() for name in ("text", "image", "array", "raw", "tokens")}
     report, copy = rewritten(tmp_path / "ragged", loaded)
     assert report.columns == {name: columns[name] for name in loaded}
-    assert bodies(copy) == {name: wanted[name] for name in loaded}
+    assert bodies(copy) == {name: expected[name] for name in loaded}
     tensors = rows[["tokens", "array", "number", "seen"]].load().to_torch()
     report, copy = rewritten(tmp_path / "tensors", tensors)
     assert report.columns == {name: columns[name] for name in tensors}
-    assert bodies(copy) == {name: wanted[name] for name in tensors}
+    assert bodies(copy) == {name: expected[name] for name in tensors}
 
 
 def test_a_batch_that_was_edited(source, tmp_path):
@@ -186,7 +185,7 @@ def test_other_encodings_for_a_copy(source, tmp_path):
         npstream.write(tmp_path / "b", ds, columns={"nunber": "bool"})
 
 
-def test_columns_that_were_declared_anew(source, tmp_path):
+def test_columns_with_declared_types(source, tmp_path):
     declared = {"raw": "uint16", "tokens": "ndarray:int64:1", "label": ">i4", "number": "M8[D]"}
     ds = npstream.open(source[0], columns=declared, allow_pickle=True)[list(declared)]
     for name, data in {
@@ -199,8 +198,8 @@ def test_columns_that_were_declared_anew(source, tmp_path):
             **{"raw": "ndarray:uint16", "tokens": "ndarray:int64:1", "label": "int32"},
             "number": "datetime64[D]",
         }
-        for got, wanted in zip(copy, ds, strict=True):
-            assert all(np.array_equal(got[column], wanted[column]) for column in declared)
+        for actual, expected in zip(copy, ds, strict=True):
+            assert all(np.array_equal(actual[column], expected[column]) for column in declared)
     odd = npstream.open(source[0], columns={"number": "S8"}, allow_pickle=True)[["number"]]
     with pytest.raises(ValueError, match=r"column 'number': cannot store an array of dtype \|S8"):
         npstream.write(tmp_path / "odd", odd)
@@ -233,15 +232,15 @@ def test_shards_of_text_become_mds(name, tmp_path):
         npstream.write(tmp_path / "a", ds)
     report, copy = rewritten(tmp_path / "b", ds[["n"]], columns=chosen)
     assert list(copy["n"]) == list(ds["n"])
-    others = [column for column in ds.columns if column != "n"]
-    report, copy = rewritten(tmp_path / "c", ds[others])
+    other_columns = [column for column in ds.columns if column != "n"]
+    report, copy = rewritten(tmp_path / "c", ds[other_columns])
     assert set(report.columns.values()) <= {"str", "int", "float64"}
-    for column in others:
+    for column in other_columns:
         assert np.array_equal(copy[column], ds[column], equal_nan=report.columns[column] != "str")
 
 
 def test_merged_shards_that_differ(tmp_path):
-    """Columns are copied by name from wherever they lie in a sample."""
+    """Columns are copied by name, although their order in the samples differs."""
     npstream.write(tmp_path / "a", {"x": np.arange(5), "t": list("abcde")})
     npstream.write(tmp_path / "b", [{"x": k, "t": "z", "more": 1} for k in range(3)])
     index = {"shards": [], "version": 2}
@@ -256,13 +255,13 @@ def test_merged_shards_that_differ(tmp_path):
     assert list(copy) == [{"t": t, "x": x} for t, x in zip("zazb", (2, 0, 1, 1), strict=True)]
 
 
-def test_damage_does_not_spread(source, tmp_path):
+def test_a_damaged_sample_is_not_copied(source, tmp_path):
     npstream.write(tmp_path / "a", {"text": ["a", "bb", "ccc"], "n": [1, 2, 3]})
     (shard,) = (tmp_path / "a").glob("*.mds")
     data = bytearray(shard.read_bytes())
-    at = data.rindex(b"bb") - 12
-    assert data[at] == 2
-    data[at] = 9
+    offset = data.rindex(b"bb") - 12
+    assert data[offset] == 2
+    data[offset] = 9
     shard.write_bytes(data)
     with pytest.raises(FormatError, match=r"sample 1 .*do not add up"):
         npstream.write(tmp_path / "b", npstream.open(tmp_path / "a"))

@@ -1,4 +1,4 @@
-"""Writes that meet others, fail or are killed: what is published stays, and nothing else does."""
+"""Concurrent, failed and killed writes: published files stay, and all other files are removed."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ pytestmark = pytest.mark.usefixtures("short_pauses")
 
 
 def race(writes):
-    """Do several writes from one moment on; return what each came to."""
+    """Start several writes at the same time; return the result or the exception of each."""
     results = [None] * len(writes)
-    together = threading.Barrier(len(writes))
+    barrier = threading.Barrier(len(writes))
 
     def run(number, work):
         try:
-            results[number] = work(together.wait)
+            results[number] = work(barrier.wait)
         except Exception as error:
             results[number] = error
 
@@ -59,7 +59,7 @@ def race(writes):
 
 
 def contender(url, options, value, compression=None, delays=None):
-    """Return a write that begins with others; with `delays`, it stops for a while at each shard."""
+    """Return a write for `race`; with `delays`, it pauses for a random time at each sample."""
 
     def work(wait):
         settings = {"shard_size": SHARD, "compression": compression, "storage_options": options}
@@ -75,19 +75,19 @@ def contender(url, options, value, compression=None, delays=None):
 
 
 def assert_one_has_won(results, url, options, values, cache):
-    reports = [number for number, found in enumerate(results) if not isinstance(found, Exception)]
-    others = [found for found in results if isinstance(found, Exception)]
-    assert len(reports) == 1, results
-    for error in others:
+    winners = [k for k, result in enumerate(results) if not isinstance(result, Exception)]
+    errors = [result for result in results if isinstance(result, Exception)]
+    assert len(winners) == 1, results
+    for error in errors:
         assert isinstance(error, FileExistsError), error
         assert isinstance(error, StorageError), error
-    assert_published(url, options, values[reports[0]], cache)
+    assert_published(url, options, values[winners[0]], cache)
 
 
 @pytest.mark.parametrize("writers", [2, 3])
-def test_writers_at_once(place, writers, tmp_path):
-    url, options = place
-    values = [7, 7, 8][:writers]  # two write the same, as ranks do that all run one script
+def test_writers_at_once(target, writers, tmp_path):
+    url, options = target
+    values = [7, 7, 8][:writers]  # two write the same data, like ranks that run one script
     writes = [contender(url, options, value, "zstd" if value == 8 else None) for value in values]
     assert_one_has_won(race(writes), url, options, values, tmp_path / "cache")
 
@@ -116,61 +116,61 @@ with npstream.Writer(sys.argv[1], shard_size=300) as writing:
 """
     command = [sys.executable, "-c", script, str(tmp_path / "out")]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    running = [subprocess.Popen([*command, str(k)], text=True, **pipes) for k in range(3)]
-    for process in running:
+    processes = [subprocess.Popen([*command, str(k)], text=True, **pipes) for k in range(3)]
+    for process in processes:
         assert process.stdout.readline() == "open\n"
-    for process in running:
+    for process in processes:
         process.stdin.write("\n")
         process.stdin.flush()
-    errors = [process.communicate()[1] for process in running]
-    won = [k for k, process in enumerate(running) if process.returncode == 0]
-    assert len(won) == 1, errors
-    assert all("StorageExistsError" in text for k, text in enumerate(errors) if k not in won)
-    assert_published(str(tmp_path / "out"), None, won[0], tmp_path / "cache")
+    errors = [process.communicate()[1] for process in processes]
+    winners = [k for k, process in enumerate(processes) if process.returncode == 0]
+    assert len(winners) == 1, errors
+    assert all("StorageExistsError" in text for k, text in enumerate(errors) if k not in winners)
+    assert_published(str(tmp_path / "out"), None, winners[0], tmp_path / "cache")
 
 
-def test_a_refused_writer_leaves_what_another_has_published(place, tmp_path):
-    url, options = place
-    late = npstream.Writer(url, storage_options=options, shard_size=SHARD)
+def test_a_refused_writer_does_not_change_a_published_dataset(target, tmp_path):
+    url, options = target
+    second = npstream.Writer(url, storage_options=options, shard_size=SHARD)
     write(url, options, 7)
-    late.write({"v": -1})
+    second.write({"v": -1})
     with pytest.raises(FileExistsError, match="a dataset, or a part of one, is here"):
-        late.close()
+        second.close()
     with pytest.raises(FileExistsError):
         write(url, options, 8)
     assert_published(url, options, 7, tmp_path / "cache")
 
 
-def test_a_refused_writer_leaves_what_another_is_writing(place, tmp_path):
-    url, options = place
-    early, late = (
+def test_a_refused_writer_does_not_change_a_write_in_progress(target, tmp_path):
+    url, options = target
+    first, second = (
         npstream.Writer(url, storage_options=options, shard_size=SHARD) for _ in range(2)
     )
-    add(early, 7, SAMPLES // 2)
-    early._shards.finish()
+    add(first, 7, SAMPLES // 2)
+    first._shards.finish()
     message = r"is here.*no index, as a write is in progress or was interrupted"
-    with pytest.raises(FileExistsError, match=message), late:
-        add(late, 8)
+    with pytest.raises(FileExistsError, match=message), second:
+        add(second, 8)
     with pytest.raises(FileExistsError, match=message):
         write(url, options, 8)
     with pytest.raises(FileNotFoundError):  # a reader sees nothing yet
         npstream.open(url, storage_options=options, cache=tmp_path / "cache")
-    add(early, 7, SAMPLES // 2)
-    early.close()
+    add(first, 7, SAMPLES // 2)
+    first.close()
     assert_published(url, options, 7, tmp_path / "cache")
     shards = [name for name in names(url, options) if name.startswith("shard.")]
     assert shards == [f"shard.{number:05}.mds" for number in range(4)]
 
 
-def test_a_write_that_fails_leaves_nothing(place):
-    url, options = place
+def test_a_write_that_fails_leaves_nothing(target):
+    url, options = target
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
             npstream.write(url, failing(), shard_size=SHARD, storage_options=options)
     assert_nothing(url, options)
 
 
-# What a write asks of a store
+# Requests to a store
 
 
 @pytest.mark.parametrize("kind", ["s3", "azure", "oci"])
@@ -182,8 +182,8 @@ def test_requests_of_a_write(kind, servers):
     stored = [(file_of(r.path), r.status) for r in proxy.log if r.method == "PUT"]
     (lock, created), (again, refused) = stored[:2]
     assert (lock, again, created < 300, refused in (409, 412)) == (LOCK, LOCK, True, True)
-    there = names(fresh.url, fresh.storage_options)
-    assert sorted(name for name, _ in stored[2:]) == sorted(map(file_of, there))
+    paths = names(fresh.url, fresh.storage_options)
+    assert sorted(name for name, _ in stored[2:]) == sorted(map(file_of, paths))
     assert stored[-1][0] == INDEX
     assert len(stored) == 2 + report.shards + 3
     assert [file_of(r.path) for r in proxy.log if r.method == "DELETE"] == [LOCK]
@@ -207,30 +207,30 @@ def test_a_user_who_may_only_read(servers, tmp_path):
 # Stores that do not create files in one step
 
 
-def lying(create, filesystem, path, data):
-    """Ignore the condition, as servers do that do not know it."""
+def ignoring(create, filesystem, path, data):
+    """Store the file, like a server that ignores the condition of a request."""
     filesystem.pipe_file(path, data)
 
 
 def unsupported(create, filesystem, path, data):
-    """Answer that this is not implemented."""
+    """Raise, like a server that does not implement conditions."""
     raise OSError(errno.EOPNOTSUPP, "not implemented")
 
 
-WITHOUT = pytest.mark.parametrize(
-    "way", [lying, unsupported, None], ids=["lies", "refuses", "none"]
+WITHOUT_EXCLUSIVE_CREATION = pytest.mark.parametrize(
+    "create_file", [ignoring, unsupported, None], ids=["ignores", "refuses", "none"]
 )
 
 
-@WITHOUT
-def test_names_of_a_writes_own(way, memory, create, tmp_path):
-    create(way)
+@WITHOUT_EXCLUSIVE_CREATION
+def test_file_names_are_unique_to_a_write(create_file, memory, create, tmp_path):
+    create(create_file)
     report = write(memory, None, 7)
     assert_published(memory, None, 7, tmp_path / "cache")
     shards = [name for name in names(memory) if name.startswith("shard.")]
-    mark = shards[0].split(".")[1]
-    assert shards == [f"shard.{mark}.{number:05}.mds" for number in range(report.shards)]
-    assert f"index.columns/{mark}.v.npy" in names(memory)
+    write_id = shards[0].split(".")[1]
+    assert shards == [f"shard.{write_id}.{number:05}.mds" for number in range(report.shards)]
+    assert f"index.columns/{write_id}.v.npy" in names(memory)
     with pytest.raises(FileExistsError):
         write(memory, None, 8)
     with pytest.raises(ZeroDivisionError):
@@ -238,38 +238,41 @@ def test_names_of_a_writes_own(way, memory, create, tmp_path):
     assert_nothing(f"{memory}/other")
 
 
-@WITHOUT
-def test_writers_of_names_of_their_own(way, memory, create, tmp_path):
-    create(way)
-    early, late = (npstream.Writer(memory, shard_size=SHARD) for _ in range(2))
-    add(late, 8)
-    add(early, 7)
-    early.close()
+@WITHOUT_EXCLUSIVE_CREATION
+def test_two_writers_with_unique_file_names(create_file, memory, create, tmp_path):
+    create(create_file)
+    first, second = (npstream.Writer(memory, shard_size=SHARD) for _ in range(2))
+    add(second, 8)
+    add(first, 7)
+    first.close()
     with pytest.raises(FileExistsError):
-        late.close()
+        second.close()
     assert_published(memory, None, 7, tmp_path / "cache")
 
 
-@WITHOUT
-def test_an_index_that_is_replaced_at_the_same_moment(way, memory, create, tmp_path, monkeypatch):
-    """Where a store cannot tell two apart, one of them is there in the end, and whole."""
-    create(way)
+@WITHOUT_EXCLUSIVE_CREATION
+def test_two_indexes_that_are_stored_at_the_same_time(
+    create_file, memory, create, tmp_path, monkeypatch
+):
+    """Without exclusive creation, the last index stays, and its dataset is complete."""
+    create(create_file)
     first, second = (npstream.Writer(memory, shard_size=SHARD) for _ in range(2))
     add(first, 7)
     add(second, 8)
     put, exists = RemoteStore.put, RemoteStore.exists
 
-    def overtaken(self, name, stored):
-        """Store the index, and then that of the other, which has looked for it before."""
+    def put_both(self, name, stored):
+        """Store the index, and then the index of `second`."""
         put(self, name, stored)
         if name == INDEX and self is first._destination._store:
             second.close()
 
-    def looked(self, name):
+    def exists_for_first(self, name):
+        """Return False to `second`, as if it had checked before the index was stored."""
         return exists(self, name) and self is not second._destination._store
 
-    monkeypatch.setattr(RemoteStore, "put", overtaken)
-    monkeypatch.setattr(RemoteStore, "exists", looked)
+    monkeypatch.setattr(RemoteStore, "put", put_both)
+    monkeypatch.setattr(RemoteStore, "exists", exists_for_first)
     with pytest.raises(FileExistsError):
         first.close()
     assert_published(memory, None, 8, tmp_path / "cache")
@@ -282,19 +285,19 @@ PARTS = [LOCK, "shard.00000.mds", "shard.00002.mds", "index.columns/v.npy", "ind
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_an_answer_that_is_lost(part, memory, create, tmp_path):
-    """The file is stored, and then the connection breaks: the next attempt finds it there."""
-    lost = []
+def test_a_response_that_is_lost(part, memory, create, tmp_path):
+    """The file is stored, and then the connection breaks. The retry finds the stored file."""
+    failed_paths = []
 
     def break_once(function, filesystem, path, stored):
         function(filesystem, path, stored)
-        if path.endswith(f"/{part}") and path not in lost:
-            lost.append(path)
+        if path.endswith(f"/{part}") and path not in failed_paths:
+            failed_paths.append(path)
             raise ConnectionResetError
 
     create(break_once)
     write(memory, None, 7)
-    assert lost
+    assert failed_paths
     assert_published(memory, None, 7, tmp_path / "cache")
 
 
@@ -310,7 +313,7 @@ def test_an_upload_that_never_succeeds(part, is_stored, memory, create):
 
     create(fail)
     if (part, is_stored) == (INDEX, True):
-        write(memory, None, 7)  # only the answer was lost, and it is there
+        write(memory, None, 7)  # only the response was lost, and the index is stored
         return
     with pytest.raises(StorageError, match=part) as caught:
         write(memory, None, 7)
@@ -318,7 +321,7 @@ def test_an_upload_that_never_succeeds(part, is_stored, memory, create):
     assert_nothing(memory)
 
 
-def test_an_index_of_which_nobody_knows_whether_it_is_stored(memory, create):
+def test_an_index_whose_upload_times_out_and_may_succeed_later(memory, create):
     released = threading.Event()
 
     def stall(function, filesystem, path, stored):
@@ -370,8 +373,8 @@ def test_a_lock_file_that_cannot_be_removed(memory, tmp_path, monkeypatch, caplo
     assert_published(memory, None, 7, tmp_path / "cache")
 
 
-def test_what_a_published_index_names_is_never_removed(memory, tmp_path):
-    """Another program takes the place meanwhile, without asking who writes there."""
+def test_files_of_a_published_index_are_never_removed(memory, tmp_path):
+    """Another program stores a dataset at the URL, without a check for other writers."""
     write(tmp_path / "theirs", None, 8)
     writing = npstream.Writer(memory, shard_size=SHARD)
     add(writing, 7)
@@ -398,7 +401,7 @@ def test_an_index_that_cannot_be_read_keeps_all(memory):
     assert RemoteStore(memory).read(INDEX) == b"something else"
 
 
-def test_what_others_write_over_stays_in_a_directory(tmp_path):
+def test_files_that_others_have_replaced_stay_in_a_directory(tmp_path):
     writing = npstream.Writer(tmp_path / "out", shard_size=SHARD)
     add(writing, 7)
     (tmp_path / "out" / "shard.00001.mds").write_bytes(b"theirs")
@@ -409,8 +412,8 @@ def test_what_others_write_over_stays_in_a_directory(tmp_path):
     assert sorted(os.listdir(tmp_path / "out")) == [INDEX, "notes.txt", "shard.00001.mds"]
 
 
-def test_a_server_of_files_that_repeats_a_request(tmp_path, monkeypatch):
-    """The answer to a link was lost, and its repetition finds the name taken, by itself."""
+def test_a_file_server_that_repeats_a_request(tmp_path, monkeypatch):
+    """The response to a link was lost. Its repetition fails, because the first one succeeded."""
     link = os.link
 
     def repeated(old, new):
@@ -435,7 +438,7 @@ def test_writers_at_once_where_there_are_no_hard_links(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", ["out", "a/b/c"])
-def test_directories_that_a_write_made_go_with_it(path, tmp_path):
+def test_a_failed_write_removes_the_directories_that_it_created(path, tmp_path):
     for refused in ([{"x": object()}], [{"x": 1}, {"y": 2}], failing()):
         with pytest.raises((TypeError, ValueError, KeyError, ZeroDivisionError)):
             npstream.write(tmp_path / path, refused, shard_size=SHARD)
@@ -447,19 +450,19 @@ def test_directories_that_a_write_made_go_with_it(path, tmp_path):
     assert os.listdir(tmp_path / "a") == []
 
 
-def test_a_directory_that_vanishes_is_made_anew(tmp_path):
-    """As when another write that had made it gives up."""
-    early, late = (npstream.Writer(tmp_path / "a" / "out", shard_size=SHARD) for _ in range(2))
-    late.write({"v": np.int64(7), "text": "7"})
-    del early
+def test_a_directory_that_is_removed_is_created_again(tmp_path):
+    """Such as a directory that a failed write had created, and removes."""
+    first, second = (npstream.Writer(tmp_path / "a" / "out", shard_size=SHARD) for _ in range(2))
+    second.write({"v": np.int64(7), "text": "7"})
+    del first
     gc.collect()
     assert os.listdir(tmp_path) == []
-    late.close()
+    second.close()
     assert npstream.open(tmp_path / "a" / "out")[0]["v"] == 7
 
 
 @pytest.mark.parametrize("path", ["file", "file/below"])
-def test_a_place_that_is_no_directory(path, tmp_path):
+def test_a_path_that_is_not_a_directory(path, tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(StorageError, match="Not a directory"):
         npstream.Writer(tmp_path / path)
@@ -467,7 +470,10 @@ def test_a_place_that_is_no_directory(path, tmp_path):
 
 
 def test_files_get_their_names_once_all_are_on_the_disk(tmp_path, monkeypatch):
-    """Written all, synced all, named all: a sync for each file alone takes a commit for each."""
+    """All files are written, then all are synced, and then all get their names.
+
+    A file system would commit its journal once for each file that is synced alone.
+    """
     calls: list[str] = []
     sync, link = os.fsync, os.link
 
@@ -497,12 +503,12 @@ def sync_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "npstream-sync"]
 
 
-@pytest.mark.parametrize("failing", [2, 20, 42])
-def test_one_of_many_files_that_the_disk_does_not_take(failing, tmp_path, monkeypatch):
+@pytest.mark.parametrize("failing_call", [2, 20, 42])
+def test_a_full_disk_at_one_of_many_files(failing_call, tmp_path, monkeypatch):
     count, sync = itertools.count(1), os.fsync
 
     def fail(descriptor: int) -> None:
-        if next(count) == failing:
+        if next(count) == failing_call:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         sync(descriptor)
 
@@ -513,7 +519,7 @@ def test_one_of_many_files_that_the_disk_does_not_take(failing, tmp_path, monkey
     assert os.listdir(tmp_path) == []
 
 
-def test_a_file_whose_close_tells_of_a_full_disk(tmp_path, monkeypatch):
+def test_a_full_disk_at_the_close_of_a_file(tmp_path, monkeypatch):
     def fail(self) -> None:
         if self.closed:
             return
@@ -524,27 +530,27 @@ def test_a_file_whose_close_tells_of_a_full_disk(tmp_path, monkeypatch):
         close = fail
 
     monkeypatch.setattr(
-        local.Draft, "open", lambda draft, made: Remote(io.FileIO(draft.path, "xb"))
+        local.Draft, "open", lambda draft, folders: Remote(io.FileIO(draft.path, "xb"))
     )
     with pytest.raises(StorageError, match=r"quota.*cannot store this file"):
         npstream.write(tmp_path, COLUMNS)
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("most", [0, 3])
-def test_threads_that_cannot_be_started(most, tmp_path, monkeypatch):
+@pytest.mark.parametrize("max_threads", [0, 3])
+def test_threads_that_cannot_be_started(max_threads, tmp_path, monkeypatch):
     started, start = [], threading.Thread.start
 
     def refuse(thread: threading.Thread) -> None:
         if thread.name == "npstream-sync":
-            if len(started) == most:
+            if len(started) == max_threads:
                 raise RuntimeError("can't start new thread")
             started.append(thread)
         start(thread)
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
     npstream.write(tmp_path / "new", COLUMNS)
-    assert len(started) == most
+    assert len(started) == max_threads
     assert sync_threads() == []
     assert npstream.open(tmp_path / "new")["c39"][-1] == 19
 

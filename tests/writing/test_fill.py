@@ -1,4 +1,4 @@
-"""Values that are stored where a sample or a table has none."""
+"""`fill` replaces missing values of samples and tables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from npstream.formats.encodings.encodings import column_type
 from npstream.writing.inputs.fill import Fill, check_fill, fill_sample, is_absent
 
 
-def filled(root, data, values, columns=None):
+def write_filled(root, data, values, columns=None):
     """Write a table with missing values filled, and open it."""
     _, ds = rewritten(root, data, columns=columns, fill=values)
     return ds
@@ -47,24 +47,23 @@ def test_nulls_of_arrow_are_filled(name, tmp_path):
         array = array.dictionary_encode()
     table = pa.table({"n": [1, 2, 3], "x": array})
     for number, data in enumerate((table, table[1:], table.to_reader(max_chunksize=1))):
-        ds = filled(tmp_path / str(number), data, {"x": value})
-        at = 0 if number == 1 else 1
-        got = ds["x"][at]
-        assert got == value if np.ndim(value) == 0 else np.array_equal(got, value)
-        others = [v for k, v in enumerate(ds) if k != at]
+        ds = write_filled(tmp_path / str(number), data, {"x": value})
+        filled_row = 0 if number == 1 else 1
+        actual = ds["x"][filled_row]
+        assert actual == value if np.ndim(value) == 0 else np.array_equal(actual, value)
+        others = [sample for row, sample in enumerate(ds) if row != filled_row]
         expected = [row["n"] for row in table.to_pylist()[number == 1 :] if row["n"] != 2]
-        assert [row["n"] for row in others] == expected
-        last = others[-1]["x"]
+        assert [sample["n"] for sample in others] == expected
         plain = npstream.write(tmp_path / f"{number}p", pa.table({"n": [3], "x": array[2:]}))
-        same = npstream.open(plain.path)["x"][0]
-        assert np.array_equal(last, same, equal_nan=name == "float32")
+        last_value = npstream.open(plain.path)["x"][0]
+        assert np.array_equal(others[-1]["x"], last_value, equal_nan=name == "float32")
 
 
 def test_null_rows_that_have_elements(tmp_path):
     offsets = pa.array([0, 2, 4, 5], pa.int32())
     mask = pa.array([False, True, False])
     lists = pa.ListArray.from_arrays(offsets, pa.array([1, 2, 3, 4, 5]), mask=mask)
-    ds = filled(tmp_path / "a", pa.table({"x": lists}), {"x": np.array([9])})
+    ds = write_filled(tmp_path / "a", pa.table({"x": lists}), {"x": np.array([9])})
     assert [row.tolist() for row in ds["x"]] == [[1, 2], [9], [5]]
 
 
@@ -85,7 +84,7 @@ PANDAS = {
 @pytest.mark.parametrize("name", PANDAS)
 def test_missing_values_of_pandas_are_filled(name, tmp_path):
     values, value = PANDAS[name]
-    ds = filled(tmp_path / "a", pd.DataFrame({"n": [1, 2, 3], "x": values}), {"x": value})
+    ds = write_filled(tmp_path / "a", pd.DataFrame({"n": [1, 2, 3], "x": values}), {"x": value})
     assert ds["x"][1] == value
     if name not in ("category of nothing", "all missing"):
         assert ds["x"][0] == values[0]
@@ -95,13 +94,13 @@ def test_missing_values_of_pandas_are_filled(name, tmp_path):
 def test_nan_is_missing_where_the_encoding_has_none(tmp_path):
     frame = pd.DataFrame({"x": [1, None, 3], "t": pd.to_datetime(["2020", None, "2021"])})
     fill = {"x": -1, "t": np.datetime64("1970", "us")}
-    ds = filled(tmp_path / "a", frame, fill)
+    ds = write_filled(tmp_path / "a", frame, fill)
     assert np.isnan(ds["x"][1])
     assert np.isnat(ds["t"][1])
     fill = {"x": -1}
-    ds = filled(tmp_path / "b", frame, fill, {"x": "int64"})
+    ds = write_filled(tmp_path / "b", frame, fill, {"x": "int64"})
     assert ds["x"].load().tolist() == [1, -1, 3]
-    ds = filled(tmp_path / "c", pa.table({"x": [1, np.nan, None]}), fill, {"x": "int8"})
+    ds = write_filled(tmp_path / "c", pa.table({"x": [1, np.nan, None]}), fill, {"x": "int8"})
     assert ds["x"].load().tolist() == [1, -1, -1]
     for value, encoding, is_missing in (
         (None, "float64", True),
@@ -121,12 +120,12 @@ def test_columns_that_a_table_lacks(tmp_path):
     table = pa.table({"x": [1, 2]})
     for number, data in enumerate((table, table.to_reader(), {"x": [1, 2]}, table.to_pandas())):
         fill = {"lang": "en", "score": 0.5, "row": np.zeros(2, "f4")}
-        ds = filled(tmp_path / str(number), data, fill)
+        ds = write_filled(tmp_path / str(number), data, fill)
         assert list(ds["lang"]) == ["en", "en"]
         assert ds["score"].load().tolist() == [0.5, 0.5]
         assert ds["row"][1].tolist() == [0, 0]
     columns = {"x": "int64", "row": "ndarray:float32:2"}
-    ds = filled(tmp_path / "fixed", table, {"row": np.zeros(2, "f4")}, columns)
+    ds = write_filled(tmp_path / "fixed", table, {"row": np.zeros(2, "f4")}, columns)
     assert ds["row"].shape == (2, 2)
     assert ds.columns == ("x", "row")
 
@@ -137,10 +136,10 @@ def test_values_that_do_not_fit_their_column(tmp_path):
         with pytest.raises(
             (TypeError, ValueError), match="fill: column 'x' is 'int64' and cannot take"
         ):
-            filled(tmp_path / "a", table, {"x": value})
-    for wrong in ([1], {1: 2}):
+            write_filled(tmp_path / "a", table, {"x": value})
+    for fill in ([1], {1: 2}):
         with pytest.raises(TypeError, match="fill maps names of columns"):
-            check_fill(wrong)
+            check_fill(fill)
     assert check_fill(None) == {}
 
 
@@ -174,12 +173,12 @@ def test_rows_with_missing_values_are_left_out(name, tmp_path):
     library = name.partition(" ")[0]
     columns = {"n": np.arange(5), "x": LEFT_OUT[name]}
     data = {"Arrow": pa.table, "pandas": pd.DataFrame, "NumPy": dict}[library](columns)
-    each = [data]
+    tables = [data]
     if library == "Arrow":
-        each.append(data.to_reader(max_chunksize=2))
-    for number, given in enumerate(each):
+        tables.append(data.to_reader(max_chunksize=2))
+    for number, table in enumerate(tables):
         path = tmp_path / str(number)
-        report = npstream.write(path, given, on_error="skip", rejects=tmp_path / "rejects.jsonl")
+        report = npstream.write(path, table, on_error="skip", rejects=tmp_path / "rejects.jsonl")
         assert npstream.open(path)["n"].load().tolist() == [0, 2, 4]
         assert report.rejected == 2
         lines = (tmp_path / "rejects.jsonl").read_text().splitlines()

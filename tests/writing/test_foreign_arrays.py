@@ -1,4 +1,4 @@
-"""Arrays of other libraries are written as what they hold there."""
+"""Arrays of other libraries are written with the values that their library returns."""
 
 from __future__ import annotations
 
@@ -96,8 +96,8 @@ ARRAYS = {
 }  # fmt: skip
 
 
-class Lent:
-    """An array that some library lends by one protocol only."""
+class Exported:
+    """An array of an unknown library, which has only one protocol."""
 
     def __init__(self, array):
         self.array = array
@@ -106,17 +106,17 @@ class Lent:
         return len(self.array)
 
 
-class Capsule(Lent):
+class Capsule(Exported):
     def __arrow_c_array__(self, requested_schema=None):
         return self.array.__arrow_c_array__(requested_schema)
 
 
-class Stream(Lent):
+class Stream(Exported):
     def __arrow_c_stream__(self, requested_schema=None):
         return self.array.__arrow_c_stream__(requested_schema)
 
 
-class Tensor(Lent):
+class Tensor(Exported):
     def __dlpack__(self, **options):
         return self.array.__dlpack__(**options)
 
@@ -124,7 +124,7 @@ class Tensor(Lent):
         return self.array.__dlpack_device__()
 
 
-class Array(Lent):
+class Array(Exported):
     def __array__(self, dtype=None, copy=None):
         return self.array
 
@@ -137,7 +137,7 @@ ARRAYS["a DLPack tensor"] = Tensor(np.arange(3.0)), "float64"
 
 
 class Objects(Stream, Array):
-    """Objects as polars lends them: as an array, and their addresses as Arrow's bytes."""
+    """Objects as polars exports them: as an array, and their addresses as Arrow's bytes."""
 
     dtype = "Object"
 
@@ -145,29 +145,29 @@ class Objects(Stream, Array):
 ARRAYS["an __array__"] = Array(np.array([1, 2], "M8[D]")), "datetime64[D]"
 
 
-def values_of(given):
-    """Return an array's rows as NumPy's or Python's values, by its library's own means."""
-    given = given.array if isinstance(given, Lent) else given
-    if isinstance(given, torch.Tensor):
-        given = given.detach().resolve_conj()
-        if str(given.dtype).removeprefix("torch.") in ("bfloat16", "float8_e5m2"):
-            return list(given.float().numpy())
-        return list(given.numpy())
-    if isinstance(given, pa.Array | pa.ChunkedArray):
-        return given.to_pylist()
-    if isinstance(given, dask.array.Array):
-        given = given.compute()
-    if type(given).__module__.startswith("pandas"):
-        return given.tolist()
-    return list(np.asarray(given))
+def values_of(array):
+    """Return an array's rows as values of NumPy or Python, converted by the array's library."""
+    array = array.array if isinstance(array, Exported) else array
+    if isinstance(array, torch.Tensor):
+        array = array.detach().resolve_conj()
+        if str(array.dtype).removeprefix("torch.") in ("bfloat16", "float8_e5m2"):
+            return list(array.float().numpy())
+        return list(array.numpy())
+    if isinstance(array, pa.Array | pa.ChunkedArray):
+        return array.to_pylist()
+    if isinstance(array, dask.array.Array):
+        array = array.compute()
+    if type(array).__module__.startswith("pandas"):
+        return array.tolist()
+    return list(np.asarray(array))
 
 
-def is_same(got, wanted):
-    """Return True if two values are equal, or neither is one."""
-    if isinstance(wanted, list | dict):
-        return got.tolist() == wanted if isinstance(got, np.ndarray) else got == wanted
-    return np.array_equal(got, wanted) or bool(
-        np.ndim(got) == 0 and got != got and wanted != wanted
+def is_same(actual, expected):
+    """Return True if two values are equal, or both are NaN or NaT."""
+    if isinstance(expected, list | dict):
+        return (actual.tolist() if isinstance(actual, np.ndarray) else actual) == expected
+    return np.array_equal(actual, expected) or bool(
+        np.ndim(actual) == 0 and actual != actual and expected != expected
     )
 
 
@@ -175,15 +175,15 @@ def is_same(got, wanted):
 @pytest.mark.parametrize("name", ARRAYS)
 def test_arrays_of_other_libraries(name, block, tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "BLOCK_BYTES", block)
-    given, encoding = ARRAYS[name]
-    report, ds = rewritten(tmp_path / "a", {"x": given})
+    array, encoding = ARRAYS[name]
+    report, ds = rewritten(tmp_path / "a", {"x": array})
     assert report.columns == {"x": encoding}
-    wanted = values_of(given)
-    assert len(ds) == len(wanted)
-    for got, value in zip(ds["x"], wanted, strict=True):
-        assert is_same(got, value.to_numpy() if hasattr(value, "to_numpy") else value)
-    more = [str(k) for k in range(len(ds))]
-    report, ds = rewritten(tmp_path / "b", {"text": more, "x": given})
+    expected = values_of(array)
+    assert len(ds) == len(expected)
+    for actual, value in zip(ds["x"], expected, strict=True):
+        assert is_same(actual, value.to_numpy() if hasattr(value, "to_numpy") else value)
+    texts = [str(k) for k in range(len(ds))]
+    report, ds = rewritten(tmp_path / "b", {"text": texts, "x": array})
     assert report.columns == {"text": "str", "x": encoding}
 
 
@@ -192,16 +192,16 @@ UNKNOWN_WHEN_EMPTY = {"object", "pandas objects"}
 
 @pytest.mark.parametrize("name", ARRAYS)
 def test_no_rows_of_other_libraries(name, tmp_path):
-    given, encoding = ARRAYS[name]
-    if isinstance(given, Lent):
+    array, encoding = ARRAYS[name]
+    if isinstance(array, Exported):
         return
     if name in UNKNOWN_WHEN_EMPTY:
         with pytest.raises(
             ValueError, match="column 'x': it has no values to infer an encoding from"
         ):
-            npstream.write(tmp_path / "out", {"x": given[:0]})
+            npstream.write(tmp_path / "out", {"x": array[:0]})
         return
-    report, ds = rewritten(tmp_path, {"x": given[:0]})
+    report, ds = rewritten(tmp_path, {"x": array[:0]})
     assert report.columns == {"x": encoding}
     assert len(ds) == 0
 
@@ -267,9 +267,9 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_arrays_that_are_refused(name, tmp_path):
-    given, words = REFUSED[name]
+    array, words = REFUSED[name]
     with pytest.raises((TypeError, ValueError), match=words) as caught:
-        npstream.write(tmp_path / "out", {"x": given})
+        npstream.write(tmp_path / "out", {"x": array})
     assert "column 'x'" in str(caught.value)
     assert not (tmp_path / "out").exists()
 
@@ -305,13 +305,13 @@ def test_a_nested_tensor(tmp_path):
 
 def test_blocks_are_whole_chunks(tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "BLOCK_BYTES", 1)
-    asked = []
+    ranges = []
 
     class Chunked:
         shape, dtype, ndim, chunks = (10, 2), np.dtype("f4"), 2, (4, 2)
 
         def __getitem__(self, rows):
-            asked.append((rows.start, rows.stop))
+            ranges.append((rows.start, rows.stop))
             return np.ones(self.shape, self.dtype)[rows]
 
         def __array__(self, dtype=None, copy=None):
@@ -319,10 +319,10 @@ def test_blocks_are_whole_chunks(tmp_path, monkeypatch):
 
     _, ds = rewritten(tmp_path, {"x": Chunked()})
     assert ds["x"].shape == (10, 2)
-    assert asked[1:] == [(0, 4), (4, 8), (8, 10)]
+    assert ranges[1:] == [(0, 4), (4, 8), (8, 10)]
 
 
-def test_a_shape_that_changes_on_the_way(tmp_path, monkeypatch):
+def test_a_length_that_changes_during_a_write(tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "BLOCK_BYTES", 1)
 
     class Shrinking:

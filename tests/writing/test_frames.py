@@ -44,7 +44,7 @@ def test_a_dataframe(tmp_path):
         assert list(ds[name]) == frame()[name].tolist()
 
 
-def test_numbers_of_rows_are_no_column(tmp_path):
+def test_a_range_index_is_not_a_column(tmp_path):
     for number, data in enumerate((frame(), frame()[1:], frame()[::2], frame().iloc[:0])):
         report, ds = rewritten(tmp_path / str(number), data.drop(columns="o"))
         assert list(report.columns) == [name for name in TYPES if name != "o"]
@@ -107,7 +107,7 @@ def test_frames_that_are_refused(make, words, tmp_path):
 
 
 def test_nan_in_a_column_of_integers(tmp_path):
-    data = pd.DataFrame({"x": [1, None, 3]})  # which are floats
+    data = pd.DataFrame({"x": [1, None, 3]})  # a column of float64
     with pytest.raises(ValueError, match=r"sample 1: column 'x' is 'int64' and cannot take .* nan"):
         npstream.write(tmp_path / "a", data, columns={"x": "int64"})
     with pytest.raises(ValueError, match=r"sample 2: column 'x' is 'uint8' and cannot .* 300"):
@@ -184,8 +184,8 @@ POLARS = {
 def test_a_polars_frame(tmp_path):
     pl = pytest.importorskip("polars")
     data = polars_frame(pl)
-    for number, given in enumerate((data, data.lazy().collect_batches())):
-        report, ds = rewritten(tmp_path / str(number), given)
+    for number, table in enumerate((data, data.lazy().collect_batches())):
+        report, ds = rewritten(tmp_path / str(number), table)
         assert report.columns == POLARS
         for name in ("a", "s", "c", "e", "t", "d", "b", "raw", "day", "time", "span"):
             assert [getattr(v, "item", lambda v=v: v)() for v in ds[name]] == data[name].to_list()

@@ -54,8 +54,8 @@ def dataset():
         "text": [str(k) for k in range(ROWS)],
         "meta": [{"a": k, "b": ["x"] * k} for k in range(ROWS)],
     }
-    made = datasets.Dataset.from_dict(data, features=features)
-    return made.cast_column("audio", datasets.Audio())
+    dataset = datasets.Dataset.from_dict(data, features=features)
+    return dataset.cast_column("audio", datasets.Audio())
 
 
 ENCODINGS = {
@@ -101,11 +101,11 @@ def test_rows_of_many_batches_in_any_order(tmp_path, monkeypatch):
     for number, data in enumerate((whole.shuffle(seed=1), whole.select([29, 0, 0, 5]), whole)):
         rewritten(tmp_path / f"{number}a", data)
         npstream.write(tmp_path / f"{number}b", data.flatten_indices())
-        left, right = (tmp_path / f"{number}{side}" / "shard.00000.mds" for side in "ab")
-        assert left.read_bytes() == right.read_bytes()
+        actual, expected = (tmp_path / f"{number}{name}" / "shard.00000.mds" for name in "ab")
+        assert actual.read_bytes() == expected.read_bytes()
 
 
-def test_files_of_which_the_path_is_known(tmp_path):
+def test_files_with_only_a_path(tmp_path):
     (tmp_path / "one.jpg").write_bytes(jpeg(1))
     Image.new("RGB", (4, 4)).save(tmp_path / "two.png")
     paths = [str(tmp_path / "one.jpg"), str(tmp_path / "two.png")]
@@ -125,15 +125,15 @@ def test_columns_and_transforms(tmp_path):
     report, ds = rewritten(tmp_path / "a", dataset(), columns=columns)
     assert report.columns == columns
     assert ds["tokens"][4].tolist() == [0, 1, 2, 3, 4]
-    shown = dataset().with_format("numpy", columns=["text", "number"])
-    report, _ = rewritten(tmp_path / "b", shown)
+    formatted = dataset().with_format("numpy", columns=["text", "number"])
+    report, _ = rewritten(tmp_path / "b", formatted)
     assert set(report.columns) == {"text", "number"}
-    changed = (
+    transformed = (
         dataset()
         .remove_columns("audio")
         .with_transform(lambda rows: {"double": [2 * k for k in rows["number"]]})
     )
-    report, ds = rewritten(tmp_path / "c", changed)
+    report, ds = rewritten(tmp_path / "c", transformed)
     assert list(ds["double"]) == [0, 2, 4, 6, 8]
 
 

@@ -13,28 +13,30 @@ from rewriting import jpeg, rewritten
 import npstream
 
 
-def test_images_of_jpeg_files_are_stored_as_these(tmp_path):
+def test_images_of_jpeg_files_are_stored_as_their_files(tmp_path):
     for k in range(3):
         (tmp_path / f"{k}.jpg").write_bytes(jpeg(k))
     files = [jpeg(k) for k in range(3)]
 
-    def opened(k):
+    def open_path(k):
         return stack.enter_context(Image.open(tmp_path / f"{k}.jpg"))
 
-    def read(k):
-        image = opened(k)
+    def open_and_load(k):
+        image = open_path(k)
         image.load()
         return image
 
-    def of_bytes(k):
+    def open_bytes(k):
         return Image.open(io.BytesIO(files[k]))
 
     with contextlib.ExitStack() as stack:
-        for number, how in enumerate((opened, read, of_bytes)):
-            report, ds = rewritten(tmp_path / str(number), ({"image": how(k)} for k in range(3)))
+        for number, make_image in enumerate((open_path, open_and_load, open_bytes)):
+            samples = ({"image": make_image(k)} for k in range(3))
+            report, ds = rewritten(tmp_path / str(number), samples)
             assert report.columns == {"image": "jpeg"}
             assert list(map(bytes, ds["image"].load())) == files
-            report, ds = rewritten(tmp_path / f"{number}c", {"image": [how(k) for k in range(3)]})
+            columns = {"image": [make_image(k) for k in range(3)]}
+            report, ds = rewritten(tmp_path / f"{number}c", columns)
             assert list(map(bytes, ds["image"].load())) == files
 
 
@@ -73,7 +75,7 @@ def test_a_later_image_of_a_file_is_not_the_file(tmp_path):
         assert ds[0]["x"].tobytes() == file.tobytes()
 
 
-def test_images_of_which_nothing_tells_the_encoding(tmp_path):
+def test_ragged_images_of_unknown_encoding(tmp_path):
     files = npstream.Ragged.from_list([jpeg(0), jpeg(1)], "image")
     assert npstream.write(tmp_path / "a", {"x": files}).columns == {"x": "jpeg"}
     raw = npstream.Ragged.from_list([b"abc"], "image")

@@ -63,7 +63,7 @@ def test_datasets_of_torch(tmp_path):
     assert ds["b"][2].tolist() == [2, 2]
 
 
-def test_values_without_names_are_called_as_columns_says(tmp_path):
+def test_columns_names_values_without_names(tmp_path):
     columns = {"x": "ndarray:int64:2", "y": "int"}
     for number, data in enumerate(
         [
@@ -258,7 +258,7 @@ def test_a_single_array_is_the_column_that_is_named(tmp_path):
         ({1: [1, 2]}, "columns maps names to encodings, such as 'int32', or types; got 1: 'int'"),
     ],
 )
-def test_columns_that_change_on_the_way(data, words, tmp_path):
+def test_columns_that_change_between_samples(data, words, tmp_path):
     words = words.replace("str_int", "'str_int'")
     with pytest.raises((TypeError, ValueError, KeyError), match=words):
         npstream.write(tmp_path / "a", data)
@@ -278,7 +278,7 @@ for name in ("pandas", "polars", "pyarrow", "torch", "datasets", "tensordict", "
 
 
 class UnknownFrame:
-    """A table of no known library: it yields the names of its columns."""
+    """A table of an unknown library, which yields the names of its columns."""
 
     columns = ("a", "b")
 

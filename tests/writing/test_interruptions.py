@@ -1,4 +1,4 @@
-"""Writers that are interrupted, given up or killed leave all or nothing."""
+"""Interrupted, killed and garbage-collected writers publish a whole dataset or leave nothing."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ pytestmark = pytest.mark.usefixtures("short_pauses")
 
 MODULES = {module.__file__ for module in (publish, store, engine, pipeline, writer)}
 
-# A file that is interrupted while it is being opened is closed by nobody.
+# If `open` is interrupted, no code can close its file, and Python warns about it.
 interruptions = pytest.mark.filterwarnings(
     "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
 )
@@ -52,35 +52,35 @@ interruptions = pytest.mark.filterwarnings(
 
 @pytest.fixture
 def small_heap():
-    """Collect only what is made from now on, as most of these tests' time would go there."""
+    """Exclude existing objects from garbage collection, which would take most of the time."""
     gc.collect()
     gc.freeze()
     yield
     gc.unfreeze()
 
 
-def traced(work, within, seen):
-    """Do some work, and call a function before each line of this thread that writes.
+def run_traced(work, function, on_line):
+    """Call `work`, and call `on_line` before this thread runs each line of `MODULES`.
 
     Parameters
     ----------
     work : callable
-    within : code, optional
-        Only lines count that are run while this function is running.
-    seen : callable
-        Given the place of a line.
+    function : code, optional
+        If given, only lines that run during a call of this function count.
+    on_line : callable
+        Called with the file name and the line number of each line.
     """
 
-    def is_within(frame):
-        while frame is not None and frame.f_code is not within:
+    def is_in_function(frame):
+        while frame is not None and frame.f_code is not function:
             frame = frame.f_back
         return frame is not None
 
     def trace(frame, event, _):
         if frame.f_code.co_filename not in MODULES:
             return None
-        if event == "line" and (within is None or is_within(frame)):
-            seen((frame.f_code.co_filename, frame.f_lineno))
+        if event == "line" and (function is None or is_in_function(frame)):
+            on_line((frame.f_code.co_filename, frame.f_lineno))
         return trace
 
     sys.settrace(trace)
@@ -90,33 +90,33 @@ def traced(work, within, seen):
         sys.settrace(None)
 
 
-def moments(work, within=None):
-    """Return the first and the last time that each line is run, as numbers of lines."""
+def interruption_steps(work, function=None):
+    """Return the steps of the first and of the last run of each line. A step runs one line."""
     lines = []
-    traced(work, within, lines.append)
-    times = {line: number for number, line in enumerate(lines)}
-    times |= {line: number for number, line in reversed(list(enumerate(lines)))}
-    return sorted({*times.values(), *{line: k for k, line in enumerate(lines)}.values()})
+    run_traced(work, function, lines.append)
+    last_steps = {line: step for step, line in enumerate(lines)}
+    first_steps = {line: step for step, line in reversed(list(enumerate(lines)))}
+    return sorted({*first_steps.values(), *last_steps.values()})
 
 
-def interrupt(number, work, within=None):
-    """Do some work until so many of its lines were run."""
-    lines = itertools.count()
+def interrupt(step, work, function=None):
+    """Call `work`, and raise KeyboardInterrupt before the line of a step."""
+    steps = itertools.count()
 
-    def seen(_):
-        if next(lines) == number:
+    def on_line(_):
+        if next(steps) == step:
             raise KeyboardInterrupt
 
     with contextlib.suppress(KeyboardInterrupt):
-        traced(work, within, seen)
+        run_traced(work, function, on_line)
 
 
-def settle(url):
-    """Return the names of what is in a place once nothing refers to a writer any more."""
-    if found := names(url):
+def remaining_names(url):
+    """Return the names of the files at a URL, after unused writers are garbage-collected."""
+    if remaining := names(url):
         gc.collect()
-        found = names(url)
-    return found
+        remaining = names(url)
+    return remaining
 
 
 @interruptions
@@ -129,30 +129,30 @@ def test_an_interruption_at_any_line_leaves_all_or_nothing(kind, tmp_path, memor
         return f"{where}/{number}"
 
     expected = names(work("whole"))
-    times = moments(lambda: work("traced"))
+    steps = interruption_steps(lambda: work("traced"))
     published = 0
-    for number in times:
+    for number in steps:
         interrupt(number, partial(work, number))
         url = f"{tmp_path}/a/{number}" if kind == "directory" else f"{memory}/{number}"
-        if settle(url):
+        if remaining_names(url):
             published += 1
             assert names(url) == expected
             assert npstream.verify_dataset(url).problems == ()
         else:
             assert_nothing(url)
-    assert len(times) > 150
-    assert 1 <= published < len(times) / 2
+    assert len(steps) > 150
+    assert 1 <= published < len(steps) / 2
 
 
 @interruptions
 @pytest.mark.usefixtures("small_heap")
-@pytest.mark.parametrize(("how", "size"), [("samples", 1), ("batches", 300)])
-def test_an_interruption_that_a_loop_survives_loses_no_sample(how, size, tmp_path):
-    """What was written is published all the same, or nothing is, and the writer says so."""
-    done = []
+@pytest.mark.parametrize(("kind_of_data", "size"), [("samples", 1), ("batches", 300)])
+def test_an_interruption_that_a_loop_survives_loses_no_sample(kind_of_data, size, tmp_path):
+    """All written samples are published, or nothing is, and then the writer raises."""
+    written = []
 
     def work(number):
-        done.clear()
+        written.clear()
         with (
             contextlib.suppress(ValueError),
             npstream.Writer(tmp_path / str(number), {"v": "str"}, shard_size=size) as out,
@@ -160,21 +160,21 @@ def test_an_interruption_that_a_loop_survives_loses_no_sample(how, size, tmp_pat
             for k in range(4):
                 rows = npstream.Batch({"v": ["x" * 50, str(k)]})
                 with contextlib.suppress(KeyboardInterrupt):
-                    out.write({"v": str(k)} if how == "samples" else rows)
-                    done.append(k)
+                    out.write({"v": str(k)} if kind_of_data == "samples" else rows)
+                    written.append(k)
 
-    times, published = moments(lambda: work("traced")), 0
-    for number in times:
+    steps, published = interruption_steps(lambda: work("traced")), 0
+    for number in steps:
         interrupt(number, partial(work, number))
         url = str(tmp_path / str(number))
-        if settle(url):
+        if remaining_names(url):
             published += 1
-            found = [int(value) for value in npstream.open(url)["v"] if value[0] != "x"]
-            assert found == sorted(set(found))
-            assert set(done) <= set(found)
+            stored = [int(value) for value in npstream.open(url)["v"] if value[0] != "x"]
+            assert stored == sorted(set(stored))
+            assert set(written) <= set(stored)
         else:
             assert_nothing(url)
-    assert len(times) > 100
+    assert len(steps) > 100
     assert published
 
 
@@ -187,34 +187,34 @@ def test_an_interruption_while_a_failed_write_is_removed(kind, tmp_path, memory)
         with contextlib.suppress(ZeroDivisionError):
             npstream.write(f"{where}/{number}", failing(), shard_size=SHARD)
 
-    removing = publish.Destination.remove.__code__
-    times = moments(lambda: work("traced"), removing)
-    for number in times:
-        interrupt(number, partial(work, number), removing)
+    remove = publish.Destination.remove.__code__
+    steps = interruption_steps(lambda: work("traced"), remove)
+    for number in steps:
+        interrupt(number, partial(work, number), remove)
         gc.collect()
         assert_nothing(f"{tmp_path}/{number}" if kind == "directory" else f"{memory}/{number}")
-    assert len(times) > 20
+    assert len(steps) > 20
 
 
 @pytest.mark.parametrize("thread", ["main", "other"])
 @pytest.mark.parametrize("kind", ["directory", "memory"])
-def test_a_writer_that_is_given_up_leaves_nothing(kind, thread, tmp_path, memory):
+def test_a_writer_that_is_garbage_collected_leaves_nothing(kind, thread, tmp_path, memory):
     url = str(tmp_path / "out") if kind == "directory" else memory
 
-    def give_up():
+    def write_without_close():
         writing = npstream.Writer(url, shard_size=SHARD)
         add(writing, 7)
         assert names(url)
 
     if thread == "main":
-        give_up()
+        write_without_close()
     else:
-        running = threading.Thread(target=give_up)
-        running.start()
-        running.join()
-    for removing in threading.enumerate():
-        if removing.name == "npstream-remove":
-            removing.join()
+        other_thread = threading.Thread(target=write_without_close)
+        other_thread.start()
+        other_thread.join()
+    for running_thread in threading.enumerate():
+        if running_thread.name == "npstream-remove":
+            running_thread.join()
     assert_nothing(url)
 
 
@@ -255,9 +255,9 @@ with npstream.Writer(sys.argv[1], shard_size=300) as writing:
     for _ in range(12):
         writing.write({"v": 1, "text": "1"})
 """
-    done = run_python(code, str(tmp_path / "out"))
-    assert done.returncode == 0, done.stderr
-    assert "this write belongs to process" in done.stdout
+    process = run_python(code, str(tmp_path / "out"))
+    assert process.returncode == 0, process.stderr
+    assert "this write belongs to process" in process.stdout
     assert npstream.open(tmp_path / "out")["v"].load().tolist() == [1] * SAMPLES
     assert npstream.verify_dataset(tmp_path / "out").problems == ()
 
@@ -292,16 +292,16 @@ def test_a_writer_that_is_killed(kind, shards, tmp_path, servers):
     with process:
         assert process.stdout.readline() == "shards\n"
         process.send_signal(signal.SIGKILL)
-    left = names(url, options)
-    assert INDEX not in left
+    remaining = names(url, options)
+    assert INDEX not in remaining
     with pytest.raises(FileNotFoundError):
         npstream.open(url, storage_options=options, cache=tmp_path / "cache")
-    if left:
+    if remaining:
         with pytest.raises(FileExistsError, match="in progress or was interrupted") as caught:
             write(url, options, 7)
         assert kind == "directory" or f"by process {process.pid} on " in str(caught.value)
-        assert names(url, options) == left
-        for name in left:
+        assert names(url, options) == remaining
+        for name in remaining:
             open_store(url, options).remove(name)
     write(url, options, 7)
     assert_published(url, options, 7, tmp_path / "cache")
@@ -326,8 +326,8 @@ def kill(process):
             fields = path.read_text().rpartition(")")[2].split()
             parents[int(path.parent.name)] = int(fields[1])
     killed = {process.pid}
-    while more := {pid for pid, parent in parents.items() if parent in killed} - killed:
-        killed |= more
+    while children := {pid for pid, parent in parents.items() if parent in killed} - killed:
+        killed |= children
     for pid in killed:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -345,7 +345,7 @@ def test_a_server_that_is_killed_in_mid_write(kind, tmp_path, servers):
             fresh.url, shard_size=SHARD, storage_options=fresh.storage_options
         )
         add(writing, 7, SAMPLES // 2)
-        writing._shards.finish()  # whose requests have a timeout that is longer
+        writing._shards.finish()  # before the timeout is shortened
         kill(server.process)
         writing._destination._store.timeout = 0.5
         with pytest.raises(StorageError) as caught:
@@ -356,11 +356,11 @@ def test_a_server_that_is_killed_in_mid_write(kind, tmp_path, servers):
         url, options = again.url, again.storage_options
         with pytest.raises(FileNotFoundError):
             npstream.open(url, storage_options=options, cache=tmp_path / "cache")
-        if left := names(url, options):  # some keep all in memory
+        if remaining := names(url, options):  # some servers store files in memory
             with pytest.raises(FileExistsError, match="was interrupted"):
                 write(url, options, 8)
-            assert names(url, options) == left
-            for name in left:
+            assert names(url, options) == remaining
+            for name in remaining:
                 open_store(url, options).remove(name)
         write(url, options, 8)
         with npstream.open(url, storage_options=options, cache=tmp_path / "cache") as ds:

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 SHARD = 4 << 20
-"""Bytes of a shard. Buffers of up to 8 MiB, and workers' batches of 1 MB, come to it."""
+"""Bytes of a shard. A write also has buffers of up to 8 MiB, and workers' batches of 1 MB."""
 
 SCRIPT = """
 import json, re, sys, threading
@@ -95,7 +95,7 @@ def test_memory_is_a_few_shards(kind, tmp_path):
         pytest.importorskip("pyarrow")
     sizes = [8 * SHARD, 32 * SHARD]
     command = [sys.executable, "-c", SCRIPT, str(tmp_path), kind, str(SHARD), *map(str, sizes)]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
-    small, large = json.loads(found.stdout)
+    process = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    small, large = json.loads(process.stdout)
     assert large < small + 8 * SHARD  # the second dataset has 24 shards more
     assert large < 20 * SHARD

@@ -1,4 +1,4 @@
-"""Shards are stored in the background, in order, a few at a time, and all or nothing of them."""
+"""Shards are stored in the background, in order, and a few at a time; after an error none stays."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def rows(count=ROWS):
 
 
 @pytest.fixture
-def compressing(monkeypatch):
+def replace_compression(monkeypatch):
     """Return a function that replaces how shards are compressed, given the original."""
 
     def replace(function):
         original = pipeline.compress_pieces
-        monkeypatch.setattr(pipeline, "compress_pieces", lambda *given: function(original, *given))
+        monkeypatch.setattr(pipeline, "compress_pieces", lambda *args: function(original, *args))
 
     return replace
 
@@ -47,15 +47,15 @@ def test_the_order_is_that_of_the_samples(compression, tmp_path):
     assert npstream.verify_dataset(tmp_path).problems == ()
 
 
-def test_shards_are_compressed_while_samples_are_written(tmp_path, compressing):
-    """The last sample is written although no shard is compressed yet, as there are few shards."""
+def test_shards_are_compressed_while_samples_are_written(tmp_path, replace_compression):
+    """With few shards, the last sample is written before any shard is compressed."""
     last = threading.Event()
 
     def compress(original, data, spec):
         assert last.wait(60)
         return original(data, spec)
 
-    compressing(compress)
+    replace_compression(compress)
     with npstream.Writer(tmp_path, shard_size=SHARD, compression="zstd") as writer:
         for sample in rows(2 * SHARD // 96):
             writer.write(sample)
@@ -64,7 +64,7 @@ def test_shards_are_compressed_while_samples_are_written(tmp_path, compressing):
     assert len(npstream.open(tmp_path)) == 2 * SHARD // 96
 
 
-def test_a_shard_that_takes_long_does_not_change_the_order(tmp_path, compressing):
+def test_a_shard_that_takes_long_does_not_change_the_order(tmp_path, replace_compression):
     order, second = [], threading.Event()
 
     def compress(original, data, spec):
@@ -75,14 +75,14 @@ def test_a_shard_that_takes_long_does_not_change_the_order(tmp_path, compressing
         second.set()
         return original(data, spec)
 
-    compressing(compress)
+    replace_compression(compress)
     npstream.write(tmp_path, rows(), shard_size=SHARD, compression="zstd")
     assert order[0] != 0
     assert npstream.open(tmp_path)["x"].load().tolist() == list(range(ROWS))
 
 
-def test_a_few_shards_are_in_memory(tmp_path, compressing, monkeypatch):
-    """The source is not read on while the threads have as many shards as they may have."""
+def test_a_few_shards_are_in_memory(tmp_path, replace_compression, monkeypatch):
+    """The source is not read further while the threads have the maximum number of shards."""
     read, blocked = [], threading.Semaphore(0)
 
     def compress(original, data, spec):
@@ -100,7 +100,7 @@ def test_a_few_shards_are_in_memory(tmp_path, compressing, monkeypatch):
 
     written = []
     monkeypatch.setattr(npstream.writing.destination, "_MAX_COMPRESSED_SHARDS", 2)
-    compressing(compress)
+    replace_compression(compress)
     npstream.write(tmp_path, source(), shard_size=5000, compression="zstd")
     per_shard = 1000 / len(npstream.open(tmp_path).shards)
     for number, count in enumerate(written):
@@ -111,30 +111,32 @@ class Failure(Exception):
     pass
 
 
-@pytest.mark.parametrize("failing", [0, 1, 3])
-@pytest.mark.parametrize("how", ["write", "writer"])
-def test_a_failure_in_a_thread_is_raised_and_publishes_nothing(failing, how, tmp_path, compressing):
+@pytest.mark.parametrize("successes", [0, 1, 3])
+@pytest.mark.parametrize("interface", ["write", "writer"])
+def test_a_failure_in_a_thread_is_raised_and_publishes_nothing(
+    successes, interface, tmp_path, replace_compression
+):
     count = []
 
     def compress(original, data, spec):
         count.append(data)
-        if len(count) > failing:
+        if len(count) > successes:
             raise MemoryError("no memory is left")
         return original(data, spec)
 
     def write_all():
-        if how == "write":
-            npstream.write(place, rows(), shard_size=SHARD, compression="zstd")
+        if interface == "write":
+            npstream.write(path, rows(), shard_size=SHARD, compression="zstd")
             return
-        with npstream.Writer(place, shard_size=SHARD, compression="zstd") as writer:
+        with npstream.Writer(path, shard_size=SHARD, compression="zstd") as writer:
             for sample in rows():
                 writer.write(sample)
 
-    compressing(compress)
-    place = tmp_path / "out"
+    replace_compression(compress)
+    path = tmp_path / "out"
     with pytest.raises(MemoryError, match="no memory is left"):
         write_all()
-    assert_nothing(str(place))
+    assert_nothing(str(path))
 
 
 def test_a_full_disk_in_a_thread_is_a_storage_error(tmp_path, monkeypatch):
@@ -146,52 +148,52 @@ def test_a_full_disk_in_a_thread_is_a_storage_error(tmp_path, monkeypatch):
         sync(descriptor)
 
     monkeypatch.setattr(os, "fsync", fail)
-    place = tmp_path / "out"
+    out = tmp_path / "out"
     with pytest.raises(StorageError, match=r"No space left.*shard\.0000") as caught:
-        npstream.write(place, rows(), shard_size=SHARD)
+        npstream.write(out, rows(), shard_size=SHARD)
     assert caught.value.errno == errno.ENOSPC
-    assert_nothing(str(place))
+    assert_nothing(str(out))
 
 
-def test_an_exception_of_the_source_waits_for_threads(tmp_path, compressing):
-    """What threads store after an exception is removed, too."""
-    begun = threading.Event()
+def test_an_exception_of_the_source_waits_for_threads(tmp_path, replace_compression):
+    """Shards that threads store after the exception are removed, too."""
+    started = threading.Event()
 
     def compress(original, data, spec):
-        begun.set()
+        started.set()
         return original(data, spec)
 
     def source():
         yield from rows(60)
-        assert begun.wait(60)
+        assert started.wait(60)
         raise Failure
 
-    compressing(compress)
+    replace_compression(compress)
     with pytest.raises(Failure):
         npstream.write(tmp_path / "out", source(), shard_size=SHARD, compression="zstd")
     assert_nothing(str(tmp_path / "out"))
     assert not [thread for thread in threading.enumerate() if "npstream-write" in thread.name]
 
 
-def test_a_writer_that_is_given_up_while_threads_store(tmp_path, compressing):
-    begun = threading.Event()
+def test_a_writer_that_is_garbage_collected_while_threads_store(tmp_path, replace_compression):
+    started = threading.Event()
 
     def compress(original, data, spec):
-        begun.set()
+        started.set()
         return original(data, spec)
 
-    compressing(compress)
+    replace_compression(compress)
     writer = npstream.Writer(tmp_path / "out", shard_size=SHARD, compression="zstd")
     for sample in rows():
         writer.write(sample)
-    assert begun.wait(60)
+    assert started.wait(60)
     del writer
     gc.collect()
     assert_nothing(str(tmp_path / "out"))
 
 
-def test_the_first_shard_is_stored_first(tmp_path, compressing):
-    """It claims the directory: of two writers that meet, one must go on."""
+def test_the_first_shard_is_stored_first(tmp_path, replace_compression):
+    """The first shard claims the directory, so that one of two concurrent writers succeeds."""
     seen, second = [], threading.Event()
 
     def compress(original, data, spec):
@@ -201,7 +203,7 @@ def test_the_first_shard_is_stored_first(tmp_path, compressing):
         second.set()
         return original(data, spec)
 
-    compressing(compress)
+    replace_compression(compress)
     stored = []
     link = npstream.writing.destination.LocalDestination._link
 
@@ -217,7 +219,7 @@ def test_the_first_shard_is_stored_first(tmp_path, compressing):
 
 
 def test_rows_larger_than_the_blocks_that_are_written(tmp_path):
-    """Their buffer is used again while a thread scans the chunk before."""
+    """The buffer of a row is reused while a thread scans the chunk before it."""
     for number in range(3):
         rows = np.random.default_rng(number).integers(0, 256, (6, 3 << 20), np.uint8)
         npstream.write(tmp_path / str(number), {"x": rows})
@@ -238,12 +240,12 @@ def test_arrays_are_stored_as_their_rows_are(columns, compression, sidecar, tmp_
     """Small pieces and chunks: a shard has several chunks, and a chunk has several pieces."""
     monkeypatch.setattr(shard, "_PIECE_BYTES", 150)
     monkeypatch.setattr(chunks, "CHUNK_BYTES", 500)
-    given = {name: arrays()[name] for name in columns}
-    samples = (dict(zip(given, row, strict=True)) for row in zip(*given.values(), strict=True))
+    data = {name: arrays()[name] for name in columns}
+    samples = (dict(zip(data, row, strict=True)) for row in zip(*data.values(), strict=True))
     options = {"compression": compression, "sidecar": sidecar, "hashes": ["sha1"]}
     encodings = {"x": "int64", "row": "ndarray:uint16:25"}
     encodings = {name: encodings[name] for name in columns}
-    npstream.write(tmp_path / "arrays", given, shard_size=SHARD, **options)
+    npstream.write(tmp_path / "arrays", data, shard_size=SHARD, **options)
     npstream.write(tmp_path / "rows", samples, columns=encodings, shard_size=SHARD, **options)
     stored = {file.relative_to(tmp_path / "arrays") for file in tmp_path.glob("arrays/**/*")}
     assert len(stored) > 2

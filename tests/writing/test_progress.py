@@ -1,4 +1,4 @@
-"""The progress of a write is shown where that is asked for, or where somebody looks."""
+"""The progress of a write is shown with ``progress=True``, and by default in a terminal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Terminal(io.StringIO):
 
 
 @pytest.fixture
-def soon(monkeypatch):
+def no_display_delay(monkeypatch):
     monkeypatch.setattr(progress, "_WRITE_DELAY", 0.001)
     monkeypatch.setattr(progress, "_WRITE_INTERVAL", 0.001)
 
@@ -29,7 +29,7 @@ def no_tqdm(monkeypatch):
 
 
 class Source:
-    """Samples, the last of which comes once progress is shown."""
+    """Yields samples, and ends only after progress is shown."""
 
     def __init__(self, shown):
         self._shown = shown
@@ -41,12 +41,14 @@ class Source:
             threading.Event().wait(0.001)
 
 
-@pytest.mark.usefixtures("soon", "no_tqdm")
-@pytest.mark.parametrize("asked", [True, None])
-def test_a_line_of_text(asked, tmp_path, monkeypatch):
-    stderr = Terminal() if asked is None else io.StringIO()
+@pytest.mark.usefixtures("no_display_delay", "no_tqdm")
+@pytest.mark.parametrize("progress_argument", [True, None])
+def test_a_line_of_text(progress_argument, tmp_path, monkeypatch):
+    stderr = Terminal() if progress_argument is None else io.StringIO()
     monkeypatch.setattr(sys, "stderr", stderr)
-    npstream.write(tmp_path, Source(lambda: "1,000 samples" in stderr.getvalue()), progress=asked)
+    npstream.write(
+        tmp_path, Source(lambda: "1,000 samples" in stderr.getvalue()), progress=progress_argument
+    )
     line = stderr.getvalue().split("\r")[-1]
     assert line.startswith("1,000 samples, ")
     assert "KiB, " in line
@@ -54,7 +56,7 @@ def test_a_line_of_text(asked, tmp_path, monkeypatch):
     assert line.endswith("/s  \n")
 
 
-@pytest.mark.usefixtures("soon")
+@pytest.mark.usefixtures("no_display_delay")
 def test_tqdm_is_used_where_it_is_installed(tmp_path, monkeypatch):
     pytest.importorskip("tqdm")
     stderr = io.StringIO()
@@ -65,7 +67,7 @@ def test_tqdm_is_used_where_it_is_installed(tmp_path, monkeypatch):
     assert "KiB" in last
 
 
-@pytest.mark.usefixtures("soon", "no_tqdm")
+@pytest.mark.usefixtures("no_display_delay", "no_tqdm")
 def test_a_notebook_without_widgets_shows_a_bar_of_text(tmp_path, monkeypatch):
     pytest.importorskip("tqdm")
     stderr = io.StringIO()
@@ -76,10 +78,12 @@ def test_a_notebook_without_widgets_shows_a_bar_of_text(tmp_path, monkeypatch):
     assert "Warning" not in stderr.getvalue()
 
 
-@pytest.mark.usefixtures("soon")
-@pytest.mark.parametrize("asked", [False, None])
-def test_nothing_is_shown(asked, tmp_path, capsys):
-    npstream.write(tmp_path, ({"x": number} for number in range(100_000)), progress=asked)
+@pytest.mark.usefixtures("no_display_delay")
+@pytest.mark.parametrize("progress_argument", [False, None])
+def test_nothing_is_shown(progress_argument, tmp_path, capsys):
+    npstream.write(
+        tmp_path, ({"x": number} for number in range(100_000)), progress=progress_argument
+    )
     assert capsys.readouterr() == ("", "")
 
 
@@ -91,7 +95,7 @@ def test_a_short_write_shows_nothing(tmp_path, monkeypatch):
     assert stderr.getvalue() == ""
 
 
-@pytest.mark.usefixtures("soon", "no_tqdm")
+@pytest.mark.usefixtures("no_display_delay", "no_tqdm")
 def test_an_exception_ends_the_display(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
 

@@ -1,4 +1,4 @@
-"""Appending and replacing: with others at once, after failures, and on every store."""
+"""Appends and replacements: concurrent ones, after failures, and on every store."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from npstream.writing.revisions.base import Base
 pytestmark = pytest.mark.usefixtures("short_pauses")
 
 
-# Growing
+# Appends
 
 
-def test_versions(place, tmp_path):
-    url, options = place
+def test_versions(target, tmp_path):
+    url, options = target
     settings = {"exclusive": may_append_alone(url)}
     cache = tmp_path / "cache"
     versions = []
@@ -57,8 +57,8 @@ def test_versions(place, tmp_path):
         npstream.open(url, storage_options=options, version="0f", cache=cache)
 
 
-def test_a_reader_of_the_former_version_goes_on(place, tmp_path, small_chunks):
-    url, options = place
+def test_a_reader_of_the_former_version_goes_on(target, tmp_path, small_chunks):
+    url, options = target
     settings = {"exclusive": may_append_alone(url)}
     append(url, options, range(40), **settings)
     former = npstream.open(url, storage_options=options, cache=tmp_path / "cache")
@@ -80,14 +80,14 @@ def test_an_append_of_no_samples_has_the_columns_of_the_dataset(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_replace(place, tmp_path):
-    url, options = place
+def test_replace(target, tmp_path):
+    url, options = target
     cache = tmp_path / "cache"
     npstream.write(
         url, {"v": np.arange(30), "text": ["x"] * 30}, shard_size=SHARD, storage_options=options
     )
     former = npstream.open(url, storage_options=options, cache=tmp_path / "other")
-    before = set(names(url, options))
+    former_names = set(names(url, options))
     report = npstream.write(
         url, {"other": np.arange(3)}, mode="w", compression="zstd", storage_options=options
     )
@@ -95,7 +95,7 @@ def test_replace(place, tmp_path):
     with npstream.open(url, storage_options=options, cache=cache) as ds:
         assert ds["other"].load().tolist() == [0, 1, 2]
     assert_sound(url, options)
-    assert not (before - {INDEX}) & set(names(url, options))
+    assert not (former_names - {INDEX}) & set(names(url, options))
     with pytest.raises((StorageError, FormatError), match="was replaced since it was opened"):
         former["text"].load()
 
@@ -117,7 +117,7 @@ def test_replacing_a_merged_dataset_keeps_the_datasets_that_were_merged(tmp_path
     assert contents(tmp_path / "b", None, None) == [3, 9]
 
 
-def test_columns_beside_a_replaced_dataset_are_not_those_of_the_new_one(tmp_path):
+def test_columns_added_to_a_replaced_dataset_are_not_in_the_new_one(tmp_path):
     path = tmp_path / "out"
     npstream.write(path, {"x": np.arange(10)})
     npstream.add_columns(path, {"score": np.arange(10.0)})
@@ -129,8 +129,8 @@ def test_columns_beside_a_replaced_dataset_are_not_those_of_the_new_one(tmp_path
     assert npstream.open(path)[3] == {"x": 6}
 
 
-def test_replacing_keeps_what_kept_versions_name(place, tmp_path):
-    url, options = place
+def test_replacing_keeps_what_kept_versions_name(target, tmp_path):
+    url, options = target
     cache, settings = tmp_path / "cache", {"exclusive": may_append_alone(url)}
     append(url, options, range(10), **settings)
     with npstream.open(url, storage_options=options, cache=cache) as ds:
@@ -328,7 +328,7 @@ for number in range(rounds):
 
 
 def run_appenders(url, options, writers, rounds):
-    """Run processes that append at the same time; return the errors of those that failed."""
+    """Run processes that append at the same time; return the standard error of failed ones."""
     import json
 
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -368,12 +368,11 @@ def test_processes_that_append_at_once(kind, tmp_path, servers):
     assert_sound(url, options)
     with npstream.open(url, storage_options=options, cache=tmp_path / "cache") as ds:
         shards = len(ds.shards)
-    there = names(url, options)
-    assert len([name for name in there if name.startswith("shard.")]) == shards
-    assert len([name for name in there if name.endswith(".msgpack")]) == 2 * ROUNDS + 1
-    assert (
-        len([n for n in there if n.startswith("index.") and n.endswith(".json")]) == 2 * ROUNDS + 1
-    )
+    paths = names(url, options)
+    assert len([name for name in paths if name.startswith("shard.")]) == shards
+    assert len([name for name in paths if name.endswith(".msgpack")]) == 2 * ROUNDS + 1
+    indexes = [name for name in paths if name.startswith("index.") and name.endswith(".json")]
+    assert len(indexes) == 2 * ROUNDS + 1
 
 
 @pytest.mark.parametrize("kind", ["directory", "memory"])
@@ -382,11 +381,11 @@ def test_threads_that_append_and_replace_at_once(kind, tmp_path, memory):
     for number in range(15):
         url = str(tmp_path / f"{number}") if kind == "directory" else f"{memory}/{number}"
         modes = [rng.choice("aaw") for _ in range(4)]
-        together = threading.Barrier(len(modes))
+        barrier = threading.Barrier(len(modes))
         errors = []
 
-        def run(value, mode, url=url, together=together, errors=errors):
-            together.wait()
+        def run(value, mode, url=url, barrier=barrier, errors=errors):
+            barrier.wait()
             try:
                 data = {"v": np.full(4, value), "text": [str(value)] * 4}
                 npstream.write(url, data, mode=mode, shard_size=SHARD)
@@ -400,7 +399,7 @@ def test_threads_that_append_and_replace_at_once(kind, tmp_path, memory):
             thread.join()
         assert errors == []
         values = contents(url, None, tmp_path / "cache")
-        # Each write is whole or replaced as a whole. What was replaced last comes first.
+        # A write has all its samples, or none if it was replaced. The last replacement comes first.
         assert all(values.count(value) == 4 for value in set(values))
         if "w" not in modes:
             assert set(values) == set(range(4))
@@ -415,12 +414,12 @@ def test_the_loser_keeps_its_shards(tmp_path, monkeypatch):
     append(tmp_path / "out", None, [1])
     replace = LocalStore.replace
 
-    def overtaken(self, name, data, tag):
+    def replace_after_another_write(self, name, data, tag):
         monkeypatch.setattr(LocalStore, "replace", replace)
         append(tmp_path / "out", None, [2])
         replace(self, name, data, tag)
 
-    monkeypatch.setattr(LocalStore, "replace", overtaken)
+    monkeypatch.setattr(LocalStore, "replace", replace_after_another_write)
     append(tmp_path / "out", None, [3, 3])
     assert contents(tmp_path / "out", None, None) == [1, 2, 3, 3]
     assert_sound(tmp_path / "out", None)
@@ -430,38 +429,38 @@ def test_the_loser_whose_columns_do_not_fit_any_more(tmp_path, monkeypatch):
     append(tmp_path / "out", None, [1])
     replace = LocalStore.replace
 
-    def overtaken(self, name, data, tag):
+    def replace_after_another_write(self, name, data, tag):
         monkeypatch.setattr(LocalStore, "replace", replace)
         npstream.write(tmp_path / "out", {"other": [1]}, mode="w")
         replace(self, name, data, tag)
 
-    monkeypatch.setattr(LocalStore, "replace", overtaken)
+    monkeypatch.setattr(LocalStore, "replace", replace_after_another_write)
     with pytest.raises(ValueError, match=r"column 'other' of .* is 'int', and what is"):
         append(tmp_path / "out", None, [3, 3])
-    there = names(tmp_path / "out")
+    paths = names(tmp_path / "out")
     # The write that replaced the dataset has found the index that the append had kept.
     (version,) = kept_versions(LocalStore(str(tmp_path / "out")))
-    assert len([name for name in there if name.startswith("shard.")]) == 2
+    assert len([name for name in paths if name.startswith("shard.")]) == 2
     assert contents(tmp_path / "out", None, None, version=version) == [1]
     assert npstream.open(tmp_path / "out")["other"].load().tolist() == [1]
 
 
-def test_a_new_dataset_that_another_write_publishes_first(place, tmp_path):
-    url, options = place
+def test_a_new_dataset_that_another_write_publishes_first(target, tmp_path):
+    url, options = target
     settings = {"exclusive": may_append_alone(url)}
-    with npstream.Writer(url, mode="a", storage_options=options, **settings) as late:
-        late.write({"v": np.int64(2), "text": "2"})
+    with npstream.Writer(url, mode="a", storage_options=options, **settings) as second:
+        second.write({"v": np.int64(2), "text": "2"})
         append(url, options, [1], **settings)
     assert contents(url, options, tmp_path / "cache") == [1, 2]
-    with npstream.Writer(url, mode="w", storage_options=options) as late:
-        late.write({"v": np.int64(4), "text": "4"})
+    with npstream.Writer(url, mode="w", storage_options=options) as second:
+        second.write({"v": np.int64(4), "text": "4"})
         append(url, options, [3], **settings)
     assert contents(url, options, tmp_path / "cache") == [4]
     assert_sound(url, options)
 
 
-def test_a_new_write_does_not_replace_what_an_append_publishes(place, tmp_path):
-    url, options = place
+def test_a_new_write_does_not_replace_what_an_append_publishes(target, tmp_path):
+    url, options = target
     settings = {"exclusive": may_append_alone(url)}
     new = npstream.Writer(url, storage_options=options)
     new.write({"v": np.int64(2), "text": "2"})
@@ -500,14 +499,14 @@ def unsupported(filesystem, path, data, tag):
     raise OSError(errno.EOPNOTSUPP, "not implemented")
 
 
-@pytest.mark.parametrize("way", [ignoring, unsupported])
-def test_a_server_that_ignores_conditions(way, memory, replace_in_memory, tmp_path):
+@pytest.mark.parametrize("replace_file", [ignoring, unsupported])
+def test_a_server_that_ignores_conditions(replace_file, memory, replace_in_memory, tmp_path):
     npstream.write(memory, {"v": [1], "text": ["1"]})
-    replace_in_memory(way, checks_conditions=False)
+    replace_in_memory(replace_file, checks_conditions=False)
     with pytest.raises(StorageError, match="pass exclusive=True"):
         append(memory, None, [2])
     assert not [name for name in names(memory) if name.endswith(".lock")]
-    if way is ignoring:
+    if replace_file is ignoring:
         append(memory, None, [2], exclusive=True)
         assert contents(memory, None, tmp_path / "cache") == [1, 2]
 
@@ -537,25 +536,25 @@ def test_a_large_index_is_read_from_the_sidecar_that_it_names(memory, tmp_path, 
 
 @pytest.mark.parametrize("kind", ["directory", "memory"])
 def test_an_index_that_is_replaced_while_it_is_opened(kind, tmp_path, memory, monkeypatch):
-    """The version is that of the former index, and the content that of the new one."""
+    """The reader gets the version of the former index, and then the content of the new one."""
     url = str(tmp_path / "out") if kind == "directory" else memory
     store = type(open_store(url))
     append(url, None, range(9))
-    version, done = store.version, []
+    version, calls = store.version, []
 
-    def overtaken(self, name):
+    def version_before_a_write(self, name):
         result = version(self, name)
-        if name == INDEX and len(done) < 2:
-            done.append(name)
-            if len(done) == 1:
+        if name == INDEX and len(calls) < 2:
+            calls.append(name)
+            if len(calls) == 1:
                 append(url, None, [9])
             else:
                 npstream.write(url, {"v": [5], "text": ["5"]}, mode="w")
         return result
 
-    monkeypatch.setattr(store, "version", overtaken)
+    monkeypatch.setattr(store, "version", version_before_a_write)
     assert contents(url, None, tmp_path / "cache") == [5]
-    assert len(done) == 2
+    assert len(calls) == 2
 
 
 GOLDEN = [

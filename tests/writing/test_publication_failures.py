@@ -1,4 +1,4 @@
-"""Appends and replacements that fail, are killed or get no answer."""
+"""Appends and replacements that fail, are killed or get no response."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ from npstream.storage import uploads
 pytestmark = pytest.mark.usefixtures("short_pauses")
 
 
-def test_an_answer_that_is_lost(memory, replace_in_memory, tmp_path):
-    """The index is replaced, and then the connection breaks: the next attempt finds its own."""
+def test_a_response_that_is_lost(memory, replace_in_memory, tmp_path):
+    """The index is replaced, and then the connection breaks. The retry finds the new index."""
     append(memory, None, [1])
-    lost = []
+    failed_paths = []
 
     def break_once(filesystem, path, data, tag):
         uploads.memory_replace(filesystem, path, data, tag)
-        if not lost:
-            lost.append(path)
+        if not failed_paths:
+            failed_paths.append(path)
             raise ConnectionResetError
 
     replace_in_memory(break_once)
     append(memory, None, [2])
-    assert lost
+    assert failed_paths
     assert contents(memory, None, tmp_path / "cache") == [1, 2]
     assert_sound(memory, None)
 
 
-def test_an_answer_that_is_lost_before_another_append(memory, replace_in_memory, tmp_path):
-    """The index is replaced, the connection breaks, and another append goes on from it."""
+def test_a_response_that_is_lost_before_another_append(memory, replace_in_memory, tmp_path):
+    """The index is replaced, the connection breaks, and another append extends this index."""
     append(memory, None, [1])
-    lost = []
+    failed_paths = []
 
     def break_once(filesystem, path, data, tag):
         uploads.memory_replace(filesystem, path, data, tag)
-        if not lost:
-            lost.append(path)
+        if not failed_paths:
+            failed_paths.append(path)
             thread = threading.Thread(target=append, args=(memory, None, [3]))
             thread.start()
             thread.join()
@@ -60,15 +60,15 @@ def test_an_answer_that_is_lost_before_another_append(memory, replace_in_memory,
     assert_sound(memory, None)
 
 
-def test_an_answer_that_is_lost_before_the_dataset_is_replaced(memory, replace_in_memory, tmp_path):
-    """The files of the lost append are removed: it must not be published a second time."""
+def test_a_response_that_is_lost_before_a_replacement(memory, replace_in_memory, tmp_path):
+    """The replacement has removed the files of the append, which must not be published again."""
     append(memory, None, [1])
-    lost = []
+    failed_paths = []
 
     def break_once(filesystem, path, data, tag):
         uploads.memory_replace(filesystem, path, data, tag)
-        if not lost:
-            lost.append(path)
+        if not failed_paths:
+            failed_paths.append(path)
             data = {"v": [5], "text": ["5"]}
             thread = threading.Thread(
                 target=npstream.write, args=(memory, data), kwargs={"mode": "w"}
@@ -86,7 +86,7 @@ def test_an_answer_that_is_lost_before_the_dataset_is_replaced(memory, replace_i
 
 def test_a_replacement_that_never_succeeds(memory, replace_in_memory, tmp_path):
     append(memory, None, [1])
-    before = names(memory)
+    former_names = names(memory)
 
     def refuse(filesystem, path, data, tag):
         raise PermissionError
@@ -94,8 +94,8 @@ def test_a_replacement_that_never_succeeds(memory, replace_in_memory, tmp_path):
     replace_in_memory(refuse)
     with pytest.raises(PermissionError):
         append(memory, None, [2])
-    kept = [name for name in names(memory) if name not in before]
-    assert len(kept) == 1  # the index of the version that is still the newest
+    new_names = [name for name in names(memory) if name not in former_names]
+    assert len(new_names) == 1  # the kept index of the version that is still the newest
     assert contents(memory, None, tmp_path / "cache") == [1]
 
 
@@ -112,7 +112,7 @@ def test_a_condition_that_always_fails(memory, replace_in_memory, tmp_path):
     assert len([name for name in names(memory) if name.startswith("shard.")]) == 1
 
 
-def test_a_replacement_of_which_nobody_knows(memory, replace_in_memory, tmp_path):
+def test_a_replacement_that_times_out_and_may_succeed_later(memory, replace_in_memory, tmp_path):
     append(memory, None, [1])
     released = threading.Event()
 
@@ -129,8 +129,8 @@ def test_a_replacement_of_which_nobody_knows(memory, replace_in_memory, tmp_path
 
 
 FAULTS = [
-    reset(method="PUT", path=INDEX),  # no answer
-    reset(0, method="PUT", path=INDEX),  # a lost answer
+    reset(method="PUT", path=INDEX),  # no response
+    reset(0, method="PUT", path=INDEX),  # a response that is lost after its headers
     status(503, times=2, method="PUT", path=INDEX),
     status(503, times=2, method="PUT", path=".msgpack"),
     garbage(method="PUT", path=INDEX),
@@ -153,8 +153,8 @@ def test_a_connection_that_breaks(kind, servers, tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["a", "w"])
-def test_an_exception_of_the_input(mode, place, tmp_path):
-    url, options = place
+def test_an_exception_of_the_input(mode, target, tmp_path):
+    url, options = target
     settings = {"exclusive": may_append_alone(url), "mode": mode}
     append(url, options, [1], exclusive=may_append_alone(url))
     before = names(url, options)
@@ -171,7 +171,7 @@ def test_an_exception_of_the_input(mode, place, tmp_path):
 
 
 STEPS = ("link", "replace", "unlink", "fsync")
-"""The system calls that change what is in a directory."""
+"""The system calls that change a directory."""
 
 
 def kill_at(step):
@@ -198,7 +198,7 @@ def kill_at(step):
 def test_killed_at_any_moment(mode, tmp_path):
     """Readers see the old dataset or the new one, and later appends work."""
     old, new = [1, 2, 3], [1, 2, 3, 8, 9] if mode == "a" else [8, 9]
-    found = set()
+    outcomes = set()
     for step in range(200):
         path = tmp_path / f"{step}"
         append(path, None, old[:1], shard_samples=1)
@@ -212,7 +212,7 @@ def test_killed_at_any_moment(mode, tmp_path):
         _, status = os.waitpid(in_child(write), 0)
         values = contents(path, None, None)
         assert values in (old, new)
-        found.add(tuple(values))
+        outcomes.add(tuple(values))
         append(path, None, [5])
         assert contents(path, None, None) == [*values, 5]
         assert_sound(path, None)
@@ -221,12 +221,12 @@ def test_killed_at_any_moment(mode, tmp_path):
         assert os.WTERMSIG(status) == signal.SIGKILL
     else:
         pytest.fail("more steps than expected")
-    assert found == {tuple(old), tuple(new)}
+    assert outcomes == {tuple(old), tuple(new)}
 
 
 @pytest.mark.parametrize("mode", ["a", "w"])
 def test_interrupted_at_any_step(mode, tmp_path, monkeypatch):
-    """An exception at any call: the dataset is the old one, or the new one with all its files."""
+    """After an exception at any call, the old dataset or the new one is complete."""
     data = {"v": np.array([8, 9]), "text": ["8", "9"]}
     for step in range(200):
         path = tmp_path / f"{step}"

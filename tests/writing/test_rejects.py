@@ -47,13 +47,13 @@ def test_missing_values_are_filled(missing, first, write, tmp_path):
             if isinstance(missing, str):
                 del sample["lang"]
         samples.append(sample)
-    before = [dict(sample) for sample in samples]
+    original_samples = [dict(sample) for sample in samples]
     write(tmp_path, samples, fill={"lang": "none"})
     ds = npstream.open(tmp_path)
     expected = ["none" if k >= first and k % 3 == 0 else "en" for k in range(60)]
     assert list(ds["lang"]) == expected
     assert column(tmp_path) == list(range(60))
-    assert samples == before  # which are the user's
+    assert samples == original_samples  # a write must not change the user's mappings
 
 
 def test_none_is_filled_where_the_encoding_would_store_it(write, tmp_path):
@@ -114,7 +114,7 @@ def test_samples_that_are_refused_are_left_out(write, tmp_path):
         assert words in line["reason"]
 
 
-def test_all_is_raised_by_default(write, tmp_path):
+def test_a_refused_sample_raises_by_default(write, tmp_path):
     with pytest.raises(TypeError, match="sample 3: column 'x'"):
         write(tmp_path / "out", SAMPLES, columns={"x": "int"})
     assert_nothing(str(tmp_path / "out"))
@@ -126,19 +126,20 @@ def test_bad_first_samples_are_left_out(write, tmp_path):
     assert column(tmp_path) == [1]
 
 
-@pytest.mark.parametrize(("most", "is_refused"), [(5, False), (4, True), (0, True)])
-def test_too_many_errors(most, is_refused, write, tmp_path):
-    settings = {"columns": {"x": "int"}, "on_error": "skip", "max_errors": most}
+@pytest.mark.parametrize(("max_errors", "is_refused"), [(5, False), (4, True), (0, True)])
+def test_too_many_errors(max_errors, is_refused, write, tmp_path):
+    settings = {"columns": {"x": "int"}, "on_error": "skip", "max_errors": max_errors}
     path = tmp_path / "out"
     if not is_refused:
         assert write(path, SAMPLES, **settings).rejected == 5
         return
+    count = max_errors + 1
     with pytest.raises(
-        ValueError, match=f"^{most + 1} refused samples?, more than max_errors={most}"
+        ValueError, match=f"^{count} refused samples?, more than max_errors={max_errors}"
     ):
         write(path, SAMPLES, rejects=tmp_path / "rejects.jsonl", **settings)
     assert_nothing(str(path))
-    assert len((tmp_path / "rejects.jsonl").read_text().splitlines()) == most + 1
+    assert len((tmp_path / "rejects.jsonl").read_text().splitlines()) == count
 
 
 def test_a_writer_that_met_too_many_errors_publishes_nothing(tmp_path):
@@ -212,7 +213,7 @@ def test_settings_that_make_no_sense(settings, words, tmp_path):
 
 
 @pytest.mark.parametrize("count", [1, 7, 100, 1000])
-def test_a_shard_has_so_many_samples(count, write, tmp_path):
+def test_a_shard_has_at_most_shard_samples(count, write, tmp_path):
     samples = [{"x": k, "text": "t" * (k * 37 % 100)} for k in range(100)]
     report = write(tmp_path, samples, shard_samples=count)
     shards = [shard["samples"] for shard in npstream.open(tmp_path).shards]

@@ -1,4 +1,4 @@
-"""Compiled encoders return the bytes of the general one, or leave a sample to it."""
+"""Compiled encoders return the same bytes as the general encoder, or None."""
 
 from __future__ import annotations
 
@@ -67,10 +67,10 @@ def expected(layout, sample):
     st.booleans(),
     st.booleans(),
 )
-def test_a_compiled_encoder_gives_the_same_bytes_or_none(chosen, inferred, surplus):
-    layout = layout_of({str(k): name for k, (name, *_) in enumerate(chosen)}, inferred)
-    samples = [{str(k): row[number] for k, row in enumerate(chosen)} for number in (1, 2)]
-    if surplus:
+def test_a_compiled_encoder_gives_the_same_bytes_or_none(columns, inferred, has_extra_key):
+    layout = layout_of({str(k): name for k, (name, *_) in enumerate(columns)}, inferred)
+    samples = [{str(k): row[number] for k, row in enumerate(columns)} for number in (1, 2)]
+    if has_extra_key:
         samples[1]["more"] = 1
     encode = compile_encoder(layout, samples[0], only_columns=inferred)
     for sample in samples:
@@ -80,7 +80,7 @@ def test_a_compiled_encoder_gives_the_same_bytes_or_none(chosen, inferred, surpl
             assert row is None
 
 
-TAKEN = [
+ENCODABLE = [
     ("int", 5),
     ("int", np.int16(-5)),
     ("bool", True),
@@ -98,8 +98,8 @@ TAKEN = [
 ]
 
 
-@pytest.mark.parametrize(("encoding", "value"), TAKEN)
-def test_common_values_are_taken(encoding, value):
+@pytest.mark.parametrize(("encoding", "value"), ENCODABLE)
+def test_common_values_are_encoded(encoding, value):
     layout = layout_of({"x": encoding, "y": "str", "z": "int"}, inferred=False)
     sample = {"x": value, "y": "text", "z": 1}
     row = compile_encoder(layout, sample, only_columns=False)(sample)
@@ -133,7 +133,7 @@ def test_an_array_that_changes_later_does_not_change_what_was_written(tmp_path):
 @pytest.mark.parametrize("bad", [1, 15, 16, 17, 40, 129])
 @pytest.mark.parametrize("value", [None, 2**40, 1.5, "x"])
 def test_the_write_whose_sample_is_bad_raises(bad, value, tmp_path):
-    """Before and after encoders are compiled, and the sample is as if it had not been given."""
+    """A bad sample raises before and after encoders are compiled, and does not change the data."""
     with npstream.Writer(tmp_path, {"x": "int32", "y": "str"}) as writer:
         for number in range(200):
             if number == bad:

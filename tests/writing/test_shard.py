@@ -1,4 +1,4 @@
-"""Shards hold the bytes that Streaming writes, whichever way the data came."""
+"""Shards hold the bytes that Streaming writes, for samples, columns and batches."""
 
 from __future__ import annotations
 
@@ -41,15 +41,18 @@ def arguments(args):
 
 
 def exact_cases():
-    """Yield Streaming's arguments, its samples, its directory and how exact we must be."""
-    for described in cases():
-        if described["writer"] != "MDSWriter" or described["byte_exact"] not in ("files", "raw"):
+    """Yield Streaming's arguments, samples and directory, and which files must be identical."""
+    for golden_case in cases():
+        if golden_case["writer"] != "MDSWriter" or golden_case["byte_exact"] not in (
+            "files",
+            "raw",
+        ):
             continue
-        given_ = inputs(described)
-        for part in given_.get("partitions", [given_]):
-            name = "/".join([described["name"], *([part["dir"]] if "dir" in part else [])])
+        golden_inputs = inputs(golden_case)
+        for part in golden_inputs.get("partitions", [golden_inputs]):
+            name = "/".join([golden_case["name"], *([part["dir"]] if "dir" in part else [])])
             exactness = "raw" if part["args"].get("compression") else "files"
-            golden = directory(described) / part.get("dir", "")
+            golden = directory(golden_case) / part.get("dir", "")
             if name not in EMPTY_FIRST_SHARD:
                 yield pytest.param(part["args"], part["samples"], golden, exactness, id=name)
 
@@ -62,11 +65,11 @@ EXACT_CASES = list(exact_cases())
 @pytest.mark.parametrize(("args", "samples", "golden", "exactness"), EXACT_CASES)
 def test_bytes_are_streamings(args, samples, golden, exactness, tmp_path):
     columns = args["columns"]
-    given_ = (
+    golden_samples = (
         {name: without_palette(item, columns[name]) for name, item in sample(each).items()}
         for each in samples
     )
-    report = write(tmp_path, given_, **arguments(args))
+    report = write(tmp_path, golden_samples, **arguments(args))
     same_dataset(tmp_path, golden, exactness)
     assert report.samples == len(samples)
     assert report.shards == len(load_index(golden)["shards"])
@@ -79,10 +82,10 @@ def test_all_golden_datasets_are_covered():
 
 @pytest.mark.parametrize("name", ["mds_png", "mds_jpeg_pil", "mds_list_png"])
 def test_images_that_we_encode_ourselves(name, tmp_path):
-    described = case(name)
-    given_ = inputs(described)
-    write(tmp_path, map(sample, given_["samples"]), **arguments(given_["args"]))
-    for ours, theirs in zip(read(tmp_path), expected(described), strict=True):
+    golden_case = case(name)
+    golden_inputs = inputs(golden_case)
+    write(tmp_path, map(sample, golden_inputs["samples"]), **arguments(golden_inputs["args"]))
+    for ours, theirs in zip(read(tmp_path), expected(golden_case), strict=True):
         if name != "mds_jpeg_pil":  # another version of libjpeg may give other pixels
             assert_same_sample(ours, theirs)
         else:
@@ -91,34 +94,34 @@ def test_images_that_we_encode_ourselves(name, tmp_path):
 
 
 def test_pickles(tmp_path):
-    described = case("mds_pkl")
-    given_ = inputs(described)
-    write(tmp_path, map(sample, given_["samples"]), **arguments(given_["args"]))
+    golden_case = case("mds_pkl")
+    golden_inputs = inputs(golden_case)
+    write(tmp_path, map(sample, golden_inputs["samples"]), **arguments(golden_inputs["args"]))
     if pickle.DEFAULT_PROTOCOL == 4:
-        same_dataset(tmp_path, directory(described), "files")
-    for ours, theirs in zip(read(tmp_path), expected(described), strict=True):
+        same_dataset(tmp_path, directory(golden_case), "files")
+    for ours, theirs in zip(read(tmp_path), expected(golden_case), strict=True):
         assert_same_sample(ours, theirs)
 
 
 @pytest.mark.parametrize("name", sorted(EMPTY_FIRST_SHARD))
 def test_no_empty_first_shard(name, tmp_path):
-    described = case(name)
-    given_ = inputs(described)
-    write(tmp_path, map(sample, given_["samples"]), **arguments(given_["args"]))
-    ours, theirs = load_index(tmp_path)["shards"], load_index(directory(described))["shards"]
+    golden_case = case(name)
+    golden_inputs = inputs(golden_case)
+    write(tmp_path, map(sample, golden_inputs["samples"]), **arguments(golden_inputs["args"]))
+    ours, theirs = load_index(tmp_path)["shards"], load_index(directory(golden_case))["shards"]
     assert theirs[0]["samples"] == 0
     for our, their in zip(ours, theirs[1:], strict=True):
-        assert shard_bytes(tmp_path, our) == shard_bytes(directory(described), their)
+        assert shard_bytes(tmp_path, our) == shard_bytes(directory(golden_case), their)
 
 
 def test_a_partial_cache_holds_some_of_our_shards(tmp_path):
-    described = case("cache_partial")
-    given_ = inputs(described)
-    write(tmp_path, map(sample, given_["samples"]), **arguments(given_["args"]))
-    ours, theirs = load_index(tmp_path), load_index(directory(described))
-    for shard in described["present_shards"]:
+    golden_case = case("cache_partial")
+    golden_inputs = inputs(golden_case)
+    write(tmp_path, map(sample, golden_inputs["samples"]), **arguments(golden_inputs["args"]))
+    ours, theirs = load_index(tmp_path), load_index(directory(golden_case))
+    for shard in golden_case["present_shards"]:
         our, their = ours["shards"][shard], theirs["shards"][shard]
-        assert shard_bytes(tmp_path, our) == shard_bytes(directory(described), their)
+        assert shard_bytes(tmp_path, our) == shard_bytes(directory(golden_case), their)
     ours.pop("npstream")  # the order of the columns
     assert without_zip_sizes(ours) == without_zip_sizes(theirs)
 
@@ -141,13 +144,13 @@ def test_no_samples(args, data, tmp_path):
 
 
 @pytest.mark.parametrize("data", [[], iter([]), {}, {"a": []}, {"a": np.zeros(0, object)}])
-def test_nothing_that_says_what_a_dataset_holds(data, tmp_path):
+def test_data_without_columns_is_refused(data, tmp_path):
     with pytest.raises(ValueError, match=r"columns=|at least one column"):
         write(tmp_path / "out", data)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_writer_that_was_given_nothing(tmp_path):
+def test_a_writer_without_samples(tmp_path):
     with (
         pytest.raises(ValueError, match="no samples and no columns=: the columns"),
         Writer(tmp_path / "out"),
@@ -277,7 +280,7 @@ def test_shard_size_out_of_range(shard_size, tmp_path):
     ],
     ids=["arrays", "mixed", "rows"],
 )
-def test_a_shard_ends_where_its_offsets_can_say(data, tmp_path, monkeypatch):
+def test_a_shard_is_limited_by_its_offsets(data, tmp_path, monkeypatch):
     write(tmp_path / "whole", data, shard_size=None)
     nbytes = (tmp_path / "whole" / "shard.00000.mds").stat().st_size
     monkeypatch.setattr(mds_encode, "MAX_SHARD_BYTES", nbytes)
@@ -329,7 +332,7 @@ def test_a_row_of_a_batch_that_no_shard_holds(tmp_path, monkeypatch):
     assert read(tmp_path) == [{"x": "a"}]
 
 
-# The rest
+# Hashes
 
 
 def test_hashes_in_any_order(tmp_path):

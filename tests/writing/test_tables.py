@@ -1,4 +1,4 @@
-"""Tables that a writer is given: keys, the order of columns, ragged rows, blocks."""
+"""Tables to write: their keys, the order of their columns, ragged rows, and blocks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_surplus_keys_are_refused(tmp_path):
 def test_a_refused_sample_or_batch_leaves_nothing(tmp_path):
     with npstream.Writer(tmp_path) as out:
         for first in ({"a": 2**70}, npstream.Batch({"a": np.zeros((1, 0))})):
-            with pytest.raises(ValueError):  # noqa: PT011 - of other words each
+            with pytest.raises(ValueError):  # noqa: PT011 - the messages differ
                 out.write(first)
         out.write({"b": 1})
         for bad in (
@@ -70,7 +70,7 @@ def test_columns_have_the_order_in_which_they_were_given(names, compression, tmp
     assert ("npstream" in index) == (names != ("a", "b", "c"))
 
 
-def test_a_structured_array_has_that_order(tmp_path):
+def test_a_structured_array_has_the_order_of_the_columns(tmp_path):
     _, ds = rewritten(tmp_path, {"b": np.arange(3), "a": np.zeros(3, bool)})
     assert np.asarray(ds).dtype.names == ("b", "a")
 
@@ -100,7 +100,8 @@ def test_ragged_rows(compiled, tmp_path, monkeypatch):
             for name in (str(number), f"{number}r")
         )
         assert a == b
-        assert all(np.array_equal(got, row) for got, row in zip(ds["x"], rows[1:], strict=True))
+        pairs = zip(ds["x"], rows[1:], strict=True)
+        assert all(np.array_equal(actual, expected) for actual, expected in pairs)
 
 
 def test_ragged_rows_that_are_refused(tmp_path):
@@ -146,7 +147,7 @@ def test_shards_of_blocks_are_those_of_samples(shard_size, block, compiled, tmp_
 
 
 def test_numba_is_imported_once_it_pays(tmp_path):
-    """Tables of lists and arrays never need it; spans only where there are very many."""
+    """Tables of lists and arrays do not need Numba. Ragged rows need it only if there are many."""
     script = """
 import sys
 import numpy as np

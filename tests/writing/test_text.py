@@ -33,13 +33,13 @@ CODECS = [None, "zstd:7", "gz", "bz2:2", "br:3", "snappy"]
 
 def golden_cases():
     """Yield Streaming's writer, its arguments, its samples and its directory."""
-    for described in cases():
-        if described["writer"] in WRITERS and described["byte_exact"] in ("files", "raw"):
-            given_ = inputs(described)
-            for part in given_.get("partitions", [given_]):
-                golden = directory(described) / part.get("dir", "")
-                name = "/".join([described["name"], *([part["dir"]] if "dir" in part else [])])
-                writer = part.get("writer", described["writer"])
+    for golden_case in cases():
+        if golden_case["writer"] in WRITERS and golden_case["byte_exact"] in ("files", "raw"):
+            golden_inputs = inputs(golden_case)
+            for part in golden_inputs.get("partitions", [golden_inputs]):
+                golden = directory(golden_case) / part.get("dir", "")
+                name = "/".join([golden_case["name"], *([part["dir"]] if "dir" in part else [])])
+                writer = part.get("writer", golden_case["writer"])
                 yield pytest.param(writer, part["args"], part["samples"], golden, id=name)
 
 
@@ -51,22 +51,20 @@ def arguments(writer, args):
 
 
 def shard_files(root, entry):
-    """Return the content of a shard's files, uncompressed, after a check of what the index says."""
-    found = {}
+    """Return the content of a shard's files, uncompressed; check their sizes and hashes."""
+    contents = {}
     for kind in ("data", "meta"):
-        raw, packed = entry[f"raw_{kind}"], entry[f"zip_{kind}"]
-        if packed is None:
-            found[raw["basename"]] = read_described(root, entry, raw)
+        raw, compressed = entry[f"raw_{kind}"], entry[f"zip_{kind}"]
+        if compressed is None:
+            contents[raw["basename"]] = read_described(root, entry, raw)
         else:
-            body = decompress(
-                read_described(root, entry, packed), entry["compression"], raw["bytes"]
-            )
-            found[raw["basename"]] = body
-    return found
+            body = read_described(root, entry, compressed)
+            contents[raw["basename"]] = decompress(body, entry["compression"], raw["bytes"])
+    return contents
 
 
 def normalized(root):
-    """Return an index without what depends on the codec, and without our annotations."""
+    """Return an index without sizes and hashes of compressed files, and without annotations."""
     index = load_index(root)
     index.pop("npstream", None)
     for entry in without_zip_sizes(index)["shards"]:
@@ -76,7 +74,7 @@ def normalized(root):
 
 
 def rows(root):
-    return [dict(each) for each in npstream.open(root)]
+    return [dict(sample) for sample in npstream.open(root)]
 
 
 def same(ours, theirs):
@@ -88,9 +86,9 @@ def same(ours, theirs):
     return type(ours) is type(theirs) and ours == theirs
 
 
-def assert_rows(found, wanted):
-    assert len(found) == len(wanted)
-    for ours, theirs in zip(found, wanted, strict=True):
+def assert_rows(actual, expected):
+    assert len(actual) == len(expected)
+    for ours, theirs in zip(actual, expected, strict=True):
         assert ours.keys() == theirs.keys()
         for name in ours:
             assert same(ours[name], theirs[name]), (name, ours[name], theirs[name])
@@ -106,13 +104,13 @@ def test_bytes_are_streamings(writer, args, samples, golden, tmp_path):
     if golden.name == "jsonl_too_big":  # no empty shard before a first sample that is too large
         assert theirs[0]["samples"] == 0
         for our, their in zip(ours, theirs[1:], strict=True):
-            written, known = shard_files(tmp_path, our), shard_files(golden, their)
-            assert [*written.values()] == [*known.values()]
+            our_files, their_files = shard_files(tmp_path, our), shard_files(golden, their)
+            assert [*our_files.values()] == [*their_files.values()]
         return
     if not args.get("compression"):
         assert streamings(tmp_path) == streamings(golden)
-        written, known = ((d / "index.json").read_bytes() for d in (tmp_path, golden))
-        assert without_annotations(written) == without_annotations(known)
+        actual, expected = ((d / "index.json").read_bytes() for d in (tmp_path, golden))
+        assert without_annotations(actual) == without_annotations(expected)
     assert normalized(tmp_path) == normalized(golden)
     for our, their in zip(ours, theirs, strict=True):
         assert shard_files(tmp_path, our) == shard_files(golden, their)
@@ -140,8 +138,8 @@ def test_what_streaming_refuses(case, tmp_path):
 
     if case["raises"] is None or case["what"] in accepted:
         use()
-        (found,) = rows(tmp_path / "out")
-        assert all(found[name] == value(item) for name, item in case["sample"].items())
+        (row,) = rows(tmp_path / "out")
+        assert all(row[name] == value(item) for name, item in case["sample"].items())
     else:
         with pytest.raises((ValueError, TypeError)):
             use()
@@ -150,10 +148,10 @@ def test_what_streaming_refuses(case, tmp_path):
 
 @pytest.mark.parametrize("name", ["empty_jsonl", "empty_csv"])
 def test_no_samples(name, tmp_path):
-    described = case(name)
-    npstream.write(tmp_path, [], **arguments(described["writer"], described["args"]))
-    ours, known = ((d / "index.json").read_bytes() for d in (tmp_path, FORMATS / name))
-    assert without_annotations(ours) == known
+    golden_case = case(name)
+    npstream.write(tmp_path, [], **arguments(golden_case["writer"], golden_case["args"]))
+    actual, expected = ((d / "index.json").read_bytes() for d in (tmp_path, FORMATS / name))
+    assert without_annotations(actual) == expected
     ds = npstream.open(tmp_path)
     assert (ds.columns, len(ds)) == (("a",), 0)
 
@@ -210,34 +208,34 @@ def test_jsonl_gives_back_what_was_written(drawn, options, newline):
 )  # fmt: skip
 def test_xsv_gives_back_what_was_written_or_refuses_it(drawn, options, kind, separator, newline):
     columns, samples = drawn
-    given_ = {**options, "newline": newline, "format": kind}
+    settings = {**options, "newline": newline, "format": kind}
     if kind == "xsv":
-        given_["separator"] = separator
+        settings["separator"] = separator
     with tempfile.TemporaryDirectory() as scratch:
-        place = Path(scratch, "out")
+        path = Path(scratch, "out")
         try:
-            npstream.write(place, samples, columns=columns, **given_)
+            npstream.write(path, samples, columns=columns, **settings)
         except ValueError:
-            assert not place.exists()
+            assert not path.exists()
             return
-        assert_rows(rows(place), samples)
-        assert_rows([npstream.open(place)[k] for k in range(len(samples))], samples)
-        assert npstream.verify_dataset(place).problems == ()
+        assert_rows(rows(path), samples)
+        assert_rows([npstream.open(path)[k] for k in range(len(samples))], samples)
+        assert npstream.verify_dataset(path).problems == ()
 
 
 ALPHABET = st.text(st.sampled_from("ab:x\n"), max_size=5)
 
 
 @given(st.lists(st.tuples(ALPHABET, ALPHABET, ALPHABET), min_size=1, max_size=4), st.data())
-def test_separators_that_arise_where_fields_meet(lines, data):
-    """What is accepted is read back; what a reader would take apart otherwise is refused."""
+def test_separators_across_the_ends_of_fields(lines, data):
+    """Accepted samples are read back unchanged. Others would be split into other fields."""
     separator = data.draw(st.sampled_from(["ab", "::", "aa", "aba", "x"]))
     newline = data.draw(st.sampled_from(["\n", "\n\n", "b\n", ":x"]))
     samples = [dict(zip("abc", line, strict=True)) for line in lines]
     with tempfile.TemporaryDirectory() as scratch:
-        place = Path(scratch, "out")
+        path = Path(scratch, "out")
         try:
-            npstream.write(place, samples, format="xsv", separator=separator, newline=newline)
+            npstream.write(path, samples, format="xsv", separator=separator, newline=newline)
         except ValueError:
             text = separator.join("abc")
             exact = text.split(separator) == [*"abc"] and newline not in text
@@ -247,7 +245,7 @@ def test_separators_that_arise_where_fields_meet(lines, data):
                 exact &= (text + newline).find(newline) == len(text)
             assert not exact or separator in newline or newline in separator
             return
-        assert_rows(rows(place), samples)
+        assert_rows(rows(path), samples)
 
 
 @given(datasets(), st.sampled_from(["jsonl", "csv"]))
@@ -278,8 +276,8 @@ def test_arrays_and_their_inferred_types(kind, tmp_path):
     report = npstream.write(tmp_path, table, format=kind)
     kinds = {"u": "int", "b": "int", "h": "float", "f": "float", "t": "str", "d": "float"}
     assert report.columns == kinds
-    wanted = [{name: table[name][k].item() for name in table} for k in range(2)]
-    assert_rows(rows(tmp_path), wanted)
+    expected = [{name: table[name][k].item() for name in table} for k in range(2)]
+    assert_rows(rows(tmp_path), expected)
 
 
 @pytest.mark.parametrize("source", ["mds", "jsonl", "tsv"])
@@ -298,7 +296,7 @@ def test_copies_between_formats(source, target, tmp_path):
 
 
 def test_the_formula_of_a_shards_size(tmp_path):
-    """Lines count, the header and the offsets do not; a shard is never empty."""
+    """Lines count toward the limit, and the header and the offsets do not."""
     npstream.write(tmp_path, [{"a": "x" * 9}] * 7, format="csv", shard_size=30)
     assert [entry["samples"] for entry in load_index(tmp_path)["shards"]] == [3, 3, 1]
 
@@ -420,7 +418,7 @@ def test_values_that_no_text_column_suits(bad, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_an_integer_that_python_turns_into_no_text(tmp_path):
+def test_an_integer_that_python_does_not_convert_to_text(tmp_path):
     with pytest.raises(ValueError, match=r"sample 0: column 'a' is 'int' and cannot take this int"):
         npstream.write(tmp_path / "a", [{"a": 10**5000}], columns={"a": "int"}, format="jsonl")
 

@@ -15,7 +15,7 @@ from rewriting import rewritten
 import npstream
 from tests._core.test_dtypes import assert_same
 
-NOT_HELD = [
+REFUSED = [
     ("int32", [1.7], "int32 cannot hold 1.7"),
     ("uint8", [-0.5], "cannot hold -0.5"),
     ("int64", np.array([1.5, 2.5]), "cannot hold 1.5"),
@@ -84,23 +84,23 @@ NOT_HELD = [
 
 @pytest.mark.parametrize(
     ("encoding", "values", "words"),
-    NOT_HELD,
-    ids=[f"{k}-{encoding}" for k, (encoding, *_) in enumerate(NOT_HELD)],
+    REFUSED,
+    ids=[f"{k}-{encoding}" for k, (encoding, *_) in enumerate(REFUSED)],
 )
 def test_values_that_an_encoding_does_not_hold(encoding, values, words, tmp_path):
     with pytest.raises((TypeError, ValueError), match=words) as caught:
         npstream.write(tmp_path / "columns", {"x": values}, columns={"x": encoding})
     assert "column 'x'" in str(caught.value)
     if isinstance(values, np.ma.MaskedArray):
-        return  # whose elements that are hidden are of another kind
+        return  # the rows of a masked array have other types than its elements
     with pytest.raises((TypeError, ValueError), match=words) as caught:
         npstream.write(tmp_path / "rows", ({"x": x} for x in values), columns={"x": encoding})
     assert "column 'x'" in str(caught.value)
-    for left in ("columns", "rows"):
-        assert not (tmp_path / left).exists()
+    for name in ("columns", "rows"):
+        assert not (tmp_path / name).exists()
 
 
-HELD = [
+ACCEPTED = [
     ("int32", [2.0, np.float32(3), True, np.int8(4), torch.tensor(5), np.array(6)]),
     ("uint8", np.array([1.0, 255.0])),
     ("float32", [0.1, 1, np.float64(0.1), float("inf"), True, torch.tensor(1.5)]),
@@ -117,7 +117,9 @@ HELD = [
 
 
 @pytest.mark.parametrize(
-    ("encoding", "values"), HELD, ids=[f"{k}-{encoding}" for k, (encoding, _) in enumerate(HELD)]
+    ("encoding", "values"),
+    ACCEPTED,
+    ids=[f"{k}-{encoding}" for k, (encoding, _) in enumerate(ACCEPTED)],
 )
 def test_values_that_an_encoding_holds(encoding, values, tmp_path):
     _, ds = rewritten(tmp_path / "columns", {"x": values}, columns={"x": encoding})
@@ -125,11 +127,11 @@ def test_values_that_an_encoding_holds(encoding, values, tmp_path):
     dtype = ds["x"].dtype
     if dtype.kind in "mM":
         values = [x.to_numpy() if hasattr(x, "to_numpy") else x for x in values]
-        wanted = np.array([np.array("NaT", dtype) if x != x else x for x in values], dtype)
+        expected = np.array([np.array("NaT", dtype) if x != x else x for x in values], dtype)
     else:
-        wanted = np.array([np.asarray(x).astype(dtype) for x in values])
-    assert_same(ds["x"].load(), wanted)
-    assert_same(rows["x"].load(), wanted)
+        expected = np.array([np.asarray(x).astype(dtype) for x in values])
+    assert_same(ds["x"].load(), expected)
+    assert_same(rows["x"].load(), expected)
 
 
 INFERRED = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import multiprocessing
 import os
 import signal
@@ -96,16 +95,14 @@ def test_the_order_is_that_of_the_input(counts, workers):
 
 
 def test_a_slow_worker_does_not_change_the_order(tmp_path):
-    """The first sample is done after all others that may be sent meanwhile."""
-    done, rest = multiprocessing.Event(), multiprocessing.Value("i", 0)
+    """Sample 1 is finished after at least one later sample."""
+    is_later_done = multiprocessing.Event()
 
     def slow(number):
         if number == 1:
-            assert done.wait(60)
+            assert is_later_done.wait(60)
         elif number > 1:
-            with rest.get_lock():
-                rest.value += 1
-            done.set()
+            is_later_done.set()
         return {"x": number}
 
     npstream.write(tmp_path, range(50), map=slow, workers=2, columns={"x": "int"})
@@ -119,10 +116,10 @@ def test_workers_encode_without_map(tmp_path):
 
 
 def test_the_first_sample_decides_on_columns(workers, tmp_path):
-    def late(number):
+    def map_later_numbers(number):
         return {"x": np.float32(number)} if number > 20 else None
 
-    report = npstream.write(tmp_path / "a", range(50), map=late, workers=workers)
+    report = npstream.write(tmp_path / "a", range(50), map=map_later_numbers, workers=workers)
     assert report.columns == {"x": "float32"}
     assert npstream.open(tmp_path / "a")["x"].load().tolist() == list(range(21, 50))
     with pytest.raises(ValueError, match="no samples and no columns="):
@@ -164,7 +161,7 @@ def test_rows_of_a_dataset_as_samples(tmp_path):
 # Errors
 
 
-class Odd(Exception):
+class UnpicklableError(Exception):
     """An exception that cannot be sent to another process."""
 
     def __init__(self, first, second):
@@ -204,9 +201,10 @@ def test_an_exception_of_a_generator_of_map(workers, tmp_path):
 
 def test_an_exception_that_cannot_be_sent(tmp_path):
     def fail(number):
-        raise Odd("this", "that")
+        raise UnpicklableError("this", "that")
 
-    with pytest.raises(RuntimeError, match="a worker raised Odd: this and that") as caught:
+    message = "a worker raised UnpicklableError: this and that"
+    with pytest.raises(RuntimeError, match=message) as caught:
         npstream.write(tmp_path / "out", range(5), map=fail, workers=1)
     assert "in map=, sample 0 of data" in caught.value.__notes__
 
@@ -313,25 +311,25 @@ def test_map_may_return_the_same_objects_again(workers, tmp_path):
 
 def test_the_source_is_not_read_far_ahead(tmp_path):
     """Workers have two batches each, and the parent one more for each."""
-    taken, given = itertools.count(), []
+    read_numbers = []
 
     def source():
         for number in range(200):
-            given.append(next(taken))
+            read_numbers.append(number)
             yield {"x": bytes(1 << 20), "n": number}
 
-    seen = []
+    counts = []  # of samples that are read, at each result
     run = module.WorkerPool.run
 
-    def watching(self, *given_samples):
-        for result in run(self, *given_samples):
-            seen.append(len(given))
+    def run_and_count(self, *arguments):
+        for result in run(self, *arguments):
+            counts.append(len(read_numbers))
             yield result
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module.WorkerPool, "run", watching)
+        patch.setattr(module.WorkerPool, "run", run_and_count)
         npstream.write(tmp_path, source(), workers=2, columns={"x": "bytes", "n": "int"})
-    assert all(count <= number + 8 for number, count in enumerate(seen))
+    assert all(count <= number + 8 for number, count in enumerate(counts))
 
 
 @pytest.mark.parametrize("workers", [-1, 1.5, True, "2"])

@@ -64,7 +64,7 @@ def test_inference_from_columns(tmp_path):
         (5, r"data is of type int: expected samples"),
     ],
 )
-def test_what_is_no_dataset(data, message, tmp_path):
+def test_data_that_is_refused(data, message, tmp_path):
     with pytest.raises((TypeError, ValueError), match=message):
         write(tmp_path / "out", data)
     assert not (tmp_path / "out" / "index.json").exists()
@@ -138,7 +138,7 @@ def test_types_and_dtypes_stand_for_encodings(tmp_path):
         ({"\ud800": "int"}, ValueError, "its name has surrogates"),
     ],
 )
-def test_columns_that_are_none(columns, kind, words, tmp_path):
+def test_invalid_columns(columns, kind, words, tmp_path):
     with pytest.raises(kind, match=words):
         write(tmp_path / "a", [{"x": 1}], columns=columns)
     assert os.listdir(tmp_path) == []
@@ -153,18 +153,18 @@ def test_names_are_checked_before_anything_is_stored(tmp_path):
 # All or nothing
 
 
-@pytest.mark.parametrize("how", ["samples", "a batch"])
-def test_an_error_that_a_loop_survives_loses_no_sample(how, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind_of_data", ["samples", "a batch"])
+def test_an_error_that_a_loop_survives_loses_no_sample(kind_of_data, tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise OSError(24, "Too many open files")
 
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)  # for the side-car, at the first shard
     writer = Writer(tmp_path / "a", {"x": "str"}, shard_size=300)
     rows = [{"x": "a" * 100} for _ in range(6)]
-    given_ = rows if how == "samples" else [npstream.Batch({"x": [row["x"] for row in rows]})]
-    for each in given_:
+    batch = npstream.Batch({"x": [row["x"] for row in rows]})
+    for data in rows if kind_of_data == "samples" else [batch]:
         try:
-            writer.write(each)
+            writer.write(data)
         except OSError:
             break
     monkeypatch.undo()
@@ -175,9 +175,9 @@ def test_an_error_that_a_loop_survives_loses_no_sample(how, tmp_path, monkeypatc
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("how", ["samples", "columns"])
-def test_a_full_directory_of_temporary_files(how, tmp_path, monkeypatch):
-    """It is named, and nothing is left in the dataset's directory, which is not full."""
+@pytest.mark.parametrize("kind_of_data", ["samples", "columns"])
+def test_a_full_directory_of_temporary_files(kind_of_data, tmp_path, monkeypatch):
+    """The error names the directory of temporary files. The dataset's directory stays empty."""
     full = []
 
     def open_full(**options):
@@ -185,7 +185,7 @@ def test_a_full_directory_of_temporary_files(how, tmp_path, monkeypatch):
         return full[-1]
 
     monkeypatch.setattr(tempfile, "TemporaryFile", open_full)
-    data = [{"x": 1}] if how == "samples" else {"x": np.arange(10**5)}
+    data = [{"x": 1}] if kind_of_data == "samples" else {"x": np.arange(10**5)}
     with pytest.raises(StorageError, match=r"No space left.*side-car; TMPDIR names") as caught:
         write(tmp_path / "a", data, shard_size=1000)
     assert caught.value.errno == errno.ENOSPC
@@ -260,7 +260,7 @@ def test_an_exception_after_close_keeps_the_dataset(tmp_path):
 
 @pytest.mark.parametrize("call", [1, 2, 3, 4, 5])
 def test_a_disk_that_fails_at_any_moment(call, tmp_path, monkeypatch):
-    """Two shards, the directory, the index, the directory again: five times to the disk."""
+    """A write of two shards syncs each shard, the directory, the index, and the directory again."""
     calls = []
     sync = os.fsync
 
@@ -343,9 +343,9 @@ for i in itertools.count():
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "several shards\n"
         process.send_signal(signal.SIGKILL)
-    left = os.listdir(tmp_path / "killed")
-    assert "index.json" not in left
-    for name in left:
+    remaining = os.listdir(tmp_path / "killed")
+    assert "index.json" not in remaining
+    for name in remaining:
         assert re.fullmatch(r"shard\.\d{5}\.mds|\.shard\.\d{5}\.mds\.[0-9a-f]{16}\.tmp", name)
     with pytest.raises(FileExistsError, match="remove it"):
         Writer(tmp_path / "killed")
@@ -353,7 +353,7 @@ for i in itertools.count():
     assert read(tmp_path / "again") == [{"x": 1}]
 
 
-# The rest
+# Reports, URLs and permissions
 
 
 def test_the_report(tmp_path):

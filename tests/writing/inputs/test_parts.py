@@ -1,4 +1,4 @@
-"""Inputs made of parts: opened one at a time, written as one, and entered at a position."""
+"""Inputs made of parts: opened one at a time, written as one dataset, and read from a position."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def generator(start, stop):
 
 
 def tuples(start, stop):
-    return ((each["x"], each["text"]) for each in samples(start, stop))
+    return ((row["x"], row["text"]) for row in samples(start, stop))
 
 
 KINDS = [samples, generator, frame, reader, columns]
 
 
-def parted(content, counts=COUNTS, opened=None, known=False):
-    """Return parts of these numbers of samples; `opened` records the names of opened parts."""
+def make_parts(content, counts=COUNTS, opened=None, has_counts=False):
+    """Return parts with `counts` samples; add the names of opened parts to the list `opened`."""
 
     def part(number):
         start = sum(counts[:number])
@@ -64,7 +64,7 @@ def parted(content, counts=COUNTS, opened=None, known=False):
                 opened.append(f"part {number}")
             return content(start, start + counts[number])
 
-        return Part(f"part {number}", open_part, counts[number] if known else None)
+        return Part(f"part {number}", open_part, counts[number] if has_counts else None)
 
     return PartedInput(map(part, range(len(counts))))
 
@@ -79,9 +79,10 @@ EXPECTED = [(number, "t" * (number % 3)) for number in range(sum(COUNTS))]
 
 @pytest.mark.parametrize("content", KINDS, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("known", [False, True])
-def test_parts_are_written_as_one(content, workers, known, tmp_path):
-    report = npstream.write(tmp_path / "ds", parted(content, known=known), workers=workers)
+@pytest.mark.parametrize("has_counts", [False, True])
+def test_parts_are_written_as_one(content, workers, has_counts, tmp_path):
+    parts = make_parts(content, has_counts=has_counts)
+    report = npstream.write(tmp_path / "ds", parts, workers=workers)
     assert report.samples == sum(COUNTS)
     assert content_of(tmp_path / "ds") == EXPECTED
 
@@ -90,7 +91,10 @@ def test_parts_are_written_as_one(content, workers, known, tmp_path):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_map_takes_each_sample_of_the_parts(content, workers, tmp_path):
     npstream.write(
-        tmp_path / "ds", parted(content), workers=workers, map=lambda s: s if s["x"] % 2 else None
+        tmp_path / "ds",
+        make_parts(content),
+        workers=workers,
+        map=lambda s: s if s["x"] % 2 else None,
     )
     assert content_of(tmp_path / "ds") == EXPECTED[1::2]
 
@@ -106,7 +110,7 @@ def test_map_takes_any_items(workers, tmp_path):
 
 
 def test_columns_name_the_values_of_tuples(tmp_path):
-    npstream.write(tmp_path / "ds", parted(tuples), columns={"x": "int64", "text": "str"})
+    npstream.write(tmp_path / "ds", make_parts(tuples), columns={"x": "int64", "text": "str"})
     assert content_of(tmp_path / "ds") == EXPECTED
 
 
@@ -142,10 +146,10 @@ def test_a_part_is_opened_after_the_former_one_was_dropped(content, map_sample, 
 
     def open_part(number):
         gc.collect()
-        assert [each() for each in former] == [None] * len(former)
-        held = content(number, number + 2)
-        former.append(weakref.ref(held))
-        return held
+        assert [reference() for reference in former] == [None] * len(former)
+        opened = content(number, number + 2)
+        former.append(weakref.ref(opened))
+        return opened
 
     parts = [Part(str(k), lambda k=k: open_part(k)) for k in (0, 2, 4)]
     npstream.write(tmp_path / "ds", PartedInput(parts), map=map_sample)
@@ -154,7 +158,7 @@ def test_a_part_is_opened_after_the_former_one_was_dropped(content, map_sample, 
 
 def test_a_part_is_opened_when_its_first_sample_is_needed(tmp_path):
     events = []
-    parts = parted(samples, (2, 2), opened=events)
+    parts = make_parts(samples, (2, 2), opened=events)
     npstream.write(tmp_path / "ds", parts, map=lambda sample: events.append(sample["x"]) or sample)
     assert events == ["part 0", 0, 1, "part 1", 2, 3]
 
@@ -162,7 +166,7 @@ def test_a_part_is_opened_when_its_first_sample_is_needed(tmp_path):
 @pytest.mark.parametrize("content", KINDS, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("number", range(sum(COUNTS)))
 def test_an_input_goes_on_at_a_position(content, number, tmp_path):
-    whole = parted(content)
+    whole = make_parts(content)
     npstream.write(tmp_path / "whole", whole)
     whole.seek(("part 0", 0))
     stream = whole.read()
@@ -171,16 +175,16 @@ def test_an_input_goes_on_at_a_position(content, number, tmp_path):
     name, offset = json.loads(json.dumps(whole.position(number)))
 
     opened = []
-    rest = parted(content, opened=opened)
-    rest.seek((name, offset), number)
-    npstream.write(tmp_path / "rest", rest)
-    assert content_of(tmp_path / "rest") == EXPECTED[number:]
+    later_parts = make_parts(content, opened=opened)
+    later_parts.seek((name, offset), number)
+    npstream.write(tmp_path / "later", later_parts)
+    assert content_of(tmp_path / "later") == EXPECTED[number:]
     assert opened == [f"part {k}" for k in range(int(name[-1]), len(COUNTS))]
-    assert rest.position(sum(COUNTS) - 1) == ("part 3", 0)
+    assert later_parts.position(sum(COUNTS) - 1) == ("part 3", 0)
 
 
 def test_positions_of_earlier_samples_are_dropped():
-    parts = parted(samples)
+    parts = make_parts(samples)
     with pytest.raises(ValueError, match="sample 0 was not read"):
         parts.position(0)
     assert list(parts.read()) == samples(0, sum(COUNTS))
@@ -194,10 +198,10 @@ def test_positions_of_earlier_samples_are_dropped():
 
 
 def test_a_position_at_the_end_of_a_part():
-    parts = parted(samples)
+    parts = make_parts(samples)
     parts.seek(("part 0", 3), 3)
     assert list(parts.read()) == samples(3, sum(COUNTS))
-    parts = parted(frame)
+    parts = make_parts(frame)
     parts.seek(("part 3", 1), 8)
     assert list(parts.read(["x"]).tables) == []
 
@@ -205,22 +209,22 @@ def test_a_position_at_the_end_of_a_part():
 def test_names_and_counts_are_checked(tmp_path):
     with pytest.raises(ValueError, match="two parts of the input have the name 'a'"):
         PartedInput([Part("a", list), Part("b", list), Part("a", list)])
-    parts = parted(samples, known=True)
+    parts = make_parts(samples, has_counts=True)
     assert parts.samples == sum(COUNTS)
-    assert parted(samples).samples is None
+    assert make_parts(samples).samples is None
     with pytest.raises(ValueError, match="no part 'x'; its 4 parts begin with"):
         parts.seek(("x", 0))
-    wrong = PartedInput([Part("a", lambda: samples(0, 3), 4)])
+    parts = PartedInput([Part("a", lambda: samples(0, 3), 4)])
     with pytest.raises(ValueError, match="part 'a' of the input has 3 samples; it should have 4"):
-        npstream.write(tmp_path / "ds", wrong)
+        npstream.write(tmp_path / "ds", parts)
     assert not (tmp_path / "ds").exists()
 
 
 def test_inputs_without_samples(tmp_path):
-    for parts in (PartedInput([]), parted(samples, (0, 0)), parted(generator, (0,))):
+    for parts in (PartedInput([]), make_parts(samples, (0, 0)), make_parts(generator, (0,))):
         with pytest.raises(ValueError, match="no samples and no columns="):
             npstream.write(tmp_path / "ds", parts)
-    report = npstream.write(tmp_path / "ds", parted(samples, (0, 0)), columns={"x": "int64"})
+    report = npstream.write(tmp_path / "ds", make_parts(samples, (0, 0)), columns={"x": "int64"})
     assert (report.samples, report.columns) == (0, {"x": "int64"})
 
 

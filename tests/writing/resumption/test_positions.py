@@ -11,25 +11,25 @@ def test_positions_of_outputs():
     """Samples with no, one or several outputs, of which some are left out."""
     for seed in range(60):
         draw = random.Random(seed)
-        most, number, outputs = draw.choice([1, 2, 4]), draw.randrange(5), draw.randrange(3)
+        max_outputs, number, outputs = draw.choice([1, 2, 4]), draw.randrange(5), draw.randrange(3)
         tracker = InputTracker(7, number, (0, 0))
-        places, rejects = [], [((-1, 0), (0, 0))]
-        while len(places) < 50:
-            for output in range(outputs, draw.randrange(most + 1)):
+        positions, rejects = [], [((-1, 0), (0, 0))]
+        while len(positions) < 50:
+            for output in range(outputs, draw.randrange(max_outputs + 1)):
                 if seed % 2:  # a sample is refused before or after its output is recorded
-                    tracker.add_output(7 + len(places), number, output)
+                    tracker.add_output(7 + len(positions), number, output)
                 if draw.random() < 0.1:
                     rejects.append(((number, output), (len(rejects), 9 * len(rejects))))
                     tracker.add_reject(number, output, rejects[-1][1])
                 else:
                     if not seed % 2:
-                        tracker.add_output(7 + len(places), number, output)
-                    places.append((number, output))
+                        tracker.add_output(7 + len(positions), number, output)
+                    positions.append((number, output))
             number, outputs = number + 1, 0
         for row in sorted(draw.sample(range(50), 9)):
-            assert tracker.position(7 + row) == places[row]
-            before = max(each for each in rejects if each[0] < places[row])
-            assert tracker.rejected_before(places[row]) == before[1]
+            assert tracker.position(7 + row) == positions[row]
+            last_reject = max(reject for reject in rejects if reject[0] < positions[row])
+            assert tracker.rejected_before(positions[row]) == last_reject[1]
 
 
 def test_samples_in_a_row_are_one_run():

@@ -1,4 +1,4 @@
-"""What a write that can resume records, and reads again."""
+"""The records and the journal of a write that can resume are read as they were written."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CHECKPOINT = Checkpoint(7, 2, ("a/b.csv", 3), "00ff", (1, 40))
 ENTRY = {"samples": 2, "raw_data": {"basename": "shard.00000.mds", "bytes": 9}, "zip_data": None}
 
 
-def scanned():
+def scan_of_a_shard():
     """Return the scan of a shard of two columns."""
     schema = Schema("mds", ("f", "t"), ("float64", "str"), (8, None))
     columns = scalar_columns([schema])
@@ -40,16 +40,16 @@ def scanned():
 
 
 def test_a_record_of_a_shard_is_read_as_it_was_written():
-    scan = scanned()
+    scan = scan_of_a_shard()
     record = decode_record(encode_record(ShardRecord(ENTRY, CHECKPOINT, scan)))
     assert (record.entry, record.checkpoint) == (ENTRY, CHECKPOINT)
     assert record.files() == {"shard.00000.mds": 9}
-    found = record.scan
-    assert (found.begin, found.meta) == (scan.begin, scan.meta)
-    assert found.pieces.tolist() == scan.pieces.tolist()
-    np.testing.assert_array_equal(found.columns["f"], scan.columns["f"])
-    assert found.columns["f"].dtype == scan.columns["f"].dtype
-    assert encode_statistics(found.statistics) == encode_statistics(scan.statistics)
+    decoded = record.scan
+    assert (decoded.begin, decoded.meta) == (scan.begin, scan.meta)
+    assert decoded.pieces.tolist() == scan.pieces.tolist()
+    np.testing.assert_array_equal(decoded.columns["f"], scan.columns["f"])
+    assert decoded.columns["f"].dtype == scan.columns["f"].dtype
+    assert encode_statistics(decoded.statistics) == encode_statistics(scan.statistics)
     assert decode_record(encode_record(ShardRecord(ENTRY, CHECKPOINT, None))).scan is None
 
 
@@ -63,8 +63,8 @@ def test_damaged_records_are_refused():
 
 
 def test_differences_name_the_setting_and_both_values():
-    saved, now = {"compression": None, "x": 1, "old": 2}, {"compression": "zstd", "x": 1}
-    assert settings_differences(saved, now) == [
+    saved, current = {"compression": None, "x": 1, "old": 2}, {"compression": "zstd", "x": 1}
+    assert settings_differences(saved, current) == [
         "compression: none then, 'zstd' now",
         "old: 2 then, none now",
     ]
@@ -102,13 +102,13 @@ def test_a_journal_that_ends_anywhere_has_the_complete_frames(tmp_path):
         journal.append("shard", number, b"x" * number)
         ends.append(os.path.getsize(path))
     journal.close()
-    whole = (tmp_path / "work").read_bytes()
-    for nbytes in range(len(whole) + 1):
+    all_frames = (tmp_path / "work").read_bytes()
+    for nbytes in range(len(all_frames) + 1):
         for tail in (b"", b"\0" * 40, b"\xff" * 40):
-            content = whole[:nbytes] + tail
+            content = all_frames[:nbytes] + tail
             (tmp_path / "work").write_bytes(content)
             journal = Journal(path)
-            complete = sum(content[:end] == whole[:end] for end in ends)
+            complete = sum(content[:end] == all_frames[:end] for end in ends)
             assert sorted(journal.read().shards) == list(range(complete))
             journal.append("shard", 9, b"later")
             assert sorted(journal.read().shards) == [*range(complete), 9]

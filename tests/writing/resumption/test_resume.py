@@ -1,4 +1,4 @@
-"""Writes with ``resume=True``: killed at any step, they go on, and the result is the same."""
+"""Writes with ``resume=True``: after a kill at any step, the next call gives the same result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from resumed_writes import (
 from npstream.writing.destination import WORK
 
 RUNS = 3
-"""How often each case is killed, each time at other steps."""
+"""The number of runs of each case. Each run kills the write at other steps."""
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -36,22 +36,22 @@ def test_a_killed_write_goes_on(case, tmp_path):
     assert steps > 40
     for run in range(RUNS):
         shutil.rmtree(tmp_path / "resumed")
-        # In each run the write is killed early at first, and later the next times. The runs and
-        # cases together try all steps.
+        # In a run, each attempt is killed at a later step than the one before. The runs of all
+        # cases cover all steps.
         first = 1 + (list(CASES).index(case) * RUNS + run) % (steps // 4)
         for step in itertools.count(first, steps // 4):
             is_killed = killed_at(step, write)
-            found = local_files(tmp_path / "resumed")
-            if not is_killed or ("index.json" in found and WORK not in found):
+            files = local_files(tmp_path / "resumed")
+            if not is_killed or ("index.json" in files and WORK not in files):
                 break
-            assert "index.json" not in found or found.keys() >= whole.keys()
+            assert "index.json" not in files or files.keys() >= whole.keys()
         assert local_files(tmp_path / "resumed") == whole
         assert (rejects.exists() and rejects.read_bytes()) == rejected
 
 
 @pytest.mark.parametrize("case", ["samples", "arrays", "map, and bad samples", "parts of tables"])
 def test_a_write_that_is_killed_while_it_publishes(case, tmp_path):
-    """A write goes on that has published, but not yet removed its work file."""
+    """A write that has published its index, but not yet removed its work file, can be resumed."""
     report = write_case(case, tmp_path / "whole", tmp_path / "rejects", resume=False)
     whole = local_files(tmp_path / "whole")
 
@@ -63,9 +63,9 @@ def test_a_write_that_is_killed_while_it_publishes(case, tmp_path):
     for step in range(steps, steps - 16, -1):
         shutil.rmtree(tmp_path / "resumed")
         assert killed_at(step, write)
-        found = local_files(tmp_path / "resumed")
-        if WORK in found:
-            published += "index.json" in found
+        files = local_files(tmp_path / "resumed")
+        if WORK in files:
+            published += "index.json" in files
             assert facts(write()) == facts(report)
         assert local_files(tmp_path / "resumed") == whole
     assert published

@@ -1,4 +1,4 @@
-"""Writes with ``resume=True`` that fail, are refused, or meet another write."""
+"""Writes with ``resume=True`` that fail, are refused, or run at the same time as another write."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ def test_an_exception_names_the_sample_and_keeps_the_whole_shards(tmp_path, whol
     assert re.search(rf"{tmp_path / 'ds'} keeps \d+ whole shards, which readers do not see", notes)
     with pytest.raises(FileNotFoundError, match="its call with resume=True goes on"):
         npstream.open(tmp_path / "ds")
-    kept = local_files(tmp_path / "ds")
-    del kept[WORK]
-    assert kept == {name: whole[name] for name in kept}
-    assert len(kept) > 5
+    shards = local_files(tmp_path / "ds")
+    del shards[WORK]
+    assert shards == {name: whole[name] for name in shards}
+    assert len(shards) > 5
 
     def bad():
         yield from itertools.islice(numbers(), 250)
@@ -70,7 +70,7 @@ def test_an_exception_names_the_sample_and_keeps_the_whole_shards(tmp_path, whol
 
     with pytest.raises(TypeError, match="sample 250: column 'x'"):
         write(tmp_path / "ds", bad())
-    assert local_files(tmp_path / "ds").keys() > kept.keys()
+    assert local_files(tmp_path / "ds").keys() > shards.keys()
 
     def map_sample(each):
         raise KeyError(each["x"])
@@ -92,10 +92,10 @@ def test_nothing_stays_before_the_first_shard(tmp_path):
 
 def test_a_write_without_resume_says_how_to_go_on(tmp_path):
     begin(tmp_path / "ds")
-    before = local_files(tmp_path / "ds")
+    former_files = local_files(tmp_path / "ds")
     with pytest.raises(FileExistsError, match="if it was interrupted, its call with resume=True"):
         npstream.write(tmp_path / "ds", numbers(), shard_size=400)
-    assert local_files(tmp_path / "ds") == before
+    assert local_files(tmp_path / "ds") == former_files
 
 
 def test_a_writer_goes_on(tmp_path, whole):
@@ -107,7 +107,7 @@ def test_a_writer_goes_on(tmp_path, whole):
         for row in rows[writer.input_samples : stop]:
             writer.write(row)
         if stop < 300:
-            del writer  # as a program that forgets it, or ends
+            del writer  # without `close`, like a program that ends early
             gc.collect()
     assert seen == sorted(seen)
     assert 0 < seen[2] <= 90 < seen[4] <= 200
@@ -158,10 +158,10 @@ def test_a_writer_counts_samples_that_are_left_out(tmp_path):
 )
 def test_other_settings_are_refused(settings, words, tmp_path, whole):
     begin(tmp_path / "ds")
-    before = local_files(tmp_path / "ds").keys()
+    former_names = local_files(tmp_path / "ds").keys()
     with pytest.raises(ValueError, match=f"differs from this one: .*{words}"):
         write(tmp_path / "ds", numbers(), **settings)
-    assert local_files(tmp_path / "ds").keys() == before
+    assert local_files(tmp_path / "ds").keys() == former_names
     write(tmp_path / "ds", numbers(), max_errors=None)
     assert local_files(tmp_path / "ds") == whole
 
@@ -244,19 +244,19 @@ def test_a_file_of_rejects_that_was_removed_is_refused(tmp_path):
 
 def test_files_of_others_are_not_removed(tmp_path, whole):
     begin(tmp_path / "ds")
-    kept = local_files(tmp_path / "ds")
+    former_files = local_files(tmp_path / "ds")
     other = tmp_path / "ds" / "shard.00077.mds"
     other.write_bytes(b"another write's")
     with pytest.raises(FileExistsError, match="not known to be of the write that was interrupted"):
         write(tmp_path / "ds", numbers())
-    assert local_files(tmp_path / "ds").keys() == kept.keys() | {"shard.00077.mds"}
+    assert local_files(tmp_path / "ds").keys() == former_files.keys() | {"shard.00077.mds"}
     other.unlink()
     (tmp_path / "ds" / "notes.txt").write_text("not of a dataset")
     write(tmp_path / "ds", numbers())
     assert local_files(tmp_path / "ds") == whole | {"notes.txt": b"not of a dataset"}
 
 
-def test_a_shard_that_is_missing_ends_the_whole_shards(tmp_path, whole):
+def test_shards_after_a_missing_one_are_written_again(tmp_path, whole):
     begin(tmp_path / "ds")
     (tmp_path / "ds" / "shard.00003.mds").unlink()
     write(tmp_path / "ds", numbers())
@@ -281,7 +281,7 @@ def test_a_directory_that_was_copied_goes_on(tmp_path, whole):
     assert local_files(tmp_path / "copy") == whole
 
 
-def test_a_write_that_was_not_to_resume_does_not(tmp_path):
+def test_a_write_without_resume_cannot_be_resumed(tmp_path):
     (tmp_path / "shard.00000.mds").write_bytes(b"")
     with pytest.raises(FileExistsError, match="a write is in progress or was interrupted"):
         write(tmp_path, numbers())
@@ -293,9 +293,9 @@ def test_a_write_that_was_not_to_resume_does_not(tmp_path):
 def test_a_process_that_still_writes_is_not_disturbed(tmp_path, whole):
     def data():
         yield from itertools.islice(numbers(), 200)
-        for others in (lambda: write(tmp_path / "ds", numbers()), in_another_process):
+        for write_again in (lambda: write(tmp_path / "ds", numbers()), in_another_process):
             with pytest.raises(FileExistsError, match="another process writes here"):
-                others()
+                write_again()
         yield from itertools.islice(numbers(), 200, None)
 
     def in_another_process():
@@ -311,7 +311,7 @@ def test_a_process_that_still_writes_is_not_disturbed(tmp_path, whole):
 
 
 def test_a_child_of_a_killed_process_does_not_keep_the_lock(tmp_path, whole):
-    """Such as a worker of a DataLoader in `data`."""
+    """The child can be a worker of a DataLoader in `data`."""
     read, hold = os.pipe()
 
     def data():
@@ -358,7 +358,7 @@ def test_two_processes_that_resume_at_once(tmp_path, whole):
 
 
 def test_a_file_system_without_locks(tmp_path, monkeypatch):
-    def flock(*given):
+    def flock(*args):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", flock)

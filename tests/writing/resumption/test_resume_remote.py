@@ -1,4 +1,4 @@
-"""Writes with ``resume=True`` to stores: killed at any request, they go on."""
+"""Writes with ``resume=True`` to stores: after a kill at any request, the next call completes."""
 
 from __future__ import annotations
 
@@ -60,16 +60,16 @@ def test_a_killed_upload_goes_on(kind, case, servers, tmp_path):
         url, options = fresh.url, fresh.storage_options
         for step in itertools.count(first, steps // 3):
             is_killed = killed_at(step, partial(write, fresh), **store_steps())
-            found = names(url, options)
-            if not is_killed or ("index.json" in found and not has_locks(found)):
+            stored_names = names(url, options)
+            if not is_killed or ("index.json" in stored_names and not has_locks(stored_names)):
                 break
-            assert "index.json" not in found or set(found) >= set(whole)
+            assert "index.json" not in stored_names or set(stored_names) >= set(whole)
         assert stored(url, options) == whole
         assert (rejects.exists() and rejects.read_bytes()) == rejected
 
 
-def has_locks(found):
-    return any(name.startswith(LOCK) for name in found)
+def has_locks(stored_names):
+    return any(name.startswith(LOCK) for name in stored_names)
 
 
 def test_an_upload_that_is_killed_while_it_publishes(servers, tmp_path):
@@ -86,8 +86,8 @@ def test_an_upload_that_is_killed_while_it_publishes(servers, tmp_path):
         fresh = servers["s3"].new_directory()
         url, options = fresh.url, fresh.storage_options
         assert killed_at(step, partial(write, fresh), **store_steps())
-        if has_locks(found := names(url, options)):
-            published += "index.json" in found
+        if has_locks(stored_names := names(url, options)):
+            published += "index.json" in stored_names
             assert facts(write(fresh)) == facts(report)
         assert stored(url, options) == whole
     assert published
@@ -104,7 +104,7 @@ def failing(count):
 
 
 def begin(url, options, count=50):
-    """Write some of the samples, so that a part stays."""
+    """Write some of the samples and fail, so that whole shards stay; return the file names."""
     with pytest.raises(ZeroDivisionError) as caught:
         npstream.write(url, failing(count), shard_size=400, resume=True, storage_options=options)
     assert "whole shards, which readers do not see" in str(caught.value.__notes__)
@@ -112,15 +112,15 @@ def begin(url, options, count=50):
 
 
 @pytest.fixture(params=["s3", "gcs", "azure"])
-def begun(request, servers):
+def interrupted_write(request, servers):
     """Return the URL and options of an interrupted write."""
     fresh = servers[request.param].new_directory()
     begin(fresh.url, fresh.storage_options)
     return fresh.url, fresh.storage_options
 
 
-def test_two_processes_that_resume_at_once(begun, tmp_path):
-    url, options = begun
+def test_two_processes_that_resume_at_once(interrupted_write, tmp_path):
+    url, options = interrupted_write
     write_case("samples", tmp_path / "whole", None, resume=False)
     children = []
     for number in range(2):
@@ -140,16 +140,18 @@ def test_two_processes_that_resume_at_once(begun, tmp_path):
     assert stored(url, options) == local_files(tmp_path / "whole")
 
 
-def test_a_writer_that_another_machine_took_over_does_not_publish(begun, tmp_path, monkeypatch):
-    """The former process still runs, and another one cannot know that."""
-    url, options = begun
+def test_a_writer_that_another_machine_took_over_does_not_publish(
+    interrupted_write, tmp_path, monkeypatch
+):
+    """The former process still runs, but a process on another machine cannot detect that."""
+    url, options = interrupted_write
     write_case("samples", tmp_path / "whole", None, resume=False)
     make_data, _ = CASES["samples"]
 
     def data():
         yield from itertools.islice(make_data(), 55)
         with monkeypatch.context() as patch:
-            patch.setattr(remote, "_require_dead", lambda *given: None)
+            patch.setattr(remote, "_require_dead", lambda *args: None)
             with pytest.raises(ZeroDivisionError):
                 npstream.write(
                     url, failing(53), shard_size=400, resume=True, storage_options=options
@@ -163,18 +165,18 @@ def test_a_writer_that_another_machine_took_over_does_not_publish(begun, tmp_pat
     assert stored(url, options) == local_files(tmp_path / "whole")
 
 
-def test_a_process_that_still_writes_is_not_disturbed(begun):
-    url, options = begun
+def test_a_process_that_still_writes_is_not_disturbed(interrupted_write):
+    url, options = interrupted_write
     make_data, _ = CASES["samples"]
 
     def data():
         yield from itertools.islice(make_data(), 30)
-        before = names(url, options)
+        former_names = names(url, options)
         with pytest.raises(FileExistsError, match=f"process {os.getpid()} on .* writes here since"):
             write_case("samples", url, None, resume=True, options=options)
         with pytest.raises(FileExistsError, match=r"was interrupted.*with resume=True goes on"):
             write_case("samples", url, None, resume=False, options=options)
-        assert names(url, options) == before
+        assert names(url, options) == former_names
         yield from itertools.islice(make_data(), 30, None)
 
     npstream.write(url, data(), shard_size=400, resume=True, storage_options=options)
@@ -203,7 +205,7 @@ def test_an_upload_that_fails_is_retried_and_then_goes_on(name, servers, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["shard.00003.mds", f"{WORK}.00003", "index.json", f"{LOCK}.1"])
-def test_an_upload_whose_answer_is_lost_has_succeeded(name, servers, tmp_path):
+def test_an_upload_whose_response_is_lost_has_succeeded(name, servers, tmp_path):
     write_case("samples", tmp_path / "whole", None, resume=False)
     proxy = servers.proxy("s3")
     fresh = servers["s3"].new_directory().via(proxy)
@@ -224,10 +226,10 @@ def test_a_write_that_cannot_resume_is_refused(servers):
         write_case("samples", url, None, resume=True, options=options)
     open_store(url, options).remove(LOCK)
     write_case("samples", url, None, resume=False, options=options)
-    before = stored(url, options)
+    former_files = stored(url, options)
     with pytest.raises(FileExistsError, match="a dataset, or a part of one, is here"):
         write_case("samples", url, None, resume=True, options=options)
-    assert stored(url, options) == before
+    assert stored(url, options) == former_files
 
 
 def test_a_store_without_exclusive_creation(memory, create):
@@ -240,20 +242,20 @@ def test_a_store_without_exclusive_creation(memory, create):
     assert names(memory) == []
 
 
-def test_a_shard_that_was_changed_ends_the_whole_shards(memory, tmp_path):
+def test_shards_after_a_changed_one_are_written_again(memory, tmp_path):
     write_case("samples", tmp_path / "whole", None, resume=False)
-    found = begin(memory, None)
-    assert f"{WORK}.00003" in found
+    stored_names = begin(memory, None)
+    assert f"{WORK}.00003" in stored_names
     open_store(memory).put("shard.00002.mds", b"short")
     write_case("samples", memory, None, resume=True)
     assert stored(memory, None) == local_files(tmp_path / "whole")
 
 
 def test_a_failed_first_shard_leaves_nothing(memory, create):
-    def fail(create, *given):
-        if "shard" in str(given):
+    def fail(create, *args):
+        if "shard" in str(args):
             raise PermissionError(errno.EACCES, "no")
-        return create(*given)
+        return create(*args)
 
     create(fail)
     with pytest.raises(StorageError):
