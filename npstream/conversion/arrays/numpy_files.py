@@ -333,12 +333,24 @@ class NpzSource(ArraySource):
             for member in archive.members:
                 name = member.removesuffix(".npy")
                 # `NpyArray` raises for an array of objects, so only requested ones are opened.
-                if requested is None or name in requested or name.partition(".")[0] in requested:
+                if requested is None or _is_requested(name, requested, len(archive.members)):
                     arrays[name] = archive.array(member)
             names = {member.removesuffix(".npy") for member in archive.members}
             if not arrays:
                 self.select_columns(names, file.where)  # raises for unknown names
             yield file.name, file.where, arrays
+
+
+def _is_requested(name: str, requested: Iterable[str], arrays: int) -> bool:
+    """Return True if an array of an archive has a requested column.
+
+    The column may be the array, a field of a structured array (``array.field``, or ``field`` if the
+    archive has one array), or an array of which `name` is a part (``group`` of ``group.array``).
+    """
+    return arrays == 1 or any(
+        name == column or name.startswith(f"{column}.") or column.startswith(f"{name}.")
+        for column in requested
+    )
 
 
 class _Archive:

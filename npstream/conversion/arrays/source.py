@@ -283,7 +283,9 @@ class ArraySource(InputSource):
         fields: dict[str, ArrayField] = {}
         for key, array in arrays.items():
             if requested is None or key in requested or array.dtype.names:
-                columns = array_fields(key, array, len(arrays) == 1)
+                # The name of a field has that of its array, if the file has other arrays as well.
+                is_prefixed = any(name.startswith(f"{key}.") for name in requested or ())
+                columns = array_fields(key, array, len(arrays) == 1 and not is_prefixed)
                 if clash := set(columns) & set(fields):
                     raise ValueError(f"{where}: two columns have the name {clash.pop()!r}")
                 fields.update(columns)

@@ -149,6 +149,19 @@ def test_the_rows_of_npz_files_are_concatenated(tmp_path):
         npstream.convert(folder, "no")
 
 
+def test_fields_of_a_structured_array_in_an_archive_are_requested_by_name(tmp_path):
+    record = np.array([(1, 2.0), (3, 4.0)], [("x", "<i8"), ("y", "<f8")])
+    np.savez(tmp_path / "two.npz", rec=record, other=np.arange(2))
+    np.savez(tmp_path / "one.npz", rec=record)
+    for file, column in (("two.npz", "rec.y"), ("one.npz", "y")):
+        npstream.convert(tmp_path / file, tmp_path / column, columns=[column])
+        ds = npstream.open(tmp_path / column)
+        assert ds.columns == (column,)
+        assert ds[column].load().tolist() == [2.0, 4.0]
+    with pytest.raises(ColumnError, match="rec.z"):
+        npstream.convert(tmp_path / "two.npz", tmp_path / "no", columns=["rec.z"])
+
+
 @pytest.mark.filterwarnings("ignore:Stored array in format 3.0")
 def test_fields_of_a_structured_array_are_columns(tmp_path, small_parts):
     dtype = np.dtype([("größe_λ", "f4", (2, 3)), ("y", ">i2"), ("name", "U2")])
