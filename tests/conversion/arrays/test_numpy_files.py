@@ -158,7 +158,7 @@ def test_fields_of_a_structured_array_in_an_archive_are_requested_by_name(tmp_pa
         ds = npstream.open(tmp_path / column)
         assert ds.columns == (column,)
         assert ds[column].load().tolist() == [2.0, 4.0]
-    with pytest.raises(ColumnError, match="rec.z"):
+    with pytest.raises(ColumnError, match=r"rec\.z"):
         npstream.convert(tmp_path / "two.npz", tmp_path / "no", columns=["rec.z"])
 
 
