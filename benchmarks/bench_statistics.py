@@ -25,7 +25,7 @@ class PlainScan(Scan):
     """A scan that hashes and extracts columns, and gathers no statistics."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options | {"statistics": None})
+        super().__init__(*args, **options | {"statistics_dtypes": None})
 
 
 def statistics_pair(data: Data, write: Callable[[str], object]) -> Pair:

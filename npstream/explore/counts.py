@@ -15,6 +15,7 @@ import numpy as np
 
 from npstream._core.arguments import quantity
 from npstream._core.jit import kernel
+from npstream._core.memory import huge_empty
 from npstream._core.optional import import_optional
 from npstream._core.typing import AnyArray, Int64
 from npstream.explore.display import truncate, value_text
@@ -30,6 +31,10 @@ _MAX_TABLE_RANGE = 1 << 18
 
 _PENDING_NUMBERS = 1 << 24
 """Minimum number of pending numbers that are sorted together and counted."""
+
+
+_MIN_KERNEL_ROWS = 1 << 20
+"""From this number of values on, a kernel is worth its compilation."""
 
 
 class ValueCounts(Mapping[Any, int]):
@@ -183,32 +188,50 @@ def count_numbers(
 
 def _order_by_count(unique: AnyArray, counts: Int64) -> tuple[AnyArray, Int64]:
     """Return values and their counts in the stable order of descending counts."""
-    if not len(counts):
-        return unique, counts
-    # Most of many distinct values have the lowest count. These values need no sort.
-    is_lowest = counts == counts.min()
-    others = np.flatnonzero(~is_lowest)
-    if not len(others):
-        return unique, counts
-    keys = counts.max() - counts[others]
-    # NumPy sorts integers of 16 bits in linear time.
-    others = others[np.argsort(keys.astype(np.min_scalar_type(keys.max())), kind="stable")]
-    return (
-        np.concatenate([unique[others], unique[is_lowest]]),
-        np.concatenate([counts[others], counts[is_lowest]]),
-    )
+    if len(counts) < _MIN_KERNEL_ROWS or unique.itemsize > 8 or counts.max() > _MAX_TABLE_RANGE:
+        order = np.argsort(-counts, kind="stable")
+        return unique[order], counts[order]
+    histogram = np.bincount(counts)
+    begins = len(counts) - np.cumsum(histogram)  # the number of values with larger counts
+    ordered, words = huge_empty(len(unique), unique.dtype), _word_dtype(unique)
+    move_by_count(unique.view(words), counts, begins, ordered.view(words))
+    fill_descending(histogram, counts)
+    return ordered, counts
+
+
+def _word_dtype(values: AnyArray) -> np.dtype[Any]:
+    """Return the unsigned dtype of the same size, so that kernels need no code for floats."""
+    return np.dtype(f"u{values.itemsize}")
+
+
+@kernel
+def move_by_count(unique: AnyArray, counts: Int64, begins: Int64, ordered: AnyArray) -> None:
+    """Write each value at the next position of its count: ``begins[count]``, which increases."""
+    for k in range(unique.size):
+        position = begins[counts[k]]
+        ordered[position] = unique[k]
+        begins[counts[k]] = position + 1
+
+
+@kernel
+def fill_descending(histogram: Int64, counts: Int64) -> None:
+    """Write each count as often as `histogram` says, the largest first."""
+    position = 0
+    for k in range(histogram.size):
+        count = histogram.size - 1 - k
+        for _ in range(histogram[count]):
+            counts[position] = count
+            position += 1
 
 
 def _count_sorted(values: AnyArray, distinct: int) -> tuple[AnyArray, Int64]:
     """Return the distinct values of a sorted array, of which there are `distinct`, and counts."""
-    unique, counts = np.empty(distinct, values.dtype), np.empty(distinct, np.int64)
-    if values.itemsize <= 8:
-        # The kernel then needs no code for floats.
-        words = np.dtype(f"u{values.itemsize}")
-        count_runs.for_size(len(values))(values.view(words), unique.view(words), counts)
-    else:
+    if len(values) < _MIN_KERNEL_ROWS or values.itemsize > 8:
         begins, counts = find_runs(values)
-        unique = values[begins]
+        return values[begins], counts
+    unique, counts = huge_empty(distinct, values.dtype), huge_empty(distinct, np.dtype(np.int64))
+    words = _word_dtype(values)
+    count_runs(values.view(words), unique.view(words), counts)
     return unique, counts
 
 

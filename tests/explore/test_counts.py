@@ -20,7 +20,14 @@ def expected_counts(values):
     return unique[order], numbers[order]
 
 
-@pytest.mark.parametrize("limits", [(1 << 22, 1 << 22), (10, 20)], ids=["large", "small"])
+KERNELS = ("count_runs", "move_by_count", "fill_descending")
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [(1 << 22, 1 << 22, 1 << 20), (10, 20, 1 << 20), (10, 1 << 22, 1)],
+    ids=["large", "small", "kernels"],
+)
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(data=st.data())
 def test_counts_of_blocks_are_those_of_numpy(limits, dtype, data):
@@ -31,6 +38,9 @@ def test_counts_of_blocks_are_those_of_numpy(limits, dtype, data):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(counts, "_PENDING_NUMBERS", limits[0])
         patch.setattr(counts, "_MAX_TABLE_RANGE", limits[1])
+        patch.setattr(counts, "_MIN_KERNEL_ROWS", limits[2])
+        for name in KERNELS:
+            patch.setattr(counts, name, getattr(counts, name).py_func)
         blocks = np.array_split(values, data.draw(st.integers(1, 5)))
         found = count_numbers("x", blocks, values.dtype)
         with_missing = count_numbers("x", blocks, values.dtype, dropna=False)
@@ -43,6 +53,15 @@ def test_counts_of_blocks_are_those_of_numpy(limits, dtype, data):
     assert with_missing.counts.sum() == len(values)
     assert (with_missing.counts[with_missing.unique != with_missing.unique] == missing).all()
     assert (np.diff(with_missing.counts) <= 0).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int64])
+def test_compiled_kernels_count_many_values(dtype):
+    values = np.random.default_rng(0).integers(-(1 << 20), 1 << 20, 3 << 20).astype(dtype)
+    found = count_numbers("x", np.array_split(values, 3), values.dtype)
+    unique, numbers = expected_counts(values)
+    np.testing.assert_array_equal(found.unique, unique)
+    np.testing.assert_array_equal(found.counts, numbers)
 
 
 def test_uint64_is_counted_exactly():
