@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -26,12 +27,16 @@ from npstream.errors import FormatError
 from npstream.formats import text
 from npstream.formats.encodings.encodings import DTYPE_CODES
 from npstream.reading.batch import Ragged
+from npstream.reading.plan import Field, Plan
 from npstream.shards import kernels
 from npstream.storage.deadlines import shared_deadline
 
 if TYPE_CHECKING:
-    from npstream.reading.plan import Field, PartialRead, Plan, SampleSplit
+    from npstream.formats.index import Schema
+    from npstream.formats.mds import SampleLayout
+    from npstream.reading.plan import PartialRead, SampleSplit
     from npstream.shards.table import Fetcher
+    from npstream.writing.shard import Bodies
 
 RawColumn = AnyArray | Ragged | list[Any]
 
@@ -173,7 +178,7 @@ def _gather_schema(
     for f in split.opaque:
         columns[f.name] = _rows_of_bytes(columns[f.name])
     for number, f in enumerate(split.variable):
-        values = VariableColumn(fetcher, f, ids, [block[number] for block in blocks])
+        values = _VariableColumn(fetcher, f, ids, [block[number] for block in blocks])
         columns[f.name] = _gather_spans(values, out.get(f.name))
     del owners  # the spans were in use until here
     return columns
@@ -231,7 +236,7 @@ def _rows_of_bytes(column: AnyArray) -> Ragged:
 
 
 @dataclass(slots=True)
-class VariableColumn:
+class _VariableColumn:
     """The spans of a variable column's values, in blocks of rows, before they are copied.
 
     Attributes
@@ -280,7 +285,7 @@ class VariableColumn:
             )
 
 
-def _gather_spans(values: VariableColumn, out: AnyArray | None) -> RawColumn:
+def _gather_spans(values: _VariableColumn, out: AnyArray | None) -> RawColumn:
     """Gather the values of a variable column in the form of its encoding."""
     encoding, lengths = values.field.encoding, values.lengths
     if encoding.kind == "fixed":
@@ -299,7 +304,7 @@ _TEXT_KINDS = ("str", "bytes", "image")
 
 
 def _gather_declared_fixed(
-    values: VariableColumn, lengths: Int64, out: AnyArray | None
+    values: _VariableColumn, lengths: Int64, out: AnyArray | None
 ) -> AnyArray:
     """Gather a column that is stored with variable size but declared as fixed."""
     field, encoding = values.field, values.field.encoding
@@ -316,7 +321,7 @@ def _gather_declared_fixed(
 
 
 def _gather_elements(
-    values: VariableColumn,
+    values: _VariableColumn,
     lengths: Int64,
     offsets: Int64,
     dtype: np.dtype[Any],
@@ -332,7 +337,7 @@ def _gather_elements(
     return Ragged(elements, offsets // dtype.itemsize, None, shapes)
 
 
-def _gather_arrays(values: VariableColumn) -> RawColumn:
+def _gather_arrays(values: _VariableColumn) -> RawColumn:
     """Gather arrays with headers: as a Ragged if ranks and dtypes agree, otherwise as objects."""
     encoding, n = values.field.encoding, len(values.ids)
     has_code = int(encoding.dtype == object)  # headers then begin with the code of a dtype
@@ -377,7 +382,7 @@ def _gather_arrays(values: VariableColumn) -> RawColumn:
     return _gather_elements(values, lengths, _offsets_from_lengths(lengths), dtype, shapes)
 
 
-def _gather_objects(values: VariableColumn) -> AnyArray:
+def _gather_objects(values: _VariableColumn) -> AnyArray:
     """Decode arrays one by one, because they differ in dtype or rank."""
     column = np.empty(len(values.ids), object)
     decode = values.field.encoding.decode
@@ -387,6 +392,151 @@ def _gather_objects(values: VariableColumn) -> AnyArray:
             column[row] = decode(ctypes.string_at(address, nbytes))
             row += 1
     return column
+
+
+def find_bodies(fetcher: Fetcher, plan: Plan, ids: Int64) -> dict[str, Bodies]:
+    """Locate the stored bytes of columns, for a writer to copy.
+
+    Parameters
+    ----------
+    fetcher : Fetcher
+    plan : Plan
+        A plan of whole columns, none of them computed. If it has no columns, no shard is read.
+    ids : ndarray of int64, shape (n,)
+        Sample numbers, in any order, with duplicates.
+    """
+    from npstream.writing.shard import Bodies
+
+    index = fetcher.index
+    if not plan.fields:
+        return {}
+    if len(index.schemas) <= 1:
+        return _find_schema_bodies(fetcher, 0, plan, ids)
+    schema_ids = index.schema_ids[np.searchsorted(index.starts, ids, side="right") - 1]
+    owners: list[object] = []
+    spans = {field.name: np.empty((2, len(ids)), np.int64) for field in plan.fields}
+    for schema in np.unique(schema_ids).tolist():
+        rows = np.flatnonzero(schema_ids == schema)
+        for name, part in _find_schema_bodies(fetcher, schema, plan, ids[rows]).items():
+            spans[name][:, rows] = part.address, part.nbytes
+            owners.append(part.owner)
+    return {name: Bodies(address, nbytes, owners) for name, (address, nbytes) in spans.items()}
+
+
+def _find_schema_bodies(fetcher: Fetcher, schema: int, plan: Plan, ids: Int64) -> dict[str, Bodies]:
+    """Locate the stored bytes of columns of samples that all have one schema."""
+    from npstream.writing.shard import Bodies
+
+    layout = fetcher.layouts[schema] if fetcher.layouts else None
+    if layout is None:
+        return _encode_lines(fetcher, schema, plan, ids)
+    address, nbytes, owner = fetcher.locate_and_prefetch(ids)
+    sizes = _read_sizes(fetcher, layout, ids, address, nbytes)
+    encodings = {field.name: field.encoding for field in plan.fields}
+    bodies, body_address = {}, address + 4 * layout.nvariable
+    for name, column in layout.columns.items():
+        if column.size is None:
+            size = sizes[:, column.variable_before].astype(np.int64)
+        else:
+            size = np.full(len(ids), column.size, np.int64)
+        if name in encodings:
+            bodies[name] = Bodies(body_address, size, owner)
+        body_address = body_address + size
+    _check_sizes(fetcher, ids, body_address != address + nbytes)
+    for name, encoding in encodings.items():
+        if encoding.size is not None:
+            begin, size = bodies[name].address, bodies[name].nbytes
+            values = _VariableColumn(fetcher, Field(name, encoding), ids, [np.stack((begin, size))])
+            values.raise_if(size != encoding.size, f"{encoding.name!r} takes {encoding.size}")
+    return {name: bodies[name] for name in encodings}
+
+
+def _read_sizes(
+    fetcher: Fetcher, layout: SampleLayout, ids: Int64, address: Int64, nbytes: Int64
+) -> np.ndarray[Any, np.dtype[np.uint32]]:
+    """Return the sizes of the variable columns of samples, shape (n, variable columns)."""
+    _check_sizes(fetcher, ids, nbytes < 4 * layout.nvariable + layout.fixed_nbytes)
+    sizes = np.empty((len(ids), layout.nvariable), "<u4")
+    header = np.full(len(ids), 4 * layout.nvariable, np.int64)
+    offsets = header * np.arange(len(ids))
+    copy_spans.for_size(len(ids))(address, header, offsets, memory.address_of(sizes))
+    return sizes
+
+
+def find_samples(fetcher: Fetcher, ids: Int64) -> Bodies:
+    """Locate whole samples, for a writer to copy; check that the sizes of columns add up.
+
+    Lines of text are checked to be whole lines.
+
+    Parameters
+    ----------
+    fetcher : Fetcher
+    ids : ndarray of int64, shape (n,)
+        Sample numbers, in any order, with duplicates.
+    """
+    from npstream.writing.shard import Bodies
+
+    index = fetcher.index
+    address, nbytes, owner = fetcher.locate_and_prefetch(ids)
+    schema_ids = index.schema_ids[np.searchsorted(index.starts, ids, side="right") - 1]
+    for schema in np.unique(schema_ids).tolist():
+        rows = slice(None) if len(index.schemas) == 1 else np.flatnonzero(schema_ids == schema)
+        row_ids, begins, lengths = ids[rows], address[rows], nbytes[rows]
+        layout = fetcher.layouts[schema]
+        if layout is None:
+            _check_lines(fetcher, index.schemas[schema], row_ids, begins, lengths)
+        else:
+            sizes = _read_sizes(fetcher, layout, row_ids, begins, lengths)
+            total = sizes.sum(axis=1, dtype=np.int64) + 4 * layout.nvariable + layout.fixed_nbytes
+            _check_sizes(fetcher, row_ids, total != lengths)
+    return Bodies(address, nbytes, owner)
+
+
+def _check_lines(
+    fetcher: Fetcher, schema: Schema, ids: Int64, address: Int64, nbytes: Int64
+) -> None:
+    """Raise FormatError unless each span is one whole line."""
+    guard = text.guard_nbytes(schema)
+    for sample, begin, length in zip(ids.tolist(), address.tolist(), nbytes.tolist(), strict=True):
+        if not text.is_complete_line(schema, ctypes.string_at(begin - guard, length + guard)):
+            fetcher.raise_damaged(sample, "it is not one whole line")
+
+
+def _check_sizes(fetcher: Fetcher, ids: Int64, is_wrong: Bools) -> None:
+    """Raise FormatError for the first sample where `is_wrong` is True."""
+    if is_wrong.any():
+        sample = int(ids[int(is_wrong.argmax())])
+        fetcher.raise_damaged(sample, "the sizes of its columns do not add up to its length")
+
+
+def _encode_lines(fetcher: Fetcher, schema: int, plan: Plan, ids: Int64) -> dict[str, Bodies]:
+    """Encode columns of samples that are lines of text."""
+    from npstream.writing.shard import Bodies
+
+    bodies = {}
+    for name, values in read_lines(fetcher, schema, [f.name for f in plan.fields], ids).items():
+        encode = next(f.encoding.encode for f in plan.fields if f.name == name)
+        encoded = []
+        for sample, value in zip(ids.tolist(), values, strict=True):
+            try:
+                encoded.append(encode(value))
+            except (ValueError, OverflowError) as error:
+                where = fetcher.shards.describe(sample)
+                raise type(error)(f"{where}: column {name!r}: {error}") from None
+        bodies[name] = Bodies.from_list(encoded)
+    return bodies
+
+
+def column_bodies(column: AnyArray | Ragged) -> Bodies:
+    """Return the stored bytes of a gathered column's rows, for a writer to copy."""
+    from npstream.writing.shard import Bodies
+
+    if isinstance(column, Ragged):
+        return Bodies.from_offsets(column.values, column.offsets)
+    rows = np.ascontiguousarray(column)
+    size = rows.dtype.itemsize * prod(rows.shape[1:])
+    offsets = np.arange(len(rows) + 1, dtype=np.int64) * size
+    return Bodies.from_offsets(rows.reshape(-1).view(np.uint8), offsets)
 
 
 def equal_text(fetcher: Fetcher, plan: Plan, ids: Int64, value: bytes) -> Bools:

@@ -24,7 +24,10 @@ from npstream.orders.order import Order, Shuffle, full_order
 from npstream.reading.decode import batch_column, sample_values
 from npstream.reading.gather import (
     Lookup,
+    column_bodies,
     equal_text,
+    find_bodies,
+    find_samples,
     gather,
 )
 from npstream.reading.plan import Field, Plan
@@ -349,8 +352,6 @@ class Source:
 
     def bodies(self, plan: Plan, lookup: Lookup) -> dict[str, Bodies]:
         """Locate the stored bytes of columns, for a writer to copy."""
-        from npstream.reading.stored import column_bodies, find_bodies
-
         bodies = find_bodies(self.fetcher, plan.own_plan, lookup.samples)
         for source, part, rows in self.joined_parts(plan, lookup):
             bodies |= source.bodies(part, rows)
@@ -360,8 +361,6 @@ class Source:
 
     def whole_samples(self, lookup: Lookup) -> Bodies:
         """Locate the stored bytes of whole samples, for a writer to copy."""
-        from npstream.reading.stored import find_samples
-
         return find_samples(self.fetcher, lookup.samples)
 
     def equal(self, plan: Plan, lookup: Lookup, text: bytes) -> Bools:
