@@ -29,7 +29,7 @@ def kernel_mode(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compile kernels at their first call, so that compilation does not disturb a measurement."""
-    monkeypatch.setattr(_jit, "_eager", True)
+    monkeypatch.setattr(_jit, "_always_compiles", True)
 
 
 @pytest.fixture(scope="session")

@@ -122,7 +122,15 @@ def quantity(count: int, noun: str) -> str:
 
 
 def integer(name: str, number: Any, minimum: int | None = None) -> int:
-    """Return the parameter `name` as an int; raise TypeError for a bool or a non-integer."""
+    """Return the parameter `name` as an int.
+
+    Raises
+    ------
+    TypeError
+        If `number` is a bool or not an integer.
+    ValueError
+        If `number` is less than `minimum`.
+    """
     if isinstance(number, bool | np.bool_) or not hasattr(number, "__index__"):
         raise TypeError(f"{name}={short_repr(number)}: expected an integer")
     value = operator.index(number)
@@ -147,10 +155,12 @@ def name_list(columns: Any) -> list[str]:
 def parse_count(name: str, number: Any) -> int | None:
     """Return the parameter `name`, a number of samples, as an int; None for None.
 
-    The number may be a float, as in configuration files. It may be text, as Streaming accepts it:
-    digits, or a unit after anything that ``float`` accepts. Fractions of a sample are dropped, as
-    Streaming does.
+    The number may be a float, as in configuration files, or text, as in Streaming. The text is
+    digits, or a number that ``float`` accepts and a unit (k, M, B or T). Fractions of a sample are
+    dropped, as in Streaming.
 
+    Examples
+    --------
     >>> [parse_count("epoch_size", count) for count in ("1.5k", " 64 M", 500.0)]
     [1500, 64000000, 500]
     """

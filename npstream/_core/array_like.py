@@ -100,10 +100,10 @@ def _unmask(array: AnyArray) -> AnyArray:
     """Return a masked array as an ordinary one; raise ValueError if values are masked."""
     if not isinstance(array, np.ma.MaskedArray):
         return np.asarray(array)
-    if hidden := int(np.ma.getmaskarray(array).sum()):
+    if masked_count := int(np.ma.getmaskarray(array).sum()):
         raise ValueError(
-            f"its mask hides {hidden:,} of {quantity(array.size, 'value')}: fill them in, as with "
-            ".filled(0), or leave the samples out"
+            f"its mask hides {masked_count:,} of {quantity(array.size, 'value')}: fill them in, as "
+            "with .filled(0), or leave the samples out"
         )
     return np.asarray(array.data)
 
@@ -148,8 +148,8 @@ def _time(value: datetime.date | datetime.timedelta) -> np.datetime64 | np.timed
     # np.timedelta64 would silently wrap microseconds beyond int64.
     if abs(microseconds := value // datetime.timedelta(microseconds=1)) < 1 << 63:
         return np.timedelta64(microseconds, "us")
-    seconds, rest = divmod(microseconds, 10**6)
-    if rest:
+    seconds, remainder = divmod(microseconds, 10**6)
+    if remainder:
         raise ValueError(f"{value} is more than 2**63 microseconds: round it to seconds")
     return np.timedelta64(seconds, "s")
 
@@ -193,7 +193,7 @@ def arrow_numbers(array: Any) -> AnyArray:
     return flat.to_numpy(zero_copy_only=False).reshape(len(array), *shape)  # type: ignore[no-any-return]
 
 
-def is_arrow_number(kind: Any) -> bool:
+def is_arrow_number(arrow_type: Any) -> bool:
     """Return True for an Arrow type that has an equal NumPy dtype.
 
     Raises
@@ -202,13 +202,13 @@ def is_arrow_number(kind: Any) -> bool:
         If it is a timestamp with a time zone, which NumPy would drop.
     """
     types = import_optional("pyarrow.types", "pyarrow", "arrow")
-    if types.is_timestamp(kind) and kind.tz is not None:
+    if types.is_timestamp(arrow_type) and arrow_type.tz is not None:
         raise TypeError(
-            f"{kind} has a time zone, which datetime64 does not: cast the column to a timestamp "
-            "without a zone, or to string"
+            f"{arrow_type} has a time zone, which datetime64 does not: cast the column to a "
+            "timestamp without a zone, or to string"
         )
-    known = ("is_integer", "is_floating", "is_boolean", "is_timestamp", "is_date", "is_duration")
-    return any(getattr(types, name)(kind) for name in known)
+    checks = ("is_integer", "is_floating", "is_boolean", "is_timestamp", "is_date", "is_duration")
+    return any(getattr(types, name)(arrow_type) for name in checks)
 
 
 def check_nulls(array: Any) -> None:
@@ -224,12 +224,12 @@ def check_nulls(array: Any) -> None:
 def decode_arrow(array: Any) -> Any:
     """Return an Arrow array with dictionaries, run ends and list views decoded."""
     pa = import_optional("pyarrow", "pyarrow", "arrow")
-    while (kind := array.type) is not None:
-        if pa.types.is_dictionary(kind):
+    while (arrow_type := array.type) is not None:
+        if pa.types.is_dictionary(arrow_type):
             array = arrow_categories(array)
-        elif pa.types.is_run_end_encoded(kind):
+        elif pa.types.is_run_end_encoded(arrow_type):
             array = import_optional("pyarrow.compute", "pyarrow", "arrow").run_end_decode(array)
-        elif pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
+        elif pa.types.is_list_view(arrow_type) or pa.types.is_large_list_view(arrow_type):
             array = _arrow_lists(array)
         else:
             break
@@ -254,12 +254,13 @@ def arrow_categories(array: Any) -> Any:
     """Return a dictionary-encoded Arrow array as an array of its values."""
     pa = import_optional("pyarrow", "pyarrow", "arrow")
     chunks = array.chunks if isinstance(array, pa.ChunkedArray) else [array]
-    kind = array.type.value_type
-    if pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):
+    value_type = array.type.value_type
+    if pa.types.is_string_view(value_type) or pa.types.is_binary_view(value_type):
         # pyarrow's take does not support string views and binary views.
-        kind = pa.large_string() if pa.types.is_string_view(kind) else pa.large_binary()
-    decoded = [chunk.dictionary.cast(kind).take(chunk.indices) for chunk in chunks]
-    return pa.chunked_array(decoded, kind)
+        is_text = pa.types.is_string_view(value_type)
+        value_type = pa.large_string() if is_text else pa.large_binary()
+    decoded = [chunk.dictionary.cast(value_type).take(chunk.indices) for chunk in chunks]
+    return pa.chunked_array(decoded, value_type)
 
 
 def arrow_rows(array: Any, is_text: bool) -> tuple[AnyArray, AnyArray]:

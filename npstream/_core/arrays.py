@@ -30,15 +30,15 @@ def group_positions(numbers: Int64) -> Iterator[tuple[int, Rows]]:
     if (numbers == numbers[0]).all():
         yield int(numbers[0]), slice(None)
         return
-    least = int(numbers.min())
-    shifted = numbers - least
+    minimum = int(numbers.min())
+    shifted = numbers - minimum
     if shifted.max() < 1 << 16:
         shifted = shifted.astype(np.uint16)  # NumPy uses a radix sort, in a fifth of the time
     order = np.argsort(shifted, kind="stable")
     shifted = shifted[order]
     cuts = [0, *(np.flatnonzero(shifted[1:] != shifted[:-1]) + 1).tolist(), len(order)]
     for first, stop in pairwise(cuts):
-        yield least + int(shifted[first]), order[first:stop]
+        yield minimum + int(shifted[first]), order[first:stop]
 
 
 def out_of_bounds(positions: Int64, n: int) -> bool:
@@ -48,8 +48,14 @@ def out_of_bounds(positions: Int64, n: int) -> bool:
     return bool(positions.size) and unsigned.item(unsigned.argmax()) >= n
 
 
-def in_bounds(indices: Any, size: int) -> Any:
-    """Return indices of a ravelled array as positions from 0; raise IndexError out of bounds."""
+def normalize_indices(indices: Any, size: int) -> Any:
+    """Return indices of a ravelled array as positions: negative ones count from the end.
+
+    Raises
+    ------
+    IndexError
+        If an index is out of bounds.
+    """
     array = np.asarray(indices)
     is_outside = (array < -size) | (array >= size)
     if is_outside.any():

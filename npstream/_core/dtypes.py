@@ -46,13 +46,13 @@ _STORAGE_DTYPES: dict[str, DType] = {
 _TIME = re.compile(r"(datetime64|timedelta64)\[(?:[1-9][0-9]{0,8})?(?:[YMWDhms]|[munpfa]s)\]")
 
 
-def is_known(name: str) -> bool:
+def is_column_dtype(name: str) -> bool:
     """Return True if columns can have the dtype called `name`.
 
     Examples
     --------
-    >>> is_known("datetime64[ns]"), is_known("bfloat16"), is_known("datetime64"), is_known("O")
-    (True, True, False, False)
+    >>> [is_column_dtype(name) for name in ("datetime64[ns]", "bfloat16", "datetime64", "O")]
+    [True, True, False, False]
     """
     return name in NUMBERS or name in _STORAGE_DTYPES or _TIME.fullmatch(name) is not None
 
@@ -68,7 +68,7 @@ def dtype_of(name: str) -> DType:
     MissingDependencyError
         If the package ml_dtypes defines the dtype, and is not installed.
     """
-    if not is_known(name):
+    if not is_column_dtype(name):
         raise ValueError(f"{name!r} is not a dtype of columns; they are {COLUMN_DTYPES}")
     if name not in ML_DTYPES:
         return np.dtype(name)
@@ -104,10 +104,10 @@ def storage_dtype(dtype: DType) -> DType | None:
         return NUMBERS["int64"] if np.datetime_data(dtype)[0] != "generic" else None
     if (number := NUMBERS.get(name)) is not None:
         return number
-    stored = _STORAGE_DTYPES.get(name)
-    if stored is None or (name in ML_DTYPES and dtype.type.__module__ != "ml_dtypes"):
+    storage = _STORAGE_DTYPES.get(name)
+    if storage is None or (name in ML_DTYPES and dtype.type.__module__ != "ml_dtypes"):
         return None
-    return stored
+    return storage
 
 
 def invalid_bool_byte(array: AnyArray) -> int | None:
@@ -189,11 +189,11 @@ def _convert_times(array: AnyArray, dtype: DType) -> tuple[AnyArray, Bools]:
         raise TypeError(f"{array.dtype} has no unit: convert it, as with astype({dtype.name!r})")
     try:
         converted = array.astype(dtype)
-        back = converted.astype(array.dtype)
+        round_trip = converted.astype(array.dtype)
     except (OverflowError, TypeError) as error:
         raise TypeError(f"{array.dtype} does not convert to {dtype}: {error}") from None
     both_nat = np.isnat(array) & np.isnat(converted)
-    return converted, ~((back == array) | both_nat)
+    return converted, ~((round_trip == array) | both_nat)
 
 
 def _convert_complex(array: AnyArray, dtype: DType) -> tuple[AnyArray, Bools]:
@@ -205,9 +205,9 @@ def _convert_complex(array: AnyArray, dtype: DType) -> tuple[AnyArray, Bools]:
 
 def _round_floats(floats: AnyArray, dtype: DType) -> tuple[AnyArray, Bools]:
     converted = floats.astype(dtype)
-    back = converted.astype(floats.dtype)
-    same = np.where(np.isfinite(floats), np.isfinite(back), floats == back)
-    return converted, ~(same | (np.isnan(floats) & np.isnan(back)))
+    round_trip = converted.astype(floats.dtype)
+    same = np.where(np.isfinite(floats), np.isfinite(round_trip), floats == round_trip)
+    return converted, ~(same | (np.isnan(floats) & np.isnan(round_trip)))
 
 
 def _floats_to_integers(floats: AnyArray, dtype: DType) -> tuple[AnyArray, Bools]:
@@ -239,5 +239,5 @@ def _integers_to_floats(array: AnyArray, dtype: DType) -> tuple[AnyArray, Bools]
     wide = converted.astype(np.float64)
     bound = 2.0 * (np.iinfo(array.dtype).max // 2 + 1)
     fits = (wide < bound) & (wide >= -bound)
-    back = np.where(fits, wide, 0).astype(array.dtype)
-    return converted, ~(fits & (back == array))
+    round_trip = np.where(fits, wide, 0).astype(array.dtype)
+    return converted, ~(fits & (round_trip == array))

@@ -50,8 +50,8 @@ NOTICE_SECONDS = 2.0
 """Seconds of compilation after which the process logs a warning."""
 
 _lock = threading.RLock()
-_loaded = False
-_eager = False
+_is_numba_loaded = False
+_always_compiles = False
 _rows_in_python = 0
 _seconds_compiling = 0.0
 _has_warned = False
@@ -82,8 +82,8 @@ class Kernel(Generic[P, R]):
         # A lost update between threads only delays the compilation a little.
         total = _rows_in_python + rows
         is_small = rows <= SMALL_CALL_ROWS and total <= IMPORT_THRESHOLD
-        if not _eager and (
-            (is_small and not _loaded)  # not worth the import of Numba
+        if not _always_compiles and (
+            (is_small and not _is_numba_loaded)  # not worth the import of Numba
             or (total <= COMPILE_THRESHOLD and not self._is_on_disk())  # not worth a compilation
         ):
             _rows_in_python = total
@@ -93,12 +93,12 @@ class Kernel(Generic[P, R]):
     @property
     def is_loaded(self) -> bool:
         """Whether the compiled kernel can run now, without an import or a compilation."""
-        return self._compiled is not None or (_loaded and self._is_on_disk())
+        return self._compiled is not None or (_is_numba_loaded and self._is_on_disk())
 
     @functools.cached_property
     def py_func(self) -> Callable[P, R]:
         """The function in plain Python; the kernels that it calls are in plain Python as well."""
-        return _relink(self._function, lambda called: getattr(called, "py_func", called))
+        return _relink(self._function, lambda callee: getattr(callee, "py_func", callee))
 
     def compiled(self) -> Callable[P, R]:
         """Return Numba's dispatcher for this kernel."""
@@ -140,17 +140,17 @@ def kernel(function: Callable[P, R]) -> Kernel[P, R]:
 
 def always_compile() -> None:
     """Make all kernels run compiled from now on, even for little work."""
-    global _eager
-    _eager = True
+    global _always_compiles
+    _always_compiles = True
 
 
 def _relink(function: Callable[P, R], link: Callable[[Any], Any]) -> Callable[P, R]:
     """Return a copy of a function that calls ``link(f)`` in place of each function `f`."""
     namespace = dict(function.__globals__)
     for name in function.__code__.co_names:
-        called = namespace.get(name)
-        if isinstance(called, Kernel | types.FunctionType):
-            namespace[name] = link(called)
+        callee = namespace.get(name)
+        if isinstance(callee, Kernel | types.FunctionType):
+            namespace[name] = link(callee)
     linked = types.FunctionType(function.__code__, namespace, function.__name__)
     return functools.update_wrapper(linked, function)
 
@@ -166,13 +166,13 @@ def _run_in_thread(job: Callable[[], R], dispatcher: Any = None) -> R:
     def run() -> None:
         global _seconds_compiling
         with _lock:
-            began = time.perf_counter()
+            start = time.perf_counter()
             try:
                 results.append(job())
             except BaseException as error:
                 errors.append(error)
             if dispatcher is not None:
-                _seconds_compiling += time.perf_counter() - began
+                _seconds_compiling += time.perf_counter() - start
 
     thread = threading.Thread(target=run, name="npstream-compile")
     try:
@@ -193,7 +193,7 @@ def _run_in_thread(job: Callable[[], R], dispatcher: Any = None) -> R:
 def _warn_compiling(dispatcher: Any) -> None:
     """Warn that kernels are being compiled, at most once a process.
 
-    If Numba caches the kernel, a file next to its code shows later processes that it was warned of.
+    If Numba caches the kernel, a file next to its code keeps later processes from warning again.
     """
     global _has_warned
     if _has_warned:
@@ -226,7 +226,7 @@ def _cache_prefix(dispatcher: Any) -> str | None:
 
 def _dispatcher(function: Callable[..., Any]) -> Any:
     """Return Numba's dispatcher of a kernel; it compiles in a separate thread."""
-    global _loaded
+    global _is_numba_loaded
     _primitives()
     import numba
 
@@ -243,7 +243,7 @@ def _dispatcher(function: Callable[..., Any]) -> Any:
         return _run_in_thread(lambda: _compile(dispatcher, compile_now, args, kwargs), dispatcher)
 
     dispatcher._compile_for_args = compile_in_thread
-    _loaded = True
+    _is_numba_loaded = True
     return dispatcher
 
 
@@ -272,8 +272,8 @@ def _options(function: Callable[..., Any]) -> dict[str, Any]:
 def _compilable(function: Callable[P, R]) -> Callable[P, R]:
     """Return a copy of a function that calls only functions that Numba can compile."""
 
-    def link(called: Any) -> Any:
-        return called.callee() if isinstance(called, Kernel) else _primitives().get(called, called)
+    def link(callee: Any) -> Any:
+        return callee.callee() if isinstance(callee, Kernel) else _primitives().get(callee, callee)
 
     return _relink(function, link)
 
@@ -361,8 +361,9 @@ def load_u8_acquire(address: int) -> int:
 
 def compare(left: int, right: int, nbytes: int) -> int:
     """Compare two runs of bytes; return 0 if equal, else a number with the sign of memcmp's."""
-    ours, theirs = (ctypes.string_at(int(at), int(nbytes)) for at in (left, right))
-    return (ours > theirs) - (ours < theirs)
+    left_bytes = ctypes.string_at(int(left), int(nbytes))
+    right_bytes = ctypes.string_at(int(right), int(nbytes))
+    return (left_bytes > right_bytes) - (left_bytes < right_bytes)
 
 
 MASK_BYTES = 32
@@ -476,15 +477,15 @@ def _memory_primitives() -> dict[Callable[..., Any], Any]:
     from numba.core import types as nb
     from numba.extending import intrinsic
 
-    def emit_copy(context: Any, builder: Any, to: Any, source: Any, nbytes: Any) -> None:
-        to, source = _pointer(builder, to), _pointer(builder, source)
-        cgutils.raw_memcpy(builder, to, source, nbytes, itemsize=1, align=1)
+    def emit_copy(context: Any, builder: Any, target: Any, source: Any, nbytes: Any) -> None:
+        target, source = _pointer(builder, target), _pointer(builder, source)
+        cgutils.raw_memcpy(builder, target, source, nbytes, itemsize=1, align=1)
 
     def emit_move(bits: int) -> Callable[..., Any]:
         # Not memcpy: LLVM merges several with a constant length into one with a variable length.
-        def emit(context: Any, builder: Any, to: Any, source: Any) -> None:
+        def emit(context: Any, builder: Any, target: Any, source: Any) -> None:
             value = builder.load(_pointer(builder, source, bits), align=1)
-            builder.store(value, _pointer(builder, to, bits), align=1)
+            builder.store(value, _pointer(builder, target, bits), align=1)
 
         return emit
 
@@ -500,11 +501,11 @@ def _memory_primitives() -> dict[Callable[..., Any], Any]:
         return builder.zext(value, ir.IntType(64))
 
     def emit_prefetch(context: Any, builder: Any, address: Any) -> None:
-        at, word = _pointer(builder, address), ir.IntType(32)
-        signature = ir.FunctionType(ir.VoidType(), [at.type, word, word, word])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [at.type], signature)
+        pointer, word = _pointer(builder, address), ir.IntType(32)
+        signature = ir.FunctionType(ir.VoidType(), [pointer.type, word, word, word])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], signature)
         for_reading, keep_close, data = (ir.Constant(word, code) for code in (0, 3, 1))
-        builder.call(function, [at, for_reading, keep_close, data])
+        builder.call(function, [pointer, for_reading, keep_close, data])
 
     @intrinsic  # type: ignore[untyped-decorator]
     def acquire_cell(typingctx: Any, array: Any, row: Any) -> Any:
@@ -512,8 +513,8 @@ def _memory_primitives() -> dict[Callable[..., Any], Any]:
             struct = context.make_array(array)(context, builder, args[0])
             stride = cgutils.unpack_tuple(builder, struct.strides)[0]
             start = builder.ptrtoint(struct.data, ir.IntType(64))
-            at = _pointer(builder, builder.add(start, builder.mul(args[1], stride)), 64)
-            return builder.load_atomic(at, "acquire", align=8)
+            address = builder.add(start, builder.mul(args[1], stride))
+            return builder.load_atomic(_pointer(builder, address, 64), "acquire", align=8)
 
         return nb.int64(array, nb.int64), lower
 
@@ -541,11 +542,11 @@ def _vector_primitives() -> dict[Callable[..., Any], Any]:
         no_value = ir.Constant(vector, ir.Undefined)
         zeros = ir.Constant(ir.VectorType(ir.IntType(32), MASK_BYTES), [0] * MASK_BYTES)
 
-        def equal(at: Any, expected: Any) -> Any:
-            at = builder.inttoptr(at, vector.as_pointer())
+        def equal(position: Any, expected: Any) -> Any:
+            pointer = builder.inttoptr(position, vector.as_pointer())
             one = builder.insert_element(no_value, expected, ir.Constant(ir.IntType(32), 0))
             same = builder.shuffle_vector(one, no_value, zeros)
-            return builder.icmp_unsigned("==", builder.load(at, align=1), same)
+            return builder.icmp_unsigned("==", builder.load(pointer, align=1), same)
 
         second = builder.lshr(pair, ir.Constant(pair.type, 8))
         left = equal(address, builder.trunc(pair, byte))
@@ -619,8 +620,8 @@ def _arithmetic_primitives() -> dict[Callable[..., Any], Any]:
 
 def _callee_options(function: Callable[..., Any]) -> dict[str, Any]:
     """Return Numba's options for a kernel that others call."""
-    without = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-    return {**_options(function), **without, "pipeline_class": _callee_compiler()}
+    no_wrappers = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    return {**_options(function), **no_wrappers, "pipeline_class": _callee_compiler()}
 
 
 @functools.cache

@@ -76,8 +76,8 @@ class LRUCache:
         with self._lock:
             return list(self._entries)
 
-    def missing(self, keys: Iterable[Hashable]) -> list[bool]:
-        """Return True for each key that is not cached."""
+    def are_absent(self, keys: Iterable[Hashable]) -> list[bool]:
+        """Return for each key whether it is not cached."""
         with self._lock:
             return [key not in self._entries for key in keys]
 

@@ -59,15 +59,15 @@ def to_arrow(values: AnyArray, levels: Levels) -> Any:
     """Return rows as a pyarrow array of lists; a constant axis becomes a list of fixed size."""
     pa = import_optional("pyarrow", "pyarrow", "arrow")
 
-    def fixed(content: Any, size: int, lists: int) -> Any:
+    def make_fixed_lists(content: Any, size: int, lists: int) -> Any:
         # FixedSizeListArray.from_arrays cannot infer the number of lists if their size is 0.
         list_type = pa.list_(content.type, size)
         return pa.Array.from_buffers(list_type, lists, [None], children=[content])
 
-    def varying(content: Any, offsets: Int64) -> Any:
+    def make_varying_lists(content: Any, offsets: Int64) -> Any:
         return pa.LargeListArray.from_arrays(pa.array(offsets), content)
 
-    return _nest(levels, pa.array(values), fixed, varying)
+    return _nest(levels, pa.array(values), make_fixed_lists, make_varying_lists)
 
 
 def text_to_arrow(values: AnyArray, offsets: Int64, is_text: bool) -> Any:
@@ -88,11 +88,11 @@ def to_awkward(values: AnyArray, levels: Levels) -> Any:
     """Return rows as an awkward array; a constant axis becomes a regular one."""
     ak = import_optional("awkward", "awkward", "awkward")
 
-    def varying(content: Any, offsets: Int64) -> Any:
+    def make_varying_lists(content: Any, offsets: Int64) -> Any:
         return ak.contents.ListOffsetArray(ak.index.Index64(offsets), content)
 
     content = ak.contents.NumpyArray(values)
-    return ak.Array(_nest(levels, content, ak.contents.RegularArray, varying))
+    return ak.Array(_nest(levels, content, ak.contents.RegularArray, make_varying_lists))
 
 
 def text_to_awkward(values: AnyArray, offsets: Int64, is_text: bool) -> Any:
@@ -125,8 +125,8 @@ def to_nested(values: AnyArray, levels: Levels) -> Any:
 def _nest(
     levels: Levels,
     content: Any,
-    fixed: Callable[[Any, int, int], Any],
-    varying: Callable[[Any, Int64], Any],
+    make_fixed_lists: Callable[[Any, int, int], Any],
+    make_varying_lists: Callable[[Any, Int64], Any],
     lists: int = 0,
 ) -> Any:
     """Wrap flat content in one list type per level; `lists` is the number of outermost lists."""
@@ -134,8 +134,10 @@ def _nest(
         return content
     level, *inner = levels
     if isinstance(level, int):
-        return fixed(_nest(inner, content, fixed, varying, lists * level), level, lists)
-    return varying(_nest(inner, content, fixed, varying, int(level[-1])), level)
+        nested = _nest(inner, content, make_fixed_lists, make_varying_lists, lists * level)
+        return make_fixed_lists(nested, level, lists)
+    nested = _nest(inner, content, make_fixed_lists, make_varying_lists, int(level[-1]))
+    return make_varying_lists(nested, level)
 
 
 def import_optional(module: str, package: str, extra: str, purpose: str = "this conversion") -> Any:

@@ -35,21 +35,24 @@ _WRITE_INTERVAL = 0.25
 """Seconds between two updates of a write's progress."""
 
 
-def progress(steps: Sequence[T], what: str) -> Iterator[T]:
-    """Yield the steps; after two seconds, print the progress if a terminal or notebook shows it."""
-    began = last_print = time.monotonic()
+def progress(steps: Sequence[T], title: str) -> Iterator[T]:
+    """Yield the steps; after two seconds, print the progress if a terminal or notebook shows it.
+
+    Each line that is printed begins with `title`.
+    """
+    start = last_print = time.monotonic()
     is_visible = sys.stderr is not None and _is_interactive()
     has_printed = False
-    for done, step in enumerate(steps):
+    for count, step in enumerate(steps):
         now = time.monotonic()
-        if is_visible and now - began > _DELAY and now - last_print > _INTERVAL:
-            remaining = (now - began) / done * (len(steps) - done) if done else 0.0
-            line = f"\r{what}: {done / len(steps):4.0%}, {remaining:.0f} s left "
+        if is_visible and now - start > _DELAY and now - last_print > _INTERVAL:
+            remaining = (now - start) / count * (len(steps) - count) if count else 0.0
+            line = f"\r{title}: {count / len(steps):4.0%}, {remaining:.0f} s left "
             print(line, end="", file=sys.stderr, flush=True)
             last_print, has_printed = now, True
         yield step
     if has_printed:
-        print(f"\r{what}: 100%, {time.monotonic() - began:.0f} s   ", file=sys.stderr)
+        print(f"\r{title}: 100%, {time.monotonic() - start:.0f} s   ", file=sys.stderr)
 
 
 class _Counts(Protocol):

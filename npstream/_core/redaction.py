@@ -141,10 +141,10 @@ def redact_url(url: str) -> str:
     >>> redact_url("https://host/corpus?sig=abc"), redact_url("az://box/corpus?sig=abc")
     ('https://host/corpus', 'az://box/corpus?***')
     """
-    prefix, scheme, user, rest = _split(url)
+    prefix, scheme, user, address = _split(url)
     if not scheme:
         return url
-    location, separator, _ = _split_query(rest)
+    location, separator, _ = _split_query(address)
     host, slash, path = location.partition("/")
     if ":" in host and _HOST.fullmatch(host) is None:
         host = MASK
@@ -160,31 +160,33 @@ def redact_url(url: str) -> str:
 
 
 def _split(url: str) -> tuple[str, str, str, str]:
-    """Split a URL into its prefix, scheme, user and rest; without a scheme, the prefix is empty.
+    """Split a URL into its prefix, scheme, user and address; without a scheme, the prefix is empty.
+
+    The address is the host, the path and the query.
 
     A password that is not URL-quoted may contain any character, such as a slash. So if the text
     before the first slash has a colon but no port, the user and password end at the last ``@``.
     """
     match = _SCHEME.match(url)
     prefix = "" if match is None else match[0]
-    scheme, rest = prefix.partition(":")[0].lower(), url[len(prefix) :]
-    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    scheme, address = prefix.partition(":")[0].lower(), url[len(prefix) :]
+    authority = re.split(r"[/?#]", address, maxsplit=1)[0]
     if "@" in authority:
         user, _, host = authority.rpartition("@")
-        return prefix, scheme, user, host + rest[len(authority) :]
+        return prefix, scheme, user, host + address[len(authority) :]
     has_port = _HOST.fullmatch(authority) is not None and scheme in _PORT_SCHEMES
-    if ":" in authority and "@" in rest and not has_port:
-        user, _, rest = rest.rpartition("@")
-        return prefix, scheme, user, rest
-    return prefix, scheme, "", rest
+    if ":" in authority and "@" in address and not has_port:
+        user, _, address = address.rpartition("@")
+        return prefix, scheme, user, address
+    return prefix, scheme, "", address
 
 
-def _split_query(rest: str) -> tuple[str, str, str]:
-    """Split the rest of a URL into its path, the ``?`` or ``#`` after it, and the remainder."""
-    match = re.search(r"[?#]", rest)
+def _split_query(address: str) -> tuple[str, str, str]:
+    """Split the address in a URL into its path, the ``?`` or ``#`` after it, and the remainder."""
+    match = re.search(r"[?#]", address)
     if match is None:
-        return rest, "", ""
-    return rest[: match.start()], match[0], rest[match.end() :]
+        return address, "", ""
+    return address[: match.start()], match[0], address[match.end() :]
 
 
 def location_hash(url: str, options: Mapping[str, Any]) -> str:
@@ -210,9 +212,9 @@ def location_hash(url: str, options: Mapping[str, Any]) -> str:
     """
     from hashlib import blake2b
 
-    prefix, scheme, user, rest = _split(url)
+    prefix, scheme, user, address = _split(url)
     if scheme in ("http", "https"):
-        rest = _split_query(rest)[0]
+        address = _split_query(address)[0]
     if ":" in unquote(user) or scheme not in _USER_SCHEMES:
         user = ""
     variables = _SERVICE_VARIABLES.get(_SCHEME_ALIASES.get(scheme, scheme), {})
@@ -220,7 +222,7 @@ def location_hash(url: str, options: Mapping[str, Any]) -> str:
         option: os.environ[name] for name, option in variables.items() if name in os.environ
     }
     service = sorted(set(_service_items({**from_environment, **options})))
-    location = "\0".join((prefix, user, rest.rstrip("/"), *service))
+    location = "\0".join((prefix, user, address.rstrip("/"), *service))
     return blake2b(location.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
@@ -239,7 +241,7 @@ def _service_items(options: Mapping[str, Any], depth: int = 0) -> Iterator[str]:
 
 def url_secrets(url: str) -> Iterator[str]:
     """Yield the parts of a URL that may be secrets, and the pieces a driver may quote alone."""
-    prefix, scheme, user, rest = _split(url)
+    prefix, scheme, user, address = _split(url)
     name, colon, password = user.partition(":")
     if not colon:  # the colon may be URL-quoted
         name, colon, password = unquote(user).partition(":")
@@ -247,7 +249,7 @@ def url_secrets(url: str) -> Iterator[str]:
         yield from (user, password, *_pieces(password))
     if user and (colon or scheme not in _USER_SCHEMES):
         yield name
-    path, _, extra = _split_query(rest)
+    path, _, extra = _split_query(address)
     for text in (extra, *(part.partition(";")[2] for part in path.split("/"))):
         yield text
         for pair in re.split(r"[?#&;]", text):
@@ -300,8 +302,8 @@ def _option_secrets(
 
 def _attributes(value: object) -> Iterator[tuple[str, Any]]:
     """Yield an object's own attributes, without calling its properties or methods."""
-    own = getattr(value, "__dict__", None)
-    yield from list(own.items()) if isinstance(own, dict) else ()
+    attributes = getattr(value, "__dict__", None)
+    yield from list(attributes.items()) if isinstance(attributes, dict) else ()
     for kind in type(value).__mro__:
         slots = kind.__dict__.get("__slots__", ())
         for slot in (slots,) if isinstance(slots, str) else slots:

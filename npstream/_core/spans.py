@@ -90,9 +90,9 @@ def join_columns(count: int, columns: Int64, spans: Int64, destination: int) -> 
                 size = columns[c, 2]
                 copy_short(target, columns[c, 1] + k * size, size)
             else:
-                ahead = k + PREFETCH_DISTANCE
-                if ahead < count:
-                    prefetch_cache_line(spans[v, 0, ahead])
+                row = k + PREFETCH_DISTANCE
+                if row < count:
+                    prefetch_cache_line(spans[v, 0, row])
                 size = spans[v, 1, k]
                 copy(target, spans[v, 0, k], size)
             target += size
@@ -142,7 +142,10 @@ def match_any_span(
 def match_ends(
     address: Int64, nbytes: Int64, value: int, size: int, at_end: bool, matches: Bools
 ) -> None:
-    """Set ``matches[k]`` where span k begins, or `at_end` ends, with `size` bytes at `value`."""
+    """Set ``matches[k]`` to True where span k begins with the `size` bytes at the address `value`.
+
+    If `at_end` is True, compare the end of the span instead.
+    """
     for k in range(address.size):
         begin = address[k]
         if at_end:
@@ -163,8 +166,9 @@ def is_within_page(address: int) -> bool:
 def contains(address: int, nbytes: int, value: int, size: int) -> bool:
     """Return True if a span contains the `size` bytes at the address `value`.
 
-    Positions where the value's first and last byte match are compared in full. `MASK_BYTES`
-    positions are tested at once. The last ones of a longer span are tested with some before them.
+    `MASK_BYTES` positions are tested at once for the first and the last byte of the value. Where
+    both match, the whole value is compared. The last group of positions in a long span overlaps
+    the group before it, so that it is complete.
     """
     if size == 0:
         return True
@@ -174,18 +178,18 @@ def contains(address: int, nbytes: int, value: int, size: int) -> bool:
     while position < count:
         if position > 0 and position > count - MASK_BYTES:
             position = count - MASK_BYTES
-        at, left = address + position, count - position
+        pointer, remaining = address + position, count - position
         mask = 0
-        if left >= MASK_BYTES:
-            mask = match_mask(at, size - 1, first | last << 8)
-        elif is_within_page(at) and is_within_page(at + size - 1):
-            mask = match_mask(at, size - 1, first | last << 8) & ((1 << left) - 1)
+        if remaining >= MASK_BYTES:
+            mask = match_mask(pointer, size - 1, first | last << 8)
+        elif is_within_page(pointer) and is_within_page(pointer + size - 1):
+            mask = match_mask(pointer, size - 1, first | last << 8) & ((1 << remaining) - 1)
         else:
-            for k in range(left):
-                if load_u8(at + k) == first and load_u8(at + k + size - 1) == last:
+            for k in range(remaining):
+                if load_u8(pointer + k) == first and load_u8(pointer + k + size - 1) == last:
                     mask |= 1 << k
         while mask != 0:
-            begin = at + lowest_bit(mask)
+            begin = pointer + lowest_bit(mask)
             if size <= 2 or compare(begin + 1, value + 1, size - 2) == 0:
                 return True
             mask &= mask - 1
@@ -209,18 +213,18 @@ def count_characters(address: Int64, nbytes: Int64, lengths: Int64) -> None:
     """
     for k in range(address.size):
         prefetch_span(address, nbytes, k + PREFETCH_DISTANCE)
-        at, end = address[k], address[k] + nbytes[k]
+        pointer, end = address[k], address[k] + nbytes[k]
         continuations = u64(0)
-        while at < end:
-            left = end - at
-            if left >= MASK_BYTES:
-                mask = continuation_mask(at)
-            elif is_within_page(at):
-                mask = continuation_mask(at) & ((1 << left) - 1)
+        while pointer < end:
+            remaining = end - pointer
+            if remaining >= MASK_BYTES:
+                mask = continuation_mask(pointer)
+            elif is_within_page(pointer):
+                mask = continuation_mask(pointer) & ((1 << remaining) - 1)
             else:
-                left = 1
-                mask = int(load_u8(at) >> 6 == 2)
+                remaining = 1
+                mask = int(load_u8(pointer) >> 6 == 2)
             continuations += popcount(u64(mask))
-            at += min(left, MASK_BYTES)
+            pointer += min(remaining, MASK_BYTES)
         lengths[k] = continuations
         lengths[k] = nbytes[k] - lengths[k]

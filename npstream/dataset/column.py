@@ -12,7 +12,7 @@ from numpy.lib.array_utils import normalize_axis_index
 
 from npstream._core.arguments import quantity
 from npstream._core.array_like import as_array, is_tensor
-from npstream._core.arrays import in_bounds
+from npstream._core.arrays import normalize_indices
 from npstream._core.optional import arrow_stream, import_npstream_torch
 from npstream._core.progress import progress
 from npstream._core.typing import AnyArray
@@ -389,7 +389,7 @@ class Column(ColumnDisplay, ArrayMethods, ImageMethods, StatisticsMethods, eleme
             positions = apply_mode(indices, self.size, mode)
             index: Any = np.asarray(positions)
             if self.ndim != 1:
-                index = np.unravel_index(in_bounds(positions, self.size), self.shape)
+                index = np.unravel_index(normalize_indices(positions, self.size), self.shape)
             selected = self[index]
         else:
             axis = normalize_axis_index(axis, self.ndim)

@@ -131,7 +131,7 @@ class PointReader:
 
     def lacks(self, ids: Int64) -> Bools:
         """Return True for samples that are not in the samples cache."""
-        return np.array(self._samples_cache.missing(ids.tolist()), bool)
+        return np.array(self._samples_cache.are_absent(ids.tolist()), bool)
 
     def cost(self, ids: Int64) -> tuple[int, int]:
         """Estimate the requests, and their bytes, of reading samples in ascending order."""
@@ -168,7 +168,7 @@ class PointReader:
         byte_ranges : ndarray of int64, shape (k, 2)
             The first byte of each part within a sample, and the byte after its last.
         """
-        is_missing = np.array(self._parts_cache.missing(_part_keys(ids, byte_ranges)), bool)
+        is_missing = np.array(self._parts_cache.are_absent(_part_keys(ids, byte_ranges)), bool)
         is_missing[is_missing] = self.lacks(ids[is_missing])
         return is_missing
 

@@ -21,7 +21,7 @@ from npstream._core.dtypes import (
     NUMBERS,
     convert_exactly,
     dtype_of,
-    is_known,
+    is_column_dtype,
     storage_dtype,
 )
 from npstream.errors import FormatError, MissingDependencyError
@@ -454,11 +454,11 @@ def test_reading_an_invalid_bool_raises(shape, others, tmp_path, upload):
 
 def test_dtypes_of_columns_have_names_and_storage_dtypes():
     for name in (*NUMBERS, *ML_DTYPES, "bool", "complex64", "datetime64[us]", "timedelta64[7D]"):
-        assert is_known(name)
+        assert is_column_dtype(name)
         assert dtype_of(name).name == name
         assert storage_dtype(dtype_of(name)) in NUMBERS.values()
     for name in ("object", "O", "U3", "V2", "int4", "datetime64", "datetime64[0s]", "float128", ""):
-        assert not is_known(name)
+        assert not is_column_dtype(name)
         with pytest.raises(ValueError, match="not a dtype of columns"):
             dtype_of(name)
     for dtype in ("O", "U3", "S3", "V2", "M8", "m8", "g", "T", [("a", "i4")]):

@@ -26,7 +26,7 @@ from numpy.typing import DTypeLike
 
 from npstream._core import array_like
 from npstream._core.arguments import quantity
-from npstream._core.dtypes import COLUMN_DTYPES, ML_DTYPES, dtype_of, is_known, storage_dtype
+from npstream._core.dtypes import COLUMN_DTYPES, ML_DTYPES, dtype_of, is_column_dtype, storage_dtype
 from npstream._core.typing import Body
 from npstream.formats.encodings import arrays, images, objects
 from npstream.formats.encodings.arrays import DTYPE_CODES, DTYPES, parse_array_head
@@ -187,7 +187,7 @@ def column_type(name: str) -> Encoding:
     dtype, shape = name, ""
     if is_array := name.startswith("ndarray:"):
         dtype, _, shape = name.removeprefix("ndarray:").partition(":")
-    if name in _ENCODINGS or dtype in DTYPES or not is_known(dtype):
+    if name in _ENCODINGS or dtype in DTYPES or not is_column_dtype(dtype):
         return parse(name)
     if is_array and not shape:
         return _ragged_encoding(name, dtype_of(dtype))
@@ -316,7 +316,7 @@ def register_encoding(
     >>> parse("complex").decode(parse("complex").encode(1 + 2j))
     (1+2j)
     """
-    if not name or ":" in name or name in _BUILT_IN_NAMES or is_known(name):
+    if not name or ":" in name or name in _BUILT_IN_NAMES or is_column_dtype(name):
         raise ValueError(
             f"cannot register {name!r}: the name is empty, has a colon, or is npstream's own"
         )
