@@ -233,7 +233,7 @@ class ShardCache:
             Files that are not evicted.
         may_exceed : bool
             Whether the reservation may exceed the limit for a moment, if reservations of other
-            writers leave no space. Use it for one chunk at a time.
+            writers leave no space. Use it for one piece at a time.
         timeout : float, optional
             Seconds to wait for other processes; by default the cache's timeout.
         """

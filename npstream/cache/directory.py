@@ -177,9 +177,9 @@ def _probe(path: str) -> bool:
             mapped = memory.map_shared(descriptor, name)
         except OSError as error:
             return _warn_unusable(path, f"files cannot be mapped ({error.strerror})")
-        before = bytes(mapped[:6])
+        old = bytes(mapped[:6])
         sparse.write_all(descriptor, b"after.", 0)
-        if (before, bytes(mapped[:6])) != (b"before", b"after."):
+        if (old, bytes(mapped[:6])) != (b"before", b"after."):
             return _warn_unusable(path, "maps do not show later writes")
         if not locks.supports_ranges(descriptor):
             log_once(path, "no range locks here: processes wait longer, or download bytes twice")

@@ -27,9 +27,19 @@ PieceCheck = Callable[[int, Bytes], bool]
 
 
 class PieceRange(NamedTuple):
-    """Successive pieces of one file.
+    """Successive pieces of one file. Variables for such ranges are named `part`.
 
-    `bounds` are the offsets at which the pieces begin, and then the end of the last piece.
+    Attributes
+    ----------
+    file : CachedFile
+    name : str
+        The name of the file in the store.
+    first : int
+        The number of the first piece.
+    bounds : tuple of int
+        The offsets at which the pieces begin, and then the end of the last piece.
+    check : callable, optional
+        Returns True if the bytes of a piece are right. Without it, the bytes are not checked.
     """
 
     file: CachedFile
@@ -62,7 +72,8 @@ class PieceRange(NamedTuple):
         """Return the byte ranges to request."""
         begin, end = self.bounds[0], self.bounds[-1]
         return [
-            (self.name, at, min(MAX_REQUEST, end - at)) for at in range(begin, end, MAX_REQUEST)
+            (self.name, offset, min(MAX_REQUEST, end - offset))
+            for offset in range(begin, end, MAX_REQUEST)
         ]
 
 
@@ -143,15 +154,15 @@ class Downloads:
             if not absent:
                 return
             new_lease = Lease()
-            leased = new_lease.take(absent, lease)
+            leased_pieces = new_lease.take(absent, lease)
             try:
                 # Some pieces may have arrived before the lease was taken.
-                if still_absent := [piece for piece in leased if is_absent(piece)]:
+                if still_absent := [piece for piece in leased_pieces if is_absent(piece)]:
                     fetch(still_absent, new_lease)
             finally:
-                new_lease.drop(leased)
-            leased_set = {*leased}
-            others = [piece for piece in absent if piece not in leased_set]
+                new_lease.drop(leased_pieces)
+            own_pieces = set(leased_pieces)
+            others = [piece for piece in absent if piece not in own_pieces]
             if not others:
                 return
             with self.store.deadlines.track_wait(self.store.timeout) as seconds:
@@ -167,9 +178,10 @@ class Downloads:
             # Half of the timeout: if the other process was stopped, time remains to download here.
             with self.store.deadlines.track_wait(self.store.timeout / 2) as seconds:
                 part.file.wait(part.pieces, seconds)
+        # An evicted file is not linked: nobody would read bytes written to it.
+        linked_parts = [part for part in busy if part.file.is_linked]
         absent, reserved = self._reserve_space(
-            # An evicted file is not linked: nobody would read bytes written to it.
-            [absent for part in busy if part.file.is_linked for absent in _absent_ranges(part)]
+            [subrange for part in linked_parts for subrange in _absent_ranges(part)]
         )
         with reserved:
             self._download(absent, reserved, lease)
@@ -204,11 +216,11 @@ class Downloads:
                 return [], Reservation()
             count //= 2
         if parts:
-            # Each process may write one chunk at a time, even if others have reserved all space.
-            one = parts[0].subrange(parts[0].first, parts[0].first + 1)
-            result = self._reserve([one], may_exceed=True)
+            # Each process may write one piece at a time, even if others have reserved all space.
+            first_piece = parts[0].subrange(parts[0].first, parts[0].first + 1)
+            result = self._reserve([first_piece], may_exceed=True)
             if isinstance(result, Reservation):
-                return [one], result
+                return [first_piece], result
             if result is Refusal.FULL:
                 self._unwritable.update(part.file.path for part in parts)
         return [], Reservation()
@@ -275,7 +287,7 @@ def _absent_ranges(part: PieceRange) -> list[PieceRange]:
 
 
 def piece_ranges(part: PieceRange, pieces: list[int]) -> list[PieceRange]:
-    """Return sorted pieces of a part as ranges of successive pieces, up to `MAX_REQUEST` long."""
+    """Return sorted pieces of a part as ranges of successive pieces, up to `MAX_REQUEST` bytes."""
     ranges: list[PieceRange] = []
     for piece in pieces:
         if ranges and ranges[-1].pieces.stop == piece:

@@ -167,9 +167,10 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 def _begin_excess(path: str, timeout: float) -> bool:
-    """Let this thread exceed a cache's limit. Return False if a thread does so until `timeout`.
+    """Let this thread exceed a cache's limit, and return True.
 
-    Return False at once if this thread itself exceeds the limit already.
+    Return False if another thread still exceeds it at the timeout. Return False at once if this
+    thread exceeds it already.
     """
     if _excess_owners.get(path) == threading.get_ident():
         return False
@@ -231,10 +232,10 @@ def _evict(
     reserved, files = _reserved_bytes(path), cache_dir.entries(path)
     in_use = sum(file.nbytes for file in files) + reserved
     max_bytes = max_cache_bytes(path, limit, in_use)
-    kept = sum(file.nbytes for file in files if file.path in keep)
-    refusal = Refusal.FULL if kept + nbytes > max_bytes else None
+    kept_bytes = sum(file.nbytes for file in files if file.path in keep)
+    refusal = Refusal.FULL if kept_bytes + nbytes > max_bytes else None
     if refusal is not None and limit is not None:
-        return refusal, in_use  # no eviction for bytes that never fit, or for a mistaken limit
+        return refusal, in_use  # no eviction: these bytes never fit, or the limit is a mistake
     needed = nbytes if refusal is None else 0
     if in_use + needed > max_bytes:
         for file in files:

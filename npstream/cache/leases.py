@@ -66,15 +66,15 @@ class Lease:
         list of PieceKey
             The pieces that this lease now has. The other pieces have another lease.
         """
-        taken = []
+        taken_pieces = []
         with _registry.condition:
             leases = _registry.leases
             for piece in pieces:
                 lease = leases.get(piece)
                 if lease is None or lease is from_lease:
                     leases[piece] = self
-                    taken.append(piece)
-        return taken
+                    taken_pieces.append(piece)
+        return taken_pieces
 
     def drop(self, pieces: Iterable[PieceKey]) -> None:
         """Give up pieces: they are downloaded, or will not be downloaded."""
@@ -100,15 +100,16 @@ def is_leased(piece: PieceKey) -> bool:
 def wait_for_leases(pieces: Iterable[PieceKey], timeout: float) -> None:
     """Wait until none of `pieces` has a lease, or until `timeout`, in seconds."""
     pieces, deadline = [*pieces], time.monotonic() + timeout
-    started: set[Lease] = set()
+    started_leases: set[Lease] = set()
 
     def not_started() -> set[Lease]:
-        return {lease for piece in pieces if (lease := _registry.leases.get(piece))} - started
+        leases = {lease for piece in pieces if (lease := _registry.leases.get(piece))}
+        return leases - started_leases
 
     while (remaining := deadline - time.monotonic()) > 0:
         for lease in not_started():
             lease.start()  # without the registry's lock, which `start` may need
-            started.add(lease)
+            started_leases.add(lease)
         with _registry.condition:
             # A piece that one lease dropped may have another lease by now, which must start, too.
             _registry.condition.wait_for(

@@ -33,20 +33,20 @@ __all__ = [
 
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of 64-bit Linux: type, whence, start, length, pid
 _BUSY = (errno.EAGAIN, errno.EACCES)
-_MISSING = (errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_UNSUPPORTED = (errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 _MIN_POLL, _MAX_POLL = 0.002, 0.05
 """Seconds between checks of another process's locks. No event signals their release."""
 
 _has_ofd_locks = sys.platform == "linux" and struct.calcsize("P") == 8
 
-_open: set[LockFile] = set()
+_open_files: set[LockFile] = set()
 # Reentrant: a garbage collection while it is held may close another LockFile in the same thread.
 _guard = threading.RLock()
-_changed = threading.Condition()
+_condition = threading.Condition()
 
-_stuck: set[str] = set()
-"""Files whose locks another process held until the timeout, and has not released since."""
+_stuck_files: set[str] = set()
+"""Files whose locks another process held until the timeout, and has not released since then."""
 
 
 def _before_fork() -> None:
@@ -59,10 +59,10 @@ def _after_in_parent() -> None:
 
 def _after_in_child() -> None:
     """Close the parent's lock files, and replace locks that its threads may have held."""
-    global _guard, _changed
-    _guard, _changed = threading.RLock(), threading.Condition()
-    while _open:
-        lock = _open.pop()
+    global _guard, _condition
+    _guard, _condition = threading.RLock(), threading.Condition()
+    while _open_files:
+        lock = _open_files.pop()
         os.close(lock.descriptor)
         lock.descriptor = -1
 
@@ -88,14 +88,14 @@ class LockFile:
         with _guard:
             flags |= os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
             self.descriptor = os.open(path, flags, 0o600)
-            _open.add(self)
+            _open_files.add(self)
 
     def close(self) -> None:
         """Close the file, and so release its locks; a no-op in a forked child."""
         with _guard:
             if self.descriptor < 0:
                 return
-            _open.remove(self)
+            _open_files.remove(self)
             os.close(self.descriptor)
             self.descriptor = -1
         notify()
@@ -122,7 +122,7 @@ def is_locked(descriptor: int, begin: int, nbytes: int) -> bool:
             answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, request)
             return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
         except OSError as error:
-            if error.errno not in _MISSING:
+            if error.errno not in _UNSUPPORTED:
                 raise
     if not _try_whole(descriptor, fcntl.LOCK_SH):
         return True
@@ -137,14 +137,17 @@ def supports_ranges(descriptor: int) -> bool:
 
 
 def _try_range(descriptor: int, begin: int, nbytes: int) -> bool | None:
-    """Lock a range, and return True; False if it is locked, None if ranges cannot be locked."""
+    """Lock a range, and return True.
+
+    Return False if another holder has locked a part of it, and None if ranges cannot be locked.
+    """
     if sys.platform != "linux" or not _has_ofd_locks:
         return None
     request = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, begin, nbytes, 0)
     try:
         fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, request)
     except OSError as error:
-        if error.errno in _MISSING:
+        if error.errno in _UNSUPPORTED:
             return None
         if error.errno not in _BUSY:
             raise
@@ -153,11 +156,14 @@ def _try_range(descriptor: int, begin: int, nbytes: int) -> bool | None:
 
 
 def _try_whole(descriptor: int, kind: int) -> bool:
-    """Lock a whole file, and return True; False if it is locked. True if locks do not exist."""
+    """Lock a whole file, and return True, also if the file system has no locks.
+
+    Return False if another holder has locked the file.
+    """
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno not in (*_BUSY, *_MISSING):
+        if error.errno not in (*_BUSY, *_UNSUPPORTED):
             raise
         return error.errno not in _BUSY
     return True
@@ -165,22 +171,22 @@ def _try_whole(descriptor: int, kind: int) -> bool:
 
 def notify() -> None:
     """Wake the waiting threads, whose conditions may have become true."""
-    with _changed:
-        _changed.notify_all()
+    with _condition:
+        _condition.notify_all()
 
 
-def wait_until(done: Callable[[], bool], timeout: float) -> bool:
-    """Wait until `done` returns True. Return False at the timeout.
+def wait_until(condition: Callable[[], bool], timeout: float) -> bool:
+    """Wait until `condition()` is True. Return False at the timeout.
 
     Threads of this process call `notify`. Changes by other processes are found by polling.
     """
     deadline, pause = time.monotonic() + timeout, _MIN_POLL
-    with _changed:
-        while not done():
+    with _condition:
+        while not condition():
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 return False
-            _changed.wait(min(pause, remaining))
+            _condition.wait(min(pause, remaining))
             pause = min(2 * pause, _MAX_POLL)
     return True
 
@@ -205,8 +211,8 @@ def wait_for_lock(path: str, descriptor: int, begin: int, nbytes: int, timeout: 
         True if the range is locked now.
     """
     attempt = partial(try_lock, descriptor, begin, nbytes)
-    if wait_until(attempt, 0.0 if path in _stuck else timeout):
-        _stuck.discard(path)
+    if wait_until(attempt, 0.0 if path in _stuck_files else timeout):
+        _stuck_files.discard(path)
         return True
-    _stuck.add(path)
+    _stuck_files.add(path)
     return False

@@ -1,6 +1,6 @@
-"""Range reads of files in an object store through the cache: a side-car and its columns.
+"""Reads of byte ranges through the cache, for a side-car and its columns in an object store.
 
-This module verifies nothing. The reader compares the bytes with hashes, and calls `forget` if they
+This module verifies nothing. The reader compares the bytes with hashes, and calls `discard` if they
 are wrong.
 """
 
@@ -78,7 +78,7 @@ class CachedRanges:
         spans = list(spans)
         with shared_deadline():
             self.fetch(spans)
-            cached = [self._cached(*span) for span in spans]
+            cached = [self._read_cached(*span) for span in spans]
             direct = iter(
                 self._store.ranges(
                     span for span, body in zip(spans, cached, strict=True) if body is None
@@ -89,41 +89,41 @@ class CachedRanges:
     def fetch(self, spans: Iterable[Span]) -> None:
         """Download byte ranges of files into the cache, if the cache can hold them."""
         with shared_deadline():
-            self._downloads.fetch([part for span in spans for part in self._absent(*span)[1]])
+            self._downloads.fetch([part for span in spans for part in self._absent_parts(*span)[1]])
 
     def request_bytes(self, spans: Iterable[Span]) -> list[int]:
-        """Return the bytes of each request that `ranges` would make, without making any."""
+        """Return the size in bytes of each request that `ranges` would make, without making any."""
         requests = []
         for name, begin, nbytes in spans:
             if name in self._in_memory:
                 continue
             has_size = name in self._sizes or self._cache.load(self._key(name, "size")) is not None
             if has_size and self._cache.has_file(self._key(name)):
-                file, parts = self._absent(name, begin, nbytes)
+                file, parts = self._absent_parts(name, begin, nbytes)
                 if file is not None:
                     requests += [part.bounds[-1] - part.bounds[0] for part in parts]
                     continue
-            whole, rest = divmod(nbytes, MAX_REQUEST)
-            requests += [MAX_REQUEST] * whole + [rest] * (rest > 0)
+            count, remainder = divmod(nbytes, MAX_REQUEST)
+            requests += [MAX_REQUEST] * count + [remainder] * (remainder > 0)
         return requests
 
-    def forget(self, spans: Iterable[Span]) -> None:
+    def discard(self, spans: Iterable[Span]) -> None:
         """Drop byte ranges of files from the cache, because the bytes are wrong."""
         for name, begin, nbytes in spans:
             if name not in self._in_memory and (file := self._file(name)) is not None:
                 file.discard(_pieces(begin, nbytes))
 
-    def _cached(self, name: str, begin: int, nbytes: int) -> bytes | None:
+    def _read_cached(self, name: str, begin: int, nbytes: int) -> bytes | None:
         """Return a byte range of a file if it is completely cached, else None."""
         if name in self._in_memory:
             return self._in_memory[name][begin : begin + nbytes]
-        file, parts = self._absent(name, begin, nbytes)
+        file, parts = self._absent_parts(name, begin, nbytes)
         if file is None or parts:
             return None
         self._cache.touch(file)
         return file.data[begin : begin + nbytes].tobytes()
 
-    def _absent(
+    def _absent_parts(
         self, name: str, begin: int, nbytes: int
     ) -> tuple[CachedFile | None, list[PieceRange]]:
         """Return the cached file or None, and the absent parts of a byte range."""
@@ -135,7 +135,7 @@ class CachedRanges:
                 f"{self.where(name)}: {quantity(size, 'byte')}; its side-car needs "
                 f"{begin + nbytes:,}"
             )
-        bounds = tuple(min(_begin(piece), size) for piece in (*pieces, pieces.stop))
+        bounds = tuple(min(_piece_begin(piece), size) for piece in (*pieces, pieces.stop))
         part = PieceRange(file, name, pieces.start, bounds, None)
         return file, piece_ranges(part, [piece for piece in pieces if not file.present[piece]])
 
@@ -158,14 +158,14 @@ class CachedRanges:
 
 def _pieces(begin: int, nbytes: int) -> range:
     """Return the pieces that contain a byte range of a file."""
-    return range(_piece(begin), _piece(begin + max(nbytes, 1) - 1) + 1)
+    return range(_piece_at(begin), _piece_at(begin + max(nbytes, 1) - 1) + 1)
 
 
-def _piece(at: int) -> int:
-    """Return the piece that contains the byte at an offset."""
-    return 0 if at < NPY_HEADER_BYTES else 1 + (at - NPY_HEADER_BYTES) // HASH_BLOCK
+def _piece_at(offset: int) -> int:
+    """Return the piece that contains the byte at `offset`."""
+    return 0 if offset < NPY_HEADER_BYTES else 1 + (offset - NPY_HEADER_BYTES) // HASH_BLOCK
 
 
-def _begin(piece: int) -> int:
+def _piece_begin(piece: int) -> int:
     """Return the offset at which a piece begins."""
     return 0 if piece == 0 else NPY_HEADER_BYTES + (piece - 1) * HASH_BLOCK

@@ -103,11 +103,11 @@ class CachedFile:
 
     def commit(self, pieces: Sequence[int]) -> bool:
         """Mark pieces, whose bytes were all written, as present; return False if that failed."""
-        done = self._write([(self._residency_offset(piece), b"\1") for piece in pieces])
-        if done and self.resident is not self.present:
+        is_written = self._write([(self._residency_offset(piece), b"\1") for piece in pieces])
+        if is_written and self.resident is not self.present:
             self.resident[pieces] = 1
         locks.notify()
-        return done
+        return is_written
 
     def discard(self, pieces: Sequence[int]) -> None:
         """Mark pieces as absent, because their bytes are wrong."""
@@ -163,11 +163,11 @@ class Claim:
         try:
             descriptor = self._lock.descriptor
             if _inode(os.fstat(descriptor)) == file._inode:
-                locked = [
+                locked_pieces = [
                     p for p in absent if locks.try_lock(descriptor, file._residency_offset(p), 1)
                 ]
                 # Before the lock was acquired, a piece may have arrived, or the file was evicted.
-                self.pieces = [piece for piece in locked if not file.present[piece]]
+                self.pieces = [piece for piece in locked_pieces if not file.present[piece]]
         finally:
             if not (self.pieces and file.is_linked):
                 self.close()
@@ -220,9 +220,9 @@ def _reverify(
     with lock as descriptor:
         footer_begin = len(file.data) + footer.pieces
         # The lock for verifying is on the footer: from its first byte to the end of the file (0).
-        locked = locks.wait_for_lock(file.path, descriptor, footer_begin, 0, timeout)
+        has_lock = locks.wait_for_lock(file.path, descriptor, footer_begin, 0, timeout)
         stored = sparse.read_footer(descriptor, footer)
-        if not locked or stored is None or _inode(os.fstat(descriptor)) != file._inode:
+        if not has_lock or stored is None or _inode(os.fstat(descriptor)) != file._inode:
             return False
         if stored.stamp != footer.stamp:
             sparse.write_tail(descriptor, footer, _verified_residency(file, check).data)

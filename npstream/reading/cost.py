@@ -21,7 +21,7 @@ from npstream.cache.ranges import CachedRanges
 from npstream.errors import CostError
 from npstream.reading.plan import Plan
 from npstream.shards.readahead import RemoteJob, run_as_completed
-from npstream.storage.remote import WHOLE_REQUEST
+from npstream.storage.remote import READ_REQUEST_BYTES
 
 if TYPE_CHECKING:
     from npstream._core.typing import Bools, Int64, Span
@@ -418,7 +418,7 @@ def _compressed_transfers(remote: RemoteShards, shard: int) -> list[Transfer]:
     """Return the transfers for a compressed shard."""
     files = remote.index.files(shard)
     stored = [files.zip_data, files.zip_meta or files.meta]
-    return [(file.nbytes, WHOLE_REQUEST) for file in stored if file is not None]
+    return [(file.nbytes, READ_REQUEST_BYTES) for file in stored if file is not None]
 
 
 def _plain_transfers(remote: RemoteShards, shard: int, chunks: list[int]) -> list[Transfer]:

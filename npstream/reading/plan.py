@@ -18,7 +18,7 @@ from npstream._core.typing import AnyArray, Bools, Int64, Sample
 from npstream.formats.encodings.encodings import Encoding, view_as
 from npstream.indexing.columns import Cell, byte_runs, coalesce_runs
 from npstream.shards.table import SplitArguments
-from npstream.storage.coalesce import REQUEST_BYTES, is_worthwhile, transfer_cost
+from npstream.storage.coalesce import REQUEST_BYTES, parts_are_cheaper, transfer_cost
 
 if TYPE_CHECKING:
     from npstream.formats.mds import SampleLayout
@@ -294,7 +294,7 @@ class Plan:
 
     def _make_partial_read(self, layout: SampleLayout) -> PartialRead | None:
         whole_cost = transfer_cost(1, layout.stride)
-        if not is_worthwhile(transfer_cost(1, 1), whole_cost):
+        if not parts_are_cheaper(transfer_cost(1, 1), whole_cost):
             return None  # even one byte of each sample would take about as long as the whole
         # For each byte range of a column: its begin and end in the sample, its begin in the value
         # as read, and the name of the column.
@@ -308,7 +308,7 @@ class Plan:
         byte_ranges = coalesce_runs([entry[:2] for entry in column_ranges], REQUEST_BYTES)
         nbytes = sum(end - begin for begin, end in byte_ranges)
         cost = transfer_cost(len(byte_ranges), nbytes)
-        if not (byte_ranges and is_worthwhile(cost, whole_cost)):
+        if not (byte_ranges and parts_are_cheaper(cost, whole_cost)):
             return None
         copies: dict[str, list[tuple[int, int, int]]] = {f.name: [] for f in self.fields}
         # Each column range lies in one of the byte ranges, and both ascend.

@@ -25,7 +25,7 @@ from npstream.shards.base import FetchResult, RemotePart
 from npstream.shards.local import LocalShards
 from npstream.shards.point_reads import PointReader
 from npstream.shards.snapshot import explain_replacement
-from npstream.storage.coalesce import is_worthwhile, transfer_cost
+from npstream.storage.coalesce import parts_are_cheaper, transfer_cost
 from npstream.storage.deadlines import shared_deadline
 
 if TYPE_CHECKING:
@@ -284,7 +284,7 @@ class RemoteShards(LocalShards):
         chunk_bytes = self.index.nbytes[shards] // self.files.chunks[shards]
         is_dense = np.array(list(map(self.is_dense, shards.tolist(), counts.tolist())), bool)
         whole_cost = np.where(is_dense, transfer_cost(1, chunk_bytes), whole_cost)
-        is_chosen = (DENSE_FRACTION * nbytes < chunk_bytes) & is_worthwhile(cost, whole_cost)
+        is_chosen = (DENSE_FRACTION * nbytes < chunk_bytes) & parts_are_cheaper(cost, whole_cost)
         is_chosen &= (chunk_bytes > SMALL_CHUNK) & ~self.index.compressed[shards]
         costs = {}
         for k in np.flatnonzero(is_chosen).tolist():

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from npstream.storage.local import Store
 
 REQUEST_BYTES = 1 << 16
-"""The cost of a request: the bytes transferred in its time, while many requests are concurrent."""
+"""The cost of a request, in bytes.
+
+With many concurrent requests, the store sends about this many bytes in the time of one request.
+"""
 
 
 def transfer_cost(requests: Any, nbytes: Any) -> Any:
@@ -25,7 +28,7 @@ def transfer_cost(requests: Any, nbytes: Any) -> Any:
     return nbytes + REQUEST_BYTES * requests
 
 
-def is_worthwhile(parts_cost: Any, whole_cost: Any) -> Any:
+def parts_are_cheaper(parts_cost: Any, whole_cost: Any) -> Any:
     """Return True where reading parts costs at most three quarters of reading the whole."""
     return 4 * parts_cost <= 3 * whole_cost
 
@@ -41,10 +44,11 @@ def coalesce_ranges(
         The file, the first byte and the end of each range. The ranges are sorted by file; the
         begins and the ends in a file ascend.
     gap : int
+        The maximum number of bytes between two coalesced ranges.
 
     Returns
     -------
-    heads : ndarray of int64, shape (requests,)
+    first_ranges : ndarray of int64, shape (requests,)
         The number of the first range in each request.
     request_of : ndarray of int64, shape (ranges,)
         The number of the request that contains each range.
@@ -57,11 +61,11 @@ def coalesce_ranges(
     >>> coalesce_ranges(np.array([0, 0, 0, 1]), begins, begins + 10, 90)[1]
     array([0, 0, 1, 2])
     """
-    is_head = (file_of[1:] != file_of[:-1]) | (begins[1:] > ends[:-1] + gap)
-    heads = np.flatnonzero(np.append(True, is_head))
-    counts = np.diff(np.append(heads, len(file_of)))
-    starts, stops = begins[heads], ends[heads + counts - 1]
-    return heads, np.repeat(np.arange(len(heads)), counts), starts, stops - starts
+    is_first = (file_of[1:] != file_of[:-1]) | (begins[1:] > ends[:-1] + gap)
+    first_ranges = np.flatnonzero(np.append(True, is_first))
+    counts = np.diff(np.append(first_ranges, len(file_of)))
+    starts, stops = begins[first_ranges], ends[first_ranges + counts - 1]
+    return first_ranges, np.repeat(np.arange(len(first_ranges)), counts), starts, stops - starts
 
 
 def read_coalesced(
@@ -72,9 +76,9 @@ def read_coalesced(
     ends: Int64,
     gap: int,
 ) -> list[bytes]:
-    """Return sorted byte ranges of files, read by coalesced requests."""
-    heads, request_of, starts, lengths = coalesce_ranges(file_of, begins, ends, gap)
-    names = map(name_of, file_of[heads].tolist())
+    """Return the bytes of byte ranges of files, which must be sorted; coalesce the requests."""
+    first_ranges, request_of, starts, lengths = coalesce_ranges(file_of, begins, ends, gap)
+    names = map(name_of, file_of[first_ranges].tolist())
     bodies = store.ranges(zip(names, starts.tolist(), lengths.tolist(), strict=True))
     first, stop = begins - starts[request_of], ends - starts[request_of]
     slices = zip(request_of.tolist(), first.tolist(), stop.tolist(), strict=True)
@@ -91,14 +95,14 @@ def fill_coalesced(
     out: Bytes,
 ) -> None:
     """Read sorted byte ranges of files by coalesced requests, and concatenate them in `out`."""
-    heads, _, starts, lengths = coalesce_ranges(file_of, begins, ends, gap)
-    names = map(name_of, file_of[heads].tolist())
-    stops = np.append(heads[1:], len(file_of))
+    first_ranges, _, starts, lengths = coalesce_ranges(file_of, begins, ends, gap)
+    names = map(name_of, file_of[first_ranges].tolist())
+    stops = np.append(first_ranges[1:], len(file_of))
     sizes = ends - begins
     out_offsets = np.cumsum(sizes) - sizes
     spans = zip(names, starts.tolist(), lengths.tolist(), strict=True)
     for number, body in store.stream(spans):
-        ranges = slice(int(heads[number]), int(stops[number]))
+        ranges = slice(int(first_ranges[number]), int(stops[number]))
         offsets = (begins[ranges] - starts[number]).tolist()
         targets = out_offsets[ranges].tolist()
         for target, offset, size in zip(targets, offsets, sizes[ranges].tolist(), strict=True):

@@ -62,11 +62,11 @@ def inherit_deadline(work: Callable[[], object]) -> Callable[[], object]:
 @contextmanager
 def _use_read(read: _Read | None) -> Iterator[None]:
     """Count the waits of this thread in the block as waits of `read`."""
-    before, _thread.read = _thread.read, read
+    previous, _thread.read = _thread.read, read
     try:
         yield
     finally:
-        _thread.read = before
+        _thread.read = previous
 
 
 _answered_services: set[Hashable] = set()

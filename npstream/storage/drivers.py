@@ -196,7 +196,7 @@ class Route:
     driver: Driver
     url: str = field(repr=False)  # may contain secrets
     options: Options = field(repr=False)
-    scheme: str  # as the user wrote it
+    scheme: str  # of the user's URL, in lower case, such as "s3a"
 
 
 def find_route(
@@ -220,26 +220,26 @@ def find_route(
     >>> route.url, route.options["account_name"]
     ('abfs://container/data', 'mine')
     """
-    scheme, _, rest = url.partition("://")
+    scheme, _, address = url.partition("://")
     driver = SCHEMES.get(scheme.lower()) or Driver(scheme.lower())
     if driver is _GCS and not storage_options and _is_set("GCS_KEY", "GCS_SECRET"):
         driver = _GCS_HMAC
     options = {key: os.environ[name] for name, key in driver.variables.items() if _is_set(name)}
     options.update(storage_options)
     max_requests = min(max_requests, driver.max_requests)
-    settings = RouteSettings(rest.partition("/")[0], options, max_requests, timeout)
+    settings = RouteSettings(address.partition("/")[0], options, max_requests, timeout)
     try:
         with import_lock.lock:
             merged = _merge(driver.options(settings), options)
     except ImportError as error:
         raise missing_driver(driver, scheme.lower(), error) from error
-    return Route(driver, f"{driver.protocol}://{rest}", merged, scheme.lower())
+    return Route(driver, f"{driver.protocol}://{address}", merged, scheme.lower())
 
 
 def missing_driver(driver: Driver, scheme: str, error: ImportError) -> MissingDependencyError:
     """Return an error that names the package to install for the driver of a URL's scheme."""
-    absent = getattr(error.__cause__, "name", None) or error.name
-    package = driver.package or absent or driver.protocol
+    missing_module = getattr(error.__cause__, "name", None) or error.name
+    package = driver.package or missing_module or driver.protocol
     return MissingDependencyError(f"{scheme}://", package, driver.extra)
 
 
@@ -270,10 +270,12 @@ def same_service(url: str, other: str) -> bool:
     >>> same_service("gs://a/b", "gcs://c"), same_service("https://a/b", "https://b/b")
     (True, False)
     """
-    (scheme, _, rest), (other_scheme, _, other_rest) = url.partition("://"), other.partition("://")
+    scheme, _, address = url.partition("://")
+    other_scheme, _, other_address = other.partition("://")
     scheme, other_scheme = scheme.lower(), other_scheme.lower()
     if is_http(url) or is_http(other):
-        return (scheme, rest.partition("/")[0]) == (other_scheme, other_rest.partition("/")[0])
+        host, other_host = address.partition("/")[0], other_address.partition("/")[0]
+        return (scheme, host) == (other_scheme, other_host)
     return SCHEMES.get(scheme, scheme) == SCHEMES.get(other_scheme, other_scheme)
 
 
@@ -316,12 +318,14 @@ def _s3_configure(filesystem: Any) -> None:
 
 
 def _split_path(
-    split: Callable[..., Any], mark: str, path: str, **options: Any
+    split: Callable[..., Any], separator: str, path: str, **options: Any
 ) -> tuple[str, str, None]:
-    """Return the bucket and the key of a path; `mark` and the text after it belong to the key."""
+    """Return the bucket and the key of a path.
+
+    `separator` and the text after it belong to the key.
+    """
     bucket, key, _ = split(path, **options)
-    _, mark, rest = path.partition(mark)
-    return bucket, f"{key}{mark}{rest}", None
+    return bucket, "".join([key, *path.partition(separator)[1:]]), None
 
 
 async def _s3_head(filesystem: Any, path: str) -> dict[str, Any]:
@@ -478,13 +482,8 @@ def _oci_options(settings: RouteSettings) -> Options:
     timeouts = (settings.timeout, settings.timeout)  # to connect, to read
     # By default, ten failures make the SDK's circuit breaker fail all requests for 30 s.
     breaker = import_module("oci.circuit_breaker").NoCircuitBreakerStrategy()
-    options: Options = {
-        "config_kwargs": {
-            "retry_strategy": retry,
-            "circuit_breaker_strategy": breaker,
-            "timeout": timeouts,
-        }
-    }
+    config = {"retry_strategy": retry, "circuit_breaker_strategy": breaker, "timeout": timeouts}
+    options: Options = {"config_kwargs": config}
     # Use the SDK's configuration file, as Streaming does; ocifs would use a resource principal.
     if not {"config", "iam_type", "signer"} & set(settings.user_options) and not _is_set(
         "OCIFS_IAM_TYPE"
@@ -570,10 +569,10 @@ def _quiet_transport(*args: Any, **options: Any) -> Any:
 def _known_hosts(file: str) -> Any:
     """Return a policy that accepts only the hosts that `file` lists."""
     paramiko = import_module("paramiko")
-    known = paramiko.HostKeys(file)
+    host_keys = paramiko.HostKeys(file)
 
     def missing_host_key(self: Any, client: Any, host: str, key: Any) -> None:
-        if not known.check(host, key):
+        if not host_keys.check(host, key):
             raise paramiko.BadHostKeyException(host, key, key)
 
     base = paramiko.MissingHostKeyPolicy

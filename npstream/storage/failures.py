@@ -29,7 +29,7 @@ class Cause(NamedTuple):
 _NOT_FOUND = Cause(errno.ENOENT, False)
 _DENIED = Cause(errno.EACCES, False)
 _EXISTS = Cause(errno.EEXIST, False)
-_REFUSED = Cause(errno.EINVAL, False)
+_REJECTED = Cause(errno.EINVAL, False)
 _UNSUPPORTED = Cause(errno.EOPNOTSUPP, False)
 _TIMED_OUT = Cause(errno.ETIMEDOUT, True)
 _BUSY = Cause(errno.EBUSY, True)
@@ -55,7 +55,7 @@ _BY_STATUS = {
     501: _UNSUPPORTED,
     503: _BUSY,
     504: _TIMED_OUT,
-    505: _REFUSED,
+    505: _REJECTED,
 }
 
 # Amazon and Oracle send some transient errors with the status of a permanent error.
@@ -101,8 +101,8 @@ _BY_CLASS = {
     "gaierror": _UNREACHABLE,
     "BadStatusLine": _WRONG_PROTOCOL,
     "RemoteDisconnected": _BROKEN,  # http.client derives it from BadStatusLine
-    "InvalidUrlClientError": _REFUSED,
-    "ParamValidationError": _REFUSED,
+    "InvalidUrlClientError": _REJECTED,
+    "ParamValidationError": _REJECTED,
 }
 
 _BY_TYPE: list[tuple[type[BaseException], Cause]] = [
@@ -195,7 +195,7 @@ def diagnose(error: BaseException) -> tuple[Cause, BaseException]:
         if str(error).startswith("Forbidden"):  # gcsfs
             return _DENIED, error
         return Cause(error.errno or errno.EIO, error.errno not in _PERMANENT_ERRNOS), error
-    return (_REFUSED if isinstance(error, _PROGRAMMING_ERRORS) else _BROKEN), error
+    return (_REJECTED if isinstance(error, _PROGRAMMING_ERRORS) else _BROKEN), error
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -216,7 +216,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def _specific_cause(error: BaseException) -> Cause | None:
     """Return the cause that an exception shows by itself, or None if it shows none."""
     if isinstance(error, ResponseError):
-        return _BROKEN if error.transient else _REFUSED
+        return _BROKEN if error.transient else _REJECTED
     if (cause := _BY_SERVICE_CODE.get(_service_code(error))) is not None:
         return cause
     names = _class_names(error)
@@ -227,7 +227,7 @@ def _specific_cause(error: BaseException) -> Cause | None:
     # If an answer is not HTTP, aiohttp's error has a status, which no server sent.
     all_names = {*names, *_class_names(inner)}
     if "HttpProcessingError" not in all_names and (status := _status(error)) is not None:
-        return _BY_STATUS.get(status, _BROKEN if status >= 500 else _REFUSED)
+        return _BY_STATUS.get(status, _BROKEN if status >= 500 else _REJECTED)
     if "SSLError" in names and getattr(error, "reason", None) in _NOT_TLS_REASONS:
         return _NOT_TLS
     if "SSHException" in names and "protocol banner" in str(error):

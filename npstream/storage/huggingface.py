@@ -88,8 +88,8 @@ def _redact_record(record: LogRecord) -> bool:
 
 def _credentials(token: str | bool | None) -> dict[str, str]:
     """Return the authorization header; huggingface_hub renews an expired login for it."""
-    to_send = import_module("huggingface_hub.utils").get_token_to_send(token)
-    return {"authorization": f"Bearer {to_send}"} if to_send else {}
+    access_token = import_module("huggingface_hub.utils").get_token_to_send(token)
+    return {"authorization": f"Bearer {access_token}"} if access_token else {}
 
 
 async def _request_json(filesystem: Any, method: str, url: str, **options: Any) -> Any:
@@ -104,13 +104,13 @@ async def _open_response(
     filesystem: Any, method: str, url: str, **options: Any
 ) -> AsyncIterator[Any]:
     """Send a request, follow redirects, and yield the response with its body unread."""
-    before = filesystem.credentials
+    credentials = filesystem.credentials
     response = await _send(filesystem, method, url, **options)
     if response.status_code == 401:
         filesystem.credentials = await filesystem.threads.run(
             lambda _: _credentials(filesystem.token)
         )
-        if filesystem.credentials != before:
+        if filesystem.credentials != credentials:
             await response.aclose()
             response = await _send(filesystem, method, url, **options)
     try:
@@ -144,10 +144,13 @@ async def _raise_for_status(response: Any) -> None:
 
 
 def _reader(response: Any) -> Callable[[int], Awaitable[bytes]]:
-    """Return a function that reads the next part of a body, without decoding it."""
+    """Return a function that reads the next part of a body, without decoding it.
+
+    A part has at most `_CHUNK_BYTES` bytes, whatever number the caller asks for.
+    """
     parts = response.aiter_raw(_CHUNK_BYTES)
 
-    async def read(most: int) -> bytes:
+    async def read(_max_bytes: int) -> bytes:
         with _errors_with_host(str(response.url)):
             return bytes(await anext(parts, b""))
 
@@ -277,15 +280,16 @@ def _commit(filesystem: Any, location: Any, path: str, data: bytes, version: str
     api = filesystem._api
     repo = {"repo_id": location.repo_id, "repo_type": location.repo_type}
     while True:
-        newest = api.repo_info(revision=location.revision, **repo).sha
-        infos = api.get_paths_info(paths=[location.path], revision=newest, **repo)
+        newest_commit = api.repo_info(revision=location.revision, **repo).sha
+        infos = api.get_paths_info(paths=[location.path], revision=newest_commit, **repo)
         if [file.blob_id for file in infos] != ([] if version is None else [version]):
             raise FileExistsError(path)
         try:
-            _upload(filesystem, data, path, parent=newest)
+            _upload(filesystem, data, path, parent=newest_commit)
             return
         except import_module("huggingface_hub.errors").HfHubHTTPError as error:
-            # Another commit was first. Each retry follows a commit of another process.
+            # Another process has committed first. The loop needs no limit: each retry follows a
+            # commit of another process.
             if error.response.status_code != HTTPStatus.PRECONDITION_FAILED:
                 raise
 

@@ -109,16 +109,16 @@ def open_store(
         )
     if scheme in ("", "file"):
         if storage_options:
-            shown = redact_url(text)
-            raise ValueError(f"storage_options are for remote stores; {shown!r} is local")
+            redacted = redact_url(text)
+            raise ValueError(f"storage_options are for remote stores; {redacted!r} is local")
         return LocalStore(local_path(text, argument))
     from npstream.storage.remote import RemoteStore, known_schemes
 
     if scheme not in known_schemes():
         import difflib
 
-        near = difflib.get_close_matches(scheme, _SCHEMES, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        matches = difflib.get_close_matches(scheme, _SCHEMES, n=1, cutoff=0.5)
+        hint = f"did you mean {matches[0]!r}? " if matches else ""
         raise ValueError(
             f"{redact_url(text)!r}: unknown scheme {scheme!r}; {hint}expected a local path, or a "
             f"URL of one of {', '.join(_SCHEMES)}, or of another scheme of fsspec"
@@ -193,7 +193,7 @@ class LocalStore:
         except OSError as error:
             raise self._error(name, error) from error
 
-    def forget(self, spans: Iterable[Span]) -> None:
+    def discard(self, spans: Iterable[Span]) -> None:
         """No-op: a local store keeps no damaged copies."""
 
     def stream(self, spans: Iterable[Span]) -> Iterator[tuple[int, bytes]]:
@@ -241,7 +241,7 @@ class LocalStore:
             return sorted(entry.name + "/" * entry.is_dir() for entry in entries)
 
     def put(self, name: str, data: bytes | str | os.PathLike[str]) -> None:
-        """Store a file, given as bytes or as the path of another file; it appears whole."""
+        """Store a file atomically, given as bytes or as the path of another file."""
         with (
             self.draft(name, self._pieces(name, data), os.urandom(8).hex(), []) as draft,
             self._storage_errors(name, "store"),
@@ -251,10 +251,10 @@ class LocalStore:
 
     def can_replace(self, name: str) -> bool:
         """Return True if the file can be locked; some network file systems have no locks."""
-        from npstream.storage.uploads import locked
+        from npstream.storage.uploads import lock_file
 
         try:
-            with locked(self.where(name)):
+            with lock_file(self.where(name)):
                 return True
         except OSError as error:
             if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF):
@@ -306,7 +306,7 @@ class LocalStore:
         drafts : sequence of (str, Draft)
             The names of the files, and their drafts.
         action : str
-            For messages: "store".
+            The verb of error messages, such as "store".
         """
         queue, errors = deque(drafts), list[StorageError]()
 
@@ -367,7 +367,7 @@ class LocalStore:
         token : str
             A part of the hidden name.
         folders : list of str
-            Directories that are made are appended to it.
+            The new directories are appended to it.
         """
         draft = Draft(self.where(name), token)
         try:
@@ -478,7 +478,7 @@ def write_fully(write: Callable[[memoryview], int | None], data: Body) -> None:
     Parameters
     ----------
     write : callable
-        Writes the first bytes of what it is given, and returns how many.
+        Writes the first bytes of its argument, and returns their number.
     data : bytes-like
 
     Raises
@@ -486,10 +486,10 @@ def write_fully(write: Callable[[memoryview], int | None], data: Body) -> None:
     OSError
         If nothing can be written.
     """
-    rest, attempt = memoryview(data).cast("B"), 0
-    while rest:
+    remaining, attempt = memoryview(data).cast("B"), 0
+    while remaining:
         try:
-            rest, attempt = rest[write(rest) :], 0
+            remaining, attempt = remaining[write(remaining) :], 0
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT) or attempt == _FULL_DISK_RETRIES:
                 raise
@@ -513,17 +513,18 @@ def _sync(path: str) -> None:
         os.close(descriptor)
 
 
-def _make_folders(folder: str, made: list[str]) -> None:
+def _make_folders(folder: str, new_folders: list[str]) -> None:
+    """Make a directory and its parents; append the new ones to `new_folders`."""
     missing: list[str] = []
     while not os.path.isdir(folder):
         missing.append(folder)
         folder = os.path.dirname(folder)
     for folder in reversed(missing):
-        made.append(folder)
+        new_folders.append(folder)
         try:
             os.mkdir(folder)
         except OSError as error:
-            made.pop()
+            new_folders.pop()
             if not isinstance(error, FileExistsError) or not os.path.isdir(folder):
                 raise
             # Another process has made it meanwhile.

@@ -53,13 +53,13 @@ _HEADERS = {
 }
 """Headers that obstore sends as well, or that do not affect a range."""
 
+# The texts of obstore's exceptions. These patterns find the parts of a server's response.
 _STATUS = re.compile(r"non-2xx status code: (\d{3}) ?([^:\n]*)")
 _CODE, _MESSAGE = (re.compile(f"<{tag}>([^<]*)</{tag}>") for tag in ("Code", "Message"))
+# These patterns search the debugging output of a Rust error.
 _REASON = re.compile(r'(?:message|error): "([^"\n]*)"')
 _OS_CODE = re.compile(r"\bOs \{\s*code: (\d+),")
 _NO_ANSWER = re.compile(r"\bkind: Connect\b|\bParse\(|\bUnexpectedMessage\b")
-# These patterns search the texts of obstore's exceptions: the first three a response of the server,
-# the others the debugging output of a Rust error.
 
 _obstore_pids: set[int] = set()
 """The id of the process that loaded obstore, if any: this process, or a parent that forked it."""
@@ -119,7 +119,7 @@ class FastRanges:
         self._make_store: Callable[[Any], Any]
         self._store: Any = None
         self._credentials: Any = None
-        self._frozen: Any = None  # a snapshot of the credentials
+        self._frozen_credentials: Any = None  # botocore's snapshot of them
 
     async def __call__(self, filesystem: Any, path: str, start: int, end: int) -> Any:
         """Return a range of an object with one request; raise the exceptions that s3fs raises."""
@@ -157,7 +157,8 @@ class FastRanges:
         try:
             if _obstore_pids - {os.getpid()}:
                 raise _UnsupportedError("a process that had begun to use obstore was forked")
-            # Mark before the import: in a child forked during it, the import lock stays locked.
+            # Add the process before the import. A child that is forked during the import inherits a
+            # locked import lock, so it must not import obstore.
             _obstore_pids.add(os.getpid())
             certificates = _trusted_certificates(filesystem, self._client)
             base = request.url.removesuffix(suffix)
@@ -174,9 +175,10 @@ class FastRanges:
 
     async def _refresh_credentials(self) -> None:
         """Use the current credentials of s3fs, which renews them before they expire."""
-        frozen = self._credentials and await self._credentials.get_frozen_credentials()
-        if self._store is None or frozen != self._frozen:
-            self._store, self._frozen = self._make_store(frozen), frozen
+        frozen_credentials = self._credentials and await self._credentials.get_frozen_credentials()
+        if self._store is None or frozen_credentials != self._frozen_credentials:
+            self._store = self._make_store(frozen_credentials)
+            self._frozen_credentials = frozen_credentials
 
     async def _read(self, filesystem: Any, path: str, key: str, start: int, end: int) -> Any:
         """Read through obstore; if obstore may lack a setting of s3fs, read through s3fs."""
@@ -228,8 +230,8 @@ def _store_factory(
     scope = _SCOPE.match(headers.get("authorization", ""))
     if scope is None and "authorization" in headers:
         raise _UnsupportedError("s3fs signs in another way")
-    if unknown := sorted(headers.keys() - _HEADERS):
-        raise _UnsupportedError(f"obstore cannot send {', '.join(unknown)}")
+    if unsupported := sorted(headers.keys() - _HEADERS):
+        raise _UnsupportedError(f"obstore cannot send {', '.join(unsupported)}")
     store = import_module("obstore.store").S3Store
     settings = {
         # With virtual_hosted_style_request, the endpoint is the URL of the bucket itself. Both
@@ -245,18 +247,18 @@ def _store_factory(
     if certificates is not None:
         client["root_certificate"] = certificates
 
-    def make(frozen: Any) -> Any:
-        def credentials() -> dict[str, Any]:
+    def make(frozen_credentials: Any) -> Any:
+        def make_credentials() -> dict[str, Any]:
             return {
-                "access_key_id": frozen.access_key,
-                "secret_access_key": frozen.secret_key,
-                "token": frozen.token,
+                "access_key_id": frozen_credentials.access_key,
+                "secret_access_key": frozen_credentials.secret_key,
+                "token": frozen_credentials.token,
                 "expires_at": None,
             }
 
         return store(
             bucket, config=settings, client_options=client, retry_config={"max_retries": 0},
-            credential_provider=credentials if frozen else None,
+            credential_provider=make_credentials if frozen_credentials else None,
         )  # fmt: skip
 
     return make

@@ -50,8 +50,8 @@ __all__ = ["RemoteStore", "known_schemes"]
 
 T = TypeVar("T")
 
-WHOLE_REQUEST = 1 << 23
-"""A whole file is read in range requests of this many bytes."""
+READ_REQUEST_BYTES = 1 << 23
+"""The size of the range requests that read a whole file, in bytes."""
 
 MAX_UNSIZED = 1 << 30
 """The maximum number of bytes to read of a file of unknown size."""
@@ -61,8 +61,8 @@ UNKNOWN_SIZE = -1
 
 _DEFAULT_REQUESTS = 32
 
-_PATH = "path"
-"""Stands for a path in the URLs that drivers parse."""
+_PATH_PLACEHOLDER = "path"
+"""Replaces the path in the URLs that drivers parse; see `_parse_url`."""
 
 
 class RemoteStore:
@@ -124,8 +124,8 @@ class RemoteStore:
         self.root = redact_url(url)
         self.identity = location_hash(url, self._options)
         self._cancellation = Cancellation(self.root)
-        scheme, _, rest = url.partition("://")
-        service = location_hash(f"{scheme}://{rest.partition('/')[0]}", self._options)
+        scheme, _, address = url.partition("://")
+        service = location_hash(f"{scheme}://{address.partition('/')[0]}", self._options)
         self.deadlines = Deadlines(service)
         self._connections: dict[int, _StoreConnection] = {}  # by process id
         self._parent: tuple[RemoteStore, str] | None = None  # and the name of this folder there
@@ -208,8 +208,8 @@ class RemoteStore:
             request = connection.whole_request(self.where(name), name)
             return bytes(self._run_one(connection, request))
         ensure_fits(nbytes, f"reading {self.where(name)}")
-        offsets = range(0, nbytes, WHOLE_REQUEST)
-        spans = ((name, at, min(WHOLE_REQUEST, nbytes - at)) for at in offsets)
+        offsets = range(0, nbytes, READ_REQUEST_BYTES)
+        spans = ((name, offset, min(READ_REQUEST_BYTES, nbytes - offset)) for offset in offsets)
         return b"".join(self.ranges(spans))
 
     def map(self, name: str, nbytes: int | None = None) -> Bytes:
@@ -221,7 +221,7 @@ class RemoteStore:
         bodies = dict(self.stream(spans))
         return [bodies[number] for number in range(len(bodies))]
 
-    def forget(self, spans: Iterable[Span]) -> None:
+    def discard(self, spans: Iterable[Span]) -> None:
         """No-op: a store without a cache keeps no damaged copies."""
 
     def stream(self, spans: Iterable[Span]) -> Generator[tuple[int, bytes]]:
@@ -259,14 +259,13 @@ class RemoteStore:
         call = connection.method("ls", connection.path("").rstrip("/"), detail=True)
         request = Request(self.root, "list the directory", call, is_optional=True)
         infos = self._run_one(connection, request) or []
-        names = ((connection.name(info["name"]), info["type"] == "directory") for info in infos)
-        bare = ((name.rstrip("/"), is_folder) for name, is_folder in names)
+        names = ((connection.name(info["name"]).rstrip("/"), info["type"]) for info in infos)
         return sorted(
-            name + "/" * is_folder for name, is_folder in bare if name and "/" not in name
+            name + "/" * (kind == "directory") for name, kind in names if name and "/" not in name
         )
 
     def put(self, name: str, data: bytes | str | os.PathLike[str]) -> None:
-        """Store a file, given as bytes or as the path of a local file; it appears whole."""
+        """Store a file atomically, given as bytes or as the path of a local file."""
         connection = self._connect()
         nbytes = len(data) if isinstance(data, bytes | bytearray | memoryview) else _size(data)
         call = connection.uploader(connection.path(name), connection.writer(data))
@@ -274,7 +273,7 @@ class RemoteStore:
         self._run_one(connection, Request(self.where(name), action, call, nbytes))
 
     def create(self, name: str, data: bytes) -> None:
-        """Store a new file; it appears whole, and never replaces another.
+        """Store a new file atomically; never replace another file.
 
         The server creates the file in one step. If several processes create the same file, only one
         succeeds. If the response to the first attempt is lost, the second attempt may find the file
@@ -312,12 +311,12 @@ class RemoteStore:
                 size = _size_of(info)
                 content = self.read(name, None if size == UNKNOWN_SIZE else size)
             except StorageError:
-                before, info = info, self._info(name)
-                if version_of(info) == version_of(before):
+                previous, info = info, self._info(name)
+                if version_of(info) == version_of(previous):
                     raise
                 continue
-            before, info = info, self._info(name)
-            if version_of(info) == version_of(before):
+            previous, info = info, self._info(name)
+            if version_of(info) == version_of(previous):
                 return Tag(content, info)
 
     def replace(self, name: str, data: bytes, tag: Tag) -> None:
@@ -390,9 +389,9 @@ class RemoteStore:
             return Request(self.where(name), "remove this file", call, is_optional=True)
 
         names = list(names)
-        concurrent = max(len(names), 1) if connection.driver.max_uploads > 1 else 1
-        for start in range(0, len(names), concurrent):
-            for _ in self._run(connection, map(removal, names[start : start + concurrent])):
+        batch_size = max(len(names), 1) if connection.driver.max_uploads > 1 else 1
+        for start in range(0, len(names), batch_size):
+            for _ in self._run(connection, map(removal, names[start : start + batch_size])):
                 pass
 
     def stop(self, threads: Iterable[Thread] | None = None) -> None:
@@ -419,11 +418,11 @@ class RemoteStore:
             return connection
         # Concurrent threads may each make one; `setdefault` gives all of them the first.
         if self._parent is None:
-            made = _StoreConnection(self._url, self._options, self.timeout)
+            connection = _StoreConnection(self._url, self._options, self.timeout)
         else:
             parent, name = self._parent
-            made = parent._connect().folder(name)
-        return self._connections.setdefault(os.getpid(), made)
+            connection = parent._connect().folder(name)
+        return self._connections.setdefault(os.getpid(), connection)
 
     def _run_one(self, connection: _StoreConnection, request: Request) -> Any:
         ((_, result),) = self._run(connection, [request])
@@ -466,23 +465,25 @@ class _StoreConnection:
         self.width = min(limit, self.route.driver.max_requests)
         self.slots = asyncio.Semaphore(self.width)
         self.trust = self.route.driver.trust
-        kind = self._call_driver(lambda: _filesystem_class(self.route))
-        self._blocking = not getattr(kind, "async_impl", False)
+        filesystem_class = self._call_driver(lambda: _filesystem_class(self.route))
+        self._blocking = not getattr(filesystem_class, "async_impl", False)
         driver = self.route.driver
         # Another package may have registered its own class for the scheme.
-        is_known = driver.load or kind.__module__.partition(".")[0] in (driver.package, "fsspec")
+        package = filesystem_class.__module__.partition(".")[0]
+        is_known = driver.load or package in (driver.package, "fsspec")
         self.driver = driver if is_known else Driver(driver.protocol)
         read = self.driver.read
-        self._read = read and (fast_ranges(kind, read, self._redactor) or read)
+        self._read = read and (fast_ranges(filesystem_class, read, self._redactor) or read)
         self.leftovers: list[str] = []  # temporary files that could not be removed
-        self._quotes = is_http(url)
-        self._base, in_url = self._call_driver(lambda: _parse_url(kind, self.route.url))
-        options = {**in_url, **self.route.options}
-        make = partial(make_filesystem, kind, options, driver)
+        self._must_quote = is_http(url)
+        parse_url = partial(_parse_url, filesystem_class, self.route.url)
+        self._base, url_options = self._call_driver(parse_url)
+        options = {**url_options, **self.route.options}
+        make = partial(make_filesystem, filesystem_class, options, driver)
         self._threads = DriverThreads(make, driver.close)
         # By default, fsspec's generic `find` silently omits directories that it could not list.
-        self.find_options = {"on_error": "raise"} if lists_by_walking(kind) else {}
-        self._making: list[asyncio.Task[Any]] = []  # at most one
+        self.find_options = {"on_error": "raise"} if lists_by_walking(filesystem_class) else {}
+        self._filesystem_tasks: list[asyncio.Task[Any]] = []  # at most one
         self._filesystems: list[Any] = []  # at most one; `_close_filesystems` empties it
         close = partial(_close_filesystems, self.loop, self._filesystems, self.pid)
         weakref.finalize(self, close).atexit = False
@@ -490,7 +491,7 @@ class _StoreConnection:
     def folder(self, name: str) -> _StoreConnection:
         """Return this connection for the files of a directory. Both share the filesystem."""
         connection = copy(self)
-        connection._base = f"{self._base}/{quote(name) if self._quotes else name}"
+        connection._base = f"{self._base}/{quote(name) if self._must_quote else name}"
         connection._origin = self  # whose finalizer closes the filesystem
         return connection
 
@@ -501,7 +502,7 @@ class _StoreConnection:
 
     def path(self, name: str) -> str:
         """Return the path of a file in the driver's form."""
-        path = f"{self._base}/{quote(name) if self._quotes else name}"
+        path = f"{self._base}/{quote(name) if self._must_quote else name}"
         return f"{path}?{self._query}" if self._query else path
 
     def name(self, path: str) -> str:
@@ -510,15 +511,15 @@ class _StoreConnection:
         if not path.startswith(base):  # the driver spells the bucket in another way
             base, path = base.partition("/")[2], path.partition("/")[2]
         name = path[len(base) :].lstrip("/")
-        return unquote(name) if self._quotes else name
+        return unquote(name) if self._must_quote else name
 
     def method(self, name: str, *args: Any, **options: Any) -> Callable[[Any], Any]:
-        """Return a request's call of a filesystem's method."""
+        """Return a function for `Request.call` that calls a method of the filesystem."""
         name = name if self._blocking else f"_{name}"
         return lambda filesystem: getattr(filesystem, name)(*args, **options)
 
     def info_call(self, path: str) -> Callable[[Any], Any]:
-        """Return a request's call that gets the info of a file."""
+        """Return a function for `Request.call` that gets the info of a file."""
         info = self.driver.info
         if info is None:
             return self.method("info", path)
@@ -554,21 +555,21 @@ class _StoreConnection:
         return lambda filesystem, path: getattr(filesystem, f"{prefix}pipe_file")(path, bytes(data))
 
     def remover(self, path: str) -> Callable[[Any], Any]:
-        """Return a request's call that removes the file at `path`."""
+        """Return a function for `Request.call` that removes the file at `path`."""
         remove = self.route.driver.remove
         if remove is None:
             return self.method("rm_file", path)
         return lambda filesystem: remove(filesystem, path)
 
     def uploader(self, path: str, put: Callable[[Any, str], Any]) -> Callable[[Any], Any]:
-        """Return a request's call that stores a file, which has its name only when it is whole."""
+        """Return a function for `Request.call` that stores a file atomically."""
         if self.driver.rename is None:
             return lambda filesystem: put(filesystem, path)
         leftovers = self.leftovers
         return lambda filesystem: put_then_rename(filesystem, path, put, filesystem.mv, leftovers)
 
     def creator(self, path: str, data: bytes) -> Callable[[Any], Any]:
-        """Return a request's call that stores bytes as a new file."""
+        """Return a function for `Request.call` that stores bytes as a new file."""
         create, rename = self.driver.create, self.driver.rename
         if rename is not None:
             put = self.writer(data)
@@ -585,17 +586,17 @@ class _StoreConnection:
         """Return the result of a call of the filesystem."""
         if self._blocking:
             return await self._threads.run(call)
-        if not self._making:
+        if not self._filesystem_tasks:
             # In a thread: a driver may request its credentials from the network.
-            self._making.append(self.loop.create_task(self._threads.run(lambda fs: fs)))
-        (making,) = self._making
+            self._filesystem_tasks.append(self.loop.create_task(self._threads.run(lambda fs: fs)))
+        (task,) = self._filesystem_tasks
         try:
-            filesystem = await asyncio.shield(making)
+            filesystem = await asyncio.shield(task)
             if not self._filesystems:
                 self._filesystems.append(filesystem)
         except Exception:
-            if self._making == [making]:
-                self._making.clear()
+            if self._filesystem_tasks == [task]:
+                self._filesystem_tasks.clear()
             raise
         return await call(filesystem)
 
@@ -613,8 +614,7 @@ class _StoreConnection:
             reason = self.describe(error)
         # Raised outside the `except` block: the driver's exception may contain secrets, and must
         # not become the context of this one.
-        code = errno.EINVAL
-        message = "the driver does not understand the URL or its options"
+        code, message = errno.EINVAL, "the driver does not understand the URL or its options"
         raise StorageError(code, f"{os.strerror(code)}: {message}: {reason}", self._where)
 
 
@@ -646,32 +646,32 @@ def _filesystem_class(route: Route) -> Any:
         raise missing_driver(driver, route.scheme, error) from error
 
 
-def _parse_url(kind: Any, url: str) -> tuple[str, dict[str, Any]]:
+def _parse_url(filesystem_class: Any, url: str) -> tuple[str, dict[str, Any]]:
     """Return the path of a URL in the driver's form, and the options that the URL contains.
 
     The driver parses the URL with a placeholder instead of its path. Characters such as "#" and
     "?" in the path thus belong to the name, for every driver.
     """
-    scheme, _, rest = url.partition("://")
-    authority, _, path = rest.partition("/")
-    stem = f"{scheme}://{authority}/{_PATH}"
-    base = str(kind._strip_protocol(stem)).removesuffix(_PATH)
-    return (base + path).rstrip("/"), kind._get_kwargs_from_urls(stem)
+    scheme, _, address = url.partition("://")
+    authority, _, path = address.partition("/")
+    stem = f"{scheme}://{authority}/{_PATH_PLACEHOLDER}"
+    base = str(filesystem_class._strip_protocol(stem)).removesuffix(_PATH_PLACEHOLDER)
+    return (base + path).rstrip("/"), filesystem_class._get_kwargs_from_urls(stem)
 
 
-def _close_filesystems(loop: asyncio.AbstractEventLoop, made: list[Any], process: int) -> None:
-    """Close the sessions of filesystems in their loop: few drivers do that when collected."""
+def _close_filesystems(loop: asyncio.AbstractEventLoop, filesystems: list[Any], pid: int) -> None:
+    """Close the sessions of filesystems in their loop: few drivers do so when garbage-collected."""
 
     async def close() -> None:
-        while made:
-            filesystem = made.pop()
+        while filesystems:
+            filesystem = filesystems.pop()
             for attribute in ("_session.close", "service_client.close", "client.aclose"):
                 session, method = attribute.split(".")
                 close_session = getattr(getattr(filesystem, session, None), method, None)
                 if close_session is not None:
                     await close_session()
 
-    if made and process == os.getpid() and loop.is_running():
+    if filesystems and pid == os.getpid() and loop.is_running():
         asyncio.run_coroutine_threadsafe(close(), loop)
 
 
@@ -680,7 +680,7 @@ def _is_file(info: Mapping[str, Any] | None) -> bool:
 
 
 def _size_of(info: Mapping[str, Any] | None) -> int | None:
-    """Return the size in a file's info, with the meaning of `RemoteStore.sizes`."""
+    """Return the size in a file's info; None and `UNKNOWN_SIZE` as in `RemoteStore.sizes`."""
     if info is None or not _is_file(info):
         return None
     size: Any = info.get("size")

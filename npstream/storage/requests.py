@@ -35,7 +35,10 @@ __all__ = [
 ]
 
 DEADLINE_BYTES = 1 << 24
-"""Bytes for which a request has one timeout. The timeout of a larger one grows with its bytes."""
+"""Up to this many bytes, a request has the store's timeout.
+
+The timeout of a larger request is proportional to its bytes.
+"""
 
 _MAX_BYTES_IN_FLIGHT = 1 << 27
 _BACKOFF = 0.25
@@ -94,8 +97,8 @@ class Request:
         Given the filesystem, returns the result, or a coroutine if the driver has coroutines.
     nbytes : int
         The number of bytes that are transferred.
-    exact : int, optional
-        The number of bytes that the result must have.
+    expected_nbytes : int, optional
+        The number of bytes that the result must have. By default, any number is valid.
     timeout_factor : float
         Multiplies the store's timeout.
     is_optional : bool
@@ -106,7 +109,7 @@ class Request:
     action: str
     call: Callable[[Any], Any]
     nbytes: int = 0
-    exact: int | None = None
+    expected_nbytes: int | None = None
     timeout_factor: float = 1.0
     is_optional: bool = False
 
@@ -336,7 +339,7 @@ async def run_with_retries(
         The maximum number of attempts after the first. Attempts that reach no server do not count
         if the store has answered before. A restarting server thus has until the deadline.
     """
-    if request.exact == 0:
+    if request.expected_nbytes == 0:
         return b""
     timeout *= request.timeout_factor * max(1.0, request.nbytes / DEADLINE_BYTES)
     if not await _acquire_slot(
@@ -366,12 +369,12 @@ async def _run_attempts(
     while True:
         attempts += 1
         remaining = max(deadline - loop.time(), 0.0)
-        # An attempt gets a third of the remaining time, in case its connection stalls. After an
-        # attempt that stalled, or if this is the last one, it gets all of it.
+        # An attempt gets a third of the remaining time, in case its connection stalls. The last
+        # attempt, and each attempt after a stalled one, gets all of the remaining time.
         limit = remaining if has_stalled or failures >= retries else remaining / 3
         try:
             result = await _with_timeout(limit, connection.perform(request.call))
-            reason, cause = _check_length(result, request.exact)
+            reason, cause = _check_length(result, request.expected_nbytes)
             if not reason:
                 deadlines.last_arrival, deadlines.has_answered = loop.time(), True
                 return result
@@ -453,16 +456,16 @@ def _abandon_slot(slots: asyncio.Semaphore, acquiring: asyncio.Task[bool]) -> No
     acquiring.cancel()
 
 
-def _check_length(result: Any, exact: int | None) -> tuple[str, Cause]:
+def _check_length(result: Any, expected: int | None) -> tuple[str, Cause]:
     """Return why the length of a result is wrong, and the cause; "" if the length is right."""
-    if exact is None:
+    if expected is None:
         return "", Cause(0, False)
     if not isinstance(result, bytes | bytearray | memoryview):
         return f"{type(result).__name__} came; expected bytes", Cause(errno.EINVAL, False)
-    if len(result) == exact:
+    if len(result) == expected:
         return "", Cause(0, False)
-    if len(result) < exact:
-        return f"{len(result):,} of {quantity(exact, 'byte')} came", Cause(errno.EIO, True)
+    if len(result) < expected:
+        return f"{len(result):,} of {quantity(expected, 'byte')} came", Cause(errno.EIO, True)
     return f"{quantity(len(result), 'byte')} came; {NO_RANGES}", Cause(errno.EINVAL, False)
 
 

@@ -25,7 +25,7 @@ __all__ = [
     "Tag",
     "create_oci",
     "create_with_mode",
-    "locked",
+    "lock_file",
     "make_folders",
     "memory_create",
     "memory_replace",
@@ -58,7 +58,7 @@ class Tag(NamedTuple):
 
 
 class _MemoryLock:
-    """The lock of replacements in fsspec's store in memory, which only one process has."""
+    """The lock for replacements in fsspec's memory store, which exists in only one process."""
 
     def __init__(self) -> None:
         self.renew_locks()
@@ -128,20 +128,20 @@ def replace_unchanged(new: str, path: str, tag: Tag) -> None:
     A lock on the file excludes other processes that replace it. The operating system releases it
     if a process dies.
     """
-    with locked(path) as file:
+    with lock_file(path) as file:
         if file.read() != tag.content:
             raise FileExistsError(errno.EEXIST, "another process has changed it", path)
         os.replace(new, path)
 
 
 @contextmanager
-def locked(path: str) -> Iterator[BinaryIO]:
+def lock_file(path: str) -> Iterator[BinaryIO]:
     """Open and lock a file that other holders of the lock may replace."""
     while True:
         with open(_open_to_lock(path), "rb") as file:
             fcntl.flock(file.fileno(), fcntl.LOCK_EX)
             try:
-                # If the last holder has replaced the file, the lock is not that of the new one.
+                # If the last holder has replaced the file, this lock is on the old file: try again.
                 if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
                     yield file
                     return
@@ -161,7 +161,7 @@ def _open_to_lock(path: str) -> int:
 async def replace_s3(filesystem: Any, path: str, data: bytes, tag: Tag) -> None:
     """Replace an object if its ETag is that of the tag."""
     bucket, key, _ = filesystem.split_path(path)
-    etag = _required(tag, "ETag")
+    etag = _version_entry(tag, "ETag")
     await filesystem._call_s3("put_object", Bucket=bucket, Key=key, Body=data, IfMatch=etag)
 
 
@@ -180,7 +180,7 @@ async def replace_gcs(filesystem: Any, path: str, data: bytes, tag: Tag) -> None
         "POST",
         f"{filesystem._location}/upload/storage/v1/b/{quote(bucket)}/o",
         uploadType="multipart",
-        ifGenerationMatch=_required(tag, "generation"),
+        ifGenerationMatch=_version_entry(tag, "generation"),
         headers={"Content-Type": f'multipart/related; boundary="{boundary}"'},
         data=head.encode() + data + f"\r\n--{boundary}--".encode(),
     )
@@ -196,7 +196,7 @@ async def replace_azure(filesystem: Any, path: str, data: bytes, tag: Tag) -> No
             data,
             overwrite=True,
             metadata={"is_directory": "false"},
-            etag=_required(tag, "etag"),
+            etag=_version_entry(tag, "etag"),
             match_condition=unmodified,
             **filesystem._timeout_kwargs,
         )
@@ -205,11 +205,11 @@ async def replace_azure(filesystem: Any, path: str, data: bytes, tag: Tag) -> No
 def replace_oci(filesystem: Any, path: str, data: bytes, tag: Tag) -> None:
     """Replace an object if its ETag is that of the tag."""
     bucket, namespace, key = filesystem.split_path(path)
-    etag = _required(tag, "ETag")
+    etag = _version_entry(tag, "ETag")
     filesystem.oci_client.put_object(namespace, bucket, key, data, if_match=etag)
 
 
-def _required(tag: Tag, key: str) -> str:
+def _version_entry(tag: Tag, key: str) -> str:
     """Return the entry of a tag that identifies the version; raise if the server sent none."""
     if not tag.info.get(key):
         raise OSError(errno.EOPNOTSUPP, f"the server sends no {key} that identifies a version")
@@ -265,16 +265,16 @@ def rename_local(_filesystem: Any, old: str, new: str) -> None:
 
 def make_folders(filesystem: Any, folder: str) -> list[str]:
     """Make a directory and its parents; return the new ones, top first."""
-    missing, made = [], []
+    missing, new_folders = [], []
     while folder and not filesystem.exists(folder):
         missing.append(folder)
         folder = folder.rpartition("/")[0]
     for folder in reversed(missing):
-        # Another process may have made it meanwhile.
+        # Another process may have made the directory meanwhile.
         with suppress(FileExistsError):
             filesystem.mkdir(folder, create_parents=False)
-            made.append(folder)
-    return made
+            new_folders.append(folder)
+    return new_folders
 
 
 def remove_folder(filesystem: Any, folder: str) -> None:

@@ -62,7 +62,7 @@ def location_str(location: Location, argument: str = "path") -> str:
     text: object = location
     if isinstance(location, os.PathLike):
         # For URL objects of other libraries, os.fspath returns a local copy or drops the scheme.
-        text = shown if "://" in (shown := str(location)) else os.fspath(location)
+        text = url if "://" in (url := str(location)) else os.fspath(location)
     if not isinstance(text, str):
         name = _type_name(location, text)
         raise TypeError(f"{argument}: expected str or os.PathLike of str, not {name}")
@@ -77,8 +77,8 @@ def location_str(location: Location, argument: str = "path") -> str:
 
 
 def _type_name(location: object, text: object) -> str:
-    path = "" if text is location else f" of {type(text).__name__}"
-    return f"{type(location).__name__}{path}"
+    suffix = "" if text is location else f" of {type(text).__name__}"
+    return f"{type(location).__name__}{suffix}"
 
 
 def scheme_of(text: str) -> str:
@@ -129,8 +129,11 @@ def local_path(location: Location, argument: str = "path") -> str:
         path = os.path.abspath(os.path.expanduser(text))
         _check_parts(path, argument)
         return path
-    rest = text.partition(":")[2]
-    host, slash, path = rest[2:].partition("/") if rest.startswith("//") else ("", "/", rest[1:])
+    address = text.partition(":")[2]
+    if address.startswith("//"):
+        host, slash, path = address[2:].partition("/")
+    else:
+        host, slash, path = "", "/", address[1:]
     if scheme != "file" or host.lower() not in ("", "localhost"):
         raise ValueError(
             f"{argument}: '{scheme}://...' is not on this machine: expected a local directory, or "
@@ -146,10 +149,10 @@ def _check_parts(path: str, argument: str) -> None:
     parts = path.split("/")
     for number, part in enumerate(parts):
         if _STORE_SCHEME.fullmatch(part) and not os.path.isdir("/".join(parts[: number + 1])):
-            shown = redact_url("/".join(parts[number:]))
+            redacted = redact_url("/".join(parts[number:]))
             raise ValueError(
-                f"{argument}: {shown!r} is a URL that lost a slash, as in pathlib.Path: give a URL "
-                f"as a str that begins with '{part}//'"
+                f"{argument}: {redacted!r} is a URL that lost a slash, as in pathlib.Path: give a "
+                f"URL as a str that begins with '{part}//'"
             )
 
 
@@ -175,8 +178,8 @@ def join_url(url: Location, name: Location, argument: str = "split") -> str:
             f"{argument}: expected the name of a directory below the dataset's, not an absolute "
             "path or a URL"
         )
-    base, mark, query = text.partition("?") if is_http(text) else (text, "", "")
-    return base + "/" * (not base.endswith("/")) + part + mark + query
+    base, separator, query = text.partition("?") if is_http(text) else (text, "", "")
+    return base + "/" * (not base.endswith("/")) + part + separator + query
 
 
 def require_picklable(options: Mapping[str, Any], where: str) -> None:

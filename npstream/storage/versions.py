@@ -17,7 +17,11 @@ _TAG_KEYS = ("generation", "ETag", "etag", "blob_id", "xet_hash", "md5Hash", "co
 _TIME_KEYS = ("mtime", "LastModified", "last_modified", "Last-Modified", "updated", "created")
 
 _MIN_EXACT_AGE = 86400.0
-"""A time in whole seconds is exact if it is older than this, even if the clocks differ."""
+"""A time in whole seconds identifies a version if it is older than this, in seconds.
+
+No later write to such a file can get the same time in whole seconds, even if the clocks of the
+server and of this machine differ.
+"""
 
 _TIME_AND_SIZE = re.compile(r'"?([0-9a-f]+)-[0-9a-f]+"?')
 """An ETag of nginx: the time of the last change in whole seconds, and the size."""
@@ -71,8 +75,8 @@ def version_of(info: Mapping[str, Any], now: float | None = None) -> Version:
     """
     tag = next((info[key] for key in _TAG_KEYS if info.get(key)), None)
     modified = next((info[key] for key in _TIME_KEYS if info.get(key)), None)
-    # The tag and the time: a file rewritten with the same bytes keeps its tag, but other files of
-    # the dataset may have changed with it.
+    # The text includes the tag and the time. A file that is rewritten with the same bytes keeps its
+    # tag, but other files of the dataset may have changed at the same time.
     text = ":".join([str(info.get("size")), *(str(p) for p in (tag, modified) if p is not None)])
     seconds = _seconds(modified)
     if seconds is not None and not seconds.is_integer():

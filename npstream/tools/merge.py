@@ -243,7 +243,7 @@ class _Folder:
             (f"{self.name}/{name}", offset, size) for name, offset, size in spans
         )
 
-    def forget(self, spans: Iterable[tuple[str, int, int]]) -> None:
+    def discard(self, spans: Iterable[tuple[str, int, int]]) -> None:
         """No-op: there are no cached copies."""
 
 

@@ -34,7 +34,7 @@ class RangeReader(Protocol):
     def where(self, name: str) -> str:
         """Return the path or URL of a file, for messages."""
 
-    def forget(self, spans: Iterable[tuple[str, int, int]]) -> None:
+    def discard(self, spans: Iterable[tuple[str, int, int]]) -> None:
         """Drop cached copies of byte ranges whose hashes were wrong."""
 
 
@@ -137,7 +137,7 @@ class BlockArray:
             is_wrong = block_hashes(body) != self.hashes[first:stop]
             if not is_wrong.any():
                 return body
-            self.store.forget(spans)
+            self.store.discard(spans)
         block_begin = self.offset + (first + int(is_wrong.argmax())) * HASH_BLOCK
         raise IntegrityError(
             f"{self.store.where(self.name)}: the {HASH_BLOCK} bytes from byte {block_begin} are "

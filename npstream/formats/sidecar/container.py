@@ -236,7 +236,7 @@ class _PrefixStore:
         self._store = store
         self._name = name
         self._prefix = prefix
-        self.size, self.where, self.forget = store.size, store.where, store.forget
+        self.size, self.where, self.discard = store.size, store.where, store.discard
 
     def ranges(self, spans: Iterable[tuple[str, int, int]]) -> list[bytes]:
         requests = list(spans)
