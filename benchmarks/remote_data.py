@@ -67,11 +67,11 @@ class Remote:
 
     def remote_dir(self, name: str, delay: float | None = None) -> RemoteDirectory:
         """Return the remote directory of a dataset."""
-        remote_dir = self._server.at(f"{self._server.root}/{name}")
+        remote_dir = self._server.directory_at(f"{self._server.root}/{name}")
         if delay is None:
             return remote_dir
         self.proxy.latency = delay
-        return remote_dir.via(self.proxy)
+        return remote_dir.with_proxy(self.proxy)
 
     def open(self, name: str, delay: float | None, cache: Path) -> npstream.Dataset:
         remote_dir = self.remote_dir(name, delay)

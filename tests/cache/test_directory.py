@@ -74,7 +74,7 @@ def test_a_file_as_the_cache_directory_raises(tmp_path):
 # Permissions
 
 
-def unprivileged(function: Callable[[], None]) -> None:
+def run_unprivileged(function: Callable[[], None]) -> None:
     """Run a function in a process without root privileges."""
 
     def child() -> None:
@@ -107,8 +107,8 @@ def test_a_read_only_cache_serves_its_pieces(open_directory):
     def use(stamp: bytes | None, check: Callable[[CachedFile, int], bool] | None) -> None:
         if stamp is not None:
             sparse.boot_id = lambda: stamp
-        mine = ShardCache(open_directory, "100MB")
-        file = open_file(mine, check=check)
+        cache = ShardCache(open_directory, "100MB")
+        file = open_file(cache, check=check)
         trusted = stamp is None or check is not None
         assert file.resident.tolist() == [0, int(trusted), 0, 0]
         if trusted:
@@ -118,18 +118,18 @@ def test_a_read_only_cache_serves_its_pieces(open_directory):
         file.wait(range(PIECES), 60)
         assert not file.put(0, b"x")
         assert not file.commit([0])
-        mine.touch(file)
-        mine.mark_finished(file)
-        assert mine.load(OTHER) == b"object"
-        assert mine.open(KEY[::-1], 1, 1) is None
-        assert not mine.store(KEY, b"x")
-        assert not can_reserve(mine, 200 << 20)
+        cache.touch(file)
+        cache.mark_finished(file)
+        assert cache.load(OTHER) == b"object"
+        assert cache.open(KEY[::-1], 1, 1) is None
+        assert not cache.store(KEY, b"x")
+        assert not can_reserve(cache, 200 << 20)
         with pytest.raises(PermissionError, match="the cache was not emptied"):
-            mine.clear()
+            cache.clear()
 
-    unprivileged(lambda: use(None, None))
-    unprivileged(lambda: use(bytes(16), None))
-    unprivileged(lambda: use(bytes(16), lambda file, piece: True))
+    run_unprivileged(lambda: use(None, None))
+    run_unprivileged(lambda: use(bytes(16), None))
+    run_unprivileged(lambda: use(bytes(16), lambda file, piece: True))
 
 
 def test_a_directory_that_cannot_be_created_disables_caching(open_directory, caplog):
@@ -143,7 +143,7 @@ def test_a_directory_that_cannot_be_created_disables_caching(open_directory, cap
             assert cache.load(KEY) is None
         assert "cannot make the directory (Permission denied)" in caplog.text
 
-    unprivileged(use)
+    run_unprivileged(use)
 
 
 # Defaults and file systems
@@ -161,10 +161,10 @@ def test_the_default_directory(tmp_path, monkeypatch):
     assert cache_dir.default_directory() == str(tmp_path / ".cache/npstream")
     monkeypatch.setattr(sys, "platform", "darwin")
     assert cache_dir.default_directory() == str(tmp_path / "Library/Caches/npstream")
-    monkeypatch.setenv("NPSTREAM_CACHE", str(tmp_path / "mine"))
-    assert ShardCache().directory == str(tmp_path / "mine")
+    monkeypatch.setenv("NPSTREAM_CACHE", str(tmp_path / "cache"))
+    assert ShardCache().directory == str(tmp_path / "cache")
     assert ShardCache(tmp_path / "argument").directory == str(tmp_path / "argument")
-    assert os.stat(tmp_path / "mine").st_mode & 0o777 == 0o700
+    assert os.stat(tmp_path / "cache").st_mode & 0o777 == 0o700
 
 
 def test_the_default_directory_without_a_home(tmp_path, monkeypatch):

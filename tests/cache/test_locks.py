@@ -48,33 +48,33 @@ def test_a_killed_process_releases_its_locks(cache):
 
 def test_a_forked_child_neither_holds_nor_releases_locks(cache):
     file = open_file(cache)
-    (tried, done), (wait, release) = os.pipe(), os.pipe()
+    (result_reader, result_writer), (wait, release) = os.pipe(), os.pipe()
 
     def child() -> None:
-        assert own.pieces == [0]
-        own.close()  # must not close another file that has the same descriptor by now
+        assert parent_claim.pieces == [0]
+        parent_claim.close()  # must not close another file that has the same descriptor by now
         with file.lock([0]) as claim:
             assert claim.pieces == []
         with file.lock([1]) as claim:
             assert claim.pieces == [1]
-        os.write(done, b"x")
+        os.write(result_writer, b"x")
         os.close(release)
         os.read(wait, 1)
 
-    own = file.lock([0])
-    forked = in_child(child)
-    os.close(done)
-    assert os.read(tried, 1) == b"x"
+    parent_claim = file.lock([0])
+    child_pid = in_child(child)
+    os.close(result_writer)
+    assert os.read(result_reader, 1) == b"x"
     with open_file(cache).lock([0]) as claim:
         assert claim.pieces == []
-    own.close()
+    parent_claim.close()
     # The child is still alive, but does not hold the lock.
     with open_file(cache).lock([0]) as claim:
         assert claim.pieces == [0]
     os.close(release)
-    assert exit_code_of(forked) == 0
+    assert exit_code_of(child_pid) == 0
     os.close(wait)
-    os.close(tried)
+    os.close(result_reader)
 
 
 def test_forks_while_threads_lock(cache):
@@ -136,7 +136,9 @@ def test_a_lock_that_is_never_released_costs_one_timeout(tmp_path, monkeypatch, 
     cache = ShardCache(tmp_path, "1MB", timeout=0.05)
     waits = []
     wait = locks.wait_until
-    monkeypatch.setattr(locks, "wait_until", lambda done, t: waits.append(t) or wait(done, t))
+    monkeypatch.setattr(
+        locks, "wait_until", lambda condition, t: waits.append(t) or wait(condition, t)
+    )
     with hold_lock(tmp_path / ".lock"), caplog.at_level(logging.INFO, "npstream"):
         for _ in range(3):
             assert cache.reserve(1) is Refusal.LOCKED

@@ -22,7 +22,7 @@ from npstream.formats.sidecar.blocks import HASH_BLOCK
 from npstream.formats.sidecar.sidecar import NPY_HEADER_BYTES
 from npstream.shards import manifest
 from npstream.storage.remote import RemoteStore
-from tests.storage.test_responses import serving
+from tests.storage.test_responses import serve_files
 
 ROWS = 200_000
 """A column of int64 with this many rows has several blocks."""
@@ -200,7 +200,7 @@ def test_a_cached_dataset_opens_without_its_store(kind, data, tmp_path, monkeypa
         shutil.copy(data / "index.msgpack", index)
         shutil.copytree(data / "index.columns", index / "index.columns")
     settings = {"cache": tmp_path / "cache", "retries": 0, "index": index}
-    with serving(files) as (url, _), npstream.open(url, **settings) as ds:
+    with serve_files(files) as (url, _), npstream.open(url, **settings) as ds:
         ds.prefetch()
         version = ds.version
     with pytest.warns(RuntimeWarning, match="the store cannot be reached") as caught:
@@ -214,20 +214,20 @@ def test_a_cached_dataset_opens_without_its_store(kind, data, tmp_path, monkeypa
 
 
 def test_an_uncached_dataset_does_not_open_without_its_store(data, tmp_path):
-    with serving(files_of(data)) as (url, _):
+    with serve_files(files_of(data)) as (url, _):
         npstream.open(url, cache=tmp_path / "a").close()
     with pytest.raises(StorageError) as caught:
         npstream.open(url, cache=tmp_path / "b", retries=0)
     assert caught.value.errno == errno.ECONNREFUSED
     with (
-        serving({}) as (other, _),
+        serve_files({}) as (other, _),
         pytest.raises(FileNotFoundError),
     ):
         npstream.open(other, cache=tmp_path / "a")
 
 
 def test_a_removed_dataset_does_not_open_from_the_cache(data, tmp_path):
-    with serving(files_of(data)) as (url, kind):
+    with serve_files(files_of(data)) as (url, kind):
         npstream.open(url, cache=tmp_path).close()
         kind.files = {}
         with pytest.raises(FileNotFoundError):
@@ -239,7 +239,7 @@ def test_a_removed_dataset_does_not_open_from_the_cache(data, tmp_path):
 def test_a_side_car_that_is_built_later_is_used(tmp_path):
     rows = [{"id": i} for i in range(50)]
     write_jsonl(tmp_path / "data", rows, {"id": "int"})
-    with serving(files_of(tmp_path / "data")) as (url, kind):
+    with serve_files(files_of(tmp_path / "data")) as (url, kind):
         with npstream.open(url, cache=tmp_path / "cache") as ds:
             assert ds["id"].explain().nbytes > 0
         npstream.build_index(tmp_path / "data")
@@ -270,7 +270,7 @@ def test_byte_ranges_are_cached(tmp_path, monkeypatch):
     assert files.request_bytes(spans) == []
     again = CachedRanges(store, ShardCache(tmp_path), "v", {"in memory": b"0123"})
     assert again.request_bytes(spans) == []
-    files.forget([("a", 5, 1), ("in memory", 0, 1)])
+    files.discard([("a", 5, 1), ("in memory", 0, 1)])
     assert files.request_bytes([("a", 0, 10)]) == [NPY_HEADER_BYTES]
     store.remove("a")
     with pytest.raises(FileNotFoundError):

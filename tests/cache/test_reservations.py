@@ -31,7 +31,7 @@ def in_use(directory: str | Path) -> int:
     return sum(entry.nbytes for entry in cache_dir.entries(str(directory)))
 
 
-def opened(cache: ShardCache, number: int) -> CachedFile:
+def open_file(cache: ShardCache, number: int) -> CachedFile:
     file = cache.open(key(number), CHUNK, 1)
     assert file is not None
     return file
@@ -43,7 +43,7 @@ def write(file: CachedFile) -> None:
     assert file.commit([0])
 
 
-def reserved(cache: ShardCache, chunks: int = 1, **options) -> Reservation:
+def reserve(cache: ShardCache, chunks: int = 1, **options) -> Reservation:
     reservation = cache.reserve(chunks * CHUNK, **options)
     assert isinstance(reservation, Reservation)
     return reservation
@@ -52,27 +52,27 @@ def reserved(cache: ShardCache, chunks: int = 1, **options) -> Reservation:
 def test_a_scan_counts_reservations_of_other_processes(tmp_path):
     """Regression: a scan ignored reservations, so that the cache exceeded its limit."""
     one, other = ShardCache(tmp_path, LIMIT), ShardCache(tmp_path, LIMIT)
-    with reserved(one, 3):
+    with reserve(one, 3):
         for number in range(8):
-            with reserved(other):
-                write(opened(other, number))
+            with reserve(other):
+                write(open_file(other, number))
         os.truncate(tmp_path / ".lock", 0)  # forces a scan
         assert other.reserve(2 * CHUNK) is Refusal.CROWDED
         for number in range(10, 13):
-            write(opened(one, number))
+            write(open_file(one, number))
     assert in_use(tmp_path) <= LIMIT
     assert in_use(tmp_path) >= 3 * CHUNK
 
 
 def test_bytes_written_during_a_scan_are_counted(tmp_path, monkeypatch):
     cache, entries = ShardCache(tmp_path, LIMIT), cache_dir.entries
-    file, reservation = opened(cache, 0), reserved(cache)
+    file, reservation = open_file(cache, 0), reserve(cache)
 
     def entries_before_write(path: str) -> list[cache_dir.Entry]:
-        before = entries(path)
+        result = entries(path)
         write(file)
         reservation.close()
-        return before
+        return result
 
     os.truncate(tmp_path / ".lock", 0)
     with monkeypatch.context() as patched:
@@ -84,7 +84,7 @@ def test_bytes_written_during_a_scan_are_counted(tmp_path, monkeypatch):
 def test_closing_an_unused_reservation_frees_its_bytes(tmp_path):
     cache = ShardCache(tmp_path, LIMIT)
     for _ in range(20):
-        reserved(cache, 4).close()
+        reserve(cache, 4).close()
     assert sorted(os.listdir(tmp_path)) == [".lock"]
 
 
@@ -92,18 +92,18 @@ def test_reservations_of_a_dead_process_are_removed(tmp_path):
     cache = ShardCache(tmp_path, LIMIT)
 
     def die() -> None:
-        reserved(cache, 4)
+        reserve(cache, 4)
         os.kill(os.getpid(), signal.SIGKILL)
 
     os.waitpid(in_child(die), 0)
     assert len(os.listdir(tmp_path)) == 2
-    reserved(cache, 4).close()
+    reserve(cache, 4).close()
     assert sorted(os.listdir(tmp_path)) == [".lock"]
 
 
 def test_a_forked_child_does_not_release_reservations_of_its_parent(tmp_path):
     cache = ShardCache(tmp_path, LIMIT)
-    with reserved(cache, 4) as reservation:
+    with reserve(cache, 4) as reservation:
         status = os.waitpid(in_child(reservation.close), 0)[1]
         assert os.waitstatus_to_exitcode(status) == 0
         assert ShardCache(tmp_path, LIMIT).reserve(CHUNK) is Refusal.CROWDED
@@ -111,10 +111,10 @@ def test_a_forked_child_does_not_release_reservations_of_its_parent(tmp_path):
 
 def test_each_process_may_exceed_the_limit_by_a_chunk(tmp_path):
     one, other = ShardCache(tmp_path, LIMIT), ShardCache(tmp_path, LIMIT)
-    write(opened(one, 0))
-    with reserved(one, 4):
+    write(open_file(one, 0))
+    with reserve(one, 4):
         assert other.reserve(CHUNK) is Refusal.CROWDED
-        with reserved(other, may_exceed=True):
+        with reserve(other, may_exceed=True):
             # This thread would wait for itself, so it is refused. Other threads wait.
             assert other.reserve(CHUNK, may_exceed=True) is Refusal.CROWDED
             results: list[object] = []
@@ -126,14 +126,14 @@ def test_each_process_may_exceed_the_limit_by_a_chunk(tmp_path):
             assert results == [Refusal.CROWDED]
             # A reservation above the limit is refused, and evicts nothing.
             assert other.reserve(LIMIT + 1, may_exceed=True) is Refusal.FULL
-        reserved(other, may_exceed=True).close()
+        reserve(other, may_exceed=True).close()
 
 
 def test_the_limit_holds_again_after_an_excess_reservation_closes(tmp_path):
     one, other = ShardCache(tmp_path, LIMIT), ShardCache(tmp_path, LIMIT)
-    files = [opened(one, number) for number in range(5)]
-    with reserved(one, 4, keep=files) as reservation:
-        with reserved(other, may_exceed=True, keep=files):
+    files = [open_file(one, number) for number in range(5)]
+    with reserve(one, 4, keep=files) as reservation:
+        with reserve(other, may_exceed=True, keep=files):
             for file in files:
                 write(file)
             reservation.release(4 * CHUNK)
@@ -143,13 +143,13 @@ def test_the_limit_holds_again_after_an_excess_reservation_closes(tmp_path):
 
 def test_written_bytes_are_released_from_the_reservation(tmp_path):
     one, other = ShardCache(tmp_path, LIMIT), ShardCache(tmp_path, LIMIT)
-    files = [opened(one, number) for number in range(3)]
-    with reserved(one, 3) as reservation:
+    files = [open_file(one, number) for number in range(3)]
+    with reserve(one, 3) as reservation:
         for file in files:
             write(file)
             reservation.release(CHUNK)
         os.truncate(tmp_path / ".lock", 0)
-        reserved(other, 1).close()
+        reserve(other, 1).close()
         assert all(file.is_linked for file in files)
 
 
@@ -159,10 +159,10 @@ def test_threads_exceed_the_limit_one_at_a_time(tmp_path):
 
     def work() -> None:
         for _ in range(10):
-            with reserved(other, may_exceed=True):
+            with reserve(other, may_exceed=True):
                 peaks.append(eviction._reserved_bytes(str(tmp_path)))
 
-    with reserved(one, 4):
+    with reserve(one, 4):
         threads = [threading.Thread(target=work) for _ in range(4)]
         for thread in threads:
             thread.start()

@@ -57,11 +57,11 @@ def test_writes_beyond_the_shard_raise(cache):
 
 def test_cached_files_keep_no_descriptor(cache):
     gc.collect()  # objects of other tests may hold descriptors
-    before = set(os.listdir("/dev/fd"))
+    descriptors = set(os.listdir("/dev/fd"))
     files = [open_file(cache, key(number)) for number in range(50)]
     for file in files:
         add(file, [0])
-    assert set(os.listdir("/dev/fd")) <= before
+    assert set(os.listdir("/dev/fd")) <= descriptors
 
 
 def test_a_shard_without_bytes(cache):

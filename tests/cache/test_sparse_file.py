@@ -86,25 +86,25 @@ def test_a_temporary_file_that_vanishes_is_written_again(cache, monkeypatch):
     """A sweep may remove a temporary file before it is locked."""
     link, removals = os.link, [True, True]
 
-    def vanished(source: str, target: str, **options: object) -> None:
+    def remove_and_link(source: str, target: str, **options: object) -> None:
         if removals and removals.pop():
             os.unlink(source)
         link(source, target, **options)
 
-    monkeypatch.setattr(os, "link", vanished)
+    monkeypatch.setattr(os, "link", remove_and_link)
     add(open_file(cache))
     assert removals == []
 
-    rename, again = os.rename, [True]
+    rename, rename_removals = os.rename, [True]
 
-    def gone(source: str, target: str) -> None:
-        if again and again.pop():
+    def remove_and_rename(source: str, target: str) -> None:
+        if rename_removals and rename_removals.pop():
             os.unlink(source)
         rename(source, target)
 
-    monkeypatch.setattr(os, "rename", gone)
+    monkeypatch.setattr(os, "rename", remove_and_rename)
     assert cache.store(KEY, b"object")
-    assert again == []
+    assert rename_removals == []
 
 
 def test_a_file_is_created_without_hard_links(cache, monkeypatch):
@@ -155,12 +155,12 @@ def test_an_interrupted_verification_is_repeated(cache, reboot):
 def test_threads_wait_for_one_verification(cache, reboot):
     add(open_file(cache))
     reboot()
-    begun, go_on, checked = threading.Event(), threading.Event(), []
+    has_begun, may_continue, checked = threading.Event(), threading.Event(), []
 
     def check(file: CachedFile, piece: int) -> bool:
         checked.append(piece)
-        begun.set()
-        return go_on.wait(60)
+        has_begun.set()
+        return may_continue.wait(60)
 
     counts = []
     threads = [
@@ -169,8 +169,8 @@ def test_threads_wait_for_one_verification(cache, reboot):
     ]
     for thread in threads:
         thread.start()
-    assert begun.wait(60)
-    go_on.set()
+    assert has_begun.wait(60)
+    may_continue.set()
     for thread in threads:
         thread.join()
     assert checked == list(range(PIECES))

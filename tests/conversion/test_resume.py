@@ -6,7 +6,7 @@ import json
 import shutil
 
 import pytest
-from resumed_writes import count_steps, killed_at, local_files
+from resumed_writes import count_steps, kill_at_step, local_files
 
 import npstream
 
@@ -46,7 +46,7 @@ def test_a_killed_conversion_resumes(case, tmp_path):
     steps = count_steps(convert)
     shutil.rmtree(tmp_path / "ds")
     for step in (steps // 2, steps // 4):
-        assert killed_at(step, convert)
+        assert kill_at_step(step, convert)
     assert len(local_files(tmp_path / "ds")) > 2
     convert()
     assert local_files(tmp_path / "ds") == local_files(tmp_path / "whole")

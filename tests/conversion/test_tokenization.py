@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tokenizing import blocks_by_hand, letters, texts, word_tokenizer
+from tokenizing import expected_blocks, letters, texts, word_tokenizer
 
 import npstream
 from npstream.errors import ColumnError
@@ -83,7 +83,7 @@ def test_the_tokenizer_follows_map(source, tmp_path, workers):
     npstream.convert(source, tmp_path / "blocks", block=64, **arguments)
     np.testing.assert_array_equal(
         npstream.open(tmp_path / "blocks")["tokens"].load(),
-        blocks_by_hand([ids for ids in IDS[::3] for _ in range(2)], 64),
+        expected_blocks([ids for ids in IDS[::3] for _ in range(2)], 64),
     )
 
 
@@ -94,7 +94,7 @@ def test_blocks(source, tmp_path, workers):
     }  # fmt: skip
     report = npstream.convert(source, tmp_path / "out", where="label != 1", **arguments)
     assert report.columns == {"tokens": "ndarray:uint16:64"}
-    expected = blocks_by_hand([ids for k, ids in enumerate(IDS) if k % 3 != 1], 64, EOS)
+    expected = expected_blocks([ids for k, ids in enumerate(IDS) if k % 3 != 1], 64, EOS)
     np.testing.assert_array_equal(npstream.open(tmp_path / "out")["tokens"].load(), expected)
     plan = npstream.convert(source, "no", dry_run=True, **arguments)
     assert plan.columns == {"tokens": "ndarray:uint16:64"}
@@ -115,7 +115,7 @@ def test_remote_sources(source, tmp_path, servers, workers):
     assert npstream.open(tmp_path / "out")["id"].load().tolist() == list(range(len(IDS)))
     npstream.convert(f"{remote_dir.url}/in", tmp_path / "blocks", block=64, **arguments)
     blocks = npstream.open(tmp_path / "blocks")["tokens"].load()
-    np.testing.assert_array_equal(blocks, blocks_by_hand(IDS, 64))
+    np.testing.assert_array_equal(blocks, expected_blocks(IDS, 64))
 
 
 def test_names_encodings_and_functions(source, tmp_path):

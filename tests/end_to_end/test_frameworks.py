@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from frameworks import ACCUMULATED, EPOCHS, LIMIT, SAVED, SETTINGS, STEPS
+from frameworks import ACCUMULATION, EPOCHS, LIMIT, SAVED_STEP, SETTINGS, STEPS
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, default_collate
 
@@ -81,7 +81,7 @@ def expected(path, rank, world=2):
 def assert_ranks_read_and_resume(ranks, path):
     whole = [expected(path, rank) for rank in range(2)]
     assert [rank["whole"] for rank in ranks] == whole
-    assert [rank["resumed"] for rank in ranks] == [part[SAVED:] for part in whole]
+    assert [rank["resumed"] for rank in ranks] == [part[SAVED_STEP:] for part in whole]
     first = [row for part in whole for batch in part[:STEPS] for row in batch]
     assert sorted(first) == list(range(N))
 
@@ -123,9 +123,9 @@ def test_hugging_face_trainer_trains_and_resumes(run_training, path):
         assert "load the checkpoint's state into the" in rank["without a state"]
         assert rank["moved"] == ["Batch", "cpu", TEXT, None]
         steps, weights, seen = rank["accumulated"]
-        assert steps == EPOCHS * -(-STEPS // ACCUMULATED)
+        assert steps == EPOCHS * -(-STEPS // ACCUMULATION)
         assert len(seen) == EPOCHS * STEPS
-        starts = 2 * ACCUMULATED, STEPS, STEPS + ACCUMULATED
+        starts = 2 * ACCUMULATION, STEPS, STEPS + ACCUMULATION
         for start, resumed in zip(starts, rank["accumulated and resumed"], strict=True):
             assert resumed == [steps, weights, seen[start:]]
 

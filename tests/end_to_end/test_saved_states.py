@@ -21,7 +21,7 @@ SAVED = [record for file in FILES for record in json.loads(file.read_text())]
 def sources(tmp_path_factory):
     root = tmp_path_factory.mktemp("saved")
     saved_states.write(root)
-    return saved_states.sources(root)
+    return saved_states.open_sources(root)
 
 
 def test_the_identity_of_orders_does_not_change(sources):
@@ -59,6 +59,6 @@ def test_a_saved_state_resumes_after_columns_were_added(tmp_path, case):
     for name, size in saved_states.SIZES.items():
         values = {"score": np.arange(size) / 8, "wide": np.ones((size, 1000))}
         npstream.add_columns(tmp_path / name, values, shard_size="10KB")
-    sources = saved_states.sources(tmp_path)
+    sources = saved_states.open_sources(tmp_path)
     assert "wide" in sources["a"].columns
     assert_resumes(sources, case)

@@ -63,7 +63,7 @@ def test_one_request_for_each_range(servers: Servers, name: str):
     remote_dir = servers[name].new_directory()
     remote_dir.put("a", DATA)
     proxy = servers.proxy(name)
-    through = remote_dir.via(proxy)
+    through = remote_dir.with_proxy(proxy)
     store = RemoteStore(through.url, through.storage_options, timeout=20.0)
     store.ranges([("a", 10, 5), ("a", 50_000, 50_000)])
     seen = sorted((entry.range, entry.method, entry.nbytes) for entry in proxy.log)
@@ -74,7 +74,7 @@ def test_the_proxy_injects_faults_and_logs_requests(servers: Servers):
     remote_dir = servers["http"].new_directory()
     remote_dir.put("a", DATA)
     proxy = servers.proxy("http")
-    url = f"{remote_dir.via(proxy).url}/a"
+    url = f"{remote_dir.with_proxy(proxy).url}/a"
     path = url[url.index("/plain") :]
 
     def get(first: int, last: int) -> bytes:

@@ -168,7 +168,7 @@ def test_a_remote_dataset_takes_one_request(store, path, servers, tmp_path):
     for file in path.rglob("*"):
         if file.is_file():
             place.put(str(file.relative_to(path)), file.read_bytes())
-    via = place.via(proxy)
+    via = place.with_proxy(proxy)
     ds = npstream.open(via.url, storage_options=via.storage_options, cache=tmp_path / "cache")
     assert len(ds.shards) > 10
     before = len(proxy.log)

@@ -507,7 +507,7 @@ class SavedStates:
 
     def __init__(self, root: Path) -> None:
         saved_states.write(root)
-        self._of = saved_states.sources(root)
+        self._of = saved_states.open_sources(root)
         self._states: list[tuple[str, dict[str, Any]]] = []
         for name, make in saved_states.CASES.items():
             iteration = make(self._of)

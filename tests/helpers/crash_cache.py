@@ -73,11 +73,11 @@ class Reader:
             self.files[shard] = file
         data = {}
         with file.lock(pieces) as claim:
-            kept, reserved = self._reserve(file, claim.pieces)
-            with reserved:
+            reserved_pieces, reservation = self._reserve(file, claim.pieces)
+            with reservation:
                 for piece in claim.pieces:
                     data[piece] = self._fetch(shard, piece)
-                    if piece in kept and file.put(piece * PIECE, data[piece]):
+                    if piece in reserved_pieces and file.put(piece * PIECE, data[piece]):
                         self.counts["kept"] += file.commit([piece])
         file.wait(pieces, 5)
         present = [piece for piece in pieces if piece not in data and file.resident[piece]]
@@ -88,11 +88,11 @@ class Reader:
 
     def _reserve(self, file: CachedFile, pieces: list[int]) -> tuple[list[int], Reservation]:
         """Reserve space for all pieces, or for the first one."""
-        for some in (pieces, pieces[:1]):
-            nbytes = sum(disk_bytes(piece * PIECE, (piece + 1) * PIECE) for piece in some)
-            reservation = self.cache.reserve(nbytes, [file], may_exceed=len(some) == 1)
+        for candidates in (pieces, pieces[:1]):
+            nbytes = sum(disk_bytes(piece * PIECE, (piece + 1) * PIECE) for piece in candidates)
+            reservation = self.cache.reserve(nbytes, [file], may_exceed=len(candidates) == 1)
             if isinstance(reservation, Reservation):
-                return some, reservation
+                return candidates, reservation
         self.counts["refused"] += 1
         return [], Reservation()
 
@@ -128,15 +128,15 @@ def kill_after(calls: int) -> None:
 
 def work(directory: str, seed: int, report: int) -> None:
     """Read random pieces until the time is up, and write the counters to `report`."""
-    chance = random.Random(seed)
-    if chance.random() < 0.25:
-        kill_after(chance.randrange(200))
+    rng = random.Random(seed)
+    if rng.random() < 0.25:
+        kill_after(rng.randrange(200))
     reader = Reader(directory)
-    until = time.monotonic() + SECONDS
-    while time.monotonic() < until:
-        shard = chance.randrange(SHARDS)
-        reader.read(shard, sorted(chance.sample(range(PIECES), chance.randint(1, MAX_PIECES))))
-        if chance.random() < 0.02:
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        shard = rng.randrange(SHARDS)
+        reader.read(shard, sorted(rng.sample(range(PIECES), rng.randint(1, MAX_PIECES))))
+        if rng.random() < 0.02:
             reader.counts["peak"] = max(reader.counts["peak"], in_use(directory))
             if (file := reader.files.get(shard)) is not None:
                 reader.cache.mark_finished(file)
@@ -169,13 +169,13 @@ def in_use(directory: str) -> int:
 
 def run_round(directory: str, seed: int) -> Counter[str]:
     """Run processes concurrently, kill one of them, and check the files that remain."""
-    chance = random.Random(f"round {seed}")
+    rng = random.Random(f"round {seed}")
     reports, report = os.pipe()
     children = [
         in_child(partial(work, directory, PROCESSES * seed + n, report)) for n in range(PROCESSES)
     ]
     os.close(report)
-    time.sleep(chance.uniform(0.05, SECONDS))
+    time.sleep(rng.uniform(0.05, SECONDS))
     os.kill(children[0], signal.SIGKILL)
     counts: Counter[str] = Counter(rounds=1)
     with open(reports) as lines:
@@ -184,9 +184,9 @@ def run_round(directory: str, seed: int) -> Counter[str]:
             add(counts, {name: int(n) for name, n in (p.split("=") for p in line.split())})
     for child in children:
         _, status = os.waitpid(child, 0)
-        killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-        counts["killed"] += killed
-        counts["failed"] += not killed and status != 0
+        was_killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        counts["killed"] += was_killed
+        counts["failed"] += not was_killed and status != 0
     check_directory(directory, counts)
     return counts
 

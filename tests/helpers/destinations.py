@@ -43,10 +43,10 @@ def assert_published(url, options, value, cache):
         assert set(ds["text"]) == {str(value)}
         shards = [name for shard in range(len(ds.shards)) for name in files(ds, shard)]
     assert npstream.verify_dataset(url, storage_options=options).problems == ()
-    there = names(url, options)
-    columns = [name for name in there if name.startswith("index.columns/")]
+    file_names = names(url, options)
+    columns = [name for name in file_names if name.startswith("index.columns/")]
     assert len(columns) == 1
-    assert there == sorted([INDEX, "index.msgpack", *columns, *shards])
+    assert file_names == sorted([INDEX, "index.msgpack", *columns, *shards])
 
 
 def files(ds, shard):
@@ -54,7 +54,7 @@ def files(ds, shard):
     return [(shard_files.zip_data or shard_files.data).name]
 
 
-def assert_nothing(url, options=None):
+def assert_no_files(url, options=None):
     """Assert that a failed write left no files and no directory."""
     assert names(url, options) == []
     store = open_store(url, options)
@@ -65,7 +65,7 @@ def assert_nothing(url, options=None):
         assert not filesystem.exists(path)
 
 
-def failing():
+def failing_samples():
     for _ in range(SAMPLES):
         yield {"v": np.int64(1), "text": "1"}
     raise ZeroDivisionError

@@ -17,18 +17,18 @@ class AsyncFileSystem(fsspec.asyn.AsyncFileSystem):
     protocol = "fake"
     cachable = False
     respond = None  # function of path, start and end that returns, raises or waits
-    running = max_running = calls = 0
+    active = max_active = calls = 0
 
     async def _cat_file(self, path, start=None, end=None, **kwargs):
         cls = type(self)
         cls.calls += 1
-        cls.running += 1
-        cls.max_running = max(cls.max_running, cls.running)
+        cls.active += 1
+        cls.max_active = max(cls.max_active, cls.active)
         try:
             response = cls.respond(path, start, end)
             return await response if asyncio.iscoroutine(response) else response
         finally:
-            cls.running -= 1
+            cls.active -= 1
 
 
 class BlockingFileSystem(fsspec.AbstractFileSystem):

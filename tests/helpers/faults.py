@@ -44,7 +44,10 @@ class Request(NamedTuple):
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault for the first `times` requests whose method and path match."""
+    """A fault for the first `times` requests whose method and path match.
+
+    `at` is an offset in the body.
+    """
 
     kind: str
     times: int = 1
@@ -98,9 +101,12 @@ def ignore_range(**match: object) -> Fault:
     return Fault("whole", **match)
 
 
-def other_range(by: int, **match: object) -> Fault:
-    """Respond to a range request with wrong bytes of the right length, and a shifted range."""
-    return Fault("shift", at=by, **match)
+def other_range(distance: int, **match: object) -> Fault:
+    """Respond to a range request with wrong bytes of the right length.
+
+    The range in the response is shifted down by `distance` bytes.
+    """
+    return Fault("shift", at=distance, **match)
 
 
 def unranged(**match: object) -> Fault:
@@ -275,10 +281,10 @@ class _Server:
 
     async def connect(self, reader, writer) -> None:
         handle = self.pass_on if self.raw else self.serve
-        gone = (OSError, asyncio.IncompleteReadError)
+        disconnections = (OSError, asyncio.IncompleteReadError)
         self.clients.add(writer)
         try:
-            with contextlib.suppress(*gone), contextlib.closing(writer):
+            with contextlib.suppress(*disconnections), contextlib.closing(writer):
                 await handle(reader, writer)
         finally:
             self.clients.remove(writer)
@@ -327,14 +333,14 @@ class _Server:
 
     async def forward(self, head, body, fault, entry, client) -> None:
         """Forward a request to the server, and send the response with the fault."""
-        dropped = rb"(?im)^(?:connection|expect|keep-alive):.*\r\n"
+        dropped_headers = rb"(?im)^(?:connection|expect|keep-alive):.*\r\n"
         reader, server = await asyncio.open_connection("127.0.0.1", self.port, limit=4 * BLOCK)
         with contextlib.closing(server):
-            end = re.sub(dropped, b"", head).removesuffix(b"\r\n")
+            end = re.sub(dropped_headers, b"", head).removesuffix(b"\r\n")
             server.write(end + b"Connection: close\r\n\r\n" + body)
             await server.drain()
             answer = await _head(reader)
-            answer = re.sub(dropped, b"", answer)
+            answer = re.sub(dropped_headers, b"", answer)
             entry[3] = int(answer.split(b" ", 2)[1])
             if fault.kind == "length":
                 answer = re.sub(
@@ -358,18 +364,18 @@ class _Server:
         if fault.at < 0:
             await _stop(fault, reader, writer)
             return
-        there, server = await asyncio.open_connection("127.0.0.1", self.port)
+        server_reader, server = await asyncio.open_connection("127.0.0.1", self.port)
         with contextlib.closing(server):
-            up = asyncio.create_task(_relay(reader, server, Fault("none"), list(entry)))
-            down = asyncio.create_task(_relay(there, writer, fault, entry))
-            await asyncio.wait({up, down}, return_when=asyncio.FIRST_COMPLETED)
-            down.cancel()
+            upload = asyncio.create_task(_relay(reader, server, Fault("none"), list(entry)))
+            download = asyncio.create_task(_relay(server_reader, writer, fault, entry))
+            await asyncio.wait({upload, download}, return_when=asyncio.FIRST_COMPLETED)
+            download.cancel()
             if fault.kind == "stall":
-                await up
+                await upload
             elif fault.kind == "reset":
                 await _stop(fault, reader, writer)
-            up.cancel()
-            await asyncio.gather(up, down, return_exceptions=True)
+            upload.cancel()
+            await asyncio.gather(upload, download, return_exceptions=True)
 
 
 def _bound_socket(address: tuple[str, int]) -> socket.socket:
@@ -424,8 +430,8 @@ def _error(code: int, path: str, headers: dict[str, str]) -> tuple[bytes, bytes]
 
 async def _relay(reader, writer, fault: Fault, entry: list[object]) -> None:
     """Forward a body until it ends or reaches the fault."""
-    ends = fault.kind in ("reset", "truncate", "stall", "length")
-    while data := await reader.read(min(BLOCK, fault.at - entry[4]) if ends else BLOCK):
+    is_limited = fault.kind in ("reset", "truncate", "stall", "length")
+    while data := await reader.read(min(BLOCK, fault.at - entry[4]) if is_limited else BLOCK):
         if fault.kind == "slow":
             await asyncio.sleep(fault.seconds)
         if fault.kind == "flip" and entry[4] <= fault.at < entry[4] + len(data):
@@ -453,8 +459,8 @@ async def _whole(answer: bytes, reader, entry: list[object], writer) -> None:
     """Respond like a server that does not support ranges."""
     lines = answer.decode("latin-1").split("\r\n")
     first, last, total = map(int, re.findall(r"\d+", _headers(lines)["content-range"]))
-    kept = [line for line in lines[1:-2] if not line.lower().startswith("content-")]
-    head = ["HTTP/1.1 200 OK", *kept, f"Content-Length: {total}"]
+    kept_lines = [line for line in lines[1:-2] if not line.lower().startswith("content-")]
+    head = ["HTTP/1.1 200 OK", *kept_lines, f"Content-Length: {total}"]
     part = await reader.readexactly(last + 1 - first)
     entry[3], entry[4] = 200, total
     writer.write("\r\n".join([*head, "", ""]).encode("latin-1"))

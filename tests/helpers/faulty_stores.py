@@ -10,9 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from faults import (
-    Proxy,
-)
+from faults import Proxy
 from servers import OBSTORE, SERVER_KINDS, RemoteDirectory
 
 from npstream.errors import StorageError
@@ -26,23 +24,23 @@ SPAN = (NAME, 1000, 250_000)
 PART = DATA[1000:251_000]
 
 HANG = 60.0  # seconds after a deadline that can only mean a hang, on the slowest machine
-MIDDLE = 100_000  # a byte of the answer, also after what SFTP says at first
-EVERY = [*SERVER_KINDS, OBSTORE]
+MIDDLE = 100_000  # a byte within the answer: SFTP first sends some bytes for the login
+READERS = [*SERVER_KINDS, OBSTORE]
 
-WEB = [name for name in EVERY if name != "sftp"]
+WEB = [name for name in READERS if name != "sftp"]
 
 
 @dataclasses.dataclass
 class FaultyStore:
-    """A directory with one file, behind a proxy, and a store that has been there."""
+    """A directory with one file, behind a proxy, and a store that is connected to it."""
 
     remote_dir: RemoteDirectory
     proxy: Proxy
-    connected: RemoteStore
+    remote_store: RemoteStore
 
     def store(self, timeout: float = 4.0, retries: int = 2) -> RemoteStore:
-        self.connected.timeout, self.connected.retries = timeout, retries
-        return self.connected
+        self.remote_store.timeout, self.remote_store.retries = timeout, retries
+        return self.remote_store
 
     def statuses(self) -> list[int]:
         return [request.status for request in self.proxy.log]
@@ -52,7 +50,7 @@ def store_at(remote_dir: RemoteDirectory, timeout: float = 4.0, retries: int = 2
     return RemoteStore(remote_dir.url, remote_dir.storage_options, timeout, retries)
 
 
-on_every_server = pytest.mark.parametrize("faulty", EVERY, indirect=True)
+on_every_server = pytest.mark.parametrize("faulty", READERS, indirect=True)
 
 on_web_servers = pytest.mark.parametrize("faulty", WEB, indirect=True)
 

@@ -22,9 +22,9 @@ from torch.utils.data import DataLoader
 import npstream
 import npstream.torch
 
-EPOCHS, STEPS, SAVED = 2, 8, 11
+EPOCHS, STEPS, SAVED_STEP = 2, 8, 11
 LIMIT = 5  # batches of a shortened epoch
-ACCUMULATED = 3  # batches; not a divisor of an epoch
+ACCUMULATION = 3  # batches; not a divisor of an epoch
 SETTINGS = {"batch_size": 4, "shuffle": True, "seed": 5}
 
 
@@ -34,10 +34,10 @@ class Model(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.layer = torch.nn.Linear(2, 1)
-        self.seen = []
+        self.batches = []
 
     def forward(self, x, y, number, text=None):
-        self.seen.append(number.tolist())
+        self.batches.append(number.tolist())
         return {"loss": torch.nn.functional.mse_loss(self.layer(x)[:, 0], y)}
 
 
@@ -53,8 +53,8 @@ def error_message(function):
 def move_batch(path, move):
     """Move a batch to a device; return its type, device, text and ids."""
     batch = move(next(iter(DataLoader(npstream.open(path).iter(0, 1, batch_size=3), None))))
-    kept = batch.ids.tolist() if hasattr(batch, "ids") else None
-    return [type(batch).__name__, batch["x"].device.type, list(batch["text"]), kept]
+    ids = batch.ids.tolist() if hasattr(batch, "ids") else None
+    return [type(batch).__name__, batch["x"].device.type, list(batch["text"]), ids]
 
 
 def lightning(path, directory):
@@ -82,7 +82,7 @@ def lightning(path, directory):
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), 0.01)
 
-    def seen(workers, checkpoint=None, limit=None, every=SAVED):
+    def train(workers, checkpoint=None, limit=None, every=SAVED_STEP):
         saver = lightning.pytorch.callbacks.ModelCheckpoint(
             directory, f"{limit}-{{step}}", every_n_train_steps=every, save_top_k=-1
         )
@@ -99,15 +99,15 @@ def lightning(path, directory):
         )
         module = Module()
         trainer.fit(module, Data(workers), ckpt_path=checkpoint)
-        assert module.ids == module.model.seen
+        assert module.ids == module.model.batches
         return module.ids
 
     return {
-        "whole": seen(workers=1),
-        "resumed": seen(0, directory / f"None-step={SAVED}.ckpt"),
-        "limited": seen(0, limit=LIMIT, every=1),
+        "whole": train(workers=1),
+        "resumed": train(0, directory / f"None-step={SAVED_STEP}.ckpt"),
+        "limited": train(0, limit=LIMIT, every=1),
         "limited and resumed": [
-            seen(step % 2, directory / f"{LIMIT}-step={step}.ckpt", limit=LIMIT, every=100)
+            train(step % 2, directory / f"{LIMIT}-step={step}.ckpt", limit=LIMIT, every=100)
             for step in (LIMIT - 1, LIMIT, LIMIT + 1)
         ],
         "moved": move_batch(path, lambda batch: move_data_to_device(batch, "meta")),
@@ -121,7 +121,7 @@ def accelerate(path, directory):
     ds = npstream.open(path)
     accelerator = Accelerator(cpu=True)
 
-    def seen(checkpoint=None):
+    def train(checkpoint=None):
         model = Model()
         loader = npstream.torch.DataLoader(ds.iter(**SETTINGS))
         parts = model, torch.optim.SGD(model.parameters(), 0.01), loader
@@ -135,37 +135,37 @@ def accelerate(path, directory):
                 accelerator.backward(ddp(**batch)["loss"])
                 optimizer.step()
                 optimizer.zero_grad()
-                if checkpoint is None and len(model.seen) == SAVED:
+                if checkpoint is None and len(model.batches) == SAVED_STEP:
                     accelerator.save_state(directory / "state")
         accelerator.free_memory()
         accelerator._custom_objects.clear()
-        return model.seen
+        return model.batches
 
     def numbers(loader):
         return [batch["number"].tolist() for batch in loader]
 
-    def prepared(*ranks, dispatch=None, batched=True, **options):
+    def read_prepared(*ranks, dispatch=None, batched=True, **options):
         accelerator.dataloader_config = DataLoaderConfiguration(dispatch_batches=dispatch)
         dataset = ds[["number"]].iter(*ranks, **SETTINGS, batched=batched)
         loader = DataLoader(dataset, None if batched else SETTINGS["batch_size"], **options)
         return numbers(accelerator.prepare(loader))
 
-    def skipped():
+    def read_skipped():
         loader = npstream.torch.DataLoader(ds.iter(**SETTINGS))
         loader.set_epoch(1)
-        return numbers(skip_first_batches(loader, SAVED - STEPS))
+        return numbers(skip_first_batches(loader, SAVED_STEP - STEPS))
 
-    shards = {"dispatch": False, "batched": False}
-    spawned = {"num_workers": 1, "multiprocessing_context": "spawn"}
+    sharded_options = {"dispatch": False, "batched": False}
+    spawn_options = {"num_workers": 1, "multiprocessing_context": "spawn"}
     return {
-        "whole": seen(),
-        "resumed": seen(directory / "state"),
-        "dispatched": error_message(prepared),
-        "spawned": error_message(lambda: prepared(**spawned)),
-        "sharded": error_message(lambda: prepared(**shards)),
-        "skipped": skipped(),
-        "one reads for all": prepared(0, 1),
-        "all read all": prepared(0, 1, **shards),
+        "whole": train(),
+        "resumed": train(directory / "state"),
+        "dispatched": error_message(read_prepared),
+        "spawned": error_message(lambda: read_prepared(**spawn_options)),
+        "sharded": error_message(lambda: read_prepared(**sharded_options)),
+        "skipped": read_skipped(),
+        "one reads for all": read_prepared(0, 1),
+        "all read all": read_prepared(0, 1, **sharded_options),
         "moved": move_batch(path, lambda batch: send_to_device(batch, "meta")),
     }
 
@@ -182,10 +182,10 @@ def transformers(path, directory):
     class SaveData(TrainerCallback):
         def on_save(self, args, state, control, train_dataloader, **kwargs):
             if state.is_world_process_zero:
-                saved = directory / f"checkpoint-{state.global_step}" / "data.json"
-                saved.write_text(json.dumps(train_dataloader.state_dict()))
+                state_file = directory / f"checkpoint-{state.global_step}" / "data.json"
+                state_file.write_text(json.dumps(train_dataloader.state_dict()))
 
-    def trained(checkpoint=None, kind=Streamed, load=True, save_steps=SAVED, **options):
+    def run_training(checkpoint=None, kind=Streamed, load=True, save_steps=SAVED_STEP, **options):
         torch.manual_seed(0)
         model, data = Model(), ds.iter(**SETTINGS)
         if kind is Streamed:
@@ -207,29 +207,30 @@ def transformers(path, directory):
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         return model, trainer.state.global_step
 
-    def seen(*args, **options):
-        return trained(*args, **options)[0].seen
+    def train(*args, **options):
+        return run_training(*args, **options)[0].batches
 
-    def accumulated(*args, **options):
-        model, steps = trained(
-            *args, gradient_accumulation_steps=ACCUMULATED, save_steps=1, **options
+    def train_with_accumulation(*args, **options):
+        model, steps = run_training(
+            *args, gradient_accumulation_steps=ACCUMULATION, save_steps=1, **options
         )
-        return [steps, model.layer.weight.tolist(), model.seen]
+        return [steps, model.layer.weight.tolist(), model.batches]
 
     results = {}
-    whole = seen()
-    checkpoint = directory / f"checkpoint-{SAVED}"
+    whole = train()
+    checkpoint = directory / f"checkpoint-{SAVED_STEP}"
     results |= {
         "whole": whole,
-        "resumed": seen(checkpoint),
-        "nothing to skip": seen(checkpoint, ignore_data_skip=True),
-        "without a state": error_message(lambda: seen(checkpoint, load=False)),
-        "dispatched": error_message(lambda: seen(kind=Trainer)),
+        "resumed": train(checkpoint),
+        "nothing to skip": train(checkpoint, ignore_data_skip=True),
+        "without a state": error_message(lambda: train(checkpoint, load=False)),
+        "dispatched": error_message(lambda: train(kind=Trainer)),
     }
-    steps = -(-STEPS // ACCUMULATED)  # in an epoch
-    results["accumulated"] = accumulated()
+    steps = -(-STEPS // ACCUMULATION)  # in an epoch
+    results["accumulated"] = train_with_accumulation()
     results["accumulated and resumed"] = [
-        accumulated(directory / f"checkpoint-{step}") for step in (steps - 1, steps, steps + 1)
+        train_with_accumulation(directory / f"checkpoint-{step}")
+        for step in (steps - 1, steps, steps + 1)
     ]
     return results
 
@@ -272,7 +273,7 @@ def composer(path, directory):
         def loss(self, outputs, batch):
             return outputs["loss"]
 
-    def seen(checkpoint=None):
+    def train(checkpoint=None):
         model = Composed()
         batches = npstream.open(path)[["x", "y", "number"]].iter(**SETTINGS)
         trainer = Trainer(
@@ -282,7 +283,7 @@ def composer(path, directory):
             max_duration=f"{EPOCHS}ep",
             save_folder=None if checkpoint else str(directory),
             save_filename="ba{batch}",
-            save_interval=f"{SAVED}ba",
+            save_interval=f"{SAVED_STEP}ba",
             load_path=checkpoint and str(checkpoint),
             device="cpu",
             device_train_microbatch_size=SETTINGS["batch_size"],
@@ -290,11 +291,11 @@ def composer(path, directory):
         )
         trainer.fit()
         trainer.close()
-        return model.model.seen
+        return model.model.batches
 
     return {
-        "whole": seen(),
-        "resumed": seen(directory / f"ba{SAVED}"),
+        "whole": train(),
+        "resumed": train(directory / f"ba{SAVED_STEP}"),
         "moved": move_batch(path, DeviceCPU().batch_to_device),
     }
 
@@ -304,12 +305,12 @@ def mesh(path, directory):
     dist.init_process_group("gloo")
     whole = dist.device_mesh.init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
     part = whole["data"]
-    given = ds.iter(part.get_local_rank(), part.size(), **SETTINGS)
-    detected = ds.iter(replication=2, **SETTINGS)
+    explicit_ranks = ds.iter(part.get_local_rank(), part.size(), **SETTINGS)
+    detected_ranks = ds.iter(replication=2, **SETTINGS)
     return {
         "at": whole.get_coordinate(),
-        "given": [batch.ids.tolist() for batch in given],
-        "detected": [batch.ids.tolist() for batch in detected],
+        "given": [batch.ids.tolist() for batch in explicit_ranks],
+        "detected": [batch.ids.tolist() for batch in detected_ranks],
     }
 
 

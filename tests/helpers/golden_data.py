@@ -103,9 +103,9 @@ def _image(tagged: Tagged) -> Any:
     from PIL import Image
 
     if tagged["format"] == "JPEG":
-        opened = Image.open(_jpeg_file(blob(tagged["file"])))
-        opened.load()  # closes the file
-        return opened
+        image = Image.open(_jpeg_file(blob(tagged["file"])))
+        image.load()  # closes the file
+        return image
     if tagged["format"] == "PNG":
         return Image.open(io.BytesIO(blob(tagged["file"])))
     image = Image.frombytes(tagged["mode"], tuple(tagged["size"]), blob(tagged["raw"]))
@@ -115,7 +115,7 @@ def _image(tagged: Tagged) -> Any:
 
 
 def _jpeg_file(data: bytes) -> Path:
-    """Write a JPEG file, because a writer stores the file from which PIL opened an image."""
+    """Write a JPEG file, because a writer stores the file from which PIL image an image."""
     path = _scratch_directory() / f"{hashlib.sha256(data).hexdigest()}.jpg"
     if not path.exists():
         path.write_bytes(data)

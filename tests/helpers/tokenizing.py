@@ -36,20 +36,20 @@ def letters(text):
     return [ord(letter) for letter in text]
 
 
-def letters_of_several(texts):
+def letters_of_texts(texts):
     """Return the code points of each text."""
     return [letters(text) for text in texts]
 
 
-def blocks_by_hand(ids, block, separator=None, pad=None):
+def expected_blocks(ids, block, separator=None, pad=None):
     """Return the blocks of documents, given their ids."""
     stream = []
     for document in ids:
         if len(document):
             stream += [*document] if separator is None else [*document, separator]
     whole = len(stream) // block * block
-    rest = stream[whole:]
-    if pad is not None and rest:
-        stream = stream[:whole] + rest + [pad] * (block - len(rest))
+    remainder = stream[whole:]
+    if pad is not None and remainder:
+        stream = stream[:whole] + remainder + [pad] * (block - len(remainder))
         whole += block
     return np.array(stream[:whole]).reshape(-1, block)

@@ -1,9 +1,10 @@
 """A small training, started by torchrun, that `test_resumable` kills and resumes.
 
-Usage: training.py DATASET DIRECTORY WORKERS KILLED
+Usage: training.py DATASET DIRECTORY WORKERS KILLED_STEP
 
 Each rank writes the ids of its batches to the directory. Rank 0 saves a checkpoint every third
-step. All ranks resume from an existing checkpoint. Before step KILLED, the last rank kills itself.
+step. All ranks resume from an existing checkpoint. Before step KILLED_STEP, the last rank kills
+itself.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ GLOBAL_BATCH = 12
 EPOCHS = 2
 
 
-def train(dataset: str, directory: Path, workers: int, killed: int) -> None:
+def train(dataset: str, directory: Path, workers: int, killed_step: int) -> None:
     torch.manual_seed(0)
     model = torch.nn.Linear(4, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
@@ -46,7 +47,7 @@ def train(dataset: str, directory: Path, workers: int, killed: int) -> None:
     with open(directory / f"{world}-{rank}.jsonl", "w", buffering=1) as log:
         while loader.state_dict()["epoch"] < EPOCHS:
             for batch in loader:
-                if step == killed and rank == world - 1:
+                if step == killed_step and rank == world - 1:
                     os.kill(os.getpid(), signal.SIGKILL)
                 loss = torch.nn.functional.mse_loss(ddp(batch["x"])[:, 0], batch["y"])
                 optimizer.zero_grad()

@@ -83,28 +83,29 @@ def without_annotations(text):
     return json.dumps(index, sort_keys=True).encode()
 
 
-def streamings(path):
+def streaming_files(path):
     """Return the names of the files that Streaming also writes: all except the side-car's."""
     names = sorted(os.listdir(path))
     return [name for name in names if name not in ("index.columns", "index.msgpack")]
 
 
-def same_dataset(written, golden, exactness):
+def assert_same_dataset(written, golden, exactness):
     """Assert that a dataset equals the golden one: its files, or their uncompressed content."""
+    roots = written, golden
     if exactness == "files":
-        names = streamings(golden)
-        assert streamings(written) == names
+        names = streaming_files(golden)
+        assert streaming_files(written) == names
         for name in names:
-            ours, theirs = ((root / name).read_bytes() for root in (written, golden))
+            contents = [(root / name).read_bytes() for root in roots]
             if name == "index.json":
-                ours, theirs = without_annotations(ours), without_annotations(theirs)
-            assert ours == theirs, name
+                contents = [without_annotations(content) for content in contents]
+            assert contents[0] == contents[1], name
     else:
-        ours, theirs = load_index(written), load_index(golden)
-        ours.pop("npstream", None)
-        for our, their in zip(ours["shards"], theirs["shards"], strict=True):
-            assert shard_bytes(written, our) == shard_bytes(golden, their)
-        files = [entry["zip_data"] or entry["raw_data"] for entry in ours["shards"]]
+        written_index, golden_index = (load_index(root) for root in roots)
+        written_index.pop("npstream", None)
+        for entries in zip(written_index["shards"], golden_index["shards"], strict=True):
+            assert shard_bytes(written, entries[0]) == shard_bytes(golden, entries[1])
+        files = [entry["zip_data"] or entry["raw_data"] for entry in written_index["shards"]]
         names = {"index.json", *(facts["basename"] for facts in files)}
-        assert set(streamings(written)) == names
-        assert without_zip_sizes(ours) == without_zip_sizes(theirs)
+        assert set(streaming_files(written)) == names
+        assert without_zip_sizes(written_index) == without_zip_sizes(golden_index)

@@ -243,7 +243,7 @@ def test_servers_receive_the_estimated_requests_for_parts(name, servers, tmp_pat
     bucket, proxy = servers[name].new_directory(), servers.proxy(name)
     for path in (tmp_path / "data").iterdir():
         bucket.put(path.name, path.read_bytes())
-    bucket = bucket.via(proxy)
+    bucket = bucket.with_proxy(proxy)
     with npstream.open(
         bucket.url, cache=tmp_path / "cache", storage_options=bucket.storage_options
     ) as ds:
@@ -281,7 +281,7 @@ def test_a_failed_request_for_parts_is_retried(servers, urls, small_costs, tmp_p
     files = fsspec.filesystem("memory")
     for path in files.find("/parts-mds/data"):
         bucket.put(path.removeprefix("/parts-mds/data/"), files.cat_file(path))
-    bucket = bucket.via(proxy)
+    bucket = bucket.with_proxy(proxy)
     with npstream.open(bucket.url, cache=tmp_path, storage_options=bucket.storage_options) as ds:
         proxy.clear()
         proxy.faults = [status(503, path=".mds")]

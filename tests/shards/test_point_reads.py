@@ -239,7 +239,7 @@ def test_servers_receive_the_estimated_requests(name, servers, versions, tmp_pat
     bucket, proxy = servers[name].new_directory(), servers.proxy(name)
     for path in versions[0].iterdir():
         bucket.put(path.name, path.read_bytes())
-    bucket, begin = bucket.via(proxy), STARTS[6]
+    bucket, begin = bucket.with_proxy(proxy), STARTS[6]
     with npstream.open(bucket.url, cache=tmp_path, storage_options=bucket.storage_options) as ds:
         proxy.clear()
         assert ds[begin]["text"] == text(begin)

@@ -315,7 +315,7 @@ def publisher(request: pytest.FixtureRequest, servers: Servers, tmp_path: Path):
         root = server.directory / remote.path
     else:
         server = servers["http"]
-        remote = server.at(server.new_directory().path, location=request.param)
+        remote = server.directory_at(server.new_directory().path, location=request.param)
         root = server.directory / "files" / remote.path
     second = int(time.time()) - 3600
 

@@ -20,7 +20,7 @@ from npstream.storage.remote import RemoteStore
 
 @pytest.fixture
 def fake():
-    AsyncFileSystem.running = AsyncFileSystem.max_running = AsyncFileSystem.calls = 0
+    AsyncFileSystem.active = AsyncFileSystem.max_active = AsyncFileSystem.calls = 0
     AsyncFileSystem.respond = staticmethod(lambda path, start, end: DATA[start:end])
     fsspec.register_implementation("fake", AsyncFileSystem, clobber=True)
     return AsyncFileSystem
@@ -57,10 +57,10 @@ def connected(servers: Servers) -> Callable[[str], FaultyStore]:
         proxy = servers.proxy(name)
         # SFTP keeps one session, which faults break, so each test has its own store.
         if name not in stores or name == "sftp":
-            remote_dir = servers[name].new_directory().via(proxy)
+            remote_dir = servers[name].new_directory().with_proxy(proxy)
             stores[name] = FaultyStore(remote_dir, proxy, store_at(remote_dir, timeout=20.0))
             if name != "sftp":
-                assert not stores[name].connected.exists(NAME)
+                assert not stores[name].remote_store.exists(NAME)
             proxy.clear()
         return stores[name]
 
@@ -78,10 +78,10 @@ def faulty(
     store = connected(request.param)
     store.remote_dir.put(NAME, faulty_stores.DATA)
     if request.param == OBSTORE:
-        reader = store.connected._connect()._read
+        reader = store.remote_store._connect()._read
         if reader.state == "watching":
             for _ in range(2):
-                store.connected.ranges([SPAN])
+                store.remote_store.ranges([SPAN])
             store.proxy.clear()
         assert reader.state == "proven"
     return store

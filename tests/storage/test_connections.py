@@ -102,41 +102,41 @@ CONNECTION_ERRORS = [
 TLS = [("http://", "https://"), ("Protocol=http;", "Protocol=https;")]
 
 
-def misdirected(
-    remote_dir: RemoteDirectory, what: str, closed: int, banner: int, nginx: Any
+def misdirect(
+    remote_dir: RemoteDirectory, case: str, closed_port: int, banner: int, nginx: Any
 ) -> RemoteDirectory:
-    """Return a directory whose URL and options lead to the error `what`."""
+    """Return a directory whose URL and options lead to the error `case`."""
     sftp, port = remote_dir.server.name == "sftp", remote_dir.server.port
     address = {
         "an unknown host": f"nowhere.invalid:{port}",
-        "a port where nobody listens": f"{HOST}:{closed}",
+        "a port where nobody listens": f"{HOST}:{closed_port}",
         "a port of another protocol": f"{HOST}:{nginx.port if sftp else banner}",
         "TLS where there is none": f"{HOST}:{port}",
-        "a certificate that nobody knows": f"{HOST}:{nginx.bound[1]}",
+        "a certificate that nobody knows": f"{HOST}:{nginx.port_numbers[1]}",
     }
-    tls = TLS if what.startswith(("TLS", "a certificate")) else []
-    return replaced(remote_dir, *tls, (f"{HOST}:{port}", address[what]))
+    tls = TLS if case.startswith(("TLS", "a certificate")) else []
+    return replace_text(remote_dir, *tls, (f"{HOST}:{port}", address[case]))
 
 
 def test_connection_errors_name_the_cause(servers: Servers, nginx: Any, banner: int):
     """The message is the same for each driver, and no library prints anything."""
     with socket.create_server((HOST, 0)) as listener:
-        closed = listener.getsockname()[1]
+        closed_port = listener.getsockname()[1]
     expected, cases = [], []
     for name in SERVER_KINDS:
         remote_dir = servers[name].new_directory()
-        for what, code, message in CONNECTION_ERRORS[: 3 if name == "sftp" else None]:
-            expected += [(what, code, message)] * 2
-            cases.append(misdirected(remote_dir, what, closed, banner, nginx))
-    for (what, code, message), (remote_dir, (number, text)) in zip(
+        for case, code, message in CONNECTION_ERRORS[: 3 if name == "sftp" else None]:
+            expected += [(case, code, message)] * 2
+            cases.append(misdirect(remote_dir, case, closed_port, banner, nginx))
+    for (case, code, message), (remote_dir, (number, text)) in zip(
         expected, ask(cases, ("look", "range")), strict=True
     ):
         driver = remote_dir.server.name
-        assert number == code, f"{driver}, {what}: {text}"
-        assert message in text, f"{driver}, {what}"
+        assert number == code, f"{driver}, {case}: {text}"
+        assert message in text, f"{driver}, {case}"
         if code == errno.ECONNABORTED:
-            trusted = {"s3": "AWS_CA_BUNDLE", "oci": "REQUESTS_CA_BUNDLE"}
-            assert f"that of its issuer in {trusted.get(driver, 'SSL_CERT_FILE')}" in text
+            variables = {"s3": "AWS_CA_BUNDLE", "oci": "REQUESTS_CA_BUNDLE"}
+            assert f"that of its issuer in {variables.get(driver, 'SSL_CERT_FILE')}" in text
 
 
 def test_a_certificate_is_trusted_as_the_error_says(servers: Servers, nginx: Any):
@@ -151,10 +151,10 @@ def test_a_certificate_is_trusted_as_the_error_says(servers: Servers, nginx: Any
             remote_dir = server.new_directory()
             remote_dir.put("a file", DATA[:9])
             address = f"{HOST}:{server.port}"
-            cases.append(replaced(remote_dir, *TLS, (address, f"{HOST}:{tls_proxy.port}")))
+            cases.append(replace_text(remote_dir, *TLS, (address, f"{HOST}:{tls_proxy.port}")))
         names = ("SSL_CERT_FILE", "AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE")
-        trusted = dict.fromkeys(names, str(files[0]))
-        for remote_dir, answer in ask(cases, ("read",), **trusted):
+        trust_variables = dict.fromkeys(names, str(files[0]))
+        for remote_dir, answer in ask(cases, ("read",), **trust_variables):
             assert answer == [0, repr(DATA[:9])], remote_dir.server.name
         by_option = {
             "s3": {"client_kwargs": {"verify": str(files[0])}},
@@ -172,14 +172,14 @@ def test_a_certificate_is_trusted_as_the_error_says(servers: Servers, nginx: Any
 def test_certificate_files_and_contexts_in_options(nginx: Any, tmp_path: Path):
     remote_dir = nginx.https_directory(nginx.new_directory().path)
     remote_dir.put(NAME, DATA)
-    trusted = str(nginx.directory / "tls.pem")
-    for path in (trusted, Path(trusted)):
+    certificate = str(nginx.directory / "tls.pem")
+    for path in (certificate, Path(certificate)):
         store = pickle.loads(pickle.dumps(RemoteStore(remote_dir.url, {"ssl": path}, 60.0, 0)))
         assert store.ranges([SPAN]) == [PART]
-    absent = RemoteStore(remote_dir.url, {"ssl": str(tmp_path / "none.pem")}, 60.0, 0)
+    store = RemoteStore(remote_dir.url, {"ssl": str(tmp_path / "none.pem")}, 60.0, 0)
     for call in (
-        absent.exists,
-        absent.read,
+        store.exists,
+        store.read,
     ):  # the certificate file is missing, not a file of the dataset
         with pytest.raises(
             StorageError, match=r"none\.pem.*expected a file of certificates"
@@ -206,18 +206,18 @@ def test_a_range_is_retried_if_the_connection_closes_between_its_requests(
     store = store_at(remote_dir)
     assert store.ranges([SPAN]) == [PART]
     client, file = paramiko.SFTPClient, paramiko.SFTPFile
-    send, sent = client._async_request, []
+    send, senders = client._async_request, []
 
     def send_once(self, *request):
         if isinstance(request[0], file):
-            sent.append(threading.current_thread().name)
-            if len(sent) == 2:
+            senders.append(threading.current_thread().name)
+            if len(senders) == 2:
                 self.get_channel().get_transport().close()
         return send(self, *request)
 
     monkeypatch.setattr(client, "_async_request", send_once)
     assert store.ranges([SPAN]) == [PART]  # through another connection
-    assert len(set(sent)) == 2  # two threads: the first had sent two of eight requests
+    assert len(set(senders)) == 2  # two threads: the first had sent two of eight requests
 
 
 def test_a_range_is_retried_if_a_response_is_too_long(
@@ -244,7 +244,7 @@ def test_a_range_is_retried_if_a_response_is_too_long(
     assert sum(lengths) > len(PART)  # the range was read twice
 
 
-def replaced(remote_dir: RemoteDirectory, *changes: tuple[str, str]) -> RemoteDirectory:
+def replace_text(remote_dir: RemoteDirectory, *changes: tuple[str, str]) -> RemoteDirectory:
     """Return a directory with texts in its URL and options replaced."""
     url, options = remote_dir.url, json.dumps(remote_dir.storage_options)
     for old, new in changes:
@@ -274,7 +274,7 @@ def test_wrong_keys_raise_eacces_without_secrets(servers: Servers, name: str, se
 
 
 def test_http_basic_authentication(servers: Servers):
-    remote_dir = servers["http"].at(servers["http"].new_directory().path, location="auth")
+    remote_dir = servers["http"].directory_at(servers["http"].new_directory().path, location="auth")
     remote_dir.put(NAME, DATA)
     assert store_at(remote_dir).ranges([SPAN]) == [PART]
     store = RemoteStore(remote_dir.url, remote_dir.rejected_options, 60.0, 2)
@@ -283,9 +283,9 @@ def test_http_basic_authentication(servers: Servers):
 
 def test_nginx_with_slow_responses_and_without_ranges(servers: Servers):
     server = servers["http"]
-    remote_dir = server.at(server.new_directory().path, location="slow")
+    remote_dir = server.directory_at(server.new_directory().path, location="slow")
     remote_dir.put(NAME, DATA)
     assert store_at(remote_dir).ranges([SPAN]) == [PART]
-    store = store_at(server.at(remote_dir.path, location="norange"))
+    store = store_at(server.directory_at(remote_dir.path, location="norange"))
     error = failure(store, lambda: store.ranges([SPAN]), 3.0)
     assert "ignores Range" in str(error)

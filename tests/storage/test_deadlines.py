@@ -97,10 +97,10 @@ def test_an_arrival_restarts_the_deadline(clock: Clock):
 
 def test_a_read_keeps_its_deadline_in_another_thread(clock: Clock):
     store = Deadlines()
-    seen = []
+    remaining_times = []
 
     def work() -> None:
-        seen.append(remaining(store))
+        remaining_times.append(remaining(store))
         with store.track_wait():
             clock.now += 20
 
@@ -111,28 +111,28 @@ def test_a_read_keeps_its_deadline_in_another_thread(clock: Clock):
         run_in_thread(work)
         assert remaining(store) == 30
     run_in_thread(inherit_deadline(work))
-    assert seen == [50, 60, 60]
+    assert remaining_times == [50, 60, 60]
 
 
 def test_arrivals_from_one_store_do_not_extend_the_deadline_of_another(clock: Clock):
     """A read of a mixture has one thread for each store, and all of them share its deadline."""
     silent, healthy = Deadlines(), Deadlines()
     first_wait_is_over, bytes_arrived = threading.Event(), threading.Event()
-    seen = []
+    remaining_times = []
 
     def read_silent_store() -> None:
         with silent.track_wait():  # for another thread's download, without success
             clock.now += 60
         first_wait_is_over.set()
         bytes_arrived.wait()
-        seen.append(remaining(silent))  # for a request of its own
+        remaining_times.append(remaining(silent))  # for a request of its own
 
     def read_healthy_store() -> None:
         first_wait_is_over.wait()
         with healthy.track_wait():
             clock.now += 1
             healthy.last_arrival = clock.now
-        seen.append(remaining(healthy))
+        remaining_times.append(remaining(healthy))
         bytes_arrived.set()
 
     with shared_deadline():
@@ -140,7 +140,7 @@ def test_arrivals_from_one_store_do_not_extend_the_deadline_of_another(clock: Cl
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         for reading in [pool.submit(work) for work in works]:
             reading.result()
-    assert seen == [60, 0]
+    assert remaining_times == [60, 0]
 
 
 def test_a_side_car_shares_its_deadline_between_the_cache_and_the_store(
@@ -148,21 +148,21 @@ def test_a_side_car_shares_its_deadline_between_the_cache_and_the_store(
 ):
     store = RemoteStore("memory://side-car")
     files = CachedRanges(store, ShardCache(tmp_path), "1")
-    seen = []
+    remaining_times = []
 
     def wait_in_vain(spans: object) -> None:
         with store.deadlines.track_wait():
             clock.now += 40
 
     def read(spans: object) -> list[bytes]:
-        seen.append(remaining(store.deadlines))
+        remaining_times.append(remaining(store.deadlines))
         return [bytes(10) for _ in spans]
 
     monkeypatch.setattr(files, "fetch", wait_in_vain)
-    monkeypatch.setattr(files, "_cached", lambda *span: None)
+    monkeypatch.setattr(files, "_read_cached", lambda *span: None)
     monkeypatch.setattr(store, "ranges", read)
     assert files.ranges([("file", 0, 10)]) == [bytes(10)]
-    assert seen == [20]
+    assert remaining_times == [20]
 
 
 class FailingShards:
@@ -197,7 +197,7 @@ class WatchedEvent(threading.Event):
 
 
 @pytest.fixture
-def failing() -> Iterator[tuple[FailingShards, SampleReadAhead]]:
+def failing_prefetch() -> Iterator[tuple[FailingShards, SampleReadAhead]]:
     shards = FailingShards()
     part = SimpleNamespace(shards=shards, first_shard=0, first_sample=0)
     union = SimpleNamespace(remotes=[part], split=lambda shard_of: [(part, slice(None))])
@@ -206,15 +206,17 @@ def failing() -> Iterator[tuple[FailingShards, SampleReadAhead]]:
 
 
 @pytest.fixture
-def events(monkeypatch: pytest.MonkeyPatch, failing: tuple[FailingShards, SampleReadAhead]) -> None:
+def events(
+    monkeypatch: pytest.MonkeyPatch, failing_prefetch: tuple[FailingShards, SampleReadAhead]
+) -> None:
     """Make a prefetch fail only after a reader has begun to wait for it."""
     init = SampleRequest.__init__
 
-    def watched(self: SampleRequest, *args: object) -> None:
+    def init_watched(self: SampleRequest, *args: object) -> None:
         init(self, *args)
-        self.done = WatchedEvent(failing[0].may_fail.set)
+        self.done = WatchedEvent(failing_prefetch[0].may_fail.set)
 
-    monkeypatch.setattr(SampleRequest, "__init__", watched)
+    monkeypatch.setattr(SampleRequest, "__init__", init_watched)
 
 
 SAMPLE_AND_SHARD = (np.zeros(1, np.int64), np.zeros(1, np.int64))
@@ -222,22 +224,22 @@ SAMPLE_AND_SHARD = (np.zeros(1, np.int64), np.zeros(1, np.int64))
 
 @pytest.mark.usefixtures("events")
 def test_a_reader_that_waits_for_a_prefetch_does_not_wait_again(
-    failing: tuple[FailingShards, SampleReadAhead],
+    failing_prefetch: tuple[FailingShards, SampleReadAhead],
 ):
-    _, rows = failing
-    asked = rows.request(SAMPLE_AND_SHARD)
+    _, rows = failing_prefetch
+    request = rows.request(SAMPLE_AND_SHARD)
     with pytest.raises(StorageError, match="silent"):
-        next(rows.wait_for("piece", asked))
+        next(rows.wait_for("piece", request))
 
 
 def test_a_prefetch_that_failed_before_its_reader_came_is_repeated(
-    failing: tuple[FailingShards, SampleReadAhead],
+    failing_prefetch: tuple[FailingShards, SampleReadAhead],
 ):
-    shards, rows = failing
-    asked = rows.request(SAMPLE_AND_SHARD)
+    shards, rows = failing_prefetch
+    request = rows.request(SAMPLE_AND_SHARD)
     shards.may_fail.set()
-    assert asked.done.wait(HANG)
-    assert next(rows.wait_for("piece", asked)) == "piece"
+    assert request.done.wait(HANG)
+    assert next(rows.wait_for("piece", request)) == "piece"
 
 
 @pytest.fixture
@@ -260,12 +262,12 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     return state
 
 
-async def never(nbytes: int) -> bytes:
+async def never_answer(nbytes: int) -> bytes:
     await asyncio.Event().wait()
     return b""
 
 
-async def at_once(nbytes: int) -> bytes:
+async def answer_at_once(nbytes: int) -> bytes:
     return bytes(nbytes)
 
 
@@ -292,7 +294,7 @@ def test_a_read_that_has_waited_for_its_deadline_sends_no_request(slots: int):
 
 
 def test_queued_requests_fail_at_the_deadline(silent: SimpleNamespace):
-    silent.answer = never
+    silent.answer = never_answer
     store = RemoteStore("silent://a", timeout=DEADLINE, retries=0)
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
         readings = [pool.submit(failure, lambda: store.ranges([("x", 0, 1)])) for _ in range(6)]
@@ -307,7 +309,7 @@ def test_an_arrival_moves_the_deadline_of_a_queued_request():
         slots, time_of = asyncio.Semaphore(1), asyncio.get_running_loop().time
         await slots.acquire()
         start = time_of()
-        in_vain = await requests._acquire_slot(slots, lambda: start)
+        timed_out_acquisition = await requests._acquire_slot(slots, lambda: start)
         calls = []
 
         def deadline() -> float:
@@ -318,13 +320,13 @@ def test_an_arrival_moves_the_deadline_of_a_queued_request():
                 slots.release()
             return calls[0] + HANG
 
-        return in_vain, await requests._acquire_slot(slots, deadline)
+        return timed_out_acquisition, await requests._acquire_slot(slots, deadline)
 
     assert asyncio.run(acquire()) == (False, True)
 
 
 def test_a_stopped_reader_in_the_queue_keeps_no_slot(silent: SimpleNamespace):
-    silent.answer = never
+    silent.answer = never_answer
     store = RemoteStore("silent://a", timeout=10 * HANG, retries=0)
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         readings = [pool.submit(store.ranges, [("x", 0, 1)]) for _ in range(2)]
@@ -333,7 +335,7 @@ def test_a_stopped_reader_in_the_queue_keeps_no_slot(silent: SimpleNamespace):
         for reading in readings:
             with pytest.raises(StorageError, match="was stopped"):
                 reading.result(HANG)
-    silent.answer = at_once
+    silent.answer = answer_at_once
     assert store.ranges([("x", 0, 1)]) == [b"\0"]
 
 
@@ -341,7 +343,7 @@ SAMPLES = 100_000
 
 
 @pytest.fixture(scope="module")
-def published(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> RemoteDirectory:
+def dataset_location(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> RemoteDirectory:
     """Return the location of a dataset of many chunks, whose offsets are not cached."""
     directory = tmp_path_factory.mktemp("data")
     columns = {"value": np.arange(SAMPLES), "text": [str(i) * (i % 7) for i in range(SAMPLES)]}
@@ -355,20 +357,20 @@ def published(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Rem
 @pytest.fixture
 def dataset(
     servers: Servers,
-    published: RemoteDirectory,
+    dataset_location: RemoteDirectory,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[npstream.Dataset]:
     """Return a dataset whose server stops responding after it was opened."""
     monkeypatch.setenv("NPSTREAM_THREADS", "1")
     proxy = servers.proxy("http")
-    with silenced(proxy, published, tmp_path / "cache") as ds:
+    with open_silenced(proxy, dataset_location, tmp_path / "cache") as ds:
         yield ds
 
 
-def silenced(proxy: Proxy, published: RemoteDirectory, cache: Path) -> npstream.Dataset:
+def open_silenced(proxy: Proxy, dataset_location: RemoteDirectory, cache: Path) -> npstream.Dataset:
     proxy.faults = []
-    url = published.via(proxy).url
+    url = dataset_location.with_proxy(proxy).url
     ds = npstream.open(url, cache=cache, timeout=DEADLINE, retries=1)
     proxy.faults = [stall(times=FOR_EVER, path=".mds")]
     return ds
@@ -435,12 +437,12 @@ def test_concurrent_readers_fail_at_the_deadline(dataset: npstream.Dataset):
 
 def test_a_read_of_a_mixture_has_one_deadline(
     servers: Servers,
-    published: RemoteDirectory,
+    dataset_location: RemoteDirectory,
     dataset: npstream.Dataset,
     exhausted: set[object],
     tmp_path: Path,
 ):
-    with silenced(servers.proxy("http"), published, tmp_path / "other") as other:
+    with open_silenced(servers.proxy("http"), dataset_location, tmp_path / "other") as other:
         mixed = npstream.mix({"one": dataset, "other": other})
         failure(lambda: mixed[:1000].load())
         assert len(exhausted) == 1
@@ -450,7 +452,7 @@ def test_a_read_of_a_mixture_has_one_deadline(
 
 def test_an_iteration_fails_when_its_server_falls_silent(
     servers: Servers,
-    published: RemoteDirectory,
+    dataset_location: RemoteDirectory,
     dataset: npstream.Dataset,
     exhausted: set[object],
     monkeypatch: pytest.MonkeyPatch,

@@ -36,7 +36,7 @@ class Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     root: Path
-    refused: tuple[str, ...] = ()
+    forbidden: tuple[str, ...] = ()
     log: list[str]
 
     def log_message(self, *args: object) -> None:
@@ -51,7 +51,7 @@ class Handler(BaseHTTPRequestHandler):
                 name = unquote(path.removeprefix(prefix).replace("/o/", "/", 1))
                 break
         file = self.root / name
-        if not file.is_file() or "list-type" in query or name.endswith(self.refused or ("//",)):
+        if not file.is_file() or "list-type" in query or name.endswith(self.forbidden or ("//",)):
             return self.answer(403, b"{}")
         body = file.read_bytes()
         if is_metadata:
@@ -135,7 +135,7 @@ def test_a_compressed_shard_that_is_stored_unpacked_is_read(tmp_path, scheme):
     write_dataset(tmp_path, compression="zstd")
     remove_sidecar(tmp_path)
     for entry in json.loads((tmp_path / "b/ds/index.json").read_text())["shards"]:
-        file, raw = (tmp_path / "b/ds" / entry[of]["basename"] for of in ("zip_data", "raw_data"))
+        file, raw = (tmp_path / "b/ds" / entry[key]["basename"] for key in ("zip_data", "raw_data"))
         raw.write_bytes(decompress(file.read_bytes(), "zstd", entry["raw_data"]["bytes"]))
         file.unlink()
     with bucket(tmp_path, scheme) as (url, options, _), warnings.catch_warnings():
@@ -273,9 +273,9 @@ def test_oci_uses_the_configuration_file_of_its_sdk(environment, tmp_path):
 )
 def test_a_missing_driver_names_the_package_to_install(environment, url, module, extra):
     scheme = url.partition(":")[0]
-    known = drivers.SCHEMES.get(scheme)
-    loaded = sys.modules["fsspec.registry"]._registry
-    environment.delitem(loaded, known.protocol if known else scheme, raising=False)
+    driver = drivers.SCHEMES.get(scheme)
+    registry = sys.modules["fsspec.registry"]._registry
+    environment.delitem(registry, driver.protocol if driver else scheme, raising=False)
     environment.setitem(sys.modules, module, None)
     package = rf"'npstream\[{extra}\]'" if extra else r"pip install smbclient"
     with pytest.raises(MissingDependencyError, match=f"^{scheme}:// needs .*{package}"):

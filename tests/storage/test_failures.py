@@ -12,7 +12,7 @@ from npstream.storage import failures
 from npstream.storage.remote import RemoteStore
 
 
-def caused(error, cause):
+def with_cause(error, cause):
     error.__cause__ = cause
     return error
 
@@ -35,7 +35,7 @@ def examples():
     def web(status):
         return aiohttp.ClientResponseError(None, (), status=status)
 
-    def azures(status):
+    def microsoft(status):
         error = azure.core.exceptions.HttpResponseError("x")
         error.status_code = status
         return error
@@ -46,7 +46,7 @@ def examples():
     for make in (
         amazon,
         web,
-        azures,
+        microsoft,
         google,
         lambda s: oci.exceptions.ServiceError(s, "x", {}, ""),
     ):
@@ -58,8 +58,8 @@ def examples():
             yield make(status), code, transient
     yield amazon(400, "RequestTimeout"), errno.ETIMEDOUT, True
     yield amazon(400, "ExpiredToken"), errno.EACCES, False
-    yield caused(OSError(errno.EBUSY, "slow down"), amazon(503)), errno.EBUSY, True
-    yield caused(FileNotFoundError("x"), web(503)), errno.EBUSY, True
+    yield with_cause(OSError(errno.EBUSY, "slow down"), amazon(503)), errno.EBUSY, True
+    yield with_cause(FileNotFoundError("x"), web(503)), errno.EBUSY, True
     yield FileNotFoundError("x"), errno.ENOENT, False
     yield OSError("Forbidden: x"), errno.EACCES, False
     yield OSError(errno.ENOSPC, "x"), errno.ENOSPC, False
@@ -83,7 +83,7 @@ def test_driver_exceptions_have_the_expected_causes():
         assert failures.classify(error) == (code, transient), repr(error)
 
 
-def raised(error, cause=None, context=None):
+def raise_and_catch(error, cause=None, context=None):
     """Return an exception that was raised from another, or while another was handled."""
     try:
         if context is None:
@@ -96,20 +96,25 @@ def raised(error, cause=None, context=None):
         return caught
 
 
-@pytest.mark.parametrize("lost", [ConnectionResetError, TimeoutError, EOFError, BrokenPipeError])
-def test_a_missing_file_after_a_lost_connection_is_transient(lost):
+@pytest.mark.parametrize(
+    "connection_error", [ConnectionResetError, TimeoutError, EOFError, BrokenPipeError]
+)
+def test_a_missing_file_after_a_lost_connection_is_transient(connection_error):
     for error in (
-        raised(FileNotFoundError("a"), lost()),
-        raised(FileNotFoundError("a"), context=lost()),
-        raised(FileNotFoundError("a"), raised(FileNotFoundError("b"), context=lost())),
+        raise_and_catch(FileNotFoundError("a"), connection_error()),
+        raise_and_catch(FileNotFoundError("a"), context=connection_error()),
+        raise_and_catch(
+            FileNotFoundError("a"),
+            raise_and_catch(FileNotFoundError("b"), context=connection_error()),
+        ),
     ):
         assert failures.classify(error).transient
         assert failures.classify(error).code != errno.ENOENT
     for error in (
-        raised(FileNotFoundError("a"), KeyError("a")),
-        raised(FileNotFoundError("a"), context=KeyError("a")),
-        raised(FileNotFoundError("a"), PermissionError("a")),
-        raised(FileNotFoundError("a")),
+        raise_and_catch(FileNotFoundError("a"), KeyError("a")),
+        raise_and_catch(FileNotFoundError("a"), context=KeyError("a")),
+        raise_and_catch(FileNotFoundError("a"), PermissionError("a")),
+        raise_and_catch(FileNotFoundError("a")),
     ):
         assert failures.classify(error) == (errno.ENOENT, False)
 

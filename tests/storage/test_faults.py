@@ -129,8 +129,8 @@ def test_drivers_do_not_retry(faulty: FaultyStore):
             with contextlib.suppress(StorageError):
                 call(faulty.store(timeout=60.0, retries=0))
             # If a connection breaks before a response, aiohttp assumes it was idle, and retries.
-            most = count * (1 + (fault == reset()))
-            assert len(faulty.proxy.log) <= most, f"{name}, {fault}: {faulty.proxy.log}"
+            max_requests = count * (1 + (fault == reset()))
+            assert len(faulty.proxy.log) <= max_requests, f"{name}, {fault}: {faulty.proxy.log}"
 
 
 @on_every_server
@@ -233,7 +233,7 @@ def test_a_lost_connection_is_not_reported_as_a_missing_file(faulty: FaultyStore
     faulty.proxy.faults = [reset(times=FOR_EVER)]
     settings = {"timeout": 60.0, "retries": 1}
     for read in reads[:3]:
-        error = failure(faulty.connected, lambda read=read: read(store(**settings)), 60.0)
+        error = failure(faulty.remote_store, lambda read=read: read(store(**settings)), 60.0)
         assert error.errno not in (errno.ENOENT, errno.EINVAL)
         assert "after 2 attempts" in str(error)
     (size,) = store(**settings).sizes([NAME])
@@ -327,8 +327,8 @@ def test_every_call_is_retried_if_the_server_is_busy(faulty: FaultyStore):
 @on_every_server
 def test_failures_among_many_requests_are_retried(faulty: FaultyStore):
     faulty.proxy.faults = [reset(MIDDLE // 2, times=3)]
-    spans = [(NAME, at, 60_000) for at in range(0, 240_000, 10_000)]
-    expected = [DATA[at : at + 60_000] for _, at, _ in spans]
+    spans = [(NAME, offset, 60_000) for offset in range(0, 240_000, 10_000)]
+    expected = [DATA[offset : offset + 60_000] for _, offset, _ in spans]
     assert faulty.store(timeout=60.0, retries=4).ranges(spans) == expected
 
 

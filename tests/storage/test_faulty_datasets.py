@@ -31,24 +31,27 @@ VALUES = np.arange(60_000).reshape(3000, 20)
 
 
 @pytest.fixture
-def published(faulty: FaultyStore, tmp_path: Path) -> RemoteDirectory:
+def dataset_location(faulty: FaultyStore, tmp_path: Path) -> RemoteDirectory:
     """Return the location of a dataset behind a faulty proxy."""
     npstream.write(tmp_path / "data", {"value": VALUES}, shard_size="128KiB")
     remote_dir = faulty.remote_dir.server.new_directory()
     for file in (tmp_path / "data").iterdir():
         remote_dir.put(file.name, file.read_bytes())
-    return remote_dir.via(faulty.proxy)
+    return remote_dir.with_proxy(faulty.proxy)
 
 
 @pytest.fixture
 def dataset(
-    faulty: FaultyStore, published: RemoteDirectory, tmp_path: Path
+    faulty: FaultyStore, dataset_location: RemoteDirectory, tmp_path: Path
 ) -> Callable[..., npstream.Dataset]:
     """Return a function that opens the dataset with an empty cache."""
 
     def open_dataset(**settings: Any) -> npstream.Dataset:
-        settings |= {"cache": tmp_path / "cache", "storage_options": published.storage_options}
-        ds = npstream.open(published.url, **settings)
+        settings |= {
+            "cache": tmp_path / "cache",
+            "storage_options": dataset_location.storage_options,
+        }
+        ds = npstream.open(dataset_location.url, **settings)
         faulty.proxy.clear()
         return ds
 
@@ -87,7 +90,7 @@ def test_damaged_samples_raise_integrity_error(
 @on_web_servers
 def test_a_shard_that_is_replaced_while_the_dataset_is_open_raises(
     faulty: FaultyStore,
-    published: RemoteDirectory,
+    dataset_location: RemoteDirectory,
     dataset: Callable[..., npstream.Dataset],
     tmp_path: Path,
 ):
@@ -96,13 +99,13 @@ def test_a_shard_that_is_replaced_while_the_dataset_is_open_raises(
     npstream.write(tmp_path / "other", {"value": VALUES + 1}, shard_size="128KiB")
     other = (tmp_path / "other" / shard.name).read_bytes()
     assert np.array_equal(ds["value"][:10].load(), VALUES[:10])
-    published.put(shard.name, other)
+    dataset_location.put(shard.name, other)
     with pytest.raises(IntegrityError, match=shard.name):
         ds["value"].load()
-    published.put(shard.name, other[:50_000])
+    dataset_location.put(shard.name, other[:50_000])
     with pytest.raises((IntegrityError, StorageError), match=shard.name):
         ds["value"].load()
-    published.put(shard.name, shard.read_bytes())
+    dataset_location.put(shard.name, shard.read_bytes())
     assert np.array_equal(ds["value"].load(), VALUES)
 
 
@@ -126,9 +129,9 @@ def test_closing_a_dataset_cancels_pending_requests(
     ds = dataset(timeout=10 * HANG)
     faulty.proxy.faults = [stall(times=FOR_EVER)]
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        loading = pool.submit(ds["value"].load)
+        load_future = pool.submit(ds["value"].load)
         while not faulty.proxy.log:
             time.sleep(0.01)
         ds.close()
         with pytest.raises((StorageError, ValueError), match=r"was stopped|is closed"):
-            loading.result(HANG)
+            load_future.result(HANG)

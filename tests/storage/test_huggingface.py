@@ -37,7 +37,7 @@ def store_at(remote_dir: RemoteDirectory, **settings) -> RemoteStore:
     return RemoteStore(remote_dir.url, remote_dir.storage_options, **settings)
 
 
-def refusal(read) -> StorageError:
+def read_error(read) -> StorageError:
     with pytest.raises(StorageError, match="after 1 attempt in") as caught:
         read()
     return caught.value
@@ -49,7 +49,7 @@ def test_shards_come_from_the_cdn_and_the_token_is_not_sent_there(
     remote_dir.put("shard.mds", DATA)
     proxy = servers.proxy("hf")
     # The CDN would reject the token.
-    assert store_at(remote_dir.via(proxy)).ranges([("shard.mds", 700, 9)]) == [DATA[700:709]]
+    assert store_at(remote_dir.with_proxy(proxy)).ranges([("shard.mds", 700, 9)]) == [DATA[700:709]]
     log = [(request.method, request.range, request.status) for request in proxy.log]
     assert log == [("GET", "bytes=700-708", 302), ("GET", "bytes=700-708", 206)]
     assert proxy.log[0].path.endswith("/resolve/main/" + remote_dir.path + "/shard.mds")
@@ -62,7 +62,7 @@ def test_the_client_log_contains_no_signatures(
     remote_dir.put("shard.mds", DATA)
     proxy = servers.proxy("hf")
     with caplog.at_level(logging.INFO):
-        store_at(remote_dir.via(proxy)).ranges([("shard.mds", 700, 9)])
+        store_at(remote_dir.with_proxy(proxy)).ranges([("shard.mds", 700, 9)])
     assert "?" in proxy.log[1].path
     assert "/cdn/" in caplog.text
     assert "?" not in caplog.text
@@ -71,7 +71,7 @@ def test_the_client_log_contains_no_signatures(
 def test_a_redirect_within_the_hub_keeps_the_token(servers: Servers, remote_dir: RemoteDirectory):
     remote_dir.put("index.json", b"{}")
     proxy = servers.proxy("hf")
-    assert store_at(remote_dir.via(proxy)).read("index.json", 2) == b"{}"
+    assert store_at(remote_dir.with_proxy(proxy)).read("index.json", 2) == b"{}"
     assert [request.status for request in proxy.log] == [307, 206]
 
 
@@ -82,17 +82,17 @@ def test_a_redirect_within_the_hub_keeps_the_token(servers: Servers, remote_dir:
 def test_a_revision_in_the_url_is_read(hub: Hub, branch: str, revision: str):
     root = f"npstream/data/{branch.replace('/', '%2F')}"
     hub.put("old/file ä+%.bin", DATA, root)
-    remote_dir = hub.at("old", root=f"datasets/npstream/data@{revision}")
+    remote_dir = hub.directory_at("old", root=f"datasets/npstream/data@{revision}")
     store = store_at(remote_dir)
     assert store.ranges([("file ä+%.bin", 3, 5)]) == [DATA[3:8]]
     assert list(store.names()) == [("file ä+%.bin", len(DATA))]
     assert store.size("file ä+%.bin") == len(DATA)
-    before = store.version("file ä+%.bin")
+    version = store.version("file ä+%.bin")
     hub.put("old/file ä+%.bin", DATA[1:], root)
-    assert store.version("file ä+%.bin") != before
+    assert store.version("file ä+%.bin") != version
     assert store.read("file ä+%.bin") == DATA[1:]
     # The default branch does not contain the file.
-    assert not store_at(hub.at("old")).exists("file ä+%.bin")
+    assert not store_at(hub.directory_at("old")).exists("file ä+%.bin")
 
 
 def test_a_dataset_at_a_revision_opens(hub: Hub, tmp_path: Path):
@@ -101,7 +101,7 @@ def test_a_dataset_at_a_revision_opens(hub: Hub, tmp_path: Path):
     for file in (tmp_path / "data").rglob("*.*"):
         name = file.relative_to(tmp_path / "data")
         hub.put(f"train/{name}", file.read_bytes(), "npstream/data/v2")
-    remote_dir = hub.at("", root="datasets/npstream/data@v2")
+    remote_dir = hub.directory_at("", root="datasets/npstream/data@v2")
     options = {"storage_options": remote_dir.storage_options, "cache": tmp_path / "cache"}
     with npstream.open(remote_dir.url, split="train", **options) as ds:
         np.testing.assert_array_equal(ds["value"].load(), values)
@@ -113,13 +113,13 @@ def test_a_dataset_at_a_revision_opens(hub: Hub, tmp_path: Path):
 
 def test_missing_repositories_and_files_raise_enoent(hub: Hub, remote_dir: RemoteDirectory):
     for root in ("datasets/npstream/none", "datasets/npstream/data@none", "buckets/npstream/none"):
-        missing = store_at(hub.at("folder", root=root))
-        assert refusal(lambda store=missing: store.read("x")).errno == errno.ENOENT
+        missing = store_at(hub.directory_at("folder", root=root))
+        assert read_error(lambda store=missing: store.read("x")).errno == errno.ENOENT
         assert not missing.exists("x")
         assert list(missing.names()) == []
     remote_dir.put("folder/x", DATA)
     store = store_at(remote_dir)
-    assert refusal(lambda: store.version("y")).errno == errno.ENOENT
+    assert read_error(lambda: store.version("y")).errno == errno.ENOENT
     assert list(store.names("none/")) == []
     assert not store.exists("folder")
 
@@ -136,11 +136,11 @@ def test_tokens_grant_access_and_are_not_shown(
 
     assert store("hf_reader").read("x") == DATA
     errors = [
-        (errno.EACCES, refusal(lambda: store("hf_wrong-token").read("x"))),
-        (errno.ENOENT, refusal(lambda: store(False).read("x"))),
-        (errno.EACCES, refusal(lambda: store("hf_reader").put("y", DATA))),
-        (errno.EACCES, refusal(lambda: store("hf_reader").remove("x"))),
-        (errno.EACCES, refusal(lambda: store("hf_reader", "hf://datasets/npstream/gated").read("x"))),
+        (errno.EACCES, read_error(lambda: store("hf_wrong-token").read("x"))),
+        (errno.ENOENT, read_error(lambda: store(False).read("x"))),
+        (errno.EACCES, read_error(lambda: store("hf_reader").put("y", DATA))),
+        (errno.EACCES, read_error(lambda: store("hf_reader").remove("x"))),
+        (errno.EACCES, read_error(lambda: store("hf_reader", "hf://datasets/npstream/gated").read("x"))),
     ]  # fmt: skip
     for code, error in errors:
         assert error.errno == code, error
@@ -156,7 +156,7 @@ def test_a_renewed_login_is_used_after_a_401(
 ):
     remote_dir.put("x", DATA)
     proxy = servers.proxy("hf")
-    endpoint = remote_dir.via(proxy).storage_options["endpoint"]
+    endpoint = remote_dir.with_proxy(proxy).storage_options["endpoint"]
     monkeypatch.setenv("HF_TOKEN", "hf_reader")
     store = RemoteStore(remote_dir.url, {"endpoint": endpoint})
     assert store.read("x") == DATA
@@ -166,7 +166,7 @@ def test_a_renewed_login_is_used_after_a_401(
     assert [request.status for request in proxy.log] == [401, 206]
     monkeypatch.setenv("HF_TOKEN", "hf_expired")
     store._connect()._filesystems[0].credentials = {}
-    assert refusal(lambda: store.read("x")).errno == errno.EACCES
+    assert read_error(lambda: store.read("x")).errno == errno.EACCES
 
 
 def test_endpoint_and_token_come_from_the_environment(remote_dir: RemoteDirectory):
@@ -185,7 +185,7 @@ def test_listings_follow_all_pages(servers: Servers, remote_dir: RemoteDirectory
     for name in names:
         remote_dir.put(name, name.encode())
     proxy = servers.proxy("hf")
-    store = store_at(remote_dir.via(proxy))
+    store = store_at(remote_dir.with_proxy(proxy))
     assert list(store.names()) == [(name, len(name)) for name in sorted(names)]
     assert len(proxy.log) == 3
     assert len(list(store.names("part-1/1"))) == len([n for n in names if n.startswith("part-1/1")])
@@ -196,7 +196,7 @@ def test_huggingface_hub_does_not_retry(
 ):
     monkeypatch.setattr(requests, "_BACKOFF", 0.01)
     proxy = servers.proxy("hf")
-    store = store_at(remote_dir.via(proxy), retries=2)
+    store = store_at(remote_dir.with_proxy(proxy), retries=2)
     for code in (429, 503):
         for call in (
             lambda: store.read("x"),
@@ -221,13 +221,13 @@ def test_a_local_file_is_committed(remote_dir: RemoteDirectory, tmp_path: Path):
 def test_a_bucket_is_read(servers: Servers, hub: Hub):
     hub.put("corpus/part/x", DATA, "npstream/bucket/main")
     proxy = servers.proxy("hf")
-    remote_dir = hub.at("corpus", proxy.port, root="buckets/npstream/bucket")
+    remote_dir = hub.directory_at("corpus", proxy.port, root="buckets/npstream/bucket")
     store = store_at(remote_dir)
     assert store.ranges([("part/x", 3, 5)]) == [DATA[3:8]]
     assert len(proxy.log) == 1
     assert store.size("part/x") == len(DATA)
     assert list(store.names()) == [("part/x", len(DATA))]
-    before = store.version("part/x")
+    version = store.version("part/x")
     hub.put("corpus/part/x", DATA[1:], "npstream/bucket/main")
-    assert store.version("part/x") != before
+    assert store.version("part/x") != version
     assert not store.exists("part")

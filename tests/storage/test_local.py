@@ -93,12 +93,12 @@ def test_size_and_version_of_a_missing_file_raise(store):
 
 @pytest.mark.parametrize("span", [(8, 3), (10, 1), (50, 1)])
 def test_a_range_beyond_the_end_of_a_file_raises(store, span):
-    before = os.listdir("/dev/fd")
+    descriptors = os.listdir("/dev/fd")
     with pytest.raises(
         StorageError, match=r"part/file: \d of \d bytes? at \d+; the file is shorter"
     ):
         store.ranges([("part/file", 0, 5), ("part/file", *span)])
-    assert os.listdir("/dev/fd") == before
+    assert os.listdir("/dev/fd") == descriptors
 
 
 def test_a_file_larger_than_memory_is_not_read(store, monkeypatch):
@@ -115,20 +115,20 @@ def test_a_file_of_another_size_is_not_read(store):
 
 
 def test_closing_a_stream_closes_the_file(store):
-    before = os.listdir("/dev/fd")
+    descriptors = os.listdir("/dev/fd")
     parts = store.stream([("part/file", 0, 1), ("part/file", 1, 1)])
     assert next(parts) == (0, b"0")
     parts.close()
-    assert os.listdir("/dev/fd") == before
+    assert os.listdir("/dev/fd") == descriptors
 
 
 def test_files_are_stored_and_removed(store, tmp_path):
-    before = store.version("part/file")
+    version = store.version("part/file")
     store.put("new/part/file", b"one")
     store.put("part/file", tmp_path / "other")
     assert store.read("new/part/file") == b"one"
     assert store.read("part/file") == b"abc"
-    assert store.version("part/file") != before
+    assert store.version("part/file") != version
     store.remove("part/file")
     store.remove("part/file")
     assert sorted(name for name, _ in store.names()) == ["new/part/file", "other"]
@@ -136,10 +136,10 @@ def test_files_are_stored_and_removed(store, tmp_path):
 
 @pytest.mark.parametrize(("name", "data"), [("other/x", b""), ("x", "none"), ("part", b"")])
 def test_a_failed_put_names_the_file_and_stores_nothing(store, name, data):
-    before = list(store.names())
+    names = list(store.names())
     with pytest.raises(StorageError, match=f"cannot store this file.*{name}"):
         store.put(name, data)
-    assert list(store.names()) == before
+    assert list(store.names()) == names
 
 
 def test_a_failed_removal_names_the_file(store):

@@ -42,7 +42,7 @@ def remote_dir(servers, monkeypatch):
 
 
 @pytest.fixture
-def logged(caplog):
+def log_messages(caplog):
     """Return a function that returns the logged messages."""
     caplog.set_level(logging.INFO, "npstream")
     return lambda: caplog.messages
@@ -54,11 +54,11 @@ def state(store):
 
 def read(store, count=1):
     """Read ranges one after the other, and check their bytes."""
-    for at in range(count):
-        assert store.ranges([("file", 10 * at, 100)]) == [DATA[10 * at : 10 * at + 100]]
+    for k in range(count):
+        assert store.ranges([("file", 10 * k, 100)]) == [DATA[10 * k : 10 * k + 100]]
 
 
-def proven(remote_dir, **options):
+def proven_store(remote_dir, **options):
     store = RemoteStore(remote_dir.url, remote_dir.storage_options | options)
     read(store, 2)
     assert state(store) == "proven"
@@ -143,7 +143,7 @@ def test_obstore_is_not_imported_before_its_first_use(remote_dir):
     ids=lambda options: next(iter(options)),
 )
 def test_obstore_supports_common_options(remote_dir, options):
-    read(proven(remote_dir, **options), 20)
+    read(proven_store(remote_dir, **options), 20)
 
 
 def test_obstore_uses_the_endpoint_in_client_kwargs(remote_dir):
@@ -204,18 +204,18 @@ def test_obstore_ignores_the_environment_after_s3fs_has_connected(remote_dir, mo
     ids=lambda value: value if isinstance(value, str) else None,
 )
 def test_s3fs_reads_with_settings_that_obstore_does_not_support(
-    remote_dir, logged, options, reason
+    remote_dir, log_messages, options, reason
 ):
     store = RemoteStore(remote_dir.url, remote_dir.storage_options | options)
     read(store, 10)
     assert state(store) == "off"
-    (line,) = [line for line in logged() if "not obstore" in line]
+    (line,) = [line for line in log_messages() if "not obstore" in line]
     assert reason in line
     assert remote_dir.storage_options["secret"] not in line
 
 
 def test_s3fs_reads_other_buckets(remote_dir):
-    store = proven(remote_dir)
+    store = proven_store(remote_dir)
     filesystem, root = remote_dir.filesystem()
     filesystem.mkdir("elsewhere")
     filesystem.pipe_file("elsewhere/file", b"another")
@@ -227,15 +227,15 @@ def test_s3fs_reads_other_buckets(remote_dir):
 
 
 def test_s3fs_reads_keys_that_obstore_does_not_support(remote_dir):
-    store = proven(remote_dir)
+    store = proven_store(remote_dir)
     store.put("a//b", b"0123456789")
     assert store.ranges([("a//b", 1, 2), ("file", 0, 1)]) == [b"12", DATA[:1]]
     assert state(store) == "proven"
 
 
-def test_s3fs_reads_if_the_first_obstore_request_is_refused(servers, remote_dir, logged):
+def test_s3fs_reads_if_the_first_obstore_request_is_refused(servers, remote_dir, log_messages):
     proxy = servers.proxy(OBSTORE)
-    remote_dir = remote_dir.via(proxy)
+    remote_dir = remote_dir.with_proxy(proxy)
     store = RemoteStore(remote_dir.url, remote_dir.storage_options)
     read(store)
     proxy.clear()
@@ -243,13 +243,13 @@ def test_s3fs_reads_if_the_first_obstore_request_is_refused(servers, remote_dir,
     read(store)
     assert [request.status for request in proxy.log] == [403, 206]
     assert state(store) == "off"
-    assert "AccessDenied" in " ".join(logged())
+    assert "AccessDenied" in " ".join(log_messages())
     read(store, 3)
 
 
 def test_obstore_stays_in_use_if_its_first_request_finds_a_busy_server(servers, remote_dir):
     proxy = servers.proxy(OBSTORE)
-    remote_dir = remote_dir.via(proxy)
+    remote_dir = remote_dir.with_proxy(proxy)
     store = RemoteStore(remote_dir.url, remote_dir.storage_options)
     read(store)
     proxy.clear()
@@ -262,7 +262,7 @@ def test_obstore_stays_in_use_if_its_first_request_finds_a_busy_server(servers, 
 def test_obstore_uses_renewed_credentials_of_s3fs(remote_dir):
     from botocore.credentials import ReadOnlyCredentials
 
-    store = proven(remote_dir)
+    store = proven_store(remote_dir)
     reader = store._connect()._read
     options = remote_dir.storage_options
 
@@ -283,7 +283,7 @@ def test_obstore_uses_renewed_credentials_of_s3fs(remote_dir):
 
 
 def test_a_child_of_a_process_that_uses_obstore_reads_through_s3fs(remote_dir):
-    store = proven(remote_dir)
+    store = proven_store(remote_dir)
 
     def in_child():
         read(store, 5)
@@ -297,12 +297,12 @@ def test_a_child_forked_during_the_import_of_obstore_reads_through_s3fs(remote_d
     """The parent's event loop holds an import lock, which stays locked in the child."""
     store = RemoteStore(remote_dir.url, remote_dir.storage_options)
     monkeypatch.setattr(obstore_ranges, "_obstore_pids", set())
-    importing, forked = threading.Event(), threading.Event()
+    has_begun_import, has_forked = threading.Event(), threading.Event()
     load = obstore_ranges.import_module
 
     def slowly(name):
-        importing.set()
-        assert forked.wait(60)
+        has_begun_import.set()
+        assert has_forked.wait(60)
         return load(name)
 
     def in_child():
@@ -316,9 +316,9 @@ def test_a_child_forked_during_the_import_of_obstore_reads_through_s3fs(remote_d
     monkeypatch.setattr(obstore_ranges, "import_module", slowly)
     reading = threading.Thread(target=read, args=(store,))
     reading.start()
-    assert importing.wait(60)
+    assert has_begun_import.wait(60)
     child = fork_child(in_child)
-    forked.set()
+    has_forked.set()
     reading.join()
     assert wait_for_child(child) == 0
     read(store, 3)
@@ -343,18 +343,18 @@ def test_a_child_forked_before_the_import_of_obstore_uses_it(remote_dir):
 
 def test_timed_out_requests_close_their_connections(servers, remote_dir):
     proxy = servers.proxy(OBSTORE)
-    remote_dir = remote_dir.via(proxy)
-    store = proven(remote_dir)
+    remote_dir = remote_dir.with_proxy(proxy)
+    store = proven_store(remote_dir)
     proxy.clear()
     proxy.faults = [stall(times=FOR_EVER)]
-    before = descriptors()
+    descriptor_count = descriptors()
     assert failure(store, timeout=0.5).errno == errno.ETIMEDOUT
     assert len(proxy.log) == 2
     proxy.faults = []
     deadline = time.monotonic() + 60  # only a leak lasts that long
-    while descriptors() > before and time.monotonic() < deadline:
+    while descriptors() > descriptor_count and time.monotonic() < deadline:
         read(store)
-    assert descriptors() <= before
+    assert descriptors() <= descriptor_count
 
 
 def descriptors():

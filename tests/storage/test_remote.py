@@ -44,10 +44,10 @@ def check_operations(store):
     assert store.ranges([]) == []
     assert list(store.names()) == [("other", 3), (name, len(DATA))]
     assert list(store.names("part/")) == list(store.names("part/fi")) == [(name, len(DATA))]
-    before = store.version("other")
-    assert store.version("other") == before
+    version = store.version("other")
+    assert store.version("other") == version
     store.put("other", b"longer")
-    assert store.version("other") != before
+    assert store.version("other") != version
     store.remove("other")
     store.remove("other")
     assert not store.exists("other")
@@ -117,8 +117,8 @@ def test_special_characters_in_a_path(writable):
     names = [*SPECIAL, *(["a//b", "a\\b"] if remote_dir.server.name == "gcs" else [])]
     for number, name in enumerate(names):
         RemoteStore(f"{remote_dir.url}/{name}/ds", options).put(SPECIAL_FILE, DATA[: number + 1])
-    above = RemoteStore(remote_dir.url, options)
-    assert dict(above.names()) == {
+    parent_store = RemoteStore(remote_dir.url, options)
+    assert dict(parent_store.names()) == {
         f"{name}/ds/{SPECIAL_FILE}": k for k, name in enumerate(names, 1)
     }
     for size, name in enumerate(names, 1):
@@ -128,7 +128,7 @@ def test_special_characters_in_a_path(writable):
         assert store.read(SPECIAL_FILE) == DATA[:size]
         assert list(store.names()) == [(SPECIAL_FILE, size)]
     store.remove(SPECIAL_FILE)
-    assert len(list(above.names())) == len(names) - 1
+    assert len(list(parent_store.names())) == len(names) - 1
 
 
 def test_special_characters_in_a_web_address(servers):
@@ -169,7 +169,7 @@ def test_writing_to_a_web_server_raises(servers):
 def test_each_range_takes_one_request(servers, name, monkeypatch):
     choose_reader(name, monkeypatch)
     proxy = servers.proxy(name)
-    remote_dir = servers[name].new_directory().via(proxy)
+    remote_dir = servers[name].new_directory().with_proxy(proxy)
     remote_dir.put("file", DATA)
     store = RemoteStore(remote_dir.url, remote_dir.storage_options)
     store.ranges([("file", 0, 1)])
@@ -282,19 +282,19 @@ def test_a_folder_shares_the_connection(remote_dir):
     remote_dir.put("file", b"other")
     store = RemoteStore(remote_dir.url, remote_dir.storage_options)
     folder = store.folder("a/c")
-    alone = RemoteStore(join_url(remote_dir.url, "a/c"), remote_dir.storage_options)
-    assert (folder.root, folder.identity) == (alone.root, alone.identity)
-    assert folder.read("file") == alone.read("file") == b"0123456789"
+    separate_store = RemoteStore(join_url(remote_dir.url, "a/c"), remote_dir.storage_options)
+    assert (folder.root, folder.identity) == (separate_store.root, separate_store.identity)
+    assert folder.read("file") == separate_store.read("file") == b"0123456789"
     assert folder.ranges([("file", 2, 3)]) == [b"234"]
     assert store.read("file") == b"other"
     if store.can_list:
         assert dict(folder.names()) == {"file": 10}
-    ours, parents = folder._connect(), store._connect()
-    assert ours._filesystems is parents._filesystems
-    assert ours.slots is parents.slots
+    folder_connection, parent_connection = folder._connect(), store._connect()
+    assert folder_connection._filesystems is parent_connection._filesystems
+    assert folder_connection.slots is parent_connection.slots
     parent, child = pickle.loads(pickle.dumps((store, folder)))
     assert child.read("file") == b"0123456789"
     assert child._connect()._filesystems is parent._connect()._filesystems
-    del store, parents, ours
+    del store, parent_connection, folder_connection
     gc.collect()
     assert folder.read("file") == b"0123456789"

@@ -37,13 +37,13 @@ def test_concurrent_requests_are_bounded(fake, monkeypatch):
     next(parts)
     assert len(consumed) <= 5 + 1  # one more may start once the first has completed
     assert len(list(parts)) == 99
-    assert fake.max_running == 5
+    assert fake.max_active == 5
     threads = [threading.Thread(target=lambda: store.ranges(spans())) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert fake.max_running == 5
+    assert fake.max_active == 5
 
 
 def test_bytes_in_flight_are_bounded(fake, monkeypatch):
@@ -83,7 +83,7 @@ def test_closing_a_stream_cancels_its_requests(fake):
     # Cancelled tasks run their handlers in a later iteration of the loop.
     wait_for_event_loop()
     wait_for_event_loop()
-    assert fake.running == 0
+    assert fake.active == 0
     assert len(cancelled) == fake.calls - 1
 
 

@@ -79,7 +79,7 @@ def remote_dir(
     new_dir = servers[request.param].new_directory()
     new_dir.put(NAME, DATA)
     proxy = servers.proxy(SERVER_KINDS[new_dir.server.name].name)
-    yield new_dir.via(proxy), proxy
+    yield new_dir.with_proxy(proxy), proxy
     proxy.open_port()
 
 
@@ -124,8 +124,8 @@ def test_requests_to_a_wrong_address_fail_after_their_retries(
 
 
 def test_an_iteration_continues_after_a_server_restart(tmp_path: Path, pauses: Pauses):
-    if missing := Nginx.missing():
-        pytest.skip(missing)
+    if message := Nginx.missing():
+        pytest.skip(message)
     server = Nginx(tmp_path)
     server.start()
     try:
@@ -156,7 +156,7 @@ def test_an_iteration_continues_after_a_server_restart(tmp_path: Path, pauses: P
 
 
 @pytest.fixture
-def scripted() -> list[Exception | None]:
+def driver_errors() -> list[Exception | None]:
     """Return the list of exceptions that the driver raises; then it answers."""
     script: list[Exception | None] = []
 
@@ -182,9 +182,9 @@ def store(retries: int = 2, host: str = "host", timeout: float = 60.0) -> Remote
 
 def answered_store(retries: int = 2, **settings: Any) -> RemoteStore:
     """Return a store whose server has answered."""
-    opened = store(retries, **settings)
-    assert opened.ranges([SPAN]) == [PART]
-    return opened
+    remote_store = store(retries, **settings)
+    assert remote_store.ranges([SPAN]) == [PART]
+    return remote_store
 
 
 UNREACHABLE = [
@@ -200,93 +200,105 @@ BUSY = TimeoutError("busy")
 
 @pytest.mark.parametrize("error", UNREACHABLE, ids=repr)
 def test_unreachable_servers_are_awaited_until_the_deadline(
-    scripted: list[Exception | None], pauses: Pauses, error: Exception
+    driver_errors: list[Exception | None], pauses: Pauses, error: Exception
 ):
-    opened = answered_store()
-    scripted += [error] * 100
-    assert opened.ranges([SPAN]) == [PART]
+    remote_store = answered_store()
+    driver_errors += [error] * 100
+    assert remote_store.ranges([SPAN]) == [PART]
     assert len(pauses.seconds) == 100
     assert max(pauses.seconds) <= 1.5
     assert min(pauses.seconds[5:]) >= 0.5  # the pauses have a minimum
 
 
-def test_pauses_grow_again_after_another_error(scripted: list[Exception | None], pauses: Pauses):
-    opened = answered_store()
-    scripted += [*[UNREACHABLE[0]] * 20, BUSY, *[UNREACHABLE[0]] * 20]
-    assert opened.ranges([SPAN]) == [PART]
+def test_pauses_grow_again_after_another_error(
+    driver_errors: list[Exception | None], pauses: Pauses
+):
+    remote_store = answered_store()
+    driver_errors += [*[UNREACHABLE[0]] * 20, BUSY, *[UNREACHABLE[0]] * 20]
+    assert remote_store.ranges([SPAN]) == [PART]
     assert len(pauses.seconds) == 41
     for first in (0, 21):
         assert pauses.seconds[first] <= 0.375
         assert pauses.seconds[first + 1] <= 0.75
 
 
-def test_other_failures_count_as_retries(scripted: list[Exception | None]):
-    opened = answered_store(retries=2)
-    scripted += [UNREACHABLE[0], BUSY, UNREACHABLE[0], BUSY, UNREACHABLE[0]]
-    assert opened.ranges([SPAN]) == [PART]
-    scripted += [UNREACHABLE[0], BUSY, UNREACHABLE[0], BUSY, UNREACHABLE[0], BUSY, UNREACHABLE[0]]
+def test_other_failures_count_as_retries(driver_errors: list[Exception | None]):
+    remote_store = answered_store(retries=2)
+    driver_errors += [UNREACHABLE[0], BUSY, UNREACHABLE[0], BUSY, UNREACHABLE[0]]
+    assert remote_store.ranges([SPAN]) == [PART]
+    driver_errors += [
+        UNREACHABLE[0],
+        BUSY,
+        UNREACHABLE[0],
+        BUSY,
+        UNREACHABLE[0],
+        BUSY,
+        UNREACHABLE[0],
+    ]
     with pytest.raises(StorageError, match=r"after 6 attempts .*busy"):
-        opened.ranges([SPAN])
+        remote_store.ranges([SPAN])
 
 
-def test_without_retries_an_unreachable_server_raises_at_once(scripted: list[Exception | None]):
-    opened = answered_store(retries=0)
-    scripted += UNREACHABLE[:1]
+def test_without_retries_an_unreachable_server_raises_at_once(
+    driver_errors: list[Exception | None],
+):
+    remote_store = answered_store(retries=0)
+    driver_errors += UNREACHABLE[:1]
     with pytest.raises(StorageError, match="after 1 attempt "):
-        opened.ranges([SPAN])
+        remote_store.ranges([SPAN])
 
 
 def test_waiting_for_a_server_ends_at_the_deadline(
-    scripted: list[Exception | None], monkeypatch: pytest.MonkeyPatch, caplog
+    driver_errors: list[Exception | None], monkeypatch: pytest.MonkeyPatch, caplog
 ):
-    opened = answered_store()
-    opened.timeout = 0.5
-    scripted += UNREACHABLE[:1] * 100_000
+    remote_store = answered_store()
+    remote_store.timeout = 0.5
+    driver_errors += UNREACHABLE[:1] * 100_000
     monkeypatch.setattr(requests, "_BACKOFF", 0.001)
     monkeypatch.setattr(requests, "_MAX_BACKOFF", 0.01)
     with pytest.raises(StorageError, match="check the host and the port") as caught:
-        opened.ranges([SPAN])  # it would succeed after 100,000 errors
+        remote_store.ranges([SPAN])  # it would succeed after 100,000 errors
     assert caught.value.errno == errno.ECONNREFUSED
     assert int(re.search(r"after (\d+) attempts", str(caught.value))[1]) > 3
     assert len(warnings(caplog)) == 1
 
 
-def test_only_servers_that_have_answered_are_awaited(scripted: list[Exception | None]):
+def test_only_servers_that_have_answered_are_awaited(driver_errors: list[Exception | None]):
     """A store of this process, or of the process that pickled the store, has read from them."""
 
-    def is_waited_for(opened: RemoteStore) -> bool:
-        scripted[:] = UNREACHABLE[:1] * 5
+    def is_waited_for(remote_store: RemoteStore) -> bool:
+        driver_errors[:] = UNREACHABLE[:1] * 5
         try:
-            return opened.ranges([SPAN]) == [PART]
+            return remote_store.ranges([SPAN]) == [PART]
         except StorageError as error:
             if "after 3 attempts" in str(error):
                 return False
             raise
         finally:
-            scripted.clear()
+            driver_errors.clear()
 
     assert not is_waited_for(store())
     assert not store().exists(NAME)
     assert not is_waited_for(store())
-    before, answered = pickle.dumps(store()), pickle.dumps(answered_store())
+    unanswered_pickle, answered_pickle = pickle.dumps(store()), pickle.dumps(answered_store())
     assert is_waited_for(store())
     assert is_waited_for(RemoteStore("scripted://host/elsewhere", retries=2))
     assert not is_waited_for(store(host="other"))
     assert not is_waited_for(RemoteStore("scripted://host/a", {"port": 1}, retries=2))
     deadlines._answered_services.clear()  # as if in another process
-    assert not is_waited_for(pickle.loads(before))
-    assert is_waited_for(pickle.loads(answered))
+    assert not is_waited_for(pickle.loads(unanswered_pickle))
+    assert is_waited_for(pickle.loads(answered_pickle))
 
 
-def test_one_warning_per_outage(scripted: list[Exception | None], caplog):
-    opened = answered_store()
+def test_one_warning_per_outage(driver_errors: list[Exception | None], caplog):
+    remote_store = answered_store()
     for _ in range(3):
-        scripted += [UNREACHABLE[0]] * 10
-        assert opened.ranges([SPAN]) == [PART]
+        driver_errors += [UNREACHABLE[0]] * 10
+        assert remote_store.ranges([SPAN]) == [PART]
     assert len(warnings(caplog)) == 1
-    opened.deadlines._last_warning -= 61
-    scripted += [UNREACHABLE[0]] * 10
-    assert opened.ranges([SPAN]) == [PART]
+    remote_store.deadlines._last_warning -= 61
+    driver_errors += [UNREACHABLE[0]] * 10
+    assert remote_store.ranges([SPAN]) == [PART]
     assert len(warnings(caplog)) == 2
 
 
@@ -294,19 +306,19 @@ def test_one_warning_per_outage(scripted: list[Exception | None], caplog):
 
 
 def test_a_blocked_event_loop_raises(
-    scripted: list[Exception | None], monkeypatch: pytest.MonkeyPatch
+    driver_errors: list[Exception | None], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(requests, "_MIN_LOOP_CHECK", 0.2)
-    opened, released = answered_store(), threading.Event()
-    opened.timeout = 0.4
+    remote_store, released = answered_store(), threading.Event()
+    remote_store.timeout = 0.4
     try:
         fsspec.asyn.get_loop().call_soon_threadsafe(released.wait, 600)
         with pytest.raises(
             StorageError, match=r"event loop.* is blocked by another task"
         ) as caught:
-            opened.ranges([SPAN])
+            remote_store.ranges([SPAN])
         assert caught.value.errno == errno.ETIMEDOUT
     finally:
         released.set()
-    opened.timeout = 60.0
-    assert opened.ranges([SPAN]) == [PART]
+    remote_store.timeout = 60.0
+    assert remote_store.ranges([SPAN]) == [PART]

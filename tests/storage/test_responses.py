@@ -34,8 +34,10 @@ DATA = bytes(range(256)) * 40
 # Unit tests
 
 
-def part(first: int, last: int, total: object, length: int | None = None, **more: str) -> dict:
-    headers = {"Content-Range": f"bytes {first}-{last}/{total}", **more}
+def part(
+    first: int, last: int, total: object, length: int | None = None, **extra_headers: str
+) -> dict:
+    headers = {"Content-Range": f"bytes {first}-{last}/{total}", **extra_headers}
     return headers if length is None else headers | {"Content-Length": str(length)}
 
 
@@ -133,8 +135,8 @@ def test_a_body_is_read_up_to_its_maximum_length():
         remaining = list(parts)
         sizes: list[int] = []
 
-        async def read(most: int) -> bytes:
-            sizes.append(most)
+        async def read(max_bytes: int) -> bytes:
+            sizes.append(max_bytes)
             return remaining.pop(0) if remaining else b""
 
         return read, sizes
@@ -211,7 +213,7 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def serving(files: dict[str, bytes], **behavior: Any) -> Iterator[tuple[str, type[Handler]]]:
+def serve_files(files: dict[str, bytes], **behavior: Any) -> Iterator[tuple[str, type[Handler]]]:
     """Serve files, and yield the server's URL and its handler class, which sets the faults."""
     kind = type("Kind", (Handler,), {"files": files, "log": [], **behavior})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), kind) as server:
@@ -235,7 +237,7 @@ def dataset(directory: Path, root: str = "") -> dict[str, bytes]:
 
 @pytest.mark.parametrize("status", [400, 403, 404, 405, 501])
 def test_a_server_without_head_is_asked_by_get(status):
-    with serving({"/a": DATA, "/empty": b""}, head=status) as (url, kind):
+    with serve_files({"/a": DATA, "/empty": b""}, head=status) as (url, kind):
         store = RemoteStore(url)
         assert store.exist_many(["a", "b"]) == [True, False]
         assert store.size("a") == len(DATA)
@@ -247,7 +249,7 @@ def test_a_server_without_head_is_asked_by_get(status):
 
 @pytest.mark.parametrize("status", [500, 503, 429])
 def test_a_failed_head_request_is_retried(status, short_pauses):
-    with serving({"/a": DATA}, head=status) as (url, kind):
+    with serve_files({"/a": DATA}, head=status) as (url, kind):
         with pytest.raises(StorageError, match="after 3 attempts") as caught:
             RemoteStore(url, retries=2).exists("a")
         assert caught.value.errno != errno.ENOENT
@@ -255,7 +257,7 @@ def test_a_failed_head_request_is_retried(status, short_pauses):
 
 
 def test_a_head_request_without_a_password_is_not_repeated_as_get():
-    with serving({"/a": DATA}, head=401) as (url, kind):
+    with serve_files({"/a": DATA}, head=401) as (url, kind):
         with pytest.raises(StorageError, match="after 1 attempt in") as caught:
             RemoteStore(url).exists("a")
         assert caught.value.errno == errno.EACCES
@@ -263,7 +265,7 @@ def test_a_head_request_without_a_password_is_not_repeated_as_get():
 
 
 def test_a_server_without_ranges_serves_small_files():
-    with serving({"/a": DATA, "/empty": b""}, ranges=False) as (url, _):
+    with serve_files({"/a": DATA, "/empty": b""}, ranges=False) as (url, _):
         store = RemoteStore(url)
         assert store.read("a") == DATA
         assert store.ranges([("a", 0, len(DATA))]) == [DATA]
@@ -276,14 +278,14 @@ def test_a_server_without_ranges_serves_small_files():
 def test_a_server_without_content_lengths(tmp_path, monkeypatch):
     files = dataset(tmp_path)
     for ranges in (True, False):
-        with serving(files, sized=False, ranges=ranges) as (url, _):
+        with serve_files(files, sized=False, ranges=ranges) as (url, _):
             store = RemoteStore(url)
             assert store.read("index.json") == files["/index.json"]
             if ranges:
                 with npstream.open(url, cache=tmp_path / "cache") as ds:
                     assert ds.load()["i"].tolist() == list(range(5, 1005))
                 assert npstream.verify_dataset(url).problems == ()
-    with serving({"/a": DATA}, sized=False, ranges=False) as (url, _):
+    with serve_files({"/a": DATA}, sized=False, ranges=False) as (url, _):
         store = RemoteStore(url)
         assert store.sizes(["a", "b"]) == [remote.UNKNOWN_SIZE, None]
         monkeypatch.setattr(remote, "MAX_UNSIZED", len(DATA) - 1)
@@ -302,7 +304,7 @@ def test_a_lost_connection_does_not_hide_the_side_car(tmp_path, short_pauses):
         name: data[:-8] + bytes(8) if name.endswith(".mds") else data
         for name, data in files.items()
     }
-    with serving(damaged) as (url, kind):
+    with serve_files(damaged) as (url, kind):
         for drops in (1, 4, 7):
             kind.drops = drops
             with npstream.open(url, cache=tmp_path / f"{drops}", verify=True) as ds:
@@ -327,14 +329,17 @@ def test_refused_connections_do_not_look_like_missing_files(tmp_path, short_paus
 def test_verification_without_listings_requests_each_file(tmp_path, listing):
     files = dataset(tmp_path)
     pages = {} if listing is None else dict.fromkeys(("/", "/data", "/data/"), listing)
-    with serving({**{f"/data{name}": data for name, data in files.items()}, **pages}) as (url, _):
+    with serve_files({**{f"/data{name}": data for name, data in files.items()}, **pages}) as (
+        url,
+        _,
+    ):
         report = npstream.verify_dataset(f"{url}/data")
         assert report.problems == ()
         assert report.shards > 1
     (first, *_, last) = [name for name in files if name.endswith(".mds")]
     changed = {name: data for name, data in files.items() if name != first}
     changed[last] = files[last] + b"x"
-    with serving(changed) as (url, _):
+    with serve_files(changed) as (url, _):
         problems = npstream.verify_dataset(url).problems
     assert len(problems) == 2
     assert f"{first} (shard 0): there is no such file" in problems[0]
@@ -351,7 +356,7 @@ def test_verification_reports_a_shard_whose_size_request_fails(tmp_path, short_p
         else:
             Handler.answer(self)
 
-    with serving(files, do_HEAD=answer, do_GET=answer) as (url, _):
+    with serve_files(files, do_HEAD=answer, do_GET=answer) as (url, _):
         problems = npstream.verify_dataset(url).problems
     assert len(problems) == 1
     assert f"{name} (shard 0): " in problems[0]

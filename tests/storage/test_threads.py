@@ -43,11 +43,11 @@ def test_invalid_options_of_a_driver_raise(blocking, monkeypatch):
 
 
 def test_threads_end_with_their_store(blocking):
-    before = set(threading.enumerate())
+    previous_threads = set(threading.enumerate())
     store = RemoteStore("blocking://a")
     store.ranges([("x", i, 1) for i in range(50)])
-    started = set(threading.enumerate()) - before
-    threads = [thread for thread in started if thread.name == "npstream-store"]
+    new_threads = set(threading.enumerate()) - previous_threads
+    threads = [thread for thread in new_threads if thread.name == "npstream-store"]
     assert threads
     del store
     gc.collect()

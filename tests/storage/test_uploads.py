@@ -16,13 +16,13 @@ from destinations import WRITABLE
 from npstream.errors import StorageError
 from npstream.storage.local import LocalStore, open_store
 from npstream.storage.remote import RemoteStore
-from npstream.storage.uploads import locked
+from npstream.storage.uploads import lock_file
 
 CONDITIONAL = ["directory", "local", "memory", *(kind for kind in WRITABLE if kind != "sftp")]
 
 
 @pytest.fixture(params=CONDITIONAL)
-def conditional(request, tmp_path):
+def conditional_store(request, tmp_path):
     """Return a store that replaces files conditionally."""
     if request.param == "directory":
         yield LocalStore(str(tmp_path))
@@ -32,40 +32,40 @@ def conditional(request, tmp_path):
         yield RemoteStore("memory://uploads")
         fsspec.filesystem("memory").store.clear()
     else:
-        fresh = request.getfixturevalue("servers")[request.param].new_directory()
-        yield open_store(fresh.url, fresh.storage_options)
+        remote_dir = request.getfixturevalue("servers")[request.param].new_directory()
+        yield open_store(remote_dir.url, remote_dir.storage_options)
 
 
-def test_a_file_is_replaced_only_if_it_is_unchanged(conditional):
-    conditional.put("a", b"1")
-    first = conditional.read_tagged("a")
+def test_a_file_is_replaced_only_if_it_is_unchanged(conditional_store):
+    conditional_store.put("a", b"1")
+    first = conditional_store.read_tagged("a")
     assert first.content == b"1"
-    conditional.replace("a", b"two", first)
+    conditional_store.replace("a", b"two", first)
     for data in (b"3", b"two"):
         with pytest.raises(FileExistsError) as caught:
-            conditional.replace("a", data, first)
+            conditional_store.replace("a", data, first)
         assert isinstance(caught.value, StorageError)
-    assert conditional.read("a") == b"two"
-    second = conditional.read_tagged("a")
-    conditional.remove("a")
+    assert conditional_store.read("a") == b"two"
+    second = conditional_store.read_tagged("a")
+    conditional_store.remove("a")
     with pytest.raises((FileExistsError, FileNotFoundError)):
-        conditional.replace("a", b"4", second)
+        conditional_store.replace("a", b"4", second)
     with pytest.raises(FileNotFoundError):
-        conditional.read_tagged("a")
+        conditional_store.read_tagged("a")
 
 
-def test_no_replacement_is_lost(conditional):
+def test_no_replacement_is_lost(conditional_store):
     """Threads that count up one file: each replaces the number that it has read."""
-    conditional.put("n", b"0")
+    conditional_store.put("n", b"0")
     rounds, errors = 6, []
 
     def count():
         try:
             for _ in range(rounds):
                 while True:
-                    tag = conditional.read_tagged("n")
+                    tag = conditional_store.read_tagged("n")
                     try:
-                        conditional.replace("n", b"%d" % (int(tag.content) + 1), tag)
+                        conditional_store.replace("n", b"%d" % (int(tag.content) + 1), tag)
                         break
                     except FileExistsError:
                         pass
@@ -78,12 +78,12 @@ def test_no_replacement_is_lost(conditional):
     for thread in threads:
         thread.join()
     assert errors == []
-    assert conditional.read("n") == b"%d" % (3 * rounds)
+    assert conditional_store.read("n") == b"%d" % (3 * rounds)
 
 
 def test_a_store_without_replacements(servers):
-    fresh = servers["sftp"].new_directory()
-    store = open_store(fresh.url, fresh.storage_options)
+    remote_dir = servers["sftp"].new_directory()
+    store = open_store(remote_dir.url, remote_dir.storage_options)
     assert not store.can_replace("a")
     store.put("a", b"1")
     with pytest.raises(StorageError, match="replaces no file conditionally") as caught:
@@ -96,7 +96,7 @@ def test_a_file_that_is_replaced_while_it_is_read(monkeypatch):
     store, sizes = RemoteStore("memory://uploads"), []
     read = RemoteStore.read
 
-    def replaced(self, name, nbytes=None):
+    def replace_and_read(self, name, nbytes=None):
         sizes.append(nbytes)
         if len(sizes) == 1:
             store.put("a", b"a longer one")
@@ -105,7 +105,7 @@ def test_a_file_that_is_replaced_while_it_is_read(monkeypatch):
         return read(self, name, nbytes)
 
     store.put("a", b"first")
-    monkeypatch.setattr(RemoteStore, "read", replaced)
+    monkeypatch.setattr(RemoteStore, "read", replace_and_read)
     assert store.read_tagged("a").content == b"short"
     assert sizes == [5, 12, 5]
     fsspec.filesystem("memory").store.clear()
@@ -117,8 +117,8 @@ def test_a_file_that_is_replaced_while_it_is_read(monkeypatch):
 def test_a_killed_process_leaves_no_lock(tmp_path):
     (tmp_path / "a").write_bytes(b"1")
     script = (
-        "import sys\nfrom npstream.storage.uploads import locked\n"
-        "with locked(sys.argv[1]):\n    print('locked', flush=True)\n    sys.stdin.read()\n"
+        "import sys\nfrom npstream.storage.uploads import lock_file\n"
+        "with lock_file(sys.argv[1]):\n    print('locked', flush=True)\n    sys.stdin.read()\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", script, str(tmp_path / "a")],
@@ -137,17 +137,17 @@ def test_a_killed_process_leaves_no_lock(tmp_path):
     assert store.read("a") == b"2"
 
 
-def test_who_waits_for_a_file_that_is_replaced_locks_the_new_one(tmp_path):
+def test_a_waiter_for_a_replaced_file_locks_the_new_one(tmp_path):
     path = str(tmp_path / "a")
     (tmp_path / "a").write_bytes(b"1")
     (tmp_path / "b").write_bytes(b"2")
     contents = []
 
     def wait():
-        with locked(path) as file:
+        with lock_file(path) as file:
             contents.append(file.read())
 
-    with locked(path):
+    with lock_file(path):
         thread = threading.Thread(target=wait)
         thread.start()
         os.replace(tmp_path / "b", path)

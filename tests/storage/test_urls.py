@@ -21,11 +21,11 @@ from npstream.storage.urls import join_url, local_path, location_str, scheme_of
 class ForeignPath(os.PathLike):
     """A path object of another library, with its str and its os.fspath."""
 
-    def __init__(self, shown, path):
-        self.shown, self.path = shown, path
+    def __init__(self, text, path):
+        self.text, self.path = text, path
 
     def __str__(self):
-        return self.shown
+        return self.text
 
     def __fspath__(self):
         return self.path
@@ -139,18 +139,18 @@ def test_invalid_splits_raise(split):
 
 REMOTE = "memory://urls/data"
 LOCATIONS = {
-    "open": lambda at: npstream.open(at),
-    "write": lambda at: npstream.write(at, {"x": [1]}),
-    "Writer": lambda at: npstream.Writer(at).close(),
-    "verify": lambda at: npstream.verify_dataset(at),
-    "build": lambda at: npstream.build_index(at),
-    "open index": lambda at: npstream.open(REMOTE, index=at, cache="kept"),
-    "verify index": lambda at: npstream.verify_dataset(REMOTE, index=at),
-    "build out": lambda at: npstream.build_index(REMOTE, out=at),
+    "open": lambda location: npstream.open(location),
+    "write": lambda location: npstream.write(location, {"x": [1]}),
+    "Writer": lambda location: npstream.Writer(location).close(),
+    "verify": lambda location: npstream.verify_dataset(location),
+    "build": lambda location: npstream.build_index(location),
+    "open index": lambda location: npstream.open(REMOTE, index=location, cache="kept"),
+    "verify index": lambda location: npstream.verify_dataset(REMOTE, index=location),
+    "build out": lambda location: npstream.build_index(REMOTE, out=location),
 }
 DIRECTORIES = {
-    "open cache": lambda at: npstream.open(REMOTE, cache=at)[0],
-    "local cache": lambda at: npstream.open("data", cache=at),
+    "open cache": lambda location: npstream.open(REMOTE, cache=location)[0],
+    "local cache": lambda location: npstream.open("data", cache=location),
     "Cache": ShardCache,
     "info": npstream.cache.info,
     "clear": npstream.cache.clear,
@@ -207,33 +207,35 @@ def test_the_command_line_creates_no_files_for_an_invalid_cache(workdir, capsys)
 @pytest.mark.parametrize("invalid", ["s3://bucket/cache", "gs:/bucket", "file://host/cache"])
 def test_an_invalid_cache_in_the_environment_creates_no_files(invalid, workdir, monkeypatch):
     monkeypatch.setenv("NPSTREAM_CACHE", invalid)
-    uses = [
+    calls = [
         lambda: npstream.open(REMOTE),
         npstream.cache.info,
         npstream.cache.clear,
         lambda: npstream.build_index(REMOTE, out="memory://urls/aside"),
     ]
-    for use in uses:
+    for call in calls:
         with pytest.raises(ValueError, match="NPSTREAM_CACHE"):
-            use()
+            call()
     assert os.listdir(workdir) == ["data"]
 
 
 @pytest.mark.parametrize("form", ["{}", "file://{}", "file://localhost{}", "file:{}", "path"])
 def test_valid_local_locations(form, workdir, monkeypatch):
-    def at(name):
+    def location(name):
         path = workdir / name
         return path if form == "path" else form.format(path)
 
     columns = {"x": np.arange(5)}
-    assert npstream.write(at("one"), columns).path == str(workdir / "one")
-    assert npstream.open(at("one"))["x"].load().tolist() == [0, 1, 2, 3, 4]
-    assert npstream.build_index(at("one"), out=at("aside")) == str(workdir / "aside/index.msgpack")
-    assert npstream.verify_dataset(at("one"), index=at("aside")).problems == ()
-    assert npstream.open(REMOTE, cache=at("cache"))[0] == {"x": 1}
-    assert npstream.cache.info(at("cache")).directory == str(workdir / "cache")
-    assert npstream.cache.info(at("cache")).files > 0
-    monkeypatch.setenv("NPSTREAM_CACHE", str(at("chosen")))
+    assert npstream.write(location("one"), columns).path == str(workdir / "one")
+    assert npstream.open(location("one"))["x"].load().tolist() == [0, 1, 2, 3, 4]
+    assert npstream.build_index(location("one"), out=location("aside")) == str(
+        workdir / "aside/index.msgpack"
+    )
+    assert npstream.verify_dataset(location("one"), index=location("aside")).problems == ()
+    assert npstream.open(REMOTE, cache=location("cache"))[0] == {"x": 1}
+    assert npstream.cache.info(location("cache")).directory == str(workdir / "cache")
+    assert npstream.cache.info(location("cache")).files > 0
+    monkeypatch.setenv("NPSTREAM_CACHE", str(location("chosen")))
     assert ShardCache().directory == str(workdir / "chosen")
     assert set(os.listdir(workdir)) == {"data", "one", "aside", "cache", "chosen"}
 
@@ -259,7 +261,7 @@ def test_roots_and_reprs_contain_no_secrets(url, root):
 
 def test_the_query_of_a_signed_url_is_sent_but_not_shown(servers):
     proxy = servers.proxy("http")
-    remote_dir = servers["http"].new_directory().via(proxy)
+    remote_dir = servers["http"].new_directory().with_proxy(proxy)
     remote_dir.put("a b", DATA)
     store = RemoteStore(f"{remote_dir.url}?sig=wonderful&x=1", remote_dir.storage_options)
     assert store.ranges([("a b", 1, 2)]) == [DATA[1:3]]

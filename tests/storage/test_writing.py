@@ -34,9 +34,9 @@ def test_a_dataset_is_written_to_each_server(writable):
     remote_dir, options = writable, writable.storage_options
     report = npstream.write(remote_dir.url, table(), shard_size="16KiB", storage_options=options)
     store = RemoteStore(remote_dir.url, options)
-    stored = dict(store.names())
-    assert sum(n for name, n in stored.items() if name.startswith("shard.")) == report.stored_bytes
-    assert stored["index.json"] > 0
+    sizes = dict(store.names())
+    assert sum(n for name, n in sizes.items() if name.startswith("shard.")) == report.stored_bytes
+    assert sizes["index.json"] > 0
     with pytest.raises(FileExistsError):
         npstream.write(remote_dir.url, table(), storage_options=options)
 
@@ -64,17 +64,17 @@ def test_a_split_of_a_url_with_a_query_opens(servers, tmp_path):
 
 
 def test_an_exception_while_writing_leaves_no_files(memory):
-    stored = []
+    names = []
 
     def samples():
         for i in range(1000):
             yield {"id": i, "text": "x" * 100}
-        stored.extend(memory.names("shard."))
+        names.extend(memory.names("shard."))
         raise RuntimeError("enough")
 
     with pytest.raises(RuntimeError, match="enough"):
         npstream.write(memory.root, samples(), shard_size="8KiB")
-    assert len(stored) > 3
+    assert len(names) > 3
     assert list(memory.names()) == []
 
 

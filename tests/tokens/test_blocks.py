@@ -8,8 +8,8 @@ import shutil
 
 import numpy as np
 import pytest
-from resumed_writes import count_steps, killed_at, local_files
-from tokenizing import blocks_by_hand, letters, letters_of_several, texts, word_tokenizer
+from resumed_writes import count_steps, kill_at_step, local_files
+from tokenizing import expected_blocks, letters, letters_of_texts, texts, word_tokenizer
 
 import npstream
 from npstream.errors import ColumnError
@@ -40,27 +40,27 @@ def test_blocks_are_cut_across_documents(tmp_path, table_bytes, block, workers):
     report, stored = write(
         tmp_path / "out", TEXTS, word_tokenizer(), block, separator=EOS, workers=workers
     )
-    expected = blocks_by_hand(IDS, block, EOS)
+    expected = expected_blocks(IDS, block, EOS)
     assert report.columns == {"tokens": f"ndarray:uint16:{block}"}
     np.testing.assert_array_equal(stored, expected)
 
 
 def test_functions_and_no_separator(tmp_path, table_bytes):
-    expected = blocks_by_hand(letters_of_several(TEXTS), 50)
+    expected = expected_blocks(letters_of_texts(TEXTS), 50)
     _, stored = write(tmp_path / "one", TEXTS, letters, 50)
     np.testing.assert_array_equal(stored, expected)
     assert stored.dtype == np.uint32
-    _, stored = write(tmp_path / "several", TEXTS, letters_of_several, 50, batched=True, workers=2)
+    _, stored = write(tmp_path / "several", TEXTS, letters_of_texts, 50, batched=True, workers=2)
     np.testing.assert_array_equal(stored, expected)
 
 
 def test_the_last_block_is_padded(tmp_path, table_bytes):
     options = {"separator": "[EOS]", "remainder": "pad"}
     _, stored = write(tmp_path / "a", TEXTS, word_tokenizer(), 64, **options)
-    np.testing.assert_array_equal(stored, blocks_by_hand(IDS, 64, EOS, EOS))
+    np.testing.assert_array_equal(stored, expected_blocks(IDS, 64, EOS, EOS))
     assert stored[-1, -1] == EOS
     _, stored = write(tmp_path / "b", TEXTS, word_tokenizer(), 64, **options, pad="[UNK]")
-    np.testing.assert_array_equal(stored, blocks_by_hand(IDS, 64, EOS, 0))
+    np.testing.assert_array_equal(stored, expected_blocks(IDS, 64, EOS, 0))
     _, stored = write(tmp_path / "c", ["w1 w2"], word_tokenizer(), 4, remainder="pad", pad=9)
     assert stored.tolist() == [[3, 4, 9, 9]]
     _, stored = write(tmp_path / "d", ["w1 w2"], word_tokenizer(), 2, remainder="pad", pad=9)
@@ -70,7 +70,7 @@ def test_the_last_block_is_padded(tmp_path, table_bytes):
 def test_all_kinds_of_data(tmp_path):
     pa = pytest.importorskip("pyarrow")
     pd = pytest.importorskip("pandas")
-    expected = blocks_by_hand(IDS, 64, EOS)
+    expected = expected_blocks(IDS, 64, EOS)
     samples = [{"id": k, "body": text} for k, text in enumerate(TEXTS)]
     npstream.write(tmp_path / "ds", samples)
     for number, data in enumerate(
@@ -183,7 +183,7 @@ def test_a_killed_write_resumes_within_a_document(tmp_path, monkeypatch, data, w
         shutil.rmtree(tmp_path / "resumed")
         kills = 0
         for step in itertools.count(first, first):
-            is_killed = killed_at(step, write_resumed)
+            is_killed = kill_at_step(step, write_resumed)
             files = local_files(tmp_path / "resumed")
             if not is_killed or ("index.json" in files and WORK not in files):
                 break
@@ -216,7 +216,7 @@ def test_a_write_does_not_resume_with_another_separator(tmp_path, monkeypatch):
 @pytest.mark.parametrize("block", [7, 64])
 def test_every_block_can_be_the_first(table_bytes, block, workers):
     """A read from the position of a block returns that block and all later ones."""
-    expected = blocks_by_hand(IDS, block, EOS)
+    expected = expected_blocks(IDS, block, EOS)
     options = {"separator": EOS, "workers": workers}
     first = token_blocks(texts_in_parts(), word_tokenizer(), block, **options)
     list(first._arrays())

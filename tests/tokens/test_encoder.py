@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tokenizing import letters, letters_of_several, texts, word_tokenizer
+from tokenizing import letters, letters_of_texts, texts, word_tokenizer
 
 import npstream
 from npstream.errors import ColumnError
@@ -25,8 +25,8 @@ def test_ids_are_those_of_the_tokenizer_in_the_order_of_the_samples(tmp_path, wo
     tokenizer = word_tokenizer()
     function, options, expected = {
         "tokenizers": (tokenizer, {}, [tokenizer.encode(text).ids for text in TEXTS]),
-        "function": (letters, {}, letters_of_several(TEXTS)),
-        "batched": (letters_of_several, {"batched": True}, letters_of_several(TEXTS)),
+        "function": (letters, {}, letters_of_texts(TEXTS)),
+        "batched": (letters_of_texts, {"batched": True}, letters_of_texts(TEXTS)),
     }[kind]
     samples = [{"id": k, "text": text, "label": k % 3} for k, text in enumerate(TEXTS)]
     tokenize = TokenMap(function, **options)
@@ -42,11 +42,11 @@ def test_a_batch_is_one_call():
 
     def tokenizer(texts):
         calls.append(len(texts))
-        return letters_of_several(texts)
+        return letters_of_texts(texts)
 
     batch = [{"text": text} for text in TEXTS]
     function = TokenMap(tokenizer, batched=True).for_batch(batch)
-    assert [function(sample)["tokens"].tolist() for sample in batch] == letters_of_several(TEXTS)
+    assert [function(sample)["tokens"].tolist() for sample in batch] == letters_of_texts(TEXTS)
     assert calls == [len(TEXTS)]
 
 
@@ -78,7 +78,7 @@ def test_tokenizers_of_transformers_return_mappings():
 def test_results_with_input_ids():
     tokenize = TokenMap(lambda text: BatchEncoding(input_ids=letters(text)))
     assert tokenize("ab")["tokens"].tolist() == [97, 98]
-    tokenize = TokenMap(lambda texts: {"input_ids": letters_of_several(texts)}, batched=True)
+    tokenize = TokenMap(lambda texts: {"input_ids": letters_of_texts(texts)}, batched=True)
     assert [tokenize.for_batch(["a", "b"])(text)["tokens"].tolist() for text in "a"] == [[97]]
 
 

@@ -13,7 +13,7 @@ import pyarrow.dataset
 import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
-from rewriting import rewritten
+from rewriting import write_and_open
 
 import npstream
 from npstream._core.jit import Kernel
@@ -137,7 +137,7 @@ def test_every_type_is_stored_as_its_rows_would_be(kind, form, compiled, tmp_pat
         array = pa.chunked_array([array[:1], array[1:1], array[1:]])
     table = pa.table({"n": pa.array([str(k) for k in range(len(array))]), "x": array})
     data = StreamTable(table) if form == "stream" else table
-    report, ds = rewritten(tmp_path / "a", data, shard_size=None)
+    report, ds = write_and_open(tmp_path / "a", data, shard_size=None)
     assert report.columns == {"n": "str", "x": encoding}
     rows = [{"n": str(k), "x": value_of(v, encoding)} for k, v in enumerate(values)]
     npstream.write(tmp_path / "b", rows, columns=report.columns, shard_size=None)
@@ -149,7 +149,7 @@ def test_every_type_is_stored_as_its_rows_would_be(kind, form, compiled, tmp_pat
 def test_a_table_without_rows_keeps_its_columns(kind, tmp_path):
     empty = pa.schema({"x": kind}).empty_table()
     for number, data in enumerate((empty, empty.to_reader(), StreamTable(empty))):
-        report, ds = rewritten(tmp_path / str(number), data)
+        report, ds = write_and_open(tmp_path / str(number), data)
         assert report.columns == {"x": TYPES[kind][0]}
         assert len(ds) == 0
 
@@ -157,7 +157,7 @@ def test_a_table_without_rows_keeps_its_columns(kind, tmp_path):
 def test_a_tensor_of_one_shape(tmp_path):
     rows = np.arange(24, dtype="f4").reshape(4, 3, 2)
     tensors = pa.FixedShapeTensorArray.from_numpy_ndarray(rows)
-    report, ds = rewritten(tmp_path / "a", pa.table({"x": tensors})[1:])
+    report, ds = write_and_open(tmp_path / "a", pa.table({"x": tensors})[1:])
     assert report.columns == {"x": "ndarray:float32:3,2"}
     assert np.array_equal(ds["x"].load(), rows[1:])
 
@@ -217,7 +217,7 @@ def test_all_kinds_of_arrow_tables(tmp_path):
         table.to_batches(max_chunksize=2),
         [table[:2], table[2:].to_reader(max_chunksize=1)],
     ]):  # fmt: skip
-        report, ds = rewritten(tmp_path / str(number), data)
+        report, ds = write_and_open(tmp_path / str(number), data)
         assert report.columns == {"a": "int64", "s": "str"}
         assert ds["a"].load().tolist() == list(range(5))
         assert list(ds["s"]) == list("01234")
@@ -294,12 +294,12 @@ def test_blocks_have_the_size_of_decoded_rows():
 
 def test_lists_become_arrays_of_another_dtype_or_shape(tmp_path):
     table = pa.table({"x": [[1, 2], [3, 65535]]})
-    _, ds = rewritten(tmp_path / "a", table, columns={"x": "ndarray:uint16"})
+    _, ds = write_and_open(tmp_path / "a", table, columns={"x": "ndarray:uint16"})
     assert ds["x"][1].tolist() == [3, 65535]
-    _, ds = rewritten(tmp_path / "b", table, columns={"x": "ndarray:uint16:2"})
+    _, ds = write_and_open(tmp_path / "b", table, columns={"x": "ndarray:uint16:2"})
     assert ds["x"].load().tolist() == [[1, 2], [3, 65535]]
     fixed = table.cast(pa.schema({"x": pa.list_(pa.int64(), 2)}))
-    _, ds = rewritten(tmp_path / "c", fixed, columns={"x": "ndarray:uint16:2"})
+    _, ds = write_and_open(tmp_path / "c", fixed, columns={"x": "ndarray:uint16:2"})
     assert ds["x"].load().tolist() == [[1, 2], [3, 65535]]
     for data, encoding in ((table, "ndarray:int16"), (fixed, "ndarray:int16:2")):
         with pytest.raises(ValueError, match=f"sample 1: column 'x': '{encoding}' cannot hold 655"):
@@ -307,14 +307,14 @@ def test_lists_become_arrays_of_another_dtype_or_shape(tmp_path):
     ragged = pa.table({"x": [[1, 2], [3]]})
     with pytest.raises(ValueError, match="sample 1: column 'x': its list has 1 element, and 'nda"):
         npstream.write(tmp_path / "d", ragged, columns={"x": "ndarray:int64:2"})
-    _, ds = rewritten(tmp_path / "e", pa.table({"x": [[1], []]}), columns={"x": "json"})
+    _, ds = write_and_open(tmp_path / "e", pa.table({"x": [[1], []]}), columns={"x": "json"})
     assert list(ds["x"]) == [[1], []]
 
 
 def test_columns_choose_encodings_and_leave_out_others(tmp_path):
     table = pa.table({"a": [1, 2], "b": ["1", "2"], "c": [b"\xff\xd8", b"\xff\xd8\xff"]})
     columns = {"c": "jpeg", "a": "uint8"}
-    report, _ = rewritten(tmp_path / "a", table, columns=columns)
+    report, _ = write_and_open(tmp_path / "a", table, columns=columns)
     assert report.columns == columns
     with pytest.raises(ValueError, match="sample 1: column 'a' is 'bool' and cannot take"):
         npstream.write(tmp_path / "b", table, columns={"a": "bool"})
@@ -397,7 +397,7 @@ def test_names_that_clash(tmp_path):
     for data in (table, table.to_reader()):
         with pytest.raises(ValueError, match="column 'a': two columns have this name: rename one"):
             npstream.write(tmp_path / "a", data)
-    report, ds = rewritten(tmp_path / "b", table, columns={"b": "int64"})
+    report, ds = write_and_open(tmp_path / "b", table, columns={"b": "int64"})
     assert report.columns == {"b": "int64"}
     assert ds[0] == {"b": 2}
 

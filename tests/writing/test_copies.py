@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from golden_data import FORMATS
 from PIL import Image
-from rewriting import jpeg, rewritten
+from rewriting import jpeg, write_and_open
 
 import npstream
 from npstream.errors import ColumnError, FormatError
@@ -76,7 +76,9 @@ def test_a_view_is_copied_as_it_is_stored(view, compression, source, tmp_path, u
     root, columns = source
     for k, url in enumerate([root, upload(root)]):
         ds = VIEWS[view](npstream.open(url, cache=tmp_path / "cache", allow_pickle=True))
-        report, copy = rewritten(tmp_path / str(k), ds, compression=compression, shard_size="4KiB")
+        report, copy = write_and_open(
+            tmp_path / str(k), ds, compression=compression, shard_size="4KiB"
+        )
         assert list(report.columns.items()) == list(columns.items())
         assert copy.columns == ds.columns
         assert copy.dtypes == ds.dtypes
@@ -104,17 +106,17 @@ def test_columns_and_batches_keep_their_encodings(source, tmp_path):
         "batches": rows.iter(0, 1, batch_size=2, last="short"),
         "copied batch": rows.load().copy(),
     }.items():
-        report, copy = rewritten(tmp_path / name, data)
+        report, copy = write_and_open(tmp_path / name, data)
         assert list(report.columns.items()) == list(columns.items())
         assert bodies(copy) == expected
-    report, copy = rewritten(tmp_path / "top", ds["text"][:3])
+    report, copy = write_and_open(tmp_path / "top", ds["text"][:3])
     assert report.columns == {"text": "str"}
     loaded = {name: rows[name].load() for name in ("text", "image", "array", "raw", "tokens")}
-    report, copy = rewritten(tmp_path / "ragged", loaded)
+    report, copy = write_and_open(tmp_path / "ragged", loaded)
     assert report.columns == {name: columns[name] for name in loaded}
     assert bodies(copy) == {name: expected[name] for name in loaded}
     tensors = rows[["tokens", "array", "number", "seen"]].load().to_torch()
-    report, copy = rewritten(tmp_path / "tensors", tensors)
+    report, copy = write_and_open(tmp_path / "tensors", tensors)
     assert report.columns == {name: columns[name] for name in tensors}
     assert bodies(copy) == {name: expected[name] for name in tensors}
 
@@ -126,7 +128,7 @@ def test_a_batch_that_was_edited(source, tmp_path):
     batch["label"] = batch["label"] * 0.5
     batch["new"] = np.arange(3) * 1j
     batch["tokens"] = batch["tokens"][:, :2]
-    report, ds = rewritten(tmp_path, batch)
+    report, ds = write_and_open(tmp_path, batch)
     changed = {name: report.columns[name] for name in ("number", "label", "new", "tokens")}
     assert changed == {
         **{"number": "str", "label": "float64", "new": "complex128"},
@@ -140,14 +142,14 @@ def test_rows_that_only_fill_a_batch_up_are_not_written(source, tmp_path):
     ds = npstream.open(source[0], columns=["number"])[:5]
     with pytest.raises(ValueError, match=r"repeats 1 row to be full.*last='short'"):
         npstream.write(tmp_path / "out", ds.iter(0, 1, batch_size=2))
-    _, copy = rewritten(tmp_path / "short", ds.iter(0, 1, batch_size=2, last="short"))
+    _, copy = write_and_open(tmp_path / "short", ds.iter(0, 1, batch_size=2, last="short"))
     assert list(copy["number"]) == list(range(5))
 
 
 def test_parts_of_columns(source, tmp_path):
     ds = npstream.open(source[0], allow_pickle=True)
     tokens = ds["tokens"].load()
-    report, copy = rewritten(
+    report, copy = write_and_open(
         tmp_path / "a",
         {
             "cut": ds["tokens"][::2, 1:3],
@@ -174,7 +176,7 @@ def test_parts_of_columns(source, tmp_path):
 def test_other_encodings_for_a_copy(source, tmp_path):
     ds = npstream.open(source[0], allow_pickle=True)
     chosen = {"number": "float32", "label": "int64", "image": "png", "digits": "json"}
-    report, copy = rewritten(tmp_path / "a", ds[:5], columns=chosen)
+    report, copy = write_and_open(tmp_path / "a", ds[:5], columns=chosen)
     assert report.columns == chosen
     assert_same(copy["number"].load(), np.arange(5, dtype="f4"))
     assert copy["digits"][4] == 10**4
@@ -193,7 +195,7 @@ def test_columns_with_declared_types(source, tmp_path):
         "columns": {column: ds[column] for column in declared},
         "batch": ds.load(),
     }.items():
-        report, copy = rewritten(tmp_path / name, data)
+        report, copy = write_and_open(tmp_path / name, data)
         assert report.columns == {
             **{"raw": "ndarray:uint16", "tokens": "ndarray:int64:1", "label": "int32"},
             "number": "datetime64[D]",
@@ -217,10 +219,10 @@ def test_bytes_that_hold_no_elements(tmp_path):
 def test_transformed_samples_are_written_one_by_one(source, tmp_path):
     ds = npstream.open(source[0], columns=["number"])
     view = ds[:3].with_transform(lambda sample: {"half": sample["number"] / 2})
-    report, copy = rewritten(tmp_path / "a", view)
+    report, copy = write_and_open(tmp_path / "a", view)
     assert report.columns == {"half": "float64"}
     assert list(copy["half"]) == [0, 0.5, 1]
-    _, copy = rewritten(tmp_path / "b", npstream.mix({"a": view})[:])
+    _, copy = write_and_open(tmp_path / "b", npstream.mix({"a": view})[:])
     assert list(copy["half"]) == [0, 0.5, 1]
 
 
@@ -230,10 +232,10 @@ def test_shards_of_text_become_mds(name, tmp_path):
     chosen = {"n": "str_int"}
     with pytest.raises(OverflowError, match="'str_int' holds any"):
         npstream.write(tmp_path / "a", ds)
-    report, copy = rewritten(tmp_path / "b", ds[["n"]], columns=chosen)
+    report, copy = write_and_open(tmp_path / "b", ds[["n"]], columns=chosen)
     assert list(copy["n"]) == list(ds["n"])
     other_columns = [column for column in ds.columns if column != "n"]
-    report, copy = rewritten(tmp_path / "c", ds[other_columns])
+    report, copy = write_and_open(tmp_path / "c", ds[other_columns])
     assert set(report.columns.values()) <= {"str", "int", "float64"}
     for column in other_columns:
         assert np.array_equal(copy[column], ds[column], equal_nan=report.columns[column] != "str")
@@ -251,7 +253,7 @@ def test_merged_shards_that_differ(tmp_path):
             index["shards"].append(entry)
     (tmp_path / "index.json").write_text(json.dumps(index))
     ds = npstream.open(tmp_path)
-    _, copy = rewritten(tmp_path / "copy", ds[[7, 0, 6, 1]])
+    _, copy = write_and_open(tmp_path / "copy", ds[[7, 0, 6, 1]])
     assert list(copy) == [{"t": t, "x": x} for t, x in zip("zazb", (2, 0, 1, 1), strict=True)]
 
 

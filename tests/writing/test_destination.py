@@ -20,9 +20,9 @@ from destinations import (
     SAMPLES,
     SHARD,
     add,
-    assert_nothing,
+    assert_no_files,
     assert_published,
-    failing,
+    failing_samples,
     names,
     write,
 )
@@ -166,8 +166,8 @@ def test_a_write_that_fails_leaves_nothing(target):
     url, options = target
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
-            npstream.write(url, failing(), shard_size=SHARD, storage_options=options)
-    assert_nothing(url, options)
+            npstream.write(url, failing_samples(), shard_size=SHARD, storage_options=options)
+    assert_no_files(url, options)
 
 
 # Requests to a store
@@ -177,7 +177,7 @@ def test_a_write_that_fails_leaves_nothing(target):
 def test_requests_of_a_write(kind, servers):
     """Every file is stored once; only the lock file is stored twice, refused once, and deleted."""
     proxy = servers.proxy(kind)
-    fresh = servers[kind].new_directory().via(proxy)
+    fresh = servers[kind].new_directory().with_proxy(proxy)
     report = write(fresh.url, fresh.storage_options, 7)
     stored = [(file_of(r.path), r.status) for r in proxy.log if r.method == "PUT"]
     (lock, created), (again, refused) = stored[:2]
@@ -234,8 +234,8 @@ def test_file_names_are_unique_to_a_write(create_file, memory, create, tmp_path)
     with pytest.raises(FileExistsError):
         write(memory, None, 8)
     with pytest.raises(ZeroDivisionError):
-        npstream.write(f"{memory}/other", failing(), shard_size=SHARD)
-    assert_nothing(f"{memory}/other")
+        npstream.write(f"{memory}/other", failing_samples(), shard_size=SHARD)
+    assert_no_files(f"{memory}/other")
 
 
 @WITHOUT_EXCLUSIVE_CREATION
@@ -318,7 +318,7 @@ def test_an_upload_that_never_succeeds(part, is_stored, memory, create):
     with pytest.raises(StorageError, match=part) as caught:
         write(memory, None, 7)
     assert not hasattr(caught.value, "__notes__")
-    assert_nothing(memory)
+    assert_no_files(memory)
 
 
 def test_an_index_whose_upload_times_out_and_may_succeed_later(memory, create):
@@ -363,7 +363,7 @@ def test_a_lock_file_that_cannot_be_removed(memory, tmp_path, monkeypatch, caplo
     write(memory, None, 7)
     assert "was published, but" in caplog.text
     with pytest.raises(ZeroDivisionError) as caught:
-        npstream.write(f"{memory}/other", failing(), shard_size=SHARD)
+        npstream.write(f"{memory}/other", failing_samples(), shard_size=SHARD)
     assert "could not be removed" in caught.value.__notes__[-1]
     monkeypatch.undo()
     assert LOCK in names(memory)
@@ -439,13 +439,13 @@ def test_writers_at_once_where_there_are_no_hard_links(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("path", ["out", "a/b/c"])
 def test_a_failed_write_removes_the_directories_that_it_created(path, tmp_path):
-    for refused in ([{"x": object()}], [{"x": 1}, {"y": 2}], failing()):
+    for refused in ([{"x": object()}], [{"x": 1}, {"y": 2}], failing_samples()):
         with pytest.raises((TypeError, ValueError, KeyError, ZeroDivisionError)):
             npstream.write(tmp_path / path, refused, shard_size=SHARD)
         assert os.listdir(tmp_path) == []
     (tmp_path / "a").mkdir(exist_ok=True)
     with pytest.raises(ZeroDivisionError):
-        npstream.write(tmp_path / path, failing(), shard_size=SHARD)
+        npstream.write(tmp_path / path, failing_samples(), shard_size=SHARD)
     assert os.listdir(tmp_path) == ["a"]
     assert os.listdir(tmp_path / "a") == []
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from rewriting import rewritten
+from rewriting import write_and_open
 
 import npstream
 from npstream.formats.encodings.encodings import column_type
@@ -17,7 +17,7 @@ from npstream.writing.inputs.fill import Fill, check_fill, fill_sample, is_absen
 
 def write_filled(root, data, values, columns=None):
     """Write a table with missing values filled, and open it."""
-    _, ds = rewritten(root, data, columns=columns, fill=values)
+    _, ds = write_and_open(root, data, columns=columns, fill=values)
     return ds
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 import xarray
 import zarr
-from rewriting import rewritten
+from rewriting import write_and_open
 
 import npstream
 from npstream.writing import engine
@@ -176,14 +176,14 @@ def is_same(actual, expected):
 def test_arrays_of_other_libraries(name, block, tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "BLOCK_BYTES", block)
     array, encoding = ARRAYS[name]
-    report, ds = rewritten(tmp_path / "a", {"x": array})
+    report, ds = write_and_open(tmp_path / "a", {"x": array})
     assert report.columns == {"x": encoding}
     expected = values_of(array)
     assert len(ds) == len(expected)
     for actual, value in zip(ds["x"], expected, strict=True):
         assert is_same(actual, value.to_numpy() if hasattr(value, "to_numpy") else value)
     texts = [str(k) for k in range(len(ds))]
-    report, ds = rewritten(tmp_path / "b", {"text": texts, "x": array})
+    report, ds = write_and_open(tmp_path / "b", {"text": texts, "x": array})
     assert report.columns == {"text": "str", "x": encoding}
 
 
@@ -201,7 +201,7 @@ def test_no_rows_of_other_libraries(name, tmp_path):
         ):
             npstream.write(tmp_path / "out", {"x": array[:0]})
         return
-    report, ds = rewritten(tmp_path, {"x": array[:0]})
+    report, ds = write_and_open(tmp_path, {"x": array[:0]})
     assert report.columns == {"x": encoding}
     assert len(ds) == 0
 
@@ -285,7 +285,7 @@ def test_samples_of_other_libraries(tmp_path):
         }
         for k in range(3)
     ]
-    report, ds = rewritten(tmp_path, rows)
+    report, ds = write_and_open(tmp_path, rows)
     assert report.columns == {
         **{"vector": "ndarray:bfloat16", "label": "int64", "seen": "bool"},
         **{"array": "ndarray:int64", "list": "ndarray:int64"},
@@ -298,7 +298,7 @@ def test_samples_of_other_libraries(tmp_path):
 def test_a_nested_tensor(tmp_path):
     rows = [torch.ones(2), torch.zeros(3)]
     nested = torch.nested.nested_tensor(rows, layout=torch.jagged)
-    report, ds = rewritten(tmp_path, {"x": nested})
+    report, ds = write_and_open(tmp_path, {"x": nested})
     assert report.columns == {"x": "ndarray:float32"}
     assert [row.tolist() for row in ds["x"]] == [[1, 1], [0, 0, 0]]
 
@@ -317,7 +317,7 @@ def test_blocks_are_whole_chunks(tmp_path, monkeypatch):
         def __array__(self, dtype=None, copy=None):
             raise AssertionError("read at once")
 
-    _, ds = rewritten(tmp_path, {"x": Chunked()})
+    _, ds = write_and_open(tmp_path, {"x": Chunked()})
     assert ds["x"].shape == (10, 2)
     assert ranges[1:] == [(0, 4), (4, 8), (8, 10)]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from rewriting import rewritten
+from rewriting import write_and_open
 
 import npstream
 
@@ -34,7 +34,7 @@ TYPES = {
 
 
 def test_a_dataframe(tmp_path):
-    report, ds = rewritten(tmp_path, frame())
+    report, ds = write_and_open(tmp_path, frame())
     assert report.columns == TYPES
     assert ds["s"][2] == "é"
     assert np.isnan(ds["f"][1])
@@ -46,7 +46,7 @@ def test_a_dataframe(tmp_path):
 
 def test_a_range_index_is_not_a_column(tmp_path):
     for number, data in enumerate((frame(), frame()[1:], frame()[::2], frame().iloc[:0])):
-        report, ds = rewritten(tmp_path / str(number), data.drop(columns="o"))
+        report, ds = write_and_open(tmp_path / str(number), data.drop(columns="o"))
         assert list(report.columns) == [name for name in TYPES if name != "o"]
         assert ds["i"].load().tolist() == data["i"].tolist()
 
@@ -54,15 +54,15 @@ def test_a_range_index_is_not_a_column(tmp_path):
 def test_columns_leave_out_an_index_and_names(tmp_path):
     data = frame().set_index(pd.Index(list("abc")))
     data[0] = 1
-    _, ds = rewritten(tmp_path, data, columns={"i": "int8", "s": "str"})
+    _, ds = write_and_open(tmp_path, data, columns={"i": "int8", "s": "str"})
     assert ds[2] == {"i": 3, "s": "é"}
 
 
 def test_an_index_with_names_is_columns(tmp_path):
-    report, ds = rewritten(tmp_path / "a", frame().set_index("s"))
+    report, ds = write_and_open(tmp_path / "a", frame().set_index("s"))
     assert next(iter(report.columns)) == "s"
     assert list(ds["s"]) == ["a", "b", "é"]
-    report, ds = rewritten(tmp_path / "b", frame().set_index(["s", "i"]))
+    report, ds = write_and_open(tmp_path / "b", frame().set_index(["s", "i"]))
     assert list(report.columns)[:2] == ["s", "i"]
     assert ds["i"].load().tolist() == [1, 2, 3]
 
@@ -112,13 +112,13 @@ def test_nan_in_a_column_of_integers(tmp_path):
         npstream.write(tmp_path / "a", data, columns={"x": "int64"})
     with pytest.raises(ValueError, match=r"sample 2: column 'x' is 'uint8' and cannot .* 300"):
         npstream.write(tmp_path / "a", pd.DataFrame({"x": [1, 2, 300]}), columns={"x": "uint8"})
-    _, ds = rewritten(tmp_path / "b", data.iloc[[0, 2]].reset_index(), columns={"x": "uint8"})
+    _, ds = write_and_open(tmp_path / "b", data.iloc[[0, 2]].reset_index(), columns={"x": "uint8"})
     assert ds["x"].load().tolist() == [1, 3]
 
 
 def test_frames_one_after_another(tmp_path):
     parts = [frame()[:1], frame()[1:]]
-    report, ds = rewritten(tmp_path / "a", iter(parts))
+    report, ds = write_and_open(tmp_path / "a", iter(parts))
     assert report.columns == TYPES
     assert list(ds["s"]) == ["a", "b", "é"]
     first = pd.DataFrame({"x": [1, 2], "y": [1, 2]})
@@ -133,7 +133,7 @@ def test_frames_one_after_another(tmp_path):
         with pytest.raises(kind, match=words):
             npstream.write(tmp_path / "b", iter([first, other]))
         assert not (tmp_path / "b").exists()
-    _, ds = rewritten(tmp_path / "c", iter([first, first.assign(x=[5.0, 6.0])]))
+    _, ds = write_and_open(tmp_path / "c", iter([first, first.assign(x=[5.0, 6.0])]))
     assert ds["x"].load().tolist() == [1, 2, 5, 6]
 
 
@@ -185,13 +185,13 @@ def test_a_polars_frame(tmp_path):
     pl = pytest.importorskip("polars")
     data = polars_frame(pl)
     for number, table in enumerate((data, data.lazy().collect_batches())):
-        report, ds = rewritten(tmp_path / str(number), table)
+        report, ds = write_and_open(tmp_path / str(number), table)
         assert report.columns == POLARS
         for name in ("a", "s", "c", "e", "t", "d", "b", "raw", "day", "time", "span"):
             assert [getattr(v, "item", lambda v=v: v)() for v in ds[name]] == data[name].to_list()
         for name in ("l", "r"):
             assert [row.tolist() for row in ds[name]] == data[name].to_list()
-    report, ds = rewritten(tmp_path / "none", data[:0])
+    report, ds = write_and_open(tmp_path / "none", data[:0])
     assert report.columns == POLARS
     assert len(ds) == 0
 
@@ -209,7 +209,7 @@ def test_polars_frames_that_are_refused(tmp_path):
         with pytest.raises((TypeError, ValueError), match=words):
             npstream.write(tmp_path / "a", data)
         assert not (tmp_path / "a").exists()
-    _, ds = rewritten(tmp_path / "b", pl.Series([1, 2]), columns={"x": "uint8"})
+    _, ds = write_and_open(tmp_path / "b", pl.Series([1, 2]), columns={"x": "uint8"})
     assert ds["x"].load().tolist() == [1, 2]
 
 
@@ -222,7 +222,7 @@ def test_a_relation_of_duckdb(tmp_path):
         select i, i::varchar s, [i, i + 1] l, {'a': i} t, (i / 4)::decimal(9, 2) d,
         (i % 200)::utinyint u, date '2020-01-01' as date, i::hugeint h from range(5000) t(i)
     """
-    report, ds = rewritten(tmp_path / "a", duckdb.sql(query))
+    report, ds = write_and_open(tmp_path / "a", duckdb.sql(query))
     assert report.columns == {
         **{"i": "int64", "s": "str", "l": "ndarray:int64", "t": "json", "d": "str_decimal"},
         **{"u": "uint8", "date": "datetime64[D]", "h": "str_decimal"},

@@ -8,7 +8,7 @@ import wave
 import numpy as np
 import pytest
 from PIL import Image
-from rewriting import jpeg, rewritten
+from rewriting import jpeg, write_and_open
 
 import npstream
 from npstream.writing.inputs import hugging_face
@@ -78,7 +78,7 @@ ENCODINGS = {
     ids=["plain", "select", "filter", "iterable", "torch", "empty"],
 )
 def test_datasets_keep_their_features(change, rows, tmp_path):
-    report, ds = rewritten(tmp_path / "a", change(dataset()))
+    report, ds = write_and_open(tmp_path / "a", change(dataset()))
     if not rows:
         assert report.columns == {**ENCODINGS, "image": "png"}
         return
@@ -99,7 +99,7 @@ def test_rows_of_many_batches_in_any_order(tmp_path, monkeypatch):
     whole = datasets.concatenate_datasets(parts)
     monkeypatch.setattr(hugging_face, "_BATCH_ROWS", 7)
     for number, data in enumerate((whole.shuffle(seed=1), whole.select([29, 0, 0, 5]), whole)):
-        rewritten(tmp_path / f"{number}a", data)
+        write_and_open(tmp_path / f"{number}a", data)
         npstream.write(tmp_path / f"{number}b", data.flatten_indices())
         actual, expected = (tmp_path / f"{number}{name}" / "shard.00000.mds" for name in "ab")
         assert actual.read_bytes() == expected.read_bytes()
@@ -110,7 +110,7 @@ def test_files_with_only_a_path(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "two.png")
     paths = [str(tmp_path / "one.jpg"), str(tmp_path / "two.png")]
     data = datasets.Dataset.from_dict({"image": paths}).cast_column("image", datasets.Image())
-    report, ds = rewritten(tmp_path / "a", data)
+    report, ds = write_and_open(tmp_path / "a", data)
     assert report.columns == {"image": "jpeg"}
     raw = npstream.open(tmp_path / "a", columns={"image": "bytes"})
     assert raw["image"][1] == (tmp_path / "two.png").read_bytes()
@@ -122,18 +122,18 @@ def test_files_with_only_a_path(tmp_path):
 
 def test_columns_and_transforms(tmp_path):
     columns = {"tokens": "ndarray:uint16", "number": "int8"}
-    report, ds = rewritten(tmp_path / "a", dataset(), columns=columns)
+    report, ds = write_and_open(tmp_path / "a", dataset(), columns=columns)
     assert report.columns == columns
     assert ds["tokens"][4].tolist() == [0, 1, 2, 3, 4]
     formatted = dataset().with_format("numpy", columns=["text", "number"])
-    report, _ = rewritten(tmp_path / "b", formatted)
+    report, _ = write_and_open(tmp_path / "b", formatted)
     assert set(report.columns) == {"text", "number"}
     transformed = (
         dataset()
         .remove_columns("audio")
         .with_transform(lambda rows: {"double": [2 * k for k in rows["number"]]})
     )
-    report, ds = rewritten(tmp_path / "c", transformed)
+    report, ds = write_and_open(tmp_path / "c", transformed)
     assert list(ds["double"]) == [0, 2, 4, 6, 8]
 
 
@@ -143,7 +143,7 @@ def test_a_stream_of_unknown_features(tmp_path):
             yield {"number": k, "image": Image.new("RGB", (4, 4))}
 
     data = datasets.IterableDataset.from_generator(rows)
-    report, ds = rewritten(tmp_path / "a", data)
+    report, ds = write_and_open(tmp_path / "a", data)
     assert report.columns == {"number": "int", "image": "png"}
     assert list(ds["number"]) == [0, 1, 2]
 

@@ -8,7 +8,7 @@ import os
 
 import pytest
 from PIL import Image
-from rewriting import jpeg, rewritten
+from rewriting import jpeg, write_and_open
 
 import npstream
 
@@ -32,11 +32,11 @@ def test_images_of_jpeg_files_are_stored_as_their_files(tmp_path):
     with contextlib.ExitStack() as stack:
         for number, make_image in enumerate((open_path, open_and_load, open_bytes)):
             samples = ({"image": make_image(k)} for k in range(3))
-            report, ds = rewritten(tmp_path / str(number), samples)
+            report, ds = write_and_open(tmp_path / str(number), samples)
             assert report.columns == {"image": "jpeg"}
             assert list(map(bytes, ds["image"].load())) == files
             columns = {"image": [make_image(k) for k in range(3)]}
-            report, ds = rewritten(tmp_path / f"{number}c", columns)
+            report, ds = write_and_open(tmp_path / f"{number}c", columns)
             assert list(map(bytes, ds["image"].load())) == files
 
 
@@ -47,11 +47,11 @@ def test_other_images_do_not_lose_their_pixels_to_jpeg(tmp_path):
         first = {"image": Image.open(io.BytesIO(jpeg(0)))}
         with pytest.raises(ValueError, match=r"sample 1: .*JPEG would change its pixels.*'png'"):
             npstream.write(tmp_path / "out", [first, {"image": other}])
-        report, ds = rewritten(tmp_path / str(other.size), [{"image": other}, first])
+        report, ds = write_and_open(tmp_path / str(other.size), [{"image": other}, first])
         assert report.columns == {"image": "png"}
         assert ds[0]["image"].tobytes() == other.tobytes()
     images = [first, {"image": painted}]
-    assert rewritten(tmp_path / "named", images, columns={"image": "jpeg"})[0].samples == 2
+    assert write_and_open(tmp_path / "named", images, columns={"image": "jpeg"})[0].samples == 2
 
 
 def test_a_file_that_was_replaced_is_not_the_image(tmp_path):
@@ -60,7 +60,7 @@ def test_a_file_that_was_replaced_is_not_the_image(tmp_path):
     with Image.open(path) as image:
         (tmp_path / "b").write_bytes(jpeg(1))
         os.replace(tmp_path / "b", path)
-        _, ds = rewritten(tmp_path / "out", [{"image": image}])
+        _, ds = write_and_open(tmp_path / "out", [{"image": image}])
     assert bytes(ds["image"].load()[0]) == jpeg(0)
 
 
@@ -70,7 +70,7 @@ def test_a_later_image_of_a_file_is_not_the_file(tmp_path):
     with Image.open(tmp_path / "a.mpo") as file:
         assert npstream.write(tmp_path / "first", [{"x": file}]).columns == {"x": "jpeg"}
         file.seek(1)
-        report, ds = rewritten(tmp_path / "second", [{"x": file}])
+        report, ds = write_and_open(tmp_path / "second", [{"x": file}])
         assert report.columns == {"x": "png"}
         assert ds[0]["x"].tobytes() == file.tobytes()
 
@@ -81,7 +81,7 @@ def test_ragged_images_of_unknown_encoding(tmp_path):
     raw = npstream.Ragged.from_list([b"abc"], "image")
     with pytest.raises(TypeError, match="column 'x': the encoding of its images is unknown"):
         npstream.write(tmp_path / "b", {"x": raw})
-    _, ds = rewritten(tmp_path / "c", {"x": files}, columns={"x": "bytes"})
+    _, ds = write_and_open(tmp_path / "c", {"x": files}, columns={"x": "bytes"})
     assert list(ds["x"]) == [jpeg(0), jpeg(1)]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from rewriting import rewritten
+from rewriting import write_and_open
 from torch.utils.data import (
     ConcatDataset,
     DataLoader,
@@ -55,10 +55,10 @@ def test_datasets_of_torch(tmp_path):
             (ConcatDataset([mappings, mappings]), [0, 1, 2, 0, 1, 2]),
         ]
     ):
-        report, ds = rewritten(tmp_path / str(number), data)
+        report, ds = write_and_open(tmp_path / str(number), data)
         assert report.columns == {"x": "ndarray:int64", "y": "int"}
         assert list(ds["y"]) == labels
-    _, ds = rewritten(tmp_path / "iterable", Numbers())
+    _, ds = write_and_open(tmp_path / "iterable", Numbers())
     assert list(ds["a"]) == [0, 1, 2]
     assert ds["b"][2].tolist() == [2, 2]
 
@@ -72,14 +72,16 @@ def test_columns_names_values_without_names(tmp_path):
             [(np.full(2, k), k) for k in range(3)],
         ]
     ):
-        report, ds = rewritten(tmp_path / str(number), data, columns=columns)
+        report, ds = write_and_open(tmp_path / str(number), data, columns=columns)
         assert report.columns == columns
         assert list(ds["y"]) == [0, 1, 2]
     single = Map(lambda k: torch.full((2,), k))
-    _, ds = rewritten(tmp_path / "one", single, columns={"x": "ndarray"})
+    _, ds = write_and_open(tmp_path / "one", single, columns={"x": "ndarray"})
     assert ds["x"][2].tolist() == [2, 2]
     pairs = TensorDataset(torch.arange(6).reshape(3, 2), torch.arange(3))
-    _, ds = rewritten(tmp_path / "tensors", pairs, columns={"x": "ndarray:int64:2", "y": "int8"})
+    _, ds = write_and_open(
+        tmp_path / "tensors", pairs, columns={"x": "ndarray:int64:2", "y": "int8"}
+    )
     assert ds["x"].load().tolist() == [[0, 1], [2, 3], [4, 5]]
     assert ds["y"].load().tolist() == [0, 1, 2]
 
@@ -118,7 +120,7 @@ def test_samples_that_name_their_values(tmp_path):
             list(records),
         ]
     ):
-        _, ds = rewritten(tmp_path / str(number), data)
+        _, ds = write_and_open(tmp_path / str(number), data)
         assert list(ds["x"]) == [1, 2]
         assert list(ds["y"]) == ["a", "b"]
 
@@ -164,15 +166,15 @@ def test_a_tensor_dict(tmp_path):
     tensordict = pytest.importorskip("tensordict")
     values = {"a": torch.arange(3), "b": torch.ones(3, 2)}
     data = tensordict.TensorDict(values, batch_size=[3])
-    report, ds = rewritten(tmp_path / "a", data)
+    report, ds = write_and_open(tmp_path / "a", data)
     assert report.columns == {"a": "int64", "b": "ndarray:float32:2"}
     assert ds["a"].load().tolist() == [0, 1, 2]
-    _, ds = rewritten(tmp_path / "b", [data[k] for k in range(3)])
+    _, ds = write_and_open(tmp_path / "b", [data[k] for k in range(3)])
     assert list(ds["a"]) == [0, 1, 2]
     nested = tensordict.TensorDict({"a": torch.arange(3), "b": data}, batch_size=[3])
     with pytest.raises(TypeError, match=r"column 'b': .*data\.flatten_keys.*, or leave it out"):
         npstream.write(tmp_path / "c", nested)
-    _, ds = rewritten(tmp_path / "d", nested.flatten_keys("."))
+    _, ds = write_and_open(tmp_path / "d", nested.flatten_keys("."))
     assert ds["b.a"].load().tolist() == [0, 1, 2]
 
 
@@ -193,7 +195,7 @@ def test_structured_arrays(tmp_path):
             array[::-1][::-1],
         ]
     ):
-        report, ds = rewritten(tmp_path / str(number), data)
+        report, ds = write_and_open(tmp_path / str(number), data)
         assert report.columns == {
             **{"a": "int32", "t": "str", "v": "ndarray:uint16:2", "f": "float64"}
         }
@@ -201,7 +203,7 @@ def test_structured_arrays(tmp_path):
         assert list(ds["t"]) == ["x", "yy"]
         assert ds["v"].load().tolist() == [[1, 2], [3, 4]]
         assert ds["f"].load().tolist() == [0.5, 1.5]
-    _, ds = rewritten(tmp_path / "some", array, columns={"a": "uint8"})
+    _, ds = write_and_open(tmp_path / "some", array, columns={"a": "uint8"})
     assert ds[1] == {"a": 2}
     with pytest.raises(ValueError, match="column 'a': its mask hides 1 of 2 values"):
         npstream.write(tmp_path / "m", np.ma.array(array[["a"]], mask=[(True,), (False,)]))
@@ -221,7 +223,7 @@ def test_a_structured_array_of_another_library_is_read_once(tmp_path):
             reads.append((rows.start, rows.stop))
             return array[rows]
 
-    _, ds = rewritten(tmp_path / "a", Stored())
+    _, ds = write_and_open(tmp_path / "a", Stored())
     assert ds["b"].load().tolist() == array["b"].tolist()
     assert reads == [(None, 1), (0, 10)]
 
@@ -229,7 +231,7 @@ def test_a_structured_array_of_another_library_is_read_once(tmp_path):
 def test_a_single_array_is_the_column_that_is_named(tmp_path):
     rows = np.arange(20, dtype="u2").reshape(5, 4)
     for number, data in enumerate((rows, torch.tensor(rows), zarr.array(rows))):
-        _, ds = rewritten(tmp_path / str(number), data, columns={"tokens": "ndarray:uint16:4"})
+        _, ds = write_and_open(tmp_path / str(number), data, columns={"tokens": "ndarray:uint16:4"})
         assert np.array_equal(ds["tokens"].load(), rows)
 
 

@@ -21,9 +21,9 @@ from destinations import (
     SHARD,
     WRITABLE,
     add,
-    assert_nothing,
+    assert_no_files,
     assert_published,
-    failing,
+    failing_samples,
     names,
     write,
 )
@@ -139,7 +139,7 @@ def test_an_interruption_at_any_line_leaves_all_or_nothing(kind, tmp_path, memor
             assert names(url) == expected
             assert npstream.verify_dataset(url).problems == ()
         else:
-            assert_nothing(url)
+            assert_no_files(url)
     assert len(steps) > 150
     assert 1 <= published < len(steps) / 2
 
@@ -173,7 +173,7 @@ def test_an_interruption_that_a_loop_survives_loses_no_sample(kind_of_data, size
             assert stored == sorted(set(stored))
             assert set(written) <= set(stored)
         else:
-            assert_nothing(url)
+            assert_no_files(url)
     assert len(steps) > 100
     assert published
 
@@ -185,14 +185,14 @@ def test_an_interruption_while_a_failed_write_is_removed(kind, tmp_path, memory)
     def work(number):
         where = str(tmp_path) if kind == "directory" else memory
         with contextlib.suppress(ZeroDivisionError):
-            npstream.write(f"{where}/{number}", failing(), shard_size=SHARD)
+            npstream.write(f"{where}/{number}", failing_samples(), shard_size=SHARD)
 
     remove = publish.Destination.remove.__code__
     steps = interruption_steps(lambda: work("traced"), remove)
     for number in steps:
         interrupt(number, partial(work, number), remove)
         gc.collect()
-        assert_nothing(f"{tmp_path}/{number}" if kind == "directory" else f"{memory}/{number}")
+        assert_no_files(f"{tmp_path}/{number}" if kind == "directory" else f"{memory}/{number}")
     assert len(steps) > 20
 
 
@@ -215,7 +215,7 @@ def test_a_writer_that_is_garbage_collected_leaves_nothing(kind, thread, tmp_pat
     for running_thread in threading.enumerate():
         if running_thread.name == "npstream-remove":
             running_thread.join()
-    assert_nothing(url)
+    assert_no_files(url)
 
 
 def run_python(code, *arguments):
@@ -352,7 +352,7 @@ def test_a_server_that_is_killed_in_mid_write(kind, tmp_path, servers):
             add(writing, 7, 100 * SAMPLES)
         assert any("could not be removed" in note for note in caught.value.__notes__)
         server.start()
-        again = server.at(fresh.path)
+        again = server.directory_at(fresh.path)
         url, options = again.url, again.storage_options
         with pytest.raises(FileNotFoundError):
             npstream.open(url, storage_options=options, cache=tmp_path / "cache")

@@ -10,7 +10,7 @@ import threading
 
 import numpy as np
 import pytest
-from destinations import assert_nothing, names
+from destinations import assert_no_files, names
 
 import npstream
 from npstream.errors import StorageError
@@ -136,7 +136,7 @@ def test_a_failure_in_a_thread_is_raised_and_publishes_nothing(
     path = tmp_path / "out"
     with pytest.raises(MemoryError, match="no memory is left"):
         write_all()
-    assert_nothing(str(path))
+    assert_no_files(str(path))
 
 
 def test_a_full_disk_in_a_thread_is_a_storage_error(tmp_path, monkeypatch):
@@ -152,7 +152,7 @@ def test_a_full_disk_in_a_thread_is_a_storage_error(tmp_path, monkeypatch):
     with pytest.raises(StorageError, match=r"No space left.*shard\.0000") as caught:
         npstream.write(out, rows(), shard_size=SHARD)
     assert caught.value.errno == errno.ENOSPC
-    assert_nothing(str(out))
+    assert_no_files(str(out))
 
 
 def test_an_exception_of_the_source_waits_for_threads(tmp_path, replace_compression):
@@ -171,7 +171,7 @@ def test_an_exception_of_the_source_waits_for_threads(tmp_path, replace_compress
     replace_compression(compress)
     with pytest.raises(Failure):
         npstream.write(tmp_path / "out", source(), shard_size=SHARD, compression="zstd")
-    assert_nothing(str(tmp_path / "out"))
+    assert_no_files(str(tmp_path / "out"))
     assert not [thread for thread in threading.enumerate() if "npstream-write" in thread.name]
 
 
@@ -189,7 +189,7 @@ def test_a_writer_that_is_garbage_collected_while_threads_store(tmp_path, replac
     assert started.wait(60)
     del writer
     gc.collect()
-    assert_nothing(str(tmp_path / "out"))
+    assert_no_files(str(tmp_path / "out"))
 
 
 def test_the_first_shard_is_stored_first(tmp_path, replace_compression):
@@ -292,7 +292,7 @@ def test_a_full_disk_while_a_shard_of_arrays_is_synced(number, tmp_path, monkeyp
     with pytest.raises(StorageError, match=r"No space left.*shard\.0000") as caught:
         npstream.write(tmp_path / "out", arrays(), shard_size=SHARD)
     assert caught.value.errno == errno.ENOSPC
-    assert_nothing(str(tmp_path / "out"))
+    assert_no_files(str(tmp_path / "out"))
 
 
 def test_the_first_shard_of_arrays_gets_its_name_first(tmp_path, monkeypatch):

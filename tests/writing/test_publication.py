@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from destinations import SHARD, names
 from golden_data import FORMATS
-from growing import append, assert_sound, contents, may_append_alone
+from growing import append, assert_sound, contents, lacks_conditional_uploads
 
 import npstream
 from npstream.errors import FormatError, StorageError
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("short_pauses")
 
 def test_versions(target, tmp_path):
     url, options = target
-    settings = {"exclusive": may_append_alone(url)}
+    settings = {"exclusive": lacks_conditional_uploads(url)}
     cache = tmp_path / "cache"
     versions = []
     for count in (5, 9, 12):
@@ -59,7 +59,7 @@ def test_versions(target, tmp_path):
 
 def test_a_reader_of_the_former_version_goes_on(target, tmp_path, small_chunks):
     url, options = target
-    settings = {"exclusive": may_append_alone(url)}
+    settings = {"exclusive": lacks_conditional_uploads(url)}
     append(url, options, range(40), **settings)
     former = npstream.open(url, storage_options=options, cache=tmp_path / "cache")
     assert former[3]["v"] == 3
@@ -131,7 +131,7 @@ def test_columns_added_to_a_replaced_dataset_are_not_in_the_new_one(tmp_path):
 
 def test_replacing_keeps_what_kept_versions_name(target, tmp_path):
     url, options = target
-    cache, settings = tmp_path / "cache", {"exclusive": may_append_alone(url)}
+    cache, settings = tmp_path / "cache", {"exclusive": lacks_conditional_uploads(url)}
     append(url, options, range(10), **settings)
     with npstream.open(url, storage_options=options, cache=cache) as ds:
         version, shards = ds.version, len(ds.shards)
@@ -447,7 +447,7 @@ def test_the_loser_whose_columns_do_not_fit_any_more(tmp_path, monkeypatch):
 
 def test_a_new_dataset_that_another_write_publishes_first(target, tmp_path):
     url, options = target
-    settings = {"exclusive": may_append_alone(url)}
+    settings = {"exclusive": lacks_conditional_uploads(url)}
     with npstream.Writer(url, mode="a", storage_options=options, **settings) as second:
         second.write({"v": np.int64(2), "text": "2"})
         append(url, options, [1], **settings)
@@ -461,7 +461,7 @@ def test_a_new_dataset_that_another_write_publishes_first(target, tmp_path):
 
 def test_a_new_write_does_not_replace_what_an_append_publishes(target, tmp_path):
     url, options = target
-    settings = {"exclusive": may_append_alone(url)}
+    settings = {"exclusive": lacks_conditional_uploads(url)}
     new = npstream.Writer(url, storage_options=options)
     new.write({"v": np.int64(2), "text": "2"})
     append(url, options, [1], **settings)

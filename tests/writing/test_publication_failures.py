@@ -12,7 +12,7 @@ import pytest
 from crash_cache import in_child
 from destinations import SHARD, names
 from faults import garbage, reset, status
-from growing import append, assert_sound, contents, may_append_alone
+from growing import append, assert_sound, contents, lacks_conditional_uploads
 
 import npstream
 from npstream.errors import StorageError
@@ -143,7 +143,7 @@ def test_a_connection_that_breaks(kind, servers, tmp_path):
     fresh = servers[kind].new_directory()
     url, options = fresh.url, fresh.storage_options
     proxy = servers.proxy(kind)
-    proxied = fresh.via(proxy)
+    proxied = fresh.with_proxy(proxy)
     append(url, options, [0])
     for number, fault in enumerate(FAULTS, 1):
         proxy.faults = [fault]
@@ -155,8 +155,8 @@ def test_a_connection_that_breaks(kind, servers, tmp_path):
 @pytest.mark.parametrize("mode", ["a", "w"])
 def test_an_exception_of_the_input(mode, target, tmp_path):
     url, options = target
-    settings = {"exclusive": may_append_alone(url), "mode": mode}
-    append(url, options, [1], exclusive=may_append_alone(url))
+    settings = {"exclusive": lacks_conditional_uploads(url), "mode": mode}
+    append(url, options, [1], exclusive=lacks_conditional_uploads(url))
     before = names(url, options)
 
     def failing():

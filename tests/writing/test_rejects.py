@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from destinations import assert_nothing
+from destinations import assert_no_files
 
 import npstream
 from npstream.errors import ColumnError, StorageError
@@ -84,7 +84,7 @@ def test_values_that_cannot_fill(tmp_path):
         npstream.write(tmp_path / "out", [{"x": 1}], columns={"x": "int"}, fill={"y": 1})
     with pytest.raises(TypeError, match="fill maps names of columns to values"):
         npstream.write(tmp_path / "out", [{"x": 1}], fill=["x"])
-    assert_nothing(str(tmp_path / "out"))
+    assert_no_files(str(tmp_path / "out"))
 
 
 # Samples that are left out
@@ -117,7 +117,7 @@ def test_samples_that_are_refused_are_left_out(write, tmp_path):
 def test_a_refused_sample_raises_by_default(write, tmp_path):
     with pytest.raises(TypeError, match="sample 3: column 'x'"):
         write(tmp_path / "out", SAMPLES, columns={"x": "int"})
-    assert_nothing(str(tmp_path / "out"))
+    assert_no_files(str(tmp_path / "out"))
 
 
 def test_bad_first_samples_are_left_out(write, tmp_path):
@@ -138,7 +138,7 @@ def test_too_many_errors(max_errors, is_refused, write, tmp_path):
         ValueError, match=f"^{count} refused samples?, more than max_errors={max_errors}"
     ):
         write(path, SAMPLES, rejects=tmp_path / "rejects.jsonl", **settings)
-    assert_nothing(str(path))
+    assert_no_files(str(path))
     assert len((tmp_path / "rejects.jsonl").read_text().splitlines()) == count
 
 
@@ -149,7 +149,7 @@ def test_a_writer_that_met_too_many_errors_publishes_nothing(tmp_path):
         writer.write({"x": "no"})
     with pytest.raises(ValueError, match="this Writer is closed"):
         writer.close()
-    assert_nothing(str(tmp_path / "out"))
+    assert_no_files(str(tmp_path / "out"))
 
 
 def test_fill_comes_before_errors(write, tmp_path):
@@ -190,7 +190,7 @@ def test_the_file_of_rejects(tmp_path):
     assert rejects.read_text() == ""
     with pytest.raises(StorageError, match="cannot write rejects="):
         npstream.write(tmp_path / "b", [{"x": 1}], on_error="skip", rejects=tmp_path / "no" / "dir")
-    assert_nothing(str(tmp_path / "b"))
+    assert_no_files(str(tmp_path / "b"))
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_the_file_of_rejects(tmp_path):
 def test_settings_that_make_no_sense(settings, words, tmp_path):
     with pytest.raises(ValueError, match=words):
         npstream.write(tmp_path / "out", [{"x": 1}], **settings)
-    assert_nothing(str(tmp_path / "out"))
+    assert_no_files(str(tmp_path / "out"))
 
 
 # Samples of a shard
@@ -245,4 +245,4 @@ def test_whichever_limit_is_reached_first(write, tmp_path):
 def test_numbers_of_samples_that_make_no_sense(count, tmp_path):
     with pytest.raises(ValueError, match="shard_samples="):
         npstream.write(tmp_path / "out", [{"x": 1}], shard_samples=count)
-    assert_nothing(str(tmp_path / "out"))
+    assert_no_files(str(tmp_path / "out"))

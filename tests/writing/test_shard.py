@@ -24,7 +24,7 @@ from golden_data import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from written_shards import load_index, read, same_dataset, shard_bytes, without_zip_sizes
+from written_shards import assert_same_dataset, load_index, read, shard_bytes, without_zip_sizes
 
 import npstream
 from npstream.formats.encodings import encodings
@@ -63,14 +63,14 @@ EXACT_CASES = list(exact_cases())
 
 
 @pytest.mark.parametrize(("args", "samples", "golden", "exactness"), EXACT_CASES)
-def test_bytes_are_streamings(args, samples, golden, exactness, tmp_path):
+def test_bytes_equal_those_of_streaming(args, samples, golden, exactness, tmp_path):
     columns = args["columns"]
     golden_samples = (
         {name: without_palette(item, columns[name]) for name, item in sample(each).items()}
         for each in samples
     )
     report = write(tmp_path, golden_samples, **arguments(args))
-    same_dataset(tmp_path, golden, exactness)
+    assert_same_dataset(tmp_path, golden, exactness)
     assert report.samples == len(samples)
     assert report.shards == len(load_index(golden)["shards"])
     assert report.columns == dict(sorted(args["columns"].items()))
@@ -98,7 +98,7 @@ def test_pickles(tmp_path):
     golden_inputs = inputs(golden_case)
     write(tmp_path, map(sample, golden_inputs["samples"]), **arguments(golden_inputs["args"]))
     if pickle.DEFAULT_PROTOCOL == 4:
-        same_dataset(tmp_path, directory(golden_case), "files")
+        assert_same_dataset(tmp_path, directory(golden_case), "files")
     for ours, theirs in zip(read(tmp_path), expected(golden_case), strict=True):
         assert_same_sample(ours, theirs)
 
@@ -137,7 +137,7 @@ def test_a_partial_cache_holds_some_of_our_shards(tmp_path):
 )
 def test_no_samples(args, data, tmp_path):
     report = write(tmp_path, data, **args)
-    same_dataset(tmp_path, FORMATS / "empty_mds", "files")
+    assert_same_dataset(tmp_path, FORMATS / "empty_mds", "files")
     assert (report.samples, report.shards, report.raw_bytes) == (0, 0, 0)
     ds = npstream.open(tmp_path)
     assert (ds.columns, ds["a"].shape, ds["a"].dtype) == (("a",), (0, 1), np.uint8)
@@ -227,7 +227,7 @@ def test_columns_give_the_bytes_of_samples(drawn, shard_size, compression):
         report = write(by_column, table, **options)
         assert report.columns == dict(sorted(columns.items()))
         write(by_sample, samples, columns=columns, **options)
-        same_dataset(by_column, by_sample, "files")
+        assert_same_dataset(by_column, by_sample, "files")
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def test_an_array_of_another_dtype_is_converted_as_its_values_are(dtype, encodin
     array = np.array([0, 1, 1]).astype(dtype)
     write(tmp_path / "columns", {"a": array}, columns={"a": encoding})
     write(tmp_path / "samples", [{"a": x} for x in array], columns={"a": encoding})
-    same_dataset(tmp_path / "columns", tmp_path / "samples", "files")
+    assert_same_dataset(tmp_path / "columns", tmp_path / "samples", "files")
 
 
 def test_columns_longer_than_a_piece(tmp_path, monkeypatch):
@@ -339,6 +339,6 @@ def test_hashes_in_any_order(tmp_path):
     write(tmp_path / "one", [{"x": 1}], hashes=("xxh64", "md5", "xxh64"))
     write(tmp_path / "two", [{"x": 1}], hashes=["md5", "xxh64"])
     write(tmp_path / "three", [{"x": 1}], hashes="md5")
-    same_dataset(tmp_path / "one", tmp_path / "two", "files")
+    assert_same_dataset(tmp_path / "one", tmp_path / "two", "files")
     assert load_index(tmp_path / "one")["shards"][0]["hashes"] == ["md5", "xxh64"]
     assert load_index(tmp_path / "three")["shards"][0]["hashes"] == ["md5"]

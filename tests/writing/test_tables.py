@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from rewriting import rewritten
+from rewriting import write_and_open
 
 import npstream
 from npstream._core.jit import Kernel
@@ -23,7 +23,7 @@ def test_surplus_keys_are_refused(tmp_path):
         npstream.write(tmp_path / "a", [{"a": 1}, {"a": 2, "caption": "lost"}])
     with pytest.raises(ColumnError, match="sample 1: no column 'b'"):
         npstream.write(tmp_path / "b", [{"a": 1, "b": 2}, {"a": 2, "c": 3}])
-    _, ds = rewritten(tmp_path / "c", [{"a": 1}, {"a": 2, "b": 3}], columns={"a": "int"})
+    _, ds = write_and_open(tmp_path / "c", [{"a": 1}, {"a": 2, "b": 3}], columns={"a": "int"})
     assert list(ds) == [{"a": 1}, {"a": 2}]
 
 
@@ -54,14 +54,14 @@ def test_a_refused_sample_or_batch_leaves_nothing(tmp_path):
 def test_columns_have_the_order_in_which_they_were_given(names, compression, tmp_path, upload):
     values = {"a": [1, 2, 3], "b": ["x", "yy", ""], "c": np.zeros((3, 2))}
     data = {name: values[name] for name in names}
-    report, ds = rewritten(tmp_path / "columns", data, compression=compression)
+    report, ds = write_and_open(tmp_path / "columns", data, compression=compression)
     assert tuple(report.columns) == ds.columns == names
     assert tuple(ds[1]) == tuple(next(iter(ds))) == tuple(ds.load()) == names
     assert tuple(ds[["c", "a"]][0]) == ("c", "a")
     assert tuple(npstream.open(tmp_path / "columns", columns=["c", "a"])[1]) == ("c", "a")
     columns = {name: report.columns[name] for name in names}
     rows = [{name: data[name][k] for name in sorted(names)} for k in range(3)]
-    _, by_row = rewritten(tmp_path / "rows", rows, columns=columns)
+    _, by_row = write_and_open(tmp_path / "rows", rows, columns=columns)
     assert by_row.columns == names
     remote = npstream.open(upload(tmp_path / "columns"), cache=tmp_path / "cache")
     assert tuple(remote[0]) == names
@@ -71,7 +71,7 @@ def test_columns_have_the_order_in_which_they_were_given(names, compression, tmp
 
 
 def test_a_structured_array_has_the_order_of_the_columns(tmp_path):
-    _, ds = rewritten(tmp_path, {"b": np.arange(3), "a": np.zeros(3, bool)})
+    _, ds = write_and_open(tmp_path, {"b": np.arange(3), "a": np.zeros(3, bool)})
     assert np.asarray(ds).dtype.names == ("b", "a")
 
 
@@ -91,7 +91,7 @@ def test_ragged_rows(compiled, tmp_path, monkeypatch):
         ([b"", b"\0", b"abc"], "bytes"),
     ]):  # fmt: skip
         ragged = npstream.Ragged.from_list(rows)
-        report, ds = rewritten(tmp_path / str(number), {"x": ragged[1:]})
+        report, ds = write_and_open(tmp_path / str(number), {"x": ragged[1:]})
         assert report.columns == {"x": encoding}
         one_by_one = npstream.write(tmp_path / f"{number}r", {"x": rows[1:]})
         assert one_by_one.columns == report.columns

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from written_shards import (
     load_index,
     read_described,
-    streamings,
+    streaming_files,
     without_annotations,
     without_zip_sizes,
 )
@@ -98,7 +98,7 @@ def assert_rows(actual, expected):
 
 
 @pytest.mark.parametrize(("writer", "args", "samples", "golden"), [*golden_cases()])
-def test_bytes_are_streamings(writer, args, samples, golden, tmp_path):
+def test_bytes_equal_those_of_streaming(writer, args, samples, golden, tmp_path):
     report = npstream.write(tmp_path, map(sample, samples), **arguments(writer, args))
     ours, theirs = load_index(tmp_path)["shards"], load_index(golden)["shards"]
     if golden.name == "jsonl_too_big":  # no empty shard before a first sample that is too large
@@ -108,7 +108,7 @@ def test_bytes_are_streamings(writer, args, samples, golden, tmp_path):
             assert [*our_files.values()] == [*their_files.values()]
         return
     if not args.get("compression"):
-        assert streamings(tmp_path) == streamings(golden)
+        assert streaming_files(tmp_path) == streaming_files(golden)
         actual, expected = ((d / "index.json").read_bytes() for d in (tmp_path, golden))
         assert without_annotations(actual) == without_annotations(expected)
     assert normalized(tmp_path) == normalized(golden)
@@ -261,8 +261,8 @@ def test_columns_give_the_bytes_of_samples(drawn, kind):
                 npstream.write(two, table, columns=columns, format=kind, shard_size=100)
             return
         npstream.write(two, table, columns=columns, format=kind, shard_size=100)
-        assert streamings(one) == streamings(two)
-        for file in streamings(one):
+        assert streaming_files(one) == streaming_files(two)
+        for file in streaming_files(one):
             assert (one / file).read_bytes() == (two / file).read_bytes()
 
 
@@ -430,7 +430,7 @@ def test_workers_and_fill(kind, tmp_path):
     npstream.write(tmp_path / "one", samples, format=kind, **options)
     npstream.write(tmp_path / "two", samples, format=kind, workers=2, **options)
     assert rows(tmp_path / "one")[0] == {"t": "none", "n": 0}
-    for file in streamings(tmp_path / "one"):
+    for file in streaming_files(tmp_path / "one"):
         one, two = ((tmp_path / name / file).read_bytes() for name in ("one", "two"))
         assert one == two
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from rewriting import rewritten
+from rewriting import write_and_open
 
 import npstream
 from tests._core.test_dtypes import assert_same
@@ -122,8 +122,8 @@ ACCEPTED = [
     ids=[f"{k}-{encoding}" for k, (encoding, _) in enumerate(ACCEPTED)],
 )
 def test_values_that_an_encoding_holds(encoding, values, tmp_path):
-    _, ds = rewritten(tmp_path / "columns", {"x": values}, columns={"x": encoding})
-    _, rows = rewritten(tmp_path / "rows", [{"x": x} for x in values], columns={"x": encoding})
+    _, ds = write_and_open(tmp_path / "columns", {"x": values}, columns={"x": encoding})
+    _, rows = write_and_open(tmp_path / "rows", [{"x": x} for x in values], columns={"x": encoding})
     dtype = ds["x"].dtype
     if dtype.kind in "mM":
         values = [x.to_numpy() if hasattr(x, "to_numpy") else x for x in values]
@@ -147,7 +147,9 @@ INFERRED = [
 def test_durations_that_numpy_takes_modulo(tmp_path):
     durations = [datetime.timedelta.min, datetime.timedelta(1), datetime.timedelta(-1)]
     for unit, per_day in (("D", 1), ("s", 86400)):
-        _, ds = rewritten(tmp_path / unit, {"x": durations}, columns={"x": f"timedelta64[{unit}]"})
+        _, ds = write_and_open(
+            tmp_path / unit, {"x": durations}, columns={"x": f"timedelta64[{unit}]"}
+        )
         assert ds["x"].load().astype(np.int64).tolist() == [d.days * per_day for d in durations]
     with pytest.raises(ValueError, match=r"column 'x': 999999999 days.* is more than 2.*63 micro"):
         npstream.write(tmp_path / "inferred", [{"x": datetime.timedelta.max}])
@@ -158,15 +160,15 @@ def test_bytes_are_encoded_values_only_where_an_encoding_was_chosen(values, word
     for data in ({"x": values}, [{"x": x} for x in values]):
         with pytest.raises((TypeError, ValueError), match=words):
             npstream.write(tmp_path / "out", data)
-    _, ds = rewritten(tmp_path / "str", {"x": ["a", "é".encode()]})
+    _, ds = write_and_open(tmp_path / "str", {"x": ["a", "é".encode()]})
     assert list(ds["x"]) == ["a", "é"]
-    _, ds = rewritten(tmp_path / "bytes", {"x": [b"a", b"\xff"]})
+    _, ds = write_and_open(tmp_path / "bytes", {"x": [b"a", b"\xff"]})
     assert list(ds["x"]) == [b"a", b"\xff"]
-    _, ds = rewritten(tmp_path / "int64", {"x": [1, b"\2" + bytes(7)]}, columns={"x": "int64"})
+    _, ds = write_and_open(tmp_path / "int64", {"x": [1, b"\2" + bytes(7)]}, columns={"x": "int64"})
     assert list(ds["x"]) == [1, 2]
 
 
 def test_what_json_holds(tmp_path):
     values = [{"a": [1, (2.5, None)], "é": {"b": True}}, [], "text", None, float("inf"), 10**30]
-    _, ds = rewritten(tmp_path, {"x": [*values, np.arange(3)]}, columns={"x": "json"})
+    _, ds = write_and_open(tmp_path, {"x": [*values, np.arange(3)]}, columns={"x": "json"})
     assert list(ds["x"]) == [{"a": [1, [2.5, None]], "é": {"b": True}}, *values[1:], [0, 1, 2]]

@@ -11,7 +11,7 @@ import threading
 
 import numpy as np
 import pytest
-from destinations import assert_nothing
+from destinations import assert_no_files
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -124,7 +124,7 @@ def test_the_first_sample_decides_on_columns(workers, tmp_path):
     assert npstream.open(tmp_path / "a")["x"].load().tolist() == list(range(21, 50))
     with pytest.raises(ValueError, match="no samples and no columns="):
         npstream.write(tmp_path / "b", range(50), map=lambda number: None, workers=workers)
-    assert_nothing(str(tmp_path / "b"))
+    assert_no_files(str(tmp_path / "b"))
 
 
 def test_tables_are_mapped_row_by_row(workers, tmp_path):
@@ -183,7 +183,7 @@ def test_an_exception_of_map_publishes_nothing_and_names_the_sample(bad, workers
         trace = caught.value.__notes__[-1]
         assert trace.startswith("in a worker process:\nTraceback")
         assert 'raise LookupError("not there")' in trace
-    assert_nothing(str(tmp_path / "out"))
+    assert_no_files(str(tmp_path / "out"))
     assert not multiprocessing.active_children()
 
 
@@ -196,7 +196,7 @@ def test_an_exception_of_a_generator_of_map(workers, tmp_path):
     with pytest.raises(LookupError) as caught:
         npstream.write(tmp_path / "out", range(20), map=fail, workers=workers)
     assert "in map=, sample 7 of data" in caught.value.__notes__
-    assert_nothing(str(tmp_path / "out"))
+    assert_no_files(str(tmp_path / "out"))
 
 
 def test_an_exception_that_cannot_be_sent(tmp_path):
@@ -213,7 +213,7 @@ def test_stop_iteration_of_map_is_an_error(workers, tmp_path):
     with pytest.raises(RuntimeError, match="raised StopIteration") as caught:
         npstream.write(tmp_path / "out", range(5), map=lambda x: next(iter(())), workers=workers)
     assert "in map=, sample 0 of data" in caught.value.__notes__
-    assert_nothing(str(tmp_path / "out"))
+    assert_no_files(str(tmp_path / "out"))
 
 
 @pytest.mark.parametrize("result", [5, "text", b"bytes", np.zeros(3)])
@@ -222,7 +222,7 @@ def test_a_map_that_returns_no_samples(result, workers, tmp_path):
         npstream.write(tmp_path / "out", range(5), map=lambda x: result, workers=workers)
     with pytest.raises(TypeError, match="sample 0 is of type int"):
         npstream.write(tmp_path / "out", range(5), map=lambda x: [x], workers=workers)
-    assert_nothing(str(tmp_path / "out"))
+    assert_no_files(str(tmp_path / "out"))
 
 
 def test_an_exception_of_the_source(workers, tmp_path):
@@ -234,7 +234,7 @@ def test_an_exception_of_the_source(workers, tmp_path):
     with pytest.raises(LookupError) as caught:
         npstream.write(tmp_path / "out", source(), workers=workers)
     assert any("sample 40" in note for note in caught.value.__notes__)
-    assert_nothing(str(tmp_path / "out"))
+    assert_no_files(str(tmp_path / "out"))
     assert not multiprocessing.active_children()
 
 
@@ -247,7 +247,7 @@ def test_a_value_that_is_refused(bad, workers, tmp_path):
     samples = [{"x": k} if k != bad else {"y": 1} for k in range(500)]
     with pytest.raises(ColumnError, match=f"sample {bad}: no column 'x'"):
         npstream.write(tmp_path / "out", samples, columns={"x": "int"}, workers=workers)
-    assert_nothing(str(tmp_path / "out"))
+    assert_no_files(str(tmp_path / "out"))
 
 
 def test_numbers_in_errors_are_those_of_the_input(workers, tmp_path):
@@ -267,7 +267,7 @@ def test_a_worker_that_is_killed_is_an_error(bad, tmp_path):
 
     with pytest.raises(RuntimeError, match=r"worker process .* killed by SIGKILL"):
         npstream.write(tmp_path / "out", range(10**6), map=fail, workers=2)
-    assert_nothing(str(tmp_path / "out"))
+    assert_no_files(str(tmp_path / "out"))
     assert not multiprocessing.active_children()
 
 
@@ -397,7 +397,7 @@ def test_ctrl_c_ends_workers_and_leaves_nothing(tmp_path):
         assert process.stdout.readline() == "interrupted\n"
         assert process.stdout.read() == ""  # all processes that have this pipe have ended
         assert process.stderr.read() == ""
-    assert_nothing(str(tmp_path / "out"))
+    assert_no_files(str(tmp_path / "out"))
 
 
 def test_workers_end_with_a_parent_that_is_killed(tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from written_shards import load_index, read, shard_bytes, streamings
+from written_shards import load_index, read, shard_bytes, streaming_files
 
 import npstream
 from npstream.errors import ColumnError, StorageError
@@ -301,7 +301,7 @@ def test_of_two_writers_the_first_wins(tmp_path):
     with pytest.raises(FileExistsError, match=r"shard\.00000\.mds"):
         second.close()
     assert read(tmp_path) == [{"x": 1}]
-    assert streamings(tmp_path) == ["index.json", "shard.00000.mds"]
+    assert streaming_files(tmp_path) == ["index.json", "shard.00000.mds"]
 
 
 def test_an_index_is_never_replaced(tmp_path):
@@ -326,7 +326,7 @@ def test_a_file_system_without_hard_links(tmp_path, monkeypatch):
     with pytest.raises(FileExistsError, match=r"shard\.00000\.mds"):
         second.close()
     assert read(tmp_path) == [{"x": 1}]
-    assert streamings(tmp_path) == ["index.json", "shard.00000.mds"]
+    assert streaming_files(tmp_path) == ["index.json", "shard.00000.mds"]
 
 
 def test_a_killed_writer_leaves_no_index(tmp_path):

@@ -46,7 +46,7 @@ class MemoryStore:
     def size(self, name):
         return len(self.files[name])
 
-    def forget(self, spans):
+    def discard(self, spans):
         """No-op: this store has no cache."""
 
     def ranges(self, spans):

@@ -10,7 +10,7 @@ from resumed_writes import (
     CASES,
     count_steps,
     facts,
-    killed_at,
+    kill_at_step,
     local_files,
     write_case,
 )
@@ -40,7 +40,7 @@ def test_a_killed_write_goes_on(case, tmp_path):
         # cases cover all steps.
         first = 1 + (list(CASES).index(case) * RUNS + run) % (steps // 4)
         for step in itertools.count(first, steps // 4):
-            is_killed = killed_at(step, write)
+            is_killed = kill_at_step(step, write)
             files = local_files(tmp_path / "resumed")
             if not is_killed or ("index.json" in files and WORK not in files):
                 break
@@ -62,7 +62,7 @@ def test_a_write_that_is_killed_while_it_publishes(case, tmp_path):
     published = 0
     for step in range(steps, steps - 16, -1):
         shutil.rmtree(tmp_path / "resumed")
-        assert killed_at(step, write)
+        assert kill_at_step(step, write)
         files = local_files(tmp_path / "resumed")
         if WORK in files:
             published += "index.json" in files

@@ -16,7 +16,7 @@ from resumed_writes import (
     CASES,
     count_steps,
     facts,
-    killed_at,
+    kill_at_step,
     local_files,
     store_steps,
     write_case,
@@ -59,7 +59,7 @@ def test_a_killed_upload_goes_on(kind, case, servers, tmp_path):
         fresh = servers[kind].new_directory()
         url, options = fresh.url, fresh.storage_options
         for step in itertools.count(first, steps // 3):
-            is_killed = killed_at(step, partial(write, fresh), **store_steps())
+            is_killed = kill_at_step(step, partial(write, fresh), **store_steps())
             stored_names = names(url, options)
             if not is_killed or ("index.json" in stored_names and not has_locks(stored_names)):
                 break
@@ -85,7 +85,7 @@ def test_an_upload_that_is_killed_while_it_publishes(servers, tmp_path):
     for step in range(steps, steps - 28, -3):
         fresh = servers["s3"].new_directory()
         url, options = fresh.url, fresh.storage_options
-        assert killed_at(step, partial(write, fresh), **store_steps())
+        assert kill_at_step(step, partial(write, fresh), **store_steps())
         if has_locks(stored_names := names(url, options)):
             published += "index.json" in stored_names
             assert facts(write(fresh)) == facts(report)
@@ -190,7 +190,7 @@ def test_a_process_that_still_writes_is_not_disturbed(interrupted_write):
 def test_an_upload_that_fails_is_retried_and_then_goes_on(name, servers, tmp_path):
     write_case("samples", tmp_path / "whole", None, resume=False)
     proxy = servers.proxy("s3")
-    fresh = servers["s3"].new_directory().via(proxy)
+    fresh = servers["s3"].new_directory().with_proxy(proxy)
     url, options = fresh.url, fresh.storage_options
     settings = {"resume": True, "options": options, "retries": 2}
     proxy.faults = [status(503, times=FOR_EVER, method="PUT", path=name)]
@@ -208,7 +208,7 @@ def test_an_upload_that_fails_is_retried_and_then_goes_on(name, servers, tmp_pat
 def test_an_upload_whose_response_is_lost_has_succeeded(name, servers, tmp_path):
     write_case("samples", tmp_path / "whole", None, resume=False)
     proxy = servers.proxy("s3")
-    fresh = servers["s3"].new_directory().via(proxy)
+    fresh = servers["s3"].new_directory().with_proxy(proxy)
     url, options = fresh.url, fresh.storage_options
     proxy.faults = [reset(at=0, times=1, method="PUT", path=name)]
     write_case("samples", url, None, resume=True, options=options)
