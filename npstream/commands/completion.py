@@ -92,8 +92,8 @@ def _words(level: Level) -> str:
 
 def _bash(levels: list[Level]) -> str:
     """Return the script for bash 3.2 and later."""
-    # Each pattern is a path and the next word, with a space between them. The space stays if the
-    # path is empty, hence the space before the first command.
+    # Each pattern is the path so far, a space, and the next word. Directly after the program's
+    # name the path is empty, so the pattern begins with the space.
     paths = " | ".join(
         f'"{"" if " " in level.path else " "}{level.path}"' for level in levels if level.path
     )
@@ -156,13 +156,11 @@ def _zsh(levels: list[Level]) -> str:
             lines.append(f"        {_quote(f'{level.path} {option}')}) {reply}; return ;;")
     lines += ["    esac", "    local -a options commands", '    case "$path_" in']
     for level in levels:
-        pairs = [
+        options, commands = (
             " ".join(_quote(f"{_escape_colons(name)}:{summary}") for name, summary in table.items())
             for table in (level.options, level.commands | dict.fromkeys(level.arguments, ""))
-        ]
-        lines.append(
-            f"        {_quote(level.path)}) options=({pairs[0]}); commands=({pairs[1]}) ;;"
         )
+        lines.append(f"        {_quote(level.path)}) options=({options}); commands=({commands}) ;;")
     lines += [
         "    esac",
         "    if [[ $PREFIX == -* ]]; then",

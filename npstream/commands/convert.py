@@ -11,9 +11,9 @@ from npstream.commands.options import (
     add_command,
     add_json_option,
     add_pairs_option,
-    count_option,
     json_or_text,
     pairs_to_dict,
+    parse_count_option,
 )
 
 __all__ = ["add_convert"]
@@ -45,7 +45,7 @@ def add_convert(commands: Commands) -> None:
     add(
         "--workers",
         metavar="N",
-        type=count_option,
+        type=parse_count_option,
         default=0,
         help="processes that encode samples",
     )
@@ -62,7 +62,7 @@ def add_convert(commands: Commands) -> None:
     add(
         "--max-errors",
         metavar="N",
-        type=count_option,
+        type=parse_count_option,
         help="how many samples may be left out",
     )
     add("--rejects", metavar="FILE", help="a file that records the samples that are left out")
@@ -71,7 +71,7 @@ def add_convert(commands: Commands) -> None:
     add(
         "--block",
         metavar="N",
-        type=count_option,
+        type=parse_count_option,
         help="ids of a block; by default each text is a row",
     )
     add("--separator", metavar="TOKEN", help="the token, or its id, after each text in blocks")

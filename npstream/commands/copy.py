@@ -12,8 +12,8 @@ from npstream.commands.options import (
     add_command,
     add_json_option,
     add_pairs_option,
-    count_option,
     pairs_to_dict,
+    parse_count_option,
     parse_slice,
 )
 
@@ -60,7 +60,7 @@ def add_copy(commands: Commands) -> None:
     add(
         "--shard-samples",
         metavar="N",
-        type=count_option,
+        type=parse_count_option,
         help="maximum number of samples of a shard",
     )
     add("--compression", help="the codec of shards, such as zstd or zstd:7, or none")

@@ -11,8 +11,8 @@ from npstream.commands.options import (
     add_dataset_options,
     add_json_option,
     add_read_limit_option,
-    count_option,
     open_with_options,
+    parse_count_option,
 )
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def add_describe(commands: Commands) -> None:
     add(
         "--sample",
         metavar="N",
-        type=count_option,
+        type=parse_count_option,
         default=SAMPLE,
         help=f"rows of the sample, where not all rows are read; {SAMPLE:,} by default",
     )

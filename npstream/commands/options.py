@@ -144,7 +144,7 @@ def pairs_to_dict(values: Iterable[tuple[str, Any]] | None) -> dict[str, Any] | 
     return None if values is None else dict(values)
 
 
-def count_option(text: str) -> int:
+def parse_count_option(text: str) -> int:
     """Return a count, an integer of 0 or more; raise ArgumentTypeError for other text."""
     try:
         number = int(text)

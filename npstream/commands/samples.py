@@ -11,8 +11,8 @@ from npstream.commands.options import (
     add_dataset_options,
     add_json_option,
     add_read_limit_option,
-    count_option,
     open_with_options,
+    parse_count_option,
 )
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def add_query(commands: Commands) -> None:
 
 def _add_row_options(parser: argparse.ArgumentParser, limit_help: str, limit: int | None) -> None:
     add = parser.add_argument
-    add("-n", "--limit", metavar="N", type=count_option, default=limit, help=limit_help)
+    add("-n", "--limit", metavar="N", type=parse_count_option, default=limit, help=limit_help)
     add("--columns", nargs="+", metavar="NAME", help="the columns to show; all by default")
     add("--row-index", metavar="NAME", help="with --json: add the row number under this name")
     add_json_option(parser, "print each sample as a line of JSON")

@@ -136,7 +136,7 @@ class FolderSource(InputSource):
         return file_type(extension) if self._column == "image" else choose_type("", "bytes")
 
     def _path_value(self, name: str, path: str) -> Any:
-        """Return the value of a column that follows from the path of a file."""
+        """Return the value of the column "path", "class" or "label", given the path of a file."""
         if name == "path":
             return path
         folder = path.partition("/")[0]
@@ -144,7 +144,7 @@ class FolderSource(InputSource):
         return folder if name == "class" else self._labels[folder]
 
     def _add_metadata(self, sample: dict[str, Any], path: str) -> None:
-        """Add the values of a file's row; those that it lacks are filled or refused."""
+        """Add the values of a file's row. If it lacks one that is not filled, add a bad value."""
         assert self._metadata is not None
         assert self.columns is not None
         row = self._metadata.row(path) or {}
@@ -160,28 +160,34 @@ class FolderSource(InputSource):
                 )
 
     def _file_column(self, files: Sequence[SourceFile]) -> str:
-        """Return "image" if all files are images, else "file"."""
+        """Return "image" if all files are images; "file" if none is, or "file" is requested.
+
+        Raise ValueError if only some files are images and "file" is not requested.
+        """
         requested = {*(self.request.columns or ()), *self.request.encodings}
-        no_images = [file for file in files if not _is_image(file.name)]
-        if not no_images and "file" not in requested:
+        other_files = [file for file in files if not _is_image(file.name)]
+        if not other_files and "file" not in requested:
             return "image"
-        if len(no_images) == len(files) or "file" in requested:
+        if len(other_files) == len(files) or "file" in requested:
             return "file"
-        count = quantity(len(no_images), "file")
+        count = quantity(len(other_files), "file")
         raise ValueError(
             f"{self.files.where}: {count} of {len(files):,} are no images, "
-            f"such as {no_images[0].name!r}: give a glob of the images, such as '**/*.jpg', or "
+            f"such as {other_files[0].name!r}: give a glob of the images, such as '**/*.jpg', or "
             "columns={'file': 'bytes', ...} to store all files as bytes"
         )
 
     def _file_encoding(self, first: SourceFile) -> str:
-        """Return the encoding of the files; both encodings of images store files of any format."""
+        """Return the encoding of the files. For images, the first file determines it.
+
+        The encodings "jpeg" and "png" both store image files of any format.
+        """
         if self._column == "file":
             return "bytes"
         return file_type(first.name.rpartition(".")[2]).encoding or "png"
 
     def _class_labels(self, paths: Sequence[str]) -> dict[str, int] | None:
-        """Return the number of each class, in the order of their names; None without labels."""
+        """Return the label of each class: its position in the sorted names. None without labels."""
         option = self.request.options.get("labels")
         if option not in (None, True, False):
             raise TypeError(f"labels={option!r}: expected True, False or None")
@@ -214,7 +220,7 @@ def _is_metadata(name: str) -> bool:
 def _relative_paths(files: Sequence[SourceFile]) -> list[str]:
     """Return the paths of files in their source.
 
-    The paths of a list of files are relative to the deepest folder that has all of them.
+    If the source is a list of files, they are relative to the deepest folder that has all files.
     """
     names = [file.name for file in files]
     if not any("://" in name or name.startswith("/") for name in names):

@@ -39,7 +39,7 @@ class Metadata:
     Parameters
     ----------
     where : str
-        The metadata, for messages.
+        The paths or URLs of the metadata files, for messages.
     rows : mapping of str to mapping
         The values of each file, by column.
 
@@ -59,7 +59,7 @@ class Metadata:
         }
 
     def check(self, paths: Collection[str], other_columns: Iterable[str]) -> None:
-        """Raise ValueError if a row names no file, or a name is also one of `other_columns`."""
+        """Raise ValueError if a row's path is not in `paths`, or a column is in `other_columns`."""
         files = set(paths)
         for path in self._rows:
             if path not in files:
@@ -123,9 +123,9 @@ def _json_rows(file: SourceFile) -> Iterator[dict[str, Any]]:
 
 
 def _csv_rows(file: SourceFile) -> Iterator[dict[str, Any]]:
-    """Yield the rows. Columns whose texts are all numbers have numbers, or None for an empty text.
+    """Yield the rows. Each column has either text or numbers, see `_number_type`.
 
-    Other columns have text.
+    In a column of numbers, an empty text becomes None.
     """
     reader = csv.DictReader(io.StringIO(_read_text(file), newline=""), strict=True)
     try:
@@ -141,12 +141,15 @@ def _csv_rows(file: SourceFile) -> Iterator[dict[str, Any]]:
                 f"{file.where}: row {number} has not the {quantity(len(names), 'value')} of the "
                 "first line"
             )
-    numbers = {name: _number_type([row[name] for row in rows]) for name in names}
+    number_types = {name: _number_type([row[name] for row in rows]) for name in names}
     for row in rows:
-        yield {
-            name: text if (kind := numbers[name]) is None else (kind(text) if text else None)
-            for name, text in row.items()
-        }
+        yield {name: _convert(text, number_types[name]) for name, text in row.items()}
+
+
+def _convert(text: str, number_type: type[int] | type[float] | None) -> str | float | None:
+    if number_type is None:
+        return text
+    return number_type(text) if text else None
 
 
 def _number_type(texts: Iterable[str]) -> type[int] | type[float] | None:
