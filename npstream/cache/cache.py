@@ -91,11 +91,18 @@ class ShardCache:
     ----------
     directory : str or os.PathLike, optional
         By default ``NPSTREAM_CACHE``, or else the user's directory for caches.
-    limit : int or str, optional
+    limit : int, float or str, optional
         The bytes that the cache may take, as a number or as text such as "100GB"; "auto" leaves a
         tenth of the disk free. By default ``NPSTREAM_CACHE_LIMIT``, or else "auto".
-    timeout : float
+    timeout : float, default: 60.0
         Seconds to wait for locks of other processes.
+
+    Raises
+    ------
+    ValueError
+        If the limit is not a size.
+    StorageError
+        If the directory cannot be a cache: it is a file, or it belongs to another user.
 
     Examples
     --------
@@ -229,11 +236,12 @@ class ShardCache:
         ----------
         nbytes : int
             Bytes on the disk, as `disk_bytes` and `tail_bytes` count them.
-        keep : iterable of CachedFile
+        keep : iterable of CachedFile, default: ()
             Files that are not evicted.
-        may_exceed : bool
-            Whether the reservation may exceed the limit for a moment, if reservations of other
-            writers leave no space. Use it for one piece at a time.
+        may_exceed : bool, default: False
+            Whether the reservation may exceed the limit if only other writers' reservations are in
+            the way. Closing it evicts files until the limit holds again. Use it for one piece at a
+            time.
         timeout : float, optional
             Seconds to wait for other processes; by default the cache's timeout.
         """
@@ -271,11 +279,11 @@ class ShardCache:
             )
 
     def max_bytes(self) -> int:
-        """Return the bytes that the cache may take. Without a limit, this scans the directory."""
+        """Return the bytes that the cache may take. If the limit is "auto", scan the directory."""
         return self.info().limit if self.limit is None else self.limit
 
     def free_bytes(self) -> int:
-        """Return the bytes of the disk that are free for a cache without a limit."""
+        """Return the bytes that can still be cached if the limit is "auto"."""
         return eviction.max_cache_bytes(self.directory, None, 0)
 
     def info(self) -> CacheInfo:
@@ -304,6 +312,11 @@ def info(directory: str | os.PathLike[str] | None = None) -> CacheInfo:
     Returns
     -------
     CacheInfo
+
+    Raises
+    ------
+    ValueError
+        If ``NPSTREAM_CACHE_LIMIT`` is not a size.
 
     Examples
     --------

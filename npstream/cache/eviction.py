@@ -123,11 +123,11 @@ def reserve(
         The bytes that the cache may take; None leaves a tenth of the disk free.
     nbytes : int
         The bytes that are about to be written.
-    keep : collection of str
+    keep : collection of str, default: ()
         Files that are not evicted.
     timeout : float
         Seconds to wait for other processes.
-    may_exceed : bool
+    may_exceed : bool, default: False
         Whether the reservation may exceed the limit if only other writers' reservations are in the
         way. Each process has at most one such reservation at a time. Closing it evicts files until
         the limit holds again.
