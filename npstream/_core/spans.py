@@ -28,9 +28,9 @@ from npstream._core.jit import (
 from npstream._core.typing import Bools, Int64
 
 PREFETCH_DISTANCE = 8
-"""The kernels prefetch this number of spans ahead of the current copy into the processor's cache.
+"""While a kernel reads span k, it prefetches span ``k + PREFETCH_DISTANCE``.
 
-Without prefetching, each copy waits for a cache miss and for one or two page-table lookups.
+Without prefetching, each read waits for a cache miss and for one or two page-table lookups.
 """
 
 

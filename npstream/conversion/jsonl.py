@@ -1,8 +1,7 @@
 """Files of JSON lines as a source, compressed or not.
 
-If all columns hold numbers, true and false, or text, blocks of lines are parsed by pyarrow. Other
-files are parsed line by line by Python, because Arrow would add keys with null to objects whose
-keys differ.
+If all columns hold numbers, booleans or text, pyarrow parses blocks of lines. Python parses other
+files line by line, because Arrow would add keys with null to objects whose keys differ.
 """
 
 from __future__ import annotations
@@ -109,7 +108,11 @@ class JsonLinesSource(InputSource):
         return read_in_thread(self._tables(file)) if self._uses_arrow else self._samples(file)
 
     def _infer_encoding(self, name: str, types: Mapping[str, set[type]], where: str) -> str:
-        """Return the encoding of a column by the types of its values."""
+        """Return the encoding by which the values of a column are parsed and checked.
+
+        The types of the values in the first rows decide. The requested encoding is returned where
+        they do not decide, or where it holds values that the inferred encoding does not.
+        """
         kinds = types.get(name, set()) - {type(None)}
         requested = self.request.encodings.get(name)
         if requested in ("json", "pkl"):
@@ -312,7 +315,7 @@ def _parse(file: SourceFile, line: int, block: bytes) -> Iterator[tuple[int, dic
             hint = ""
             if number == 1 and isinstance(row, list):
                 hint = (
-                    "; a file that is one JSON list is read by json.load, whose list convert takes"
+                    "; a file that is one JSON list: read it with json.load, and convert the list"
                 )
             raise FormatError(
                 f"{file.where}: line {number} is {_TYPE_NAMES[type(row)]} and not an object{hint}"

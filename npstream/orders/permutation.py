@@ -47,8 +47,8 @@ def make_key(seed: int, epoch: int = 0, lane: int = 0, level: int = 0) -> int:
     """Hash the arguments to the key of a permutation, a number in range(2**63).
 
     The arguments are any integers, also large or negative ones. They are hashed as a tuple, so
-    that (seed 0, epoch 1) and (seed 1, epoch 0) are independent. `lane` and `level` distinguish
-    permutations of one epoch; a level stands for a purpose, such as the assignment of chunks.
+    that (seed 0, epoch 1) and (seed 1, epoch 0) are independent. `level` stands for a purpose, such
+    as the assignment of chunks. `lane` is the number of a permutation among those of one purpose.
 
     >>> make_key(0, epoch=1) == make_key(1, epoch=0)
     False
@@ -120,8 +120,8 @@ class Permutation:
     @functools.cached_property
     def _table(self) -> AnyArray:
         table = np.empty(self._n, np.uint16)
-        # The largest table takes about 30 ms in plain Python: less than loading Numba. So its work
-        # counts as 1 << 10 rows, which is the most that `for_size` runs in plain Python.
+        # The largest table takes about 30 ms in plain Python: less than loading Numba. Up to
+        # 1 << 10 rows, `for_size` does not import Numba, so 1 << 5 elements count as one row.
         shuffle.for_size(self._n >> 5)(self._key, table)
         return table
 

@@ -64,7 +64,7 @@ class FileType:
     Attributes
     ----------
     encoding : str or None
-        The encoding of its column; None for that of the first value.
+        The encoding of its column. If it is None, the first value determines the encoding.
     parse : callable
         Converts the bytes of a file to a value of the column, or raises ValueError.
     """

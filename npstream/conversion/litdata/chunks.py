@@ -1,9 +1,11 @@
 """Read the samples of one of LitData's chunks, in bounded memory.
 
-A chunk is the number of its samples (uint32), their offsets (uint32, one more), and the samples. It
-may be compressed with zstd as a whole, sample by sample, or in frames of several samples, with a
-table of the frames before them. A chunk of plain dicts may end in an Arrow file instead, followed
-by its length (uint32) and a signature.
+A chunk begins with the number of its samples, n, and n + 1 offsets, all uint32. The samples follow.
+It may be compressed with zstd as a whole, sample by sample, or in frames of several samples. A
+table of the frames stands before them.
+
+An Arrow file may hold the samples of a chunk of plain dicts. The chunk then ends in this file, its
+length (uint32) and a signature.
 
 Tested in tests/conversion/litdata/test_source.py.
 """
@@ -32,7 +34,7 @@ __all__ = ["read_arrow", "read_items"]
 
 _FRAMED = b"LDFZ01\0\0"
 _ZSTD = b"\x28\xb5\x2f\xfd"
-"""The first bytes of a zstd frame. No chunk is large enough to have as many samples."""
+"""The first bytes of a zstd frame. As a number of samples, they are too large for any chunk."""
 
 _ARROW_END = b"LDARW01\0"
 

@@ -38,7 +38,10 @@ _TORCH_DTYPES = (
     *("complex128", "float16", "float16", "bfloat16", "uint8", "int8", "int16", "int16"),
     *("int32", "int32", "int64", "int64", "bool", "uint16"),
 )
-"""The dtypes of tensors by their number in LitData."""
+"""The dtypes of tensors by their number in LitData.
+
+Aliases in torch, such as `torch.float` of `torch.float32`, have numbers of their own.
+"""
 
 _MAX_NDIM = 32
 _MAX_DEPTH = 100
@@ -57,7 +60,7 @@ class Leaf:
     serializer : str
         Its entry in ``data_format``.
     encoding : str or None
-        The encoding of the column; None for that of the first value.
+        The encoding of the column. If it is None, the first value determines the encoding.
     parse : callable
         Converts the stored bytes to the value, or raises ValueError.
     """
@@ -179,7 +182,7 @@ def _parse_flat(dtype: np.dtype[Any], body: bytes) -> np.ndarray[Any, Any]:
 
 
 def _parse_array(names: tuple[str, ...], order: str, body: bytes) -> np.ndarray[Any, Any]:
-    """Return an array that follows the number of its dtype and its shape."""
+    """Return an array. The bytes begin with the number of its dtype, its ndim and its shape."""
     try:
         number, ndim = struct.unpack_from(f"{order}II", body)
         if ndim > _MAX_NDIM:
