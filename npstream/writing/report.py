@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from npstream._core.arguments import quantity
+from npstream._core.arguments import quantity, size_text
 from npstream.errors import StorageError
 
 __all__ = ["REFUSALS", "RejectedSample", "Rejects", "WriteReport", "count_bytes", "make_rejects"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class WriteReport:
     """The summary of a written dataset: the result of `write` and `Writer.close`.
 
@@ -60,6 +60,19 @@ class WriteReport:
     stored_bytes: int
     seconds: float
     rejected: int = 0
+
+    def __repr__(self) -> str:
+        size = size_text(self.stored_bytes)
+        if self.stored_bytes != self.raw_bytes:
+            size += f" ({size_text(self.raw_bytes)} before compression)"
+        facts = [f"{quantity(self.samples, 'sample')} in {quantity(self.shards, 'shard')}", size]
+        if self.rejected:
+            facts.append(f"{quantity(self.rejected, 'sample')} left out")
+        facts.append(f"{self.seconds:.3g} s")
+        width = max(map(len, self.columns), default=0)
+        lines = [f"<npstream.WriteReport: {', '.join(facts)}, {self.path}"]
+        lines += [f"  {name:<{width}}  {encoding}" for name, encoding in self.columns.items()]
+        return "\n".join(lines) + ">"
 
 
 def count_bytes(entries: Iterable[Mapping[str, Any]]) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import re
@@ -14,6 +15,7 @@ import pytest
 from written_shards import load_index, read, shard_bytes, streaming_files
 
 import npstream
+from npstream._core.arguments import size_text
 from npstream.errors import ColumnError, StorageError
 from npstream.writing.writer import Writer, write
 
@@ -354,6 +356,20 @@ for i in itertools.count():
 
 
 # Reports, URLs and permissions
+
+
+def test_the_repr_of_a_report(tmp_path):
+    report = write(tmp_path / "out", {"x": np.zeros(1000, np.uint8), "text": ["a"] * 1000})
+    first, *columns = repr(report).splitlines()
+    size = size_text(report.stored_bytes)
+    assert first == (
+        f"<npstream.WriteReport: 1,000 samples in 1 shard, {size}, {report.seconds:.3g} s, "
+        f"{report.path}"
+    )
+    assert columns == ["  x     uint8", "  text  str>"]
+    packed = dataclasses.replace(report, raw_bytes=4096, rejected=1, seconds=2.0, columns={})
+    facts = f"{size} (4.0 KiB before compression), 1 sample left out, 2 s, {report.path}>"
+    assert repr(packed).endswith(facts)
 
 
 def test_the_report(tmp_path):
