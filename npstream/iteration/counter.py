@@ -43,8 +43,8 @@ _GAPS_OFFSET = 3
 _CURSOR_WORDS = _GAPS_OFFSET + 2 * MAX_GAPS
 _NEXT, _CURRENT = 0, _CURSOR_WORDS
 _PINNED, _NEWEST, _BASE, _WARNED, _SLOTS = range(2 * _CURSOR_WORDS, 2 * _CURSOR_WORDS + 5)
-# Words of a worker's slot: the iterations that it began, and the sum of the epochs by which loaded
-# states shifted it.
+# Words of a worker's slot: the number of iterations that the worker began, and its shift. The shift
+# is a number of epochs, which is added to the epoch of its iterations: loaded states change it.
 _ITERATIONS, _SHIFT = 0, 1
 _FIRST_SLOTS = np.arange(MAX_WORKERS + 1) * np.arange(-1, MAX_WORKERS) // 2
 """``_FIRST_SLOTS[n]`` is the slot of worker 0 in a loader of n workers; the others follow it."""
@@ -232,7 +232,10 @@ class EpochCounter:
         return slot, iterations + int(slot[_ITERATIONS]), shift + int(slot[_SHIFT])
 
     def _other_loaders(self, workers: int) -> tuple[int, int]:
-        """Return the sum of worker 0's slots of all loaders, without those of `workers` workers."""
+        """Return the iterations and the shift of all loaders, except the one of `workers` workers.
+
+        Worker 0 of a loader stands for the loader, because all its workers begin every epoch.
+        """
         if self._shared is None:
             return 0, 0
         first_slots = np.delete(_FIRST_SLOTS[1:], workers - 1) if workers else _FIRST_SLOTS[1:]
@@ -242,7 +245,8 @@ class EpochCounter:
     def _advance_cursor(self, cursor: EpochCursor, iterations: int, epochs: int) -> EpochCursor:
         """Return the cursor of the iteration that is `iterations` after that of `cursor`.
 
-        Its epoch number is larger by `epochs`, or the same if the epoch is pinned.
+        Its epoch number is larger by `epochs`, or the same if the epoch is pinned. `epochs` differs
+        from `iterations` after workers have loaded a state, which shifts the epoch.
         """
         if iterations == 0 and epochs == 0:
             return cursor

@@ -63,9 +63,9 @@ class AnyEpochs(Protocol):
         """Return True if `ranks` are valid only for iterations that have loaded a state."""
 
     def nodes_per_chunk(self, nodes: int) -> int:
-        """Return how many of `nodes` nodes read each chunk because they do not divide the lanes.
+        """Return how many of `nodes` nodes read each chunk.
 
-        It is 1 for orders without lanes.
+        The result is 1 if `nodes` divides the number of lanes, and for orders without lanes.
         """
 
     def chunk_share(self, nodes: int) -> float:
@@ -187,7 +187,7 @@ class Epochs:
         return cursor
 
     def at(self, epoch: int, positions: Int64) -> Int64:
-        """Return the samples at positions in an epoch, all below `size`."""
+        """Return the samples at positions in an epoch. Each position is below `size`."""
         samples = self._selection.size
         if self.size == samples:
             return self._selection.at(self._rows(epoch, positions))

@@ -58,14 +58,17 @@ def former_source(
     Parameters
     ----------
     source : Source
+        The dataset.
     selection : Selection
+        The view over which the iteration runs.
     state : mapping
+        A state that does not fit the newest version.
 
     Returns
     -------
     FormerSource or None
-        None if the view is not the whole dataset, if the store does not keep the index of that
-        version, or if the dataset does not begin with its shards.
+        None if the view is not the whole dataset, or if the store does not keep the index of the
+        former version. Also None if the dataset does not begin with the shards of that version.
     """
     is_whole = selection.affine == (0, 1) and selection.size == selection.dataset_size
     if source.members or not is_whole:

@@ -222,10 +222,11 @@ class Iteration(Resumable):
         Parameters
         ----------
         steps : int or iterable of int
-            Numbers of steps (global batches) in the epoch, counted from 0. Steps that were not read
-            yet are those that this iteration will read.
+            Numbers of steps (global batches) in the epoch, counted from 0. For a step that was not
+            read yet, the result has the samples that this iteration will read.
         epoch : int, optional
-            By default `epoch`: that of the current loop, or of the next one.
+            Number of the epoch. By default that of the current loop, or outside of loops, of the
+            next loop.
 
         Returns
         -------
@@ -236,7 +237,9 @@ class Iteration(Resumable):
         ValueError
             If the step was read before the loaded state, and the state does not know it.
         IndexError
-            If the epoch has no such step.
+            If the epoch has no such step, or a number is negative.
+        TypeError
+            If a number is not an integer.
 
         Examples
         --------
@@ -384,6 +387,8 @@ class Iteration(Resumable):
         """Return the order in which this machine reads an epoch."""
         ranks = self._merged_ranks()
         nodes = ranks.world // ranks.per_node
+        # The order reads only a fraction of a chunk's samples. The others are not in the
+        # view, or are read by other nodes or by ranks that are not simulated.
         view_share = min(1.0, self._selection.size / max(self._source.index.samples, 1))
         sampled_share = min(1.0, MAX_SAMPLED_RANKS / ranks.per_node)
         share = epochs.chunk_share(nodes) * view_share * sampled_share
@@ -478,7 +483,7 @@ class Iteration(Resumable):
         reads = starmap(read, self._read_ahead(progress, pieces))
         for ((ids, *_), lookup, columns), decoded in self._decode_ahead(progress, reads):
             values = {f.name: columns[f.name] for f in others.fields} | decoded.lists()
-            if decoded.error is not None:
+            if decoded.error is not None:  # yield the rows before the error first
                 values = {name: column[: decoded.rows] for name, column in values.items()}
                 lookup = source.look_up(ids[: decoded.rows])
             yield from source.make_samples(plan, values, lookup)

@@ -65,9 +65,11 @@ class EpochProgress:
     def origin(self) -> int:
         """The position where the loop began.
 
-        `Resumable.skip` gives a loop a new part that starts at the loop's position, so the origin
-        is before that part. Skipped samples have no position. So if the loop skips batches that it
-        has yielded, the origin is negative.
+        `position` minus the origin is the number of positions that the loop has read.
+        `Resumable.skip` keeps this number, but gives the loop a new part, which starts at the
+        loop's position. So the origin can be before the start of this part. It can even be negative
+        if the loop skips batches that it has already yielded, because skipped samples no longer
+        have unskipped positions.
         """
         return self.part.start if self.loop_start is None else self.loop_start
 
@@ -170,7 +172,7 @@ class EpochIterator(chain[Any]):
         return self._segments.progress
 
     def redirect(self, progress: EpochProgress) -> None:
-        """Continue with the items that another progress has not yielded, and update that one."""
+        """Replace the progress, and continue with the items that it has not yielded."""
         self._segments.stop()
         self._segments.progress = progress
 

@@ -20,7 +20,7 @@ __all__ = ["is_spawning", "require_importable"]
 T = TypeVar("T")
 
 _MAX_DEPTH = 4
-"""Levels of functions and objects that hold each other, such as partials of partials."""
+"""Maximum depth of the search in nested functions and objects, such as partials of partials."""
 
 
 def is_spawning() -> bool:
@@ -90,12 +90,13 @@ def _has_plain_reduce(kind: type) -> bool:
 def _is_importable(function: FunctionType | type) -> bool:
     """Return True if a started process finds this function, or class, by its name."""
     if type(function) in copyreg.dispatch_table:
-        return True
+        return True  # pickled by a registered function, not by its name
     module = sys.modules.get(function.__module__)
     if function.__module__ == "__main__" and not hasattr(module, "__file__"):
         return False  # an interactive session, whose code no other process has
     if isinstance(function, type):
-        # The class of a C extension may have a name by which it cannot be imported.
+        # Do not look up the name: the class of a C extension may have a name by which it cannot be
+        # imported. Only classes that are defined in a function are refused.
         return "<locals>" not in function.__qualname__
     try:
         return operator.attrgetter(function.__qualname__)(module) is function

@@ -38,9 +38,10 @@ STEPS = "steps"
 
 
 class StepRange(NamedTuple):
-    """Steps of an epoch that read batches of one size on the same ranks, from one step on.
+    """Consecutive steps of an epoch, with the same batch size and the same ranks.
 
-    The range also describes the whole epochs after it, until the next range begins.
+    A range ends where the next one begins. So it can go on through later epochs, which are read
+    from their first sample on.
 
     Attributes
     ----------

@@ -42,7 +42,7 @@ class RankEpochs:
     """
 
     def __init__(self, epochs: AnyEpochs, settings: IterationSettings) -> None:
-        # They differ after a state of a former version of the dataset was loaded.
+        # `_epochs` are those of a former version of the dataset if a loaded state belongs to it.
         self._epochs = self._newest_epochs = epochs
         self._settings = settings
         self._counter = EpochCounter(settings.epoch, epochs.context_bytes)

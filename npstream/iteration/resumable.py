@@ -284,10 +284,11 @@ class Resumable(RankEpochs):
     def set_trainer_epoch(self, epoch: int) -> None:
         """Record that a trainer begins or continues its epoch number `epoch`.
 
-        Trainers call this method through the sampler of a loader. Trainers may leave every epoch
-        early, at the same step. So a loaded state may be in an epoch that the trainer has left.
-        Then the next iteration begins at the trainer's epoch, as if the run had never stopped.
-        Otherwise the next iteration stays the same. For `npstream.torch` only.
+        Trainers call this method through the sampler of a loader. A trainer may leave each epoch
+        after a fixed number of steps. A state that was saved at this step is within the epoch, but
+        the trainer continues with the next one. So the next iteration begins at the trainer's
+        epoch, as if the run had never stopped. If the loaded state is already in the trainer's
+        epoch, the next iteration begins at the state. For `npstream.torch` only.
 
         Parameters
         ----------
@@ -317,7 +318,7 @@ class Resumable(RankEpochs):
             Samples that all ranks together have used. By default this iteration counts them.
         from_beginning : bool, default: True
             Whether `num_samples` counts from the beginning of the epoch. If False, it counts from
-            the loaded state.
+            where the loop began, for instance at a loaded state.
 
         Returns
         -------

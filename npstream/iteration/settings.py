@@ -60,6 +60,7 @@ class IterationSettings:
             raise TypeError(f"transform={self.transform!r}: expected a function, or None")
         for name, minimum in _MINIMUM.items():
             number = getattr(self, name)
+            # None is valid only where it is the default.
             if number is not None or getattr(type(self), name) is not None:
                 object.__setattr__(self, name, integer(name, number, minimum))
 

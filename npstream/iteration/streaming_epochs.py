@@ -50,8 +50,8 @@ _CONTEXT = struct.Struct("<qqq")
 """The context of a cursor: a StreamingRun, with 0 for an unknown number of initial nodes."""
 
 _MAX_REPEATED = 1 << 20
-"""The most samples that an epoch may repeat to fill up ranks. The ranks and the batch size of the
-run that saved a state are unknown."""
+"""Upper bound of the samples that an epoch repeats to fill up ranks. The exact number depends on
+the ranks and the batch size of the run that saved a state, and these are unknown."""
 
 
 class StreamingEpochs:
@@ -63,8 +63,9 @@ class StreamingEpochs:
     selection : Selection
     settings : IterationSettings
         `shuffle` is a str or a StreamingShuffle. It holds the seed, so `seed` must be 0. An epoch
-        picks `epoch_size` samples; by default all, or the sum of the weights. Orders with another
-        batching method than "random" depend on `batch_size` and `global_batch_size`.
+        picks `epoch_size` samples. By default the sizes and the weights of the streams determine
+        this number. Orders with another batching method than "random" depend on `batch_size` and
+        `global_batch_size`.
     """
 
     context_bytes = _CONTEXT.size
@@ -105,6 +106,8 @@ class StreamingEpochs:
             )
         world, restart = _world(ranks), cursor.restart
         order, global_batch = self._order(_run(cursor), batch_size), world.ranks * batch_size
+        # An epoch can resume and skip only at multiples of `unit`. A relaxed partition is made for
+        # another number of nodes: only its global batches are the same, so the unit is one of them.
         unit = world.ranks
         if order.is_relaxed(world) and not self._settings.is_batched:
             unit = global_batch
@@ -151,7 +154,11 @@ class StreamingEpochs:
         return False
 
     def needs_state(self, ranks: Ranks) -> bool:
-        """Return True if `ranks` are valid only with the initial number of nodes, from a state."""
+        """Return True if `ranks` are valid only after a state was loaded.
+
+        The number of nodes may not fit the number of lanes. A relaxed partition permits that only
+        with the initial number of nodes, which the state has.
+        """
         world, order = _world(ranks), self._order(None)
         fits = order.lanes(world) % world.nodes == 0 or world.nodes % order.lanes(world) == 0
         return order.partition_algo == "relaxed" and not fits
