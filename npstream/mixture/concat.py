@@ -44,7 +44,8 @@ def concat(datasets: Iterable[Dataset]) -> Dataset:
     ------
     ValueError
         If there are no datasets, if their columns differ in name or type, or if a view has several
-        axes.
+        axes. Also if a column is the name of each sample's source, which is not stored. Also if a
+        view selects rows of a mixture or concatenation whose parts have functions of their own.
     TypeError
         If one is not a Dataset.
 

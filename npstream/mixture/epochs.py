@@ -69,15 +69,16 @@ class MixtureSettings(IterationSettings):
 
 
 class MixtureEpochs:
-    """Rows of a mixture at positions of epochs; `npstream.iteration.epochs.Epochs` for mixtures.
+    """Maps positions in epochs to rows of a mixture, as `npstream.iteration.epochs.Epochs` does.
 
     Parameters
     ----------
     spec : MixtureSpec
     settings : MixtureSettings
         Each pass through a source has its own order if `shuffle` is True or a Shuffle. An epoch has
-        `epoch_size` samples. By default it has those of all sources, rounded down to a multiple of
-        the number of lanes. If batches must not be split, it is rounded down to whole batches.
+        `epoch_size` samples, by default as many as all sources together. The default is rounded
+        down to a multiple of the number of lanes. If batches must not be split, any size is rounded
+        down to whole batches.
     """
 
     context_bytes = CONTEXT_BYTES
@@ -114,9 +115,10 @@ class MixtureEpochs:
         return False
 
     def nodes_per_chunk(self, nodes: int) -> int:
-        """Return how many of `nodes` nodes read each chunk, on average over bytes of sources.
+        """Return how many of `nodes` nodes read each chunk.
 
-        A source with one lane counts as 1: all nodes read it, but such sources are usually small.
+        The result is the average over the sources, weighted by their bytes. A source with one lane
+        counts as 1: all nodes read it, but such sources are usually small.
         """
         block, lanes = resolve_shuffle(self._spec, self._shuffle)
         sources = assign_lanes(
@@ -157,11 +159,14 @@ class MixtureEpochs:
             to_unskipped_position(position, cursor.gaps)
             for position in (run.size, cursor.position, repeat_start)
         )
+        # The grain is a batch of one rank with "device_per_stream", and otherwise a global batch.
         unit = 1
         if self._batching == "device_per_stream":
             unit = batch_size = run.grain
         elif self._batching != "random":
             batch_size = run.grain // ranks.world
+        # Batches of different sizes are looked up one by one: a look-up leaves out the rows that
+        # smaller batches lack, so the bounds of several batches would be lost.
         return Partition(
             size, ranks.rank, ranks.world, batch_size, last, ranks.world // ranks.per_node, start,
             unit, repeat_start=repeat_start, gaps=cursor.gaps, rows=order.at,
@@ -276,7 +281,8 @@ def mixture_settings(
     **others
         The other settings.
     """
-    # torch makes batches only of one size, and of the samples of any sources.
+    # With batched=False, torch makes the batches. It makes only batches of one size, and puts
+    # samples of different sources into the same batch.
     needs_batches = batching == "device_per_stream"
     batches = Batches()
     largest: dict[str, Any] = {}

@@ -11,8 +11,9 @@ a window would be equally likely.
 
 A unit may be drawn only if all other units can still meet their deadlines. They can if, for every
 D, the number of unplaced units with deadlines up to D is at most the number of free slots before D.
-(The starts of windows need no check.) A deadline D without slack is *tight*. A tree over deadlines
-finds the first tight one, and units with later deadlines must wait.
+(The starts of windows need no check.) The difference of the two numbers is the *slack* of D. A
+deadline without slack is *tight*. A tree over deadlines finds the first tight one, and units with
+later deadlines must wait.
 
 Placing the unit with the earliest deadline in each slot would be valid, too. But its patterns are
 almost periodic, so a reader of every tenth slot might see only one source.

@@ -438,7 +438,8 @@ def mix(
     ColumnError
         If some sources lack a column of `columns`. The message names them.
     ValueError
-        If a source is empty, or if weights are not positive numbers for all sources.
+        If a source is empty or has several axes, if the sources have no column in common, or if
+        weights are not positive numbers for all sources.
     TypeError
         If a source is not a Dataset, or is a mixture.
 

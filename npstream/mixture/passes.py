@@ -19,7 +19,11 @@ from npstream.orders.order import Order
 from npstream.orders.permutation import MAX_TABLE_LENGTH
 
 _SCRATCH_BLOCKS = Blocks(MAX_TABLE_LENGTH + 1, 1, MAX_TABLE_LENGTH + 1, 0)
-"""Settings for the buffers that all orders share. All sizes of large blocks need equal buffers."""
+"""The sizes for which the buffers are made that all orders share.
+
+All orders with blocks of more than `MAX_TABLE_LENGTH` rows need equal buffers. Smaller ones need
+none.
+"""
 
 
 class Stored(NamedTuple):

@@ -6,9 +6,9 @@ cases:
 
 - L and C are coprime. Place w of block a is slot w, and belongs to lane ``(a * L + w) % C``. So in
   block a, lane l meets the slots with ``slot % C == (l - a * L) % C``. These slots are a *class*.
-- C divides L, as the lanes of global batches do. Then a slot would belong to the same lane in every
-  block. So each row of C places is rotated by a places in block a, and lane l meets class
-  ``(l + a) % C``.
+- C divides L. This is so if a block is a global batch, with stratified batches. Then a slot would
+  belong to the same lane in every block. So each row of C places is rotated by a places in block a,
+  and lane l meets class ``(l + a) % C``.
 
 Classes are numbered in the order in which each lane meets them, cyclically. Each lane begins with
 another class.

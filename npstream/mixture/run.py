@@ -110,7 +110,8 @@ class MixtureRun:
     sources : tuple of RunSource
         All sources that the run has drawn from, also removed ones.
     sizes : tuple of int, optional
-        If batches are drawn: the samples of each source in a batch, or None for unknown ones.
+        If each batch is of one source: the samples in a batch of each source. A size is None while
+        it is unknown: `continue_run` does not know the sizes of new sources.
     grain : int
         Positions of the largest batch. A mixture can change only at multiples of it, so that no
         batch is split.
@@ -402,8 +403,9 @@ def assign_lanes(
 def epoch_size(spec: MixtureSpec, size: int | None, run: MixtureRun) -> int:
     """Return the positions in an epoch.
 
-    If batches must not be split, it is a multiple of the batch. Otherwise it is `size`, or by
-    default a multiple of the lanes.
+    If batches must not be split, the result is a multiple of the batch. Otherwise it is `size`, or
+    by default the samples of all sources, rounded down to a multiple of the lanes. The default is
+    not rounded if there are fewer samples than lanes.
     """
     samples = sum(spec.sizes) if size is None else size
     if run.batching == "random":

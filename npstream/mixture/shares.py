@@ -50,7 +50,8 @@ class MixtureSpec:
     schedule : tuple
         See `make_schedule`.
     block : int, optional
-        Units with exact shares. Units are samples, or batches if each batch is of one source.
+        Number of consecutive units in which all sources have their exact shares. A unit is a
+        sample, or a batch if each batch is of one source.
     """
 
     names: tuple[str, ...]

@@ -132,7 +132,7 @@ class MixedSource(ConcatenatedSource):
     def make_samples(
         self, plan: Plan, columns: Mapping[str, list[Any]], lookup: Lookup
     ) -> Iterator[Any]:
-        """Yield samples, given the values of each column, after the transforms of their sources."""
+        """Make samples from columns of values, apply the sources' transforms, and yield them."""
         samples = super().make_samples(plan, columns, lookup)
         if not self.has_transforms:
             return samples
@@ -156,9 +156,9 @@ def _join_members(
 ) -> tuple[dict[str, Field], list[Source]]:
     """Return the columns of a mixture, and its joined sources.
 
-    A view may have a column in its own shards, and another view in a joined source. The columns
-    that are in the same sources of all views are read together. A table number is 0 for a view's
-    own shards, and k + 1 for its joined source k.
+    One view may store a column in its own shards, and another view may store the same column in a
+    joined source. Two columns are read together if every view stores both in the same place. The
+    place is a table number: 0 for the view's own shards, and k + 1 for its joined source k.
     """
     mixed_fields: dict[str, Field] = {}
     groups: dict[tuple[int, ...], dict[str, Field]] = {(0,) * len(members): mixed_fields}

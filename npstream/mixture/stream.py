@@ -7,11 +7,11 @@ Patterns interleave the units of sources in blocks with exact counts (see
 before a phase, of each source in each lane, are counted from the patterns of earlier phases.
 
 Every source has its own lanes and blocks, independent of weights, and an `Order` for each pass
-through it. Let a source have C lanes, and the stream k * C. Then the lanes c, c + C, c + 2 * C and
-so on of the stream share lane c of the source: draw m of lane l of the stream is draw
-``m * k + l // C`` of the source's lane. Consider a node that reads every P-th lane of the stream.
-If P divides C, the node reads only every P-th lane of the source. Pass p of a lane with E elements
-is its draws ``p * E`` to ``(p + 1) * E - 1``, with each element once.
+through it. Suppose that a source has C lanes, and the stream has k * C lanes. Then the lanes c,
+c + C, c + 2 * C and so on of the stream share lane c of the source. Draw m of lane l of the stream
+is draw ``m * k + l // C`` of the source's lane. Consider a node that reads every P-th lane of the
+stream. If P divides C, the node reads only every P-th lane of the source. Pass p of a lane with E
+elements is its draws ``p * E`` to ``(p + 1) * E - 1``, with each element once.
 """
 
 from __future__ import annotations
@@ -86,11 +86,12 @@ class Course(NamedTuple):
 
 
 class _DrawCounts(NamedTuple):
-    """The numbers of draws of each source in each lane.
+    """The numbers of draws of each source in each lane, at the start of a phase.
 
-    `total` counts the draws before a phase. `offset` is added to a draw's number in the patterns of
-    the phase. These patterns begin with the row of lanes in which the phase starts, so `offset` is
-    `total` minus the draws that they have before the start.
+    `total` counts the draws before the phase. A phase can start in the middle of a row of `lanes`
+    units, but its patterns begin with this row. `offset` is `total` minus the draws of these
+    patterns before the start. A draw's number in the patterns, plus `offset`, is its number in the
+    stream.
     """
 
     total: Int64
