@@ -30,7 +30,11 @@ _MAX_COUNT = MAX_FILE_BYTES
 
 @dataclass(frozen=True, slots=True)
 class GroupPart:
-    """A dataset with values of a group: its path below the dataset's directory, and its size."""
+    """A dataset with values of a group.
+
+    ``path`` is relative to the directory of the main dataset. ``samples`` is the part's number of
+    samples.
+    """
 
     path: str
     samples: int
@@ -47,8 +51,8 @@ class BaseVersion:
     shards : int
         The number of shards of the dataset.
     digest : str
-        The `shards_digest` of these shards. If the dataset has more shards now, but the same digest
-        of its first `shards`, samples were appended to it.
+        The `shards_digest` of these shards. If the dataset has more shards now, and its first
+        `shards` shards have the same digest, samples were appended to it.
     """
 
     fingerprint: str
@@ -72,7 +76,7 @@ class ColumnGroup:
         The path of a dataset of one sample, whose values stand in for samples that were appended
         later; empty if there is none.
     fill_columns : tuple of str
-        The columns of that dataset.
+        The columns of the dataset at `fill`.
     """
 
     columns: tuple[str, ...]
@@ -92,9 +96,10 @@ class ColumnGroup:
         return {part.path for part in self.parts} | ({self.fill} if self.fill else set())
 
     def applies_to(self, index: Index) -> bool:
-        """Return True if the dataset is the version of the group, or was appended to since.
+        """Return True if `index` is of the base version, or of this version with appended samples.
 
-        The fingerprint is not enough: a dataset that replaces another one may have the same.
+        Equal fingerprints are not enough: another dataset with the same fingerprint may have
+        replaced the base version.
         """
         shards = self.base.shards
         return shards <= len(index) and self.base.digest == shards_digest(index, shards)
@@ -159,7 +164,7 @@ def parse_groups(text: bytes, where: str) -> tuple[ColumnGroup, ...]:
     Raises
     ------
     FormatError
-        If it violates the format, or is of a newer version of npstream.
+        If the file violates the format, or a newer version of npstream wrote it.
     """
     try:
         document = json.loads(text)

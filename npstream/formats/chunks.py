@@ -16,7 +16,7 @@ import numpy as np
 from npstream._core.typing import Bools, Int64
 
 CHUNK_BYTES = 1 << 22
-"""The chunks of a shard have at most this size on average, in bytes. The format fixes the number.
+"""Maximum average size of the chunks of a shard, in bytes. The format prescribes this value.
 
 A shard of n samples has at most n chunks, so chunks of large samples may be larger.
 """
@@ -30,6 +30,7 @@ def chunk_counts(samples: Int64, nbytes: Int64, compressed: Bools, chunk_bytes: 
     Parameters
     ----------
     samples, nbytes : ndarray of int64, shape (shards,)
+        The number of samples and the uncompressed bytes of each shard.
     compressed : ndarray of bool, shape (shards,)
         Which shards are stored compressed. These have one chunk, whatever their size.
     chunk_bytes : int

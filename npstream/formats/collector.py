@@ -1,4 +1,4 @@
-"""Statistics of the columns of samples, from a chunk of a shard.
+"""Computation of the statistics of a shard's columns, chunk by chunk.
 
 Tested in tests/formats/test_statistics.py.
 """
@@ -35,7 +35,10 @@ if TYPE_CHECKING:
 __all__ = ["ChunkColumns", "StatisticsCollector", "TextCollector"]
 
 _LONG_SPAN = 256
-"""Average span size in bytes from which `concatenate_spans` copies span by span without Numba."""
+"""Minimum average size of spans, in bytes, to copy them one by one.
+
+It applies to `concatenate_spans` before its Numba kernel is loaded.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,7 @@ class ChunkColumns:
         return numbers, first // itemsize, self.stride // itemsize, len(begins), size // itemsize
 
     def numbers_at(self, name: str, size: int, dtype: np.dtype[Any], positions: Int64) -> AnyArray:
-        """Return elements of a fixed column by their positions among those of all samples."""
+        """Return elements of a fixed column; positions count the elements of all samples."""
         rows, columns = np.divmod(positions, size // dtype.itemsize)
         offsets = self.begins[name][rows] + columns * dtype.itemsize
         windows = np.ndarray(len(self.data) - dtype.itemsize + 1, dtype, self.data, strides=(1,))
@@ -137,8 +140,8 @@ class StatisticsCollector:
                 continue  # reading the column reports the error
             if encoding.size == size:
                 self._encodings[name] = encoding
-                numbers = encoding.kind in ("fixed", "ndarray") and encoding.dtype.kind != "O"
-                dtype = encoding.dtype.name if numbers else ""
+                has_numbers = encoding.kind in ("fixed", "ndarray") and encoding.dtype.kind != "O"
+                dtype = encoding.dtype.name if has_numbers else ""
                 self.columns[name] = ColumnStatistics(dtype)
 
     def add(self, chunk: ChunkColumns, scalars: Mapping[str, AnyArray]) -> None:
@@ -269,6 +272,7 @@ class StatisticsCollector:
         if (value_sizes < 0).any() or (value_sizes % number_dtype.itemsize).any():
             return  # a body is damaged
         values = concatenate_spans(data, begins + head_sizes, value_sizes)
+        # `add_values` has already counted the arrays, so the count here is 0.
         add_elements(statistics, values.view(number_dtype.newbyteorder("<")), 0)
 
 

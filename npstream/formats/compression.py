@@ -37,7 +37,7 @@ _ALIASES |= {"bzip2": "bz2", "lz4": "zstd:1", "lzma": "zstd:19", "xz": "zstd:19"
 """Names that users may try -> the codec to suggest."""
 
 _MAX_BLOCK = 1 << 20
-"""Decoders yield at most about this many bytes at once."""
+"""Maximum bytes that decoders yield at once, approximately; zstd compresses as many at once."""
 
 _FIRST_INPUT_BYTES = 1 << 12
 """A decoder of a stream gets this much input first; see `_decode_streams`."""
@@ -45,7 +45,7 @@ _FIRST_INPUT_BYTES = 1 << 12
 
 @dataclass(frozen=True, slots=True)
 class Compression:
-    """A codec and its level (None for one that has no levels)."""
+    """A codec and its level; the level is None if the codec has no levels."""
 
     name: str
     level: int | None
@@ -124,8 +124,8 @@ def compress(data: Body, spec: str) -> bytes:
 def compress_pieces(data: Body, spec: str) -> Iterator[bytes]:
     """Yield the compressed bytes of a file in pieces.
 
-    Only zstd yields several pieces and needs no buffer for the whole result. Other codecs yield one
-    piece.
+    zstd yields several pieces, so the whole result is never in memory. The other codecs yield the
+    whole result as one piece.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Provide checks of a shard's head: of its offsets, and of its configuration.
+"""Checks of the offsets and the configuration in a shard's head.
 
 Tested in tests/formats/test_index.py.
 """
@@ -45,7 +45,7 @@ def check_configuration(schema: Schema, configuration: Bytes) -> None:
     Raises
     ------
     FormatError
-        If the two differ, or if other bytes follow the object.
+        If the configuration differs from `schema`, or if other bytes follow the object.
     """
     if len(configuration) > _MAX_CONFIGURATION_BYTES:
         return

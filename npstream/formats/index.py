@@ -102,7 +102,8 @@ class Schema:
     sizes: tuple[int | None, ...] = ()
     newline: str = ""
     separator: str = ""
-    keys: tuple[str, ...] = field(default=(), repr=False)  # fingerprints are hashes of the repr
+    # Fingerprints are hashes of the repr, and must not depend on `keys`.
+    keys: tuple[str, ...] = field(default=(), repr=False)
 
     def renamed(self, names: Mapping[str, str]) -> Schema:
         """Return the schema with other names: `names` maps each old name to a new one.
@@ -184,7 +185,10 @@ class ShardFiles:
 
 @dataclass(frozen=True, slots=True)
 class ShardArrays:
-    """The arrays from which an `Index` is built; ``samples`` has the sample count of each shard."""
+    """The arrays from which an `Index` is built.
+
+    ``samples`` has the sample count of each shard. The others are attributes of `Index`.
+    """
 
     samples: Int64
     nbytes: Int64
@@ -234,7 +238,7 @@ class Index:
     where : str
         The path or URL of the index, for messages.
     chunk_bytes : int
-        Approximate size of a chunk, in bytes; see `npstream.formats.chunks`.
+        Maximum average size of the chunks of a shard; see `npstream.formats.chunks`.
     original : Index
         The index before `renamed` replaced names of columns; this index if no names are replaced.
     """
@@ -288,7 +292,7 @@ class Index:
     def size_limit(self, shard: int) -> int | None:
         """Return the recorded maximum of a shard's bytes, or None if there is none.
 
-        An index that was read from the side-car has none.
+        A side-car does not record it, so an index that was read from a side-car returns None.
         """
         return self._catalog.size_limit(shard)
 
@@ -616,7 +620,7 @@ def check_schema(key: Any, where: str) -> Schema:
     Parameters
     ----------
     key : tuple
-        The values of the fields of `Schema`, in order.
+        The values of the fields of `Schema` in order, without ``keys``.
     where : str
         The place of the schema, for messages.
 

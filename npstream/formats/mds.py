@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 class ColumnLayout:
     """The position of a column's body in a sample.
 
-    Three parts precede the body: the sizes, `offset` bytes of fixed columns, and the bodies of the
-    first `variable_before` variable columns. The body has `size` bytes; None means that this
-    varies.
+    The sample's sizes and the bodies of the previous columns precede the body. The previous columns
+    are fixed columns of `offset` bytes in total, and `variable_before` variable columns. The body
+    has `size` bytes, or a variable number of bytes if `size` is None.
     """
 
     variable_before: int

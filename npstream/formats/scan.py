@@ -70,7 +70,10 @@ _MIN_BUFFER = 1 << 23
 """Initial bytes of the buffer for pieces; most pieces have half this size."""
 
 _MAX_NUMPY_SAMPLES = 1 << 24
-"""Samples that a process splits with NumPy before it imports Numba: about half a second."""
+"""Number of samples that a process splits with NumPy before it imports Numba.
+
+NumPy splits this number in about half a second.
+"""
 
 ColumnExtractor = Callable[[memoryview, Int64, int], dict[str, AnyArray]]
 """Extracts columns from consecutive samples, given their bytes, their offsets in these bytes, and
@@ -93,13 +96,14 @@ class Scan:
         Bytes of the shard according to the index; by default taken from the shard's offsets.
     meta : bytes, optional
         The meta file of a text shard.
-    parse_all : bool
+    parse_all : bool, default: False
         Whether to parse all columns of a text shard, not only `columns`.
     statistics_dtypes : mapping of str to str, optional
-        The dtypes in the annotations of the index, to compute the statistics of all columns. By
-        default, no statistics are computed.
+        The dtypes in the annotations of the index. If given, the statistics of all columns are
+        computed.
     submit : callable, optional
-        Runs a function in a thread, so that a chunk is processed while the next one is fed.
+        Runs a function with arguments in a thread, and returns the future. Then a chunk is
+        processed while the next one is fed.
 
     Raises
     ------
@@ -148,7 +152,7 @@ class Scan:
     def allocate(self, nbytes: int) -> memoryview:
         """Return memory for the next bytes of the shard, which `feed` then does not copy.
 
-        It has at most `nbytes` bytes, and does not extend beyond the current piece.
+        The memory has at most `nbytes` bytes, and does not extend beyond the current piece.
         """
         count = min(nbytes, self._needed - self._filled)
         self._grow_buffer(self._filled + count)
@@ -188,7 +192,8 @@ class Scan:
     def _grow_buffer(self, nbytes: int) -> None:
         """Enlarge the buffer to at least `nbytes` bytes.
 
-        It grows with the data: an index may record a piece that is larger than the actual file.
+        The buffer grows with the data, because an index may record a piece that is larger than the
+        actual file.
         """
         if nbytes > len(self._buffer):
             size = min(self._needed, max(2 * nbytes, _MIN_BUFFER))
@@ -260,7 +265,9 @@ def _scan_pieces(
             process(*arguments)
             continue
         if job is not None:
-            job.result()  # chunks are processed in order, and the caller reuses this chunk's buffer
+            # Wait for the previous chunk: chunks are processed in order, and after the next `yield`
+            # the caller reuses the previous chunk's buffer.
+            job.result()
         job = submit(process, *arguments)
     if job is not None:
         yield 0  # an empty piece: the caller continues while the thread processes the last chunk
@@ -314,8 +321,9 @@ def _line_extractor(
 ) -> ColumnExtractor:
     """Return a function that extracts `columns` from lines, and passes them to `collector`.
 
-    The function raises only if `parse_all` is True, or if one of `columns` does not follow the
-    format. If only other columns do not, the shard gets no statistics.
+    The function raises if a value of `columns` does not follow the format. If `parse_all` is True,
+    this applies to all columns. Otherwise, a wrong value of another column does not raise; the
+    shard then gets no statistics.
     """
     parse = text.parser(schema, schema.names if parse_all else tuple(columns))
 
@@ -591,7 +599,7 @@ def _sizes_error(row: int) -> FormatError:
 
 def _numbers_at(data: Bytes, offsets: Int64, dtype: np.dtype[Any]) -> AnyArray:
     """Return the numbers at unaligned `offsets`."""
-    # A window begins at each byte. The last bytes of `data` begin no whole number.
+    # A window begins at each byte, except the last bytes: a number there would not be complete.
     windows = np.ndarray(max(len(data) - dtype.itemsize + 1, 0), dtype, data, strides=(1,))
     numbers: AnyArray = windows[offsets]
     return numbers

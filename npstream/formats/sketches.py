@@ -3,11 +3,13 @@
 Both sketches are mergeable and deterministic, and take bounded memory. Each keeps a bound of its
 error.
 
-Quantiles: compactors, as in Manku, Rajagopalan and Lindsay, "Approximate medians and other
-quantiles in one pass and with limited memory" (SIGMOD 1998), and in KLL (Karnin, Lang and Liberty,
-FOCS 2016). All levels have the same capacity. KLL keeps the even or the odd positions of a level at
-random. Here, compactions keep even and odd positions alternately. So the error of ranks has a bound
-that always holds: a compaction of values of weight w adds at most w.
+Quantiles: the sketch has levels of sorted values. A value of level k has the weight ``2**k``: it
+represents this number of values. A compaction moves every second value of a full level to the next
+level, and drops the others. The method is that of Manku, Rajagopalan and Lindsay, "Approximate
+medians and other quantiles in one pass and with limited memory" (SIGMOD 1998), and of KLL (Karnin,
+Lang and Liberty, FOCS 2016). Here, all levels have the same capacity. KLL keeps the even or the odd
+positions of a level at random. Here, compactions keep even and odd positions alternately. So the
+error of ranks has a bound that always holds: a compaction of values of weight w adds at most w.
 
 Frequent values: the summary of Misra and Gries (1982), merged as in Agarwal et al. ("Mergeable
 summaries", PODS 2012).
@@ -34,7 +36,7 @@ COUNTERS = 64
 
 
 class QuantileSketch:
-    """The ranks of numbers, approximately.
+    """A sketch of the ranks and quantiles of numbers.
 
     Parameters
     ----------
@@ -67,7 +69,11 @@ class QuantileSketch:
             self.add(values, level)
 
     def _compact(self, level: int) -> None:
-        """Halve a level above the capacity: add half of it to the next level, which may follow."""
+        """Halve a level if it exceeds the capacity.
+
+        Add every second value to the next level. If this level then exceeds the capacity, halve it
+        too, and so on.
+        """
         while len(values := self.levels[level]) > CAPACITY:
             pairs = len(values) // 2 * 2
             half = values[self.parity : pairs : 2]
@@ -173,6 +179,8 @@ class FrequentValues:
 
 def largest_counts(counts: Int64) -> tuple[Int64, int]:
     """Return the positions of the values to keep, and the number to subtract from their counts.
+
+    At most `COUNTERS` values are kept, as in `FrequentValues.merge`.
 
     Examples
     --------

@@ -56,7 +56,10 @@ _BLOCK = 1 << 13
 """Numbers that are summed in one call: few enough for the L1 cache, and for exact sums."""
 
 _MAX_NUMPY_INTEGERS = 1 << 28
-"""Integers that a process sums with NumPy before it loads a kernel: about a third of a second."""
+"""Number of integers that a process sums with NumPy before it loads a kernel.
+
+NumPy sums this number in about a third of a second.
+"""
 
 _MAX_EXACT = 1 << 19
 """Up to this magnitude, the sum of the squares of `_BLOCK` integers is exact in float64."""
@@ -65,11 +68,15 @@ _LARGEST_SUMMED = 1 << 31
 """Magnitude up to which `sum_integers` is exact for up to 2**31 integers."""
 
 _LIMB = 22
-"""Bits of the parts of larger integers: products of parts, added over a block, fit int64."""
+"""Larger integers are split into parts of this number of bits.
+
+The sum of `_BLOCK` products of two parts fits in int64.
+"""
 
 _NAT = np.iinfo(np.int64).min
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+"""The fraction of the golden ratio, times 2**64: for evenly spread positions, and for hashes."""
 
 Number: TypeAlias = int | float
 
@@ -100,7 +107,7 @@ class ColumnStatistics:
         Number of values that the sketches examined. The sketches extrapolate from these to all
         values.
     quantiles : QuantileSketch
-        The ranks of numbers.
+        A sketch of the quantiles of the numbers.
     frequent : FrequentValues
         The most frequent numbers, or the most frequent stored values of at most `LONGEST` bytes.
     """
@@ -136,14 +143,17 @@ class ColumnStatistics:
             raise ValueError(f"statistics of {self.dtype!r} and of {other.dtype!r}")
         for name in ("count", "elements", "missing", "total", "squares", "nbytes", "examined"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        for name, choose in _CHOICES.items():
+        for name, merge_bounds in _BOUNDS.items():
             bounds = [x for x in (getattr(self, name), getattr(other, name)) if x is not None]
-            setattr(self, name, choose(bounds) if bounds else None)
+            setattr(self, name, merge_bounds(bounds) if bounds else None)
         self.quantiles.merge(other.quantiles)
         self.frequent.merge(other.frequent)
 
     def is_close(self, other: ColumnStatistics) -> bool:
-        """Return True if all but the sketches are equal; sums of floats need only be close."""
+        """Return True if the exact statistics are equal; sums of floats need only be close.
+
+        The sketches and `examined` are not compared.
+        """
         for name in _NUMBERS:
             value, other_value = getattr(self, name), getattr(other, name)
             if isinstance(value, float) and name in ("total", "squares"):
@@ -171,7 +181,7 @@ class ColumnStatistics:
         return self.total / numbers if numbers else math.nan
 
     def std(self) -> float:
-        """Return the standard deviation of these numbers, as `numpy.std` does.
+        """Return the standard deviation of the numbers that are not missing, as `numpy.std` does.
 
         Examples
         --------
@@ -191,7 +201,8 @@ class ColumnStatistics:
         return math.sqrt(max(variance, 0.0)) if variance == variance else math.nan
 
 
-_CHOICES: dict[str, Any] = {"minimum": min, "maximum": max, "shortest": min, "longest": max}
+_BOUNDS: dict[str, Any] = {"minimum": min, "maximum": max, "shortest": min, "longest": max}
+"""Attribute of `ColumnStatistics` -> function that merges its values of two statistics."""
 
 
 def merge_statistics(
@@ -243,14 +254,14 @@ def add_rows(
     ----------
     statistics : ColumnStatistics
     blocks : iterable of ndarray, 1-d
-        All elements; a block may overwrite the previous one.
+        All elements. The iterable may reuse the memory of one block for the next block.
     count, elements : int
         The number of arrays, and of all their elements.
     take : callable
         Returns the elements at an array of positions, or in a slice.
     runs : tuple, optional
-        The arguments of `sum_small` for all elements. If they are given, the elements need not be
-        copied.
+        The arguments of `sum_small` for all elements, without `results`. If they are given, the
+        elements need not be copied.
     """
     statistics.count += count
     if runs is not None and elements >= _BLOCK and _use_kernel(sum_small, 0):
@@ -276,7 +287,7 @@ def _add_numbers(
     statistics.elements += elements
     for block in blocks:
         _add_exactly(statistics, _decode_floats(statistics.dtype, block))
-    # The sketches examine one of 2**level numbers.
+    # Of each 2**level numbers, the sketches examine one.
     level = max(0, (elements - 1).bit_length() - limit.bit_length() + 1)
     numbers = take(_spread_positions(elements, elements >> level) if level else slice(None))
     numbers = _decode_floats(statistics.dtype, numbers)
@@ -395,7 +406,10 @@ def sum_integers(values: Int64, results: Int64) -> None:
 
 
 def _summarize(values: AnyArray) -> tuple[Any, Any, tuple[int, int] | None]:
-    """Return minimum and maximum; and the sums of numbers and squares if a kernel computes them."""
+    """Return the minimum, the maximum, and the exact sums of the numbers and of their squares.
+
+    Return None instead of the sums if no kernel computes them exactly.
+    """
     if values.dtype.kind not in "iu" or len(values) < _BLOCK or values.dtype == np.uint64:
         return values.min(), values.max(), None
     if values.itemsize <= 2:
@@ -422,7 +436,9 @@ def _summarize_small(
 
 
 def _use_kernel(sum_kernel: Kernel[..., None], count: int) -> bool:
-    """Return True if a kernel is to sum `count` numbers; if not, count them as NumPy's.
+    """Return True if a kernel should sum `count` numbers.
+
+    Otherwise, add `count` to the number of integers that NumPy has summed.
 
     Loading a kernel takes longer than summing `_MAX_NUMPY_INTEGERS` with NumPy.
     """
@@ -448,7 +464,8 @@ def _decode_floats(dtype: str, numbers: AnyArray) -> AnyArray:
 def _spread_positions(size: int, count: int) -> Int64:
     """Return `count` positions below `size`, spread evenly but not periodically.
 
-    They are multiples of the golden ratio modulo 1. So no period in the data biases the sample.
+    As fractions of `size`, they are multiples of the golden ratio modulo 1. So a period in the data
+    does not bias the sample.
     """
     fractions = (np.arange(count, dtype=np.uint64) * _GOLDEN) >> np.uint64(32)
     return ((fractions * np.uint64(size)) >> np.uint64(32)).astype(np.int64)
@@ -473,9 +490,9 @@ def _int_sums(values: AnyArray, low: int, high: int) -> tuple[int, int]:
 
 def _large_sums(block: AnyArray) -> tuple[int, int]:
     negative = block < 0
-    size = np.where(negative, np.negative(block.astype(np.uint64)), block.astype(np.uint64))
+    magnitudes = np.where(negative, np.negative(block.astype(np.uint64)), block.astype(np.uint64))
     mask = np.uint64((1 << _LIMB) - 1)
-    parts = [((size >> np.uint64(_LIMB * k)) & mask).astype(np.int64) for k in range(3)]
+    parts = [((magnitudes >> np.uint64(_LIMB * k)) & mask).astype(np.int64) for k in range(3)]
     signs = np.where(negative, np.int64(-1), np.int64(1))
     total = sum(int(signs.dot(part)) << _LIMB * k for k, part in enumerate(parts))
     squares = sum(
@@ -559,7 +576,7 @@ def _frequent_bodies(data: Bytes, begins: Int64, nbytes: Int64, level: int) -> F
 
 
 def _hash_bodies(data: Bytes, begins: Int64, nbytes: Int64) -> AnyArray:
-    """Return a hash of each run of bytes, word by word."""
+    """Return a hash of each value, from its size and its first `LONGEST` bytes."""
     hashes = (nbytes.astype(np.uint64) + np.uint64(1)) * _GOLDEN
     if len(data) < 8:
         padded = np.zeros(8, np.uint8)

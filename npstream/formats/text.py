@@ -104,7 +104,7 @@ def parser(schema: Schema, names: Sequence[str]) -> Parser:
 def parse_together(schema: Schema, lines: bytes, count: int) -> dict[str, list[Any]] | None:
     """Parse all lines in one call, which is several times faster than line by line.
 
-    It does not check lines as `parser` does, and may return wrong values for a damaged line.
+    Unlike `parser`, this does not check each line. It may return wrong values for a damaged line.
 
     Parameters
     ----------
@@ -166,7 +166,8 @@ def _json_value(record: dict[str, Any], name: str, encoding: str) -> Any:
     value = record[name]
     if encoding != "str" and isinstance(value, int):
         try:
-            # A bool is an int: Streaming's writer stores True in an int column as ``true``.
+            # A float column may hold integers. An int column may hold ``true``: a bool is an int,
+            # so Streaming's writer accepts it.
             return CASTS[encoding](value)
         except OverflowError as error:
             raise FormatError(f"column {name!r}: {error}") from None

@@ -1,4 +1,4 @@
-"""Names of the files of a dataset, and of those that belong to one version of it.
+"""Names of the files of a dataset, and of the files that belong to one of its versions.
 
 Tested in tests/formats/test_index.py.
 """
@@ -49,6 +49,6 @@ def version_of_name(name: str) -> str | None:
 
 
 def sidecar_in_head(head: bytes) -> str:
-    """Return the file name of the side-car that the first bytes of an index name; "" if none."""
+    """Return the side-car's file name from the first bytes of an index; "" if they contain none."""
     match = _SIDECAR_IN_HEAD.search(head)
     return "" if match is None else match[1].decode()

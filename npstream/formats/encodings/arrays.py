@@ -1,13 +1,13 @@
 """Encoders and decoders of arrays and scalars.
 
 The body of an array is ``[dtype code] [shape head] values``. The code is present only if the
-column's encoding names no dtype, the head only if it names no shape. The head is one byte,
-``ndim << 2 | w``, followed by the dimensions in ``2**w`` bytes each. All numbers are little-endian,
-all values are in C order.
+column's encoding names no dtype. The head is present only if the encoding names no shape. The head
+is one byte, ``ndim << 2 | w``, followed by the dimensions in ``2**w`` bytes each. All numbers are
+little-endian, and all values are in C order.
 
-A dtype that the format lacks is stored as another one of the same bytes (`storage_dtype`): bool as
-uint8, datetime64 as int64, complex as two floats along an additional last axis. The index records
-the original dtype in its annotations.
+A dtype that the format lacks is stored as another dtype with the same bytes (`storage_dtype`). A
+bool is stored as uint8, and datetime64 as int64. Complex numbers are stored as two floats along an
+additional last axis. The index records the original dtype in its annotations.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ DTYPE_CODES = {8 * d.itemsize + "uif".index(d.kind): d for d in DTYPES.values()}
 """The same dtypes by the code that starts an array of an ``"ndarray"`` column."""
 
 MAX_NDIM = 63
-"""The head of an array stores the number of dimensions in six bits."""
+"""Maximum number of dimensions: the head of an array stores it in six bits."""
 
 _CODES = {dtype: code for code, dtype in DTYPE_CODES.items()}
 
@@ -220,7 +220,10 @@ def _view_scalar(dtype: DType, body: Body) -> Any:
 
 
 def encode_array(dtype: DType | None, shape: tuple[int, ...] | None, value: Any) -> bytes:
-    """Return the body of an array; `dtype` and `shape` are those that the encoding names."""
+    """Return the body of an array.
+
+    `dtype` and `shape` are those in the encoding's name; None if it has none.
+    """
     array = checked_array(value)
     if dtype is not None and array.dtype != dtype:
         raise ValueError(f"expected an array of dtype {dtype}, got {array.dtype}")
@@ -241,8 +244,8 @@ def encode_array(dtype: DType | None, shape: tuple[int, ...] | None, value: Any)
 def decode_array(dtype: DType | None, body: Body) -> AnyArray:
     """Return the array in a body with a shape head.
 
-    `dtype` is the dtype of the elements, which may be stored as another one. If it is None, the
-    body starts with a dtype code.
+    `dtype` is the dtype of the elements; they may be stored as another dtype. If `dtype` is None,
+    the body starts with a dtype code.
     """
     number = None if dtype is None else storage_dtype(dtype) or dtype
     number, shape, start = parse_array_head(body, number)
@@ -292,7 +295,7 @@ def parse_array_head(body: Body, dtype: DType | None = None) -> tuple[DType, tup
     body : bytes or memoryview
         The whole body. No bytes may follow the values.
     dtype : dtype, optional
-        The stored dtype that the encoding names. By default, the body starts with its code.
+        The stored dtype that the encoding names. By default, the body starts with a dtype code.
 
     Examples
     --------

@@ -53,7 +53,7 @@ Kind: TypeAlias = Literal[
 _OBJECT = np.dtype(object)
 
 _MAX_SIZE = (1 << 32) - 1
-"""The offsets in a shard are uint32."""
+"""Maximum bytes of a value, because the offsets in a shard are uint32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,8 @@ class Encoding:
         The dtype of an element; object if each array stores its own dtype.
     shape : tuple of int or None
         The shape of one value, or None for a variable shape.
+    encoder : callable
+        Converts a value to a body; `encode` also checks the size.
     decode : callable
         Converts a body to a new, writable value, or raises ValueError.
     headless : bool
@@ -337,9 +339,9 @@ def view_as(encoding: Encoding, meaning: str | DTypeLike) -> Encoding:
     encoding : Encoding
         The stored encoding.
     meaning : str or dtype
-        The name of an encoding, or a dtype. A dtype, or ``"ndarray:<dtype>"`` without a shape,
-        reads the whole body of a variable value as elements, without a head. For arrays and for
-        values of a fixed size, it has the meaning of `numpy.ndarray.view`.
+        The name of an encoding, or a dtype; ``"ndarray:<dtype>"`` without a shape means the dtype.
+        A dtype reinterprets arrays and values of a fixed size as `numpy.ndarray.view` does. The
+        whole body of any other value is read as elements, without a head.
 
     Examples
     --------
@@ -432,7 +434,7 @@ def _dims(shape: tuple[int, ...]) -> str:
 
 
 def _stored_name(name: str, dtype: np.dtype[Any], shape: tuple[int, ...] | None) -> str:
-    """Return the encoding name in the index for values of `dtype`, whose own name is `name`."""
+    """Return the name in ``index.json`` of the encoding `name`, whose elements have `dtype`."""
     number = storage_dtype(dtype)
     if dtype.name in DTYPES or number is None:
         return name

@@ -65,7 +65,8 @@ def decode_pil(body: Body) -> Image:
     mode, pixels = str(body[12 : 12 + length], "utf-8"), body[12 + length :]
     expected = height * -(-width * _bits_per_pixel(mode) // 8)
     # Pillow allocates memory for the width and height in the body, and one pointer for each row,
-    # even if rows have no pixels. So a long side has at most 8 pixels for each byte.
+    # even if rows have no pixels. So if a side has more than 0xFFFF pixels, it must have at most 8
+    # pixels for each byte.
     if len(pixels) != expected or max(width, height) > max(8 * expected, 0xFFFF):
         raise ValueError(
             f"{quantity(len(pixels), 'byte')} of pixels for an image of {width} x {height} in mode "
@@ -187,8 +188,8 @@ def jpeg_file(image: Image) -> bytes | None:
 
     if not isinstance(image, JpegImageFile):
         return None
-    # Before Pillow reads the pixels, `image.fp` is open, and its path may meanwhile be another
-    # file. A nonzero offset means a later frame of a multi-picture file.
+    # Until Pillow reads the pixels, `image.fp` stays open. Use it, because another file may have
+    # replaced the one at the path. A nonzero offset means a later frame of a multi-picture file.
     is_read = not image.tile
     if not is_read and image.tile[0][2]:
         return None

@@ -9,8 +9,8 @@ The table of the side-car has two entries for the catalog::
     hashes        for each kind of file: the distinct hash lists; a hash list has a pair
                   (hash name, bytes of the digest) for each hash of a file
 
-One section holds the compressions, and the other sections exist for each kind of file
-(`FILE_KINDS`) that any shard has::
+The catalog has the following sections. KIND is a kind of file (`FILE_KINDS`). If no shard has a
+file of a kind, this kind has no sections::
 
     compression   for each shard: position in the table's compressions
     KIND.first    for each run: the first shard
@@ -199,7 +199,7 @@ class SidecarCatalog:
         return ShardFiles(data, zip_data, meta, zip_meta, self._compressions[position])
 
     def size_limit(self, shard: int) -> None:
-        """Return None: a side-car does not record it."""
+        """Return None: a side-car does not record size limits."""
 
     def fingerprint(self, index: Index) -> str:
         """Return the stored fingerprint of the index from which the side-car was built."""

@@ -52,6 +52,8 @@ def encode_sections(entries: Mapping[str, Any], arrays: Mapping[str, AnyArray]) 
     import msgpack
 
     sections: list[tuple[str, str, int, int, bytes]] = []
+    # Offsets count from `start`, because the size of the table is not known yet. `end` is the end
+    # of the previous array, plus the msgpack header that directly precedes the next array.
     end = _BIN32.size
     little_endian = {
         name: np.ascontiguousarray(a, a.dtype.newbyteorder("<")) for name, a in arrays.items()
@@ -202,12 +204,15 @@ class Sections:
     # Validated access to the table
 
     def entry(self, key: str, kind: type) -> Any:
-        """Return the table's entry `key`, which must have the type `kind`, and not be negative."""
+        """Return the table's entry `key`; raise if it is not of type `kind`, or a negative int."""
         (value,) = self.row([self.table.get(key)], kind)
         return value
 
     def row(self, values: Any, *kinds: Any) -> tuple[Any, ...]:
-        """Return a list as a tuple; its values must have the types `kinds`, in this order."""
+        """Return a list as a tuple.
+
+        Raise if its values are not of the types `kinds`, in this order, or if an int is negative.
+        """
         if type(values) is not list or len(values) != len(kinds):
             raise self.error(f"{short_repr(values)}; expected a list of {len(kinds)}")
         for value, kind in zip(values, kinds, strict=True):

@@ -64,7 +64,7 @@ _COLUMN_FILE = re.compile(r"index\.columns/[^/\\\0\ud800-\udfff]+\.npy")
 
 @dataclass(frozen=True, slots=True)
 class IndexDigest:
-    """A digest that distinguishes versions of ``index.json``; it does not need the whole file.
+    """A digest that distinguishes versions of ``index.json``, computed from parts of the file.
 
     ``ends_hash`` is the hash of the first and last `END_BYTES` bytes. ``version`` is the store's
     version of the file, such as an ETag. ``origin`` is the hash of the store's URL: versions are
@@ -151,7 +151,8 @@ def encode_sidecar(
         "bytes": smallest_uint(index.nbytes),
         "schema": smallest_uint(index.schema_ids),
     }
-    # The statistics come first: in a small side-car, they are read when it is opened.
+    # The statistics come first: opening a side-car reads its first bytes, which then often contain
+    # the statistics.
     first = {name: array for name, array in sections.items() if name == "statistics"}
     return encode_sections(entries, first | arrays | files | dict(sections))
 
@@ -175,7 +176,7 @@ class Sidecar:
     shards, samples : int
         Numbers of shards and samples.
     columns : dict of str to ColumnFile
-        The columns with statistics, whose values are in column files.
+        The scalar columns whose values are in column files.
     has_hashes : bool
         Whether the side-car holds the hashes of pieces and the offsets of first samples.
 
@@ -224,7 +225,7 @@ class Sidecar:
         return Index(self._shard_arrays, SidecarCatalog(self._sections, self.shards), where)
 
     def first_offset(self, shard: int) -> int | None:
-        """Return the offset of a shard's first sample, if recorded; the shard's head repeats it."""
+        """Return the offset of a shard's first sample, if recorded; the shard's head has it too."""
         return self._shard_value("begins", shard)
 
     def meta_hash(self, shard: int) -> int | None:
@@ -240,7 +241,7 @@ class Sidecar:
         return pieces.read_cached(int(starts[shard]), int(starts[shard + 1]))
 
     def shard_hashes(self) -> tuple[AnyArray, AnyArray, AnyArray]:
-        """Read the offsets and hashes of all shards, if `has_hashes` is True.
+        """Read the offsets and hashes of all shards; `has_hashes` must be True.
 
         Returns
         -------
@@ -259,7 +260,7 @@ class Sidecar:
     def statistics(self) -> dict[str, ColumnStatistics]:
         """Read the statistics of the dataset's columns, with at most one request.
 
-        If they are in the first bytes of a side-car, which are read when it is opened, this makes
+        Opening the side-car has read its first bytes. If these contain the statistics, this makes
         no request.
 
         Returns
