@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["TABLE_BYTES", "TableColumns"]
 
 TABLE_BYTES = 1 << 22
-"""Approximate bytes of the record batches that sources read."""
+"""Approximate size in bytes of each record batch that a source reads."""
 
 
 class TableColumns:
@@ -34,6 +34,7 @@ class TableColumns:
     schema : pyarrow.Schema
         The schema of the first table. Columns that it lacks get the values of ``fill=``.
     request : SourceRequest
+        Its encodings and its ``fill=`` values take precedence over the types of the schema.
     where : str
         The first file, for messages.
 
@@ -46,6 +47,8 @@ class TableColumns:
     ------
     TypeError
         If no encoding follows from a type.
+    ValueError
+        If two columns of the schema have the same name.
     """
 
     def __init__(
@@ -138,7 +141,10 @@ def _is_null(arrow_type: Any) -> bool:
 
 
 def _cast_hint(name: str, arrow_type: Any) -> str:
-    """Return the fix for a type that is stored only if the user names an encoding; else ""."""
+    """Return what an error message advises for a column whose encoding the user must name.
+
+    Return "" if an encoding follows from the type.
+    """
     types = import_optional("pyarrow.types", "pyarrow", "arrow")
     alternative = "or leave the column out: columns= names those to write"
     arrow_type = plain_type(arrow_type)
@@ -156,7 +162,7 @@ def _cast_type(arrow_type: Any, encoding: str) -> Any:
     arrow_type = plain_type(arrow_type)
     if pa.types.is_timestamp(arrow_type) and arrow_type.tz is not None:
         if column_type(encoding).dtype.kind == "M":
-            return pa.timestamp(arrow_type.unit)  # the values of both types are in UTC
+            return pa.timestamp(arrow_type.unit)  # Arrow stores UTC for both
         return pa.string() if encoding == "str" else None
     if pa.types.is_time(arrow_type) or (
         encoding == "str" and (pa.types.is_date(arrow_type) or pa.types.is_timestamp(arrow_type))

@@ -13,11 +13,12 @@ _RANGE = re.compile(r"(-?\d{1,18})\.\.(-?\d{1,18})(?:\.\.(-?\d{1,18}))?", re.ASC
 
 
 def expand_braces(text: str) -> list[str]:
-    """Expand the braces of a pattern, in the order of a shell.
+    """Return the names that a pattern with braces stands for, in the order that a shell uses.
 
     ``{a,b}`` expands to ``a`` and ``b``. ``{0..3}`` expands to the numbers from 0 to 3, both
-    included. In ``{000..012..4}``, numbers have the width of the bounds, and 4 is the step. Groups
-    can be nested. Other braces stay as they are.
+    included. In ``{000..012..4}``, 4 is the step. Because a bound begins with 0, the numbers are
+    padded with zeros to the width of the longer bound. Groups can be nested. Other braces stay as
+    they are.
 
     Raises
     ------

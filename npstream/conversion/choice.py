@@ -33,7 +33,7 @@ ColumnChoice: TypeAlias = "Mapping[str, str | None] | Iterable[str]"
 """The columns to write: their names, or a mapping from names to encodings."""
 
 _TEXT_TYPES = {"float": "float64"}
-"""Encodings that only text formats have, and the encodings that sources read instead."""
+"""Encoding that only text formats have -> the encoding that is requested from the source."""
 
 
 class Choice:
@@ -42,7 +42,8 @@ class Choice:
     Attributes
     ----------
     as_samples : bool
-        Whether rows of tables become samples when a part is opened, because `map` takes samples.
+        Whether rows of tables become samples when a part is opened. `map` and the tokenizer take
+        samples.
     maps_parts : bool
         Whether `map` is called when a part is opened, and not by `write`.
     row_fill : mapping of str to Fill
@@ -120,7 +121,10 @@ class Choice:
         return SourceRequest(names, encodings, fill, options)
 
     def description(self) -> dict[str, str]:
-        """Return the arguments that decide which samples are written, as text by argument name."""
+        """Return the arguments that decide which samples are written, as text by argument name.
+
+        A write resumes only if they are the same as before.
+        """
         where = self.where.text if isinstance(self.where, Expression) else "a function"
         return {
             "where=": "None" if self.where is None else where,

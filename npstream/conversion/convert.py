@@ -1,4 +1,4 @@
-"""Provide `convert`, which makes a dataset of files of other formats."""
+"""Provide `convert`, which makes a dataset from files of other formats."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def convert(
     timeout: float = 60.0,
     retries: int = 4,
 ) -> WriteReport | ConvertPlan:
-    r"""Make a dataset of files of another format.
+    r"""Make a dataset from files of another format.
 
     Files are read in the natural order of their names: ``part-9`` comes before ``part-10``. The
     samples of a file keep their order.
@@ -273,13 +273,13 @@ def convert(
         The codec of the shards, such as ``"zstd:7"``. By default they are not compressed. An append
         uses the codec of the dataset by default.
     hashes : iterable of str, default: ()
-        Hashes of each file that the index records, such as ``"xxh3_64"`` and ``"sha256"``.
+        The hashes that the index records for each file, such as ``"xxh3_64"`` and ``"sha256"``.
     resume : bool, default: False
         Whether to keep the stored shards if the conversion fails or the process is killed. The next
         call then continues after them, as for `write`. Source files whose samples are all stored
         are not read again.
     exclusive : bool, default: False
-        Whether the caller guarantees that no other process writes there, as for `write`.
+        Whether the caller guarantees that no other process writes to `url`, as for `write`.
     progress : bool, optional
         Whether to show samples, bytes and their rate. By default they are shown in a terminal or
         notebook after a second.
@@ -301,11 +301,12 @@ def convert(
         If the kind is unknown, files differ in their columns, a file cannot be read, or a value
         does not fit its column. The message names the file, the column and the value.
     TypeError
-        If no encoding follows from the type of a column, or there is no such option.
+        If no encoding follows from the type of a column, or `reader_options` or `token_options`
+        has an unknown option.
     ColumnError
         If the source lacks a column.
     StorageError
-        If there is no such file.
+        If `source` does not exist, or a file cannot be read or written.
     MissingDependencyError
         If the kind needs a package that is not installed.
 
@@ -353,7 +354,7 @@ def convert(
             data = _Parts(opened, choice)
             encodings = choice.encodings(opened.columns, opened.is_encoded)
             if _is_remote(source):
-                options["workers"] = 0
+                options["workers"] = 0  # the source is already open in this process, see above
         if map is None and fill is not None:
             fill = parse_times(choice.fill, encodings)
         try:
@@ -497,7 +498,7 @@ class _Parts(PartedInput):
     def _open(self, part: Part) -> Any:
         self.last = part.name
         data = self._transform.apply(part.open())
-        # `write` would call `map` with whole tables of an iterator.
+        # `map` takes samples. If a part yielded tables, `write` would call `map` with each table.
         if not self._choice.as_samples:
             return data
         samples = _samples(data, self._choice.row_fill)
@@ -542,7 +543,7 @@ class _LazyParts(_Parts):
 def _plan(source: InputSource, choice: Choice) -> ConvertPlan:
     """Return the plan of a conversion.
 
-    Samples are read only for encodings and counts that the metadata of the source lack.
+    Samples are read only if the metadata of the source do not have the encodings or the counts.
     """
     transform = choice.transform()
     column_types = choice.encodings(source.columns)

@@ -56,8 +56,8 @@ class CsvSource(InputSource):
         self._types: dict[str, Any] = {}
         if not self._files:
             raise ValueError(f"{files.where}: all files are empty, without a line of names")
-        first = self._files[0].where
-        names = self.select_columns(self._headers[0], first)
+        first_where = self._files[0].where
+        names = self.select_columns(self._headers[0], first_where)
         names += [
             name
             for name in request.fill
@@ -66,7 +66,7 @@ class CsvSource(InputSource):
         pa = import_optional("pyarrow", "pyarrow", "arrow")
         self._types = self._column_types([n for n in names if n in self._headers[0]])
         schema = pa.schema(list(self._types.items()))
-        self._columns = TableColumns(names, schema, request, first)
+        self._columns = TableColumns(names, schema, request, first_where)
         for file, header in zip(self._files[1:], self._headers[1:], strict=True):
             fields = [pa.field(name, self._types.get(name, pa.string())) for name in header]
             self._columns.check(pa.schema(fields), file.where)
@@ -92,7 +92,10 @@ class CsvSource(InputSource):
                 yield batch if cast is None else cast(batch)
 
     def _column_types(self, names: Sequence[str]) -> dict[str, Any]:
-        """Return the Arrow type of each column: by its encoding, or by the first rows."""
+        """Return the Arrow type of each column.
+
+        It follows from the encoding that the user named, or else from the first rows.
+        """
         pa = import_optional("pyarrow", "pyarrow", "arrow")
         types = {
             name: _arrow_type(self.request.encodings[name])
@@ -155,8 +158,8 @@ class CsvSource(InputSource):
                 )
         return names
 
-    def _reader(self, file: SourceFile, opened: Any, **convert: Any) -> Any:
-        """Return pyarrow's reader of record batches."""
+    def _reader(self, file: SourceFile, opened: Any, **convert_options: Any) -> Any:
+        """Return pyarrow's reader of record batches, with some of its `ConvertOptions`."""
         csv = import_optional("pyarrow.csv", "pyarrow", "arrow")
         options = self.request.options
         is_tsv = split_extension(file.name)[0] == ".tsv"
@@ -168,13 +171,13 @@ class CsvSource(InputSource):
         read_options = {key: options[key] for key in ("encoding", "skip_rows") if key in options}
         if "names" in options:
             read_options["column_names"] = list(options["names"])
-        convert.update((name, options[name]) for name in _CONVERT_OPTIONS if name in options)
+        convert_options.update((key, options[key]) for key in _CONVERT_OPTIONS if key in options)
         return csv.open_csv(
             opened,
             # With threads, errors of pyarrow do not have the number of the row.
             read_options=csv.ReadOptions(use_threads=False, block_size=CSV_BLOCK, **read_options),
             parse_options=csv.ParseOptions(**parse_options),
-            convert_options=csv.ConvertOptions(**convert),
+            convert_options=csv.ConvertOptions(**convert_options),
         )
 
     @contextmanager

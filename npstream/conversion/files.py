@@ -71,8 +71,10 @@ class SourceFile:
     Attributes
     ----------
     name : str
-        Its path in the source, with slashes. For messages and for `resume`.
+        The path relative to the source, with slashes. In a list of sources, it is the whole path
+        or URL without secrets. Messages and `resume` use it.
     nbytes : int
+        The size of the stored file. A compressed file is not decompressed to get it.
     path : str or None
         The local path; None for a remote file.
     """
@@ -89,12 +91,13 @@ class SourceFile:
         return self.path if self.path is not None else str(self._store.where(self._key))
 
     def open(self, *, buffered: bool = True) -> BinaryIO:
-        """Return the file, opened for reading bytes, which can seek.
+        """Open the file for reading bytes. The returned file can seek.
 
         Parameters
         ----------
         buffered : bool, default: True
-            False for a reader that chooses its own ranges, such as one of Parquet.
+            Whether to read a remote file ahead. Choose False for a reader that requests the byte
+            ranges that it needs, such as pyarrow's reader of Parquet files.
         """
         if self.path is not None:
             return open(self.path, "rb")
@@ -233,8 +236,8 @@ class FileList:
     def with_extensions(self, extensions: Collection[str]) -> tuple[SourceFile, ...]:
         """Return the files whose names have one of the extensions.
 
-        A compression's extension at the end of a name does not count. The columns in the side-car
-        of a dataset are left out.
+        An extension of a compression at the end of a name, such as .gz, is ignored. The files in
+        the side-car of a dataset are left out.
         """
         return tuple(
             file
@@ -267,12 +270,13 @@ def natural_key(name: str) -> list[list[tuple[int, int, str]]]:
     ['b/1', 'b/part', 'part-9', 'part-10']
     """
     return [
-        [(0, int(text), text) if text.isdecimal() else (1, 0, text) for text in _numbers(part)]
+        [(0, int(text), text) if text.isdecimal() else (1, 0, text) for text in _split_digits(part)]
         for part in name.split("/")
     ]
 
 
-def _numbers(part: str) -> list[str]:
+def _split_digits(part: str) -> list[str]:
+    """Split text into runs of digits and the text between them."""
     return [text for text in re.split(r"([0-9]+)", part) if text]
 
 
@@ -435,13 +439,14 @@ def _walk(
 
 
 def _fixed_root(pattern: str) -> str:
-    """Return the directory of a glob, up to the first component with a wildcard."""
+    """Return the directory in front of the first component of a glob that has a wildcard."""
     match = _GLOB.search(pattern)
     return pattern[: match.start() if match else None].rpartition("/")[0] or "/"
 
 
 def _find_remote(text: str, options: Mapping[str, Any]) -> FileList:
     where = redact_url(text)
+    # The query of an HTTP URL, such as a signature, belongs to every request. It is not a path.
     base, question_mark, query = text.partition("?") if is_http(text) else (text, "", "")
     suffix = question_mark + query
     address, _slash, path = base.partition("://")[2].partition("/")

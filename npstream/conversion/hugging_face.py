@@ -80,8 +80,8 @@ class HuggingFaceSource(InputSource):
         self._columns = TableColumns(names, pa.schema(fields), request, self._where)
         self.columns = dict(self._columns.encodings)
         self._set_image_encodings(schema)
-        # With arrays of varying length, rows are read as samples. Their values of type `bytes` are
-        # the content of files.
+        # If a column has arrays of varying length, the parts yield samples and not tables. In these
+        # samples, a value of type `bytes` is the content of a file, which is an encoded value.
         self.is_encoded = any(feature.is_varying_array for feature in self._features.values())
 
     @classmethod
@@ -181,7 +181,25 @@ class HuggingFaceSource(InputSource):
 
 
 class StoredFeature:
-    """The description of a column in ``dataset_info.json``."""
+    """The description of a column in ``dataset_info.json``.
+
+    Parameters
+    ----------
+    name : str
+        The name of the column.
+    document : object
+        The JSON value that describes the column; anything but a dict counts as an empty one.
+
+    Attributes
+    ----------
+    name : str
+    kind : str
+        The class in `datasets`, such as ``"Image"``; "" if it is unknown.
+    shape : tuple of int or None
+        The shape of an array; None for an axis that varies in length. It is empty for other kinds.
+    dtype : str
+        The dtype of an array; "" for other kinds.
+    """
 
     def __init__(self, name: str, document: Any) -> None:
         feature = document if isinstance(document, dict) else {}

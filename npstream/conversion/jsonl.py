@@ -42,6 +42,7 @@ _VALUE_TYPES: dict[str, set[type]] = {
     "bool": {bool},
     "str": {str},
 }
+"""The Python types of the JSON values that a column of each encoding may have."""
 
 _TYPE_NAMES = {
     bool: "true or false", int: "an integer", float: "a number", str: "text", dict: "an object",
@@ -129,7 +130,7 @@ class JsonLinesSource(InputSource):
         if kinds <= {list, dict}:
             return "json"
         if kinds == {int} and requested in ("uint64", "str_int"):
-            return requested  # they hold integers that int64 does not
+            return requested  # these encodings can hold integers that int64 cannot
         if len(kinds) == 1:
             return {bool: "bool", int: "int64", float: "float64", str: "str"}[kinds.pop()]
         if kinds == {int, float}:
@@ -182,7 +183,8 @@ class JsonLinesSource(InputSource):
         columns = []
         for field in schema:
             values = [row.get(field.name) for _, row in rows]
-            if self._inferred_encodings[field.name] == "float64":  # all of them fit, see `_check`
+            if self._inferred_encodings[field.name] == "float64":
+                # `_check` raised for integers that a float64 would round.
                 values = [None if value is None else float(value) for value in values]
             try:
                 columns.append(pa.array(values, field.type))
@@ -260,6 +262,7 @@ def _find_invalid(values: Sequence[Any], arrow_type: Any) -> int:
 
 
 def _is_float64(number: int) -> bool:
+    """Return True if a float64 holds the integer exactly."""
     try:
         return int(float(number)) == number
     except OverflowError:

@@ -44,8 +44,9 @@ _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 class _Footer:
     """Metadata in the footer of a file.
 
-    `schema` has the type of each column after conversion. `features` are the columns of Hugging
-    Face whose stored type differs from it.
+    `schema` has the type of each column after conversion. `features` has the columns of Hugging
+    Face's `datasets` whose stored type is another one. `rows` is the number of rows. `row_bytes` is
+    the mean size of a row, decompressed.
     """
 
     schema: Any
@@ -191,7 +192,7 @@ def _open_parquet(file: SourceFile, *, whole_groups: bool = False) -> Any:
     parquet = import_optional("pyarrow.parquet", "pyarrow", "arrow", "reading Parquet files")
     return parquet.ParquetFile(
         file.path if file.path is not None else file.open(buffered=False),
-        # Without a buffer, pyarrow reads all of a column of a row group before its first batch.
+        # With buffer_size=0, pyarrow reads the columns of a whole row group for its first batch.
         buffer_size=_LOCAL_BUFFER if file.path is not None else _REMOTE_BUFFER,
         pre_buffer=whole_groups,
         page_checksum_verification=True,

@@ -1,9 +1,9 @@
 """The base of all sources, and the kinds of sources by name.
 
-Each kind of files has a class of sources. A source has parts, and columns if they are known before
-all samples are read. A part, such as a file, is opened once and read from its start to its end. It
-opens as anything that `npstream.write` takes: Arrow record batches, arrays, or an iterable of
-samples.
+Each kind of files has a class of sources. A source has parts. It also has columns, if they are
+known before all samples are read. A part, such as a file, is opened once and read from its start to
+its end. Opening a part returns data that `npstream.write` takes: Arrow record batches, arrays, or
+an iterable of samples.
 
 Tested in tests/conversion/test_source.py.
 """
@@ -51,7 +51,7 @@ SOURCE_KINDS: dict[str, str] = {
     "npz": "npstream.conversion.arrays.numpy_files:NpzSource",
     "folder": "npstream.conversion.file_samples.folder:FolderSource",
 }
-"""The class of each kind of files. A directory is of the first kind that recognizes it."""
+"""The class of each kind of files. `recognize_kind` asks the classes in this order."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,14 @@ class InputSource(ABC):
     Parameters
     ----------
     files : FileList
+        The files of the source, in the order in which they are read.
     request : SourceRequest
+        What `convert` needs of the source. Its ``options`` must be in `OPTIONS`.
 
     Attributes
     ----------
     files : FileList
+    request : SourceRequest
     columns : dict of str to str, or None
         The encoding of each column to read, in order; None if they are unknown until samples are
         read.
@@ -137,7 +140,7 @@ class InputSource(ABC):
 
     @abstractmethod
     def parts(self) -> Sequence[Part]:
-        """Return the parts in order. Nothing of them is read before they are opened.
+        """Return the parts in order. No part is read before it is opened.
 
         The name of a part is the same in every run, and so is the order of its samples.
         """
@@ -158,6 +161,8 @@ class InputSource(ABC):
     def select_columns(self, names: Iterable[str], where: str) -> list[str]:
         """Return the columns to read, in the requested order.
 
+        A requested column that the source lacks and ``fill=`` has is left out.
+
         Parameters
         ----------
         names : iterable of str
@@ -168,7 +173,7 @@ class InputSource(ABC):
         Raises
         ------
         ColumnError
-            If the source lacks a requested column, and it is not filled.
+            If the source lacks a requested column, and ``fill=`` has no value for it.
         """
         available = list(names)
         if self.request.columns is None:
@@ -184,7 +189,7 @@ class InputSource(ABC):
         Raises
         ------
         FormatError
-            With the reason, if a function of the user gets the samples.
+            If the samples are passed to a function of the user. The message is `reason`.
         """
         if self.request.is_mapped:
             raise FormatError(reason)
@@ -264,7 +269,7 @@ def read_in_thread(items: Iterable[T], depth: int = 2) -> Iterator[T]:
                 except StopIteration:
                     break
                 results.put((True, item))
-                del item
+                del item  # the memory of an item is free as soon as the consumer drops it
         except BaseException as error:
             results.put((False, error))
         else:

@@ -1,4 +1,4 @@
-"""Tokenize the text of a source: what `convert` does with `tokenizer=`.
+"""Tokenize the text of a source, for ``tokenizer=`` of `convert`.
 
 Tested in tests/conversion/test_tokenization.py.
 """
@@ -36,6 +36,7 @@ class Tokenization:
     block : int or None
         The length of blocks; None for a row for each text.
     separator : int, str or None
+        With `block`, the id or the token after each text; None for no separator.
     options : dict of str to object
         Other arguments of `TokenMap` or `token_blocks`.
     """
@@ -82,8 +83,9 @@ class Tokenization:
     def source_columns(self, columns: Any, is_mapped: bool) -> Any:
         """Return the ``columns=`` of `Choice` for the ``columns=`` of the user.
 
-        The user's columns have the ids. The result has the text instead. If `is_mapped` is True, it
-        describes the columns that the function `map` returns.
+        The user names the columns to write, with the column of ids. The result names the columns to
+        read, with the column of the text. If `is_mapped` is True, the result describes the columns
+        that the function `map` returns.
 
         Raises
         ------
@@ -131,7 +133,7 @@ class Tokenization:
         Parameters
         ----------
         text_encodings : mapping of str to str or Encoding, or None
-            The encodings of the columns that are read, with the text.
+            The encodings of the columns that are read, including the text.
         columns : iterable of str or None
             The columns of the user. If they name neither the ids nor the text, the ids are the last
             column. By default the ids take the place of the text.

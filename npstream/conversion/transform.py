@@ -119,7 +119,7 @@ class PartTransform:
                 yield from self._samples(whole)
 
     def _table(self, table: Any) -> Any:
-        """Return the rows of an Arrow table or record batch to keep."""
+        """Return an Arrow table or record batch with the rows and columns to keep."""
         names = [self.new_name(name) for name in table.schema.names]
         if self.rename:
             table = table.rename_columns(names)
@@ -186,6 +186,7 @@ class PartTransform:
         for number, sample in enumerate(samples):
             renamed = self._rename_keys(sample, number)
             group.append(renamed)
+            # The iterator may change a mutable value in its next step, so that it is filtered now.
             if (
                 self.where is None
                 or len(group) == _GROUP
@@ -208,7 +209,8 @@ class PartTransform:
             )
         for sample, bad, is_kept in zip(samples, bad_values, mask.tolist(), strict=True):
             if is_kept:
-                # The writer refuses the sample, also if the bad value's column is not written.
+                # With the bad value in all columns, the writer refuses the sample, even if the
+                # column that has it is not written.
                 yield sample if bad is None else dict.fromkeys(sample, bad)
 
     def _rename_keys(self, sample: Any, number: int) -> dict[str, Any]:
@@ -228,7 +230,7 @@ def is_arrow_table(data: Any) -> bool:
 
 
 def _filter_table(table: Any, mask: Bools) -> Any:
-    """Return the rows of an Arrow table to keep."""
+    """Return an Arrow table with the rows for which `mask` is True."""
     # pyarrow cannot filter columns of string views, which polars makes.
     pa = import_optional("pyarrow", "pyarrow", "arrow")
     for number, each in enumerate(table.schema):
@@ -254,6 +256,6 @@ def _is_kept(where: Condition, sample: dict[str, Any]) -> bool:
         return bool(where(sample))
     except Exception as error:
         frame = error.__traceback__ and error.__traceback__.tb_next
-        if frame is not None and not is_own_frame(frame):
+        if frame is not None and not is_own_frame(frame):  # the user's function raised it
             error.add_note(f"in where=, for the sample {list(sample)}")
         raise
