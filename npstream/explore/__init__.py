@@ -1,1 +1,1 @@
-"""Text and HTML representations of datasets and columns."""
+"""Exploration of datasets: representations, previews, statistics, value counts, expressions."""

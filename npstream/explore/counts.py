@@ -80,7 +80,7 @@ class ValueCounts(Mapping[Any, int]):
         return len(self.unique)
 
     def rows(self, most: int) -> list[tuple[str, str, str]]:
-        """Return at most `most` values as text, with their counts and their shares of all."""
+        """Return at most `most` values as text, each with its count and its share of all rows."""
         total = max(int(self.counts.sum()), 1)
         shown = zip(self.unique[:most].tolist(), self.counts[:most].tolist(), strict=True)
         return [(value_text(v), f"{count:,}", f"{count / total:.1%}") for v, count in shown]
@@ -187,7 +187,10 @@ def count_numbers(
 
 
 def _order_by_count(unique: AnyArray, counts: Int64) -> tuple[AnyArray, Int64]:
-    """Return values and their counts in the stable order of descending counts."""
+    """Return values and their counts in the stable order of descending counts.
+
+    This may overwrite `counts`.
+    """
     if len(counts) < _MIN_KERNEL_ROWS or unique.itemsize > 8 or counts.max() > _MAX_TABLE_RANGE:
         order = np.argsort(-counts, kind="stable")
         return unique[order], counts[order]
@@ -206,7 +209,10 @@ def _word_dtype(values: AnyArray) -> np.dtype[Any]:
 
 @kernel
 def move_by_count(unique: AnyArray, counts: Int64, begins: Int64, ordered: AnyArray) -> None:
-    """Write each value at the next position of its count: ``begins[count]``, which increases."""
+    """Move values to the order of descending counts.
+
+    ``begins[count]`` is the position of the next value with this count. It is incremented.
+    """
     for k in range(unique.size):
         position = begins[counts[k]]
         ordered[position] = unique[k]
@@ -225,7 +231,10 @@ def fill_descending(histogram: Int64, counts: Int64) -> None:
 
 
 def _count_sorted(values: AnyArray, distinct: int) -> tuple[AnyArray, Int64]:
-    """Return the distinct values of a sorted array, of which there are `distinct`, and counts."""
+    """Return the distinct values of a sorted array, and their counts.
+
+    `distinct` is the number of distinct values.
+    """
     if len(values) < _MIN_KERNEL_ROWS or values.itemsize > 8:
         begins, counts = find_runs(values)
         return values[begins], counts
@@ -259,13 +268,16 @@ class _CountTable:
         self._counts: Int64 = np.zeros(0, np.int64)
 
     def add(self, values: AnyArray) -> bool:
-        """Count integers; return False if their range is too large, and count none of them."""
+        """Count integers and return True.
+
+        If their range is too large, count nothing and return False.
+        """
         if self._dtype.kind not in "biu":
             return False
         if self._dtype.kind == "b":
             values = values.view(np.uint8)
         first, last = int(values.min()), int(values.max())
-        # The bound on the block keeps the table from costing more than the values that it counts.
+        # A table that is much larger than the block would cost more than sorting the block.
         if last - first >= min(_MAX_TABLE_RANGE, 64 + 4 * len(values)):
             return False
         if len(self._counts):
@@ -280,8 +292,8 @@ class _CountTable:
                 counts[begin : begin + len(self._counts)] = self._counts
             self._first, self._counts = first, counts
         if first or values.dtype == np.uint64:
-            # The difference may exceed an unsigned or small dtype. It is exact in int64, where the
-            # overflow of uint64 cancels out.
+            # The difference can overflow a small or unsigned dtype, so it is computed in int64.
+            # A large uint64 wraps around in int64, but the difference wraps back to the true value.
             values = values.astype(np.int64) - np.array(first, values.dtype).astype(np.int64)
         self._counts += np.bincount(values, minlength=len(self._counts))
         return True
@@ -313,7 +325,7 @@ class _SortedCounts:
         """
         if self._ascending and not values[0] > self._ascending[-1][-1]:
             return False
-        for part in (values[:64], values):  # the first 64 reject most other values
+        for part in (values[:64], values):  # most unsorted blocks fail on the first 64 values
             if not (part[1:] > part[:-1]).all():
                 return False
         self._ascending.append(values)
@@ -330,8 +342,8 @@ class _SortedCounts:
         """Count the pending values. If more than half of them are distinct, only sort them.
 
         Counts of many distinct values take more memory than the values, and merging them takes
-        longer than a sort. The limit for the next call grows with the values that it sorts or
-        merges again, which bounds the total work.
+        longer than a sort. The next call sorts or merges all these values again. So the limit for
+        the next call is a multiple of their number, which bounds the total work.
         """
         values = np.concatenate(self._pending)
         values += np.zeros((), values.dtype)  # -0.0 becomes 0.0

@@ -34,7 +34,7 @@ EXACT_ELEMENTS = 1 << 22
 """Maximum elements of a column that are kept in memory, for exact quantiles and counts."""
 
 SAMPLE_BYTES = 1 << 28
-"""About the maximum bytes of a sample. It limits the number of rows of a sample."""
+"""Approximate maximum bytes of a sample. The number of its rows is limited accordingly."""
 
 IMAGES = 100
 """Images of a sample that are opened for their sizes."""
@@ -49,7 +49,7 @@ _MOST_FREQUENT = 10
 """Most frequent values of a summary."""
 
 _TEXT_TYPES = {"float": "float64"}
-"""The MDS encodings of the text formats' encodings, where their names differ."""
+"""The names in this package of those CSV and JSON column types that have another name there."""
 
 _MIN_VARIANCE_RATIO = 1e-10
 """Minimum ratio of a variance to the mean square.
@@ -146,6 +146,7 @@ def describe_statistics(
     else:
         pairs = statistics.frequent.top(_MOST_FREQUENT)
         top = _drop_if_distinct([(_decode(encoding, body), count) for body, count in pairs])
+        # Longer values than LONGEST bytes are not counted.
         is_exact = _counts_all(statistics, rows) and (statistics.longest or 0) <= LONGEST
         distinct = len(statistics.frequent.counts) if is_exact else None
         summary = replace(
@@ -195,6 +196,8 @@ def _add_numbers(summary: ColumnSummary, statistics: ColumnStatistics) -> Column
         rank_error=error if quantile_values else 0.0,
         distinct=len(statistics.frequent.counts) if is_exact else None,
         top=_drop_if_distinct([(_column_value(dtype, value), count) for value, count in top]),
+        # Counts that are extrapolated from a part of the values have no known bound. They have an
+        # error of at least 1, so that they are shown as approximate.
         top_error=statistics.frequent.error + (statistics.examined < present),
     )
 
@@ -281,7 +284,8 @@ def _sample_rows(rows: int, limit: int, seed: int, is_remote: bool) -> Int64 | N
     """Return the sorted rows of a sample, or None for all rows.
 
     A sample of a remote column consists of runs of consecutive rows. The column is divided into
-    equal parts, and each part has one run at a random position. A run is in one or two chunks.
+    equal parts, and each part has one run at a random position. A run is usually in one or two
+    chunks, so that a sample needs few requests.
     """
     if rows <= limit:
         return None
@@ -298,7 +302,10 @@ def _sample_rows(rows: int, limit: int, seed: int, is_remote: bool) -> Int64 | N
 def _describe_numbers(
     summary: ColumnSummary, blocks: Iterable[AnyArray], dtype: np.dtype[Any], elements: int
 ) -> ColumnSummary:
-    """Add the statistics of numbers: exactly, if they fit in memory, or by sketches."""
+    """Add the statistics of numbers.
+
+    They are exact for at most `EXACT_ELEMENTS` numbers, and computed by sketches for more.
+    """
     if elements <= EXACT_ELEMENTS:
         arrays = [block.reshape(-1) for block in blocks]
         return _describe_array(summary, np.concatenate(arrays) if arrays else np.empty(0, dtype))
@@ -391,7 +398,7 @@ def _add_counter(summary: ColumnSummary, counter: Counter[Any], missing: int) ->
 
 
 def _drop_if_distinct(top: list[tuple[Any, int]]) -> list[tuple[Any, int]]:
-    """Return the most frequent values; none if all of several values are different."""
+    """Return `top`, or an empty list if there are several values and each occurs only once."""
     return top if len(top) == 1 or (top and top[0][1] > 1) else []
 
 

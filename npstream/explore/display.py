@@ -84,6 +84,7 @@ def column_lines(encodings: Mapping[str, str], preview: Preview | None = None) -
         if preview is not None and name in preview.columns:
             line = f"  {shown:{width}}  {encoding:{types}}  "
             if (remaining := LINE - len(line)) >= MIN_VALUES:
+                # A preview of fewer rows than a text representation reads shows the whole view.
                 is_all = len(preview.ids) < TEXT_VALUES
                 line += values_text(preview.columns[name], is_all, remaining)
         lines.append(line.rstrip())
@@ -122,7 +123,7 @@ def mixture_text(
     sources : sequence of tuple
         The name of each source, its number of samples, and its share of the drawn samples.
     next_shares : int, optional
-        The first position from which the shares of the sources are different.
+        The position in the order from which on the sources have other shares than `sources` says.
     preview : Preview, optional
         The first values of the columns.
     """

@@ -1,4 +1,4 @@
-"""Provide `parse`, which makes a condition on columns of text such as ``label == 3``.
+"""Provide `parse`, which turns a text such as ``label == 3`` into a condition on columns.
 
 An `Expression` is evaluated on whole columns with NumPy. The right operand of ``and`` or ``or``
 is evaluated only for the rows whose result the left operand does not decide. So
@@ -36,7 +36,7 @@ _ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
 _NUMBERS = ("bool", "number")
 _MAX_INT = float(1 << 63)
 _MAX_BITS = 1024
-"""Maximum bits of a power of two literals."""
+"""Maximum bits of the result of ``a ** b`` if both are integer literals."""
 
 _MAX_COMPARISONS = 8
 """A longer list after ``in`` is compared with `numpy.isin`."""
@@ -236,6 +236,7 @@ class _Rows:
         if symbol not in ("==", "!=", "is", "is not"):
             raise self.error(TypeError, position, "None is neither less nor greater: write is None")
         value = left if right.kind == "none" else right
+        # A lazy column does not know its missing values. Only columns of objects have None.
         if value.is_lazy and value.kind == "object":
             value = value.load()
         missing = np.full(self.count, value.kind == "none")
@@ -419,10 +420,11 @@ def _compare_values(
     if left.kind == "object" or right.kind == "object":
         pairs = zip(_objects(left, count), _objects(right, count), strict=True)
         return np.fromiter((bool(compare(a, b)) for a, b in pairs), bool, count)
-    # A lazy column compares itself to a scalar, and need not decode text for that.
+    # A lazy column compares itself to a scalar. It tests text for equality without decoding it,
+    # but cannot compute the order of text.
     is_direct = (left.is_lazy and right.is_scalar) or (right.is_lazy and left.is_scalar)
-    is_text = left.kind == "text" and compare not in (operator.eq, operator.ne)
-    if is_direct and not is_text:
+    is_text_order = left.kind == "text" and compare not in (operator.eq, operator.ne)
+    if is_direct and not is_text_order:
         return np.asarray(compare(left.data, right.data), bool)
     return np.broadcast_to(np.asarray(compare(left.values(), right.values()), bool), count).copy()
 

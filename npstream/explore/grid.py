@@ -1,4 +1,4 @@
-"""Provide `ImageGrid`, the thumbnails of a column in rows and columns."""
+"""Provide `ImageGrid`, which arranges thumbnails of the images of a column in a grid."""
 
 from __future__ import annotations
 
@@ -77,6 +77,11 @@ class ImageGrid:
     columns : int
         Images in each row of the grid.
 
+    Raises
+    ------
+    MissingDependencyError
+        If Pillow is not installed.
+
     Examples
     --------
     >>> import pytest; _ = pytest.importorskip("PIL")
@@ -153,7 +158,9 @@ class ImageGrid:
                 corner = (x + (self._size - tile.width) // 2, y + self._size - tile.height)
                 canvas.paste(image, corner, mask)
             else:
+                # A character of Pillow's default font takes at most about 7 pixels.
                 draw.multiline_text((x, y), _wrap(tile, self._size // 7), (180, 30, 40))
+            # Without FreeType, Pillow's default font raises for characters outside of Latin-1.
             text = label.encode("ascii", "replace").decode()
             draw.text((x, y + self._size), text, (90, 90, 90))
         return canvas

@@ -33,6 +33,7 @@ def draw_histogram(
     read : callable
         Returns the numbers, in blocks. It is called twice, unless `bins` are edges.
     dtype : dtype
+        The dtype of the numbers.
     bins, ax, keywords
         The arguments of `Column.hist`.
 
@@ -62,8 +63,9 @@ def histogram(
     Parameters
     ----------
     read : callable
-        Returns the numbers, in blocks.
+        Returns the numbers, in blocks. It is called twice, unless `bins` are edges.
     dtype : dtype
+        The dtype of the numbers.
     bins : int or array_like
         Number of bins, or their edges.
 

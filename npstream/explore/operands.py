@@ -206,7 +206,11 @@ def _is_plain_scalar(value: object) -> bool:
 
 
 def _from_objects(array: AnyArray, name: str) -> Operand:
-    """Return an object array as one of a better dtype, if all its values have one type."""
+    """Return an object array as an operand.
+
+    If all present values are text, all are bools, or all are int or float, the operand has an array
+    of their dtype.
+    """
     objects = array.tolist()
     present = [value for value in objects if not _is_missing(value)]
     missing = None
@@ -231,7 +235,7 @@ def _from_objects(array: AnyArray, name: str) -> Operand:
 
 
 def _is_missing(value: Any) -> bool:
-    """Return True for a missing value of an object array, in which NaN is one, too."""
+    """Return True for a missing value of an object array, including NaN of Python."""
     return array_like.is_missing(value) or (isinstance(value, float) and value != value)
 
 

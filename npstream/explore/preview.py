@@ -51,12 +51,12 @@ class Preview:
     rows : sequence of str
         Labels of the rows in the view.
     ids : sequence of int
-        Rows of the dataset.
+        The number of each of these rows in the dataset.
     columns : dict
         The values of each column: a list of the first values. A value that cannot be read is an
         exception, and one that is too large an `npstream.rendering.text.Unread`.
     cost : Cost, optional
-        The estimated cost if nothing was read because of it.
+        The estimated cost if the read is too expensive; None if the values were read.
     """
 
     rows: Sequence[str]
@@ -95,6 +95,7 @@ def preview_dataset(
         part, cost = _cheap_part(source, selection, plan, rows, max_requests)
         ids = part.ids()
     except Exception as error:  # such as a dataset that is closed
+        # One row without a label shows the error in each column.
         return Preview([""], [], {name: [error] for name in names})
     labels = row_labels(selection.shape, len(ids))
     if cost is not None:
@@ -113,7 +114,10 @@ def row_labels(shape: tuple[int, ...], count: int) -> list[str]:
 def _cheap_part(
     source: Source, selection: Selection, plan: Plan, rows: int, max_requests: int
 ) -> tuple[Selection, Cost | None]:
-    """Return the first rows that are cheap to read; if there are none, their cost as well."""
+    """Return the first rows that are cheap to read, and None.
+
+    If not even one row is cheap, return the first `rows` rows and the cost of reading them.
+    """
     flat = selection.ravel()
     first = None
     for count in sorted({rows, min(rows, 3), min(rows, 1)}, reverse=True):
@@ -176,7 +180,11 @@ def _large_values(source: Source, plan: Plan, ids: Int64) -> dict[str, list[Any]
 def _read_values(
     source: Source, field: Field, part: Selection, ids: Int64, error: Exception
 ) -> list[Any]:
-    """Read the values of a column one by one; `error` was raised by reading all columns."""
+    """Read the values of a column one by one.
+
+    `error` was raised when they were read together. If a single read needs requests, `error`
+    replaces each value.
+    """
     plan = Plan([field])
     try:
         if is_remote(source) and _cost(source, part, plan).requests:
@@ -200,17 +208,17 @@ def preview_column(
     load: Callable[[], Any],
     max_requests: int,
 ) -> tuple[list[Any], Cost | None]:
-    """Return the first values of a column, and the cost if nothing was read because of it.
+    """Return the first values of a column; if they are too expensive, none and their cost.
 
     Parameters
     ----------
     source : Source
     plan : Plan
-        The plan that reads the column, which may read only a part of each value.
+        The plan that reads the column. The plan may read only a part of each value.
     part : Selection
         The rows to read, on one axis.
     load : callable
-        Reads the column of `part`.
+        Reads the values of the rows `part`.
     max_requests : int
         Maximum number of requests.
 
@@ -243,7 +251,7 @@ def read_values(source: Source, plan: Plan, part: Selection, load: Callable[[], 
     part : Selection
         The rows to read, on one axis.
     load : callable
-        Reads the column of `part`.
+        Reads the values of the rows `part`.
 
     Returns
     -------

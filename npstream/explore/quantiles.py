@@ -18,6 +18,18 @@ def quantiles(values: AnyArray, probabilities: AnyArray) -> Any:
 
     NaN and NaT are ignored. Without other values, the quantiles are NaN or NaT.
 
+    Parameters
+    ----------
+    values : ndarray
+        Numbers, bools or times, of any shape.
+    probabilities : ndarray
+        Probabilities from 0 to 1, of any shape.
+
+    Returns
+    -------
+    scalar or ndarray
+        Of the shape of `probabilities`.
+
     Examples
     --------
     >>> quantiles(np.array([1, np.nan, 2]), np.array(0.5))
@@ -35,5 +47,6 @@ def quantiles(values: AnyArray, probabilities: AnyArray) -> Any:
         durations = np.quantile((present - first).astype(np.int64), probabilities)
         return first + np.asarray(durations).astype(np.int64).astype(unit)
     if kind not in "iuf" or present.dtype.itemsize < 4:
-        present = present.astype(np.float64)  # bool, and float16, whose differences may overflow
+        # `numpy.quantile` needs numbers, and computes differences, which may overflow small dtypes.
+        present = present.astype(np.float64)
     return np.quantile(present, probabilities)

@@ -48,8 +48,8 @@ def sort_order(columns: Mapping[str, Any], descending: Mapping[str, bool]) -> In
         array = _as_array(values)
         if order is not None:
             array = array[order]
-        step = _stable_order(name, array, descending[name])
-        order = step if order is None else order[step]
+        column_order = _stable_order(name, array, descending[name])
+        order = column_order if order is None else order[column_order]
     assert order is not None
     return order
 
@@ -99,7 +99,8 @@ def _order_of_present(name: str, values: AnyArray, descending: bool) -> Int64:
         return _order_of_objects(name, values.tolist(), descending)
     if not descending:
         return np.argsort(values, kind="stable").astype(np.int64, copy=False)
-    # The reversed array in ascending order, reversed: equal values keep their order.
+    # Reversing an ascending order would also reverse the order of equal values. So the values are
+    # reversed before the sort as well.
     order = np.argsort(values[::-1], kind="stable")[::-1]
     return (len(values) - 1 - order).astype(np.int64, copy=False)
 

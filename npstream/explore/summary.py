@@ -52,17 +52,20 @@ class ColumnSummary:
     min, max : scalar or None
         Bounds of the numbers that are not missing.
     mean, std : float or None
-        Mean and standard deviation of these numbers, the latter as `numpy.std`.
+        Mean and standard deviation of these numbers. As with `numpy.std`, the standard deviation
+        divides by the number of values.
     quantiles : dict of float to scalar
         Quantiles of these numbers, by probability.
     rank_error : float
-        Bound of the error of the ranks of `quantiles`, as a fraction of all ranks; 0 if exact.
+        Estimated maximum error of `quantiles`: each is the exact quantile of a probability that
+        differs by at most this number. 0 if they are exact.
     distinct : int or None
         Number of distinct values.
     top : list of tuple
         The most frequent values, each with its count.
     top_error : int
-        Bound of the error of these counts: the true count can be higher by at most this number.
+        Bound of the error of these counts: the true count can be higher by at most this number. If
+        the counts are extrapolated from a sample, it is positive, but not a bound.
     lengths : tuple or None
         Minimum, mean and maximum length of values that vary in length.
     unit : str
@@ -175,7 +178,7 @@ class ColumnSummary:
         return [(name, text) for name, text in statistics if text]
 
     def origin_text(self, has_unit: bool = False) -> str:
-        """Return what the statistics are computed from: a number, with the unit "rows" if asked."""
+        """Return which rows were examined, such as "all 5"; with `has_unit`, "all 5 rows"."""
         rows = quantity(self.rows, "row") if has_unit else f"{self.rows:,}"
         if self.origin == "sample":
             return f"a sample of {self.count:,} of {rows}"

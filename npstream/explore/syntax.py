@@ -105,8 +105,8 @@ class Sign:
 class Arithmetic:
     """Operators of one precedence, applied from left to right to `first`.
 
-    `steps` holds an operator, its right operand and its position for each step. A chain is one
-    node, so that a long one does not need a deep tree.
+    `steps` holds an operator, its right operand and the operator's position for each step. A chain
+    is one node, so that a long chain does not need a deep tree.
     """
 
     first: Node
@@ -149,7 +149,7 @@ Node: TypeAlias = (
 
 
 def add_position(text: str, position: int, message: str) -> str:
-    """Return a message with the expression and the position of the character that it is about."""
+    """Return a message that begins with the expression and the position of the error in it."""
     shown = text if len(text) <= 80 else f"{text[max(position - 40, 0) : position + 40]}..."
     return f"{shown!r}, character {position + 1}: {message}"
 

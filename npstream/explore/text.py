@@ -1,8 +1,8 @@
-"""Tests of the text of columns (`contains`, `startswith`, `isin`, ...), at the speed of ``==``.
+"""Search and comparison of text in columns: `contains`, `startswith`, `isin`, ....
 
-The kernels compare bytes in the shards, without copies and without decoding. This is correct for
-text, as arguments and values are both UTF-8: a text contains another one exactly if its bytes
-contain the other one's bytes.
+They are as fast as ``==``: the kernels compare bytes in the shards, without copying or decoding
+them. This is correct because arguments and values are both UTF-8. In UTF-8, text `a` contains text
+`b` exactly if the bytes of `a` contain the bytes of `b`.
 
 Tested in tests/explore/test_text.py.
 """
@@ -78,7 +78,7 @@ def _encode(value: Any) -> bytes:
 
 
 def stored_texts(values: Iterable[Any], kind: str) -> list[bytes]:
-    """Return the stored bytes of the values that are str or bytes, as `kind` says; drop others."""
+    """Return the stored bytes of the values whose type fits `kind`, and drop the other values."""
     return [_encode(value) for value in values if isinstance(value, TEXT_KINDS[kind])]
 
 
@@ -130,7 +130,8 @@ def _apply(
         assert isinstance(column, Ragged)
         apply_to_ragged(column, function, results)
         return
-    for joined, part, joined_rows in source.joined_parts(plan, rows):  # none or one for one column
+    # A plan of one column has at most one joined part: the column is joined or not.
+    for joined, part, joined_rows in source.joined_parts(plan, rows):
         _apply(joined, part, joined_rows, function, results)
         return
     apply_to_spans(source.fetcher, plan, rows.samples, function, results)
@@ -156,7 +157,7 @@ def has_end(patterns: Iterable[bytes], at_end: bool) -> SpanFunction:
 
     def compare(address: Int64, nbytes: Int64, matches: Bools) -> None:
         kernel = spans.match_ends.for_size(len(matches))
-        block = matches
+        block = matches  # the first pattern needs no second array
         matches[:] = False
         for number, (body, size) in enumerate(bodies):
             if number == 1:
@@ -175,7 +176,7 @@ def equals_any(values: Iterable[bytes]) -> SpanFunction:
     begins = address_of(body) + np.cumsum(sizes) - sizes
 
     def compare(address: Int64, nbytes: Int64, matches: Bools) -> None:
-        assert len(body)  # this reference keeps the bytes of `begins` in memory
+        assert len(body)  # `begins` are addresses in `body`: this reference keeps it in memory
         spans.match_any_span.for_size(len(matches))(address, nbytes, begins, sizes, matches)
 
     return compare

@@ -77,8 +77,8 @@ class CellRenderer:
         value : Any
             The value, or an exception if the value cannot be read.
         encoding : str, default: ""
-            The stored encoding of the value, if it is known. It decodes the bytes of an image that
-            are not an image file, such as those of ``"pil"``.
+            The stored encoding of the value, if known. The bytes of the encoding ``"pil"`` are not
+            an image file, and can only be decoded if it is given.
 
         Returns
         -------
@@ -103,8 +103,8 @@ class CellRenderer:
         if isinstance(value, Mapping | list | tuple) and value:
             return self._nested_cell(value)
         if isinstance(value, str):
-            kind = "npstream-t npstream-l" if len(value) > MAX_LINE else "npstream-t"
-            return element("span", plain_text(value, MAX_TEXT), class_=kind)
+            classes = "npstream-t npstream-l" if len(value) > MAX_LINE else "npstream-t"
+            return element("span", plain_text(value, MAX_TEXT), class_=classes)
         if value is None:
             return element("span", "None", class_="npstream-m")
         if isinstance(value, np.ndarray) and value.ndim:
@@ -175,7 +175,7 @@ class _TreeRenderer:
         self._nodes = nodes
 
     def render(self, value: Any, label: str, depth: int = 0) -> Markup:
-        """Return the collapsed element of a value; its items follow when it is opened."""
+        """Return a collapsed element for a value. The reader opens it to see the items."""
         is_mapping = isinstance(value, Mapping)
         if depth > 8 or not value:
             return self._leaf(value, label)

@@ -14,7 +14,8 @@ __all__ = ["Markup", "document", "element", "escape", "key_value_table", "table"
 Header = str | tuple[str, str]
 """The name of a column, or its name and a note to show under it, such as its type."""
 
-# JupyterLab's rules for tables name two classes, so these must name two to override them.
+# JupyterLab's rules for tables have two classes in their selectors. To override them, the rules
+# here need two classes as well: "& " stands for the class .npstream, twice.
 # The classes: -head is the title of an output, -n a number, -t text with its white space, -l long
 # text, -e an error, -m muted text, -p an image whose pixels are enlarged, -g a grid of images.
 _STYLE = """\
@@ -136,9 +137,9 @@ def element(tag: str, *children: str, **attributes: str | int | bool) -> Markup:
 
 
 def document(*children: str) -> Markup:
-    """Return the outermost element of an output of a cell, with the style sheet.
+    """Return the outermost element of the output of a notebook's cell, with the style sheet.
 
-    Jupyter does not search it for formulas between dollar signs.
+    Two of its classes keep Jupyter from rendering text between dollar signs as a formula.
 
     Parameters
     ----------

@@ -10,7 +10,7 @@ from typing import NamedTuple
 __all__ = ["HEADER_BYTES", "Media", "recognize"]
 
 HEADER_BYTES = 32
-"""The first bytes that `recognize` needs."""
+"""Number of bytes at the start of a file that `recognize` needs."""
 
 
 class Media(NamedTuple):
@@ -52,6 +52,7 @@ _AVIF = Media("image", "AVIF image", "image/avif")
 _MP4 = Media("video", "MP4 video", "video/mp4")
 _BMP = Media("image", "BMP image", "image/bmp")
 _BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)
+"""Sizes of the versions of the BMP information header, which begins with its size."""
 
 
 def recognize(head: bytes) -> Media | None:
@@ -60,7 +61,7 @@ def recognize(head: bytes) -> Media | None:
     Parameters
     ----------
     head : bytes
-        At least the first `HEADER_BYTES` bytes.
+        At least the first `HEADER_BYTES` bytes, or all if there are fewer.
 
     Returns
     -------

@@ -185,24 +185,26 @@ def values_text(values: Iterable[Any], is_all: bool, width: int = WIDTH) -> str:
     ('1, 2', "'a', 'b', ...", '0, 1, ...')
     """
     line = ""
+    values_width = width - len(", ...")
     for value in values:
         separator = ", " if line else ""
         is_array = isinstance(value, np.ndarray) and value.ndim > 0
-        text = array_elements(value, width - 5) if is_array else value_text(value, width - 5)
+        text = array_elements(value, values_width) if is_array else value_text(value, values_width)
         part = separator + text
-        if line and len(line) + len(part) > width - 5:
+        if line and len(line) + len(part) > values_width:
             return f"{line}, ..."
         line += part
     return line if is_all else f"{line}, ..." if line else "..."
 
 
 def plain_text(value: Any, limit: int) -> str:
-    """Return a value for a table cell, in at most `limit` characters; a str has no quotes.
+    """Return a value as text for a table cell. A str has no quotes.
 
     Parameters
     ----------
     value : Any
     limit : int
+        Maximum characters of the value. A note on the length of a longer str is not counted.
 
     Returns
     -------

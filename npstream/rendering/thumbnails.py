@@ -1,7 +1,7 @@
 """Thumbnails of images for HTML, made by Pillow.
 
-Image data is untrusted. Only formats that Pillow decodes by itself are opened, and an image with
-more than `MAX_PIXELS` pixels is not decoded.
+Image data is untrusted. Only formats that Pillow decodes without another program are opened. An
+image file with more than `MAX_PIXELS` pixels is not decoded.
 """
 
 from __future__ import annotations
@@ -160,6 +160,8 @@ def thumbnail(value: Any, box: int) -> Thumbnail:
     ------
     ImportError
         If Pillow is not installed.
+    ValueError
+        If the image is too large.
     Exception
         If the file is damaged.
     """
