@@ -300,7 +300,8 @@ class _Addition:
             self._options["fill"] = self._fill or None
             return
         head = table.head if isinstance(table, TableStream) else table
-        # For `write`, a value in `fill` also makes a column that the table lacks.
+        # Check the names in `fill` here: `write` would accept a name that the table lacks, and make
+        # a column of it.
         self._require_columns(getattr(head, "available_names", head.names()))
         self._plan(names or head.names(), open_part)
         if not isinstance(table, TableStream):

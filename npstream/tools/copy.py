@@ -24,7 +24,10 @@ SAME = "source"
 """The value of an argument that stands for the setting of the source."""
 
 _SHARD_BYTES = 1 << 26
+"""Default maximum bytes of a shard if the source records no limit."""
+
 _MAX_SHARD_BYTES = (1 << 32) - 1
+"""Maximum bytes of a shard, because MDS stores offsets as uint32."""
 
 
 def copy(

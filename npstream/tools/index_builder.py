@@ -78,6 +78,10 @@ def build_index(
 
     Raises
     ------
+    ColumnError
+        If the dataset lacks one of `columns`.
+    ValueError
+        If one of `columns` is not a scalar of the same dtype in all shards.
     FormatError, IntegrityError
         If a shard is damaged.
     StorageError
@@ -176,7 +180,8 @@ def _scan_remaining(
     """Scan all shards, or only the remaining ones if an interrupted call has scanned some."""
     index = scanner.index
     saved_shards, digests = _load_state(directory, key, len(index))
-    # The builder keeps the results of these shards if its files have these digests, or else none.
+    # The builder keeps the results of these shards only if its files have these digests. Otherwise
+    # it keeps none, and all shards are scanned.
     shards_done = sidecar_builder.truncate(index, saved_shards, digests)
     last_save = time.monotonic()
     for group in progress(scanner.groups(range(shards_done, len(index))), "building the side-car"):

@@ -96,6 +96,7 @@ def reorder(
             members.append(Member("fill", fill_ds._source, Selection.all(1)))
         fields = {name: ds._source.field(name) for name in names}
         source = ConcatenatedSource(members, fields, {}) if members else ds._source
+        # The sample of fill values, if there is one, follows the rows of the data.
         rows = np.where(order < 0, len(ds), order)
         selection: Any = Selection.all(len(ds) + 1).select(rows)
         yield Dataset(source, selection, names), target
@@ -234,6 +235,7 @@ def match_keys(key: str, column: Column, start: int, data_keys: Any, has_fill: b
     is_used[order[start:][order[start:] >= 0]] = True
     if not is_used.all():
         unused = [rows[row] for row in np.flatnonzero(~is_used)[:_MAX_LISTED_KEYS]]
+        # Samples before `start` have values already. `is_old`: all unused keys are of such samples.
         has_sample = np.zeros(len(rows), bool)
         has_sample[order[order >= 0]] = True
         is_old = has_sample[~is_used].all()

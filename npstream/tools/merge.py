@@ -458,7 +458,10 @@ def _encoding_name(encoding: Encoding, dtype: str) -> str:
 
 
 def _require_distinct_shards(parts: Sequence[_Part]) -> None:
-    """Raise ValueError if two parts name the same file, as a merged dataset and a part of it do."""
+    """Raise ValueError if two parts name the same file.
+
+    For instance, a merged dataset names the files of each dataset from which it was made.
+    """
     owners: dict[str, _Part] = {}
     for part in parts:
         for shard in range(len(part.index)):

@@ -95,8 +95,8 @@ def verify_dataset(
     - samples: the column sizes add up to the sample's length; bools of fixed size are 0 or 1;
     - the side-car: it agrees with the index; its hashes agree with the shards, and its columns,
       bounds and statistics with the samples. Quantiles and counts of values are not checked;
-    - columns that were added with `npstream.add_columns`: the same, and there is a value for each
-      sample that they had when they were added.
+    - columns that were added with `npstream.add_columns`: the same checks. In addition, the number
+      of their values is the number that was recorded when they were added.
 
     Parameters
     ----------
@@ -295,8 +295,8 @@ def _file_names(index: Index) -> Iterator[str]:
 def _check_annotations(index: Index, problems: list[str]) -> dict[str, np.dtype[Any]]:
     """Check annotated dtypes against encodings.
 
-    Return the bool columns of fixed size. Each has the void dtype with as many bytes as a value, so
-    that a scan extracts the bytes of its values.
+    Return the bool columns whose values have a fixed size, with the dtypes for `ShardScanner`. Each
+    is a void dtype of this size, so a scan extracts the bytes of each value as they are stored.
     """
     bools: dict[str, np.dtype[Any]] = {}
     for name, dtype in index.annotations.dtypes.items():
