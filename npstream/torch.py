@@ -448,6 +448,13 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         state : mapping
             The result of `state_dict` of a loader or of an iteration.
 
+        Raises
+        ------
+        ValueError
+            If the state is of another dataset or view, or of another order.
+        RuntimeError
+            In a loop over this loader, which would not see the state.
+
         Examples
         --------
         >>> loader = DataLoader(getfixture("example").iter(0, 1, batch_size=1))
@@ -466,6 +473,11 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         ----------
         epoch : int
             Number of the epoch, at least 0.
+
+        Raises
+        ------
+        RuntimeError
+            In a loop over this loader, whose epoch cannot change.
 
         Examples
         --------
@@ -486,7 +498,15 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         ----------
         start, stop : int
             The first skipped batch, and the one after the last, counted from the beginning of the
-            epoch.
+            epoch. A `stop` after the last batch skips the rest of the epoch.
+
+        Raises
+        ------
+        RuntimeError
+            In a worker of a DataLoader.
+        ValueError
+            If `start` is after `stop` or after the epoch's last batch, or if an epoch would have
+            more than 8 separate skipped ranges.
 
         Examples
         --------
