@@ -84,11 +84,12 @@ class Deadlines:
     Attributes
     ----------
     last_arrival : float
-        The time at which the store last answered a request of any thread.
+        The time, on the clock of `time.monotonic`, at which the store last answered a request of
+        any thread; ``-inf`` before the first answer.
     has_answered : bool
         True if the server has answered a request of this process, or of the process that pickled
-        the store. Its host and port are then correct, so that failures to connect are retried
-        until the deadline.
+        the store. The host and the port in the URL are then correct. Failures to connect are
+        therefore retried until the deadline.
 
     Examples
     --------
@@ -151,7 +152,7 @@ def require_limits(timeout: float, retries: int) -> None:
     Parameters
     ----------
     timeout : float
-        Seconds of a request.
+        The seconds that a request may take, including its retries.
     retries : int
         How often a request is retried.
     """

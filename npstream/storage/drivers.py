@@ -484,7 +484,8 @@ def _oci_options(settings: RouteSettings) -> Options:
     breaker = import_module("oci.circuit_breaker").NoCircuitBreakerStrategy()
     config = {"retry_strategy": retry, "circuit_breaker_strategy": breaker, "timeout": timeouts}
     options: Options = {"config_kwargs": config}
-    # Use the SDK's configuration file, as Streaming does; ocifs would use a resource principal.
+    # Use the SDK's configuration file, as MosaicML Streaming does. By default, ocifs would use a
+    # resource principal.
     if not {"config", "iam_type", "signer"} & set(settings.user_options) and not _is_set(
         "OCIFS_IAM_TYPE"
     ):
@@ -614,12 +615,12 @@ def _sftp_write(filesystem: Any, path: str, data: Any) -> None:
 
 
 def _sftp_close(filesystem: Any) -> None:
-    with suppress(Exception):  # of a connection that is broken already
+    with suppress(Exception):  # the connection may be broken already
         filesystem.client.close()
 
 
 def _http_configure(filesystem: Any) -> None:
-    """Replace the path of a certificate file in the options by an SSLContext, as aiohttp needs."""
+    """Replace the path of a certificate file by an SSLContext, because aiohttp accepts no path."""
     certificates = filesystem.kwargs.get("ssl")
     if isinstance(certificates, str | os.PathLike):
         try:

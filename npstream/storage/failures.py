@@ -58,7 +58,8 @@ _BY_STATUS = {
     505: _REJECTED,
 }
 
-# Amazon and Oracle send some transient errors with the status of a permanent error.
+# The error codes of Amazon and Oracle are more precise than the HTTP status. For example, some
+# transient errors have the status of a permanent error.
 _BY_SERVICE_CODE = {
     "ConcurrentObjectUpdate": _BUSY,
     "ConditionalRequestConflict": _BUSY,
@@ -74,7 +75,7 @@ _BY_SERVICE_CODE = {
     "AuthorizationHeaderMalformed": _DENIED,
 }
 
-# By name: importing a driver only for its exception classes would be slow.
+# The keys are names, because importing a driver only for its exception classes would be slow.
 _BY_CLASS = {
     "AuthenticationException": _DENIED,
     "BadHostKeyException": _DENIED,
@@ -93,9 +94,9 @@ _BY_CLASS = {
     "RepositoryNotFoundError": _NOT_FOUND,
     "EntryNotFoundError": _NOT_FOUND,
     "RevisionNotFoundError": _NOT_FOUND,
-    # aiohttp raises it from a parser error, whose status no server sent.
+    # aiohttp raises it from an error of its parser. That error has a status, but no server sent it.
     "ClientPayloadError": _BROKEN,
-    # Their errno is an error number of the resolver, not of the system.
+    # The errno of the next three is an error number of the resolver, not of the system.
     "ClientConnectorDNSError": _UNREACHABLE,
     "NameResolutionError": _UNREACHABLE,
     "gaierror": _UNREACHABLE,
@@ -224,7 +225,7 @@ def _specific_cause(error: BaseException) -> Cause | None:
         if (cause := _BY_CLASS.get(name)) is not None:
             return cause
     inner = error.__cause__ or error.__context__
-    # If an answer is not HTTP, aiohttp's error has a status, which no server sent.
+    # If an answer is not HTTP, aiohttp's error has a status that no server sent.
     all_names = {*names, *_class_names(inner)}
     if "HttpProcessingError" not in all_names and (status := _status(error)) is not None:
         return _BY_STATUS.get(status, _BROKEN if status >= 500 else _REJECTED)

@@ -65,9 +65,9 @@ def filesystem_class() -> Any:
 def connect(filesystem: Any) -> None:
     """Give a filesystem its own client and credentials.
 
-    huggingface_hub's shared client is closed in forked processes, and that deadlocks if another
+    huggingface_hub closes its shared client in forked processes. Closing deadlocks if another
     thread had a request in progress. In addition, the shared client first asks the Hub for
-    metadata that it adds to every request, and other requests would wait for that.
+    metadata that it adds to every request. All other requests would wait for this metadata.
     """
     filesystem.client = import_module("huggingface_hub").get_async_session()
     package = type(filesystem.client).__module__.partition(".")[0]
@@ -87,7 +87,7 @@ def _redact_record(record: LogRecord) -> bool:
 
 
 def _credentials(token: str | bool | None) -> dict[str, str]:
-    """Return the authorization header; huggingface_hub renews an expired login for it."""
+    """Return the authorization header. If the login has expired, huggingface_hub renews it."""
     access_token = import_module("huggingface_hub.utils").get_token_to_send(token)
     return {"authorization": f"Bearer {access_token}"} if access_token else {}
 
@@ -276,7 +276,7 @@ def _require_commits(location: Any) -> None:
 
 
 def _commit(filesystem: Any, location: Any, path: str, data: bytes, version: str | None) -> None:
-    """Commit a file if its version on the branch is `version`; None for a file that is missing."""
+    """Commit a file if its version on the branch is `version`, or if it is missing for None."""
     api = filesystem._api
     repo = {"repo_id": location.repo_id, "repo_type": location.repo_type}
     while True:

@@ -38,7 +38,7 @@ _FULL_DISK_RETRIES = 4
 """How often a write to a full disk is tried again."""
 
 _FULL_DISK_BACKOFF = 0.125
-"""Seconds before the first of these attempts; each pause is twice the one before."""
+"""The pause before the first retry, in seconds. Each further pause is twice as long."""
 
 _FEW_FILES = 4
 """Up to this many files are synced one after the other: threads would take longer."""
@@ -187,7 +187,7 @@ class LocalStore:
         return [self.size(name) if self.exists(name) else None for name in names]
 
     def map(self, name: str, nbytes: int | None = None) -> Bytes:
-        """Return a whole file as a read-only array that is mapped to it; `nbytes` is not used."""
+        """Return a whole file as a read-only, memory-mapped array; `nbytes` is not used."""
         try:
             return map_file(self.where(name))
         except OSError as error:

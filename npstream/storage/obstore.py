@@ -27,9 +27,10 @@ __all__ = ["FastRanges", "fast_ranges"]
 WARMUP_READS = 32
 """The number of ranges that s3fs reads before obstore starts.
 
-Starting obstore takes 20 to 50 ms, which it saves only after about this many ranges. Moreover,
-obstore's threads do not survive a fork, and it would wait for them for ever in the child. Opening
-and inspecting a dataset takes fewer reads, so a process that forks workers after that is safe.
+Starting obstore takes 20 to 50 ms. It saves this time only after about this many ranges. Moreover,
+obstore's threads do not survive a fork, and in the child obstore would wait for them for ever.
+Opening and inspecting a dataset takes fewer reads. A process may therefore open a dataset and then
+fork workers, because obstore has not started yet.
 """
 
 MAX_RANGE = 1 << 20
@@ -53,10 +54,10 @@ _HEADERS = {
 }
 """Headers that obstore sends as well, or that do not affect a range."""
 
-# The texts of obstore's exceptions. These patterns find the parts of a server's response.
+# These patterns find the parts of a server's response in the texts of obstore's exceptions.
 _STATUS = re.compile(r"non-2xx status code: (\d{3}) ?([^:\n]*)")
 _CODE, _MESSAGE = (re.compile(f"<{tag}>([^<]*)</{tag}>") for tag in ("Code", "Message"))
-# These patterns search the debugging output of a Rust error.
+# These patterns search the debugging output of a Rust error, which such a text ends with.
 _REASON = re.compile(r'(?:message|error): "([^"\n]*)"')
 _OS_CODE = re.compile(r"\bOs \{\s*code: (\d+),")
 _NO_ANSWER = re.compile(r"\bkind: Connect\b|\bParse\(|\bUnexpectedMessage\b")
@@ -113,7 +114,7 @@ class FastRanges:
         self._driver_read = driver_read
         self._redact = redact
         self._reads = 0
-        self._client: Any = None  # botocore's client, while this watches it
+        self._client: Any = None  # botocore's client, while its requests are recorded
         self._last_request: Any = None
         self._bucket = ""
         self._make_store: Callable[[Any], Any]

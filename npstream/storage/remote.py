@@ -88,7 +88,7 @@ class RemoteStore:
     root : str
         The URL without secrets, for messages.
     identity : str
-        A hash that differs between stores.
+        A hash of the URL and the options, which identifies the store.
 
     Raises
     ------
@@ -128,7 +128,7 @@ class RemoteStore:
         service = location_hash(f"{scheme}://{address.partition('/')[0]}", self._options)
         self.deadlines = Deadlines(service)
         self._connections: dict[int, _StoreConnection] = {}  # by process id
-        self._parent: tuple[RemoteStore, str] | None = None  # and the name of this folder there
+        self._parent: tuple[RemoteStore, str] | None = None  # and the name below it
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.root!r})"
@@ -304,7 +304,7 @@ class RemoteStore:
         return Tag(b"", self._info(name))
 
     def read_tagged(self, name: str) -> Tag:
-        """Return a file with its tag for `replace`, also while others replace the file."""
+        """Return a file with its tag for `replace`; read it again if it is replaced meanwhile."""
         info = self._info(name)
         while True:
             try:
@@ -325,9 +325,9 @@ class RemoteStore:
         Raises
         ------
         StorageError
-            With ``errno.EEXIST`` or ``errno.ENOENT`` if the file has changed; with ``errno.EIO`` if
-            it has changed, perhaps by an attempt of this call whose response was lost; with
-            ``errno.EOPNOTSUPP`` if this store cannot do this.
+            With ``errno.EEXIST`` or ``errno.ENOENT`` if the file has changed; ``errno.EIO`` if a
+            retry finds this, because the first attempt may have replaced the file;
+            ``errno.EOPNOTSUPP`` if this store cannot replace a file conditionally.
         """
         connection, attempts = self._connect(), 0
         path, replace = connection.path(name), connection.driver.replace
@@ -389,7 +389,7 @@ class RemoteStore:
             return Request(self.where(name), "remove this file", call, is_optional=True)
 
         names = list(names)
-        batch_size = max(len(names), 1) if connection.driver.max_uploads > 1 else 1
+        batch_size = max(len(names), 1) if connection.driver.max_uploads > 1 else 1  # for commits
         for start in range(0, len(names), batch_size):
             for _ in self._run(connection, map(removal, names[start : start + batch_size])):
                 pass
@@ -492,7 +492,7 @@ class _StoreConnection:
         """Return this connection for the files of a directory. Both share the filesystem."""
         connection = copy(self)
         connection._base = f"{self._base}/{quote(name) if self._must_quote else name}"
-        connection._origin = self  # whose finalizer closes the filesystem
+        connection._origin = self  # keeps it alive: its finalizer closes the filesystem
         return connection
 
     @property

@@ -1,4 +1,4 @@
-"""Requests in an event loop: many at once, each retried until it succeeds or its deadline."""
+"""Concurrent requests in an event loop, with retries until each request's deadline."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _UNREACHED = {
 }
 """The attempt reached no server. The server may be restarting."""
 
-_LAST_START = 0.95  # the fraction of its timeout after which a queued request is not started
+_LAST_START = 0.95  # a queued request is not started after this fraction of its timeout
 
 _HINTS = {
     errno.EACCES: "; give credentials that may do this, in storage_options or where the driver "
@@ -209,8 +209,8 @@ def run_requests(
     cancellation : Cancellation
     deadlines : Deadlines
     timeout : float
-        The store's timeout in seconds. An event loop that does not run fails the requests after
-        half of it.
+        The store's timeout in seconds. If the event loop has stopped, the requests fail after half
+        of the timeout. If the event loop is blocked, they fail after the whole timeout.
     """
     with cancellation.queue() as completions:
         next_completion = partial(
@@ -329,7 +329,7 @@ async def run_with_retries(
     ----------
     request : Request
     wait_start : float
-        The time since which the caller has waited.
+        The time, on the clock of `time.monotonic`, since which the caller has waited.
     connection : Connection
     deadlines : Deadlines
     timeout : float

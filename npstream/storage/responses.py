@@ -308,7 +308,7 @@ async def http_info(filesystem: Any, path: str) -> dict[str, Any]:
         if error.status in _FATAL or (error.status >= 500 and error.status != 501):
             raise
     except ResponseError:
-        pass  # the server compressed the body; it may not compress a range
+        pass  # the server would compress the body; perhaps it compresses no ranges
     async with _send(filesystem, "GET", path, {"Range": "bytes=0-0"}, 416) as response:
         return file_info(response.status, response.headers, response.url.path)
 

@@ -48,9 +48,9 @@ class Tag(NamedTuple):
     Attributes
     ----------
     content : bytes
-        The whole file.
+        The whole file; empty if the tag comes from `RemoteStore.tag`.
     info : mapping of str to object
-        The info that the driver returned before the file was read; empty for a local file.
+        The info that the driver returned for this version; empty for a local file.
     """
 
     content: bytes

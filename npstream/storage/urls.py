@@ -42,7 +42,7 @@ def location_str(location: Location, argument: str = "path") -> str:
     Parameters
     ----------
     location : str or os.PathLike
-        If the str of an object is a URL, as for paths of other libraries, it is used as the URL.
+        A path object of another library may stand for a URL: then `str(location)` is that URL.
     argument : str
         The argument's name, for messages.
 
@@ -91,7 +91,7 @@ def scheme_of(text: str) -> str:
     """
     if (match := _SCHEME.match(text) or _ONE_SLASH.match(text)) is not None:
         scheme = match[1].lower()
-        # Streaming uses "dbfs:/" for Databricks; it is not a local path.
+        # MosaicML Streaming uses "dbfs:/" for Databricks. Such a URL is not a local path.
         return "dbfs:" if scheme == "dbfs" else scheme
     # A chain of URLs in fsspec, such as "zip://x::s3://y", is not a local path either.
     start, separator, _ = text.partition("://")
@@ -145,7 +145,7 @@ def local_path(location: Location, argument: str = "path") -> str:
 
 
 def _check_parts(path: str, argument: str) -> None:
-    """Raise ValueError if `path` has a missing directory whose name is a store's scheme."""
+    """Raise ValueError if a missing directory in `path` has a name such as ``s3:``."""
     parts = path.split("/")
     for number, part in enumerate(parts):
         if _STORE_SCHEME.fullmatch(part) and not os.path.isdir("/".join(parts[: number + 1])):

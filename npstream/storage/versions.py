@@ -17,7 +17,7 @@ _TAG_KEYS = ("generation", "ETag", "etag", "blob_id", "xet_hash", "md5Hash", "co
 _TIME_KEYS = ("mtime", "LastModified", "last_modified", "Last-Modified", "updated", "created")
 
 _MIN_EXACT_AGE = 86400.0
-"""A time in whole seconds identifies a version if it is older than this, in seconds.
+"""The age, in seconds, above which a time in whole seconds identifies a version.
 
 No later write to such a file can get the same time in whole seconds, even if the clocks of the
 server and of this machine differ.
