@@ -155,9 +155,9 @@ def name_list(columns: Any) -> list[str]:
 def parse_count(name: str, number: Any) -> int | None:
     """Return the parameter `name`, a number of samples, as an int; None for None.
 
-    The number may be a float, as in configuration files, or text, as in Streaming. The text is
-    digits, or a number that ``float`` accepts and a unit (k, M, B or T). Fractions of a sample are
-    dropped, as in Streaming.
+    The number may be a float, as in configuration files, or text, as in MosaicML Streaming. The
+    text is digits, or a number that ``float`` accepts and a unit (k, M, B or T). Fractions of a
+    sample are dropped, as in MosaicML Streaming.
 
     Examples
     --------

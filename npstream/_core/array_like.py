@@ -71,7 +71,7 @@ def as_array(value: Any) -> AnyArray:
     Parameters
     ----------
     value : array
-        An array of NumPy or torch, or one with ``__array__``, ``__dlpack__`` or Arrow's capsule.
+        An array of NumPy or torch, or one with ``__array__``, ``__dlpack__`` or Arrow's PyCapsules.
 
     Raises
     ------
@@ -129,8 +129,8 @@ def time_array(value: Any, dtype: DType | None = None) -> AnyArray:
     Raises
     ------
     ValueError
-        If `value` has a time zone, which datetime64 cannot represent, or if it has more
-        microseconds than int64 can represent.
+        If `value` has a time zone, which datetime64 cannot represent. If a duration has more
+        microseconds than int64 can represent, and is not a whole number of seconds.
     """
     if _is_nat(value) and dtype is not None and dtype.kind in "mM":
         return np.array("NaT", dtype)

@@ -198,9 +198,9 @@ def _convert_times(array: AnyArray, dtype: DType) -> tuple[AnyArray, Bools]:
 
 def _convert_complex(array: AnyArray, dtype: DType) -> tuple[AnyArray, Bools]:
     part = np.empty(0, dtype).real.dtype
-    _, real = convert_exactly(array.real, part)
-    _, imaginary = convert_exactly(array.imag, part)
-    return array.astype(dtype), real | imaginary
+    _, is_real_changed = convert_exactly(array.real, part)
+    _, is_imaginary_changed = convert_exactly(array.imag, part)
+    return array.astype(dtype), is_real_changed | is_imaginary_changed
 
 
 def _round_floats(floats: AnyArray, dtype: DType) -> tuple[AnyArray, Bools]:

@@ -285,20 +285,20 @@ class _ForkGuard:
     """
 
     def __init__(self) -> None:
-        self.compiler: Any = None
+        self.compiler_lock: Any = None
         os.register_at_fork(
             before=self.acquire, after_in_parent=self.release, after_in_child=self.release
         )
 
     def acquire(self) -> None:
         """Acquire our lock, then Numba's, in the order in which compilation acquires them."""
-        for lock in (_lock, self.compiler):
+        for lock in (_lock, self.compiler_lock):
             if lock is not None:
                 lock.acquire()
 
     def release(self) -> None:
-        """Release both."""
-        for lock in (self.compiler, _lock):
+        """Release both locks."""
+        for lock in (self.compiler_lock, _lock):
             if lock is not None:
                 lock.release()
 
@@ -360,7 +360,7 @@ def load_u8_acquire(address: int) -> int:
 
 
 def compare(left: int, right: int, nbytes: int) -> int:
-    """Compare two runs of bytes; return 0 if equal, else a number with the sign of memcmp's."""
+    """Compare two byte ranges as memcmp does: return 0 if equal, else a signed number."""
     left_bytes = ctypes.string_at(int(left), int(nbytes))
     right_bytes = ctypes.string_at(int(right), int(nbytes))
     return (left_bytes > right_bytes) - (left_bytes < right_bytes)
@@ -417,9 +417,10 @@ def multiply_high(left: int, right: int) -> int:
 def draw(counter: int, bound: int) -> int:
     """Return a number below `bound` from a uniform hash of `counter`.
 
-    So it is a random number generator with random access. The two rounds are those of SplitMix64's
-    finalizer, without its last shift, which does not affect the upper bits. The function may never
-    change, because orders of samples depend on it.
+    This is a counter-based random number generator: any number can be drawn without those before
+    it. The two rounds are those of SplitMix64's finalizer. The finalizer's last shift is left out,
+    because it does not affect the upper bits. The function may never change, because orders of
+    samples depend on it.
     """
     x = u64(counter)
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
@@ -443,7 +444,7 @@ def _primitives() -> dict[Callable[..., Any], Any]:
     # Extensions add to registries that a compilation in another thread iterates over.
     with global_compiler_lock:
         entrypoints.init_all()
-    _fork_guard.compiler = global_compiler_lock
+    _fork_guard.compiler_lock = global_compiler_lock
     memory = {**_memory_primitives(), **_vector_primitives()}
     return {**memory, **_libc_primitives(), **_arithmetic_primitives()}
 
@@ -482,7 +483,8 @@ def _memory_primitives() -> dict[Callable[..., Any], Any]:
         cgutils.raw_memcpy(builder, target, source, nbytes, itemsize=1, align=1)
 
     def emit_move(bits: int) -> Callable[..., Any]:
-        # Not memcpy: LLVM merges several with a constant length into one with a variable length.
+        # This emits no memcpy: LLVM would merge calls of constant lengths into one call of a
+        # variable length.
         def emit(context: Any, builder: Any, target: Any, source: Any) -> None:
             value = builder.load(_pointer(builder, source, bits), align=1)
             builder.store(value, _pointer(builder, target, bits), align=1)

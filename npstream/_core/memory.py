@@ -165,7 +165,7 @@ def writable_address(array: np.ndarray[Any, Any]) -> int:
     except ValueError:
         if not array.flags.writeable:
             raise
-        return address_of(array)  # the buffer protocol lacks dates and some float dtypes
+        return address_of(array)  # the buffer protocol does not support all dtypes, such as dates
 
 
 def copy_spans_in_python(address: Int64, nbytes: Int64, offsets: Int64, destination: int) -> None:
@@ -216,7 +216,7 @@ def fits_in_memory(nbytes: int) -> bool:
 
 
 def too_large_text(nbytes: int) -> str:
-    """Return the end of an error message about a file that does not fit in memory decompressed."""
+    """Return the end of an error message: a decompressed file does not fit in memory."""
     return (
         f"{quantity(nbytes, 'byte')} when decompressed, as its index says, and free memory "
         f"has {available_memory():,}"

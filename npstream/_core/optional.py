@@ -30,7 +30,7 @@ def import_npstream_torch() -> Any:
 
 
 def offsets_from_lengths(lengths: ArrayLike) -> Int64:
-    """Return the offset of each row, given the rows' lengths, and the end of the last row."""
+    """Return the offsets of rows with these lengths: each row's start, then the last row's end."""
     lengths = np.asarray(lengths, np.int64)
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
@@ -38,9 +38,9 @@ def offsets_from_lengths(lengths: ArrayLike) -> Int64:
 
 
 def ragged_levels(offsets: Int64, shapes: Int64 | None, regular: bool = True) -> Levels:
-    """Return the levels of rows, given their `shapes` and `offsets`, which begin at 0.
+    """Return the levels of rows, given their `shapes` and `offsets`.
 
-    If `regular` is False, every level is an array of offsets.
+    The first offset is 0. If `regular` is False, every level is an array of offsets.
     """
     if shapes is None:
         return [offsets]

@@ -59,7 +59,7 @@ _SERVICE_OPTIONS = {
 }
 """Options, and fields of connection strings, that identify a service.
 
-Each maps to the name that it has in the location that `location_hash` hashes.
+Each maps to the name that represents it in the text that `location_hash` hashes.
 """
 
 _SERVICE_VARIABLES = {
@@ -318,7 +318,7 @@ def _attributes(value: object) -> Iterator[tuple[str, Any]]:
 def _secrets_in_text(name: str, text: str, is_hidden: bool, from_user: bool) -> Iterator[str]:
     """Yield the secrets in the text of an option, as `_option_secrets` does.
 
-    From a connection string, these are its secret fields and the whole text. A public option may
+    For a connection string, yield its secret fields and the whole text. A public option may
     contain a URL with secrets. Any other option is secret as a whole, if `is_hidden` or `from_user`
     is True.
     """

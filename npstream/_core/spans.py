@@ -209,7 +209,7 @@ def search_spans(address: Int64, nbytes: Int64, value: int, size: int, matches: 
 def count_characters(address: Int64, nbytes: Int64, lengths: Int64) -> None:
     """Set ``lengths[k]`` to the number of code points of span k, which is UTF-8.
 
-    Each byte that is not ``0b10xxxxxx`` begins one.
+    Each byte that is not ``0b10xxxxxx`` begins a code point.
     """
     for k in range(address.size):
         prefetch_span(address, nbytes, k + PREFETCH_DISTANCE)
