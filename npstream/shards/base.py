@@ -1,7 +1,7 @@
 """Provide `LoadedShard`, a shard in memory, and `Shards`, the protocol of a dataset's shards.
 
 `LocalShards`, `RemoteShards` and `ShardUnion` follow the protocol. Tables, read-ahead and cost
-estimates use nothing else of them.
+estimates use them only through the protocol.
 
 Tested in tests/shards/test_local.py.
 """
@@ -74,7 +74,7 @@ class RemotePart(NamedTuple, Generic[RemoteShardsT]):
     shards : RemoteShards
         The shards of this dataset.
     first_shard, first_sample : int
-        The numbers of its first shard and its first sample among those of all parts.
+        The numbers of its first shard and its first sample, counted over all parts.
     """
 
     shards: RemoteShardsT
@@ -145,8 +145,8 @@ class Shards(Protocol[RemoteShardsT]):
         Returns
         -------
         address, nbytes : ndarray of int64, shape (n,)
-            The address and the length of each sample. A line of text can be read with the
-            newline before it, which has `text.guard_nbytes` bytes.
+            The address and the length of each sample. The `text.guard_nbytes` bytes before a
+            sample are in the buffer as well.
         owners : list
             The owners of that memory. Keep them alive while the addresses are in use.
         """

@@ -116,7 +116,7 @@ def split(
 ) -> int:
     """Split MDS samples into columns: copy fixed columns, and find the spans of variable ones.
 
-    A sample has `nvariable` variable columns. All its fixed columns have `fixed_nbytes` bytes.
+    A sample has `nvariable` variable columns. Its fixed columns have `fixed_nbytes` bytes together.
 
     Row c of `fixed` is a column to copy:
 

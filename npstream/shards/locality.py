@@ -1,7 +1,7 @@
 """Estimate if an order of samples would fetch the same chunks again and again.
 
-Then samples are read one by one (rowwise), because the cache evicts a chunk before its samples
-are read.
+If it would, the cache evicts a chunk before its samples are read. Samples are then read one by one
+(rowwise).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class ReadOrder(NamedTuple):
     prefix : callable
         Takes n and returns the first n sample numbers of the order, or all if there are fewer.
     fraction : float
-        About which fraction of a chunk's samples this machine reads.
+        The approximate fraction of a chunk's samples that this machine reads.
     """
 
     prefix: Callable[[int], Int64]
@@ -143,7 +143,7 @@ def _exceeds_cache(
     A request for a single sample costs as much as `REQUEST_BYTES` bytes.
     """
     chunk_bytes = max(part.chunk_bytes(0) for part, *_ in shards.remotes if len(part.index))
-    # If each sample needs another chunk, these samples fill the cache eight times.
+    # If each sample is in a different chunk, these samples fill the cache eight times.
     ids = order.prefix(min(MAX_PREFIX, 8 * limit // max(chunk_bytes, 1) + (1 << 12)))
     reads = _chunk_reads(shards, ids, cache)
     expected = reads.samples * order.fraction
@@ -171,7 +171,10 @@ def _chunk_reads(shards: Shards[RemoteShards], ids: Int64, cache: ShardCache) ->
 
 
 def _disk_bytes(part: RemoteShards) -> Int64:
-    """Return the disk space of each shard in the cache. Its chunks begin within a disk block."""
+    """Return the disk space of each shard in the cache, in bytes.
+
+    A chunk begins and ends within a disk block, so it may occupy two more blocks.
+    """
     sizes: Int64 = part.index.nbytes + part.files.chunks * 2 * disk_bytes(0, 1)
     return sizes + tail_bytes(1 + part.files.max_chunks)
 

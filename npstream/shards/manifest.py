@@ -56,7 +56,7 @@ LARGE_SIDECAR = 1 << 26
 class Manifest:
     """An index, its identity, its side-car if there is one, and its snapshot.
 
-    The identity tells this version of this index file from other versions and other files.
+    The identity differs between index files, and between the versions of an index file.
     """
 
     index: Index
@@ -133,14 +133,14 @@ def _missing_version(store: Store, name: str, version: str, newest: Index) -> St
 def _read_index_file(
     store: Store, cache: ShardCache | None, sidecar_store: Store | None, name: str, strict: bool
 ) -> Manifest:
-    """Read the index file `name`. The side-car may have the content of a large one."""
+    """Read the index file `name`. The content of a large index may come from the side-car."""
     opener = _SidecarOpener(store, cache, sidecar_store, strict)
     version = _version(store, cache, name, is_index=True)
     for _ in range(_ATTEMPTS - 1):
         try:
             return _read_version(store, cache, opener, name, version)
         except (FormatError, StorageError) as error:
-            # A store that does not answer is asked once. EIO may also mean a short response.
+            # Do not retry if the store does not answer. But EIO may also mean a short response.
             if isinstance(error, StorageError) and error.errno in UNREACHABLE - {errno.EIO}:
                 raise
             # An append may have replaced the file between the two requests.
@@ -154,7 +154,7 @@ def _read_version(
     store: Store, cache: ShardCache | None, opener: _SidecarOpener, name: str, version: str
 ) -> Manifest:
     """Read a version of an index file."""
-    # A side-car may record the version of index.json, which its copies do not have.
+    # A side-car may record the version of index.json. Kept copies of it have other versions.
     recorded_version = version if name == INDEX else ""
     sidecar = None
     nbytes = size_in_version(version) or 0
@@ -231,7 +231,7 @@ class _SidecarOpener:
     def choose(
         self, sidecar: Sidecar | None, index: Index, text: bytes, version: str
     ) -> Sidecar | None:
-        """Return the side-car that belongs to an index: `sidecar`, or the one that it names."""
+        """Return the side-car that belongs to an index: `sidecar`, or one that the index names."""
         from npstream.formats.sidecar.sidecar import digest_index
 
         digest = digest_index(text, version, self._store.root)
@@ -306,7 +306,8 @@ def _version(store: Store, cache: ShardCache | None, name: str, is_index: bool =
     try:
         version = store.version(name)
     except StorageError as error:
-        # The cache records an absent file with b"", but an index only if it was cached before.
+        # The cache records an absent file with b"". It records an absent index only if a version
+        # of the index was cached before.
         is_absent = error.errno in (errno.ENOENT, errno.EACCES)
         if is_absent and cached != b"" and (cached or not is_index):
             cache.store(key, b"")
@@ -353,7 +354,7 @@ def _read_cached(
 
 
 def _key(store: Store, name: str, entry: str) -> str:
-    """Return the key of a cache entry for a file, such as "version" or the version's content."""
+    """Return a file's cache key for an entry: "version", or the content of a given version."""
     return _hash(repr((store.identity, name, entry)).encode())
 
 

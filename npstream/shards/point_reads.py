@@ -43,7 +43,7 @@ BUDGET_SAMPLES = 1 << 10
 """Number of samples that may be read on their own although read-ahead is fetching their chunks."""
 
 SPARSE_FRACTION = 32
-"""After the first read, only samples of at most 1/32 of their chunk's bytes use that budget."""
+"""After the first read, only samples of at most 1/32 of their chunk's bytes use this budget."""
 
 OFFSETS_RUN_ROWS = 1 << 12
 """Rows whose offsets are read together. Their 16 KiB take hardly longer than one offset."""

@@ -54,8 +54,8 @@ class ChunkReadAhead(Lease):
     """Fetches chunks in background threads, in the order of the requests.
 
     It fetches nothing before `start`. Until then, the first samples are read without their chunks.
-    They arrive sooner, because no transfer of a later chunk shares the connection. The read-ahead
-    is the lease of the requested chunks.
+    These samples arrive sooner, because no transfer of a later chunk shares the connection. This
+    object is also the `Lease` that holds the requested chunks.
 
     Parameters
     ----------

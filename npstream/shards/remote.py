@@ -57,9 +57,9 @@ SPARSE_READS = 2
 """Sparse reads in a chunk before the next one fetches the chunk."""
 
 MIN_PARTS_COST = 1 << 20
-"""The minimum cost of a read of parts, in bytes; its chunks share this cost.
+"""The minimum cost of a read of parts, in bytes. It is divided among the chunks of the read.
 
-More reads of parts may follow. The minimum lets fewer of them precede the fetch of the chunks.
+More reads of parts may follow. A higher minimum makes an earlier one of them fetch the chunks.
 """
 
 
@@ -125,7 +125,7 @@ class RemoteShards(LocalShards):
     # Which chunks a read needs
 
     def count_chunks(self, ids: Int64, shard_of: Int64) -> list[tuple[Chunk, int]]:
-        """Return the distinct chunks of `ids` by first use, each with its number of `ids`."""
+        """Return the distinct chunks in order of first use, each with its number of samples."""
         sample_keys, max_chunks = self.chunk_keys(ids, shard_of), self.files.max_chunks
         if (sample_keys == sample_keys[0]).all():
             return [(divmod(int(sample_keys[0]), max_chunks), len(sample_keys))]
@@ -417,7 +417,7 @@ class RemoteShards(LocalShards):
         try:
             return self._load_file(file, compressed, compression)
         except StorageError as error:
-            # The cache directory of Streaming has only the decompressed file.
+            # The cache directory of MosaicML Streaming has only the decompressed file.
             if compressed is None or error.errno not in _ABSENT_ERRNOS:
                 raise
             return self._load_file(file, None, None)
@@ -435,7 +435,7 @@ class RemoteShards(LocalShards):
         ----------
         chunks : iterable of Chunk
         lease : Lease, optional
-            The lease that already has the chunks. Chunks that others have leased are waited for.
+            The lease that already has the chunks. For chunks of other leases, this method waits.
 
         Raises
         ------

@@ -38,7 +38,7 @@ class Snapshot(NamedTuple):
     version : str
         The version of the file.
     identity : str
-        The `identity_of` the file. Empty if the version is enough, or if the text was not read.
+        The result of `identity_of`. Empty if the version is enough, or if the text was not read.
     process : int
         The id of the process that read the file.
     """

@@ -113,7 +113,7 @@ class Fetcher:
 
     def close(self) -> None:
         """Release all maps and buffers; calls that are reading finish first."""
-        # Before taking the lock, because its holder may wait for a store.
+        # This precedes taking the lock, because the thread that holds it may wait for a store.
         for reader in list(self._readers):
             reader.close()
             reader.stop()
@@ -548,7 +548,7 @@ class RenamedFetcher(Fetcher):
     ----------
     fetcher : Fetcher
     names : mapping of str to str
-        Name of a column in `fetcher` -> new name. Columns that it omits cannot be read by name.
+        Name of a column in `fetcher` -> new name. Omitted columns cannot be read by name.
     """
 
     def __init__(self, fetcher: Fetcher, names: Mapping[str, str]) -> None:

@@ -1,7 +1,8 @@
 """Provide `ShardUnion`: the shards of several datasets, numbered one dataset after the other.
 
-A call is passed to the parts that its shards or samples belong to. Each part
-has its own caches. One table, and one call of a kernel, serves samples of all parts.
+Each method calls the parts that the given shards or samples belong to. Each part has its own
+caches. One table serves samples of all parts, and so does one call of a kernel.
+
 Tested in tests/mixture/test_mixture.py.
 """
 
