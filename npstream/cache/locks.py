@@ -126,7 +126,7 @@ def is_locked(descriptor: int, begin: int, nbytes: int) -> bool:
                 raise
     if not _try_whole(descriptor, fcntl.LOCK_SH):
         return True
-    # No other holder shares this description, which is used only for checks.
+    # This releases only the lock of this check: no holder of a lock shares the file description.
     fcntl.flock(descriptor, fcntl.LOCK_UN)
     return False
 

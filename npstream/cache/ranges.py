@@ -144,7 +144,7 @@ class CachedRanges:
         if file is not None and file.is_linked:
             return file
         size = self.size(name)
-        # No check of the pieces: the hashes of the readers detect damage by a crash.
+        # The cache does not check these pieces. The readers' hashes detect damage by a crash.
         pieces = _pieces(0, size).stop
         file = self._cache.open(self._key(name), size, pieces, lambda *_: True)
         if file is not None:

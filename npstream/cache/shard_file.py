@@ -30,9 +30,10 @@ class CachedFile:
     data : ndarray of uint8
         The shard's bytes, read-only. The bytes of absent pieces must not be read.
     present : ndarray of uint8
-        Not 0 for each piece in the file, read-only. Other threads and processes change it.
+        Nonzero for each piece that is in the file, read-only. Other threads and processes change
+        it.
     resident : ndarray of uint8
-        Not 0 for each piece that may be read. It is `present` itself, unless
+        Nonzero for each piece that may be read. It is `present` itself, unless
         `require_verification` was called.
     touched : float
         The time of the last recorded use, on the clock of `time.monotonic`.
@@ -139,7 +140,7 @@ class CachedFile:
 
 
 class Claim:
-    """Locks on absent pieces of a file, held until this is closed.
+    """Locks on absent pieces of a file, held until the claim is closed.
 
     Attributes
     ----------
@@ -219,7 +220,7 @@ def _reverify(
         return True
     with lock as descriptor:
         footer_begin = len(file.data) + footer.pieces
-        # The lock for verifying is on the footer: from its first byte to the end of the file (0).
+        # The lock for verifying is on the footer. A length of 0 means up to the end of the file.
         has_lock = locks.wait_for_lock(file.path, descriptor, footer_begin, 0, timeout)
         stored = sparse.read_footer(descriptor, footer)
         if not has_lock or stored is None or _inode(os.fstat(descriptor)) != file._inode:

@@ -1,9 +1,9 @@
 """The format of a file in the cache: sparse data, and a tail that marks the cached pieces.
 
-A file consists of the bytes of a shard, one *residency byte* for each piece, and a footer. It gets
-its name after its tail is complete. The bytes of absent pieces are holes. Reading a hole through a
-memory map allocates a page, and on a full tmpfs that kills the process. The tail is always
-allocated. It is read through memory maps, and written only with pwrite.
+A file consists of the bytes of a shard and a tail. The tail has a *residency byte* for each piece,
+then a footer. A file gets its name after its tail is complete. The bytes of absent pieces are
+holes. Reading a hole through a memory map allocates a page, and on a full tmpfs that kills the
+process. The tail is always allocated. It is read through memory maps, and written only with pwrite.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def _link(source: str, target: str) -> None:
 
 
 def evict(path: str) -> bool:
-    """Remove a file if it is the cache's, and return True if it was.
+    """Remove a file if it is the cache's; return True if the file is absent now.
 
     The name is removed first, then the residency bytes are set to zero. A reader that uses a memory
     map then finds its pieces absent, notices that the file has no name, and opens the name again.
