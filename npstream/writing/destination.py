@@ -341,7 +341,8 @@ class LocalDestination(Destination):
 
     def _discard(self, names: list[str]) -> None:
         for name in reversed(names):  # the index before all others
-            # If this write was interrupted, another one may have created the file.
+            # An interruption may have stopped this write before it created the file. Another write
+            # may have created it since.
             with suppress(FileNotFoundError):
                 if file_id(self._store.where(name)) == self._created[name]:
                     self._store.remove(name)
@@ -486,7 +487,7 @@ class RemoteDestination(Destination):
                 raise
             del self._created[LOCK]
             return False
-        del self._created[LOCK]
+        del self._created[LOCK]  # `_release` removes the lock file
         try:
             self._store.create(LOCK, self._lock)
         except FileExistsError:

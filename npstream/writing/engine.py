@@ -67,7 +67,8 @@ BLOCK_ROWS = 1 << 16
 MIN_UNCOPIED_BYTES = 256
 """Minimum average size of memory-mapped samples that are copied only when their shard is stored.
 
-Until then a writer keeps their addresses, which take much memory compared to smaller samples.
+A writer keeps the address of each such sample. Smaller samples are copied at once, because their
+addresses would take much memory compared to the samples.
 """
 
 FIRST_ROWS = 64
@@ -376,14 +377,14 @@ class WriterEngine:
     def _map_samples(
         self, function: MapFunction, samples: Iterable[Any], first: int
     ) -> Iterator[Any]:
-        """Yield the results of the user's function for samples; `first` numbers the first one."""
+        """Yield the results of the user's function; `first` is the number of the first sample."""
         self._position = position = Position()
         for sample in track_position(samples, position, first):
             outputs = apply_map(function, sample, position.number)
             yield from outputs if self._session is None else self._track(outputs, self._session)
 
     def _track(self, outputs: Iterator[Any], session: ResumeSession) -> Iterator[Any]:
-        """Yield the outputs for one sample that are not stored, and record each with its row."""
+        """Yield those outputs for one sample that are not stored yet, and record each one's row."""
         position, shards, last = self._position, self._shards, session.last
         assert position is not None
         number = position.number
@@ -467,7 +468,7 @@ class WriterEngine:
         self._shards.flush()
         self._shards.finish()
         entries, sidecar_builder = self._shards.entries, self._shards.sidecar_builder
-        self._shards.begin()
+        self._shards.begin()  # for a dataset without shards
         if isinstance(self._destination, Revision):
             publish_shards(self._destination, self._format, entries, sidecar_builder)
             return
@@ -535,8 +536,8 @@ class WriterEngine:
         """Write the rows of a table.
 
         If `at_once` is True, all rows are encoded before any is added, so that an error adds
-        none. Otherwise rows are written block by block. If `as_records` is True, a table whose
-        columns are all fixed arrays starts a new shard, and shards are written from the arrays.
+        none. Otherwise rows are written block by block. If `as_records` is also True, a table whose
+        columns are all fixed arrays starts a new shard. Its shards are written from the arrays.
         """
         with sample_numbers(self._shards.samples):
             self._write_columns(table, at_once, as_records)
@@ -579,7 +580,10 @@ class WriterEngine:
             self._append(block if is_kept else block.copy(), nbytes)
 
     def _bounds(self, table: InputTable, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """Yield the first row of each block and the row after its last, for about `BLOCK_BYTES`."""
+        """Yield a pair for each block of rows: its first row, and the row after its last.
+
+        A block has about `BLOCK_BYTES`.
+        """
         while start < stop:
             nbytes = table.row_bytes or self._row_bytes
             rows = min(BLOCK_BYTES // nbytes, BLOCK_ROWS) if nbytes else FIRST_ROWS

@@ -66,7 +66,7 @@ class FormatSettings:
         Parameters
         ----------
         columns : mapping of str to (str or Encoding)
-            The names of encodings that a caller chose, or encodings inferred from values.
+            The names or types that a caller chose, or encodings inferred from values.
         inferred : bool, default: False
             Whether the names are of encodings that were inferred.
 

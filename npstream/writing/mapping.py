@@ -37,7 +37,10 @@ _BLOCK_ROWS = 256
 
 @dataclass(slots=True)
 class Position:
-    """The number of the input sample that is being written, and of its output of `map=`."""
+    """The position of the sample that is being written.
+
+    It is the number of the input sample, and the number of an output of `map=` for it, from 0.
+    """
 
     number: int = 0
     output: int = 0

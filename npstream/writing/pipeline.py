@@ -151,8 +151,8 @@ class ShardPipeline:
         """Set `soft_limit` for a shard of `nbytes` bytes and `samples` samples."""
         soft_limit = min(self.layout.max_bytes, nbytes + _BLOCK_BYTES)
         if self.shard_samples is not None:
-            # `remaining` more samples exceed this limit, even if all have the minimum size. So the
-            # caller calls `reserve` before the shard has too many samples.
+            # `remaining` samples are one more than the shard can still take. Even if all have the
+            # minimum size, they exceed `soft_limit`. So the caller calls `reserve` in time.
             remaining = self.shard_samples - samples + 1
             soft_limit = min(soft_limit, nbytes + remaining * self.layout.min_sample_bytes - 1)
         self.soft_limit = soft_limit
@@ -189,8 +189,8 @@ class ShardPipeline:
         self._join_rows()
         row, count, limit = 0, len(nbytes), self.layout.max_bytes
         while row < count:
-            available = int(costs[row]) + limit - self.nbytes
-            stop = int(np.searchsorted(costs, available, side="right")) - 1
+            max_cost = int(costs[row]) + limit - self.nbytes
+            stop = int(np.searchsorted(costs, max_cost, side="right")) - 1
             if stop <= row and self._samples and self.layout.size_limit:
                 self.flush()
                 continue
@@ -372,12 +372,13 @@ class ShardPipeline:
         self._pending.append(self._destination.submit(_run_job, record, job, *arguments, first))
 
     def _first_pending(self) -> Future[_StoredShard] | None:
-        """Return the first shard of the dataset if the others must wait for it; otherwise None.
+        """Return the dataset's first shard if the next one must wait for it; otherwise None.
 
-        A file of the first shard claims a local directory. So no other shard gets its name before.
+        A file of the first shard claims a local directory. So the files of other shards get their
+        names only after that file has its name.
         """
-        is_claimed = self.entries or not self._pending or not self._destination.is_local
-        return None if is_claimed else self._pending[0]
+        needs_no_wait = self.entries or not self._pending or not self._destination.is_local
+        return None if needs_no_wait else self._pending[0]
 
     def _limit_pending(self, count: int) -> None:
         """Wait until at most `count` shards are being stored, and collect those that are stored."""
@@ -497,7 +498,11 @@ def _store_file(
 
 
 def _pieces(head: bytes, blocks: list[Body | Bodies]) -> Iterable[Body]:
-    """Return the content of a shard; Bodies are copied when they are requested."""
+    """Return the content of a shard.
+
+    If all blocks are Bodies, their samples are copied chunk by chunk, when a chunk is requested.
+    Otherwise Bodies are copied at once.
+    """
     bodies = [block for block in blocks if isinstance(block, Bodies)]
     if bodies and len(bodies) == len(blocks):
         return _copied_pieces(head, Bodies.concatenate(bodies))

@@ -160,6 +160,8 @@ class Rejects:
         The file, which is replaced. It stays if the write fails.
     max_errors : int, optional
         Number of samples that may be left out; by default any number.
+    keep : bool, default: False
+        Whether to keep an existing file until `resume` is called.
 
     Attributes
     ----------

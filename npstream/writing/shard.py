@@ -180,7 +180,7 @@ class ShardFormat(ABC):
     sample_bytes : int
         Bytes that a shard stores for each sample in addition to the sample's own bytes.
     empty_bytes : int
-        Bytes of a shard without samples that count toward the size limit.
+        Bytes of an empty shard, as the size limit counts them.
     uncounted_bytes : int
         Bytes before the samples that do not count toward the size limit.
     min_sample_bytes : int
@@ -288,8 +288,9 @@ class ShardFormat(ABC):
         count : int
             The number of samples of all blocks.
         allocate : callable, optional
-            Returns writable memory for the next piece, of at most the given number of bytes. The
-            memory has whole samples. By default each piece overwrites the one before.
+            Returns writable memory for the next piece. Its argument is the maximum number of bytes.
+            The memory may be shorter, but holds whole samples. By default each piece overwrites the
+            one before.
         """
         raise TypeError(f"samples of format {self._name!r} have no fixed size")
 
@@ -452,6 +453,8 @@ class MdsFormat(ShardFormat):
         if variable_sizes:  # a sample starts with the sizes of its values of variable size
             parts.insert(0, np.stack(variable_sizes, axis=1).astype("<u4"))
             sizes.insert(0, np.full(len(nbytes), head, np.int64))
+        # Until this process has imported Numba, Python joins arrays and lists. It also copies the
+        # first spans.
         has_bodies = any(isinstance(part, Bodies) for part in parts)
         if not has_bodies and not copy_spans.is_loaded:
             return _join_in_python(parts), nbytes
@@ -582,6 +585,7 @@ def _as_bodies(part: AnyArray | Bodies | list[bytes]) -> Bodies:
 
 def _join_columns(parts: Sequence[AnyArray | Bodies | list[bytes]], destination: int) -> None:
     """Write the contiguous rows of all columns to the address `destination`."""
+    # The layout of `columns` and of the spans is that of `join_columns`.
     columns = np.zeros((len(parts), 3), np.int64)
     spans: list[tuple[Int64, Int64]] = []
     owners: list[object] = []  # keep the memory alive

@@ -51,7 +51,7 @@ _HEADS, _PIECES, _BOUNDS, _VALUES = range(4)
 _READ_BYTES = 1 << 20
 
 _READ_SAMPLES = 1 << 20
-"""Samples whose values are read of a side-car at a time."""
+"""Approximate maximum samples whose values are read from a side-car at a time."""
 
 _HASH = "xxh3_128"
 
@@ -86,7 +86,7 @@ class SidecarBuilder:
     The number of files does not depend on the number of columns. Four files grow with each shard:
 
     - the offset of the first sample, and the hash of the meta file
-    - the hashes of pieces
+    - the hashes of the pieces of the data file, which `npstream.formats.chunks` defines
     - the bounds of each column
     - the values of each column
 
@@ -174,7 +174,10 @@ class SidecarBuilder:
         return [*(hasher.hexdigest() for hasher in self._hashers), self._sync_statistics()]
 
     def _sync_statistics(self) -> str:
-        """Write the statistics so far to a separate file on the disk, and return their hash."""
+        """Return the hash of the statistics so far. If there is a directory, also store them.
+
+        They are stored in a separate file, which is on the disk when this returns.
+        """
         body = encode_statistics(self._statistics)
         if self._directory is not None:
             with self._storage_errors():
@@ -306,7 +309,7 @@ class SidecarBuilder:
             yield ScanResult(begin, hashes, meta, values)
 
     def sidecar(self, index: Index, index_digest: IndexDigest) -> Iterator[Body]:
-        """Return the pieces of the side-car; call it after `add` for all shards, and `finish`."""
+        """Return the pieces of the side-car; call it after all `add` calls and after `finish`."""
         sections = dict(self._hashes)
         if self._statistics:
             body = encode_statistics(self._statistics)
@@ -363,7 +366,7 @@ def revised_sidecar_files(
     index: Index | None,
     write_id: str,
 ) -> Iterator[tuple[str, Iterator[Body]]]:
-    """Yield the names and contents of the files of a side-car that has a name of its own.
+    """Yield the names and contents of the files of a side-car that is stored under `name`.
 
     Parameters
     ----------

@@ -211,7 +211,11 @@ class ListColumn:
         self._fill = fill
 
     def encoding(self) -> Encoding:
-        """Return the source's encoding, or infer one from the first value that is not missing."""
+        """Return an encoding that is inferred from the first value that is not missing.
+
+        If there are no values, or the source's encoding is of kind "object" or "ndarray", return
+        the source's encoding instead.
+        """
         if self._source_encoding is not None:
             encoding = column_type(self._source_encoding)
             if encoding.kind in ("object", "ndarray") or not self.length:
@@ -351,7 +355,7 @@ class MaskedColumn:
         self._column, self._missing, self._fill = column, missing, fill
 
     def encoding(self) -> Encoding:
-        """Return the encoding of the column without its mask."""
+        """Return the column's encoding, or that of the fill value if all rows are missing."""
         if self._fill and self._missing.all() and self.length:
             return infer(self._fill.value)
         return self._column.encoding()
@@ -411,9 +415,11 @@ class RaggedColumn:
     elements : ndarray, 1-d
         Numbers, or the bytes of encoded values.
     offsets : ndarray of int64, shape (n + 1,)
+        Row k is ``elements[offsets[k]:offsets[k + 1]]``.
     encoding : Encoding or None
         The column's encoding. None for encoded values of an unknown encoding.
-    shapes : ndarray of int64, shape (n, ndim), optional
+    shapes : ndarray of int64, shape (n, ndim) or None
+        The shape of each row; None for 1-d rows.
     values : callable
         Returns rows ``start`` to ``stop`` as Python values.
     """

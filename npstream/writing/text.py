@@ -36,7 +36,7 @@ TEXT_FORMATS = {"jsonl": "json", "csv": "csv", "tsv": "tsv", "xsv": "xsv"}
 SEPARATORS = {"csv": ",", "tsv": "\t"}
 
 _MDS_ENCODINGS = {"str": "str", "int": "str_int", "float": "str_float"}
-"""The MDS encoding of each text encoding, with the same bytes as a field of XSV."""
+"""The MDS encoding of each text encoding. Its bytes are those of a field of XSV."""
 
 _EMPTY_INDEX_COLUMNS = {"str": ("str", None), "int": ("int", 8), "float": ("float64", 8)}
 """The MDS encoding and size of each text encoding, for an index without shards."""

@@ -73,7 +73,7 @@ class Task:
     function : callable or None
         The user's `map`.
     fill : mapping of str to Fill
-        The parameter of `SampleEncoder`.
+        Values of columns for samples that lack them.
     skips : bool
         Whether samples that cannot be encoded are left out, instead of an exception.
     encoding : tuple of (ShardFormat, bool) or None
@@ -98,8 +98,8 @@ class WorkerResult:
     rows : list of bytes
         Encoded samples; `pack` moves them to `data` and `sizes`.
     samples : list of (int, int, bytes)
-        Pickled samples, if the worker has no format yet. Before each are the number of its input
-        sample, and how many outputs for the same input sample come before it.
+        The outputs, if the worker has no format yet. Each is the number of the input sample, the
+        number of earlier outputs for that sample, and the pickled output.
     rejected : list of RejectedSample
         The samples that were left out.
     seconds : float
@@ -109,8 +109,8 @@ class WorkerResult:
     first : int
         The number of the batch's first sample in the input.
     numbers, outputs : list of int
-        If the task tracks rows: the number of each row's input sample, and how many outputs for
-        that sample come before it.
+        For each row, the number of its input sample, and the number of earlier outputs for that
+        sample. Empty unless the task tracks rows.
     """
 
     rows: list[bytes] = field(default_factory=list)
@@ -124,7 +124,7 @@ class WorkerResult:
     outputs: list[int] = field(default_factory=list)
 
     def loaded_samples(self) -> Iterator[tuple[int, int, Any]]:
-        """Yield `samples`, loaded."""
+        """Yield `samples` with each output unpickled."""
         for number, output, pickled in self.samples:
             yield number, output, ForkingPickler.loads(pickled)
 
@@ -271,7 +271,10 @@ class WorkerPool:
             yield result
 
     def _max_pending(self) -> int:
-        """Return the maximum number of batches that are sent but not yet yielded."""
+        """Return the maximum number of batches that are sent but not yet yielded.
+
+        It exceeds what the workers hold at once, so that they go on while one batch is slow.
+        """
         return 1 if self._sends_single_samples else (_BATCHES_PER_WORKER + 1) * len(self._workers)
 
     def _receive(self, results: dict[int, WorkerResult | _Failure]) -> None:
@@ -375,7 +378,8 @@ class _Batcher:
         pickler = ForkingPickler(pickled, 5)
         dump, clear_memo = pickler.dump, pickler.clear_memo
         # The input may change an object and yield it again. So each sample is pickled before the
-        # next one is read, and without the memo, which would refer to the first pickle of it.
+        # next one is read. The memo is cleared, because pickle would otherwise replace the changed
+        # object by a reference to its earlier copy.
         for sample in islice(self._samples, max_count):
             clear_memo()
             try:
@@ -447,7 +451,10 @@ def _receive_all(connection: Connection, messages: queue.SimpleQueue[bytes | Non
 def _process_batch(
     task: Task, encoder: SampleEncoder | None, first: int, samples: list[Any]
 ) -> WorkerResult:
-    """Map samples, and encode them if there is an encoder; `first` is the number of the first."""
+    """Map samples, and encode them if there is an encoder.
+
+    `first` is the number of the first sample in the input.
+    """
     start = time.perf_counter()
     result = WorkerResult(first=first)
     function = None if task.function is None else batch_function(task.function, samples)

@@ -71,8 +71,8 @@ def write(
     data : iterable of samples, mapping of columns, table or Dataset
         One of these:
 
-        - samples. A sample is a mapping from column name to value, or a tuple whose values
-          `columns` names in order.
+        - samples. A sample is a mapping from column name to value. It can also be a tuple of values
+          in the order of `columns`.
         - a mapping from column name to a list or to an array of any library.
         - a table: a DataFrame of pandas or polars, an object with Arrow's interface for tables,
           or a structured array.
@@ -91,7 +91,8 @@ def write(
         of the table.
     map : callable, optional
         A function that is called with each sample or row of a table. It returns a sample, an
-        iterable of samples, or None to leave the sample out. Its argument need not be a mapping.
+        iterable of samples, or None to leave the sample out. With `map`, the samples of `data`
+        need not be mappings.
     workers : int, default: 0
         Number of processes that run `map` and encode samples; 0 for this process. The order of
         the samples is kept. Samples are pickled to send them to a process. The start methods
@@ -135,9 +136,9 @@ def write(
         stored. The result is that of a write that was not interrupted. Readers do not see an
         unfinished write.
     exclusive : bool, default: False
-        Whether the caller guarantees that no other process writes there. ``mode="a"`` needs it in
-        stores that cannot replace a file on the condition that it is unchanged. In other stores the
-        condition is checked nevertheless.
+        Whether the caller guarantees that no other process writes there. An append replaces the
+        index only if no other write has changed it. Some stores cannot check this condition, and
+        ``mode="a"`` needs ``exclusive=True`` there. Other stores always check it.
     progress : bool, optional
         Whether to show samples, bytes and their rate on standard error, with tqdm if it is
         installed. By default they are shown in a terminal or notebook after a second.
@@ -203,12 +204,12 @@ def write(
             check=on_error == "raise", as_items=map is not None, may_be_empty=mode == "a",
         )  # fmt: skip
         # A forked process cannot use the threads and storage clients of its parent. So the workers
-        # start before this write creates any, and before a part of the input is opened. An
-        # interrupted write says which part to open.
-        is_parted = isinstance(data, PartedInput) and (check_workers(workers) > 0 or resume)
+        # start before this write creates any, and before a part of the input is opened. With
+        # `resume`, the records in the store determine which part to open first.
+        opens_later = isinstance(data, PartedInput) and (check_workers(workers) > 0 or resume)
         table: InputTable | TableStream | None = None
         samples: Iterable[Any] = ()
-        if not is_parted:
+        if not opens_later:
             with sample_numbers(0):
                 table, samples = read()
         encodings = _encodings(columns, selection, map, table)
@@ -229,14 +230,14 @@ def write(
             pool = writer._start_workers(workers, map, resume)
         try:
             source = ResumableInput.describe(data, table, map is not None) if resume else None
-            if is_parted and not resume:
+            if opens_later and not resume:
                 table, samples = read()
             connection = storage_options, timeout, retries
             writer._connect(path, sidecar, shard_samples, *connection, source)
             with writer, show_progress(writer._shards, progress):
-                if is_parted and resume and not writer._is_complete:
+                if opens_later and resume and not writer._is_complete:
                     table, samples = read()
-                # The columns of npstream's classes do not apply `fill`.
+                # Tables of npstream's classes do not apply `fill`, but the encoder of rows does.
                 by_rows = fill is not None and hasattr(type(data), "_writer_input")
                 writer._write_input(table, samples, map, pool, by_rows)
         finally:
@@ -251,7 +252,10 @@ def _encodings(
     map: MapFunction | None,
     table: Any,
 ) -> Mapping[str, str | Encoding] | Sequence[str] | None:
-    """Return the encodings of a table if `columns` does not map them, and otherwise `columns`."""
+    """Return the encodings of a table that is written without `map`; otherwise return `columns`.
+
+    If `columns` is a mapping, it has all encodings, and is always returned.
+    """
     if isinstance(columns, Mapping) or map is not None or table is None:
         return columns
     return table_encodings(table.head if isinstance(table, TableStream) else table, selection)
@@ -369,10 +373,10 @@ class Writer(WriterEngine):
 
     @property
     def input_samples(self) -> int:
-        """The number of samples to skip, because an interrupted write has stored or left them out.
+        """The number of samples to skip, because an interrupted write has processed them.
 
-        It counts all samples that were given to `write`, also those that were left out. It is 0
-        without ``resume=True``, or if no write was interrupted.
+        It counts the samples that were stored, and those that were left out. It is 0 without
+        ``resume=True``, or if no write was interrupted.
 
         Examples
         --------

@@ -125,7 +125,11 @@ def arrow_encoding(arrow_type: Any) -> Encoding:
 
 
 def plain_type(arrow_type: Any) -> Any:
-    """Return the type of the values of a dictionary, run-end encoding, list view or extension."""
+    """Return the type of an array after `plain` has decoded it.
+
+    Dictionaries and run-end encodings become their values, and list views become lists. Extensions
+    except tensors become their storage or booleans. Other types stay.
+    """
     pa = import_optional("pyarrow", "pyarrow", "arrow")
     types = pa.types
     while True:
@@ -279,7 +283,10 @@ def _null_error(array: Any, count: int) -> RowError:
 
 
 def _convert(part: Any, missing: Bools, target: Encoding, fill: Fill) -> ColumnBlock:
-    """Return rows for the encoding `target`; missing rows have arbitrary values."""
+    """Return rows for the encoding `target`; missing rows have arbitrary values.
+
+    If there is a fill, rows with NaN or NaT that `target` cannot store are added to `missing`.
+    """
     arrow_type = part.type
     text = _text_encoding(arrow_type)
     if text == "str_decimal" and target.name == text:
@@ -425,8 +432,9 @@ def _offsets(buffer: Any, dtype: np.dtype[Any], first: int, count: int) -> Int64
 def _views(array: Any, buffers: list[Any], missing: Bools) -> Bodies:
     """Return text or bytes of Arrow's view types by their addresses.
 
-    A view is four int32. Values of up to 12 bytes are stored in the view, after their length.
-    Otherwise it has the length, the first 4 bytes, the number of a buffer and an offset in it.
+    A view is four int32. The first is the length of the value. A value of up to 12 bytes follows in
+    the view. For a longer value, the view then has its first 4 bytes, the number of a buffer, and
+    the value's offset in that buffer.
     """
     first, count = array.offset, len(array)
     if not count:

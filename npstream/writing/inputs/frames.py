@@ -88,7 +88,7 @@ def series_column(
         return ArrowColumn(import_optional("pyarrow", "pyarrow", "arrow").array(values), fill)
     if (problem := _problem(dtype)) is not None:
         raise TypeError(f"pandas's {dtype} {problem}, or leave the column out of columns=")
-    number = dtype if isinstance(dtype, np.dtype) else getattr(dtype, "numpy_dtype", None)
+    number_dtype = dtype if isinstance(dtype, np.dtype) else getattr(dtype, "numpy_dtype", None)
     is_category = hasattr(dtype, "categories")
     if is_category or is_text or hasattr(dtype, "numpy_dtype"):
         missing = np.asarray(values.isna())
@@ -100,9 +100,9 @@ def series_column(
             return array_column(values, fill)
         return series_column(values, fill, array_column)
     if hasattr(dtype, "subtype") and hasattr(dtype, "fill_value"):
-        number = dtype.subtype  # the dtype of a sparse array's values
-    if number is not None and number.kind != "O":
-        return array_column(values.to_numpy(dtype=number), fill)
+        number_dtype = dtype.subtype  # the dtype of a sparse array's values
+    if number_dtype is not None and number_dtype.kind != "O":
+        return array_column(values.to_numpy(dtype=number_dtype), fill)
     return ListColumn(values.tolist(), "str" if is_text and not len(values) else None, fill)
 
 
@@ -132,9 +132,11 @@ def _with_missing(
 ) -> InputColumn:
     """Return a column with a mask of missing values."""
     dtype = values.dtype
-    number = getattr(dtype, "numpy_dtype", None)
-    if number is not None:
-        column = array_column(values.to_numpy(dtype=number, na_value=number.type(0)), fill)
+    number_dtype = getattr(dtype, "numpy_dtype", None)
+    if number_dtype is not None:
+        column = array_column(
+            values.to_numpy(dtype=number_dtype, na_value=number_dtype.type(0)), fill
+        )
         return MaskedColumn(column, missing, fill)
     categories: Any = getattr(dtype, "categories", None)
     is_number = categories is not None and isinstance(categories.dtype, np.dtype)

@@ -84,8 +84,8 @@ def _batches(data: Any, rows: int) -> Iterator[Any]:
     """Yield the rows of a dataset as Arrow tables.
 
     A shuffled or filtered dataset has an array of row numbers. `datasets` reads such rows one by
-    one, in 20 us each. This function takes all rows of an output table that are in the same record
-    batch at once.
+    one, in 20 us each. This function collects the rows of an output table with one call for each
+    record batch that holds some of them.
     """
     numbers = getattr(data, "_indices", None)
     source = getattr(getattr(data, "data", None), "table", None)

@@ -67,8 +67,8 @@ class PartedInput:
     parts : iterable of Part
         Their names must be unique.
     description : mapping of str to str, optional
-        Settings that also determine the samples of the parts, by names for messages. A write
-        resumes only with the same description.
+        Settings that also determine the samples of the parts. The keys are their names in
+        messages. A write resumes only with the same description.
 
     Attributes
     ----------
@@ -102,8 +102,9 @@ class PartedInput:
         counts = [part.samples for part in self.parts]
         self.samples = None if None in counts else sum(count or 0 for count in counts)
         self._first_position = (0, 0)  # the first part to open, and how many samples of it to skip
-        # For each part that was opened: its first sample that was read, the number of the part, and
-        # how many samples of it were skipped. `position` drops the entries of earlier parts.
+        # A tuple for each opened part: the number of the first sample that is read from it, the
+        # number of the part, and how many of its samples are skipped. `position` drops the tuples
+        # of earlier parts.
         self._starts: list[tuple[int, int, int]] = []
         self._samples_read = 0
 
@@ -197,7 +198,7 @@ class PartedInput:
         as_items: bool,
     ) -> Iterator[TableStream | Iterator[Any]]:
         """Open the parts one at a time, and yield the content of each that has samples."""
-        kind: bool | None = None
+        holds_tables: bool | None = None  # None until a part has samples
         first, offset = self._first_position
         for number in range(first, len(self.parts)):
             part = self.parts[number]
@@ -212,12 +213,12 @@ class PartedInput:
             offset = 0
             if content is not None:
                 is_table = isinstance(content, TableStream)
-                if is_table is (not kind) and kind is not None:
+                if holds_tables is not None and is_table != holds_tables:
                     raise TypeError(
                         f"part {part.name!r} of the input has {_KINDS[is_table]}, and the parts "
-                        f"before it have {_KINDS[kind]}: give one of them in all parts"
+                        f"before it have {_KINDS[holds_tables]}: give one of them in all parts"
                     )
-                kind = is_table
+                holds_tables = is_table
                 yield content
             del content  # before the next part is opened
             count = self._samples_read - begin
@@ -426,7 +427,7 @@ class TableTail:
         return names
 
     def _writer_input(self) -> TableTail:
-        """Return the table, so that it may also be an item of the data."""
+        """Return this table. A Writer calls this if `skip_samples` yields the table as an item."""
         return self
 
     def names(self) -> list[str]:

@@ -132,9 +132,9 @@ def foreign_table(
         return columns_of(_tensor_dict(data), None, names, fill) if data.batch_size else None
     if _is_a(data, "torch", "TensorDataset"):
         return _tensors(data.tensors, names, fill)
-    fields = getattr(getattr(data, "dtype", None), "names", None)
-    if fields and getattr(data, "ndim", 1) == 1 and hasattr(data, "__getitem__"):
-        return columns_of(_fields(data, fields), None, names, fill)
+    field_names = getattr(getattr(data, "dtype", None), "names", None)
+    if field_names and getattr(data, "ndim", 1) == 1 and hasattr(data, "__getitem__"):
+        return columns_of(_fields(data, field_names), None, names, fill)
     return _arrow_table(data, names, fill)
 
 

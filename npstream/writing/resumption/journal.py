@@ -36,7 +36,7 @@ __all__ = ["Journal", "JournalContent"]
 _HEADER = struct.Struct("<IQ")
 """The size of a frame's body in bytes, and the XXH3 hash of the body."""
 
-_READ_LIMIT = 1 << 31
+_MAX_FRAME_BYTES = 1 << 31
 """Maximum bytes of a frame."""
 
 
@@ -72,7 +72,7 @@ class Journal:
     ----------
     path : str
     create : bool
-        Whether to create the file. By default it exists.
+        Whether to create the file. By default it must exist.
 
     Raises
     ------
@@ -199,7 +199,7 @@ class Journal:
         if len(header) < _HEADER.size:
             return None
         nbytes, recorded_hash = _HEADER.unpack(header)
-        if nbytes > min(size - start - _HEADER.size, _READ_LIMIT):
+        if nbytes > min(size - start - _HEADER.size, _MAX_FRAME_BYTES):
             return None
         body = os.pread(self._descriptor, nbytes, start + _HEADER.size)
         return body if xxh3(body) == recorded_hash else None

@@ -42,7 +42,8 @@ class ResumableDirectory(LocalDestination):
     settings : dict
         The settings to record, which the caller sets before `begin`.
     totals : dict
-        The counts of the whole write, which the caller sets before `publish`.
+        The number of input samples ("input"), and of samples that were left out ("rejected"). The
+        caller sets it before `publish`.
     """
 
     def __init__(self, store: LocalStore) -> None:
@@ -68,7 +69,7 @@ class ResumableDirectory(LocalDestination):
             return
         try:
             self._journal = Journal(self._store.where(WORK))
-        except FileNotFoundError:  # the other process has published
+        except FileNotFoundError:  # the process that held the journal has removed it
             super().prepare()
             return
         except OSError as error:

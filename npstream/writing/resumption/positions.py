@@ -72,13 +72,13 @@ class InputTracker:
         """Record that the next row is output number `output` of `map=` for an input sample."""
         last = self._last
         offset = row - last.row
-        may_be_one = last.is_one_sample is not False
-        if may_be_one and (number, output) == (last.number, last.output + offset):
+        can_hold_outputs = last.is_one_sample is not False
+        if can_hold_outputs and (number, output) == (last.number, last.output + offset):
             last.is_one_sample = True  # another output of the same sample
             return
-        # A run of first outputs must begin with one; `add_batch` runs have fixed rows.
-        may_be_many = not (last.is_one_sample or last.output or last.numbers)
-        if may_be_many and (number, output) == (last.number + offset, 0):
+        # A run of many samples begins with a first output. A run of `add_batch` does not grow.
+        can_hold_samples = not (last.is_one_sample or last.output or last.numbers)
+        if can_hold_samples and (number, output) == (last.number + offset, 0):
             last.is_one_sample = False  # the first output of the next sample
             return
         self._add(_Run(row, number, output, is_one_sample=None))

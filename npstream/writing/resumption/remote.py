@@ -54,7 +54,8 @@ class ResumableUrl(RemoteDestination):
     settings : dict
         The settings to record, which the caller sets before `begin`.
     totals : dict
-        The counts of the whole write, which the caller sets before `publish`.
+        The number of input samples ("input"), and of samples that were left out ("rejected"). The
+        caller sets it before `publish`.
     """
 
     def __init__(self, store: RemoteStore) -> None:
@@ -245,7 +246,7 @@ class ResumableUrl(RemoteDestination):
         index = self._store.read(INDEX)
         if publication is None or publication["index"] != digest("xxh3_128", index):
             raise self._occupied_error(INDEX)
-        self._lock_number = 0
+        self._lock_number = 0  # so that `_release` removes all lock files
         count = publication["shards"]
         self._recorded_shards = set(range(count))
         self.saved = SavedWrite(publication["settings"], iter(()), count, publication, index)

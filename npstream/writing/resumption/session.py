@@ -45,8 +45,8 @@ class ResumableInput(NamedTuple):
     parts : PartedInput or None
         The user's data, if it is made of parts.
     description : dict
-        Properties of the data that are known before it is read, such as its length, by names for
-        messages. A write resumes only with the same description.
+        Properties of the data that are known before it is read, such as its length. The keys are
+        their names in messages. A write resumes only with the same description.
     """
 
     parts: PartedInput | None
@@ -83,6 +83,8 @@ class ResumableInput(NamedTuple):
 
 class ResumeSession:
     """The progress of a write that can resume.
+
+    A shard is whole if its files and its record are stored, and all shards before it are whole.
 
     Parameters
     ----------
@@ -179,6 +181,7 @@ class ResumeSession:
             return
         if saved.index is not None:
             for entry in json.loads(saved.index)["shards"]:
+                # A published write reads no more input, so the checkpoint is not used.
                 yield ShardRecord(entry, Checkpoint(0, 0, None, "", (0, 0)), None)
             return
         for body in saved.bodies:
@@ -206,7 +209,7 @@ class ResumeSession:
         return self._parts is not None
 
     def check_row(self, row: Body) -> None:
-        """Raise ValueError if the last row that is stored had other bytes."""
+        """Raise ValueError unless `row` has the bytes of the last row that is stored."""
         assert self.last is not None
         self._is_last_row_checked = True
         if self.last.row_hash not in ("", digest("xxh3_128", bytes(row))):
@@ -238,7 +241,7 @@ class ResumeSession:
         row = result.drop((last.number, last.output))
         if row is not None:
             self.check_row(row)
-        elif result.first > last.number or result.numbers:
+        elif result.first > last.number or result.numbers:  # all rows come after the last stored
             raise self.missing_input_error()
 
     def missing_input_error(self) -> ValueError:
@@ -261,7 +264,11 @@ class ResumeSession:
         self._tracker.add_batch(row, numbers, outputs)
 
     def add_reject(self, rejected: RejectedSample, row: int | None) -> None:
-        """Record a sample that is left out; `row` is the next row, if it is the next sample."""
+        """Record a sample that is left out.
+
+        `row` is the number of the next row, which comes from the next sample. It is None if
+        `add_output` records the sample of that row.
+        """
         assert self._rejects is not None
         reject_state = self._rejects.count, self._rejects.nbytes
         self._tracker.add_reject(rejected.number, rejected.output, reject_state)

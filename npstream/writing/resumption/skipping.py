@@ -48,8 +48,10 @@ def skip_input(
 
     Returns
     -------
-    tuple of (InputTable, TableStream or None, iterable)
-        The remaining data, as a table or as samples.
+    table : InputTable, TableStream or None
+        The remaining data, if it is a table.
+    samples : iterable
+        The remaining data, if it is not a table.
 
     Raises
     ------

@@ -135,7 +135,7 @@ class Base:
     def reconcile(
         self, columns: Mapping[str, str | Encoding], weakly_typed: Container[str]
     ) -> dict[str, str | Encoding]:
-        """Return `columns`, with the dataset's encoding of each column that can hold its values.
+        """Return `columns`, but with the dataset's encoding where it can hold the column's values.
 
         Parameters
         ----------

@@ -61,7 +61,7 @@ class RevisedIndex(NamedTuple):
 
 
 _MAX_UNCHANGED = 3
-"""The number of failures to replace an unchanged index that a write tolerates."""
+"""Maximum retries if the store refuses to replace the index, although the index is unchanged."""
 
 Revise: TypeAlias = Callable[[Base | None, str], RevisedIndex]
 """Returns the new index, given the existing dataset and a unique part for file names."""
@@ -162,7 +162,7 @@ class Revision(Destination):
     def _can_replace(self) -> bool:
         """Return True if a file of the store can be replaced on the condition that it is unchanged.
 
-        Without an index, it must be possible to create one on the condition that there is none.
+        A local directory without an index needs no such replacement, so the result is then True.
         """
         raise NotImplementedError
 
@@ -207,8 +207,8 @@ class Revision(Destination):
         kept_base, self._kept_base = self._kept_base, None
         if kept_base is None or (self.base is not None and kept_base.is_extended_by(self.base)):
             return
-        # Another write has replaced the dataset. It removes the former files, unless it has found
-        # that an index is kept.
+        # Another write has replaced the dataset. It removes the files of the former dataset, unless
+        # it finds the kept index first. If files are missing, the kept index is removed, too.
         if not all(self._store.exist_many(kept_base.files())):
             self._store.remove(version_name(kept_base.version))
 
