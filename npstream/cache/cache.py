@@ -173,7 +173,7 @@ class ShardCache:
         return os.path.exists(self.path(key))
 
     def store(self, key: str, data: Body) -> bool:
-        """Store a small object, and return True if that was possible."""
+        """Store a small object; return True if it is stored now."""
         path = cache_dir.path_of(self.directory, key, cache_dir.OBJECT_SUFFIX)
         footer = sparse.Footer(key, len(data), 0, bytes.fromhex(digest("xxh3_128", data)))
         reserved = self.reserve(footer.size + _BLOCK_OVERHEAD)
@@ -262,7 +262,7 @@ class ShardCache:
             sparse.set_last_use(file.path, time.time())
 
     def mark_finished(self, file: CachedFile) -> None:
-        """Record that readers will not need a file for long, so that it is evicted first."""
+        """Record that readers will not need a file soon, so that it is evicted first."""
         file.touched = time.monotonic() - _LAST_USE_PRECISION
         sparse.set_last_use(file.path, time.time() - _FINISHED_AGE)
 

@@ -232,7 +232,7 @@ class Downloads:
             return self.cache.reserve(nbytes, keep, may_exceed=may_exceed, timeout=seconds)
 
     def _download(self, parts: list[PieceRange], reserved: Reservation, lease: Lease) -> None:
-        """Download parts, and repeat ranges of pieces whose hashes are wrong."""
+        """Download parts; download pieces again whose hashes are wrong."""
         for _ in range(ATTEMPTS):
             wrong = list(self._transfer(parts, reserved, lease))
             if not wrong:

@@ -45,7 +45,7 @@ _FREE_DIVISOR = 10
 """Without a limit, the cache leaves the disk's size divided by this number free."""
 
 _MARGIN_DIVISOR = 32
-"""Eviction frees more than necessary: in addition, the limit divided by this number."""
+"""Eviction frees more bytes than necessary: the limit divided by this number."""
 
 _RESERVATION_NAME = re.compile(r"\.[0-9a-f]{16}\.reserved")
 
@@ -62,7 +62,7 @@ class Refusal(Enum):
 
 
 class Reservation:
-    """Bytes of the cache that are reserved until this is closed.
+    """Bytes of the cache that are reserved until the reservation is closed.
 
     Parameters
     ----------
@@ -228,7 +228,8 @@ def _evict(
         The bytes in use after the eviction.
     """
     cache_dir.sweep(path)
-    # Reservations first: bytes that are written meanwhile may be counted twice, but never missed.
+    # Count the reservations before the files. Bytes that are written meanwhile may then be counted
+    # twice, but are never missed.
     reserved, files = _reserved_bytes(path), cache_dir.entries(path)
     in_use = sum(file.nbytes for file in files) + reserved
     max_bytes = max_cache_bytes(path, limit, in_use)

@@ -354,7 +354,7 @@ def _read_cached(
 
 
 def _key(store: Store, name: str, entry: str) -> str:
-    """Return a file's cache key for an entry: "version", or the content of a given version."""
+    """Return the cache key of a file's entry; `entry` is "version", or a version for its content."""
     return _hash(repr((store.identity, name, entry)).encode())
 
 

@@ -76,7 +76,7 @@ def read_coalesced(
     ends: Int64,
     gap: int,
 ) -> list[bytes]:
-    """Read byte ranges of files by coalesced requests; sort the ranges as for `coalesce_ranges`."""
+    """Read byte ranges by coalesced requests; the ranges must be sorted by file and begin."""
     first_ranges, request_of, starts, lengths = coalesce_ranges(file_of, begins, ends, gap)
     names = map(name_of, file_of[first_ranges].tolist())
     bodies = store.ranges(zip(names, starts.tolist(), lengths.tolist(), strict=True))

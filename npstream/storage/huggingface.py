@@ -276,7 +276,7 @@ def _require_commits(location: Any) -> None:
 
 
 def _commit(filesystem: Any, location: Any, path: str, data: bytes, version: str | None) -> None:
-    """Commit a file if its version on the branch is `version`, or if it is missing for None."""
+    """Commit a file if its version on the branch is `version`; None means that there is no file."""
     api = filesystem._api
     repo = {"repo_id": location.repo_id, "repo_type": location.repo_type}
     while True:

@@ -381,7 +381,7 @@ class RemoteStore:
         self.remove_all([name])
 
     def remove_all(self, names: Iterable[str]) -> None:
-        """Remove the files that exist, with concurrent requests."""
+        """Remove the files that exist, concurrently unless each removal is a commit."""
         connection = self._connect()
 
         def removal(name: str) -> Request:
@@ -389,7 +389,7 @@ class RemoteStore:
             return Request(self.where(name), "remove this file", call, is_optional=True)
 
         names = list(names)
-        batch_size = max(len(names), 1) if connection.driver.max_uploads > 1 else 1  # for commits
+        batch_size = max(len(names), 1) if connection.driver.max_uploads > 1 else 1
         for start in range(0, len(names), batch_size):
             for _ in self._run(connection, map(removal, names[start : start + batch_size])):
                 pass
