@@ -1,7 +1,7 @@
 """Indices of columns: splits them into rows and elements, and finds the bytes of the elements.
 
-The index of a column has items for the row axes, then items for the axes of each value. A `Cell` is
-the part of every value that the latter items select, if it is an int or a range for each axis.
+The index of a column has items for the row axes, then items for the axes of each value. The latter
+items select a part of every value. A part that is an int or a range along each axis is a `Cell`.
 
 Tested in tests/dataset/test_column.py.
 """
@@ -71,8 +71,8 @@ def split_index(index: Any, row_axes: int, shape: Shape) -> tuple[Items, Items, 
     -------
     row_items, value_items : tuple
         Ints, slices and arrays. `row_items` has one item for each row axis. `value_items` has items
-        for the first axes of a value. If `row_items` begins with an Ellipsis, the result of
-        indexing is an array, even if it has no axes.
+        for the first axes of a value. If `row_items` begins with an Ellipsis, indexing must return
+        an array, even an array without axes.
     separable : bool
         True if NumPy's result equals ``array[row_items][(slice(None),) * k + value_items]``, where
         k is the number of row axes that ``array[row_items]`` still has.
@@ -80,8 +80,8 @@ def split_index(index: Any, row_axes: int, shape: Shape) -> tuple[Items, Items, 
     Raises
     ------
     IndexError, TypeError
-        If NumPy raises it for this index. Errors that concern `row_items` alone are left to
-        `Selection.select`.
+        If NumPy raises this exception for the index. Errors that concern `row_items`
+        alone are left to `Selection.select`.
 
     Examples
     --------
@@ -106,16 +106,17 @@ def split_index(index: Any, row_axes: int, shape: Shape) -> tuple[Items, Items, 
     if np.ndarray in value_kinds or (int in value_kinds and {np.ndarray, slice} <= row_kinds):
         return row_items, value_items, False
     # If all items are ints, NumPy returns an array only if there is an Ellipsis. Without row axes,
-    # the result is an array if `value_items` select one, so the empty `row_items` must not select
-    # an element.
+    # `row_items` is empty, and an empty index returns an element. The Ellipsis makes it an array,
+    # from which `value_items` can select.
     one_element = row_kinds | value_kinds <= {int}
     is_array = any(item is Ellipsis for item in index_items) if one_element else not row_items
     return ((..., *row_items) if is_array else row_items), value_items, True
 
 
 def _check_value_items(value_items: Items, row_axes: int, shape: Shape) -> None:
-    """Raise NumPy's exception for items of the axes of a value, if it has one."""
-    # Slices raise none, and the axes of slices and rows may be long. So these axes get length 1.
+    """Raise the exception that NumPy raises for invalid items of the axes of a value."""
+    # Slices are always valid, and the axes of slices and rows may be long. So these axes get length
+    # 1.
     lengths = shape[row_axes : row_axes + len(value_items)]
     short_shape = [1] * row_axes
     index: list[Any] = [slice(None)] * row_axes
@@ -136,10 +137,10 @@ def indexed_shape(shape: Shape, index: Items) -> Shape:
         if not isinstance(item, slice) or item != slice(None):
             break
         leading += 1
-    # Give these leading axes length 1 in one array and 0 in another, and index both arrays. An axis
-    # whose length differs between the results is one of them, and has its length in `shape`. The
-    # empty array comes second, because NumPy 2.0 only warns of an index that is out of bounds in an
-    # empty array.
+    # Give these leading axes length 1 in one array and 0 in another, and index both arrays. If the
+    # length of an axis differs between the two results, it is a leading axis. Its true length is in
+    # `shape`. The empty array comes second, because NumPy 2.0 only warns of an index that is out of
+    # bounds in an empty array.
     single, empty = (
         np.broadcast_to(np.False_, (length,) * leading + shape[leading:])[index].shape
         for length in (1, 0)
@@ -334,7 +335,7 @@ def coalesce_runs(runs: list[tuple[int, int]], gap: int) -> list[tuple[int, int]
 
 
 def as_slice(axis: range) -> slice:
-    """Return the slice that selects the positions in a range, none of them negative."""
+    """Return the slice that selects the positions in a range; no position may be negative."""
     if len(axis) == 0:
         return slice(0, 0)
     # In a slice, a negative `stop` would count from the end.

@@ -50,7 +50,8 @@ class Concatenation:
         self.selections, self.firsts = tuple(selections), tuple(firsts)
         sizes = [selection.size for selection in self.selections]
         self.bounds: Int64 = np.array([*accumulate(sizes, initial=0)], np.int64)
-        # In an affine view, row r is sample step * r + offset. Most views are affine.
+        # In an affine view, row r of the concatenation is sample step * r + offset. Most views are
+        # affine.
         affines = [selection.affine for selection in self.selections]
         self._nonaffine = np.array([affine is None for affine in affines])
         start_steps = [affine or (0, 1) for affine in affines]
@@ -90,8 +91,8 @@ class Concatenation:
     def pieces(self, selection: Selection) -> Iterator[tuple[int, Selection]]:
         """Split an affine selection of rows by view.
 
-        Yield the number of each view that it contains rows of, and the selection of these rows'
-        samples in the view's dataset.
+        For each view that has some of the selected rows, yield two values: the number of the view,
+        and the selection of the rows' samples in the view's dataset.
         """
         assert selection.affine is not None
         start, step = selection.affine

@@ -20,7 +20,7 @@ BATCH_POSITIONS = 1 << 20
 """Positions per batch, to bound memory."""
 
 DENSE_BITS = 64
-"""Up to this number of bits per position, `Mask.at_range` unpacks all bits between its positions.
+"""Up to this number of bits per rank, `Mask.at_range` unpacks all bits from first to last position.
 
 `Mask.at` takes as long for a position as unpacking takes for 60 to 190 bits.
 """
@@ -102,7 +102,7 @@ class Mask:
         return positions
 
     def rank(self, positions: Int64) -> Int64:
-        """Return the number of set bits before each position, all in ``range(domain + 1)``."""
+        """Return the number of set bits before each position; positions are at most `domain`."""
         block = positions // BLOCK_BITS
         ranks = self._counts_before[block]
         _rank.for_size(positions.size)(self._bits.view(np.uint64), positions, ranks)
@@ -149,7 +149,7 @@ def _zero_bits(domain: int) -> Bytes:
 
 @kernel
 def _select(words: Words, block: Int64, rank: Int64, position: Int64) -> None:
-    """Set ``position[k]`` to the set bit number ``rank[k]`` of block ``block[k]``."""
+    """Write to ``position[k]`` the position of set bit number ``rank[k]`` in block ``block[k]``."""
     one = u64(1)
     for k in range(rank.size):
         remaining = int(rank[k])

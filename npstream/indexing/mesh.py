@@ -67,7 +67,8 @@ class Mesh:
         """
         axis_positions = tuple(_index(n, row_items, value_items) for n in self.axis_positions)
         lead = sum(not isinstance(item, int) for item in value_items[: self.lead])
-        # If a slice stands between two arrays, or an array and an int, NumPy puts their axes first.
+        # If a slice stands between two arrays, or between an array and an int, NumPy puts the axes
+        # of the arrays first.
         if width := _width(value_items):
             lead = 0 if _are_adjacent(value_items) else width
             ends = range(len(row_items), len(row_items) + lead)
@@ -143,11 +144,11 @@ class Mesh:
         Parameters
         ----------
         values : ndarray, shape (m, ...)
-            The values of rows, or only the part of each that `bounding_cell` has returned.
+            The values of rows. Each may be only the part of a value that `bounding_cell` returns.
         rows : ndarray of int64, shape (n,)
             For each row of the result, its position in `values`.
         start : int
-            Position of the first of these rows in the raveled rows of the mesh.
+            Position of the result's first row in the raveled rows of the mesh.
         row_axes : int
             Number of row axes of the mesh.
 

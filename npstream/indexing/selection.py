@@ -167,7 +167,7 @@ class Selection:
         return ids
 
     def at(self, positions: Int64) -> Int64:
-        """Return the sample ids at positions of the raveled view, all in ``range(size)``."""
+        """Return the sample ids at positions of the raveled view, which must be in bounds."""
         positions = positions.astype(np.int64, order="C", casting="same_kind")
         if out_of_bounds(positions, self.size):
             raise IndexError(
@@ -185,9 +185,9 @@ class Selection:
         """Return the positions at which sorted bounds of sample ids split the raveled view.
 
         The bounds ascend from 0 to the number of samples of the dataset. The samples of the view
-        between two consecutive cuts have ids between two consecutive bounds. Cuts ascend, so if ids
-        descend, the first cut belongs to the last bound. The result is None unless the view's ids
-        only ascend or only descend.
+        between two consecutive cuts have ids between two consecutive bounds. Cuts always ascend. So
+        if the view's ids descend, the first cut belongs to the last bound. The result is None if
+        the ids neither only ascend nor only descend.
 
         >>> Selection.all(10).select(slice(None, None, -3)).cuts(np.array([0, 5, 10]))
         array([0, 2, 4])
@@ -208,8 +208,8 @@ class Selection:
         elif self._stages:
             return None
         start, step = rows.start if rows else 0, rows.step if len(rows) > 1 else 1
-        # The id at position k is start + k * step. Count the positions whose ids are below each
-        # bound or, if ids descend, not below it.
+        # The id at position k is start + k * step. If ids ascend, a cut is the number of ids below
+        # the bound. If ids descend, it is the number of ids that are at least the bound.
         if step > 0:
             return np.clip(-((start - bounds) // step), 0, len(rows))
         return np.clip((start - bounds[::-1]) // -step + 1, 0, len(rows))

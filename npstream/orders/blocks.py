@@ -90,10 +90,11 @@ class Cache(NamedTuple):
     stretches : ndarray, shape (stretches, width)
         Cached rows.
     table : ndarray, shape (MAX_TABLE_LENGTH,)
-        Buffer for a small block if other blocks are large: the first or the last of its lane.
+        Buffer for a small block, if other blocks are large. Such a small block is the first or the
+        last block of its lane.
     work : ndarray of int64, shape (4, MAX_PIECES)
-        Buffer for a large block. Its rows are: the end of each piece in the block; the number to
-        add to get rows; and left and right digits of the cipher.
+        Buffer for a large block. Its rows are: the end of each piece in the block; for each piece,
+        row number minus position in the block; and left and right digits of the cipher.
     guide : ndarray of int32
         Buffer for `_tabulate`.
     """
@@ -154,8 +155,9 @@ def grow_cache(cache: Cache, needed: int) -> Cache:
 
 @kernel
 def look_up(positions: Int64, blocks: Blocks, layout: Layout, cache: Cache, rows: Int64) -> int:
-    """Write the rows at positions, or at ``rows.size`` consecutive positions from a single one on.
+    """Write the rows at positions.
 
+    If `positions` has only one element, it is the first of ``rows.size`` consecutive positions.
     Return the number of rows written. It is less than ``rows.size`` if the cache has no free
     stretch, and may grow.
     """
@@ -345,7 +347,8 @@ def _scatter(
     for k in range(rows.size):
         target = int(left[k]) * b + int(right[k])
         piece = int(cache.guide[target >> shift])
-        # Mostly one step is enough. It has no branch, so that the processor mispredicts less.
+        # Mostly one step to the next piece is enough. This step has no branch, which the processor
+        # could mispredict.
         piece += target >= cache.work[0, piece]
         while target >= cache.work[0, piece]:
             piece += 1

@@ -56,8 +56,8 @@ def view_chunks(chunks: AnyArray, selection: Selection) -> AnyArray:
     """Cut a view, raveled, into chunks.
 
     If the sample ids of the view are monotonic, it is cut where the dataset's chunks begin.
-    Otherwise all its chunks have the average length of the dataset's chunks. Then consecutive
-    samples of the view mostly stay together, for instance in a list of several slices.
+    Otherwise all chunks of the view have the average length of the dataset's chunks. Consecutive
+    samples of such a view are often stored together, for instance in a list of several slices.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def _cut(starts: Int64, counts: Int64, chunks: AnyArray) -> None:
 
 @kernel
 def smallest_step(bounds: AnyArray) -> int:
-    """Return the smallest difference of consecutive bounds, or 1 if it is larger."""
+    """Return the smallest difference of consecutive bounds, or 1 if all differences are larger."""
     smallest = 1
     for k in range(bounds.size - 1):
         smallest = min(smallest, int(bounds[k + 1]) - int(bounds[k]))

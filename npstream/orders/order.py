@@ -74,11 +74,11 @@ class Shuffle:
         or in the cache while the order is read. "auto" is 1/64 of the data, but at least 1 GiB and
         at most 64 GiB. None shuffles all samples together.
     lanes : int, optional
-        Number of sequences of chunks that the order interleaves. If the number of nodes divides
-        it, the nodes read different chunks; only the few chunks that are cut at the end of a lane
-        may be read by two nodes. The default is 1 if all data fit into a block. Else it is the
-        largest of 1, 2, 4, 8, 24, 48, 96, 192, 480 and 960 for which each lane has at least 16 MiB
-        of the block.
+        Number of sequences of chunks that the order interleaves. If it is a multiple of the number
+        of nodes, the nodes read different chunks. Only the few chunks that are cut at the end of a
+        lane may be read by two nodes. The default is 1 if all data fit into a block. Otherwise, the
+        default is the largest of 1, 2, 4, 8, 24, 48, 96, 192, 480 and 960 for which each lane has
+        at least 16 MiB of the block.
 
     Examples
     --------
@@ -102,7 +102,7 @@ class Shuffle:
                 )
 
     def resolve(self, nbytes: int) -> Shuffle:
-        """Return the settings for data of a size: defaults are replaced by their values.
+        """Return the settings for data of a given size, with values instead of defaults.
 
         Parameters
         ----------
@@ -180,8 +180,8 @@ class Order(RowOrder):
     n : int
         Rows of the view.
     chunks : ndarray of int32 or int64, or callable
-        First row of each chunk of the view, sorted, then n. A callable that returns this array is
-        called when the array is needed, and is pickled instead of it.
+        First row of each chunk of the view, sorted, then n. A callable returns this array. It is
+        called when the array is needed, and pickled instead of the array.
     seed, epoch : int
         The order depends on both: different pairs give different orders.
     block : int
@@ -189,7 +189,7 @@ class Order(RowOrder):
     lanes : int, default: 1
         Number of lanes.
     scratch : Cache, optional
-        A cache whose buffers this order shares; by default it has buffers of its own. The cached
+        A cache whose buffers this order shares. By default, the order has its own buffers. Cached
         rows must have the dtype of `chunks`. Orders that share buffers must not be used at the same
         time.
 
@@ -227,8 +227,8 @@ class Order(RowOrder):
         self._blocks = Blocks(
             n, lanes, min(block, max(n, 1)), make_key(seed, epoch, 0, _EPOCH_LEVEL)
         )
-        # Each look-up removes a layout and a cache, and puts them back at the end. So no two
-        # threads use the same ones.
+        # Each look-up takes a layout and a cache out of this deque, and puts them back at the end.
+        # So two threads never use the same layout or cache.
         self._free_buffers: deque[tuple[Layout, Cache]] = deque(maxlen=2)
 
     def __len__(self) -> int:
@@ -288,15 +288,14 @@ class Order(RowOrder):
     def _look_up(self, positions: Int64, rows: Int64) -> None:
         """Write the rows at `positions` to `rows`.
 
-        If `positions` has only one element, write the rows at ``rows.size`` consecutive positions,
-        of which it is the first.
+        If `positions` has only one element, it is the first of ``rows.size`` consecutive positions.
         """
         if rows.size == 0:
             return
         blocks, (layout, cache) = self._blocks, self._acquire()
         kernel = look_up.for_size(self._estimate_work(rows.size, min(rows.size, blocks.lanes)))
         done = kernel(positions, blocks, layout, cache, rows)
-        # The kernel stops where it needs more cache than there is.
+        # The kernel stops when the cache has no free stretch.
         while done < rows.size:
             cache = grow_cache(cache, rows.size - done)
             next_positions = positions[done:] if positions.size == rows.size else positions + done
@@ -305,8 +304,8 @@ class Order(RowOrder):
 
     def _estimate_work(self, rows: int, blocks: int) -> int:
         """Estimate the work of looking up `rows` rows in `blocks` blocks, for `Kernel.for_size`."""
-        # A small block is shuffled as a whole. In plain Python this takes at most 30 ms, less than
-        # loading Numba, so the largest block counts as 1 << 10 rows, as in `Permutation`.
+        # A small block is shuffled as a whole. In plain Python, this takes at most 30 ms: less than
+        # loading Numba. So the largest small block counts as 1 << 10 rows, as in `Permutation`.
         block = self._blocks.block
         return rows + (blocks * block >> 5 if block <= MAX_TABLE_LENGTH else 0)
 

@@ -1,4 +1,4 @@
-"""Provide permutations whose elements, and whose inverse, are computed one by one.
+"""Provide permutations that compute single elements, and the positions of single elements.
 
 Up to `MAX_TABLE_LENGTH` elements, a permutation is a Fisher-Yates shuffle. It is uniform at every
 length, and its table is made on first use. Longer permutations are a Feistel network over pairs of
@@ -155,7 +155,7 @@ def shuffle(key: int, table: AnyArray) -> None:
 def shuffled_position(key: int, n: int, element: int) -> int:
     """Return the position of an element in a table of `n` elements that `shuffle` fills.
 
-    It takes O(n) time, and no memory for the table.
+    This takes O(n) time, and no memory for the table.
     """
     position = draw(key ^ element, element + 1)
     for i in range(element + 1, n):
@@ -168,7 +168,7 @@ def shuffled_position(key: int, n: int, element: int) -> int:
 def shuffled_element(key: int, n: int, position: int) -> int:
     """Return the element at a position in a table of `n` elements that `shuffle` fills.
 
-    It takes O(n) time, and no memory for the table. It goes back through the steps of `shuffle`,
+    This takes O(n) time, and no memory for the table. It goes back through the steps of `shuffle`,
     and follows the element to the step that wrote it first.
     """
     i = n - 1

@@ -135,7 +135,10 @@ class _CombinedStreams:
         return np.ones(slots.shape, bool)
 
     def stream_ids(self, numbers: Int64, slots: Int64) -> Int64:
-        """Return the ids in slots of the streams with `numbers`, or -1 for negative numbers."""
+        """Return the ids of the samples in slots.
+
+        Slot k is a slot of stream ``numbers[k]``. If this number is negative, the id is -1.
+        """
         ids = np.full(slots.shape, -1)
         # `group_positions` sorts: NumPy sorts 16-bit integers in linear time.
         keys: AnyArray = numbers.astype(np.int16) if len(self.streams) < 1 << 15 else numbers

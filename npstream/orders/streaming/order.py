@@ -192,7 +192,8 @@ class StreamingOrder:
             initial_physical_nodes=state.get("initial_physical_nodes"),
         )
         if self.batching_method != "random":
-            # Streaming skips this number of global batches, even if the epoch has no more.
+            # Streaming skips the global batches before `sample_in_epoch`, even if these are all
+            # batches of the epoch.
             return order, number, sample_in_epoch
         stream_samples, _ = order.stream_samples()
         size = sum(stream_samples)

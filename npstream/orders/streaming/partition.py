@@ -2,8 +2,8 @@
 
 Samples are cut into equal lanes ("canonical nodes"). The *sequence* takes one sample of each lane
 in turn. Nodes take samples of the sequence in turn, and the ranks of a node take its samples in
-turn. The batches of all ranks with the same number are the global batch: consecutive samples of the
-sequence. DataLoader workers take the batches of their rank in turn.
+turn. The batches with the same number, one of each rank, form a global batch. Its samples are
+consecutive in the sequence. DataLoader workers take the batches of their rank in turn.
 
 A *slot* numbers a sample of a rank's batch, over all batches, nodes and ranks of an epoch:
 ``((batch * nodes + node) * ranks + rank) * batch_size + offset``.
@@ -117,7 +117,7 @@ class StreamingPartition:
 
     @property
     def samples(self) -> int:
-        """Number of samples of each rank; some are repeated so that all ranks have the same."""
+        """Number of samples of each rank; some are repeated, so that this number is equal."""
         return -(-self._per_node // self.world.ranks_per_node)
 
     @property
@@ -202,8 +202,8 @@ def make_partition(
     """Return the partition of an epoch of `size` samples among the ranks of `world`.
 
     "relaxed" lets a run resume on a number of nodes that does not fit its lanes. Then the partition
-    is made for `initial_nodes` nodes, with another batch size of a rank. Its global batches have
-    the same size as those of `world`, and so the same slots.
+    is made for `initial_nodes` nodes, with another batch size of a rank. The size of a global batch
+    stays the same as in `world`. So slots also stay the same.
 
     Raises
     ------
@@ -290,8 +290,8 @@ def _positions(
         if is_cyclic:
             positions[k] = (lane * (rows + filler) + row) % bounds[lanes]
             continue
-        # Rows that fill up a shared lane repeat earlier rows. A lane may lack a last row: it
-        # repeats the row before.
+        # Rows that fill up a shared lane repeat earlier rows. If a lane is one row shorter than
+        # others, its last row is repeated.
         if row >= rows:
             row += filler_source - rows
         elif next_samples > 0:

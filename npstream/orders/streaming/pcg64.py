@@ -68,8 +68,8 @@ def draw_shuffle(state: State, values: AnyArray, start: int, stop: int) -> None:
         while i > limit:
             hi, lo, spare, has_spare, half = _draw_half(hi, lo, inc_hi, inc_lo, spare, has_spare)
             j = half & mask
-            # The processor would mispredict a branch on this half of the time. Instead, a draw that
-            # is out of range swaps an element with itself, which costs less.
+            # The processor would mispredict a branch on `is_in_range` half of the time. Instead, a
+            # draw that is out of range swaps an element with itself, which costs less.
             is_in_range = u64(j <= i)
             a, b = first + i, first + min(j, i)
             value = values[a]

@@ -63,7 +63,8 @@ class ExpandedOrder:
         piece ``shuffles.runs[i]``.
     min_width, width_stop : int
         The samples of a piece draw places in a range of random width. The width is at least
-        `min_width` and below `width_stop`, and is not used if the piece is longer.
+        `min_width` and below `width_stop`. If the piece is longer than this width, its samples do
+        not move.
     """
 
     pieces: Pieces

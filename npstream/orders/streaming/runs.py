@@ -30,7 +30,7 @@ SPACING = 1 << 16
 """Samples between snapshots."""
 
 MAX_CACHED = 1 << 24
-"""Maximum number of ids that are cached for readers that continue."""
+"""Maximum number of ids that are cached for sequential readers."""
 
 
 class PieceOrder(Protocol):
@@ -64,8 +64,9 @@ class OrderTable:
 class Pieces:
     """Pieces of consecutive numbers: piece k begins at position ``offsets[k]``.
 
-    Its numbers are ``begins[k]``, ``begins[k] + 1``, and so on. If ``begins[k]`` is negative, they
-    are the entries of `picks` from this index on. Numbers have the dtype of `picks`.
+    The numbers of piece k are ``begins[k]``, ``begins[k] + 1``, and so on. If ``begins[k]`` is
+    negative, the numbers are the entries of `picks` from this (negative) index on. Numbers have the
+    dtype of `picks`.
     """
 
     offsets: Int64
@@ -125,7 +126,7 @@ class ComposedPieces:
 class Snapshots:
     """Saved states of the generator before some runs.
 
-    `runs` are their numbers, `starts` their first positions.
+    `runs` are the numbers of these runs. `starts` are the runs' first positions.
     """
 
     runs: Int64
@@ -278,7 +279,7 @@ def number_dtype(size: int) -> type[np.uint32] | type[np.int64]:
 def _snapshot_runs(starts: Int64, stops: Int64, spacing: int) -> Int64:
     """Return the runs before which to save a snapshot, about one for each `spacing` samples.
 
-    They overlap no earlier run.
+    The returned runs do not overlap earlier runs.
     """
     previous_stops = np.maximum.accumulate(np.concatenate([starts[:1], stops[:-1]]))
     runs = np.flatnonzero(starts >= previous_stops)

@@ -26,7 +26,7 @@ from npstream.orders.streaming.pcg64 import (
 from npstream.orders.streaming.runs import Pieces, number_dtype
 
 SAMPLING_METHODS = ("balanced", "fixed")
-"""Whether each epoch picks other samples, or all epochs pick the same."""
+"""With "balanced", each epoch picks other samples. With "fixed", all epochs pick the same."""
 
 _FLOYD_MAX = 10_000
 """Up to this number of samples, ``Generator.choice`` always uses Floyd's method."""
@@ -62,7 +62,7 @@ class Weight:
 def samples_per_stream(
     weights: Sequence[Weight], sizes: Int64, epoch_size: int | None, seed: int
 ) -> tuple[Int64, NDArray[np.float64]]:
-    """Return the number of samples that an epoch takes of each stream, and their proportions.
+    """Return the number of samples that an epoch takes of each stream, and each proportion.
 
     There are three kinds of weights:
 
@@ -119,15 +119,17 @@ def samples_per_shard(sizes: Int64, choose: int, granularity: int, seed: int) ->
     times, remainder = divmod(choose, max(int(sizes.sum()), 1))
     counts = sizes * times
     if remainder:
-        picks = -(-sizes // granularity)
+        pick_counts = -(-sizes // granularity)
         # The last pick of a shard may be short. But if the next shard is empty, Streaming takes the
         # full granularity. This copies its behavior.
         last_sizes = (sizes - 1) % granularity + 1
         last_sizes[:-1][sizes[1:] == 0] = granularity
         is_small = len(sizes) <= 1 << 15
-        order = np.empty(int(picks.sum()), np.uint16 if is_small else np.uint32)
+        order = np.empty(int(pick_counts.sum()), np.uint16 if is_small else np.uint32)
         state = state_from_seed(seed)
-        _pick.for_size(order.size)(state, picks, last_sizes, granularity, remainder, order, counts)
+        _pick.for_size(order.size)(
+            state, pick_counts, last_sizes, granularity, remainder, order, counts
+        )
     return counts
 
 
@@ -186,22 +188,27 @@ class Picks:
         state = state_from_seed(self.sample_seed)
         sizes, begins = self.sizes, self.sizes.cumsum() - self.sizes
         times, pick_counts = np.divmod(self.counts, np.maximum(sizes, 1))
-        (parts,) = pick_counts.nonzero()
+        (picked_shards,) = pick_counts.nonzero()
         ends = pick_counts.cumsum()
         # `_choose` writes one element beyond the last pick.
         picks = np.empty(int(ends[-1]) + 1, number_dtype(int(sizes.sum())))
-        is_chosen = np.zeros(int(sizes[parts].max(initial=0)), bool)
+        is_chosen = np.zeros(int(sizes[picked_shards].max(initial=0)), bool)
         _choose.for_size(picks.size)(
-            state, sizes[parts], pick_counts[parts], begins[parts], is_chosen, picks
+            state,
+            sizes[picked_shards],
+            pick_counts[picked_shards],
+            begins[picked_shards],
+            is_chosen,
+            picks,
         )
         # The whole shard comes first, as often as it is taken, then the samples picked of it.
         repeats = times + (pick_counts > 0)
-        last = repeats.cumsum()[parts] - 1
-        units, starts = sizes.repeat(repeats), begins.repeat(repeats)
-        units[last] = pick_counts[parts]
+        last = repeats.cumsum()[picked_shards] - 1
+        unit_sizes, starts = sizes.repeat(repeats), begins.repeat(repeats)
+        unit_sizes[last] = pick_counts[picked_shards]
         # A negative start is an index of `picks`, from the end; see `Pieces`.
-        starts[last] = (ends - pick_counts)[parts] - ends[-1]
-        return Pieces.concatenate(units, starts, picks[:-1])
+        starts[last] = (ends - pick_counts)[picked_shards] - ends[-1]
+        return Pieces.concatenate(unit_sizes, starts, picks[:-1])
 
     def ids(self, numbers: Int64) -> Int64:
         """Return the ids of samples, which are numbered from the first unit to the last."""
@@ -223,7 +230,7 @@ def _weighted_samples(weight: Weight, size: int) -> int:
 @kernel
 def _pick(
     state: State,
-    picks: Int64,
+    pick_counts: Int64,
     last_sizes: Int64,
     granularity: int,
     remainder: int,
@@ -236,11 +243,11 @@ def _pick(
     last pick of the shard. ``last_sizes`` are the numbers of samples of these last picks.
     """
     index = 0
-    for shard in range(picks.size):
-        for _ in range(picks[shard]):
+    for shard in range(pick_counts.size):
+        for _ in range(pick_counts[shard]):
             order[index] = 2 * shard
             index += 1
-        if picks[shard]:
+        if pick_counts[shard]:
             order[index - 1] += 1
     draw_shuffle(state, order, 0, order.size)
     missing_samples = remainder

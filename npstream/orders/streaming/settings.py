@@ -26,7 +26,7 @@ _MAX_SEED = (1 << 63) - 1
 
 
 class StreamingRun(NamedTuple):
-    """The settings of a training run that stay the same when it resumes; saved in its states."""
+    """Settings of a training run that stay the same when the run resumes; states contain them."""
 
     num_canonical_nodes: int
     shuffle_seed: int
@@ -47,13 +47,13 @@ class StreamingShuffle:
         ranks like in Streaming.
     num_canonical_nodes : int, optional
         Number of sequences that the order interleaves. A node reads one or several of them, or
-        several nodes share one. By default 64 for each node with "py1s" and "py2s", else 1 for each
-        node. A loaded state sets it if it is not given.
+        several nodes share one. By default, a loaded state sets the number. Without a state, it is
+        64 for each node with "py1s" and "py2s", else 1 for each node.
     shuffle_block_size : int, optional
         Samples that are shuffled together, in orders with blocks. By default
         ``max(4_000_000 // num_canonical_nodes, 262_144)``.
     shuffle_seed : int, optional
-        The seed of the order, by default 9176. A loaded state sets it if it is not given.
+        The seed of the order. By default, a loaded state sets it; without a state, it is 9176.
     partition_algo : {"relaxed", "orig"}, default: "relaxed"
         "relaxed" allows a run to resume on any number of nodes that divides its global batch.
     initial_physical_nodes : int, optional
@@ -64,7 +64,7 @@ class StreamingShuffle:
         Consecutive samples of a shard that are picked together if an epoch takes only a part of a
         dataset.
     proportion : mapping of str to float, optional
-        The share of each source in an epoch, on any scale.
+        The share of each source in an epoch, relative to the shares of the other sources.
     repeat : mapping of str to float, optional
         How often an epoch takes a source. Sources without a weight are taken once.
     choose : mapping of str to int, optional
@@ -134,7 +134,7 @@ default: "random"
         Raises
         ------
         ValueError
-            If a weight names no source, or a source has several weights.
+            If a weight names an unknown source, or a source has several weights.
         """
         settings = {name: getattr(self, name) or {} for name in _WEIGHTS}
         for name, weights in settings.items():
