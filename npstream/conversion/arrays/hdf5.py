@@ -52,8 +52,9 @@ class Hdf5Array:
 class Hdf5Source(ArraySource):
     """Datasets of HDF5 files. Each is a column, named like the dataset in its group.
 
-    The datasets of groups within the group have names such as ``"inner/x"``. The rows of several
-    files follow one another.
+    The option ``group`` names the group or dataset to read; by default the root group. The datasets
+    of groups within the group have names such as ``"inner/x"``. The rows of several files follow
+    one another.
     """
 
     kind = "hdf5"
@@ -84,7 +85,7 @@ def _open_item(file: SourceFile, name: str) -> Any:
 
 
 def _datasets(item: Any, where: str) -> dict[str, StoredArray]:
-    """Return the datasets of an item by name: of a group, or the item itself."""
+    """Return the datasets of a group by name, or only the item if it is a dataset."""
     h5py = import_optional("h5py", "h5py", "sources", _PURPOSE)
     if isinstance(item, h5py.Dataset):
         return {item.name.rpartition("/")[2]: Hdf5Array(where, item)}

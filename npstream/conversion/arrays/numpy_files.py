@@ -1,7 +1,7 @@
 """Files of NumPy as sources: ``.npy``, also compressed or in parts, and ``.npz``.
 
-A local ``.npy`` file is memory-mapped. All others are read from the first row to the last. Only an
-array in Fortran order is loaded as a whole.
+A local ``.npy`` file that is not compressed is memory-mapped. Other files are read from the first
+row to the last. An array in Fortran order that cannot be memory-mapped is loaded as a whole.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ class NpyArray:
     open : callable
         Opens the file for reading bytes.
     path : str, optional
-        The path of a local file that is not compressed.
+        The path of a local file that is not compressed. It is memory-mapped.
 
     Raises
     ------
     FormatError
-        If it is not such a file.
+        If the file does not have the ``.npy`` format.
     ValueError
         If it has Python objects, which only pickle reads.
     """
@@ -91,6 +91,7 @@ class NpyArray:
         """Return rows."""
         if self._whole is not None:
             return self._whole[start:stop]
+        # An empty array cannot be memory-mapped.
         if self._path is not None and self._row_bytes * self.shape[0]:
             try:
                 self._whole = np.load(self._path, mmap_mode="r", allow_pickle=False)
@@ -341,13 +342,13 @@ class NpzSource(ArraySource):
             yield file.name, file.where, arrays
 
 
-def _is_requested(name: str, requested: Iterable[str], arrays: int) -> bool:
+def _is_requested(name: str, requested: Iterable[str], array_count: int) -> bool:
     """Return True if an array of an archive has a requested column.
 
     The column may be the array, a field of a structured array (``array.field``, or ``field`` if the
     archive has one array), or an array of which `name` is a part (``group`` of ``group.array``).
     """
-    return arrays == 1 or any(
+    return array_count == 1 or any(
         name == column or name.startswith(f"{column}.") or column.startswith(f"{name}.")
         for column in requested
     )
@@ -389,7 +390,7 @@ class _Archive:
 
 
 class _Member:
-    """A member of an archive, which closes the archive, too."""
+    """A member of an archive. Closing it also closes the file of the archive."""
 
     def __init__(self, archive: zipfile.ZipFile, member: Any) -> None:
         self._file, self._member = archive.fp, member

@@ -1,4 +1,6 @@
-"""The base of the sources of arrays: arrays of one length are columns, read some rows at a time.
+"""The base of the sources of arrays.
+
+Each array is a column, and all arrays have the same number of rows. A part has some of the rows.
 
 Tested in tests/conversion/arrays/test_numpy_files.py.
 """
@@ -39,7 +41,7 @@ _BLOCK_BYTES = 1 << 23
 """Approximate bytes of values of varying size that one call reads."""
 
 _FIRST_ROWS = 16
-"""Rows of the first such call, since the size of the values is unknown before it."""
+"""Rows that the first of these calls reads. Their values show how many rows a later call reads."""
 
 _MAX_ALIGNED_BYTES = 1 << 26
 """Maximum bytes of a part whose ends are aligned to the chunks of all arrays."""
@@ -79,7 +81,7 @@ class ArrayField:
 
     @property
     def row_bytes(self) -> int | None:
-        """Bytes of a row that is read; None if rows vary in size."""
+        """Bytes of a row of the array, with all fields; None if rows vary in size."""
         array = self.array
         if array.dtype.hasobject or array.dtype.kind == "T":
             return None
@@ -128,7 +130,7 @@ class ArrayTable:
         if None not in sizes:
             row_bytes = max(sum(size or 0 for size in sizes), 1)
             rows = max(PART_BYTES // row_bytes, 1)
-            # A part of whole chunks of all arrays reads each chunk once.
+            # If each part has whole chunks of all arrays, no chunk is read twice.
             aligned = lcm(*chunks)
             if aligned * row_bytes > _MAX_ALIGNED_BYTES:
                 aligned = max(chunks)
@@ -164,6 +166,7 @@ class ArrayTable:
         return rows
 
     def _samples(self, start: int, stop: int) -> Iterator[dict[str, Any]]:
+        """Yield rows as samples, from blocks of about `_BLOCK_BYTES`."""
         rows = _FIRST_ROWS
         while start < stop:
             block = self._arrays(start, min(start + rows, stop))
@@ -194,14 +197,15 @@ def array_fields(name: str, array: StoredArray, is_only: bool) -> dict[str, Arra
     Parameters
     ----------
     name : str
+        The name of the array.
     array : StoredArray
     is_only : bool
-        Whether the table has no other array. The columns of fields then do not get its name.
+        Whether a field of a structured array becomes a column ``field``, and not ``name.field``.
 
     Raises
     ------
     TypeError, ValueError
-        If its values cannot be stored.
+        If the values of the array cannot be stored.
     """
     try:
         if not array.shape:
@@ -255,6 +259,7 @@ class ArraySource(InputSource):
     """
 
     column_hint: ClassVar[str] = "[...]"
+    """The ``columns=`` that the error for arrays of different lengths suggests."""
 
     def __init__(self, files: FileList, request: SourceRequest) -> None:
         super().__init__(files, request)
@@ -283,14 +288,15 @@ class ArraySource(InputSource):
         fields: dict[str, ArrayField] = {}
         for key, array in arrays.items():
             if requested is None or key in requested or array.dtype.names:
-                # The name of a field has that of its array, if the file has other arrays as well.
+                # A field of a structured array is named `array.field` if the file has other arrays,
+                # or if the user names such a column.
                 is_prefixed = any(name.startswith(f"{key}.") for name in requested or ())
                 columns = array_fields(key, array, len(arrays) == 1 and not is_prefixed)
                 if clash := set(columns) & set(fields):
                     raise ValueError(f"{where}: two columns have the name {clash.pop()!r}")
                 fields.update(columns)
         available = list(fields)
-        if requested is not None:
+        if requested is not None:  # the error for an unknown column shows all names
             plain_names = (key for key, array in arrays.items() if not array.dtype.names)
             available = list(dict.fromkeys([*fields, *plain_names]))
         names = self.select_columns(available, where)
@@ -301,7 +307,7 @@ class ArraySource(InputSource):
         return table
 
     def parts(self) -> Sequence[Part]:
-        """Return the parts: some rows of a table each."""
+        """Return the parts. Each has some rows of a table."""
         return [
             Part(f"{table.name}[{start}:{stop}]", partial(table.read, start, stop), stop - start)
             for table in self._tables

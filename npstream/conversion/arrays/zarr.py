@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["ZarrSource"]
 
 _METADATA = ("zarr.json", ".zgroup", ".zarray")
-"""The files of a group or array of version 3, and of version 2."""
+"""The metadata files: of both in version 3, then of a group and of an array in version 2."""
 
 _PURPOSE = "reading Zarr arrays"
 
@@ -52,7 +52,7 @@ class ZarrArray:
 
 
 def _object_type(array: Any) -> tuple[str | None, np.dtype[Any] | None]:
-    """Return how to read an array of objects, as the attributes `text` and `ragged`.
+    """Return the attributes `text` and `ragged` for an array of objects.
 
     Version 2 of the format stores objects with a filter that names their type. Both results are
     None for other objects, such as pickles; `array_fields` refuses them.
@@ -71,7 +71,8 @@ def _object_type(array: Any) -> tuple[str | None, np.dtype[Any] | None]:
 class ZarrSource(ArraySource):
     """An array of Zarr, or a group of arrays. Each array is a column.
 
-    The arrays of groups within the group have names such as ``"inner/x"``.
+    The option ``group`` is the path of the group or array to read; by default the root. The arrays
+    of groups within the group have names such as ``"inner/x"``.
     """
 
     kind = "zarr"

@@ -29,7 +29,7 @@ MEDIA_EXTENSIONS = (
 )
 
 SPLITS = frozenset(("train", "training", "val", "valid", "validation", "dev", "test", "testing"))
-"""The names of folders that are usually splits, and no classes."""
+"""The usual names of folders that are splits and not classes."""
 
 _PART_FILES = 1000
 """Files of a part. A write that resumes reads at most this many files a second time."""
@@ -48,8 +48,9 @@ _REMOTE_THREADS = 2
 class FolderSource(InputSource):
     """The files of a folder, in the natural order of their paths. Each is a sample.
 
-    ``labels`` says whether the folders directly in the source are classes. By default they are, if
-    all files are in them and there is no ``metadata.csv`` or ``metadata.jsonl``.
+    The option ``labels`` says whether the folders directly in the source are classes. By default
+    they are, unless there is a ``metadata.csv`` or ``metadata.jsonl``. If the source has classes, a
+    file outside of them raises ValueError. Without the option, so do folders named like splits.
     """
 
     kind = "folder"

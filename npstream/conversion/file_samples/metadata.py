@@ -153,9 +153,9 @@ def _convert(text: str, number_type: type[int] | type[float] | None) -> str | fl
 
 
 def _number_type(texts: Iterable[str]) -> type[int] | type[float] | None:
-    """Return int or float if all texts that are not empty are such numbers, else None.
+    """Return int if all texts are integers, float if all are numbers, else None.
 
-    If all texts are empty, return None.
+    Empty texts are ignored. If all texts are empty, return None.
     """
     filled = [text for text in texts if text]
     if not filled or not all(map(_NUMBER.fullmatch, filled)):

@@ -1,7 +1,8 @@
 """Read the members of a tar file as a stream, without extracting them to disk.
 
-`tarfile` ends silently at a damaged header, and where a file is truncated between two members. Here
-both raise, and so do members whose content is not in the tar.
+At a damaged header, `tarfile` stops without an error. It does the same if a file is truncated
+between two members. `read_members` raises in both cases. It also raises for a member whose content
+is not in the tar, such as a link.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ _END_OF_FILE = (
 )
 
 _DAMAGE = (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError)
-"""The exceptions of `tarfile` for a damaged file. `_Reader` converts those of codecs to them."""
+"""Exceptions of `tarfile` for a damaged file. `_Reader` converts those of codecs to `TarError`."""
 
 
 def read_members(
@@ -112,7 +113,7 @@ class _Archive(tarfile.TarFile):
 
 
 class _Member(tarfile.TarInfo):
-    """A header that is checked before `tarfile` follows it."""
+    """The header of a member. Its sizes are checked before `tarfile` uses them."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
@@ -201,7 +202,10 @@ def _zstd() -> Any:
 
 
 def _check_member(info: tarfile.TarInfo) -> None:
-    """Raise ValueError unless a member is a file whose name stays in its directory."""
+    """Raise ValueError unless a member is a regular file with a valid path and size.
+
+    The path must not lead out of the directory of extraction.
+    """
     if info.issym() or info.islnk():
         kind = "symbolic" if info.issym() else "hard"
         raise ValueError(

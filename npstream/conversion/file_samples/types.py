@@ -1,7 +1,8 @@
-"""The value in a file, by the extension of its name: text, a number, JSON, an image or an array.
+"""Convert the content of a file to a value: text, a number, JSON, an image or an array.
 
-Sources whose samples consist of files use it: tars and folders. Nothing is unpickled, and no image
-is decoded: its file is stored as it is.
+The extension of the file's name decides the type. Tars and folders, whose samples consist of files,
+use this module. Nothing is unpickled. An image file is stored as it is; it is decoded only if the
+user chooses the encoding "pil".
 """
 
 from __future__ import annotations
@@ -165,7 +166,8 @@ def array_encoding(array: np.ndarray[Any, Any]) -> str:
     >>> array_encoding(np.zeros((2, 0))), array_encoding(np.array(3, np.int8))
     ('ndarray:float64', 'int8')
     """
-    # `infer` refuses an empty array. That is a wrong value of one sample, and the dtype is known.
+    # `infer` refuses an empty array, but its dtype and number of axes are enough. So an array with
+    # one element stands for it.
     one = np.empty((1,) * array.ndim, array.dtype)
     return infer(one[()] if array.ndim == 0 else one).name
 

@@ -40,7 +40,7 @@ Group = tuple[str, dict[str, bytes]]
 class WebDatasetSource(InputSource):
     """Tars of samples, in the natural order of their names, each read as a stream.
 
-    The first sample says which columns there are.
+    The first sample decides the columns.
     """
 
     kind = "webdataset"
@@ -122,7 +122,8 @@ class WebDatasetSource(InputSource):
 
     def _is_wanted(self, name: str) -> bool:
         """Return True for a member to read."""
-        # Without columns=, all are read: a member of no column makes its sample a bad one.
+        # Without columns=, all members are read. A function of the user gets all of them. If there
+        # is none, `_sample` refuses a sample with a member for which there is no column.
         if self.request.columns is None:
             return True
         match = _NAME.fullmatch(name)

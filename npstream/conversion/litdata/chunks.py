@@ -39,6 +39,10 @@ _ZSTD = b"\x28\xb5\x2f\xfd"
 _ARROW_END = b"LDARW01\0"
 
 _PREFIX = struct.Struct("<8sHHIII")
+"""The start of a chunk of frames. `_framed_items` uses the version, and the numbers of samples and
+frames.
+"""
+
 _FRAME = np.dtype(
     [("first", "<u4"), ("count", "<u4"), ("offset", "<u8"), ("size", "<u4"), ("raw_size", "<u4")]
 )
@@ -127,7 +131,7 @@ def _plain_items(
 ) -> Iterator[bytes]:
     """Yield the samples of a chunk that is not compressed, or is decompressed as it is read.
 
-    `nbytes` is its size, if that is known.
+    `nbytes` is the size of the decompressed chunk; None if it is unknown.
     """
     count = int.from_bytes(_read(opened, 4, file), "little")
     _check_count(count, samples, file)
@@ -149,7 +153,7 @@ def _read_offsets(opened: BinaryIO, count: int, file: SourceFile, nbytes: int | 
     size = 4 * (count + 1)
     if nbytes is not None and size > nbytes:
         raise FormatError(f"{file.where}: truncated: {quantity(size, 'byte')} of offsets")
-    ensure_fits(3 * size, "reading {}", file.where)
+    ensure_fits(3 * size, "reading {}", file.where)  # the stored uint32 and the int64 values
     return np.frombuffer(_read(opened, size, file), "<u4").astype(np.int64)
 
 

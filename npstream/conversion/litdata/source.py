@@ -149,7 +149,7 @@ class LitDataSource(InputSource):
     # Samples of values
 
     def _set_leaves(self) -> None:
-        """Set the values of a sample, and the columns."""
+        """Set the leaves of a sample, the names of those to read, and the columns."""
         formats = self._config.get("data_format")
         spec = self._config.get("data_spec")
         if not isinstance(formats, list) or not all(isinstance(each, str) for each in formats):
@@ -163,8 +163,8 @@ class LitDataSource(InputSource):
                 names = ["tokens" if name == "value" else name for name in names]
             leaves = [leaf_of(*pair) for pair in zip(names, formats, strict=True)]
         except ValueError as error:
-            kind = FormatError if isinstance(error, FormatError) else ValueError
-            raise kind(f"{self._where}: {error}") from error
+            error_class = FormatError if isinstance(error, FormatError) else ValueError
+            raise error_class(f"{self._where}: {error}") from error
         if self._is_tokens and len(leaves) != 1:
             raise FormatError(f"{self._where}: samples of tokens have one value, not {len(leaves)}")
         self._leaves = [self._with_requested_encoding(leaf) for leaf in leaves]
@@ -309,6 +309,7 @@ class LitDataSource(InputSource):
 
 
 def _read_json(file: SourceFile) -> dict[str, Any]:
+    # A parsed document takes several times the memory of its text.
     ensure_fits(8 * file.nbytes, "reading {}", file.where)
     with file.open() as opened:
         body = opened.read()

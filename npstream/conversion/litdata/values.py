@@ -1,7 +1,7 @@
 """The values in LitData's chunks: how each of its serializers stores them.
 
-A sample is a tree of dicts, lists and tuples; its leaves are stored one after another, each by a
-serializer that ``index.json`` names. Nothing is unpickled: such values stay bytes.
+A sample is a tree of dicts, lists and tuples. Its leaves are stored one after another.
+``index.json`` names the serializer of each leaf. Nothing is unpickled: a pickled value stays bytes.
 
 The format follows https://github.com/Lightning-AI/litData, version 0.2.76.
 
@@ -206,6 +206,7 @@ def _parse_struct(code: str, body: bytes) -> Any:
 def _parse_json(body: bytes) -> Any:
     """Return a value of nested lists and dicts, in LitData's binary form or as JSON."""
     try:
+        # The binary form begins with the number of a type, which is at most 11.
         if not body or body[0] > 0x20:
             return json.loads(body)
         reader = _NestedReader(body)
@@ -247,7 +248,7 @@ class _NestedReader:
         return struct.unpack(code, self._take(struct.calcsize(code)))[0]
 
     def _count(self) -> int:
-        """Return a number of values, each of at least a byte."""
+        """Return the number of values that follow. Raise if fewer bytes than values are left."""
         count: int = self._number("<I")
         if count > len(self.body) - self.position:
             raise ValueError(
@@ -272,7 +273,7 @@ class _NestedReader:
         return {self._text(): self.value() for _ in range(self._count())}
 
     def _records(self) -> list[dict[str, Any]]:
-        """Return dicts with the same keys, which come first."""
+        """Return dicts with the same keys. The keys are stored once, before the values."""
         count = self._number("<I")
         keys = [self._text() for _ in range(self._count())]
         if count * len(keys) > len(self.body) - self.position or not keys:
