@@ -39,6 +39,7 @@ _GROUP = 256
 """Number of documents that are tokenized by one call, without worker processes."""
 
 _GROUP_CHARACTERS = 1 << 20
+"""Number of characters that end a group before it has `_GROUP` documents."""
 
 
 class _Document(NamedTuple):
@@ -56,8 +57,8 @@ class _TableStart(NamedTuple):
     block : int
         The number of the first block of the table.
     document : int
-        The number of the document in the input. It has the last token before the table; the first
-        table begins with the first document.
+        The number in the input of the document that has the last token before the table. For the
+        first table, it is the first document with tokens.
     part : str
         The name of the document's part of the input.
     offset : int
@@ -111,9 +112,12 @@ class TokenBlocks(PartedInput):
             raise ValueError("pad= needs remainder='pad'")
         self._workers = check_workers(workers)
         self._table_starts: deque[_TableStart] = deque()
+        # `seek` sets the first document, and how many of its tokens are in earlier tables. It also
+        # sets the first block of the table, and how many blocks of the table are already written.
         self._first_block = self._skip_tokens = self._skip_blocks = self._first_document = 0
         self._pool: WorkerPool | None = None
-        # Before the parts of data are opened: a forked process cannot use the threads of a store.
+        # The processes start before a part of data is opened, because a forked process cannot use
+        # the threads of a store.
         self._start_workers()
         self._source = data
         if not isinstance(data, PartedInput):
@@ -157,7 +161,7 @@ class TokenBlocks(PartedInput):
         position : tuple of (str, int)
             The result of `position`.
         number : int, default: 0
-            The number of the block.
+            The number of the block at `position`.
         """
         try:
             part, tokens, blocks, document = json.loads(position[0])
@@ -222,6 +226,7 @@ class TokenBlocks(PartedInput):
         target = max(_TABLE_BYTES // (self.block * self._dtype.itemsize), 1) * self.block
         documents: deque[_Document] = deque()
         cursor = _Cursor(self._skip_tokens)
+        # `total` is the number of tokens that were read and are not in a table yet.
         total, number, skip = -self._skip_tokens, self._first_block, self._skip_blocks
         try:
             for document in self._documents():
@@ -327,7 +332,7 @@ def token_blocks(
     Parameters
     ----------
     data : iterable, table, Dataset or PartedInput
-        Texts, or anything with a column of texts that `npstream.write` takes.
+        Texts, or data that `npstream.write` takes and that has a column of texts.
     tokenizer : tokenizers.Tokenizer or callable
         As for `TokenMap`.
     block : int
@@ -335,8 +340,8 @@ def token_blocks(
     column : str, default: "text"
         The column of the text.
     separator : int or str, optional
-        The id after each document, such as that of the end of a text; or the token, for a
-        tokenizer of a library. By default there is none.
+        The id that is added after each document, such as that of an end-of-text token. For a
+        tokenizer of a library, it can be the token itself. By default none is added.
     remainder : {"drop", "pad"}, default: "drop"
         Whether the tokens after the last whole block are left out, or are filled with `pad` to a
         block.

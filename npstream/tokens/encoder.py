@@ -105,7 +105,8 @@ class TokenEncoder:
         Raises
         ------
         TypeError, ValueError
-            If the tokenizer does not return integers of the dtype, for each text.
+            If a text is not a `str`, or the tokenizer does not return one list of ids for each
+            text, or an id does not fit `dtype`.
         """
         for text in texts:
             if not isinstance(text, str):
@@ -196,7 +197,7 @@ class TokenMap:
     Raises
     ------
     TypeError
-        If `tokenizer` is not callable.
+        If `tokenizer` is neither callable nor a tokenizer of these libraries.
     ValueError
         If `dtype` is neither ``uint16`` nor ``uint32``, or too small for the ids of the tokenizer.
 
@@ -305,7 +306,7 @@ def _encode_group(
 class TokenStream:
     """Returns the ids of a sample as bytes, with the separator after them.
 
-    It is the function of the worker processes of `TokenBlocks`.
+    `TokenBlocks` calls it for each document, in the worker processes if there are any.
     """
 
     def __init__(
