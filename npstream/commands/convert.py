@@ -91,7 +91,8 @@ def _run_convert(options: argparse.Namespace) -> None:
     source = options.source if len(options.source) > 1 else options.source[0]
     try:
         report = convert(source, options.url, **_arguments(options))
-    except TypeError as error:  # the arguments exist: the data or the value of an option is wrong
+    except TypeError as error:
+        # `_arguments` passes valid names only, so the data or the value of an option is wrong.
         raise ValueError("\n".join([str(error), *getattr(error, "__notes__", [])])) from error
     if not isinstance(report, ConvertPlan):
         print_report(report, options)

@@ -140,7 +140,7 @@ def json_or_text(text: str) -> Any:
 
 
 def pairs_to_dict(values: Iterable[tuple[str, Any]] | None) -> dict[str, Any] | None:
-    """Return the parsed values of an option of `add_pairs_option` as a dict; None without them."""
+    """Return the pairs of an option as a dict; None if the option was not given."""
     return None if values is None else dict(values)
 
 

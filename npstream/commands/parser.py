@@ -45,7 +45,8 @@ _EPILOG = (
 def build_parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     """Return the parser of the command line.
 
-    It removes the secrets of URLs in `words`, the arguments to parse, from its error messages.
+    `words` are the arguments to parse. If they have URLs with secrets, the error messages of the
+    parser do not contain the secrets.
     """
 
     class Parser(argparse.ArgumentParser):

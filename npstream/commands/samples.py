@@ -126,7 +126,10 @@ def _samples(view: Dataset) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _show(view: Dataset, total: int, options: argparse.Namespace, suffix: str = "") -> None:
-    """Print the samples of a view of `total` samples; `suffix` follows the total in a table."""
+    """Print the samples of a view.
+
+    Below a table, the last line says how many of the `total` samples are shown. `suffix` follows.
+    """
     view = _select_columns(view, options)
     if options.json:
         from npstream.commands.output import print_json

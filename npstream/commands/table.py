@@ -19,7 +19,7 @@ GAP = "  "
 """The text between two columns."""
 
 MIN_WIDTH = 8
-"""Minimum width of a truncated column. If this is too wide, the last columns are omitted."""
+"""Minimum width of a truncated column. Columns that then still do not fit are omitted."""
 
 MAX_CHARACTERS = 1000
 """Maximum characters of a value that are processed."""
@@ -168,7 +168,7 @@ def cell_text(value: Any) -> str:
 
 
 def printable(text: str) -> str:
-    r"""Return text of one line without control characters.
+    r"""Return text with escapes for control characters, truncated to `MAX_CHARACTERS`.
 
     Examples
     --------
@@ -200,6 +200,7 @@ def display_width(text: str) -> int:
 
 
 def _character_width(character: str) -> int:
+    # Hangul vowels and final consonants join the consonant before them.
     if unicodedata.category(character) in ("Mn", "Me", "Cf") or "\u1160" <= character <= "\u11ff":
         return 0
     return 2 if unicodedata.east_asian_width(character) in ("W", "F") else 1
