@@ -360,7 +360,7 @@ def load_u8_acquire(address: int) -> int:
 
 
 def compare(left: int, right: int, nbytes: int) -> int:
-    """Compare two byte ranges; return 0 if equal, else a number with the sign of memcmp's result."""
+    """Compare byte ranges; return 0 if equal, else a number with the sign of memcmp's result."""
     left_bytes = ctypes.string_at(int(left), int(nbytes))
     right_bytes = ctypes.string_at(int(right), int(nbytes))
     return (left_bytes > right_bytes) - (left_bytes < right_bytes)

@@ -354,7 +354,7 @@ def _read_cached(
 
 
 def _key(store: Store, name: str, entry: str) -> str:
-    """Return the cache key of a file's entry; `entry` is "version", or a version for its content."""
+    """Return a file's cache key; `entry` is "version", or a version for the file's content."""
     return _hash(repr((store.identity, name, entry)).encode())
 
 
