@@ -165,6 +165,7 @@ def _elementwise_handler(function: Any) -> Callable[..., Any]:
     """Return a handler that calls an elementwise function on blocks of rows."""
 
     def call(column: Any, /, *args: Any, **keywords: Any) -> Any:
+        # `np.nan_to_num` with `copy=False` writes to its argument.
         if not column._rows_first or "copy" in keywords:
             return NotImplemented
         return _concatenate_blocks(column, function, *args, **keywords)
@@ -194,6 +195,7 @@ def _count_nonzero(column: Any, axis: Any = None, *, keepdims: bool = False) -> 
         return NotImplemented
     blocks = (block != 0 for block in _blocks(column, np.count_nonzero))
     total = reduce_blocks("sum", blocks, column.shape, np.dtype(bool), axis, keepdims=keepdims)
+    # The type of a scalar result depends on the version of NumPy.
     return total if np.ndim(total) else type(np.count_nonzero(np.empty(0)))(total)
 
 
@@ -273,7 +275,8 @@ def _unique(column: Any, *args: Any, **keywords: Any) -> Any:
     for block in _blocks(column, np.unique):
         distinct.append(np.unique(block))
         pending += len(distinct[-1])
-        # The limit doubles with the merged values, so that they are not sorted for every block.
+        # Merge only after the number of values has about doubled. A merge for each block would sort
+        # all values each time.
         if pending > 2 * len(distinct[0]) + (1 << 16):
             distinct = [np.unique(np.concatenate(distinct))]
             pending = len(distinct[0])

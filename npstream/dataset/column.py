@@ -66,8 +66,8 @@ class Column(ColumnDisplay, ArrayMethods, ImageMethods, StatisticsMethods, eleme
     array([False,  True,  True])
     """
 
-    # `_cell` is the part of each value that is read. `_mesh` selects elements of that part, or all
-    # elements if it is None.
+    # `_cell` is the part of each value that is read; None if values vary in size. `_mesh` selects
+    # elements of that part; None selects all elements.
     __slots__ = ("__weakref__", "_cell", "_mesh", "_plan", "_selection", "_shape", "_source")
 
     def __init__(
@@ -177,7 +177,7 @@ class Column(ColumnDisplay, ArrayMethods, ImageMethods, StatisticsMethods, eleme
             if mesh is not None and mesh.lead:
                 return self._index_leading_cells(index, mesh)
             rows, cells, separable = split_index(index, self._selection.ndim, self.shape)
-            if not separable:
+            if not separable:  # NumPy would not index the rows first, then the values
                 return self._index_jointly(rows, cells)
             selected = self._selection.select(rows[0] if len(rows) == 1 else rows)
             if mesh is not None:
@@ -209,7 +209,8 @@ class Column(ColumnDisplay, ArrayMethods, ImageMethods, StatisticsMethods, eleme
             return self._apply_mesh(selection.select((..., *rows)), mesh.select(rows, cells))
         positions, mesh = mesh.select_jointly(rows, cells, selection.shape)
         column = self._apply_mesh(selection.ravel().select(positions), mesh)
-        # Integers for all row axes read, even if an axis of the values has an array.
+        # An index with an integer for each row axis selects one value, which is read at once. That
+        # applies even if the index has an array for an axis of the value.
         return column.load() if all(isinstance(item, int) for item in rows) else column
 
     def _index_leading_cells(self, index: Any, mesh: Mesh) -> Any:
@@ -272,9 +273,9 @@ class Column(ColumnDisplay, ArrayMethods, ImageMethods, StatisticsMethods, eleme
         Parameters
         ----------
         dtype : dtype or str
-            A dtype, as for `numpy.ndarray.view` if values have one size. For values of varying
-            size, such as ``bytes``, the dtype of their elements. Or the name of an encoding, such
-            as ``"ndarray:int64:2048"``.
+            A dtype, or the name of an encoding, such as ``"ndarray:int64:2048"``. If values have
+            one size, a dtype is used as by `numpy.ndarray.view`. If they vary in size, as with
+            ``bytes``, it is the dtype of the elements of each value.
 
         Returns
         -------
@@ -283,7 +284,8 @@ class Column(ColumnDisplay, ArrayMethods, ImageMethods, StatisticsMethods, eleme
         Raises
         ------
         ValueError
-            If the bytes of a value do not fit `dtype`, or the column is a part of values.
+            If the bytes of a value do not fit `dtype`, if the column has only a part of each value,
+            or if decoding the new encoding can run code.
 
         Examples
         --------
@@ -311,8 +313,8 @@ class Column(ColumnDisplay, ArrayMethods, ImageMethods, StatisticsMethods, eleme
         Returns
         -------
         ndarray or Ragged
-            A Ragged if the values vary in size, with one row a sample even for an N-d view. An
-            object array if values are not numbers, text or bytes.
+            A Ragged if the values vary in size. It has a row for each sample, even for an N-d view.
+            An object array if values are not numbers, text or bytes.
 
         Raises
         ------
@@ -402,7 +404,7 @@ class Column(ColumnDisplay, ArrayMethods, ImageMethods, StatisticsMethods, eleme
         return out
 
     def explain(self) -> Cost:
-        """Return the cost of `load` of this column now, such as the bytes to download.
+        """Return the cost of `load` with the present cache, such as the bytes to download.
 
         Returns
         -------
@@ -514,7 +516,7 @@ class Column(ColumnDisplay, ArrayMethods, ImageMethods, StatisticsMethods, eleme
         if self.size and self._rows_first:
             rows = self._source.block_rows(self._plan, READ_BYTES)
             rows //= max(1, prod(self._selection.shape[1:]))
-        starts = range(0, length, max(1, rows)) or range(1)
+        starts = range(0, length, max(1, rows)) or range(1)  # no rows are one empty block
         for start in starts if purpose is None else progress(starts, purpose):
             yield start, min(start + starts.step, length)
 
@@ -670,9 +672,9 @@ class Column(ColumnDisplay, ArrayMethods, ImageMethods, StatisticsMethods, eleme
         if shape is None:
             return NotImplemented
         columns = (item for item in inputs if isinstance(item, Column))
-        leader = next(c for c in columns if c.ndim == len(shape) and len(c) == shape[0])
+        with_all_rows = next(c for c in columns if c.ndim == len(shape) and len(c) == shape[0])
         return elementwise.apply_in_blocks(
-            function, inputs, options, shape, leader._bounds(purpose)
+            function, inputs, options, shape, with_all_rows._bounds(purpose)
         )
 
     def __arrow_c_array__(self, requested_schema: Any = None) -> Any:

@@ -139,7 +139,7 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], DescriptionMethods):
         return shard_table(self._source.index)
 
     def locate(self, index: Any) -> tuple[Any, Any]:
-        """Return the shard and the row in it of each selected sample.
+        """Return the shard of each selected sample, and the sample's row in the shard.
 
         Parameters
         ----------
@@ -248,8 +248,9 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], DescriptionMethods):
         Parameters
         ----------
         out : mapping of str to array_like, optional
-            Arrays to fill and return, or tensors, such as in pinned memory. They need the shape and
-            dtype of their columns, whose values must have a fixed size. By default, new arrays.
+            Arrays or tensors to fill and return; tensors may be in pinned memory. They need the
+            shape and dtype of their columns, whose values must have a fixed size. By default, new
+            arrays are returned.
         decode : bool, str, sequence of str or mapping, default: False
             Columns of images to decode: True for all, names, or options by name, such as
             ``{"image": {"resize": 224}}``; `npstream.Column.decode` explains the options.
@@ -257,8 +258,9 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], DescriptionMethods):
         Returns
         -------
         Batch
-            The shape of an array is the view's, then a value's. A Ragged has a row for each sample.
-            A decoded column is an array, or a list of arrays if images differ in shape.
+            The shape of an array is the view's shape followed by the shape of a value. A Ragged has
+            a row for each sample. A decoded column is an array, or a list of arrays if images
+            differ in shape.
 
         Raises
         ------
@@ -539,8 +541,8 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], DescriptionMethods):
             Samples of all ranks in a batch, a multiple of `world`, instead of `batch_size`. If
             `world` changes, batches over all ranks keep their size and their samples.
         batched : bool, default: True
-            If False, yield samples even with `batch_size`, for torch to batch with the same size.
-            Each worker then reads runs of `batch_size` samples.
+            If False, yield samples even with `batch_size`, so that a DataLoader with the same batch
+            size makes the batches. Each worker then reads runs of `batch_size` samples.
         shuffle : bool, Shuffle, str or StreamingShuffle, default: False
             Whether each epoch has its own random order, or the order's settings (`npstream.Shuffle`
             or `npstream.StreamingShuffle`). "py1e", "py1s", "py1br", "py2s" and "naive" are orders
@@ -558,12 +560,13 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], DescriptionMethods):
             How to treat the last batch if samples are too few for a full batch on every rank.
             "repeat" fills it with the first samples of the epoch, marked in ``batch.repeated``
             (single samples carry no mark). "drop" omits it, as torch's ``drop_last=True`` does.
-            With either, all ranks have the same number of batches of the same size. "short" reads
-            each sample once, so ranks may differ in both. Orders of Streaming accept "repeat" and
-            "drop". They repeat only until the ranks' counts are equal. The last batch may be short.
+            With "repeat" and "drop", all ranks have the same number of batches of the same size.
+            "short" reads each sample once, so ranks may differ in the number and size of batches.
+            Orders of Streaming accept "repeat" and "drop". They repeat samples only until all ranks
+            have the same number, so the last batch may be short.
         ranks_per_node : int, optional
-            Ranks on each machine, numbered one machine after the other. If the number of machines
-            divides the number of lanes, no two machines read the same chunk. By default
+            Ranks on each machine. Ranks of a machine have consecutive numbers. If the number of
+            machines divides the number of lanes, no two machines read the same chunk. By default
             LOCAL_WORLD_SIZE of the environment if `rank` is not given, else all ranks.
         replication : int, default: 1
             Number of consecutive ranks that read the same samples, such as ranks of one model.
@@ -624,9 +627,9 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], DescriptionMethods):
         return stored_table(self._source, self._selection, self._names) if is_stored else None
 
     def close(self) -> None:
-        """Release the maps and buffers of this dataset and all its views, after reads in progress.
+        """Release the memory maps and buffers of this dataset and of all its views.
 
-        A dataset is also a context manager, which closes it.
+        Reads in progress are finished first. A dataset is also a context manager, which closes it.
 
         Examples
         --------

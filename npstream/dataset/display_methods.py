@@ -139,8 +139,9 @@ class ColumnDisplay:
     ) -> ImageGrid:
         """Return a grid of the column's first images, which a notebook shows.
 
-        Images are JPEG, PNG and other image files, also in a column of ``bytes``, and uint8 arrays
-        of shape (H, W), (H, W, C) or (C, H, W). An image that cannot be read shows its error.
+        Values are shown if they are image files, such as JPEG and PNG, or uint8 arrays of shape
+        (H, W), (H, W, C) or (C, H, W). Image files may be in a column of ``bytes``. For an image
+        that cannot be read, the grid shows the error.
 
         Parameters
         ----------
@@ -149,7 +150,8 @@ class ColumnDisplay:
         size : int, default: 112
             Longest side of an image in the grid, in pixels.
         columns : int, optional
-            Images in each row of the grid; by default the number that fits a notebook.
+            Images in each row of the grid; by default the number that fits in 900 pixels, which is
+            about the width of a notebook.
 
         Returns
         -------
@@ -196,7 +198,7 @@ class ColumnDisplay:
         return ImageGrid(title, values, labels, encoding, size=size, columns=columns_per_row)
 
     def _first_rows(self, rows: int) -> Any:
-        """Return the first rows of the column, on one axis unless the view has none."""
+        """Return the first rows as a column with one row axis, or none if the view has no axes."""
         mesh, selection = self._mesh, self._selection
         if mesh is None:
             return type(self)(self._source, self._plan, selection.ravel(), self._cell)[:rows]  # type: ignore[call-arg]

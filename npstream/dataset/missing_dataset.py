@@ -38,11 +38,15 @@ _READ_CODE = {
     ".arrow": ("pandas", "pandas.read_feather({path!r})"),
     ".json": ("json, pathlib", f"json.loads({_READ_TEXT})"),
 }
-"""For each suffix of another format, the modules to import, and code that reads a file."""
+"""Suffixes of files that `npstream.convert` does not read.
 
-_IMAGES = frozenset((".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"))
+For each suffix, the modules to import, and code that reads a file so that `npstream.write` can
+write it.
+"""
 
-_CONVERTIBLE = _IMAGES | {
+_IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"))
+
+_CONVERTIBLE = _IMAGE_SUFFIXES | {
     ".csv",
     ".tsv",
     ".parquet",

@@ -61,11 +61,11 @@ def open_dataset(
     storage_options : mapping, optional
         Options of the store's fsspec driver.
     index : str or os.PathLike, optional
-        The directory or URL of the dataset's side-car, if not that of the index.
+        The directory or URL of the dataset's side-car. By default, the directory of the index.
         `storage_options` also apply to a side-car with the same scheme, and for HTTP, the same
         host.
     version : str, optional
-        The fingerprint of the index to read, if not the newest.
+        The fingerprint of the index to read. By default, the newest index is read.
     verify : bool or str, default: "auto"
         The recorded hashes to check. "auto" checks the hashes of decompressed shards and of fetched
         chunks. The name of a hash, such as "sha1", checks this hash everywhere, also of mapped

@@ -106,8 +106,8 @@ def _blockwise_dtype(
 ) -> Dtype | None:
     """Return the result's dtype if blocks can be reduced one by one, else None.
 
-    To get the dtype, and any exception, this lets NumPy reduce a single element with the array's
-    number of axes.
+    NumPy reduces an array of one element with the same number of axes. That returns the dtype, or
+    raises the exception that NumPy would raise for the whole array.
     """
     if math.prod(shape) == 0 or array_dtype.kind not in "biufc":
         return None
@@ -210,7 +210,8 @@ def _accumulate(
     first_only = {}
     if name in ("sum", "prod"):
         options["dtype"] = np.result_type(dtype, np.float64) if dtype.kind in "fc" else dtype
-        # A minimum or maximum may use `initial` in every block, and with `where` it must.
+        # Only one block may add or multiply `initial`. A minimum or maximum may use it in every
+        # block, and needs it in a block in which `where` is nowhere true.
         first_only = {key: options.pop(key) for key in ("initial",) if key in options}
     total: Any = None
     for block, keywords in _blocks_and_options(blocks, options):
@@ -256,7 +257,9 @@ def _square(numbers: AnyArray) -> AnyArray:
 
 
 def _position(name: str, blocks: Arrays, flat: bool) -> AnyArray:
-    """Return the position of the first extreme along the rows, or if `flat`, of all elements.
+    """Return the position of the first extreme along the first axis.
+
+    If `flat`, return its position in the flattened array.
 
     As in NumPy, NaN counts as the extreme.
     """

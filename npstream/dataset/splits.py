@@ -103,7 +103,8 @@ def split_chunks(
     sizes = np.zeros(chunks, np.int64)
     for start, stop in row_ranges(n, _BLOCK):
         sizes += np.bincount(_chunk_numbers(selection, chunk_starts, start, stop), minlength=chunks)
-    order = Permutation(chunks, make_key(seed, 0, 0, 1)).at(np.arange(chunks))
+    # Orders and mixtures use other levels, so that this permutation is independent of theirs.
+    order = Permutation(chunks, make_key(seed, level=1)).at(np.arange(chunks))
     # next_position[c] is the position of the next sample of chunk c in the concatenated chunks.
     next_position = np.empty(chunks, np.int64)
     next_position[order] = np.cumsum(sizes[order]) - sizes[order]
@@ -137,8 +138,8 @@ class View(Protocol):
 def filter_mask(view: View, fn: Callable[[Any], Any], batch_size: int | None, block: int) -> Bools:
     """Return the mask of samples for which `fn` returns True.
 
-    `fn` takes a Batch of `batch_size` samples, or a single sample if `batch_size` is None. Samples
-    are then read in blocks of `block` samples.
+    `fn` takes a Batch of `batch_size` samples. If `batch_size` is None, `fn` takes a single sample,
+    and samples are read in blocks of `block` samples.
     """
     if not callable(fn):
         raise TypeError(

@@ -35,7 +35,7 @@ _VIEW_ROWS = 1 << 16
 
 
 class TextMethods:
-    """Tests of the values of a column of text or bytes: ``ds["text"].str``.
+    """Methods that search or measure the values of a column of text or bytes: ``ds["text"].str``.
 
     They read as ``==`` does: block by block, without decoding. A remote column is read up to the
     limit of implicit reads.
@@ -344,7 +344,7 @@ class StatisticsMethods:
             return quantiles(np.asarray(self), probabilities)
 
     def _require_numbers(self, method: Any) -> None:
-        """Raise TypeError unless the values are real numbers or times of one size."""
+        """Raise TypeError unless the values are real numbers or times, or arrays of one shape."""
         from npstream.explore import text
 
         field, kind = self._field, self.dtype.kind
@@ -363,7 +363,8 @@ class StatisticsMethods:
         bins : int or sequence, default: 10
             Number of bins of equal width, or their edges.
         ax : matplotlib.axes.Axes, optional
-            The axes to draw on. By default a new figure's, or the current ones in pyplot.
+            The axes to draw on. By default the current axes of pyplot, which are new ones if there
+            are none.
         **keywords : Any
             Arguments of `matplotlib.axes.Axes.hist`, such as `color` or `log`.
 
@@ -502,10 +503,10 @@ class StatisticsMethods:
             )
         return describe_rows(column, sample, seed)
 
-    # `str` is the last attribute: in the class's body, it hides the type.
+    # `str` is the last attribute, because after it, the class's body cannot use the type `str`.
     @property
     def str(self) -> TextMethods:
-        """Tests of text: `contains`, `startswith`, `endswith` and `len`."""
+        """Methods of text columns: `contains`, `startswith`, `endswith` and `len`."""
         from npstream.explore import text
 
         field = self._field

@@ -28,7 +28,10 @@ EQUALITY: dict[np.ufunc, Callable[[Any, Any], Any]] = {
     np.equal: operator.eq,
     np.not_equal: operator.ne,
 }
-"""The operators for the equality ufuncs. They can compare a number and text; the ufuncs raise."""
+"""The operators for the equality ufuncs.
+
+The operators can compare a number to text, for which the ufuncs raise.
+"""
 
 REDUCTION_METHODS = {ufunc: name for name, ufunc in UFUNCS.items()}
 """Ufuncs whose ``reduce`` equals a method, such as ``np.add.reduce``, and the method's name."""
@@ -48,19 +51,19 @@ def has_method(ufunc: np.ufunc, options: Mapping[str, Any]) -> bool:
 
 
 _PLAIN_TYPES = (np.ndarray, np.memmap)
-"""Types of arrays whose results are plain arrays."""
+"""Array types for which ufuncs return a plain ndarray, unlike for other subclasses of ndarray."""
 
 
 def defers_to(other: Any, dtype: np.dtype[Any]) -> bool:
-    """Return True if arrays of a dtype let the other operand implement operators.
+    """Return True if an array of `dtype` would let the operand `other` implement operators.
 
-    That is the case for matrices, for masked and sparse arrays, and for objects of pandas. All of
-    these support arrays as operands, but not columns.
+    That is the case if `other` is a matrix, a masked or sparse array, or an object of pandas. All
+    of these support arrays as operands, but not columns.
     """
     if isinstance(other, np.ndarray):
         return type(other) not in _PLAIN_TYPES
     if hasattr(other, "__pandas_priority__"):
-        return not hasattr(other, "_rows_first")
+        return not hasattr(other, "_rows_first")  # only columns have this attribute
     if hasattr(other, "__array_ufunc__") or is_tensor(other):
         return False
     # `times_to_numpy` converts pandas's times, except for NaT (other != other): pandas must decide
@@ -87,7 +90,7 @@ def _operator(name: str) -> Callable[[Any, Any], Any]:
 
 
 class Operators(NDArrayOperatorsMixin):
-    """The operators of an array, which lets some other operands implement them."""
+    """The operators of an array; see `defers_to` for operands that implement them instead."""
 
     __slots__ = ()
 
@@ -168,6 +171,7 @@ def size_notes(field: Field) -> Iterator[None]:
 def add_size_note(field: Field, error: Exception) -> None:
     """Add a note to an error that NumPy raised because a column's values vary in size."""
     encoding, is_index = field.encoding, isinstance(error, IndexError)
+    # Of IndexErrors, only those for too many indices are about the size of values.
     if (
         encoding.kind != "fixed"
         and f"column {field.name!r}" not in str(error)

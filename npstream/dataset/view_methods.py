@@ -57,8 +57,8 @@ class ViewMethods(Generic[View]):
         Parameters
         ----------
         n : int, default: 5
-            Number of rows; a view with fewer rows is returned whole. If it is negative, all rows
-            but the last ``-n``, as in pandas.
+            Number of rows. A view with fewer rows is returned whole. If `n` is negative, the view
+            has all rows except the last ``-n``, as in pandas.
 
         Returns
         -------
@@ -89,7 +89,8 @@ class ViewMethods(Generic[View]):
         Returns
         -------
         Dataset
-            A 1-d view. Index with sorted rows for samples in the dataset's order.
+            A 1-d view. To get random samples in the dataset's order, index with sorted random rows
+            instead.
 
         Raises
         ------
@@ -118,7 +119,7 @@ class ViewMethods(Generic[View]):
     ) -> View:
         """Return a view of the samples in the order of a column's values.
 
-        The columns of `by` are read, and nothing else. The sort is stable: samples with equal
+        Only the columns to sort by are read. The sort is stable: samples with equal
         values keep their order. None, NaN and NaT come last, in descending order, too.
 
         Parameters
@@ -133,7 +134,7 @@ class ViewMethods(Generic[View]):
         Returns
         -------
         Dataset
-            A 1-d view, by row numbers.
+            A 1-d view, which holds the number of each row in memory.
 
         Raises
         ------
@@ -259,8 +260,9 @@ class ViewMethods(Generic[View]):
     def map(self, fn: Callable[[Sample], Any]) -> View:
         """Return a view whose samples are passed through a function when they are read.
 
-        It is `with_transform`, under the name that other libraries have for it: lazy, and chained
-        if it is called again. Columns and batches are not passed through the function.
+        It does the same as `with_transform`, and has the name that other libraries use. If it is
+        called again, the new function gets the results of the earlier one. Columns and batches are
+        not passed through the function.
 
         Parameters
         ----------
@@ -449,7 +451,7 @@ class ViewMethods(Generic[View]):
     def to_pandas(self) -> Any:
         """Read the view into a DataFrame of pandas.
 
-        Columns have the types that pandas gives to `to_arrow`. Dates are datetime64.
+        Pandas converts the result of `to_arrow`, which determines the types. Dates are datetime64.
 
         Returns
         -------
@@ -480,7 +482,8 @@ class ViewMethods(Generic[View]):
     def to_polars(self) -> Any:
         """Read the view into a DataFrame of polars.
 
-        Columns have the types that polars gives to `to_arrow`, without a copy where possible.
+        Polars converts the result of `to_arrow`, which determines the types. It does not copy the
+        data where that is possible.
 
         Returns
         -------
@@ -510,8 +513,9 @@ class ViewMethods(Generic[View]):
     def to_hf(self) -> Any:
         """Read the view into a Dataset of Hugging Face's datasets.
 
-        Columns have the types of `to_arrow`. Columns of images are features `Image`, with the
-        stored files. Images of the encoding ``pil`` become PNG files.
+        Columns have the types of `to_arrow`. Columns of images get the feature type
+        `datasets.Image`, and contain the stored files. Images of the encoding ``pil`` become PNG
+        files.
 
         Returns
         -------
@@ -551,10 +555,10 @@ class ViewMethods(Generic[View]):
     def provenance(
         self, state: Mapping[str, Any], *, steps: int | Iterable[int], epoch: int | None = None
     ) -> Provenance:
-        """Return which samples steps of a run read, from a saved state of the run.
+        """Return the samples that some steps of a training run read.
 
-        Nothing is read but the index. Batch sizes and numbers of ranks may have changed in the run:
-        the state knows all of them.
+        The samples are computed from a saved state of the run. Only the index is read. Batch sizes
+        and numbers of ranks may have changed in the run: the state knows all of them.
 
         Parameters
         ----------

@@ -84,7 +84,8 @@ def column_lines(encodings: Mapping[str, str], preview: Preview | None = None) -
         if preview is not None and name in preview.columns:
             line = f"  {shown:{width}}  {encoding:{types}}  "
             if (remaining := LINE - len(line)) >= MIN_VALUES:
-                # A preview of fewer rows than a text representation reads shows the whole view.
+                # With fewer rows than were requested, the preview is taken for the whole view. It
+                # may also end there because more rows are too expensive.
                 is_all = len(preview.ids) < TEXT_VALUES
                 line += values_text(preview.columns[name], is_all, remaining)
         lines.append(line.rstrip())

@@ -420,8 +420,8 @@ def _compare_values(
     if left.kind == "object" or right.kind == "object":
         pairs = zip(_objects(left, count), _objects(right, count), strict=True)
         return np.fromiter((bool(compare(a, b)) for a, b in pairs), bool, count)
-    # A lazy column compares itself to a scalar. It tests text for equality without decoding it,
-    # but cannot compute the order of text.
+    # A lazy column compares itself to a scalar. It tests text for equality without decoding it. The
+    # order of text needs decoded values.
     is_direct = (left.is_lazy and right.is_scalar) or (right.is_lazy and left.is_scalar)
     is_text_order = left.kind == "text" and compare not in (operator.eq, operator.ne)
     if is_direct and not is_text_order:

@@ -1,1 +1,1 @@
-"""Sources that combine datasets: views end to end, and columns beside a dataset."""
+"""Sources that combine datasets: concatenated views, and columns that were added to a dataset."""

@@ -1,7 +1,8 @@
-"""Provide `open_joined`, which opens a dataset together with the columns that were added beside it.
+"""Provide `open_joined`, which opens a dataset together with the columns that were added to it.
 
-The parts of a group of columns are datasets. One of them, or their concatenation, is a joined
-source of the dataset's source.
+Added columns are stored in groups. A group has one or more parts, and each part is a dataset of its
+own. A group with several parts is read as their concatenation. The source of each group becomes one
+of the `joined_sources` of the dataset's source.
 """
 
 from __future__ import annotations
@@ -42,8 +43,7 @@ def start_reading_groups(
 ) -> Callable[[], tuple[ColumnGroup, ...]]:
     """Start to read which columns were added; return a function that waits for the result.
 
-    A remote file is read in a thread, so that it takes no round trips in addition to those for the
-    index.
+    A remote file is read in a thread, so that its requests overlap with those for the index.
     """
     read = partial(read_column_groups, store, cache)
     wait = read if cache is None else start_thread(read)
@@ -80,13 +80,22 @@ def parse_column_groups(text: bytes, where: str) -> tuple[ColumnGroup, ...]:
 def added_columns(
     groups: Sequence[ColumnGroup], index: Index
 ) -> tuple[dict[str, ColumnGroup], dict[str, str]]:
-    """Return the group of each column of a version of a dataset, and errors for other columns.
+    """Return the group of each added column that fits an index, and errors for the other columns.
 
     Parameters
     ----------
     groups : sequence of ColumnGroup
-        From the oldest to the newest. A newer group hides older ones.
+        The groups from the oldest to the newest. If several groups have a column, the newest group
+        that fits is used.
     index : Index
+        The index of the version of the dataset that is opened.
+
+    Returns
+    -------
+    group_of : dict of str to ColumnGroup
+        The group of each column.
+    errors : dict of str to str
+        For each column that was added only to other versions, an error message.
     """
     group_of: dict[str, ColumnGroup] = {}
     errors: dict[str, str] = {}
@@ -188,7 +197,7 @@ def _restrict(columns: _ColumnsArgument, keeps: Callable[[str], bool]) -> _Colum
     if columns is None:
         return None
     if isinstance(columns, Mapping):
-        return {name: meaning for name, meaning in columns.items() if keeps(name)}
+        return {name: declared for name, declared in columns.items() if keeps(name)}
     return [name for name in columns if keeps(name)]
 
 
@@ -223,7 +232,8 @@ def _open_groups(
 ) -> list[list[Fetcher]]:
     """Open the parts of each group, all at once.
 
-    The last part of a group has the fill values, if samples lack other values.
+    If samples lack values and the group has fill values, its last fetcher is that of the fill
+    values.
     """
     paths = [
         [part.path for part in group.parts]
@@ -248,7 +258,7 @@ def _table(
     for fetcher in fetchers:
         source, _ = open_source(fetcher, *arguments)
         sources.append(source)
-    for part, source in zip(group.parts, sources, strict=False):
+    for part, source in zip(group.parts, sources, strict=False):  # without the fill values
         if source.index.samples != part.samples:
             raise FormatError(
                 f"{source.index.where}: {quantity(source.index.samples, 'sample')}; the "
@@ -265,7 +275,7 @@ def _table(
                     f"{source.index.where}: column {name!r} is {other.name!r}, but "
                     f"{field.encoding.name!r} in {sources[0].index.where}"
                 )
-    # Most datasets have no added columns, or columns of one part.
+    # Imported here, because most datasets have no added columns, or groups of one part.
     from npstream.joins.concatenated import PartsSource
 
     members = [

@@ -76,6 +76,7 @@ class ConcatenatedSource(Source):
         )
         self._remotes = [dataset for dataset in self._datasets if dataset.remote is not None]
         limits = [dataset.limit for dataset in self._remotes if dataset.limit is not None]
+        # For each source, the number of its first dataset in `_datasets`.
         first_datasets = dict(zip(sources, accumulate(counts, initial=0), strict=False))
         self.rows = Concatenation(
             [member.source.to_sample_numbers(member.selection) for member in self._members],
@@ -128,7 +129,7 @@ class ConcatenatedSource(Source):
         return member.source.estimate_bytes(member.selection.size)
 
     def member_chunks(self, number: int) -> AnyArray:
-        """Return the first position of each chunk of a view in this view, then the view's size."""
+        """Return the position in a view at which each of its chunks begins, then its size."""
         member = self._members[number]
         return view_chunks(member.source.chunk_starts(), member.selection)
 
@@ -148,7 +149,8 @@ class ConcatenatedSource(Source):
     ) -> Iterator[tuple[T, Lookup]]:
         """Yield items and the lookups of their rows, while the next items are fetched.
 
-        Union ids may be out of order although rows are in order. Then this passes 0 as `step`.
+        Union ids may be out of order although rows are in order. Then this passes 0 as `step`,
+        which means that samples are not in order.
         """
         step = step if self.rows.is_ascending else 0
         return super().read_ahead(items, rows_of, plan, step, is_rowwise)
@@ -207,20 +209,21 @@ class ConcatenatedSource(Source):
         return self._remotes
 
     def split_by_dataset(self, selection: Selection) -> Iterator[tuple[Source, Selection]]:
-        """Yield each dataset that a selection of rows reads, in any order.
+        """Yield each dataset that a selection of rows reads, with the selection of its samples.
 
-        The second value is the selection of this dataset's samples.
+        Datasets are in any order. A dataset may occur several times.
         """
+        # Without nested concatenations, each view is a selection of one dataset.
         is_flat = all(len(member.source.datasets) == 1 for member in self._members)
         if selection.affine is not None and is_flat:
             for number, piece in self.rows.pieces(selection):
                 yield self._members[number].source, piece
             return
         for begin in range(0, selection.size, LOOKUP_ROWS):
-            stored = self.rows.at(selection.ids(begin, begin + LOOKUP_ROWS))
-            for number, rows in self._group_by_dataset(stored):
+            union_ids = self.rows.at(selection.ids(begin, begin + LOOKUP_ROWS))
+            for number, rows in self._group_by_dataset(union_ids):
                 dataset = self._datasets[number]
-                ids = stored[rows] - self._shards.first_samples[number]
+                ids = union_ids[rows] - self._shards.first_samples[number]
                 samples: Any = Selection.all(dataset.index.samples).select(ids)
                 yield dataset, samples
 
@@ -287,7 +290,7 @@ class RowReader:
 
 
 class PartsSource(ConcatenatedSource):
-    """The source of a group of several parts. `close` also closes the parts.
+    """The source of a group of added columns with several parts. `close` also closes the parts.
 
     Parameters
     ----------
