@@ -41,7 +41,10 @@ _FINISHED_AGE = 1 << 30
 """The last use of a finished file is set back by this many seconds: it is evicted first."""
 
 _ATTEMPTS = 5
-"""How often a file may vanish while it is being opened. After that, the shard is not cached."""
+"""Maximum attempts to open or store a file, which other processes may remove meanwhile.
+
+After that, the data is not cached.
+"""
 
 _BLOCK_OVERHEAD = 3 * eviction.DISK_BLOCK
 """A file may take this much disk space beyond its bytes: two partial blocks and metadata."""
@@ -153,6 +156,7 @@ class ShardCache:
             for _ in range(_ATTEMPTS if self._usable else 0):
                 with suppress(FileNotFoundError):
                     return open_shard_file(path, footer, check, self.timeout)
+                # The file is absent: create it here, and open it in the next attempt.
                 reserved = self.reserve(tail, may_exceed=True)
                 if isinstance(reserved, Refusal):
                     return None
@@ -176,7 +180,7 @@ class ShardCache:
         """Store a small object; return True if it is stored now."""
         path = cache_dir.path_of(self.directory, key, cache_dir.OBJECT_SUFFIX)
         footer = sparse.Footer(key, len(data), 0, bytes.fromhex(digest("xxh3_128", data)))
-        reserved = self.reserve(footer.size + _BLOCK_OVERHEAD)
+        reserved = self.reserve(footer.file_size + _BLOCK_OVERHEAD)
         if isinstance(reserved, Refusal):
             return False
         try:
@@ -263,7 +267,7 @@ class ShardCache:
 
     def mark_finished(self, file: CachedFile) -> None:
         """Record that readers will not need a file soon, so that it is evicted first."""
-        file.touched = time.monotonic() - _LAST_USE_PRECISION
+        file.touched = time.monotonic() - _LAST_USE_PRECISION  # the next use is recorded at once
         sparse.set_last_use(file.path, time.time() - _FINISHED_AGE)
 
     def require(self, nbytes: int) -> None:
@@ -315,8 +319,10 @@ def info(directory: str | os.PathLike[str] | None = None) -> CacheInfo:
 
     Raises
     ------
+    StorageError
+        If the limit is "auto", and the free space of the disk cannot be read.
     ValueError
-        If ``NPSTREAM_CACHE_LIMIT`` is not a size.
+        If `directory` is not on this machine, or ``NPSTREAM_CACHE_LIMIT`` is not a size.
 
     Examples
     --------
@@ -365,7 +371,7 @@ def clear(directory: str | os.PathLike[str] | None = None, timeout: float = TIME
 
 def tail_bytes(pieces: int) -> int:
     """Return the disk space that a shard's file needs in addition to the shard's bytes."""
-    return sparse.Footer("", 0, pieces, b"").size + _BLOCK_OVERHEAD
+    return sparse.Footer("", 0, pieces, b"").file_size + _BLOCK_OVERHEAD
 
 
 def disk_bytes(begin: int, end: int) -> int:

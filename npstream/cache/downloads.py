@@ -107,7 +107,7 @@ class Downloads:
         ----------
         parts : iterable of PieceRange
         lease : Lease, optional
-            The caller's lease. Its pieces are downloaded as well.
+            A lease of the caller. Those of the pieces that it has are downloaded here, not awaited.
 
         Raises
         ------
@@ -117,14 +117,14 @@ class Downloads:
         """
         part_of = {piece: part for part in parts for piece in part.keys}
 
-        def fetch(pieces: list[PieceKey], new_lease: Lease) -> None:
+        def fetch_leased(pieces: list[PieceKey], new_lease: Lease) -> None:
             absent: list[PieceRange] = []
             for part, keys in groupby(pieces, part_of.__getitem__):
                 absent += piece_ranges(part, [number for _, number in keys])
             self._fetch(absent, new_lease)
 
         self.fetch_once(
-            part_of, lambda piece: not part_of[piece].file.present[piece[1]], fetch, lease
+            part_of, lambda piece: not part_of[piece].file.present[piece[1]], fetch_leased, lease
         )
 
     def fetch_once(
@@ -146,7 +146,7 @@ class Downloads:
         fetch : callable
             ``fetch(pieces, lease)`` fetches pieces. They have the lease until `fetch` returns.
         lease : Lease, optional
-            The caller's lease. Its pieces are fetched as well.
+            A lease of the caller. Those of `pieces` that it has are fetched here, not awaited.
         """
         absent = [piece for piece in pieces if is_absent(piece)]
         # In the second round, pieces that other threads failed to fetch are fetched here.
@@ -212,7 +212,7 @@ class Downloads:
             result = self._reserve(parts[:count])
             if isinstance(result, Reservation):
                 return parts[:count], result
-            if result is Refusal.LOCKED:  # until the timeout; a smaller count would not help
+            if result is Refusal.LOCKED:  # fewer parts would need the same lock
                 return [], Reservation()
             count //= 2
         if parts:
@@ -287,7 +287,10 @@ def _absent_ranges(part: PieceRange) -> list[PieceRange]:
 
 
 def piece_ranges(part: PieceRange, pieces: list[int]) -> list[PieceRange]:
-    """Return sorted pieces of a part as ranges of successive pieces, up to `MAX_REQUEST` bytes."""
+    """Return sorted pieces of a part as ranges of successive pieces.
+
+    A range is at most `MAX_REQUEST` bytes, or it is one larger piece.
+    """
     ranges: list[PieceRange] = []
     for piece in pieces:
         if ranges and ranges[-1].pieces.stop == piece:

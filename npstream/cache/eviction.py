@@ -148,7 +148,7 @@ def reserve(
     if isinstance(result, Reservation):
         result._on_close = partial(_end_excess, path, limit, timeout)
     else:
-        _end_excess(path, None, 0.0)
+        _end_excess(path, None, 0.0)  # without a limit, it evicts nothing
     return result
 
 
@@ -236,7 +236,9 @@ def _evict(
     kept_bytes = sum(file.nbytes for file in files if file.path in keep)
     refusal = Refusal.FULL if kept_bytes + nbytes > max_bytes else None
     if refusal is not None and limit is not None:
-        return refusal, in_use  # no eviction: these bytes never fit, or the limit is a mistake
+        # Eviction would not help. If the limit is a mistake, it could even empty the whole cache.
+        return refusal, in_use
+    # Without a limit, eviction keeps a tenth of the disk free, even if the request is refused.
     needed = nbytes if refusal is None else 0
     if in_use + needed > max_bytes:
         for file in files:
@@ -244,7 +246,8 @@ def _evict(
                 break
             if file.path not in keep:
                 sparse.evict(file.path)
-                # `evict` keeps files that are not the cache's. They no longer count either.
+                # `evict` leaves files that are not the cache's. They are subtracted, too: otherwise
+                # they could exceed the limit by themselves, and nothing could be reserved.
                 in_use -= file.nbytes
     if refusal is None and in_use + nbytes > max_bytes:
         refusal = Refusal.CROWDED

@@ -56,7 +56,7 @@ class Footer(NamedTuple):
     stamp: bytes
 
     @property
-    def size(self) -> int:
+    def file_size(self) -> int:
         """The length of the file."""
         return self.nbytes + self.pieces + _FOOTER.size
 
@@ -77,7 +77,7 @@ def read_footer(descriptor: int, expected: Footer | None = None) -> Footer | Non
         return None
     size = status.st_size
     packed = os.pread(descriptor, _FOOTER.size, max(size - _FOOTER.size, 0))
-    if expected is not None and size == expected.size and not any(packed):
+    if expected is not None and size == expected.file_size and not any(packed):
         return expected._replace(stamp=bytes(len(expected.stamp)))
     if len(packed) != _FOOTER.size:
         return None
@@ -85,12 +85,12 @@ def read_footer(descriptor: int, expected: Footer | None = None) -> Footer | Non
     if magic != _MAGIC or version != _VERSION or pieces > _MAX_PIECES:
         return None
     footer = Footer(key.rstrip(b"\0").decode("ascii", "replace"), nbytes, pieces, stamp)
-    return footer if footer.size == size else None
+    return footer if footer.file_size == size else None
 
 
 def write_tail(descriptor: int, footer: Footer, residency: Body) -> None:
     """Write the residency bytes and the footer."""
-    _allocate(descriptor, footer.nbytes, footer.size - footer.nbytes)
+    _allocate(descriptor, footer.nbytes, footer.file_size - footer.nbytes)
     write_all(descriptor, residency, footer.nbytes)
     write_all(descriptor, footer.pack(), footer.nbytes + footer.pieces)
 
@@ -119,7 +119,7 @@ def create_file(path: str, footer: Footer) -> None:
         If the disk is full, for example.
     """
     with temporary_file(os.path.dirname(path)) as (descriptor, temporary):
-        os.ftruncate(descriptor, footer.size)
+        os.ftruncate(descriptor, footer.file_size)
         write_tail(descriptor, footer, bytes(footer.pieces))
         with suppress(FileExistsError):
             _link(temporary, path)
