@@ -82,6 +82,7 @@ class JsonLinesSource(InputSource):
         names += [n for n in fill if n not in names and (requested is None or n in requested)]
         self._names = names
         self._first_keys = set(types)
+        # Lines are parsed as the inferred encodings. The writer converts values to `columns`.
         inferred = {name: self._infer_encoding(name, types, where) for name in names}
         self.columns = {name: request.encodings.get(name) or inferred[name] for name in names}
         self._uses_arrow = all(name in types and inferred[name] in _ARROW_NAMES for name in names)
@@ -206,7 +207,7 @@ class JsonLinesSource(InputSource):
             raise self._unknown_key(file, number, row)
         for name, types in self._value_types.items():
             value = row.get(name)
-            if type(value) is int and float in types and not _is_float64(value):
+            if type(value) is int and float in types and not _fits_float64(value):
                 raise ValueError(
                     f"{file.where}: line {number}: column {name!r}: a float64 would round {value}: "
                     f"give the type, as in columns={{{name!r}: 'json', ...}}"
@@ -261,8 +262,8 @@ def _find_invalid(values: Sequence[Any], arrow_type: Any) -> int:
     return 0
 
 
-def _is_float64(number: int) -> bool:
-    """Return True if a float64 holds the integer exactly."""
+def _fits_float64(number: int) -> bool:
+    """Return True if a float64 has exactly the value of `number`."""
     try:
         return int(float(number)) == number
     except OverflowError:

@@ -36,7 +36,10 @@ _PART_FILES = 1000
 
 _LOCAL_BATCH = (64, 1 << 21)
 _REMOTE_BATCH = (256, 1 << 25)
-"""Maximum files and bytes of a batch, which a thread reads. Remote requests are concurrent."""
+"""Maximum files and bytes of a batch, which a thread reads.
+
+The requests for the remote files of a batch are concurrent, so a batch of them is larger.
+"""
 
 _MAX_PENDING_BYTES = 1 << 26
 """Maximum bytes that are read ahead, unless a single file is larger."""
@@ -219,7 +222,7 @@ def _is_metadata(name: str) -> bool:
 
 
 def _relative_paths(files: Sequence[SourceFile]) -> list[str]:
-    """Return the paths of files in their source.
+    """Return the paths of files relative to their source.
 
     If the source is a list of files, they are relative to the deepest folder that has all files.
     """

@@ -32,18 +32,19 @@ if TYPE_CHECKING:
 
 __all__ = ["read_arrow", "read_items"]
 
-_FRAMED = b"LDFZ01\0\0"
-_ZSTD = b"\x28\xb5\x2f\xfd"
-"""The first bytes of a zstd frame. As a number of samples, they are too large for any chunk."""
+_FRAMES_SIGNATURE = b"LDFZ01\0\0"
+_ZSTD_SIGNATURE = b"\x28\xb5\x2f\xfd"
+"""The first bytes of a zstd frame.
 
-_ARROW_END = b"LDARW01\0"
-
-_PREFIX = struct.Struct("<8sHHIII")
-"""The start of a chunk of frames. `_framed_items` uses the version, and the numbers of samples and
-frames.
+As a number of samples, they are above 4 * 10**9. No chunk has so many: its offsets are uint32.
 """
 
-_FRAME = np.dtype(
+_ARROW_SIGNATURE = b"LDARW01\0"
+
+_FRAMES_HEADER = struct.Struct("<8sHHIII")
+"""The signature, version, flags, number of samples, samples of a frame, and number of frames."""
+
+_FRAME_DTYPE = np.dtype(
     [("first", "<u4"), ("count", "<u4"), ("offset", "<u8"), ("size", "<u4"), ("raw_size", "<u4")]
 )
 """An entry in the table of frames: its samples, byte range, and size when decompressed."""
@@ -51,7 +52,7 @@ _FRAME = np.dtype(
 _READ_BYTES = 1 << 22
 
 
-def read_items(file: SourceFile, samples: int, *, is_compressed: bool) -> Iterator[bytes]:
+def read_items(file: SourceFile, samples: int, *, has_compressed_samples: bool) -> Iterator[bytes]:
     """Yield the bytes of each sample in a chunk.
 
     Parameters
@@ -59,7 +60,7 @@ def read_items(file: SourceFile, samples: int, *, is_compressed: bool) -> Iterat
     file : SourceFile
     samples : int
         The number of samples that the index says.
-    is_compressed : bool
+    has_compressed_samples : bool
         Whether samples may be compressed one by one.
 
     Raises
@@ -69,14 +70,16 @@ def read_items(file: SourceFile, samples: int, *, is_compressed: bool) -> Iterat
     """
     with file.open() as opened:
         start = cast("Any", opened).peek(8)[:8]
-        if start == _FRAMED:
+        if start == _FRAMES_SIGNATURE:
             items = _framed_items(opened, file, samples)
-        elif start.startswith(_ZSTD):
+        elif start.startswith(_ZSTD_SIGNATURE):
             items = _decompressed_items(opened, file, samples)
         else:
             items = _plain_items(opened, file, samples, file.nbytes)
         for item in items:
-            yield _decompress_item(item, file) if is_compressed and item[:4] == _ZSTD else item
+            if has_compressed_samples and item[:4] == _ZSTD_SIGNATURE:
+                item = _decompress_item(item, file)
+            yield item
 
 
 def read_arrow(file: SourceFile) -> Any:
@@ -94,7 +97,7 @@ def read_arrow(file: SourceFile) -> Any:
     with file.open(buffered=False) as opened:
         opened.seek(file.nbytes - 12)
         end = _read(opened, 12, file)
-        if end[4:] != _ARROW_END:
+        if end[4:] != _ARROW_SIGNATURE:
             return None
         pa = import_optional("pyarrow", "pyarrow", "arrow", f"reading {file.where}")
         nbytes = int.from_bytes(end[:4], "little")
@@ -185,15 +188,15 @@ def _decompressed_items(opened: BinaryIO, file: SourceFile, samples: int) -> Ite
 
 def _framed_items(opened: BinaryIO, file: SourceFile, samples: int) -> Iterator[bytes]:
     """Yield the samples of a chunk of frames. Each frame is decompressed as a whole."""
-    prefix = _read(opened, _PREFIX.size, file)
-    _, version, _, count, _, frame_count = _PREFIX.unpack(prefix)
+    header = _read(opened, _FRAMES_HEADER.size, file)
+    _, version, _, count, _, frame_count = _FRAMES_HEADER.unpack(header)
     if version != 1:
         raise FormatError(f"{file.where}: frames of version {version}; 1 is known")
     _check_count(count, samples, file)
     if frame_count > count:
         raise FormatError(f"{file.where}: {frame_count:,} frames for {count:,} samples")
     offsets = _read_offsets(opened, count, file, file.nbytes)
-    frames = np.frombuffer(_read(opened, _FRAME.itemsize * frame_count, file), _FRAME)
+    frames = np.frombuffer(_read(opened, _FRAME_DTYPE.itemsize * frame_count, file), _FRAME_DTYPE)
     _check_frames(frames, offsets, count, file)
     for frame in frames:
         start, stop = int(frame["first"]), int(frame["first"]) + int(frame["count"])
@@ -233,7 +236,8 @@ def _decompress(body: bytes, size: int, file: SourceFile) -> bytes:
 def _decompress_item(item: bytes, file: SourceFile) -> bytes:
     """Return a decompressed sample; its size is not stored in the chunk."""
     zstd = _zstd()
-    decoder, pieces, total, limit = zstd.ZstdDecompressor(), list[bytes](), 0, 1 << 26
+    decoder, pieces, total, next_check = zstd.ZstdDecompressor(), list[bytes](), 0, 1 << 26
+    # Memory is checked when the size doubles: the pieces and the joined sample must fit.
     try:
         data = item
         while not decoder.eof:
@@ -243,9 +247,9 @@ def _decompress_item(item: bytes, file: SourceFile) -> bytes:
                 raise EOFError("it is truncated")
             pieces.append(piece)
             total += len(piece)
-            if total > limit:
-                limit *= 2
-                ensure_fits(2 * limit, "a sample of {}", file.where)
+            if total > next_check:
+                next_check *= 2
+                ensure_fits(2 * next_check, "a sample of {}", file.where)
     except (EOFError, zstd.ZstdError) as error:
         raise FormatError(f"{file.where}: a compressed sample is damaged: {error}") from error
     return b"".join(pieces)

@@ -208,8 +208,8 @@ class LitDataSource(InputSource):
         raise ValueError(f"{self._where}: there are no samples")
 
     def _items(self, chunk: _Chunk) -> Iterator[bytes]:
-        is_compressed = self._config.get("compression_level") == "sample"
-        return read_items(chunk.file, chunk.samples, is_compressed=is_compressed)
+        has_compressed_samples = self._config.get("compression_level") == "sample"
+        return read_items(chunk.file, chunk.samples, has_compressed_samples=has_compressed_samples)
 
     def _samples(self, chunk: _Chunk) -> Iterator[dict[str, Any]]:
         """Yield the samples of a chunk, which a thread reads ahead."""

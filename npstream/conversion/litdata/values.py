@@ -46,7 +46,8 @@ Aliases in torch, such as `torch.float` of `torch.float32`, have numbers of thei
 _MAX_NDIM = 32
 _MAX_DEPTH = 100
 
-_NOT_A_TREE = (TypeError, KeyError, IndexError, AttributeError, RecursionError)
+_TREE_ERRORS = (TypeError, KeyError, IndexError, AttributeError, RecursionError)
+"""What `_leaf_paths` raises for JSON that is not a tree of samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,7 @@ def leaf_names(spec: str | None, count: int) -> list[str]:
     Parameters
     ----------
     spec : str or None
-        The ``data_spec`` of the index.
+        The ``data_spec`` of the index: JSON of the version, 1, and the tree.
     count : int
         The number of leaves. Without a spec, several leaves are named by their positions.
 
@@ -120,8 +121,8 @@ def leaf_names(spec: str | None, count: int) -> list[str]:
     Examples
     --------
     >>> leaf = {"type": None, "context": None, "children_spec": []}
-    >>> both = {"type": "builtins.dict", "context": '["a", "b"]', "children_spec": [leaf, leaf]}
-    >>> leaf_names(json.dumps([1, both]), 2), leaf_names(json.dumps([1, leaf]), 1)
+    >>> tree = {"type": "builtins.dict", "context": '["a", "b"]', "children_spec": [leaf, leaf]}
+    >>> leaf_names(json.dumps([1, tree]), 2), leaf_names(json.dumps([1, leaf]), 1)
     (['a', 'b'], ['value'])
     """
     if spec is None:
@@ -130,7 +131,7 @@ def leaf_names(spec: str | None, count: int) -> list[str]:
         try:
             version, tree = json.loads(spec)
             names = [".".join(path) or "value" for path in _leaf_paths(tree, ())]
-        except (json.JSONDecodeError, *_NOT_A_TREE) as error:
+        except (json.JSONDecodeError, *_TREE_ERRORS) as error:
             raise FormatError(f"data_spec cannot be parsed: {error!r}") from error
         if version != 1:
             raise FormatError(f"data_spec of version {short_repr(version)}: expected 1")

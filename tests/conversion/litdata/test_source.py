@@ -311,12 +311,12 @@ def test_truncated_and_damaged_chunks_raise(tmp_path, name):
     write(tmp_path / "in", sample_of_all_types, **COMPRESSIONS[name])
     path = sorted((tmp_path / "in").glob("chunk-0-0*"))[0]
     whole = path.read_bytes()
-    is_compressed = name == "sample"
+    has_compressed_samples = name == "sample"
     samples = json.loads((tmp_path / "in" / "index.json").read_text())["chunks"][0]["chunk_size"]
 
     def items():
         (file,) = find_files(path).files
-        return list(read_items(file, samples, is_compressed=is_compressed))
+        return list(read_items(file, samples, has_compressed_samples=has_compressed_samples))
 
     expected = items()
     for stop in [*range(60), *range(60, len(whole), 97)]:
