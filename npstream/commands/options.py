@@ -46,8 +46,9 @@ def add_command(
     name : str
     summary : str
         One line for the list of commands.
-    run : callable, optional
-        Called with the parsed arguments. It returns the exit status; None is 0.
+    run : callable or None
+        Called with the parsed arguments. It returns the exit status; None is 0. A command that only
+        has subcommands has no `run`.
     description : str, default: ""
         The text of the command's own help, if it says more than `summary`.
     """
