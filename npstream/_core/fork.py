@@ -1,7 +1,7 @@
-"""Replacement of locks in forked processes.
+"""Replacement of locks and similar state in forked processes.
 
 A forked process inherits its parent's locks in their current state, but not the threads that may
-hold them. So each object with locks registers here, and creates new locks in the child.
+hold them. So each object with such state registers here, and resets it in the child.
 
 Tested in tests/shards/test_locality.py.
 """
@@ -15,24 +15,24 @@ from weakref import WeakSet
 __all__ = ["renew_in_child"]
 
 
-class HasLocks(Protocol):
-    """An object that can replace its locks."""
+class HasProcessState(Protocol):
+    """An object with locks, or other state that a forked process must not inherit."""
 
-    def renew_locks(self) -> None:
+    def reset_process_state(self) -> None:
         """Replace the locks, and reset the state that the parent's threads maintained."""
 
 
-_objects: WeakSet[HasLocks] = WeakSet()
+_objects: WeakSet[HasProcessState] = WeakSet()
 
 
-def renew_in_child(owner: HasLocks) -> None:
-    """Call `owner.renew_locks` in every forked process while `owner` exists."""
+def renew_in_child(owner: HasProcessState) -> None:
+    """Call `owner.reset_process_state` in every forked process while `owner` exists."""
     _objects.add(owner)
 
 
 def _renew() -> None:
     for owner in list(_objects):
-        owner.renew_locks()
+        owner.reset_process_state()
 
 
 os.register_at_fork(after_in_child=_renew)

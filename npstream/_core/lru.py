@@ -33,10 +33,10 @@ class LRUCache:
         self._extra = 0
         self._entries: OrderedDict[Hashable, bytes] = OrderedDict()
         self._nbytes = 0
-        self.renew_locks()
+        self.reset_process_state()
         renew_in_child(self)
 
-    def renew_locks(self) -> None:
+    def reset_process_state(self) -> None:
         """Replace the lock: in a forked process, the thread that holds it does not exist."""
         self._lock = threading.Lock()
 

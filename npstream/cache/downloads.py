@@ -90,7 +90,7 @@ class Downloads:
         self._unwritable: set[str] = set()
         renew_in_child(self)
 
-    def renew_locks(self) -> None:
+    def reset_process_state(self) -> None:
         """Forget in a forked process which files could not be written."""
         self._unwritable = set()
 

@@ -23,10 +23,10 @@ class _Registry:
     """The lease of each piece that has one. `condition` is notified when pieces are dropped."""
 
     def __init__(self) -> None:
-        self.renew_locks()
+        self.reset_process_state()
         renew_in_child(self)
 
-    def renew_locks(self) -> None:
+    def reset_process_state(self) -> None:
         """Reset the registry in a forked process, which has none of the downloading threads."""
         self.condition = threading.Condition()
         self.leases: dict[PieceKey, Lease] = {}

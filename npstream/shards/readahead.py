@@ -84,7 +84,7 @@ class ChunkReadAhead(Lease):
             part.shards.point_reader.reset_budget()
             part.shards.register_reader(self)
 
-    def renew_locks(self) -> None:
+    def reset_process_state(self) -> None:
         """Close the read-ahead in a forked process, which has none of its threads."""
         self._condition = threading.Condition()
         self._queue.clear()
@@ -252,7 +252,7 @@ class SampleReadAhead:
         for part in shards.remotes:
             part.shards.register_reader(self)
 
-    def renew_locks(self) -> None:
+    def reset_process_state(self) -> None:
         """Close the read-ahead in a forked process, which has none of its threads."""
         self._condition = threading.Condition()
         self._queue.clear()

@@ -96,14 +96,14 @@ class Fetcher:
         self.index = shards.index
         self.remotes = tuple(shards.remotes)
         self.layouts = layouts_of(shards.index)
-        self.renew_locks()
+        self.reset_process_state()
         renew_in_child(self)
         self._pages = paging.PagePrefetcher()
         self._readers: WeakSet[ChunkReadAhead | SampleReadAhead] = WeakSet()
         self._lookup = (self.index.starts, self.index.guide, self.index.shift)
         self.table: ShardTable | None = ShardTable(np.zeros((max(len(self.index), 1), 7), np.int64))
 
-    def renew_locks(self) -> None:
+    def reset_process_state(self) -> None:
         """Replace the locks in a forked process: threads of the parent may have held them."""
         self._lock = threading.RLock()
         self._publish_lock = threading.Lock()

@@ -99,10 +99,10 @@ class _ImportLock:
     """
 
     def __init__(self) -> None:
-        self.renew_locks()
+        self.reset_process_state()
         renew_in_child(self)
 
-    def renew_locks(self) -> None:
+    def reset_process_state(self) -> None:
         """Replace the lock in a forked process: a thread of the parent may have held it."""
         self.lock = threading.RLock()
 

@@ -61,10 +61,10 @@ class _MemoryLock:
     """The lock for replacements in fsspec's memory store, which exists in only one process."""
 
     def __init__(self) -> None:
-        self.renew_locks()
+        self.reset_process_state()
         renew_in_child(self)
 
-    def renew_locks(self) -> None:
+    def reset_process_state(self) -> None:
         """Replace the lock in a forked process: a thread of the parent may have held it."""
         self.lock = threading.Lock()
 

@@ -104,7 +104,7 @@ class Journal:
     def __del__(self) -> None:
         self.close()
 
-    def renew_locks(self) -> None:
+    def reset_process_state(self) -> None:
         """Close the file in a forked process, which would hold the lock after its parent's end."""
         self._mutex = threading.Lock()
         self.close()
