@@ -124,7 +124,7 @@ def compress(data: Body, spec: str) -> bytes:
 def compress_pieces(data: Body, spec: str) -> Iterator[bytes]:
     """Yield the compressed bytes of a file in pieces.
 
-    zstd yields several pieces, so the whole result is never in memory. The other codecs yield the
+    zstd yields several pieces, and needs no buffer for the whole result. The other codecs yield the
     whole result as one piece.
 
     Examples

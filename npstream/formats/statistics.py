@@ -689,5 +689,6 @@ _NUMBERS = {
 """The numbers of `ColumnStatistics`, and whether each may be None."""
 
 _DTYPES = {np.dtype(kind).newbyteorder("<").str for kind in "bBhHiIqQefd"}
+"""The dtypes that a stored quantile sketch may have."""
 
 _MAX_LEVELS = 64

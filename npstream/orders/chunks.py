@@ -56,8 +56,9 @@ def view_chunks(chunks: AnyArray, selection: Selection) -> AnyArray:
     """Cut a view, raveled, into chunks.
 
     If the sample ids of the view are monotonic, it is cut where the dataset's chunks begin.
-    Otherwise all chunks of the view have the average length of the dataset's chunks. Consecutive
-    samples of such a view are often stored together, for instance in a list of several slices.
+    Otherwise all chunks of the view have the average length of the dataset's chunks. So consecutive
+    samples of the view mostly stay together in an order. They are often also stored together, for
+    instance in a list of several slices.
 
     Parameters
     ----------

@@ -176,7 +176,7 @@ class Sidecar:
     shards, samples : int
         Numbers of shards and samples.
     columns : dict of str to ColumnFile
-        The scalar columns whose values are in column files.
+        The scalar columns with values in column files, and with bounds for each shard.
     has_hashes : bool
         Whether the side-car holds the hashes of pieces and the offsets of first samples.
 
