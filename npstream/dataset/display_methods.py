@@ -39,7 +39,8 @@ class DatasetDisplay:
         from npstream.explore import display
 
         preview = self._preview(display.TEXT_VALUES, 0)
-        lines = [self._title(), *display.column_lines(self._encodings(), preview)]
+        columns = display.column_lines(self._encodings(), self._selection.size, preview)
+        lines = [self._title(), *columns]
         if self._transform is not None:
             lines.append(f"  {display.transform_note(self._transform)}")
         return "\n".join(lines) + ">"

@@ -60,13 +60,17 @@ def transform_note(transform: Callable[[Any], Any]) -> str:
     return f"samples, not columns, pass through the transform {truncate(printable_name(name))}"
 
 
-def column_lines(encodings: Mapping[str, str], preview: Preview | None = None) -> list[str]:
+def column_lines(
+    encodings: Mapping[str, str], samples: int, preview: Preview | None = None
+) -> list[str]:
     """Return a line for each column: its name, its encoding and its first values.
 
     Parameters
     ----------
     encodings : mapping of str to str
         The name and encoding of each column.
+    samples : int
+        The number of samples of the view.
     preview : Preview, optional
         The first values.
 
@@ -84,9 +88,7 @@ def column_lines(encodings: Mapping[str, str], preview: Preview | None = None) -
         if preview is not None and name in preview.columns:
             line = f"  {shown:{width}}  {encoding:{types}}  "
             if (remaining := LINE - len(line)) >= MIN_VALUES:
-                # With fewer rows than were requested, the preview is taken for the whole view. It
-                # may also end there because more rows are too expensive.
-                is_all = len(preview.ids) < TEXT_VALUES
+                is_all = len(preview.ids) == samples
                 line += values_text(preview.columns[name], is_all, remaining)
         lines.append(line.rstrip())
     if len(encodings) > MAX_COLUMNS:
@@ -131,7 +133,7 @@ def mixture_text(
     lines = [
         f"<npstream.Mixture: {quantity(samples, 'sample')} of {quantity(len(sources), 'source')}"
     ]
-    lines += column_lines(encodings, preview)
+    lines += column_lines(encodings, samples, preview)
     width = min(WIDTH, max(len(name) for name, *_ in sources[:MAX_COLUMNS]))
     lines += [
         f"  {truncate(name):{width}}  {share:7.2%} of drawn samples, {quantity(size, 'sample')}"

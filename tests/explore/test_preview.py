@@ -55,6 +55,13 @@ def test_the_repr_shows_types_and_first_values(ds):
     assert repr(ds["id"][5:7]).splitlines()[1] == "  5, 6>"
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3, 4])
+def test_only_a_view_with_more_rows_than_are_shown_ends_in_an_ellipsis(ds, rows):
+    values = ", ".join(map(str, range(min(rows, 3)))) + (", ..." if rows > 3 else "")
+    assert repr(ds[["id"]][:rows]).splitlines()[1] == f"  id  int64  {values}>"
+    assert repr(ds["id"][:rows]).splitlines()[1] == f"  {values}>"
+
+
 def test_html_has_the_rows_of_the_view_and_of_the_dataset(ds):
     html = ds[[7, 3]]._repr_html_()
     assert check(html).text.startswith("npstream.Dataset: 2 samples of 600 in ")
