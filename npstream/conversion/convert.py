@@ -460,7 +460,9 @@ class ObjectSource(InputSource):
     def __init__(self, data: Any, request: SourceRequest) -> None:
         self._data = data
         super().__init__(FileList(f"a {type(data).__name__}", ()), request)
-        self.samples = len(data) if hasattr(type(data), "__len__") else None
+        # The length of a mapping of columns is their number.
+        rows = next(iter(data.values()), ()) if isinstance(data, Mapping) else data
+        self.samples = len(rows) if hasattr(type(rows), "__len__") else None
 
     def parts(self) -> Sequence[Part]:
         """Return the object as a part."""

@@ -268,7 +268,10 @@ def _is_int64(text: str | None) -> bool:
     """Return True for an int64 in canonical form; numbers such as "007" stay text."""
     if text is None:
         return True
-    return text.lstrip("-").isdecimal() and str(int(text)) == text and abs(int(text)) < 2**63
+    digits = text.removeprefix("-")
+    if not digits.isdecimal() or len(digits) > len(str(2**63)):
+        return False
+    return str(int(text)) == text and abs(int(text)) < 2**63
 
 
 def _with_partitions(schema: Any, partition: Mapping[str, Any]) -> Any:

@@ -54,6 +54,12 @@ def test_columns_are_chosen_renamed_and_typed(source, tmp_path):
     assert npstream.open(tmp_path / "out").columns == ("body", "id")
 
 
+def test_a_dry_run_counts_the_rows_of_columns():
+    columns = {"a": np.arange(3), "b": ["x", "y", "z"]}
+    assert npstream.convert(columns, "x", dry_run=True).samples == 3
+    assert npstream.convert(columns, "x", dry_run=True, where="a > 0").samples == 2
+
+
 def test_a_dry_run_writes_nothing_and_says_what_would_be_written(source, tmp_path):
     plan = npstream.convert(source, tmp_path / "out", dry_run=True)
     assert not (tmp_path / "out").exists()

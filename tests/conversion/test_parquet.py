@@ -199,6 +199,15 @@ def test_columns_that_cannot_be_written_are_named(tmp_path):
     assert npstream.open(tmp_path / "out")["x"].load().tolist() == [7, 7]
 
 
+@pytest.mark.parametrize("text", ["--5", "-", "9" * 200, "007", "x"])
+def test_partitions_that_are_no_int64_are_text(tmp_path, text):
+    folder = tmp_path / "data" / f"part={text}"
+    folder.mkdir(parents=True)
+    pq.write_table(pa.table({"x": [1]}), folder / "a.parquet")
+    npstream.convert(tmp_path / "data", tmp_path / "out")
+    assert npstream.open(tmp_path / "out")[0]["part"] == text
+
+
 def test_names_with_dots_are_columns_and_only_partitions_can_be_written(tmp_path):
     source = tmp_path / "in" / "y=3"
     source.mkdir(parents=True)
