@@ -112,7 +112,7 @@ def test_the_code_of_each_hint_runs_as_it_is(tmp_path, monkeypatch, suffix):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / f"a{suffix}"
     rows = [{"x": 0}, {"x": 1}, {"x": 2}]
-    if suffix in missing_dataset._IMAGES:
+    if suffix in missing_dataset._IMAGE_SUFFIXES:
         PIL = pytest.importorskip("PIL.Image")
         PIL.new("RGB", (3, 2)).save(path)
     elif suffix == ".npy":
@@ -138,7 +138,7 @@ def test_the_code_of_each_hint_runs_as_it_is(tmp_path, monkeypatch, suffix):
         code = re.search(r"import npstream.*; npstream\.(write|convert)\(.*\)(?=: ')", message)[0]
         exec(code, {})
         ds = npstream.open("new")
-        if suffix in missing_dataset._IMAGES:
+        if suffix in missing_dataset._IMAGE_SUFFIXES:
             assert ds[0]["image"].size == (3, 2)
         else:
             column = "a" if suffix == ".npy" else "x"
