@@ -143,8 +143,8 @@ def json_text(document: Any) -> str:
 def json_value(value: Any) -> Any:
     """Return a value of a column, or a container of values, as a value that JSON can encode.
 
-    Arrays become lists, times text of ISO 8601, and bytes base64. A float that is not finite
-    becomes "NaN", "Infinity" or "-Infinity". Other objects become their text.
+    Arrays become lists. Times become text in ISO 8601. Bytes become base64. A float that is not
+    finite becomes "NaN", "Infinity" or "-Infinity". Other objects become their text.
 
     Examples
     --------

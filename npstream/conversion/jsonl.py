@@ -1,7 +1,7 @@
 """Files of JSON lines as a source, compressed or not.
 
 If all columns hold numbers, booleans or text, pyarrow parses blocks of lines. Python parses other
-files line by line, because Arrow would add keys with null to objects whose keys differ.
+files line by line: in a column of nested objects, Arrow would add missing keys with null.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class JsonLinesSource(InputSource):
 
     @classmethod
     def recognizes(cls, files: FileList) -> bool:
-        """Return True for a single file with the extension .json."""
+        """Return True also for a single .json file; other files are recognized by `extensions`."""
         return len(files.files) == 1 and split_extension(files.files[0].name)[0] == ".json"
 
     def parts(self) -> Sequence[Part]:
@@ -112,8 +112,9 @@ class JsonLinesSource(InputSource):
     def _infer_encoding(self, name: str, types: Mapping[str, set[type]], where: str) -> str:
         """Return the encoding by which the values of a column are parsed and checked.
 
-        The types of the values in the first rows decide. The requested encoding is returned where
-        they do not decide, or where it holds values that the inferred encoding does not.
+        It follows from the types of the values in the first rows. The requested encoding is
+        returned if the types are mixed or unknown, or if it can hold more values than the inferred
+        encoding.
         """
         kinds = types.get(name, set()) - {type(None)}
         requested = self.request.encodings.get(name)

@@ -418,7 +418,8 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], DescriptionMethods):
         block : int, str or None, default: "auto"
             Bytes of data to shuffle together, or None for all data; see `npstream.Shuffle`.
         lanes : int, optional
-            Number of chunk sequences that the order interleaves; see `npstream.Shuffle`.
+            Number of random sequences of chunks, from which samples are drawn in turn; see
+            `npstream.Shuffle`.
 
         Returns
         -------
@@ -452,7 +453,8 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], DescriptionMethods):
         block : int, str or None, default: "auto"
             Bytes of data to shuffle together, or None for all data; see `npstream.Shuffle`.
         lanes : int, optional
-            Number of chunk sequences that the order interleaves; see `npstream.Shuffle`.
+            Number of random sequences of chunks, from which samples are drawn in turn; see
+            `npstream.Shuffle`.
 
         Returns
         -------
@@ -526,8 +528,9 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], DescriptionMethods):
     ) -> Iteration:
         """Return an iterable over this rank's part of the view, epoch after epoch.
 
-        It yields Batches, or samples without a batch size. It can be iterated over repeatedly,
-        pickled, and passed to ``torch.utils.data.DataLoader``. ``load_state_dict`` resumes it.
+        It yields Batches. If no batch size is given, it yields samples. It can be iterated over
+        repeatedly, pickled, and passed to ``torch.utils.data.DataLoader``. ``load_state_dict``
+        resumes it.
 
         Parameters
         ----------
@@ -544,9 +547,9 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], DescriptionMethods):
             If False, yield samples even with `batch_size`, so that a DataLoader with the same batch
             size makes the batches. Each worker then reads runs of `batch_size` samples.
         shuffle : bool, Shuffle, str or StreamingShuffle, default: False
-            Whether each epoch has its own random order, or the order's settings (`npstream.Shuffle`
-            or `npstream.StreamingShuffle`). "py1e", "py1s", "py1br", "py2s" and "naive" are orders
-            of Streaming, for whole datasets only. False keeps the view's order.
+            True gives each epoch its own random order. False keeps the view's order. A
+            `npstream.Shuffle` or `npstream.StreamingShuffle` sets how to shuffle. "py1e", "py1s",
+            "py1br", "py2s" and "naive" are orders of MosaicML Streaming, for whole datasets only.
         seed : int, default: 0
             Seed of the orders, any integer. Orders of Streaming do not use it.
         epoch : int, default: 0
@@ -566,10 +569,12 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], DescriptionMethods):
             have the same number, so the last batch may be short.
         ranks_per_node : int, optional
             Ranks on each machine. Ranks of a machine have consecutive numbers. If the number of
-            machines divides the number of lanes, no two machines read the same chunk. By default
-            LOCAL_WORLD_SIZE of the environment if `rank` is not given, else all ranks.
+            lanes (see `npstream.Shuffle`) is a multiple of the number of machines, machines read
+            different chunks, except for a few at the ends of lanes. By default LOCAL_WORLD_SIZE of
+            the environment if `rank` is not given, else all ranks.
         replication : int, default: 1
-            Number of consecutive ranks that read the same samples, such as ranks of one model.
+            Number of consecutive ranks that read the same samples, such as the ranks of
+            one tensor-parallel group.
         decode : bool, str, sequence of str or mapping, default: False
             Columns of images to decode, in threads, as for `load`.
         transform : callable, optional

@@ -126,7 +126,8 @@ def mixture_text(
     sources : sequence of tuple
         The name of each source, its number of samples, and its share of the drawn samples.
     next_shares : int, optional
-        The position in the order from which on the sources have other shares than `sources` says.
+        The position in the order at which the shares change. Before it, they are those of
+        `sources`.
     preview : Preview, optional
         The first values of the columns.
     """

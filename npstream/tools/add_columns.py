@@ -96,8 +96,8 @@ def add_columns(
         The value of a new column for samples whose key is not in `data`, for missing values in
         `data`, and for samples that are appended to the dataset later.
     replace : bool, default: False
-        Whether to replace columns that have the names of the new ones. A replaced column of the
-        dataset itself is hidden. The files of a replaced column that was added are removed.
+        Whether to replace columns that have the names of the new ones. If a replaced column belongs
+        to the dataset itself, it is hidden. If it was added earlier, its files are removed.
     columns : mapping of str to str, optional
         The encoding of each column of `data` to write, as for `npstream.write`.
     shard_size : int, str or None, default: "64MiB"
@@ -249,7 +249,7 @@ def remove_columns(
 def _open(
     url: str | PathLike[str], connection: Mapping[str, Any], path: str, columns: Sequence[str]
 ) -> Dataset:
-    """Open a dataset, or a part of its added columns."""
+    """Open a dataset, or one of the small datasets that hold its added columns."""
     dataset_url = join_url(url, path) if path else url
     return open_dataset(dataset_url, columns=columns, implicit_read_limit=None, **connection)
 
@@ -284,7 +284,7 @@ class _Addition:
         self.fill_path = f"{COLUMNS_FOLDER}/{identity}-fill"
 
     def set_values_by_position(self, data: Any, open_part: Callable[..., Dataset]) -> None:
-        """Take values in the order of the samples; check names and lengths before a read."""
+        """Take values in the order of the samples; check names before any is written."""
         names = None if self._columns is None else list(self._columns)
         fills = check_fill(self._fill)
         table, samples = open_input(data, names, fills, check=True, as_items=False)

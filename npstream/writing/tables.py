@@ -237,7 +237,7 @@ class ListColumn:
 
 
 class ArrayColumn:
-    """An array, which may be read block by block from its library.
+    """An array, in memory or in a file that another library reads block by block.
 
     Parameters
     ----------
@@ -417,7 +417,7 @@ class RaggedColumn:
     offsets : ndarray of int64, shape (n + 1,)
         Row k is ``elements[offsets[k]:offsets[k + 1]]``.
     encoding : Encoding or None
-        The column's encoding. None for encoded values of an unknown encoding.
+        The column's encoding. None for encoded images of an unknown format.
     shapes : ndarray of int64, shape (n, ndim) or None
         The shape of each row; None for 1-d rows.
     values : callable

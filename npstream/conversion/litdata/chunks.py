@@ -2,10 +2,11 @@
 
 A chunk begins with the number of its samples, n, and n + 1 offsets, all uint32. The samples follow.
 It may be compressed with zstd as a whole, sample by sample, or in frames of several samples. A
-table of the frames stands before them.
+chunk of frames begins with a signature and a header; the offsets, a table of the frames and the
+frames follow.
 
-An Arrow file may hold the samples of a chunk of plain dicts. The chunk then ends in this file, its
-length (uint32) and a signature.
+If the samples are plain dicts, the chunk may store them as an embedded Arrow file. The last bytes
+of the chunk are then the Arrow file, its length (uint32) and a signature.
 
 Tested in tests/conversion/litdata/test_source.py.
 """
@@ -36,7 +37,8 @@ _FRAMES_SIGNATURE = b"LDFZ01\0\0"
 _ZSTD_SIGNATURE = b"\x28\xb5\x2f\xfd"
 """The first bytes of a zstd frame.
 
-As a number of samples, they are above 4 * 10**9. No chunk has so many: its offsets are uint32.
+A plain chunk cannot begin with these bytes. As a uint32 they are a count above 4 * 10**9, which is
+too large for offsets of uint32.
 """
 
 _ARROW_SIGNATURE = b"LDARW01\0"
