@@ -76,8 +76,8 @@ class MixtureEpochs:
     spec : MixtureSpec
     settings : MixtureSettings
         Each pass through a source has its own order if `shuffle` is True or a Shuffle. An epoch has
-        `epoch_size` samples, by default as many as all sources together. The default is rounded
-        down to a multiple of the number of lanes. If batches must not be split, any size is rounded
+        `epoch_size` samples. The default is the number of samples of all sources, rounded down to
+        a multiple of the number of lanes. If batches must not be split, any size is rounded
         down to whole batches.
     """
 

@@ -63,7 +63,7 @@ class _FunctionSource:
 
     def __init__(self) -> None:
         self.names: dict[str, Any] = {"join": b"".join, "ndarray": np.ndarray}
-        self.checks: list[str] = []  # conditions, each of which makes the function return None
+        self.checks: list[str] = []  # the function returns None if one is true
         self.bodies: list[str] = []  # statements that assign encoded bytes
         self.parts: list[str] = []  # expressions of the sample's bytes, in order
         self._codes = ""

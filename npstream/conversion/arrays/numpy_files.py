@@ -345,12 +345,11 @@ class NpzSource(ArraySource):
 def _is_requested(name: str, requested: Iterable[str], array_count: int) -> bool:
     """Return True if an array of an archive has a requested column.
 
-    The column may be the array, a field of a structured array (``array.field``, or ``field`` if the
-    archive has one array), or an array of which `name` is a part (``group`` of ``group.array``).
+    A column is an array, or a field of a structured array. The name of a field is
+    ``array.field``, or ``field`` if the archive has only one array.
     """
     return array_count == 1 or any(
-        name == column or name.startswith(f"{column}.") or column.startswith(f"{name}.")
-        for column in requested
+        name == column or column.startswith(f"{name}.") for column in requested
     )
 
 

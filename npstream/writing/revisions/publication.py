@@ -15,6 +15,7 @@ import errno
 import itertools
 import json
 import os
+from abc import abstractmethod
 from collections.abc import Callable, Container, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -159,25 +160,25 @@ class Revision(Destination):
         if self.mode == "w" and self.base is not None:
             self._remove_former(self.base)
 
+    @abstractmethod
     def _can_replace(self) -> bool:
         """Return True if a file of the store can be replaced on the condition that it is unchanged.
 
         A local directory without an index needs no such replacement, so the result is then True.
         """
-        raise NotImplementedError
 
     def _has_changed(self) -> bool:
         """Return True if the store has another index than that which this write has read."""
         newest = Base.read(self._store)
         return (newest and newest.tag.content) != (self.base and self.base.tag.content)
 
+    @abstractmethod
     def _store_files(self, files: Iterable[tuple[str, Iterable[Body]]]) -> None:
         """Store the files of a side-car."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _try_publish(self, index: bytes) -> bool:
         """Publish an index; return False if another write was first."""
-        raise NotImplementedError
 
     def _remove_files(self, names: list[str]) -> None:
         """Remove the side-car of an index that was not published."""
