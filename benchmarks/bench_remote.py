@@ -28,7 +28,8 @@ from figures import SIDES, Figure, Pair, figure, run_once
 from npstream._core.arguments import size_text
 from npstream.formats.chunks import CHUNK_BYTES
 from npstream.shards import readahead as ahead
-from npstream.storage.remote import RemoteStore, max_requests
+from npstream.storage.connection import max_requests
+from npstream.storage.remote import RemoteStore
 from remote_data import Remote, Span, remote
 
 ROOT = Path(__file__).parents[1]

@@ -29,7 +29,7 @@ SOLE_IMPORTERS = {
     "llvmlite": {"_core.jit"},
     "torch": {"torch"},
     "hypothesis": {"testing"},
-    "fsspec": {"storage.drivers", "storage.remote", "storage.uploads"},
+    "fsspec": {"storage.connection", "storage.drivers", "storage.remote", "storage.uploads"},
     "pickle": {"formats.encodings.encodings"},
 }
 """Package -> the only modules that may import it."""

@@ -532,7 +532,7 @@ OBSTORE = "s3-obstore"
 
 def choose_reader(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Read ranges by obstore from the first request on if `name` is `OBSTORE`, else by s3fs."""
-    from npstream.storage import obstore as fastranges
+    from npstream.storage.engines import obstore as fastranges
 
     monkeypatch.setenv("NPSTREAM_OBSTORE", str(int(name == OBSTORE)))
     monkeypatch.setattr(fastranges, "WARMUP_READS", 1)

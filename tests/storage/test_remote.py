@@ -22,6 +22,7 @@ from servers import OBSTORE, choose_reader
 import npstream
 from npstream.errors import StorageError
 from npstream.storage import remote
+from npstream.storage.connection import max_requests
 from npstream.storage.local import open_store
 from npstream.storage.remote import RemoteStore
 from npstream.storage.urls import join_url
@@ -239,7 +240,7 @@ def test_a_pickled_store_contains_only_its_arguments(tmp_path):
 def test_an_invalid_number_of_requests_raises(monkeypatch, text):
     monkeypatch.setenv("NPSTREAM_THREADS", text)
     with pytest.raises(ValueError, match=f"NPSTREAM_THREADS='{text}': expected a number"):
-        remote.max_requests()
+        max_requests()
 
 
 @pytest.mark.parametrize(("timeout", "retries"), [(0, 1), (-1, 1), (float("nan"), 1), (1, -1)])

@@ -17,7 +17,7 @@ import pytest
 
 import npstream
 from npstream.errors import IntegrityError, StorageError
-from npstream.storage import remote, requests
+from npstream.storage import connection, remote, requests
 from npstream.storage.failures import classify
 from npstream.storage.remote import RemoteStore
 from npstream.storage.responses import (
@@ -288,10 +288,10 @@ def test_a_server_without_content_lengths(tmp_path, monkeypatch):
     with serve_files({"/a": DATA}, sized=False, ranges=False) as (url, _):
         store = RemoteStore(url)
         assert store.sizes(["a", "b"]) == [remote.UNKNOWN_SIZE, None]
-        monkeypatch.setattr(remote, "MAX_UNSIZED", len(DATA) - 1)
+        monkeypatch.setattr(connection, "MAX_UNSIZED", len(DATA) - 1)
         with pytest.raises(StorageError, match=f"more than {len(DATA) - 1:,} bytes came"):
             store.read("a")
-        monkeypatch.setattr(remote, "MAX_UNSIZED", len(DATA))
+        monkeypatch.setattr(connection, "MAX_UNSIZED", len(DATA))
         assert store.read("a") == DATA
         with pytest.raises(StorageError, match="more than 9 bytes came; the server ignores Range"):
             store.ranges([("a", 0, 9)])

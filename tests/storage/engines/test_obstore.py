@@ -19,9 +19,9 @@ from faults import FOR_EVER, stall, status
 from servers import HOST, OBSTORE, choose_reader
 
 from npstream.errors import StorageError
-from npstream.storage import obstore as obstore_ranges
 from npstream.storage import requests
-from npstream.storage.obstore import FastRanges, fast_ranges
+from npstream.storage.engines import obstore as obstore_ranges
+from npstream.storage.engines.obstore import FastRanges, fast_ranges
 from npstream.storage.remote import RemoteStore
 
 DATA = bytes(range(256)) * 40
@@ -327,7 +327,7 @@ def test_a_child_forked_during_the_import_of_obstore_reads_through_s3fs(remote_d
 
 def test_a_child_forked_before_the_import_of_obstore_uses_it(remote_dir):
     code = (
-        "import os; from npstream.storage import obstore as obstore_ranges\n"
+        "import os; from npstream.storage.engines import obstore as obstore_ranges\n"
         "from npstream.storage.remote import RemoteStore\n"
         f"store = RemoteStore({remote_dir.url!r}, {remote_dir.storage_options!r})\n"
         "def read(count): [store.ranges([('file', 0, 9)]) for _ in range(count)]\n"

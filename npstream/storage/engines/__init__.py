@@ -1,0 +1,1 @@
+"""Engines that read from object stores faster than fsspec's drivers."""
