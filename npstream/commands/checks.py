@@ -75,7 +75,7 @@ def add_index(commands: Commands) -> None:
         "build the side-cars of datasets: hashes, statistics",
         _run_index,
         "Build the side-cars of datasets, with hashes, statistics and scalar columns. An "
-        "interrupted command goes on where it stopped.",
+        "interrupted command continues where it stopped.",
     )
     index.add_argument("urls", nargs="+", metavar="url", help="the datasets' directories or URLs")
     index.add_argument("--split", metavar="NAME", help="the subdirectory with the dataset")

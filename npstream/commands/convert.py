@@ -49,7 +49,7 @@ def add_convert(commands: Commands) -> None:
         default=0,
         help="processes that encode samples",
     )
-    add("--resume", action="store_true", help="go on with a conversion that was interrupted")
+    add("--resume", action="store_true", help="continue a conversion that was interrupted")
     add("--dry-run", action="store_true", help="show columns and the number of samples only")
     add_json_option(command, "print the report as JSON")
     add("--mode", choices=["x", "w", "a"], help="create the dataset, replace it, or append to it")

@@ -66,7 +66,7 @@ def add_copy(commands: Commands) -> None:
     add("--compression", help="the codec of shards, such as zstd or zstd:7, or none")
     add("--hashes", nargs="*", metavar="HASH", help="hashes of files to store; there may be none")
     add("--no-sidecar", action="store_true", help="write no side-car")
-    add("--resume", action="store_true", help="go on with a copy that was interrupted")
+    add("--resume", action="store_true", help="continue a copy that was interrupted")
     add("--allow-pickle", action="store_true", help="copy columns that are pickled, too")
     add_json_option(command, "print the report as JSON")
     add_pairs_option(command, "--source-options", "driver options of the source")

@@ -51,7 +51,7 @@ def style_text(text: str, style: str, stream: IO[str] | None = None) -> str:
 
 
 def shows_tracebacks() -> bool:
-    """Return True if the user wants tracebacks, by ``--traceback`` or in the environment."""
+    """Return True if NPSTREAM_TRACEBACK is set, by the user or by ``--traceback``."""
     return os.environ.get(TRACEBACK, "") not in ("", "0")
 
 
@@ -81,7 +81,7 @@ def _message(error: BaseException, words: Iterable[str]) -> str:
     from npstream.errors import CostError, NpstreamError
 
     if isinstance(error, CostError):
-        return f"{error}\non the command line: --read-limit SIZE, or none"
+        return f"{error}\non the command line: --read-limit SIZE, or --read-limit none"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if isinstance(error, (NpstreamError, *USER_ERRORS)):

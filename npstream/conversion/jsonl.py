@@ -165,7 +165,7 @@ class JsonLinesSource(InputSource):
         unexpected = "error" if self.request.columns is None else "ignore"
         options = pj.ParseOptions(schema, unexpected_field_behavior=unexpected)
         for line, block in self._file_blocks(file):
-            # pyarrow reads the whole block as one of its blocks, so that it cuts no line.
+            # With a larger block size, pyarrow does not split `block`, which could cut a line.
             reading = pj.ReadOptions(use_threads=False, block_size=len(block) + 1)
             try:
                 table = pj.read_json(pa.BufferReader(block), reading, options)
@@ -173,11 +173,11 @@ class JsonLinesSource(InputSource):
             except pa.ArrowException:
                 is_exact = False
             if not is_exact:
-                table = self._table(file, line, block, schema)
+                table = self._parse_in_python(file, line, block, schema)
             yield table.select(self._names)
 
-    def _table(self, file: SourceFile, line: int, block: bytes, schema: Any) -> Any:
-        """Return a table of a block that pyarrow does not parse; raise for a wrong value."""
+    def _parse_in_python(self, file: SourceFile, line: int, block: bytes, schema: Any) -> Any:
+        """Return a table of a block that pyarrow cannot parse exactly; raise for a wrong value."""
         pa = import_optional("pyarrow", "pyarrow", "arrow")
         rows = list(_parse(file, line, block))
         for number, row in rows:
@@ -320,7 +320,8 @@ def _parse(file: SourceFile, line: int, block: bytes) -> Iterator[tuple[int, dic
             hint = ""
             if number == 1 and isinstance(row, list):
                 hint = (
-                    "; a file that is one JSON list: read it with json.load, and convert the list"
+                    "; the file is one JSON list: read it with json.load, and pass the list to "
+                    "npstream.write"
                 )
             raise FormatError(
                 f"{file.where}: line {number} is {_TYPE_NAMES[type(row)]} and not an object{hint}"

@@ -23,7 +23,7 @@ from npstream.errors import (
     stop_iteration_error,
 )
 from npstream.formats.index import shard_table
-from npstream.indexing.columns import raise_if_names
+from npstream.indexing.columns import raise_if_column_names
 from npstream.orders.order import BlockSize, RowOrder, Shuffle
 from npstream.reading import load as reading
 from npstream.reading.batch import Batch
@@ -182,7 +182,7 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], DescriptionMethods):
                 return self._sample(selected)
         except Exception as error:
             if isinstance(error, IndexError):
-                raise_if_names(index)
+                raise_if_column_names(index)
             shorten(error)
             raise
         return self._view(selected)

@@ -225,8 +225,8 @@ def _describe_directory(root: str, names: Sequence[str], datasets: Sequence[str]
         return "the directory is empty: npstream.write writes a dataset"
     if f"{INDEX}.work" in names:
         return (
-            f"a write is under way, or was interrupted: {INDEX} is stored last; if it was "
-            "interrupted, its call with resume=True goes on"
+            f"a write is under way, or was interrupted: {INDEX} is stored last; to continue "
+            "that write, repeat its call with resume=True"
         )
     if any(name == f"{INDEX}.lock" or name.startswith(f".{INDEX}") for name in names):
         return f"a write is under way, or was interrupted: {INDEX} is stored last"

@@ -28,10 +28,10 @@ TEXT_VALUES = 3
 MAX_COLUMNS = 24
 """Columns, or sources of a mixture, that are shown."""
 
-LINE = 79
+LINE_WIDTH = 79
 """Characters of a line."""
 
-MIN_VALUES = 12
+MIN_VALUES_WIDTH = 12
 """Characters of the shortest list of values that is shown."""
 
 
@@ -80,14 +80,14 @@ def column_lines(
     """
     columns = list(islice(encodings.items(), MAX_COLUMNS))
     names = [truncate(printable_name(name)) for name, _ in columns]
-    width = max(map(len, names), default=0)
-    types = max((len(encoding) for _, encoding in columns), default=0)
+    name_width = max(map(len, names), default=0)
+    encoding_width = max((len(encoding) for _, encoding in columns), default=0)
     lines = []
     for shown, (name, encoding) in zip(names, columns, strict=True):
-        line = f"  {shown:{width}}  {encoding}"
+        line = f"  {shown:{name_width}}  {encoding}"
         if preview is not None and name in preview.columns:
-            line = f"  {shown:{width}}  {encoding:{types}}  "
-            if (remaining := LINE - len(line)) >= MIN_VALUES:
+            line = f"  {shown:{name_width}}  {encoding:{encoding_width}}  "
+            if (remaining := LINE_WIDTH - len(line)) >= MIN_VALUES_WIDTH:
                 is_all = len(preview.ids) == samples
                 line += values_text(preview.columns[name], is_all, remaining)
         lines.append(line.rstrip())
@@ -112,7 +112,7 @@ def mixture_text(
     samples: int,
     encodings: Mapping[str, str],
     sources: Sequence[tuple[str, int, float]],
-    next_shares: int | None,
+    shares_end: int | None,
     preview: Preview | None = None,
 ) -> str:
     """Return the ``repr`` of a mixture: its columns, and its sources with their shares.
@@ -125,7 +125,7 @@ def mixture_text(
         The name and encoding of each column.
     sources : sequence of tuple
         The name of each source, its number of samples, and its share of the drawn samples.
-    next_shares : int, optional
+    shares_end : int, optional
         The position in the order at which the shares change. Before it, they are those of
         `sources`.
     preview : Preview, optional
@@ -142,8 +142,8 @@ def mixture_text(
     ]
     if len(sources) > MAX_COLUMNS:
         lines.append(f"  ... and {quantity(len(sources) - MAX_COLUMNS, 'more source')}")
-    if next_shares is not None:
-        lines.append(f"  and other shares from position {next_shares:,} on")
+    if shares_end is not None:
+        lines.append(f"  and other shares from position {shares_end:,} on")
     return "\n".join(lines) + ">"
 
 
@@ -193,4 +193,4 @@ def column_text(title: str, name: str, size: int, preview: Preview) -> str:
     values = preview.columns.get(name, [])
     if not values:
         return f"{title}>"
-    return f"{title}\n  {values_text(values, len(values) == size, LINE - 3)}>"
+    return f"{title}\n  {values_text(values, len(values) == size, LINE_WIDTH - 3)}>"

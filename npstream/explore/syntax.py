@@ -257,7 +257,7 @@ class _Parser:
         while (operator := self._comparison_operator()) is not None:
             operand_position = self.position
             if steps and isinstance(steps[-1][1], LiteralList):
-                raise self.error("nothing is compared to a list: join conditions with and")
+                raise self.error("no comparison can follow a list: join conditions with and")
             operand = self._sum()
             if operator in ("is", "is not") and not (
                 isinstance(operand, Literal) and operand.value is None
@@ -328,7 +328,9 @@ class _Parser:
 
     def _refuse_list(self, node: Node) -> None:
         if isinstance(node, LiteralList):
-            raise self.error("a list follows in, or not in", node.position)
+            raise self.error(
+                "a list is allowed only on the right of `in` or `not in`", node.position
+            )
 
     def _atom(self) -> Node:
         kind, position = self.kind, self.position

@@ -24,12 +24,12 @@ Items: TypeAlias = tuple[Any, ...]
 """Items of an index. After `split_index`, each item is an int, a slice or an array."""
 
 
-def raise_if_names(index: Any) -> None:
+def raise_if_column_names(index: Any) -> None:
     """Raise IndexError if an index of a dataset's rows contains column names.
 
     Examples
     --------
-    >>> raise_if_names((0, "label"))
+    >>> raise_if_column_names((0, "label"))
     Traceback (most recent call last):
     ...
     IndexError: ds[0, 'label']: an index has rows or names, not both: write ds['label'][0]

@@ -365,7 +365,7 @@ class Iteration(Resumable):
         if self._is_first_warning(FORMER_VERSION):
             warnings.warn(
                 f"the state is of version {former.index.fingerprint()!r} of {former.index.where}, "
-                f"with {quantity(samples, 'sample')}: the iteration goes on with these samples, "
+                f"with {quantity(samples, 'sample')}: the iteration continues with these samples, "
                 "without those that were appended since",
                 stacklevel=5,
             )

@@ -40,7 +40,7 @@ STEPS = "steps"
 class StepRange(NamedTuple):
     """Consecutive steps of an epoch, with the same batch size and the same ranks.
 
-    A range ends where the next one begins. So it can go on through later epochs, which are read
+    A range ends where the next one begins. So it can extend into later epochs, which are read
     from their first sample on.
 
     Attributes

@@ -105,10 +105,10 @@ class RankEpochs:
             size = global_size // ranks.world
         return epochs.part(cursor, ranks, size or 1, self._settings.last)
 
-    def _state_of(self, cursor: EpochCursor) -> dict[str, Any]:
+    def _encode_state(self, cursor: EpochCursor) -> dict[str, Any]:
         return self._epochs.state(cursor, self._merged_ranks())
 
-    def _cursor_of(self, state: Mapping[str, Any]) -> EpochCursor:
+    def _decode_state(self, state: Mapping[str, Any]) -> EpochCursor:
         ranks = self._merged_ranks()
         try:
             epochs, cursor = self._newest_epochs, self._newest_epochs.load_cursor(state, ranks)

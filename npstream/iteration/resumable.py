@@ -339,12 +339,12 @@ class Resumable(RankEpochs):
         if workers:
             progress = self._progress or self._progress_from(self._counter.next_cursor())
             yielded = (progress.position - progress.part.start) // progress.part.world
-            state = self._state_of(progress.cursor)
+            state = self._encode_state(progress.cursor)
             return {**state, "workers": workers, "yielded": yielded}
         cursor = self._state_cursor(num_samples, from_beginning)
         if self._progress is not None:
             self._progress.saved_position = self._progress.position
-        state = self._state_of(cursor)
+        state = self._encode_state(cursor)
         state[STEPS] = [steps.to_json() for steps in self._history.ranges]
         if self._trainer_offset is not None:
             state[TRAINER_EPOCH] = cursor.epoch - self._trainer_offset
@@ -382,7 +382,7 @@ class Resumable(RankEpochs):
         """
         worker, workers = this_worker()
         self._raise_in_loop("load_state_dict()")
-        cursor = self._cursor_of(state)
+        cursor = self._decode_state(state)
         if (state_workers := state.get("workers", 0)) != workers:
             raise ValueError(
                 f"the state has workers={short_repr(state_workers)}, and this process has "

@@ -24,8 +24,8 @@ __all__ = ["Batch", "Ragged"]
 
 _MAX_COLUMNS_SHOWN = 20  # columns in a repr
 _MAX_ROWS_SHOWN = 10  # rows in HTML
-_LINE = 79  # characters of a line in a repr
-_MIN_VALUES = 12  # characters of the shortest list of values in a repr
+_LINE_WIDTH = 79  # characters of a line in a repr
+_MIN_VALUES_WIDTH = 12  # characters of the shortest list of values in a repr
 
 
 class Batch(dict[str, Any]):
@@ -218,7 +218,7 @@ class Batch(dict[str, Any]):
         widths = max(map(len, labels), default=0), max(map(len, types), default=0)
         for name, label, kind in zip(names, labels, types, strict=True):
             line = f"  {label:{widths[0]}}  {kind:{widths[1]}}  "
-            if (max_characters := _LINE - len(line)) >= _MIN_VALUES:
+            if (max_characters := _LINE_WIDTH - len(line)) >= _MIN_VALUES_WIDTH:
                 line += first_values_text(self[name], max_characters)
             lines.append(line.rstrip())
         if len(self) > len(names):

@@ -44,7 +44,7 @@ class StoredTable:
         total = source.estimate_read_bytes(Plan(fields))
         self.row_bytes: int | None = total // max(source.index.samples, 1)
         self.chunk = 1
-        self.is_arrays = False
+        self.has_array_blocks = False
         self._source = source
         self._selection = selection
         self._fields = {field.name: field for field in fields}

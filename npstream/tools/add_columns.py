@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace as dataclass_replace
 from functools import partial
@@ -35,7 +35,7 @@ from npstream.tools.keys import PreparedTable, match_keys, reorder, to_encoding
 from npstream.writing.inputs.fill import check_fill
 from npstream.writing.inputs.parts import open_input
 from npstream.writing.inputs.recognition import as_mapping
-from npstream.writing.revisions.publication import checks_conditions
+from npstream.writing.revisions.publication import probe_conditions
 from npstream.writing.tables import TableStream, table_encodings
 from npstream.writing.writer import write
 
@@ -172,7 +172,7 @@ def add_columns(
         open_url = partial(_open, url, connection)
         with ExitStack() as stack:
             ds = stack.enter_context(open_url("", [] if key is None else [key]))
-            _require_conditions(store, exclusive)
+            _require_conditional_replace(store, exclusive)
             addition = _Addition(store, ds._source.index, fill or {}, replace, columns)
             if key is None:
                 addition.set_values_by_position(data, open_url)
@@ -233,7 +233,7 @@ def remove_columns(
     with short_traceback:
         removed_names = [names] if isinstance(names, str) else name_list(names)
         store = open_store(url, storage_options, timeout=timeout, retries=retries, argument="url")
-        _require_conditions(store, exclusive)
+        _require_conditional_replace(store, exclusive)
 
         def change(groups: Groups) -> Groups:
             added_names = {name for group in groups for name in group.columns}
@@ -284,7 +284,7 @@ class _Addition:
         self.fill_path = f"{COLUMNS_FOLDER}/{identity}-fill"
 
     def set_values_by_position(self, data: Any, open_part: Callable[..., Dataset]) -> None:
-        """Take values in the order of the samples; check names before any is written."""
+        """Take values in the order of the samples; check names before any value is written."""
         names = None if self._columns is None else list(self._columns)
         fills = check_fill(self._fill)
         table, samples = open_input(data, names, fills, check=True, as_items=False)
@@ -302,7 +302,7 @@ class _Addition:
         head = table.head if isinstance(table, TableStream) else table
         # Check the names in `fill` here: `write` would accept a name that the table lacks, and make
         # a column of it.
-        self._require_columns(getattr(head, "available_names", head.names()))
+        self._check_fill_names(getattr(head, "available_names", head.names()))
         self._plan(names or head.names(), open_part)
         if not isinstance(table, TableStream):
             self._check_count(table.length)
@@ -339,7 +339,7 @@ class _Addition:
         self._names = list(names)
         if not names:
             raise ValueError("data has no columns to add")
-        self._require_columns(names)
+        self._check_fill_names(names)
         self._extended_group = self._find_extended_group(_read_groups(self._store))
         self._encodings = self._columns and {name: self._columns[name] for name in names}
         if self._extended_group is None:
@@ -354,8 +354,8 @@ class _Addition:
                 )
         self._encodings = {name: stored[name] for name in names}
 
-    def _require_columns(self, names: Sequence[str]) -> None:
-        """Raise ValueError if `fill` has a value for another column."""
+    def _check_fill_names(self, names: Sequence[str]) -> None:
+        """Raise ValueError if `fill` names a column that is not in `names`."""
         for name in self._fill:
             if name not in names:
                 raise ValueError(f"fill: data has no column {name!r}; its columns are {[*names]}")
@@ -459,19 +459,20 @@ class _Addition:
             group = dataclass_replace(group, fill=fill, fill_columns=names)
         if self._replace:
             group_of, _ = added_columns(groups, self._index)
-            group_ids = {id(group_of[name]) for name in self._names if name in group_of}
-            groups = _drop_columns(groups, self._names, group_ids)
+            replaced = [group_of[name] for name in self._names if name in group_of]
+            groups = _drop_columns(groups, self._names, replaced)
         return (*groups, group)
 
 
 def _drop_columns(
-    groups: Groups, names: Sequence[str], ids: Collection[int] | None = None
+    groups: Groups, names: Sequence[str], only: Sequence[ColumnGroup] | None = None
 ) -> Groups:
-    """Return groups without some columns; if `ids` is given, change only groups with these ids."""
+    """Return groups without some columns; if `only` is given, change only these groups."""
     remaining = []
     for group in groups:
         columns = tuple(name for name in group.columns if name not in names)
-        if (ids is not None and id(group) not in ids) or len(columns) == len(group.columns):
+        is_kept = only is not None and not any(group is each for each in only)
+        if is_kept or len(columns) == len(group.columns):
             remaining.append(group)
         elif columns:
             fill_columns = tuple(name for name in group.fill_columns if name in columns)
@@ -521,21 +522,21 @@ def update_groups(
     """
     while True:
         try:
-            tag = store.read_tagged(COLUMNS_FILE)
+            stored = store.read_tagged(COLUMNS_FILE)
         except StorageError as error:
             if error.errno != errno.ENOENT:
                 raise
-            tag = None
-        old = () if tag is None else _parse_groups(tag.content, store)
+            stored = None
+        old = () if stored is None else _parse_groups(stored.content, store)
         new = change(old)
         data = format_groups(new)
         try:
             if exclusive and not store.can_replace(COLUMNS_FILE):
                 store.put(COLUMNS_FILE, data)
-            elif tag is None:
+            elif stored is None:
                 _create(store, data)
             else:
-                store.replace(COLUMNS_FILE, data, tag)
+                store.replace(COLUMNS_FILE, data, stored)
             return old, new
         except StorageError as error:
             # EIO: an earlier attempt of this call may have succeeded, but its response was lost.
@@ -543,7 +544,7 @@ def update_groups(
                 raise
             if _content(store) == data:
                 return old, new
-            if error.errno == errno.EIO and _content(store) == (tag and tag.content):
+            if error.errno == errno.EIO and _content(store) == (stored and stored.content):
                 raise
             log("%s changed meanwhile: changing it anew", store.where(COLUMNS_FILE))
 
@@ -572,17 +573,17 @@ def _create(store: Store, data: bytes) -> None:
     store.sync(store.root)
 
 
-def _require_conditions(store: Store, exclusive: bool) -> None:
+def _require_conditional_replace(store: Store, exclusive: bool) -> None:
     """Raise StorageError if columns could be lost when two processes add some at the same time."""
     if exclusive or isinstance(store, LocalStore):
         return
     can_replace = store.can_replace(COLUMNS_FILE)
-    if can_replace and (store.checks_conditions or checks_conditions(store)):
+    if can_replace and (store.checks_conditions or probe_conditions(store)):
         return
     raise StorageError(
         errno.EOPNOTSUPP,
-        "this store cannot replace a file on the condition that it is unchanged, so of two "
-        "processes that add columns at once one could lose its columns: pass exclusive=True if no "
+        "this store cannot replace a file on the condition that it is unchanged: if two processes "
+        "add columns at the same time, the columns of one could be lost; pass exclusive=True if no "
         "other process writes here",
         store.where(COLUMNS_FILE),
     )

@@ -84,8 +84,8 @@ def copy(
         Hashes of each file that the index records; an empty list for none. By default those of the
         source.
     resume : bool, default: False
-        Whether to keep the stored shards if the copy fails or the process is killed, and to go on
-        after them, as for `write`.
+        Whether to keep the stored shards if the copy fails or the process is killed, and to
+        continue after them, as for `write`.
     progress : bool, optional
         Whether to show samples, bytes and their rate, as for `write`.
     storage_options : mapping, optional

@@ -52,7 +52,7 @@ def precompile() -> None:
 
 
 def precompile_reads() -> None:
-    """Compile the kernels of loads and npstream's own orders, which most programs use."""
+    """Compile the kernels of loads and of npstream's own orders, which most programs use."""
     _jit.always_compile()
     rows = [np.zeros((1, 2), np.int32) for _ in range(4)]
     data = {"fixed": np.arange(4), "text": list("abcd"), "array": rows}

@@ -46,7 +46,7 @@ LOCK = "index.json.lock"
 """The file that identifies the write in progress at a URL."""
 
 WORK = "index.json.work"
-"""The file from which an interrupted write with ``resume=True`` goes on."""
+"""The file from which a write with ``resume=True`` continues."""
 
 _DATASET_PREFIXES = (INDEX, "index.columns", SIDECAR_FILE, "shard.")
 """Prefixes of the names of a dataset's files."""
@@ -242,7 +242,7 @@ class Destination(ABC):
                     f"; it has no index, as a write is in progress or was interrupted{writer}"
                 )
                 if self._store.exists(WORK):
-                    message += "; if it was interrupted, its call with resume=True goes on"
+                    message += "; to continue that write, repeat its call with resume=True"
         return StorageError(errno.EEXIST, message, self._store.where(name))
 
     def _describe_writer(self) -> str:

@@ -556,7 +556,7 @@ class WriterEngine:
                 raise ColumnError(name, getattr(table, "available_names", names), where)
         if not at_once:
             self._set_format(layout)
-            if layout.has_fixed_size and table.is_arrays and as_records:
+            if layout.has_fixed_size and table.has_array_blocks and as_records:
                 self._write_records(table)
                 return
         if not table.length:

@@ -105,7 +105,7 @@ class ShardPipeline:
         self._session: ResumeSession | None = None
 
     def restore(self, session: ResumeSession, layout: ShardFormat | None) -> None:
-        """Record the progress in `session`, and go on after the shards that it has stored."""
+        """Record the progress in `session`, and continue after the shards that it has stored."""
         self._session = session
         for record in session.records():
             self.entries.append(record.entry)

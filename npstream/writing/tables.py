@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
-from npstream._core import array_like as foreign
+from npstream._core import array_like
 from npstream._core.arguments import quantity
 from npstream._core.array_like import is_missing
 from npstream._core.dtypes import convert_exactly, invalid_bool_byte
@@ -48,19 +48,20 @@ class InputColumn(Protocol):
         """Return the encoding that keeps the column's type."""
 
     def blocks(self, bounds: Bounds, target: Encoding) -> Iterator[ColumnBlock]:
-        """Yield blocks of rows. Prefer arrays or encoded values of `target` to Python values."""
+        """Yield blocks of rows: arrays or encoded values if possible, which are written faster."""
 
 
 class InputTable(Protocol):
     """Columns of one length to write; see `InputColumn`.
 
-    ``is_arrays`` is True if blocks of fixed encodings are arrays or lists, and never `Bodies`.
+    ``has_array_blocks`` is True if no column of a fixed size yields blocks of encoded values
+    (`Bodies`).
     """
 
     length: int
     row_bytes: int | None
     chunk: int
-    is_arrays: bool
+    has_array_blocks: bool
 
     def names(self) -> list[str]:
         """Return the names of the columns, in order."""
@@ -297,7 +298,7 @@ class ArrayColumn:
     def blocks(self, bounds: Bounds, target: Encoding) -> Iterator[ColumnBlock]:
         """Yield blocks of the array, in the dtype of `target`."""
         for start, stop in bounds:
-            block = foreign.as_array(self._read(start, stop))
+            block = array_like.as_array(self._read(start, stop))
             if len(block) != stop - start:
                 raise ValueError(
                     f"rows {start} to {stop}: {quantity(len(block), 'row')} came, so the length "
@@ -322,7 +323,8 @@ def nan_mask(block: AnyArray, target: Encoding) -> Bools | None:
 def convert_rows(block: AnyArray, target: Encoding) -> ColumnBlock:
     """Return rows as an array of the encoding's dtype, or as a list of values to encode.
 
-    Only scalars are converted. Other arrays must have the dtype and shape of the encoding.
+    Only scalars are converted. Rows that are arrays are returned as a list unless their dtype and
+    shape are those of the encoding; the encoder checks that list.
     """
     if target.kind != "fixed" or block.shape[1:] != target.shape:
         return list(block)
@@ -490,7 +492,9 @@ class Columns:
         sizes = [column.row_bytes for column in columns.values()]
         self.row_bytes = None if None in sizes else sum(size or 0 for size in sizes)
         self.chunk = max((column.chunk for column in columns.values()), default=1)
-        self.is_arrays = all(getattr(column, "is_array", False) for column in columns.values())
+        self.has_array_blocks = all(
+            getattr(column, "is_array", False) for column in columns.values()
+        )
         self._columns = dict(columns)
         self.available_names = list(columns if available_names is None else available_names)
 

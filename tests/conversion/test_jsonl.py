@@ -116,7 +116,7 @@ def test_numbers_that_pyarrow_cannot_parse_are_read_by_python(convert, monkeypat
     ("text", "words"),
     [("", "no samples, so the columns are unknown"), ('{"a": null}\n', "'a' has only null"),
      ('{"a": 1}\n{"a": "x"}\n', "column 'a' has an integer and text: keep both with columns="),
-     ('[{"a": 1}]', "line 1 is a list and not an object; a file that is one JSON list"),
+     ('[{"a": 1}]', "line 1 is a list and not an object; the file is one JSON list"),
      (b'{"a": "\xff"}\n', r"line 1 is not JSON")],
 )  # fmt: skip
 def test_files_without_columns_raise(convert, text, words):

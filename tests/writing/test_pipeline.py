@@ -256,7 +256,7 @@ def test_arrays_are_stored_as_their_rows_are(columns, compression, sidecar, tmp_
 
 
 def test_a_shard_of_arrays_is_synced_while_the_next_one_is_written(tmp_path, monkeypatch):
-    """The first sync goes on until another shard has been written."""
+    """The first sync runs until another shard has been written."""
     synced, second, sync = [], threading.Event(), os.fsync
     draft = LocalDestination.write_draft
 

@@ -157,7 +157,7 @@ def _read_offsets(opened: BinaryIO, count: int, file: SourceFile, nbytes: int | 
     """Return the next `count` + 1 offsets."""
     size = 4 * (count + 1)
     if nbytes is not None and size > nbytes:
-        raise FormatError(f"{file.where}: truncated: {quantity(size, 'byte')} of offsets")
+        raise FormatError(f"{file.where}: truncated: its offsets need {quantity(size, 'byte')}")
     ensure_fits(3 * size, "reading {}", file.where)  # the stored uint32 and the int64 values
     return np.frombuffer(_read(opened, size, file), "<u4").astype(np.int64)
 

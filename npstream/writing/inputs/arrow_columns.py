@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from npstream._core import array_like as foreign
+from npstream._core import array_like
 from npstream._core.arguments import quantity
 from npstream._core.dtypes import convert_exactly
 from npstream._core.memory import address_of
@@ -153,7 +153,7 @@ def plain(array: Any) -> Any:
     while isinstance(array, pa.ExtensionArray) and not _is_tensor(array.type):
         is_bool = getattr(array.type, "extension_name", "") == "arrow.bool8"
         array = array.storage.cast(pa.bool_()) if is_bool else array.storage
-    array = foreign.decode_arrow(array)
+    array = array_like.decode_arrow(array)
     return _one_chunk(array) if isinstance(array, pa.ChunkedArray) else array
 
 
@@ -239,7 +239,7 @@ def _text_encoding(arrow_type: Any) -> str | None:
 
 def _is_ragged(arrow_type: Any) -> bool:
     """Return True if rows are arrays of numbers that vary in length."""
-    return _is_list(arrow_type) and foreign.is_arrow_number(arrow_type.value_type)
+    return _is_list(arrow_type) and array_like.is_arrow_number(arrow_type.value_type)
 
 
 def _is_array(arrow_type: Any) -> bool:
@@ -247,7 +247,7 @@ def _is_array(arrow_type: Any) -> bool:
     types = import_optional("pyarrow.types", "pyarrow", "arrow")
     while types.is_fixed_size_list(arrow_type):
         arrow_type = arrow_type.value_type
-    return _is_tensor(arrow_type) or foreign.is_arrow_number(arrow_type)
+    return _is_tensor(arrow_type) or array_like.is_arrow_number(arrow_type)
 
 
 def _is_tensor(arrow_type: Any) -> bool:
@@ -260,7 +260,7 @@ def _is_tensor(arrow_type: Any) -> bool:
 def _empty_array(arrow_type: Any) -> AnyArray:
     """Return an empty array with the NumPy dtype and row shape of an Arrow type."""
     pa = import_optional("pyarrow", "pyarrow", "arrow")
-    return foreign.arrow_numbers(pa.nulls(0, arrow_type))
+    return array_like.arrow_numbers(pa.nulls(0, arrow_type))
 
 
 def _nulls(array: Any) -> Bools:
@@ -355,7 +355,7 @@ def _numbers(array: Any, missing: Bools) -> AnyArray:
     if _is_tensor(array.type):
         shape = tuple(array.type.shape)
         if array.type.permutation not in (None, list(range(len(shape)))):
-            return foreign.arrow_numbers(array)
+            return array_like.arrow_numbers(array)
         array = array.storage
         return _numbers(array, missing).reshape(len(array), *shape)
     shape = ()

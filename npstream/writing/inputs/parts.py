@@ -1,6 +1,6 @@
 """Provide `PartedInput`, an input made of parts, such as files, that are opened one at a time.
 
-A write that resumes goes on in the middle of the parts, without opening the earlier ones.
+A resumed write continues in the middle of the parts, and does not open the earlier ones.
 """
 
 from __future__ import annotations
@@ -377,7 +377,7 @@ class _Head:
     """The encodings of a table, without its rows: the first part does not stay in memory."""
 
     def __init__(self, table: InputTable) -> None:
-        self.length, self.chunk, self.is_arrays = 0, 1, False
+        self.length, self.chunk, self.has_array_blocks = 0, 1, False
         self.row_bytes: int | None = None
         self._encodings: dict[str, Encoding | Exception] = {}
         for name in table.names():
@@ -417,7 +417,7 @@ class TableTail:
     def __init__(self, table: InputTable, start: int) -> None:
         self.length = table.length - start
         self.row_bytes, self.chunk = table.row_bytes, table.chunk
-        self.is_arrays = table.is_arrays
+        self.has_array_blocks = table.has_array_blocks
         self._table, self._start = table, start
 
     @property

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from npstream._core import array_like as foreign
+from npstream._core import array_like
 from npstream._core.arguments import quantity
 from npstream._core.dtypes import storage_dtype
 from npstream._core.optional import import_optional
@@ -222,13 +222,13 @@ def column_of(
         if getattr(values, "ndim", 1) != 1:
             raise TypeError(f"it is a DataFrame, {_NOT_A_COLUMN}")
         return series_column(values, fill, _array_column)
-    if foreign.is_arrow(values):
+    if array_like.is_arrow(values):
         if hasattr(values, "schema"):
             raise TypeError(f"it is a {type(values).__name__}, {_NOT_A_COLUMN}")
-        return ArrowColumn(foreign.arrow_array(values), fill)
-    if foreign.is_tensor(values) and (rows := foreign.tensor_rows(values)) is not None:
+        return ArrowColumn(array_like.arrow_array(values), fill)
+    if array_like.is_tensor(values) and (rows := array_like.tensor_rows(values)) is not None:
         return ListColumn(rows)
-    if foreign.is_array(values):
+    if array_like.is_array(values):
         return _array_column(values, fill, source_encoding)
     return ListColumn(values, None, fill)
 
@@ -244,15 +244,17 @@ def _array_column(
     values: Any, fill: Fill = NO_FILL, source_encoding: str | None = None
 ) -> InputColumn:
     """Return an array as a column; arrays of other libraries are read block by block."""
-    is_in_memory = isinstance(values, np.ndarray) or foreign.is_tensor(values)
+    is_in_memory = isinstance(values, np.ndarray) or array_like.is_tensor(values)
     if is_in_memory or not (hasattr(values, "__getitem__") and hasattr(values, "shape")):
         if isinstance(values, np.ma.MaskedArray):
             _refuse_hidden_values(values)
-        values = foreign.as_array(values)
-    first = foreign.as_array(values[:1])
+        values = array_like.as_array(values)
+    first = array_like.as_array(values[:1])
     if storage_dtype(first.dtype) is None and first.dtype.kind in "OUST":
         return ListColumn(
-            foreign.as_array(values), source_encoding or _TEXT_ENCODINGS.get(first.dtype.kind), fill
+            array_like.as_array(values),
+            source_encoding or _TEXT_ENCODINGS.get(first.dtype.kind),
+            fill,
         )
     return ArrayColumn(
         lambda start, stop: values[start:stop], values.shape[0], first.dtype, first.shape[1:],
@@ -266,7 +268,7 @@ def _refuse_hidden_values(values: Any) -> None:
     if mask.any():
         hidden = mask.any(axis=tuple(range(1, mask.ndim)))
         try:
-            foreign.as_array(values)
+            array_like.as_array(values)
         except ValueError as error:
             raise RowError(int(hidden.argmax()), str(error)) from None
 
@@ -310,7 +312,7 @@ class _LastRows:
     def read(self, rows: slice) -> Any:
         """Return rows as a NumPy array."""
         if self._last is None or self._last[0] != rows:
-            self._last = rows, foreign.as_array(self.values[rows])
+            self._last = rows, array_like.as_array(self.values[rows])
         return self._last[1]
 
 
@@ -331,7 +333,7 @@ def _fields(data: Any, names: Iterable[str]) -> dict[str, Any]:
 
 def _is_column(data: Any) -> bool:
     """Return True for an array that is not a table."""
-    return foreign.is_array(data) or _is_a(data, "polars", "Series")
+    return array_like.is_array(data) or _is_a(data, "polars", "Series")
 
 
 def _one_column(data: Any, names: Collection[str] | None, fill: Mapping[str, Fill]) -> Columns:
@@ -349,7 +351,7 @@ def _one_column(data: Any, names: Collection[str] | None, fill: Mapping[str, Fil
     description = f"a {type(data).__name__}" + (f" of shape {shape}" if shape else "")
     encoding = "..."
     try:
-        dtype = foreign.as_array(data[:1]).dtype
+        dtype = array_like.as_array(data[:1]).dtype
         encoding = type_of_array(dtype, shape[1:]).name
     except Exception:
         pass  # the encoding is only an example
@@ -403,7 +405,7 @@ def _arrow_table(
         return _reader_stream(data.to_reader(), names, fill)
     if _is_a(data, "pyarrow", "RecordBatchReader"):
         return _reader_stream(data, names, fill)
-    if not foreign.is_arrow(data):
+    if not array_like.is_arrow(data):
         return None
     pa = import_optional("pyarrow", "pyarrow", "arrow", "writing this table")
     if _is_a(data, "polars", "DataFrame"):
@@ -603,6 +605,6 @@ def as_mapping(sample: Any, names: Collection[str] | None, number: int) -> Any:
                 "as in columns={'image': 'jpeg', 'label': 'int64'}, or give mappings"
             )
         return dict(zip(names, sample, strict=True))
-    if names is not None and len(names) == 1 and foreign.is_array(sample):
+    if names is not None and len(names) == 1 and array_like.is_array(sample):
         return dict.fromkeys(names, sample)
     return sample

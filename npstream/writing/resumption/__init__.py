@@ -1,1 +1,1 @@
-"""Writes that go on after an interruption."""
+"""Writes that continue after an interruption."""

@@ -207,7 +207,7 @@ def keep_message(path: str, shards: Collection[int]) -> str:
     count = next(number for number in range(len(shards) + 1) if number not in shards)
     return (
         f"{path} keeps {quantity(count, 'whole shard')}, which readers do not see: the same call "
-        "with resume=True goes on from there"
+        "with resume=True continues from there"
     )
 
 

@@ -202,7 +202,7 @@ class ResumableUrl(RemoteDestination):
             self._store.create(name, body)
         except FileExistsError:
             if not self._has_content(name, body):
-                reason = "another process has taken over this write, and goes on with it"
+                reason = "another process has taken over this write, and continues it"
                 raise StorageError(errno.EEXIST, reason, self._store.where(name)) from None
 
     def _read_writer(self, number: int) -> dict[str, Any]:
@@ -232,7 +232,7 @@ class ResumableUrl(RemoteDestination):
             )
             raise StorageError(errno.ENOENT, reason, self.path)
         if publication is None:
-            # Files of a write that was about to publish stay: its process may still go on.
+            # Files of a write that was about to publish stay: its process may still be alive.
             others = (n for n in sizes if is_dataset_file(n) and not n.startswith(LOCK))
             self._store.remove_all([name for name in others if name not in whole_files | {WORK}])
         if count:

@@ -282,7 +282,7 @@ class RemoteRevision(Revision, RemoteDestination):
         if not self._store.can_replace(INDEX):
             return False
         is_trusted = self._store.checks_conditions or self._is_exclusive_writer
-        return is_trusted or self.mode == "w" or checks_conditions(self._store)
+        return is_trusted or self.mode == "w" or probe_conditions(self._store)
 
     def _store_files(self, files: Iterable[tuple[str, Iterable[Body]]]) -> None:
         try:
@@ -382,7 +382,7 @@ def publish_shards(
             sidecar_builder.close()
 
 
-def checks_conditions(store: RemoteStore) -> bool:
+def probe_conditions(store: RemoteStore) -> bool:
     """Return True if the server refuses to replace a file that has changed."""
     name = f"index.{os.urandom(8).hex()}.lock"
     try:

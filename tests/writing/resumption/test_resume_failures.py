@@ -57,7 +57,7 @@ def test_an_exception_names_the_sample_and_keeps_the_whole_shards(tmp_path, whol
     notes = "\n".join(caught.value.__notes__)
     assert "raised by data, instead of sample 200" in notes
     assert re.search(rf"{tmp_path / 'ds'} keeps \d+ whole shards, which readers do not see", notes)
-    with pytest.raises(FileNotFoundError, match="its call with resume=True goes on"):
+    with pytest.raises(FileNotFoundError, match="repeat its call with resume=True"):
         npstream.open(tmp_path / "ds")
     shards = local_files(tmp_path / "ds")
     del shards[WORK]
@@ -93,7 +93,7 @@ def test_nothing_stays_before_the_first_shard(tmp_path):
 def test_a_write_without_resume_says_how_to_go_on(tmp_path):
     begin(tmp_path / "ds")
     former_files = local_files(tmp_path / "ds")
-    with pytest.raises(FileExistsError, match="if it was interrupted, its call with resume=True"):
+    with pytest.raises(FileExistsError, match="to continue that write, repeat its call"):
         npstream.write(tmp_path / "ds", numbers(), shard_size=400)
     assert local_files(tmp_path / "ds") == former_files
 
