@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from npstream.reading.images.options import Decode
     from npstream.reading.source import Source
     from npstream.reading.stored import StoredTable
+    from npstream.storage.traffic.record import ReadStats
 
 Transform = Callable[[Sample], Any]
 
@@ -353,6 +354,19 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], DescriptionMethods):
         from npstream.reading.cost import explain
 
         return explain(self._source, self._selection, self._source.plan(self._names))
+
+    @property
+    def stats(self) -> ReadStats:
+        """What reads of the whole dataset have taken from object stores, in this process.
+
+        The numbers begin when the dataset is opened. A worker process has its own.
+
+        Examples
+        --------
+        >>> getfixture("example").stats.requests  # a local dataset needs none
+        0
+        """
+        return self._source.read_stats()
 
     def prefetch(self) -> None:
         """Fetch all chunks of this view into the cache.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from npstream.reading.images.columns import DecodedColumns
     from npstream.reading.images.threads import ImageStack
     from npstream.reading.source import Source
+    from npstream.storage.traffic.record import ReadStats
 
 MAX_SAMPLED_RANKS = 32
 """Ranks of one machine whose reads are simulated to see if the cache can hold their chunks."""
@@ -103,6 +105,7 @@ class Iteration(Resumable):
     ) -> None:
         super().__init__(epochs, settings)
         self._source, self._selection, self._names = source, selection, names
+        self._start_stats = os.getpid(), source.read_stats()
         # The step between the rows that are read one after the other; 0 if they are shuffled.
         self._step = selection.step if epochs.is_view_order else 0
         self._rowwise: bool | None = None
@@ -266,7 +269,28 @@ class Iteration(Resumable):
             for options in self._decoding.values():
                 require_importable("transform= of decode", options.transform)
         self._resolve()
-        return super().__getstate__()
+        return {**super().__getstate__(), "_start_stats": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._start_stats = os.getpid(), self._source.read_stats()
+
+    @property
+    def stats(self) -> ReadStats:
+        """What reads have taken from object stores since this object was made, in this process.
+
+        Other reads of the same dataset count as well. Workers of a DataLoader are other processes,
+        whose reads do not count.
+
+        Examples
+        --------
+        >>> batches = getfixture("example").iter(0, 1, batch_size=2)
+        >>> [len(batch) for batch in batches], batches.stats.requests
+        ([2, 2], 0)
+        """
+        process, start = self._start_stats
+        stats = self._source.read_stats()
+        return stats - start if process == os.getpid() else stats
 
     def __repr__(self) -> str:
         rank, world = (self._given_ranks or self._detected_ranks or ("?", "?"))[:2]

@@ -95,10 +95,13 @@ class SampleReader:
         resident, chunks = loaded.resident.data, len(loaded.resident)
         first, stop = self._starts[shard], self._starts[shard + 1]
         samples = stop - first
+        count_use = self._fetcher.use_counter(shard)
 
         def read_or_fetch(sample: int) -> Sample:
-            is_resident = resident[((sample - first + 1) * chunks - 1) // samples] == 1
-            return read(sample) if is_resident else self._fetch(sample)
+            if resident[((sample - first + 1) * chunks - 1) // samples] != 1:
+                return self._fetch(sample)
+            count_use()
+            return read(sample)
 
         return read_or_fetch
 

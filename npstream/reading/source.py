@@ -33,6 +33,7 @@ from npstream.reading.gather import (
 from npstream.reading.plan import Field, Plan
 from npstream.reading.sample import SampleReader
 from npstream.shards.table import RenamedFetcher
+from npstream.storage.traffic.record import total_stats
 
 if TYPE_CHECKING:
     from npstream.formats.index import Index
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from npstream.shards.locality import ReadOrder
     from npstream.shards.remote import RemoteShards
     from npstream.shards.table import Fetcher
+    from npstream.storage.traffic.record import ReadStats
     from npstream.writing.shard import Bodies
 
 T = TypeVar("T")
@@ -476,6 +478,12 @@ class Source:
     def remotes(self) -> list[Source]:
         """The sources of the datasets that are in object stores."""
         return [] if self.remote is None else [self]
+
+    def read_stats(self) -> ReadStats:
+        """Return what reads have taken from the stores of this source, in this process."""
+        sources = [part for source in self.remotes for part in (source, *source.joined_sources)]
+        remotes = [source.remote for source in (*sources, *self.joined_sources)]
+        return total_stats(remote.traffic for remote in remotes if remote is not None)
 
     def split_by_dataset(self, selection: Selection) -> Iterator[tuple[Source, Selection]]:
         """Yield each dataset of a view, in any order, with the part of the view in it."""

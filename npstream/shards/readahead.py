@@ -6,6 +6,7 @@ Tested in tests/shards/test_remote.py.
 from __future__ import annotations
 
 import threading
+import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import suppress
@@ -284,7 +285,10 @@ class SampleReadAhead:
     def wait_for(self, item: T, request: SampleRequest) -> Generator[T]:
         """Yield an item once its samples are in memory; release them after the caller resumes."""
         if not self._is_closed and not request.done.is_set():
+            start = time.perf_counter()
             request.done.wait()  # bounded by the deadlines of its requests
+            for part in self._shards.remotes[:1]:
+                part.shards.traffic.count_wait(time.perf_counter() - start)
             # Do not read the samples again: that would wait for a new deadline after this one.
             if request.error is not None:
                 raise request.error

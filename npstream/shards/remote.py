@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from npstream.shards.residency import RemoteFiles
     from npstream.shards.snapshot import Snapshot
     from npstream.storage.remote import RemoteStore
+    from npstream.storage.traffic.record import Traffic
 
 SMALL_CHUNK = 1 << 16
 """Any read of a chunk of at most this many bytes fetches the chunk."""
@@ -101,6 +102,11 @@ class RemoteShards(LocalShards):
         self._readers: WeakSet[BackgroundReader] = WeakSet()
         self._sparse_reads: defaultdict[Chunk, float] = defaultdict(float)
         self._verified: WeakSet[CachedFile] = WeakSet()
+
+    @property
+    def traffic(self) -> Traffic:
+        """The counts of the store's requests."""
+        return self.remote_store.traffic
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RemoteShards, (self.remote_store, self.files, self.verify, self.snapshot)
@@ -360,7 +366,9 @@ class RemoteShards(LocalShards):
     def sidecar_column(self, name: str, start: int, stop: int) -> AnyArray:
         """Return a slice of a column of the side-car."""
         assert self.files.sidecar is not None
-        return self.files.sidecar.column(name, start, stop)
+        values = self.files.sidecar.column(name, start, stop)
+        self.traffic.count_use(values.nbytes)
+        return values
 
     # Opening shards in the cache
 

@@ -8,9 +8,11 @@ one. The old table owns its maps and buffers, and is freed with the last call th
 from __future__ import annotations
 
 import threading
+import time
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -151,11 +153,32 @@ class Fetcher:
         status = self._locate_loaded(ids, table, samples)
         owners: list[object] = [table]
         if status > 0:
-            with shared_deadline():
+            with shared_deadline(), self._time_wait():
                 status, owners = self._locate_absent(ids, samples, owners)
         if status < 0:
             self.raise_damaged(int(ids[-1 - status]), "its offsets do not fit the shard")
+        if self.remotes:
+            self._count_use(ids, samples[1])
         return samples, owners
+
+    @contextmanager
+    def _time_wait(self) -> Iterator[None]:
+        """Count the time in the block as a wait for the first store."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            for part in self.remotes[:1]:
+                part.shards.traffic.count_wait(time.perf_counter() - start)
+
+    def _count_use(self, ids: Int64, nbytes: Int64) -> None:
+        """Count the bytes of samples that a read returns, for the store of each sample."""
+        if len(self.remotes) == 1 and self.remotes[0].shards is self.shards:
+            self.remotes[0].shards.traffic.count_use(int(nbytes.sum()))
+            return
+        shard_of = np.searchsorted(self.index.starts, ids, side="right") - 1
+        for part, rows in self.shards.split(shard_of):
+            part.shards.traffic.count_use(int(nbytes[rows].sum()))
 
     def _locate_absent(
         self, ids: Int64, samples: Int64, owners: list[object]
@@ -203,6 +226,15 @@ class Fetcher:
             0, 0, _NO_COLUMNS, _NO_COLUMNS, _NO_SPANS,
         )  # fmt: skip
 
+    def use_counter(self, shard: int) -> Callable[[], None]:
+        """Return a function that counts the use of a sample, with the mean size of its shard."""
+        starts = self.index.starts
+        samples = int(starts[shard + 1] - starts[shard])
+        nbytes = int(self.index.nbytes[shard]) // max(samples, 1)
+        for part, _ in self.shards.split(np.array([shard])):
+            return partial(part.shards.traffic.count_use, nbytes)
+        return _count_nothing
+
     def locate_and_prefetch(self, ids: Int64) -> tuple[Int64, Int64, object]:
         """Locate samples as `locate` does, and prefetch their pages."""
         address, nbytes, owner = self.locate(ids)
@@ -242,6 +274,8 @@ class Fetcher:
             if not is_prefetched:
                 self._pages.count_rows(n)
             if status == 0:
+                if self.remotes:
+                    self._count_use(ids, samples[1])
                 return spans, table
         samples, owner = self._locate(ids)
         self._pages.prefetch(samples[0], samples[1])
@@ -283,11 +317,12 @@ class Fetcher:
                 part_ids, shards - part.first_shard, byte_ranges
             )
             if len(is_read):
+                part.shards.traffic.count_use(len(is_read) * parts.shape[1])
                 results.append((positions[is_read], rows, parts))
 
         from npstream.shards.readahead import run_all
 
-        with shared_deadline():
+        with shared_deadline(), self._time_wait():
             run_all(
                 [
                     (
@@ -583,6 +618,11 @@ class RenamedFetcher(Fetcher):
 
 _MAX_MAPS_PER_SHARD = 2
 """A shard has at most two maps: of its data file and of its meta file."""
+
+
+def _count_nothing() -> None:
+    """No-op: a local sample is no use of a store."""
+
 
 _NO_SAMPLES: Int64 = np.empty(0, np.int64)
 _NO_ENTRIES: Int64 = np.empty((0, 7), np.int64)

@@ -25,6 +25,7 @@ from npstream.storage.connection import StoreConnection
 from npstream.storage.deadlines import Deadlines, require_limits
 from npstream.storage.drivers import SCHEMES
 from npstream.storage.requests import Cancellation, Request, run_requests, run_with_retries
+from npstream.storage.traffic.record import Traffic
 from npstream.storage.uploads import Tag, make_folders, remove_folder
 from npstream.storage.urls import is_http, join_url, require_picklable
 from npstream.storage.versions import Version, version_of
@@ -65,6 +66,8 @@ class RemoteStore:
         The URL without secrets, for messages.
     identity : str
         A hash of the URL and the options, which identifies the store.
+    traffic : Traffic
+        Counts and times the requests, also those of `folder`'s stores.
 
     Raises
     ------
@@ -103,6 +106,7 @@ class RemoteStore:
         scheme, _, address = url.partition("://")
         service = location_hash(f"{scheme}://{address.partition('/')[0]}", self._options)
         self.deadlines = Deadlines(service)
+        self.traffic = Traffic()
         self._connections: dict[int, StoreConnection] = {}  # by process id
         self._parent: tuple[RemoteStore, str] | None = None  # and the name below it
 
@@ -116,12 +120,14 @@ class RemoteStore:
 
     def __setstate__(self, state: tuple[bool, tuple[RemoteStore, str] | None]) -> None:
         self.deadlines.has_answered, self._parent = state
+        if self._parent is not None:
+            self.traffic = self._parent[0].traffic
 
     def folder(self, name: str) -> RemoteStore:
         """Return the store of a directory below this URL. It shares this store's connection."""
         url = join_url(self._url, name)
         store = RemoteStore(url, self._options, self.timeout, self.retries)
-        store._parent = self, name
+        store._parent, store.traffic = (self, name), self.traffic
         return store
 
     @property
@@ -418,7 +424,7 @@ class RemoteStore:
     def _run_with_retries(
         self, connection: StoreConnection, request: Request, wait_start: float
     ) -> Any:
-        limits = (self.deadlines, self.timeout, self.retries)
+        limits = (self.deadlines, self.traffic, self.timeout, self.retries)
         return run_with_retries(request, wait_start, connection, *limits)
 
 

@@ -24,6 +24,7 @@ from npstream.storage.responses import NO_RANGES
 
 if TYPE_CHECKING:
     from npstream.storage.deadlines import Deadlines
+    from npstream.storage.traffic.record import Traffic
 
 __all__ = [
     "DEADLINE_BYTES",
@@ -112,6 +113,11 @@ class Request:
     expected_nbytes: int | None = None
     timeout_factor: float = 1.0
     is_optional: bool = False
+
+    @property
+    def range_nbytes(self) -> int:
+        """The bytes of a range request; 0 for another request."""
+        return self.expected_nbytes or 0
 
 
 class Cancellation:
@@ -320,6 +326,7 @@ async def run_with_retries(
     wait_start: float,
     connection: Connection,
     deadlines: Deadlines,
+    traffic: Traffic,
     timeout: float,
     retries: int,
 ) -> Any:
@@ -332,6 +339,8 @@ async def run_with_retries(
         The time, on the clock of `time.monotonic`, since which the caller has waited.
     connection : Connection
     deadlines : Deadlines
+    traffic : Traffic
+        Counts the request.
     timeout : float
         Seconds for all attempts together. The time in the queue for a slot counts as well, but
         only while no other request receives anything.
@@ -347,8 +356,10 @@ async def run_with_retries(
     ):
         reason = "nothing arrived, nor did anything for earlier requests"
         raise _storage_error(request, Cause(errno.ETIMEDOUT, True), 0, wait_start, reason)
+    traffic.count_request()
+    limits = timeout, retries
     try:
-        return await _run_attempts(request, wait_start, connection, deadlines, timeout, retries)
+        return await _run_attempts(request, wait_start, connection, deadlines, traffic, *limits)
     finally:
         connection.slots.release()
 
@@ -358,11 +369,13 @@ async def _run_attempts(
     wait_start: float,
     connection: Connection,
     deadlines: Deadlines,
+    traffic: Traffic,
     timeout: float,
     retries: int,
 ) -> Any:
     """Perform a request that has a slot."""
     loop = asyncio.get_running_loop()
+    start = loop.time()
     deadline = deadlines.deadline(wait_start, timeout)
     has_stalled = False
     attempts = failures = unreached = 0
@@ -372,11 +385,16 @@ async def _run_attempts(
         # An attempt gets a third of the remaining time, in case its connection stalls. The last
         # attempt, and each attempt after a stalled one, gets all of the remaining time.
         limit = remaining if has_stalled or failures >= retries else remaining / 3
+        traffic.count_attempt(request.range_nbytes, is_retry=attempts > 1)
+        attempt_start = loop.time()
         try:
             result = await _with_timeout(limit, connection.perform(request.call))
             reason, cause = _check_length(result, request.expected_nbytes)
             if not reason:
-                deadlines.last_arrival, deadlines.has_answered = loop.time(), True
+                now = deadlines.last_arrival = loop.time()
+                deadlines.has_answered = True
+                if request.range_nbytes:
+                    traffic.count_answer(now - start, now - attempt_start, request.range_nbytes)
                 return result
         except Exception as error:
             cause, source = diagnose(error)
