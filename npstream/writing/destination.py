@@ -59,6 +59,9 @@ _MAX_UNCOMPRESSED_SHARDS = 2
 _MAX_COMPRESSED_SHARDS = 4
 """Maximum number of shards that are compressed at once; each is in memory."""
 
+_SCAN_THREADS = 2
+"""Maximum number of shards that are scanned at once; the caller fills shards more slowly."""
+
 _LOCK_BYTES = 1 << 10
 """Maximum bytes of a lock file."""
 
@@ -83,6 +86,34 @@ def _run_now(job: Callable[..., T], *arguments: Any) -> Future[T]:
     except Exception as error:
         future.set_exception(error)
     return future
+
+
+class _ThreadPool:
+    """Threads that start with the first job.
+
+    While the interpreter shuts down, no thread can start. Then `submit` runs the job itself.
+    """
+
+    def __init__(self, max_threads: int, name: str) -> None:
+        self._max_threads, self._name = max_threads, name
+        self._executor: ThreadPoolExecutor | None = None
+
+    def submit(self, job: Callable[..., T], *arguments: Any) -> Future[T]:
+        try:
+            if self._executor is None:
+                from concurrent.futures import ThreadPoolExecutor
+
+                self._executor = ThreadPoolExecutor(self._max_threads, self._name)
+            return self._executor.submit(job, *arguments)
+        except RuntimeError as error:
+            if self._executor is not None and "interpreter shutdown" not in str(error):
+                raise
+        return _run_now(job, *arguments)
+
+    def shutdown(self) -> None:
+        """Wait for the running jobs, and cancel the others."""
+        if self._executor is not None:
+            self._executor.shutdown(cancel_futures=True)
 
 
 class Destination(ABC):
@@ -110,7 +141,8 @@ class Destination(ABC):
         self.is_local = store.is_local
         self._store = store
         self._process = os.getpid()
-        self._threads: ThreadPoolExecutor | None = None
+        self._threads: _ThreadPool | None = None
+        self._scan_threads = _ThreadPool(_SCAN_THREADS, "npstream-scan")
         # The files that this write created, each with its `file_id`, which is () at a URL.
         self._created: dict[str, tuple[int, ...]] = {}
         self._folders: list[str] = []  # the directories that this write created
@@ -142,17 +174,17 @@ class Destination(ABC):
         If the calling thread is interrupted, the job continues, and `remove` waits for its end.
         """
         self.check_process()
-        try:
-            if self._threads is None:
-                from concurrent.futures import ThreadPoolExecutor
+        if self._threads is None:
+            self._threads = _ThreadPool(self._max_threads(), "npstream-write")
+        return self._threads.submit(job, *arguments)
 
-                self._threads = ThreadPoolExecutor(self._max_threads(), "npstream-write")
-            return self._threads.submit(job, *arguments)
-        except RuntimeError as error:
-            if self._threads is not None and "interpreter shutdown" not in str(error):
-                raise
-        # No thread can start during the shutdown of the interpreter.
-        return _run_now(job, *arguments)
+    def submit_scan(self, job: Callable[..., T], *arguments: Any) -> Future[T]:
+        """Run a job that scans bytes of a shard in another thread.
+
+        It runs in a thread that no job of `submit` occupies. So a job of `submit` can wait for it.
+        """
+        self.check_process()
+        return self._scan_threads.submit(job, *arguments)
 
     def _max_threads(self) -> int:
         return self.max_parallel(compressed=True)
@@ -214,8 +246,10 @@ class Destination(ABC):
 
     def _wait_for_jobs(self) -> None:
         """Wait for the running jobs, and cancel the others."""
+        # The jobs of `submit` first: they wait for scans, and would fail if these were canceled.
         if self._threads is not None:
-            self._threads.shutdown(cancel_futures=True)
+            self._threads.shutdown()
+        self._scan_threads.shutdown()
 
     def _published_names(self) -> Container[str]:
         """Return the names of files that another write has published."""

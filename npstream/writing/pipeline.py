@@ -276,7 +276,11 @@ class ShardPipeline:
         record = self._recorder(number, last_row)
         compressed = self.layout.compression is not None
         self._limit_pending(self._destination.max_parallel(compressed) - 1)
-        arguments = self._destination, self.layout, number, samples, scan, meta, pieces
+        job: Future[ScanResult] | None = None
+        if scan is not None and not compressed and isinstance(pieces, list):
+            # All pieces stay in memory, so another thread scans them while they are stored.
+            job = self._destination.submit_scan(_scan_pieces, scan, pieces)
+        arguments = self._destination, self.layout, number, samples, job or scan, meta, pieces
         self._submit(record, _store_shard, *arguments)
 
     def store_records(
@@ -298,7 +302,7 @@ class ShardPipeline:
             content = _join_records(self.layout, blocks, samples, nbytes)
             self._store([content], samples, nbytes, last_row=last_row)
             return
-        number, scan = self._new_shard(samples, nbytes, None, self._destination.submit)
+        number, scan = self._new_shard(samples, nbytes, None, self._destination.submit_scan)
         record = self._recorder(number, last_row)
         self._limit_pending(1)
         name = self.layout.name(number, self._destination.write_id)
@@ -411,22 +415,34 @@ def _store_shard(
     layout: ShardFormat,
     number: int,
     samples: int,
-    scan: Scan | None,
+    scan: Scan | Future[ScanResult] | None,
     meta: bytes | None,
     pieces: Iterable[Body],
     first: Future[_StoredShard] | None,
 ) -> _StoredShard:
-    """Scan, compress and store a shard. If `first` is given, wait for that shard to be stored."""
+    """Compress and store a shard. If `first` is given, wait for that shard to be stored.
+
+    `scan` scans the pieces, unless it is the future of a scan in another thread.
+    """
     if layout.compression is not None:
         pieces = [b"".join(pieces)]  # a single piece, so that the scan does not copy it
-    if scan is not None:
+    if isinstance(scan, Scan):
         pieces = scan.tee(pieces)
     name, meta_file = layout.name(number, destination.write_id), None
     data = _store_file(destination, layout, name, pieces, first)
     if meta is not None:
         meta_file = _store_file(destination, layout, f"{name}.meta", [meta], None)
     entry = layout.entry(samples, data, meta_file)
-    return _StoredShard(entry, None if scan is None else scan.finish())
+    if scan is None:
+        return _StoredShard(entry, None)
+    return _StoredShard(entry, scan.finish() if isinstance(scan, Scan) else scan.result())
+
+
+def _scan_pieces(scan: Scan, pieces: list[Body]) -> ScanResult:
+    """Scan the content of a shard."""
+    for piece in pieces:
+        scan.feed(piece)
+    return scan.finish()
 
 
 def _tail(block: Body | Bodies, nbytes: int) -> Body:

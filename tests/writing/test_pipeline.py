@@ -295,6 +295,54 @@ def test_a_full_disk_while_a_shard_of_arrays_is_synced(number, tmp_path, monkeyp
     assert_no_files(str(tmp_path / "out"))
 
 
+def test_a_shard_is_scanned_while_it_is_stored(tmp_path, monkeypatch):
+    """The first scan ends only after its file was synced, and a sync starts before that."""
+    synced, sync, scan_pieces = threading.Event(), os.fsync, pipeline._scan_pieces
+
+    def wait(scan, pieces):
+        assert synced.wait(60)
+        return scan_pieces(scan, pieces)
+
+    def record(descriptor):
+        sync(descriptor)
+        synced.set()
+
+    monkeypatch.setattr(pipeline, "_scan_pieces", wait)
+    monkeypatch.setattr(os, "fsync", record)
+    npstream.write(tmp_path, rows(), shard_size=SHARD)
+    assert npstream.verify_dataset(tmp_path).problems == ()
+
+
+def test_every_thread_that_stores_can_wait_for_a_scan(tmp_path):
+    """As many jobs as there are threads wait for scans, which start after all of them."""
+    destination = LocalDestination(LocalStore(str(tmp_path)))
+    count = destination.max_parallel(compressed=True)
+    barrier = threading.Barrier(count)
+
+    def store(number):
+        barrier.wait(60)
+        return destination.submit_scan(lambda: number).result(60)
+
+    jobs = [destination.submit(store, number) for number in range(count)]
+    assert [job.result(60) for job in jobs] == list(range(count))
+    destination.remove()
+
+
+@pytest.mark.parametrize("failing", [0, 2])
+def test_a_failure_of_a_scan_is_raised_and_publishes_nothing(failing, tmp_path, monkeypatch):
+    scans, scan_pieces = itertools.count(), pipeline._scan_pieces
+
+    def fail(scan, pieces):
+        if next(scans) == failing:
+            raise Failure("in a scan")
+        return scan_pieces(scan, pieces)
+
+    monkeypatch.setattr(pipeline, "_scan_pieces", fail)
+    with pytest.raises(Failure, match="in a scan"):
+        npstream.write(tmp_path / "out", rows(), shard_size=SHARD)
+    assert_no_files(str(tmp_path / "out"))
+
+
 def test_the_first_shard_of_arrays_gets_its_name_first(tmp_path, monkeypatch):
     """The sync of the first one takes longer than that of the second one."""
     linked, second = [], threading.Event()
