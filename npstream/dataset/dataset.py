@@ -24,7 +24,7 @@ from npstream.errors import (
 )
 from npstream.formats.index import shard_table
 from npstream.indexing.columns import raise_if_column_names
-from npstream.orders.order import BlockSize, RowOrder, Shuffle
+from npstream.orders.order import BlockSize, RowOrder, SequentialOrder, Shuffle
 from npstream.reading import load as reading
 from npstream.reading.batch import Batch
 from npstream.reading.cost_limit import check_cost
@@ -430,7 +430,8 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], DescriptionMethods):
         epoch : int, default: 0
             Number of the epoch. Each epoch has its own order.
         block : int, str or None, default: "auto"
-            Bytes of data to shuffle together, or None for all data; see `npstream.Shuffle`.
+            Bytes of data to shuffle together. 0 keeps the order of the view, and None shuffles all
+            data together; see `npstream.Shuffle`.
         lanes : int, optional
             Number of random sequences of chunks, from which samples are drawn in turn; see
             `npstream.Shuffle`.
@@ -465,7 +466,8 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], DescriptionMethods):
         epoch : int, default: 0
             Number of the epoch. Each epoch has its own order.
         block : int, str or None, default: "auto"
-            Bytes of data to shuffle together, or None for all data; see `npstream.Shuffle`.
+            Bytes of data to shuffle together. 0 keeps the order of the view, and None shuffles all
+            data together; see `npstream.Shuffle`.
         lanes : int, optional
             Number of random sequences of chunks, from which samples are drawn in turn; see
             `npstream.Shuffle`.
@@ -486,6 +488,8 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], DescriptionMethods):
         [np.int64(0), np.int64(1), np.int64(2)]
         """
         order = self.order(seed, epoch, block=block, lanes=lanes)
+        if isinstance(order, SequentialOrder):
+            return self.ravel()
         return self._view(self._selection.permute(order))
 
     def random_split(

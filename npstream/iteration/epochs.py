@@ -23,7 +23,7 @@ from npstream.iteration.state import (
     read_cursor,
     require_within_epoch,
 )
-from npstream.orders.order import ORDER_VERSION, Order, Shuffle
+from npstream.orders.order import ORDER_VERSION, RowOrder, Shuffle
 from npstream.reading.source import view_order
 
 if TYPE_CHECKING:
@@ -102,10 +102,10 @@ class Epochs:
         self._seed = settings.seed
         self._epoch_size = settings.epoch_samples
         self.shuffle: Shuffle | None = None
-        if settings.shuffle is not False:
-            shuffle = settings.shuffle if isinstance(settings.shuffle, Shuffle) else Shuffle()
+        shuffle = settings.shuffle if isinstance(settings.shuffle, Shuffle) else Shuffle()
+        if settings.shuffle is not False and shuffle.block != 0:
             self.shuffle = shuffle.resolve(source.estimate_bytes(selection.size))
-        self._last_order: tuple[int, Order] | None = None
+        self._last_order: tuple[int, RowOrder] | None = None
         self._fingerprint = ViewFingerprint(DatasetFingerprint(source), selection)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -89,6 +89,8 @@ class MixtureEpochs:
             raise TypeError(f"shuffle={shuffle!r}: expected False, True or an npstream.Shuffle")
         self._spec = spec
         self._shuffle = Shuffle() if shuffle is True else shuffle or None
+        if self._shuffle is not None and self._shuffle.block == 0:
+            self._shuffle = None
         self._seed, self._epoch_size = settings.seed, settings.epoch_samples
         self._batching, self._batches = settings.batching, settings.batches
         self._last_order: tuple[Any, MixtureRun, MixtureOrder] | None = None

@@ -151,7 +151,8 @@ class Mixture(Dataset):
         epoch : int, default: 0
             Number of the epoch, as in `npstream.Dataset.order`.
         block : int, str or None, default: "auto"
-            Bytes of data to shuffle together, or None for all data; see `npstream.Shuffle`.
+            Bytes of data to shuffle together. 0 shuffles nothing, and None shuffles all data
+            together; see `npstream.Shuffle`.
         lanes : int, optional
             Number of chunk sequences that the order interleaves; see `npstream.Shuffle`.
         batching : {"random", "stratified", "per_stream", "device_per_stream"}, default: "random"
@@ -204,7 +205,8 @@ class Mixture(Dataset):
         epoch : int, default: 0
             Number of the epoch, as in `npstream.Dataset.shuffle`.
         block : int, str or None, default: "auto"
-            Bytes of data to shuffle together, or None for all data; see `npstream.Shuffle`.
+            Bytes of data to shuffle together. 0 shuffles nothing, and None shuffles all data
+            together; see `npstream.Shuffle`.
         lanes : int, optional
             Number of chunk sequences that the order interleaves; see `npstream.Shuffle`.
         batching : {"random", "stratified", "per_stream", "device_per_stream"}, default: "random"

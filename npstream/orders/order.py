@@ -72,7 +72,8 @@ class Shuffle:
     block : int, str or None, default: "auto"
         Bytes of data that are shuffled together, over all lanes. About as much data stays in memory
         or in the cache while the order is read. "auto" is 1/64 of the data, but at least 1 GiB and
-        at most 64 GiB. None shuffles all samples together.
+        at most 64 GiB. None shuffles all samples together. 0 shuffles nothing: samples keep the
+        order of the view.
     lanes : int, optional
         Number of sequences of chunks that the order interleaves. If it is a multiple of the number
         of nodes, the nodes read different chunks. Only the few chunks that are cut at the end of a
@@ -91,14 +92,22 @@ class Shuffle:
 
     def __post_init__(self) -> None:
         if self.block is not None and self.block != "auto":
-            if isinstance(self.block, bool) or (nbytes := parse_size(self.block)) < 1:
-                raise ValueError(f"block={self.block!r}: expected a size, 'auto' or None")
-            object.__setattr__(self, "block", nbytes)
+            if isinstance(self.block, bool) or _is_below_one_byte(self.block):
+                raise ValueError(
+                    f"block={self.block!r}: expected a size, 'auto' or None; 0 shuffles nothing, "
+                    "and None shuffles all samples together"
+                )
+            object.__setattr__(self, "block", parse_size(self.block))
         if self.lanes is not None:
             object.__setattr__(self, "lanes", _positive_integer("lanes", self.lanes))
             if self.block is None and self.lanes > 1:
                 raise ValueError(
                     f"lanes={self.lanes} and block=None: a shuffle of all samples has one lane"
+                )
+            if self.block == 0 and self.lanes > 1:
+                raise ValueError(
+                    f"lanes={self.lanes} and block=0: samples in the order of the view have one "
+                    "lane"
                 )
 
     def resolve(self, nbytes: int) -> Shuffle:
@@ -119,8 +128,8 @@ class Shuffle:
         >>> Shuffle("2GiB").resolve(1 << 34)
         Shuffle(block=2147483648, lanes=96)
         """
-        if self.block is None:
-            return Shuffle(None, 1)
+        if self.block is None or self.block == 0:
+            return Shuffle(self.block, 1)
         block = min(max(nbytes >> 6, 1 << 30), 1 << 36) if self.block == "auto" else self.block
         assert isinstance(block, int)
         if self.lanes is not None:
@@ -261,14 +270,14 @@ class Order(RowOrder):
 
     def at(self, positions: Int64) -> Int64:
         """Return the rows at `positions`, in the same shape; all must be in range(n)."""
-        positions = self._check(positions)
+        positions = _within_bounds(positions, self._n)
         rows = np.empty_like(positions)
         self._look_up(positions.reshape(-1), rows.reshape(-1))
         return rows
 
     def find(self, rows: Int64) -> Int64:
         """Return the positions of rows: ``find(at(p))`` is p."""
-        rows = self._check(rows)
+        rows = _within_bounds(rows, self._n)
         positions = np.empty_like(rows)
         if rows.size:
             layout, cache = self._acquire()
@@ -320,18 +329,66 @@ class Order(RowOrder):
         layout = make_layout(nonempty, blocks.lanes, chunks_key, blocks.key)
         return layout, new_cache(blocks, layout.chunks.dtype, self._scratch)
 
-    def _check(self, numbers: Int64) -> Int64:
-        """Return numbers as a contiguous int64 array; raise IndexError if not in range(n)."""
-        numbers = np.asarray(numbers).astype(np.int64, "C", casting="same_kind", copy=False)
-        if out_of_bounds(numbers, self._n):
-            bad = numbers[(numbers < 0) | (numbers >= self._n)].flat[0]
-            raise IndexError(f"{bad} is out of bounds for an order of {quantity(self._n, 'row')}")
-        return numbers
+
+class SequentialOrder(RowOrder):
+    """The order of a view itself, which shuffles nothing: position p has row p.
+
+    Parameters
+    ----------
+    n : int
+        Rows of the view.
+
+    Examples
+    --------
+    >>> SequentialOrder(10)[7:]
+    array([7, 8, 9])
+    """
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+
+    def __len__(self) -> int:
+        return self._n
+
+    def __repr__(self) -> str:
+        return f"<SequentialOrder: {quantity(self._n, 'row')}>"
+
+    def identity(self) -> str:
+        """Return the str that identifies this order in saved states; it must never change."""
+        return f"<SequentialOrder: {self._n} rows>"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that the order uses now: none."""
+        return 0
+
+    def at(self, positions: Int64) -> Int64:
+        """Return a copy of `positions`; all must be in range(n)."""
+        return _within_bounds(positions, self._n).copy()
+
+    def find(self, rows: Int64) -> Int64:
+        """Return the positions of rows, which are the rows themselves."""
+        return _within_bounds(rows, self._n).copy()
 
 
 def full_order(n: int, seed: int, epoch: int = 0) -> Order:
     """Return an order that shuffles all `n` rows together."""
     return Order(n, np.array([0, n]), seed, epoch, block=max(n, 1))
+
+
+def _within_bounds(numbers: Int64, n: int) -> Int64:
+    """Return numbers as a contiguous int64 array; raise IndexError if not in range(n)."""
+    numbers = np.asarray(numbers).astype(np.int64, "C", casting="same_kind", copy=False)
+    if out_of_bounds(numbers, n):
+        bad = numbers[(numbers < 0) | (numbers >= n)].flat[0]
+        raise IndexError(f"{bad} is out of bounds for an order of {quantity(n, 'row')}")
+    return numbers
+
+
+def _is_below_one_byte(block: int | float | str) -> bool:
+    """Return True for a fraction of a byte, which is rounded down to 0 and does not mean 0."""
+    is_zero = block == 0 or (isinstance(block, str) and set(block).isdisjoint("123456789"))
+    return parse_size(block) == 0 and not is_zero
 
 
 def _nonempty_chunks(chunks: AnyArray, n: int) -> AnyArray:

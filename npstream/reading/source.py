@@ -20,7 +20,8 @@ from npstream._core.typing import AnyArray, Bools, Int64, Sample
 from npstream.errors import ColumnError, FormatError, StorageError
 from npstream.formats.index import locate_samples
 from npstream.orders.chunks import shard_chunks, view_chunks
-from npstream.orders.order import Order, Shuffle, full_order
+from npstream.orders.order import Order, RowOrder, SequentialOrder, Shuffle, full_order
+from npstream.orders.permutation import make_key
 from npstream.reading.decode import batch_column, sample_values
 from npstream.reading.gather import (
     Lookup,
@@ -650,7 +651,7 @@ def _read_no_columns(sample: int) -> Sample:
 
 def view_order(
     source: Source, selection: Selection, settings: Shuffle, seed: int, epoch: int = 0
-) -> Order:
+) -> RowOrder:
     """Return the order of an epoch of a flattened view.
 
     All samples are assumed to have the average size of the dataset's samples.
@@ -660,6 +661,9 @@ def view_order(
     settings = settings.resolve(nbytes)
     if settings.block is None:
         return full_order(n, seed, epoch)
+    if settings.block == 0:
+        make_key(seed, epoch)  # raises for a seed or an epoch that is no integer
+        return SequentialOrder(n)
     lanes = settings.lanes or 1
     block = -(-int(settings.block) * n // max(nbytes * lanes, 1))
     chunks = partial(_chunks_of, source, selection)

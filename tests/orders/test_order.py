@@ -520,6 +520,8 @@ def test_default_settings_depend_only_on_bytes(nbytes, block, lanes):
         (Shuffle(lanes=7), (16 * GIB, 7)),
         (Shuffle("2TiB"), (2 * TIB, 1)),
         (Shuffle(None), (None, 1)),
+        (Shuffle("0"), (0, 1)),
+        (Shuffle("0.0 MiB"), (0, 1)),
     ],
 )
 def test_given_settings_are_kept(settings, resolved):
@@ -527,7 +529,7 @@ def test_given_settings_are_kept(settings, resolved):
 
 
 def test_settings_are_plain_and_equal_by_value():
-    for settings in (Shuffle(), Shuffle("4GiB", np.int64(8)), Shuffle(None)):
+    for settings in (Shuffle(), Shuffle("4GiB", np.int64(8)), Shuffle(None), Shuffle(0)):
         assert Shuffle(**json.loads(json.dumps(asdict(settings)))) == settings
         assert hash(pickle.loads(pickle.dumps(settings))) == hash(settings)
 
@@ -535,7 +537,10 @@ def test_settings_are_plain_and_equal_by_value():
 @pytest.mark.parametrize(
     ("settings", "error", "match"),
     [
-        ({"block": 0}, ValueError, "block=0: expected a size, 'auto' or None"),
+        ({"block": 0.5}, ValueError, "block=0.5: expected a size, 'auto' or None; 0 shuffles"),
+        ({"block": "0.4b"}, ValueError, "block='0.4b': expected a size"),
+        ({"block": False}, ValueError, "block=False"),
+        ({"block": 0, "lanes": 2}, ValueError, "lanes=2 and block=0: samples in the order of"),
         ({"block": True}, ValueError, "block=True"),
         ({"block": "much"}, ValueError, "cannot read the size 'much'"),
         ({"block": -5}, ValueError, "-5"),
@@ -567,7 +572,7 @@ VIEWS = [
 
 
 @pytest.mark.parametrize("view", VIEWS)
-@pytest.mark.parametrize("block", ["auto", "300B", None])
+@pytest.mark.parametrize("block", ["auto", "300B", None, 0])
 def test_views_have_orders(ds, view, block):
     view = ds[view].ravel()
     rows = view.order(3, 1, block=block)[:]
@@ -579,6 +584,38 @@ def test_views_have_orders(ds, view, block):
     settings = Shuffle(block)
     read = view.iter(0, 1, batch_size=7, shuffle=settings, seed=3, epoch=1, last="short")
     assert np.array_equal(np.concatenate([[], *[batch["number"] for batch in read]]), numbers)
+
+
+def test_a_block_of_nothing_keeps_the_order_of_the_view(ds):
+    view = ds[::-3]
+    order = view.order(7, 2, block=0)
+    assert order[5:9].tolist() == [5, 6, 7, 8]
+    assert order.find(order[[3, 1]]).tolist() == [3, 1]
+    assert (order.nbytes, len(order), repr(order)) == (0, 100, "<SequentialOrder: 100 rows>")
+    rows = order[:]
+    rows[:] = 0
+    assert order[-1] == 99
+    for call in (order.at, order.find):
+        numbers = np.arange(3)
+        call(numbers)[:] = 9
+        assert numbers.tolist() == [0, 1, 2]
+        with pytest.raises(IndexError, match="100 is out of bounds for an order of 100 rows"):
+            call(np.array([0, 100]))
+    assert view.shuffle(7, block=0) is view
+    with pytest.raises(TypeError, match="seed='7': expected an integer"):
+        view.order("7", block=0)
+
+
+def test_an_iteration_with_a_block_of_nothing_is_one_without_a_shuffle(ds):
+    plain = ds.iter(0, 1, batch_size=8)
+    sequential = ds.iter(0, 1, batch_size=8, shuffle=Shuffle(0))
+    next(iter(plain))
+    sequential.load_state_dict(plain.state_dict())
+    assert next(iter(sequential)).ids.tolist() == list(range(8, 16))
+    assert sequential.state_dict()["shuffle"] is None
+    mixture = npstream.mix({"a": ds, "b": ds[::2]})
+    batch = next(iter(mixture.iter(0, 1, batch_size=450, seed=1)))
+    assert np.array_equal(mixture.order(1, block=0)[:], batch.ids)
 
 
 def test_projections_and_splits_have_orders(ds):
