@@ -11,7 +11,7 @@ from numpy.lib.array_utils import normalize_axis_index
 from npstream._core.typing import AnyArray, Sample
 from npstream.dataset.column import Column
 from npstream.dataset.display_methods import DatasetDisplay
-from npstream.dataset.splits import split_view
+from npstream.dataset.order_methods import OrderMethods
 from npstream.dataset.statistics_methods import DescriptionMethods
 from npstream.dataset.view_methods import ViewMethods
 from npstream.errors import (
@@ -24,19 +24,18 @@ from npstream.errors import (
 )
 from npstream.formats.index import shard_table
 from npstream.indexing.columns import raise_if_column_names
-from npstream.orders.order import BlockSize, RowOrder, SequentialOrder, Shuffle
+from npstream.indexing.selection import Selection
 from npstream.reading import load as reading
 from npstream.reading.batch import Batch
 from npstream.reading.cost_limit import check_cost
-from npstream.reading.source import view_order
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-    from npstream.indexing.selection import Selection
     from npstream.iteration.epochs import AnyEpochs
     from npstream.iteration.iteration import Iteration
     from npstream.iteration.settings import IterationSettings
+    from npstream.orders.order import Shuffle
     from npstream.orders.streaming.settings import StreamingShuffle
     from npstream.reading.cost import Cost
     from npstream.reading.images.options import Decode
@@ -47,7 +46,7 @@ if TYPE_CHECKING:
 Transform = Callable[[Sample], Any]
 
 
-class Dataset(DatasetDisplay, ViewMethods["Dataset"], DescriptionMethods):
+class Dataset(DatasetDisplay, ViewMethods["Dataset"], OrderMethods["Dataset"], DescriptionMethods):
     """An array of the samples of an opened dataset, or a lazy view of some of them.
 
     Made by `npstream.open`. An integer index reads one sample. Any other row index returns a lazy
@@ -126,6 +125,53 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], DescriptionMethods):
     def version(self) -> str:
         """Fingerprint of the whole dataset's index, for ``npstream.open(version=)``."""
         return self._source.index.fingerprint()
+
+    def refresh(self, version: str | None = None) -> Dataset:
+        """Return this dataset with the samples that were appended since it was opened.
+
+        The samples of this dataset are the first samples of the result, in the same order. Columns
+        and transforms stay, and so do the arguments of `npstream.open`. This dataset does not
+        change: its views and iterations stay on its version.
+
+        Parameters
+        ----------
+        version : str, optional
+            The version to open, as `version` returns it; it may be older. By default the newest.
+
+        Returns
+        -------
+        Dataset
+            This dataset itself if it has that version.
+
+        Raises
+        ------
+        ValueError
+            If this is a view of some of the samples, or a mixture. If other samples have replaced
+            those of this dataset.
+        StorageError
+            If that version was not kept.
+
+        Examples
+        --------
+        >>> path = getfixture("tmp_path") / "numbers"
+        >>> report = npstream.write(path, {"x": [0, 1]})
+        >>> ds = npstream.open(path)
+        >>> report = npstream.write(path, {"x": [2]}, mode="a")
+        >>> newest = ds.refresh()
+        >>> len(ds), newest["x"].load()
+        (2, array([0, 1, 2]))
+        >>> len(newest.refresh(ds.version))
+        2
+        """
+        from npstream.joins.versions import refreshed_source
+
+        with short_traceback:
+            source = refreshed_source(self._source, self._selection, version)
+            if source is self._source:
+                return self
+            return Dataset(
+                source, Selection.all(source.index.samples), self._names, self._transform
+            )
 
     @property
     def shards(self) -> AnyArray:
@@ -417,114 +463,6 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], DescriptionMethods):
         (4,)
         """
         return self if self.ndim == 1 else self._view(self._selection.ravel())
-
-    def order(
-        self, seed: int, epoch: int = 0, *, block: BlockSize = "auto", lanes: int | None = None
-    ) -> RowOrder:
-        """Return the order of a training epoch: a lazy array of row numbers.
-
-        Parameters
-        ----------
-        seed : int
-            Any integer. A seed gives the same order on any machine and in any release.
-        epoch : int, default: 0
-            Number of the epoch. Each epoch has its own order.
-        block : int, str or None, default: "auto"
-            Bytes of data to shuffle together. 0 keeps the order of the view, and None shuffles all
-            data together; see `npstream.Shuffle`.
-        lanes : int, optional
-            Number of random sequences of chunks, from which samples are drawn in turn; see
-            `npstream.Shuffle`.
-
-        Returns
-        -------
-        RowOrder
-            Array-like; ``order.find(rows)`` is its inverse.
-
-        Raises
-        ------
-        ValueError
-            If `block` or `lanes` is invalid.
-
-        Examples
-        --------
-        >>> order = getfixture("example").order(0)
-        >>> order.find(order[1:3])
-        array([1, 2])
-        """
-        return view_order(self._source, self._selection, Shuffle(block, lanes), seed, epoch)
-
-    def shuffle(
-        self, seed: int, epoch: int = 0, *, block: BlockSize = "auto", lanes: int | None = None
-    ) -> Dataset:
-        """Return a view of all samples in the order of a training epoch, as `order` returns it.
-
-        Parameters
-        ----------
-        seed : int
-            Any integer. A seed gives the same order on any machine and in any release.
-        epoch : int, default: 0
-            Number of the epoch. Each epoch has its own order.
-        block : int, str or None, default: "auto"
-            Bytes of data to shuffle together. 0 keeps the order of the view, and None shuffles all
-            data together; see `npstream.Shuffle`.
-        lanes : int, optional
-            Number of random sequences of chunks, from which samples are drawn in turn; see
-            `npstream.Shuffle`.
-
-        Returns
-        -------
-        Dataset
-
-        Raises
-        ------
-        ValueError
-            If `block` or `lanes` is invalid.
-
-        Examples
-        --------
-        >>> ds = getfixture("example")
-        >>> sorted(sample["label"] for sample in ds.shuffle(seed=0))
-        [np.int64(0), np.int64(1), np.int64(2)]
-        """
-        order = self.order(seed, epoch, block=block, lanes=lanes)
-        if isinstance(order, SequentialOrder):
-            return self.ravel()
-        return self._view(self._selection.permute(order))
-
-    def random_split(
-        self, lengths: Sequence[float], seed: int = 0, by: str = "sample"
-    ) -> list[Dataset]:
-        """Split the samples at random into views that do not overlap.
-
-        Parameters
-        ----------
-        lengths : sequence of int or float
-            Samples of each part, or fractions that sum to 1, rounded as in torch's random_split.
-        seed : int, default: 0
-            Seed of the split.
-        by : {"sample", "chunk"}, default: "sample"
-            "sample" draws single samples: parts are slices of ``shuffle(seed, block=None)``.
-            "chunk" draws whole chunks, so that reading a part fetches only its own chunks. Then the
-            samples of a part keep the view's order.
-
-        Returns
-        -------
-        list of Dataset
-
-        Raises
-        ------
-        ValueError
-            If the lengths do not sum to the number of samples, or to 1.
-
-        Examples
-        --------
-        >>> ds = getfixture("example")
-        >>> [len(part) for part in ds.random_split([0.6, 0.4], seed=0)]
-        [2, 1]
-        """
-        parts = split_view(self._selection, lengths, seed, by, self._source.chunk_starts)
-        return [self._view(part) for part in parts]
 
     def iter(
         self,

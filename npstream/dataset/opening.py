@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from npstream._core.arguments import name_list, parse_size, quantity
@@ -21,7 +22,10 @@ from npstream.storage.urls import join_url, local_path, location_str
 if TYPE_CHECKING:
     import os
 
+    from npstream.reading.source import Source
     from npstream.shards.base import Verify
+    from npstream.shards.opening import CacheSettings
+    from npstream.storage.local import Store
 
 
 def open_dataset(
@@ -132,34 +136,86 @@ def open_dataset(
             sidecar_store = open_store(
                 index, options, timeout=timeout, retries=retries, argument="index"
             )
-        settings = cache, cache_limit
-        shard_cache = open_cache(store, settings)
-        read_groups = start_reading_groups(store, shard_cache)
+        opening = DatasetOpening(
+            store,
+            sidecar_store,
+            (cache, cache_limit),
+            verify,
+            columns,
+            allow_pickle,
+            limit,
+            version,
+        )
         try:
-            shards = open_shards(store, shard_cache, verify, sidecar_store, version)
+            source, names = opening.open(version)
         except StorageError as error:
             from npstream.dataset.missing_dataset import explain_missing_dataset
 
             if (explanation := explain_missing_dataset(error, store, split)) is not None:
                 raise explanation from None
             raise
+        return Dataset(source, Selection.all(source.index.samples), names)
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetOpening:
+    """The arguments of a call of `npstream.open`, checked and with stores instead of URLs.
+
+    Parameters
+    ----------
+    store, sidecar_store : LocalStore or RemoteStore
+        The store of the index, and that of the side-car if it is not next to the index.
+    cache_settings : CacheSettings
+    verify, columns, allow_pickle, limit
+        As for `open_dataset`; `limit` is ``implicit_read_limit`` in bytes.
+    version : str, optional
+        The version that the call named.
+    renames : tuple of mapping
+        Names of columns -> new names, for `Source.renamed`, in the order of the calls.
+    """
+
+    store: Store
+    sidecar_store: Store | None
+    cache_settings: CacheSettings
+    verify: Verify
+    columns: Sequence[str] | Mapping[str, Any] | None
+    allow_pickle: bool
+    limit: int | None
+    version: str | None = None
+    renames: tuple[Mapping[str, str], ...] = ()
+
+    def renamed(self, names: Mapping[str, str]) -> DatasetOpening:
+        """Return an opening whose sources are renamed as by `Source.renamed`."""
+        return replace(self, renames=(*self.renames, dict(names)))
+
+    def open(self, version: str | None = None) -> tuple[Source, tuple[str, ...]]:
+        """Open a version with the other arguments; return its source and its columns."""
+        store, settings, verify = self.store, self.cache_settings, self.verify
+        shard_cache = open_cache(store, settings)
+        read_groups = start_reading_groups(store, shard_cache)
+        shards = open_shards(store, shard_cache, verify, self.sidecar_store, version)
         fetcher = Fetcher(shards)
-        shard_index = shards.index
+        arguments = self.columns, self.allow_pickle, self.limit
         if groups := read_groups():
 
             def open_part(path: str) -> Fetcher:
                 part = store.folder(path)
                 return Fetcher(open_shards(part, open_cache(part, settings), verify))
 
-            source, names = open_joined(fetcher, groups, open_part, columns, allow_pickle, limit)
+            source, names = open_joined(fetcher, groups, open_part, *arguments)
         else:
-            source, names = open_source(fetcher, columns, allow_pickle, limit)
+            source, names = open_source(fetcher, *arguments)
+        source.opening = replace(self, version=version, renames=())
+        index = shards.index
         log(
             "opened %s: version %s, %s in %s, columns %s, verify=%r",
-            shard_index.where, shard_index.fingerprint, quantity(shard_index.samples, "sample"),
-            quantity(len(shard_index), "shard"), ", ".join(names), verify,
+            index.where, index.fingerprint(), quantity(index.samples, "sample"),
+            quantity(len(index), "shard"), ", ".join(names), verify,
         )  # fmt: skip
-        return Dataset(source, Selection.all(shard_index.samples), names)
+        for renamed_to in self.renames:
+            source = source.renamed(renamed_to)
+            names = tuple(source.fields)
+        return source, names
 
 
 def _check_arguments(cache_limit: Any, version: Any, allow_pickle: Any) -> None:

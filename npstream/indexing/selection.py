@@ -117,6 +117,11 @@ class Selection:
         """The step of an affine view, negative if sample ids descend; 0 for any other view."""
         return 0 if self.affine is None else self.affine[1]
 
+    @property
+    def is_whole(self) -> bool:
+        """True if the view has all samples of the dataset, in stored order."""
+        return self.affine == (0, 1) and self.size == self.dataset_size
+
     def __len__(self) -> int:
         if not self.shape:
             raise TypeError("len() of unsized object")

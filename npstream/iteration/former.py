@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from npstream.errors import FormatError, StorageError
-from npstream.formats.index import parse_index
+from npstream.formats.index import INDEX, parse_index
 from npstream.formats.versions import version_name, version_of_name
+from npstream.joins.versions import begins_with
 from npstream.reading.source import Source
 
 if TYPE_CHECKING:
@@ -70,25 +71,30 @@ def former_source(
         None if the view is not the whole dataset, or if the store does not keep the index of the
         former version. Also None if the dataset does not begin with the shards of that version.
     """
-    is_whole = selection.affine == (0, 1) and selection.size == selection.dataset_size
-    if source.members or not is_whole:
+    if source.members or not selection.is_whole:
         return None
     former = _kept_index(source, state.get("fingerprint"))
-    if former is None or not _begins_with(source.index, former):
+    if former is None or not begins_with(source.index, former):
         return None
     return FormerSource(source, former)
 
 
 def former_version_hint(source: Source, state: Mapping[str, Any]) -> str:
-    """Return a message about the former version to which a state belongs; "" if none is kept."""
+    """Return a message about the other version to which a state belongs; "" if there is none."""
     for owner, fingerprint in _fingerprints(source, state):
-        former = _kept_index(owner, fingerprint)
-        if former is not None:
-            version = former.fingerprint()
+        other = _kept_index(owner, fingerprint)
+        if other is None:
+            continue
+        version, where = other.fingerprint(), owner.index.where
+        if len(other) > len(owner.index) and begins_with(other, owner.index):
             return (
-                f"; the state is of a former version of {owner.index.where}, which is kept: open "
-                f"it with version={version!r}"
+                f"; the state is of a newer version of {where} than the one that is open: call "
+                f"refresh(version={version!r}) of the dataset, and iterate over the result"
             )
+        return (
+            f"; the state is of a former version of {where}, which is kept: open it with "
+            f"version={version!r}"
+        )
     return ""
 
 
@@ -106,24 +112,20 @@ def _fingerprints(source: Source, state: Mapping[str, Any]) -> Iterator[tuple[So
 
 
 def _kept_index(source: Source, fingerprint: Any) -> Index | None:
-    """Return the index of the former version that a fingerprint names; None if it was not kept."""
+    """Return the index of the version that a fingerprint names; None if there is none.
+
+    It is a former index that was kept, or the newest one.
+    """
     version = fingerprint.partition("-")[0] if isinstance(fingerprint, str) else ""
     name = version_name(version)
     store = getattr(source.fetcher.shards, "store", None)
     if store is None or version_of_name(name) is None or version == source.index.fingerprint():
         return None
-    try:
-        index = parse_index(store.read(name), store.where(name))
-    except (StorageError, FormatError):
-        return None
-    return index if index.fingerprint() == version else None
-
-
-def _begins_with(index: Index, former: Index) -> bool:
-    """Return True if a dataset begins with all shards of another index."""
-    shards = len(former)
-    return (
-        shards <= len(index)
-        and (index.starts[: shards + 1] == former.starts).all()
-        and all(index.name(shard) == former.name(shard) for shard in range(shards))
-    )
+    for file in (name, INDEX):
+        try:
+            index = parse_index(store.read(file), store.where(file))
+        except (StorageError, FormatError):
+            continue
+        if index.fingerprint() == version:
+            return index
+    return None

@@ -29,6 +29,7 @@ from npstream.iteration.rank_epochs import FORMER_VERSION
 from npstream.iteration.ranks import decoding_threads, this_worker
 from npstream.iteration.resumable import Resumable
 from npstream.iteration.settings import VIEW_TRANSFORM
+from npstream.joins.versions import warn_of_newer_versions
 from npstream.reading.batch import Batch
 from npstream.reading.images.options import options_by_column
 from npstream.reading.load import apply_transform
@@ -109,6 +110,8 @@ class Iteration(Resumable):
         # The step between the rows that are read one after the other; 0 if they are shuffled.
         self._step = selection.step if epochs.is_view_order else 0
         self._rowwise: bool | None = None
+        # The newer versions that were reported; None before the first loop, which asks for none.
+        self._reported_versions: set[str] | None = None
         if settings.yields_batches and (view_transform is not None or source.has_transforms):
             raise ValueError(
                 "the view has a transform, which takes samples, and batches are not made of "
@@ -159,6 +162,15 @@ class Iteration(Resumable):
         if skipped:
             return chain(repeat(import_npstream_torch().SKIPPED_ITEM, skipped), iterator)
         return iterator
+
+    def begin(self) -> EpochProgress:
+        """Begin the next iteration, as `Resumable.begin` explains. For `npstream.torch` only."""
+        progress = super().begin()
+        if self._reported_versions is None:
+            self._reported_versions = set()
+        elif progress.part.rank == 0 and self._epochs is self._newest_epochs:
+            warn_of_newer_versions(self._source, self._reported_versions)
+        return progress
 
     def _items(self, worker: int, workers: int, progress: EpochProgress) -> Iterator[Any]:
         """Yield the remaining items of a worker, or of the main process if `workers` is 0."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -69,6 +69,20 @@ class Member:
     transform: Callable[[Sample], Any] | None = None
 
 
+class Opening(Protocol):
+    """The arguments of the call of `npstream.open` that opened a dataset."""
+
+    @property
+    def version(self) -> str | None:
+        """The version that the call named; None for the newest."""
+
+    def open(self, version: str | None = None) -> tuple[Source, tuple[str, ...]]:
+        """Open a version with the other arguments; return its source and its columns."""
+
+    def renamed(self, names: Mapping[str, str]) -> Opening:
+        """Return an opening whose sources are renamed as by `Source.renamed`."""
+
+
 class Source:
     """The samples of a dataset, by row number.
 
@@ -87,10 +101,13 @@ class Source:
     joined_sources : sequence of Source
         Sources with the same rows and other columns. ``Field.table`` of a column is the position
         of its source here, counted from 1. A joined source has no joined sources.
+    opening : Opening, optional
+        How the dataset was opened; by default unknown, as for a mixture.
     """
 
     __slots__ = (
         "_plans", "_readers", "column_errors", "fetcher", "fields", "joined_sources", "limit",
+        "opening",
     )  # fmt: skip
 
     def __init__(
@@ -100,18 +117,20 @@ class Source:
         column_errors: Mapping[str, str],
         limit: int | None = None,
         joined_sources: Sequence[Source] = (),
+        opening: Opening | None = None,
     ) -> None:
         self.fetcher = fetcher
         self.fields = fields
         self.column_errors = column_errors
         self.limit = limit
         self.joined_sources = tuple(joined_sources)
+        self.opening = opening
         self._readers: dict[tuple[str, ...], SampleReader] = {}
         self._plans: dict[tuple[str, ...], Plan] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         arguments = self.fetcher, self.fields, self.column_errors, self.limit, self.joined_sources
-        return Source, arguments
+        return Source, (*arguments, self.opening)
 
     def close(self) -> None:
         """Release all maps and buffers; calls that are reading finish first."""
@@ -146,6 +165,7 @@ class Source:
         source.column_errors = {
             name: text for name, text in self.column_errors.items() if name not in source.fields
         }
+        source.opening = self.opening and self.opening.renamed(names)
         return source
 
     @property
