@@ -42,6 +42,7 @@ def open_dataset(
     allow_pickle: bool = False,
     timeout: float = 60.0,
     retries: int = 4,
+    hedge: bool = True,
     implicit_read_limit: int | str | None = "1GiB",
 ) -> Dataset:
     """Open a dataset. This reads only the dataset's index.
@@ -81,6 +82,9 @@ def open_dataset(
         Seconds that a request to the store may take, including all retries.
     retries : int, default: 4
         Maximum retries of a request.
+    hedge : bool, default: True
+        Whether a range request that takes more than 3 times the recent median is sent a second
+        time. The first answer is used. This adds at most 3 % of the requests.
     implicit_read_limit : int, str or None, default: "1GiB"
         Maximum bytes that an implicit read, such as a comparison, fetches. A read that would fetch
         more raises `CostError`. None sets no limit.
@@ -124,18 +128,17 @@ def open_dataset(
                 f"verify={verify!r}: expected True, False, 'auto' or one of {', '.join(HASHES)}"
             )
         limit = parse_size(implicit_read_limit, "implicit_read_limit")
-        _check_arguments(cache_limit, version, allow_pickle)
+        _check_arguments(cache_limit, version, {"allow_pickle": allow_pickle, "hedge": hedge})
         if cache is not None:
             cache = local_path(cache, "cache")
         root = url if split is None else join_url(url, split)
-        store = open_store(root, storage_options, timeout=timeout, retries=retries, argument="url")
+        limits: Any = {"timeout": timeout, "retries": retries, "hedge": hedge}
+        store = open_store(root, storage_options, **limits, argument="url")
         sidecar_store = None
         if index is not None:
             index = location_str(index, "index")
             options = options_for(url, storage_options, index)
-            sidecar_store = open_store(
-                index, options, timeout=timeout, retries=retries, argument="index"
-            )
+            sidecar_store = open_store(index, options, **limits, argument="index")
         opening = DatasetOpening(
             store,
             sidecar_store,
@@ -218,7 +221,7 @@ class DatasetOpening:
         return source, names
 
 
-def _check_arguments(cache_limit: Any, version: Any, allow_pickle: Any) -> None:
+def _check_arguments(cache_limit: Any, version: Any, flags: Mapping[str, Any]) -> None:
     """Raise TypeError or ValueError for an invalid argument, even if only remote data use it."""
     if cache_limit != "auto":
         parse_size(cache_limit, "cache_limit")
@@ -226,5 +229,6 @@ def _check_arguments(cache_limit: Any, version: Any, allow_pickle: Any) -> None:
         raise TypeError(
             f"version={short_repr(version)}: expected the fingerprint of an index, as ds.version"
         )
-    if not isinstance(allow_pickle, bool):
-        raise TypeError(f"allow_pickle={short_repr(allow_pickle)}: expected True or False")
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name}={short_repr(flag)}: expected True or False")

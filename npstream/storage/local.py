@@ -70,6 +70,7 @@ def open_store(
     *,
     timeout: float = 60.0,
     retries: int = 4,
+    hedge: bool = True,
     argument: str = "path",
 ) -> Store:
     """Return the store of a path or URL, without reading anything.
@@ -84,6 +85,8 @@ def open_store(
         Seconds after which a request to a remote store fails, including its retries.
     retries : int
         How often such a request is retried.
+    hedge : bool
+        Whether slow range requests to a remote store are sent a second time.
     argument : str
         The argument's name, for messages.
 
@@ -123,7 +126,7 @@ def open_store(
             f"{redact_url(text)!r}: unknown scheme {scheme!r}; {hint}expected a local path, or a "
             f"URL of one of {', '.join(_SCHEMES)}, or of another scheme of fsspec"
         )
-    return RemoteStore(text, storage_options, timeout, retries)
+    return RemoteStore(text, storage_options, timeout, retries, hedge)
 
 
 class LocalStore:

@@ -59,6 +59,8 @@ class RemoteStore:
         has proportionally more time.
     retries : int
         How often a request is retried after a transient failure.
+    hedge : bool
+        Whether slow range requests are sent a second time.
 
     Attributes
     ----------
@@ -90,6 +92,7 @@ class RemoteStore:
         storage_options: Mapping[str, Any] | None = None,
         timeout: float = 60.0,
         retries: int = 4,
+        hedge: bool = True,
     ) -> None:
         require_limits(timeout, retries)
         if is_http(url) and "#" in url:
@@ -99,14 +102,14 @@ class RemoteStore:
             )
         self._url = url
         self._options = dict(storage_options or {})
-        self.timeout, self.retries = float(timeout), int(retries)
+        self.timeout, self.retries, self.hedge = float(timeout), int(retries), hedge
         self.root = redact_url(url)
         self.identity = location_hash(url, self._options)
         self._cancellation = Cancellation(self.root)
         scheme, _, address = url.partition("://")
         service = location_hash(f"{scheme}://{address.partition('/')[0]}", self._options)
         self.deadlines = Deadlines(service)
-        self.traffic = Traffic()
+        self.traffic = Traffic(hedge)
         self._connections: dict[int, StoreConnection] = {}  # by process id
         self._parent: tuple[RemoteStore, str] | None = None  # and the name below it
 
@@ -115,7 +118,7 @@ class RemoteStore:
 
     def __reduce__(self) -> tuple[Any, ...]:
         require_picklable(self._options, "storage_options")
-        arguments = (self._url, self._options, self.timeout, self.retries)
+        arguments = (self._url, self._options, *self._limits)
         return type(self), arguments, (self.deadlines.has_answered, self._parent)
 
     def __setstate__(self, state: tuple[bool, tuple[RemoteStore, str] | None]) -> None:
@@ -123,10 +126,15 @@ class RemoteStore:
         if self._parent is not None:
             self.traffic = self._parent[0].traffic
 
+    @property
+    def _limits(self) -> tuple[float, int, bool]:
+        """The arguments of a store that has the same limits."""
+        return self.timeout, self.retries, self.hedge
+
     def folder(self, name: str) -> RemoteStore:
         """Return the store of a directory below this URL. It shares this store's connection."""
         url = join_url(self._url, name)
-        store = RemoteStore(url, self._options, self.timeout, self.retries)
+        store = RemoteStore(url, self._options, *self._limits)
         store._parent, store.traffic = (self, name), self.traffic
         return store
 

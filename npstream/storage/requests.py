@@ -21,6 +21,7 @@ from npstream._core.log import warn
 from npstream.errors import StorageError
 from npstream.storage.failures import Cause, diagnose
 from npstream.storage.responses import NO_RANGES
+from npstream.storage.traffic.hedging import Hedging, first_answer
 
 if TYPE_CHECKING:
     from npstream.storage.deadlines import Deadlines
@@ -386,9 +387,8 @@ async def _run_attempts(
         # attempt, and each attempt after a stalled one, gets all of the remaining time.
         limit = remaining if has_stalled or failures >= retries else remaining / 3
         traffic.count_attempt(request.range_nbytes, is_retry=attempts > 1)
-        attempt_start = loop.time()
         try:
-            result = await _with_timeout(limit, connection.perform(request.call))
+            result, attempt_start = await _attempt(request, connection, traffic, limit)
             reason, cause = _check_length(result, request.expected_nbytes)
             if not reason:
                 now = deadlines.last_arrival = loop.time()
@@ -426,6 +426,29 @@ async def _run_attempts(
     if cause.code == errno.ECONNABORTED:
         hint += connection.trust
     raise _storage_error(request, cause, attempts, wait_start, reason + hint)
+
+
+async def _attempt(
+    request: Request, connection: Connection, traffic: Traffic, limit: float
+) -> tuple[Any, float]:
+    """Perform a request within `limit` seconds, with a hedge if it is slow.
+
+    Returns
+    -------
+    result : object
+    start : float
+        The time, on the loop's clock, when the attempt or the hedge began that was answered.
+    """
+    nbytes, hedging = request.range_nbytes, None
+    if (delay := traffic.hedge_delay(nbytes)) is not None:
+        hedging = Hedging(
+            delay,
+            lambda: traffic.start_hedge(nbytes),
+            lambda result: not _check_length(result, request.expected_nbytes)[0],
+        )
+    answer = await first_answer(lambda: connection.perform(request.call), limit, hedging)
+    traffic.budget.won += answer.is_hedge
+    return answer.result, answer.start
 
 
 def _storage_error(
@@ -485,22 +508,6 @@ def _check_length(result: Any, expected: int | None) -> tuple[str, Cause]:
     if len(result) < expected:
         return f"{len(result):,} of {quantity(expected, 'byte')} came", Cause(errno.EIO, True)
     return f"{quantity(len(result), 'byte')} came; {NO_RANGES}", Cause(errno.EINVAL, False)
-
-
-async def _with_timeout(seconds: float, work: Any) -> Any:
-    """Return the result of `work`, or raise TimeoutError, even if `work` ignores cancellation."""
-    task = asyncio.ensure_future(work)
-    # Retrieve the exception, or asyncio logs that nobody did.
-    task.add_done_callback(lambda task: task.cancelled() or task.exception())
-    try:
-        await asyncio.wait((task,), timeout=seconds)
-        if not task.done():
-            raise TimeoutError(f"no answer within {seconds:.1f} s")
-        if task.cancelled():
-            raise ConnectionAbortedError("the driver cancelled the request")
-        return task.result()
-    finally:
-        task.cancel()
 
 
 async def _pause(seconds: float) -> None:

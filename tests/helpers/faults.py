@@ -46,11 +46,12 @@ class Request(NamedTuple):
 class Fault:
     """A fault for the first `times` requests whose method and path match.
 
-    `at` is an offset in the body.
+    With `every`, only every k-th of these requests has the fault. `at` is an offset in the body.
     """
 
     kind: str
     times: int = 1
+    every: int = 1
     at: int = 0
     status: int = 0
     seconds: float = 0.0
@@ -79,6 +80,11 @@ def truncate(at: int, **match: object) -> Fault:
 def stall(at: int = -1, **match: object) -> Fault:
     """Stop sending after `at` bytes of the body, and keep the connection open."""
     return Fault("stall", at=at, **match)
+
+
+def delay(seconds: float, **match: object) -> Fault:
+    """Wait before forwarding the request."""
+    return Fault("delay", seconds=seconds, **match)
 
 
 def slow(seconds: float, **match: object) -> Fault:
@@ -238,6 +244,7 @@ class _Server:
     def clear(self) -> None:
         self.log: list[list[object]] = []
         self.faults: list[dict[str, object]] = []
+        self.matches: dict[int, int] = {}  # number of a fault -> requests that matched
         self.latency = 0.0
 
     async def run(self) -> None:
@@ -261,6 +268,7 @@ class _Server:
             self.close_port()
         else:
             setattr(self, name, value)
+            self.matches = {}
         return []
 
     async def open_port(self) -> None:
@@ -290,9 +298,12 @@ class _Server:
             self.clients.remove(writer)
 
     def next_fault(self, method: str, path: str) -> Fault:
-        for entry in self.faults:
+        for number, entry in enumerate(self.faults):
             fault = Fault(**entry)
             if fault.matches(method, path):
+                matches = self.matches[number] = self.matches.get(number, 0) + 1
+                if matches % entry["every"]:
+                    continue
                 entry["times"] -= 1
                 return fault
         return Fault("none")
@@ -310,7 +321,7 @@ class _Server:
             if "expect" in headers:
                 writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             body = await _body(reader, headers)
-            await asyncio.sleep(self.latency)
+            await asyncio.sleep(self.latency + fault.seconds * (fault.kind == "delay"))
             if fault.kind == "status":
                 entry[3] = fault.status
                 answer, content = _error(fault.status, path, headers)

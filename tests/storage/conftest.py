@@ -99,13 +99,13 @@ def short_first_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
 
     A test of a stall is then fast, and the other attempts have time on a slow machine.
     """
-    with_timeout, requests_seen = requests._with_timeout, weakref.WeakSet()
+    first_answer, requests_seen = requests.first_answer, weakref.WeakSet()
 
-    async def shortened(seconds: float, work: object) -> object:
+    async def shortened(perform: object, seconds: float, *hedging: object) -> object:
         task = asyncio.current_task()
         if task not in requests_seen:
             requests_seen.add(task)
             seconds = min(seconds, 1.0)
-        return await with_timeout(seconds, work)
+        return await first_answer(perform, seconds, *hedging)
 
-    monkeypatch.setattr(requests, "_with_timeout", shortened)
+    monkeypatch.setattr(requests, "first_answer", shortened)

@@ -28,6 +28,7 @@ from npstream.storage import deadlines, requests
 from npstream.storage.deadlines import Deadlines, inherit_deadline, shared_deadline
 from npstream.storage.remote import RemoteStore
 from npstream.storage.requests import Request
+from npstream.storage.traffic.record import Traffic
 
 DEADLINE = 1.2
 HANG = 60.0
@@ -171,6 +172,7 @@ class FailingShards:
     def __init__(self) -> None:
         self.point_reader = SimpleNamespace(extend=lambda nbytes: None)
         self.may_fail = threading.Event()
+        self.traffic = Traffic()
 
     def register_reader(self, reader: object) -> None: ...
 
@@ -287,7 +289,9 @@ def test_a_read_that_has_waited_for_its_deadline_sends_no_request(slots: int):
 
     async def run() -> None:
         start = asyncio.get_running_loop().time() - 60.0
-        await requests.run_with_retries(request, start, connection, Deadlines(), 60.0, retries=4)
+        await requests.run_with_retries(
+            request, start, connection, Deadlines(), Traffic(), 60.0, retries=4
+        )
 
     with pytest.raises(StorageError, match=r"after 0 attempts in .* s: nothing arrived"):
         asyncio.run(run())

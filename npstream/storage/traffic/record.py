@@ -11,6 +11,7 @@ from typing import Any
 
 from npstream._core.arguments import size_text
 from npstream._core.fork import renew_in_child
+from npstream.storage.traffic.hedging import HEDGE_FACTOR, MIN_HEDGE_DELAY, HedgeBudget
 from npstream.storage.traffic.latency import LatencyHistogram, RecentLatencies
 
 __all__ = ["ReadStats", "Traffic", "total_stats"]
@@ -145,10 +146,17 @@ class Traffic:
     The event loop's thread counts requests. Threads that read count the bytes that they used, and
     the time that they waited.
 
+    Parameters
+    ----------
+    hedge : bool, default: True
+        Whether slow range requests are sent a second time.
+
     Attributes
     ----------
     recent : RecentLatencies
         The latencies of the last attempts that answered.
+    budget : HedgeBudget
+        Limits and counts the second attempts for slow requests.
 
     Examples
     --------
@@ -161,13 +169,15 @@ class Traffic:
     (2000, 4.0)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, hedge: bool = True) -> None:
+        self._hedge = hedge
         self.reset_process_state()
         renew_in_child(self)
 
     def reset_process_state(self) -> None:
         """Begin at 0 in a forked process, and replace the lock."""
         self.recent = RecentLatencies()
+        self.budget = HedgeBudget()
         self._histogram = LatencyHistogram()
         self._lock = threading.Lock()
         self._requests = self._retries = self._bytes_requested = 0
@@ -181,6 +191,22 @@ class Traffic:
         """Count an attempt to read a range of `nbytes`, or another attempt with 0 bytes."""
         self._retries += is_retry
         self._bytes_requested += nbytes
+        if nbytes and not is_retry:
+            self.budget.add_request()
+
+    def hedge_delay(self, nbytes: int) -> float | None:
+        """Return the seconds after which a range request is slow; None if no hedge may be sent."""
+        if not nbytes or not self._hedge or self.budget.is_empty:
+            return None
+        median = self.recent.median(nbytes)
+        return None if median is None else max(HEDGE_FACTOR * median, MIN_HEDGE_DELAY)
+
+    def start_hedge(self, nbytes: int) -> bool:
+        """Count a hedge of a range of `nbytes`, and return True, if it may be sent now."""
+        if not self.budget.take():
+            return False
+        self._bytes_requested += nbytes
+        return True
 
     def count_answer(self, seconds: float, attempt_seconds: float, nbytes: int) -> None:
         """Count the answer to a range request.
@@ -210,6 +236,8 @@ class Traffic:
         return ReadStats(
             requests=self._requests,
             retries=self._retries,
+            hedges=self.budget.sent,
+            hedges_won=self.budget.won,
             bytes_requested=self._bytes_requested,
             bytes_used=self._bytes_used,
             wait_seconds=self._wait_seconds,

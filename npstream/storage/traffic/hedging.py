@@ -1,0 +1,181 @@
+"""Hedged requests: a second attempt for a slow request, of which the first answer is used."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple
+
+__all__ = ["HedgeBudget", "Hedging", "first_answer"]
+
+HEDGE_FACTOR = 3.0
+"""A request is slow once it has taken this many times the recent median."""
+
+MIN_HEDGE_DELAY = 0.02
+"""No request is slow before this number of seconds, however fast the store is.
+
+A busy processor delays answers by milliseconds, which a second request does not change.
+"""
+
+HEDGE_FRACTION = 0.03
+"""Hedges for each range request: they are at most 3 % more requests."""
+
+MAX_SAVED_HEDGES = 10.0
+"""The maximum number of hedges that requests without hedges save up.
+
+If the whole store becomes slow, hedges do not help, and only this many are sent at once.
+"""
+
+
+class HedgeBudget:
+    """Limits the number of hedges to a fraction of the requests.
+
+    Attributes
+    ----------
+    sent, won : int
+        The number of hedges that were sent, and of those that answered first.
+
+    Examples
+    --------
+    >>> budget = HedgeBudget()
+    >>> budget.take()
+    False
+    >>> for _ in range(34):
+    ...     budget.add_request()
+    >>> budget.take(), budget.take()
+    (True, False)
+    """
+
+    def __init__(self) -> None:
+        self.sent = self.won = 0
+        self._saved = 0.0
+
+    def add_request(self) -> None:
+        """Count a range request."""
+        self._saved = min(self._saved + HEDGE_FRACTION, MAX_SAVED_HEDGES)
+
+    @property
+    def is_empty(self) -> bool:
+        """True if no hedge may be sent now."""
+        return self._saved < 1
+
+    def take(self) -> bool:
+        """Count a hedge, and return True, if it may be sent now."""
+        if self.is_empty:
+            return False
+        self._saved -= 1
+        self.sent += 1
+        return True
+
+
+class Hedging(NamedTuple):
+    """When a request is sent a second time.
+
+    Attributes
+    ----------
+    delay : float
+        Seconds after which the first attempt is slow.
+    start : callable
+        Returns True if the second attempt may be sent now.
+    is_valid : callable
+        Returns True if a result is what was requested.
+    """
+
+    delay: float
+    start: Callable[[], bool]
+    is_valid: Callable[[Any], bool]
+
+
+class Answer(NamedTuple):
+    """The result of a request.
+
+    Attributes
+    ----------
+    result : object
+    start : float
+        The time, on the loop's clock, when the attempt began that returned the result.
+    is_hedge : bool
+        True if this was the second attempt.
+    """
+
+    result: Any
+    start: float
+    is_hedge: bool
+
+
+async def first_answer(
+    perform: Callable[[], Awaitable[Any]], timeout: float, hedging: Hedging | None = None
+) -> Answer:
+    """Perform a request within `timeout` seconds; if it is slow, perform it a second time.
+
+    The first valid result is returned, and the other attempt is cancelled. An attempt that fails
+    leaves the other one running. If both fail, the result or the exception is that of the first.
+
+    Parameters
+    ----------
+    perform : callable
+        Returns an awaitable of the result of a new attempt, which may ignore cancellation.
+    timeout : float
+        Seconds for both attempts together.
+    hedging : Hedging, optional
+        By default, there is no second attempt.
+
+    Returns
+    -------
+    Answer
+
+    Raises
+    ------
+    TimeoutError
+    ConnectionAbortedError
+        If the driver cancelled the request.
+    """
+    loop = asyncio.get_running_loop()
+    starts = [loop.time()]
+    tasks = [_start(perform())]
+    try:
+        delay = timeout if hedging is None else min(hedging.delay, timeout)
+        await asyncio.wait(tasks, timeout=delay)
+        if hedging is not None and not tasks[0].done() and delay < timeout:
+            if hedging.start():
+                starts.append(loop.time())
+                tasks.append(_start(perform()))
+            end = starts[0] + timeout
+            winner = await _wait_for_valid(tasks, end, hedging.is_valid)
+            if winner > 0:
+                return Answer(tasks[winner].result(), starts[winner], True)
+        if not tasks[0].done():
+            raise TimeoutError(f"no answer within {timeout:.1f} s")
+        if tasks[0].cancelled():
+            raise ConnectionAbortedError("the driver cancelled the request")
+        return Answer(tasks[0].result(), starts[0], False)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _wait_for_valid(
+    tasks: list[asyncio.Future[Any]], end: float, is_valid: Callable[[Any], bool]
+) -> int:
+    """Return the number of the first task with a valid result; 0 if none has one at `end`."""
+    loop, pending = asyncio.get_running_loop(), set(tasks)
+    while pending and (remaining := end - loop.time()) > 0:
+        done, pending = await asyncio.wait(
+            pending, timeout=remaining, return_when=asyncio.FIRST_COMPLETED
+        )
+        for number, task in enumerate(tasks):
+            if task in done and not _failed(task) and is_valid(task.result()):
+                return number
+    return 0
+
+
+def _start(work: Awaitable[Any]) -> asyncio.Future[Any]:
+    task = asyncio.ensure_future(work)
+    # Retrieve the exception, or asyncio logs that nobody did.
+    task.add_done_callback(_failed)
+    return task
+
+
+def _failed(task: asyncio.Future[Any]) -> bool:
+    """Return True if a task was cancelled or raised an exception."""
+    return task.cancelled() or task.exception() is not None
