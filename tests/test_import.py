@@ -1,4 +1,4 @@
-"""``import npstream`` takes little more time than ``import numpy``."""
+"""Importing npstream and opening a dataset take little more time than ``import numpy``."""
 
 from __future__ import annotations
 
@@ -8,15 +8,24 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import npstream
 
 MAX_SHARE_OF_NUMPY = 0.5
-"""Most CPU time that importing npstream may take, as a share of NumPy's import."""
+"""Most CPU time that import and open may take, as a share of NumPy's import."""
 
 HEAVY = ["PIL", "awkward", "dask", "fsspec", "hypothesis", "numba", "pandas", "pyarrow", "torch"]
-SLOW = ["asyncio", "concurrent.futures", "importlib.metadata", "multiprocessing"]
+SLOW = [
+    *("asyncio", "bz2", "concurrent.futures", "dataclasses", "glob", "gzip", "hashlib"),
+    *("importlib.metadata", "logging", "multiprocessing", "npstream._core.redaction"),
+    *("npstream.orders.order", "queue", "tempfile", "urllib.parse"),
+]
+"""Modules that opening a local dataset does not load.
+
+A dataclass takes 0.6 ms to define, and a NamedTuple 0.07 ms.
+"""
 
 ALL_MODULES = """
 import importlib, pkgutil, npstream
@@ -37,12 +46,19 @@ def run(code: str, **environment: str) -> str:
     ).stdout
 
 
+@pytest.fixture
+def data(tmp_path):
+    npstream.write(tmp_path / "data", {"x": np.arange(3), "text": ["a", "b", "c"]})
+    return tmp_path / "data"
+
+
 @pytest.mark.parametrize(
     ("code", "unwanted"),
-    [("import npstream; npstream.open", HEAVY + SLOW), (ALL_MODULES, HEAVY)],
+    [("import npstream; npstream.open('.')", HEAVY + SLOW), (ALL_MODULES, HEAVY)],
     ids=["to open", "each module"],
 )
-def test_import_loads_no_heavy_packages(code, unwanted):
+def test_import_loads_no_heavy_packages(code, unwanted, data, monkeypatch):
+    monkeypatch.chdir(data)
     # Modules that NumPy itself imports are allowed.
     loaded = run(
         f"import sys, numpy\nbefore = set(sys.modules)\n{code}\nprint(*(set(sys.modules) - before))"
@@ -51,17 +67,19 @@ def test_import_loads_no_heavy_packages(code, unwanted):
     assert [name for name in unwanted if name in loaded] == []
 
 
-def test_import_takes_a_small_share_of_numpys_time(tmp_path):
+def test_import_and_open_take_a_small_share_of_numpys_time(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(data)
     code = """
 import time
 start = time.process_time()
 import numpy
 middle = time.process_time()
 import npstream
+npstream.open(".")
 print((time.process_time() - middle) / (middle - start))
 """
     # The least of several processes, as noise only adds. The first one compiles the modules.
-    cache = {"PYTHONPYCACHEPREFIX": str(tmp_path), "PYTHONDONTWRITEBYTECODE": ""}
+    cache = {"PYTHONPYCACHEPREFIX": str(tmp_path / "pycache"), "PYTHONDONTWRITEBYTECODE": ""}
     assert min(float(run(code, **cache)) for _ in range(5)) <= MAX_SHARE_OF_NUMPY
 
 

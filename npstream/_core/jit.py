@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import glob
 import os
 import sys
 import threading
@@ -128,6 +127,8 @@ class Kernel(Generic[P, R]):
 
     def _is_on_disk(self) -> bool:
         """Return True if compiled code of this kernel is on disk, even if it is out of date."""
+        import glob
+
         self._load()
         prefix = _cache_prefix(self._dispatcher)
         return prefix is not None and bool(glob.glob(f"{glob.escape(prefix)}*.nbi"))

@@ -7,8 +7,6 @@ Tested in tests/writing/test_progress.py.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import sys
 import threading
 import time
@@ -147,6 +145,8 @@ class _Bar:
 
 def _tqdm(start: float) -> _Bar | None:
     """Return a progress bar of tqdm, or None if tqdm is not installed."""
+    import importlib.util
+
     # In a notebook without widgets, tqdm.auto prints a warning. The bar of tqdm.std is text.
     is_text = "ipykernel" in sys.modules and importlib.util.find_spec("ipywidgets") is None
     try:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from npstream._core.arguments import name_list, parse_size, quantity
 from npstream._core.log import log
@@ -160,8 +159,7 @@ def open_dataset(
         return Dataset(source, Selection.all(source.index.samples), names)
 
 
-@dataclass(frozen=True, slots=True)
-class DatasetOpening:
+class DatasetOpening(NamedTuple):
     """The arguments of a call of `npstream.open`, checked and with stores instead of URLs.
 
     Parameters
@@ -189,7 +187,7 @@ class DatasetOpening:
 
     def renamed(self, names: Mapping[str, str]) -> DatasetOpening:
         """Return an opening whose sources are renamed as by `Source.renamed`."""
-        return replace(self, renames=(*self.renames, dict(names)))
+        return self._replace(renames=(*self.renames, dict(names)))
 
     def open(self, version: str | None = None) -> tuple[Source, tuple[str, ...]]:
         """Open a version with the other arguments; return its source and its columns."""
@@ -208,11 +206,11 @@ class DatasetOpening:
             source, names = open_joined(fetcher, groups, open_part, *arguments)
         else:
             source, names = open_source(fetcher, *arguments)
-        source.opening = replace(self, version=version, renames=())
+        source.opening = self._replace(version=version, renames=())
         index = shards.index
         log(
             "opened %s: version %s, %s in %s, columns %s, verify=%r",
-            index.where, index.fingerprint(), quantity(index.samples, "sample"),
+            index.where, index.fingerprint, quantity(index.samples, "sample"),
             quantity(len(index), "shard"), ", ".join(names), verify,
         )  # fmt: skip
         for renamed_to in self.renames:

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from npstream.dataset.splits import split_view
-from npstream.orders.order import BlockSize, RowOrder, SequentialOrder, Shuffle
 from npstream.reading.source import view_order
 
 if TYPE_CHECKING:
     from npstream.indexing.selection import Selection
+    from npstream.orders.order import BlockSize, RowOrder
     from npstream.reading.source import Source
 
 View = TypeVar("View")
@@ -65,6 +65,8 @@ class OrderMethods(Generic[View]):
         >>> order.find(order[1:3])
         array([1, 2])
         """
+        from npstream.orders.order import Shuffle
+
         return view_order(self._source, self._selection, Shuffle(block, lanes), seed, epoch)
 
     def shuffle(
@@ -100,6 +102,8 @@ class OrderMethods(Generic[View]):
         >>> sorted(sample["label"] for sample in ds.shuffle(seed=0))
         [np.int64(0), np.int64(1), np.int64(2)]
         """
+        from npstream.orders.order import SequentialOrder
+
         order = self.order(seed, epoch, block=block, lanes=lanes)
         if isinstance(order, SequentialOrder):
             view: View = self.ravel()

@@ -14,8 +14,6 @@ from npstream._core.arguments import quantity
 from npstream._core.progress import progress
 from npstream._core.typing import Bools, Int64, Sample
 from npstream.errors import short_repr, stop_iteration_error
-from npstream.orders.order import full_order
-from npstream.orders.permutation import Permutation, make_key
 from npstream.reading.load import row_ranges
 
 if TYPE_CHECKING:
@@ -72,6 +70,8 @@ def split_view(
         return split_chunks(selection, counts, seed, chunk_starts())
     if by != "sample":
         raise ValueError(f"by={by!r}: expected 'sample' or 'chunk'")
+    from npstream.orders.order import full_order
+
     order = selection.permute(full_order(selection.size, seed))
     ends = np.cumsum(counts, dtype=np.int64).tolist()
     return [order.select(slice(end - n, end)) for end, n in zip(ends, counts, strict=True)]
@@ -99,6 +99,8 @@ def split_chunks(
     list of Selection
         The parts, each in the view's order.
     """
+    from npstream.orders.permutation import Permutation, make_key
+
     n, chunks = selection.size, len(chunk_starts) - 1
     sizes = np.zeros(chunks, np.int64)
     for start, stop in row_ranges(n, _BLOCK):

@@ -12,7 +12,6 @@ from npstream._core.arguments import integer, name_list
 from npstream._core.typing import Sample
 from npstream.dataset.splits import chain_transforms, filter_mask, query_mask
 from npstream.errors import ColumnError, short_repr, short_traceback
-from npstream.orders.order import full_order
 from npstream.reading.cost_limit import check_cost
 from npstream.reading.load import SAMPLE_BLOCK
 from npstream.reading.source import adapt_transform
@@ -102,6 +101,8 @@ class ViewMethods(Generic[View]):
         >>> getfixture("example").sample(2, seed=1)["label"].load()
         array([1, 0])
         """
+        from npstream.orders.order import full_order
+
         with short_traceback:
             view = self.ravel()
             n, seed = integer("n", n), integer("seed", seed)

@@ -6,15 +6,12 @@ block of about 1 MiB, even if the data claim or contain more.
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import io
 import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from npstream._core.arguments import quantity
 from npstream._core.typing import Body
@@ -43,8 +40,7 @@ _FIRST_INPUT_BYTES = 1 << 12
 """A decoder of a stream gets this much input first; see `_decode_streams`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Compression:
+class Compression(NamedTuple):
     """A codec and its level; the level is None if the codec has no levels."""
 
     name: str
@@ -112,6 +108,8 @@ def compress(data: Body, spec: str) -> bytes:
         case "br", level:
             return _brotli().compress(data, quality=level)  # type: ignore[no-any-return]
         case "bz2", int(level):
+            import bz2
+
             return bz2.compress(data, level)
         case "gz", int(level):
             return zlib.compress(data, level, wbits=31)
@@ -215,6 +213,8 @@ def _decode_br(data: Body, size: int) -> Iterator[bytes]:
 
 
 def _decode_gz(data: Body, size: int) -> Iterator[bytes]:
+    import gzip
+
     with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
         while block := file.read(_MAX_BLOCK):
             yield block
@@ -234,6 +234,8 @@ def _decode_snappy(data: Body, size: int) -> Iterator[bytes]:
 
 
 def _decode_bz2(data: Body, size: int) -> Iterator[bytes]:
+    import bz2
+
     return _decode_streams(data, bz2.BZ2Decompressor)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from typing import Protocol, cast
 
@@ -42,6 +41,8 @@ def hasher(name: str) -> Hasher:
         import xxhash
 
         return cast("Hasher", getattr(xxhash, name)())
+    import hashlib  # takes 3 ms, as it loads OpenSSL
+
     return hashlib.new(name, usedforsecurity=False)
 
 

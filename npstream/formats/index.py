@@ -8,14 +8,12 @@ Readers also compare the head of each shard, the bytes before its first sample, 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections import Counter
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import dataclass, field, replace
-from typing import Any, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,8 +74,7 @@ The limit is far above the range of a shard's uint32 offsets. Sums over 2**23 fi
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Schema:
+class Schema(NamedTuple):
     """The columns of a shard's samples, from its index entry.
 
     Attributes
@@ -102,8 +99,14 @@ class Schema:
     sizes: tuple[int | None, ...] = ()
     newline: str = ""
     separator: str = ""
-    # Fingerprints are hashes of the repr, and must not depend on `keys`.
-    keys: tuple[str, ...] = field(default=(), repr=False)
+    keys: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        # Fingerprints are hashes of this text, which must never change, nor depend on `keys`.
+        return (
+            f"Schema(format={self.format!r}, names={self.names!r}, encodings={self.encodings!r}, "
+            f"sizes={self.sizes!r}, newline={self.newline!r}, separator={self.separator!r})"
+        )
 
     def renamed(self, names: Mapping[str, str]) -> Schema:
         """Return the schema with other names: `names` maps each old name to a new one.
@@ -111,11 +114,10 @@ class Schema:
         Columns that are not in `names` get names that start with NUL, so that they are hidden.
         """
         new_names = tuple(names.get(name, f"\0{name}") for name in self.names)
-        return replace(self, names=new_names, keys=self.keys or self.names)
+        return self._replace(names=new_names, keys=self.keys or self.names)
 
 
-@dataclass(frozen=True, slots=True)
-class Annotations:
+class Annotations(NamedTuple):
     """Column metadata that an index records in addition to the encodings.
 
     Attributes
@@ -128,7 +130,7 @@ class Annotations:
         The file name of the side-car that was written with this index; empty for the usual name.
     """
 
-    dtypes: Mapping[str, str] = field(default_factory=dict)
+    dtypes: Mapping[str, str]
     order: tuple[str, ...] = ()
     sidecar: str = ""
 
@@ -159,8 +161,7 @@ class Annotations:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class File:
+class File(NamedTuple):
     """A stored file: path relative to the dataset's directory, size and recorded hashes."""
 
     name: str
@@ -168,8 +169,7 @@ class File:
     hashes: dict[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class ShardFiles:
+class ShardFiles(NamedTuple):
     """The files of a shard. Only text formats have ``meta``.
 
     ``zip_*`` are the compressed files. ``compression`` is their codec, such as ``"zstd:3"``; None
@@ -183,8 +183,7 @@ class ShardFiles:
     compression: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class ShardArrays:
+class ShardArrays(NamedTuple):
     """The arrays from which an `Index` is built.
 
     ``samples`` has the sample count of each shard. The others are attributes of `Index`.
@@ -195,7 +194,7 @@ class ShardArrays:
     schema_ids: NDArray[np.int32]
     compressed: Bools
     schemas: tuple[Schema, ...]
-    annotations: Annotations = field(default_factory=Annotations)
+    annotations: Annotations = Annotations({})
 
 
 class Catalog(Protocol):
@@ -426,7 +425,7 @@ def parse_annotations(document: Any, where: str) -> tuple[tuple[Schema, ...], An
         raise FormatError(f"{where}: {message}")
 
     if not isinstance(document, dict) or "version" not in document:
-        return (), Annotations()  # another program uses the same key
+        return (), Annotations({})  # another program uses the same key
     if (version := document["version"]) != ANNOTATIONS_VERSION:
         fail(f"version {short_repr(version)}; this release reads version {ANNOTATIONS_VERSION}")
     dtypes, order = document.get("dtypes", {}), document.get("columns", [])
@@ -476,6 +475,8 @@ class _Entries:
         return limit if type(limit) is int and 0 < limit < 1 << 32 else None
 
     def fingerprint(self, index: Index) -> str:
+        import hashlib  # takes 3 ms, as it loads OpenSSL
+
         digest = hashlib.blake2b(digest_size=8)
         for array in (index.starts, index.nbytes, index.schema_ids):
             digest.update(array.astype(array.dtype.newbyteorder("<")).data)

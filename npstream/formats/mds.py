@@ -17,8 +17,7 @@ size. Reading such a shard does not need the offsets.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from npstream._core.arguments import quantity
 from npstream._core.typing import Bytes
@@ -29,8 +28,7 @@ if TYPE_CHECKING:
     from npstream.formats.index import Schema
 
 
-@dataclass(frozen=True, slots=True)
-class ColumnLayout:
+class ColumnLayout(NamedTuple):
     """The position of a column's body in a sample.
 
     The sample's sizes and the bodies of the previous columns precede the body. The previous columns
@@ -43,8 +41,7 @@ class ColumnLayout:
     size: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class SampleLayout:
+class SampleLayout(NamedTuple):
     """The layout of a schema's samples.
 
     ``nvariable`` is the number of variable columns. ``fixed_nbytes`` is the size of all fixed

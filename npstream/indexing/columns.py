@@ -9,7 +9,6 @@ Tested in tests/dataset/test_column.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
 from typing import Any, NoReturn, TypeAlias
@@ -180,11 +179,22 @@ def _raise_index_error(index: Any, shape: Shape) -> NoReturn:
     raise IndexError(f"{index!r} does not index an array of shape {shape}")
 
 
-@dataclass(frozen=True, slots=True)
 class Cell:
     """A part of every value of a column: an int or a range for each axis of the value."""
 
-    axes: tuple[int | range, ...]
+    __slots__ = ("axes",)
+
+    def __init__(self, axes: tuple[int | range, ...]) -> None:
+        self.axes = axes
+
+    def __eq__(self, other: object) -> bool:
+        return self.axes == other.axes if isinstance(other, Cell) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.axes)
+
+    def __repr__(self) -> str:
+        return f"Cell(axes={self.axes!r})"
 
     @classmethod
     def whole(cls, shape: tuple[int, ...]) -> Cell:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -172,7 +171,7 @@ def open_joined(
         arguments = part_columns, allow_pickle, limit
         table = _table(groups[number], index, fetchers, added_names, arguments)
         joined.append(table)
-        fields |= {name: replace(table.field(name), table=len(joined)) for name in added_names}
+        fields |= {name: table.field(name)._replace(table=len(joined)) for name in added_names}
     column_errors = {**source.column_errors, **errors}
     return Source(fetcher, fields, column_errors, limit, joined), names
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +96,7 @@ class ConcatenatedSource(Source):
         sources = {id(m.source): m.source for m in self._members}
         new_sources = {key: old_source.renamed(stored) for key, old_source in sources.items()}
         source._members = tuple(
-            replace(member, source=new_sources[id(member.source)]) for member in self._members
+            member._replace(source=new_sources[id(member.source)]) for member in self._members
         )
         source._datasets = tuple(ds for new in new_sources.values() for ds in new.datasets)
         source._remotes = [ds for ds in source._datasets if ds.remote is not None]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -118,7 +117,7 @@ class MixedSource(ConcatenatedSource):
         """
         source: MixedSource = super().renamed(names)  # type: ignore[assignment]
         source._members = tuple(
-            replace(member, transform=adapt_transform(member.transform, names))
+            member._replace(transform=adapt_transform(member.transform, names))
             for member in source._members
         )
         return source
@@ -164,7 +163,7 @@ def _join_members(
     groups: dict[tuple[int, ...], dict[str, Field]] = {(0,) * len(members): mixed_fields}
     for name, field in fields.items():
         tables = tuple(member.source.field(name).table for member in members)
-        groups.setdefault(tables, {})[name] = replace(field, table=0)
+        groups.setdefault(tables, {})[name] = field._replace(table=0)
     joined: list[Source] = []
     for tables, group in groups.items():
         if group is mixed_fields:
@@ -174,7 +173,7 @@ def _join_members(
             for m, table in zip(members, tables, strict=True)
         ]
         joined.append(ConcatenatedSource(views, group, {}))
-        mixed_fields |= {name: replace(field, table=len(joined)) for name, field in group.items()}
+        mixed_fields |= {name: field._replace(table=len(joined)) for name, field in group.items()}
     return {name: mixed_fields[name] for name in fields}, joined
 
 

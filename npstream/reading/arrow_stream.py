@@ -6,7 +6,6 @@ Tested in tests/reading/test_arrow.py.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from npstream._core.optional import import_optional
@@ -34,9 +33,9 @@ def arrow_field(field: Field) -> Field:
     """
     encoding = field.encoding
     if encoding.kind in ("image", "bytes"):
-        return replace(field, encoding=parse("bytes"))
+        return field._replace(encoding=parse("bytes"))
     if encoding.name in TEXT_WRITERS:
-        return replace(field, encoding=parse("str"))
+        return field._replace(encoding=parse("str"))
     if encoding.kind == "object" or (encoding.kind == "ndarray" and encoding.dtype == object):
         raise no_arrow_type(field.name, f"{encoding.name} values")
     arrow_type(field.name, encoding.dtype)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -235,7 +234,6 @@ def _rows_of_bytes(column: AnyArray) -> Ragged:
     return Ragged(column.reshape(-1), np.arange(n + 1, dtype=np.int64) * size, "bytes")
 
 
-@dataclass(slots=True)
 class _VariableColumn:
     """The spans of a variable column's values, in blocks of rows, before they are copied.
 
@@ -249,10 +247,10 @@ class _VariableColumn:
         Addresses and lengths, for each block.
     """
 
-    fetcher: Fetcher
-    field: Field
-    ids: Int64
-    spans: list[Int64]
+    __slots__ = ("fetcher", "field", "ids", "spans")
+
+    def __init__(self, fetcher: Fetcher, field: Field, ids: Int64, spans: list[Int64]) -> None:
+        self.fetcher, self.field, self.ids, self.spans = fetcher, field, ids, spans
 
     @property
     def lengths(self) -> Int64:

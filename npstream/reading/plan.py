@@ -6,7 +6,6 @@ Tested in tests/reading/test_plan.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -67,8 +66,7 @@ class ValuePart(NamedTuple):
     elements: Sequence[Sequence[int]]
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
+class Field(NamedTuple):
     """A column to read, and the encoding of its values.
 
     ``part`` restricts a fixed column to a part of each value. ``computation`` computes the values
@@ -105,7 +103,7 @@ class Field:
                 f"column {self.name!r} is computed, not stored: it has no bytes to declare as "
                 f"{meaning!r}; convert its values once they are loaded"
             )
-        return replace(self, encoding=view_as(self.encoding, meaning))
+        return self._replace(encoding=view_as(self.encoding, meaning))
 
     def restrict(self, cell: Cell, elements: Sequence[Sequence[int]] | None = None) -> Field:
         """Return the column restricted to a part of each value.
@@ -121,7 +119,7 @@ class Field:
         shape, itemsize = self.encoding.shape, self.encoding.dtype.itemsize
         assert shape is not None
         if cell == Cell.whole(shape):
-            return replace(self, part=None)
+            return self._replace(part=None)
         positions = cell.positions if elements is None else elements
         if self.computation is not None:  # a computation returns whole values
             part = ValuePart(0, itemsize * prod(shape), shape, cell, False, positions)
@@ -131,7 +129,7 @@ class Field:
             first, stop = cell.bounds(shape)
             flat = (stop - first,)
             part = ValuePart(first * itemsize, stop * itemsize, flat, cell, False, positions)
-        return replace(self, part=part)
+        return self._replace(part=part)
 
     def byte_ranges(self, gap: int) -> Sequence[tuple[int, int]]:
         """Return the needed byte ranges of a value, merged over gaps of up to `gap` bytes."""
@@ -174,8 +172,7 @@ class Field:
         return new((n, *shape), dtype)
 
 
-@dataclass(frozen=True, slots=True)
-class SampleSplit:
+class SampleSplit(NamedTuple):
     """How to split the samples of a schema into columns.
 
     Attributes
@@ -250,7 +247,7 @@ class Plan:
         """The plan of each joined source with columns of this plan, by the source's number."""
         numbers = dict.fromkeys(f.table for f in self.fields if f.table)
         return {
-            number: Plan([replace(f, table=0) for f in self.fields if f.table == number])
+            number: Plan([f._replace(table=0) for f in self.fields if f.table == number])
             for number in numbers
         }
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 import errno
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -20,8 +19,6 @@ from npstream._core.typing import AnyArray, Bools, Int64, Sample
 from npstream.errors import ColumnError, FormatError, StorageError
 from npstream.formats.index import locate_samples
 from npstream.orders.chunks import shard_chunks, view_chunks
-from npstream.orders.order import Order, RowOrder, SequentialOrder, Shuffle, full_order
-from npstream.orders.permutation import make_key
 from npstream.reading.decode import batch_column, sample_values
 from npstream.reading.gather import (
     Lookup,
@@ -34,11 +31,11 @@ from npstream.reading.gather import (
 from npstream.reading.plan import Field, Plan
 from npstream.reading.sample import SampleReader
 from npstream.shards.table import RenamedFetcher
-from npstream.storage.traffic.record import total_stats
 
 if TYPE_CHECKING:
     from npstream.formats.index import Index
     from npstream.indexing.selection import Selection
+    from npstream.orders.order import RowOrder, Shuffle
     from npstream.reading.batch import Ragged
     from npstream.shards.base import Shards
     from npstream.shards.locality import ReadOrder
@@ -59,8 +56,7 @@ MAX_SIDECAR_SPREAD = 16
 """A read may read up to this many values of a side-car column for each value that it needs."""
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """One source of a mixture: a view, and its name in the mixture."""
 
     name: str
@@ -161,7 +157,7 @@ class Source:
             joined_source.renamed(tables.get(number, {}))
             for number, joined_source in enumerate(self.joined_sources, 1)
         )
-        source.fields = {new: replace(self.field(old), name=new) for old, new in names.items()}
+        source.fields = {new: self.field(old)._replace(name=new) for old, new in names.items()}
         source.column_errors = {
             name: text for name, text in self.column_errors.items() if name not in source.fields
         }
@@ -239,7 +235,7 @@ class Source:
         if (computed := field.computation) is not None:
             return lambda row: {field.name: computed.value(row)}
         if field.table:
-            return self.joined_sources[field.table - 1].value_reader(replace(field, table=0))
+            return self.joined_sources[field.table - 1].value_reader(field._replace(table=0))
         if self.field(field.name).encoding is field.encoding:
             return self._cached_reader((field.name,)).read
         return self._make_reader([field]).read
@@ -502,6 +498,8 @@ class Source:
 
     def read_stats(self) -> ReadStats:
         """Return what reads have taken from the stores of this source, in this process."""
+        from npstream.storage.traffic.record import total_stats
+
         sources = [part for source in self.remotes for part in (source, *source.joined_sources)]
         remotes = [source.remote for source in (*sources, *self.joined_sources)]
         return total_stats(remote.traffic for remote in remotes if remote is not None)
@@ -676,6 +674,9 @@ def view_order(
 
     All samples are assumed to have the average size of the dataset's samples.
     """
+    from npstream.orders.order import Order, SequentialOrder, full_order
+    from npstream.orders.permutation import make_key
+
     n = selection.size
     nbytes = source.estimate_bytes(n)
     settings = settings.resolve(nbytes)

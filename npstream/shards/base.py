@@ -9,7 +9,6 @@ Tested in tests/shards/test_local.py.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, Protocol, TypeAlias, TypeVar
 
 import numpy as np
@@ -32,8 +31,7 @@ Chunk: TypeAlias = tuple[int, int]
 """A chunk: the shard number, and the chunk number within the shard."""
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedShard:
+class LoadedShard(NamedTuple):
     """A shard in memory.
 
     Attributes

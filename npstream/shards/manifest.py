@@ -13,9 +13,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, TypeVar
 
 from npstream._core.log import log
@@ -52,17 +50,18 @@ LARGE_SIDECAR = 1 << 26
 """A side-car of more bytes is read by range requests."""
 
 
-@dataclass(frozen=True, slots=True)
 class Manifest:
     """An index, its identity, its side-car if there is one, and its snapshot.
 
     The identity differs between index files, and between the versions of an index file.
     """
 
-    index: Index
-    identity: str
-    sidecar: Sidecar | None
-    snapshot: Snapshot
+    __slots__ = ("identity", "index", "sidecar", "snapshot")
+
+    def __init__(
+        self, index: Index, identity: str, sidecar: Sidecar | None, snapshot: Snapshot
+    ) -> None:
+        self.index, self.identity, self.sidecar, self.snapshot = index, identity, sidecar, snapshot
 
 
 def read_manifest(
@@ -266,6 +265,8 @@ def read_optional(
 
 def start_thread(work: Callable[[], T]) -> Callable[[], T]:
     """Start work in a thread; return a function that waits for and returns its result."""
+    from queue import SimpleQueue
+
     results: SimpleQueue[T | BaseException] = SimpleQueue()
 
     def run() -> None:

@@ -13,9 +13,8 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 from weakref import WeakSet
 
 import numpy as np
@@ -44,7 +43,6 @@ WINDOW_GROWTH = 4
 """Each item that is read adds this number to the maximum, while chunks must be fetched."""
 
 
-@dataclass(slots=True)
 class ShardTable:
     """The loaded shards, and their addresses for kernels.
 
@@ -58,13 +56,15 @@ class ShardTable:
         The bytes of the shards that are in buffers instead of maps, oldest first.
     """
 
-    entries: Int64
-    loaded: dict[int, LoadedShard] = field(default_factory=dict)
-    buffer_bytes: dict[int, int] = field(default_factory=dict)
+    __slots__ = ("buffer_bytes", "entries", "loaded")
+
+    def __init__(
+        self, entries: Int64, loaded: dict[int, LoadedShard], buffer_bytes: dict[int, int]
+    ) -> None:
+        self.entries, self.loaded, self.buffer_bytes = entries, loaded, buffer_bytes
 
 
-@dataclass(frozen=True, slots=True)
-class SplitArguments:
+class SplitArguments(NamedTuple):
     """How to split samples: arguments of the kernel `split`.
 
     Attributes
@@ -103,7 +103,8 @@ class Fetcher:
         self._pages = paging.PagePrefetcher()
         self._readers: WeakSet[ChunkReadAhead | SampleReadAhead] = WeakSet()
         self._lookup = (self.index.starts, self.index.guide, self.index.shift)
-        self.table: ShardTable | None = ShardTable(np.zeros((max(len(self.index), 1), 7), np.int64))
+        entries = np.zeros((max(len(self.index), 1), 7), np.int64)
+        self.table: ShardTable | None = ShardTable(entries, {}, {})
 
     def reset_process_state(self) -> None:
         """Replace the locks in a forked process: threads of the parent may have held them."""

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 from npstream._core.arguments import quantity
 from npstream._core.memory import ensure_fits, map_file, open_file
-from npstream._core.redaction import redact_url
 from npstream._core.typing import Body, Bytes, Span
 from npstream.errors import StorageError
 from npstream.storage.deadlines import require_limits
@@ -112,6 +111,8 @@ def open_store(
         )
     if scheme in ("", "file"):
         if storage_options:
+            from npstream._core.redaction import redact_url
+
             redacted = redact_url(text)
             raise ValueError(f"storage_options are for remote stores; {redacted!r} is local")
         return LocalStore(local_path(text, argument))
@@ -119,6 +120,8 @@ def open_store(
 
     if scheme not in known_schemes():
         import difflib
+
+        from npstream._core.redaction import redact_url
 
         matches = difflib.get_close_matches(scheme, _SCHEMES, n=1, cutoff=0.5)
         hint = f"did you mean {matches[0]!r}? " if matches else ""

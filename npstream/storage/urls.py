@@ -10,9 +10,6 @@ import os
 import re
 from collections.abc import Mapping
 from typing import Any, TypeAlias
-from urllib.parse import unquote
-
-from npstream._core.redaction import redact_url
 
 __all__ = [
     "Location",
@@ -140,7 +137,11 @@ def local_path(location: Location, argument: str = "path") -> str:
             "its file:// URL"
         )
     if not slash or not path.strip("/"):
+        from npstream._core.redaction import redact_url
+
         raise ValueError(f"{argument}: {redact_url(text)!r} names no directory")
+    from urllib.parse import unquote
+
     return os.path.abspath("/" + unquote(path))
 
 
@@ -149,6 +150,8 @@ def _check_parts(path: str, argument: str) -> None:
     parts = path.split("/")
     for number, part in enumerate(parts):
         if _STORE_SCHEME.fullmatch(part) and not os.path.isdir("/".join(parts[: number + 1])):
+            from npstream._core.redaction import redact_url
+
             redacted = redact_url("/".join(parts[number:]))
             raise ValueError(
                 f"{argument}: {redacted!r} is a URL that lost a slash, as in pathlib.Path: give a "

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +103,9 @@ def parse_text_type(name: str) -> Encoding:
     """
     if name not in CASTS:
         raise ValueError(f"unknown encoding {name!r}: columns of text are {', '.join(CASTS)}")
-    return replace(parse(_MDS_ENCODINGS[name]), name=name, stored_name=_MDS_ENCODINGS[name])
+    encoding = copy(parse(_MDS_ENCODINGS[name]))
+    encoding.name = name
+    return encoding
 
 
 def infer_text_type(encoding: Encoding) -> Encoding:
@@ -147,7 +150,7 @@ class TextFormat(ShardFormat):
         self._is_json = text.format == "jsonl"
         self._separator, self._newline = text.separator, text.newline
         super().__init__(TEXT_FORMATS[text.format], columns, options, self._field_of)
-        self.annotations = replace(self.annotations, dtypes={})
+        self.annotations = self.annotations._replace(dtypes={})
         names = tuple(self.columns)
         encodings = tuple(encoding.name for encoding in self.columns.values())
         self.schema = Schema(self._name, names, encodings, (), self._newline, self._separator)

@@ -16,7 +16,7 @@ import functools
 import operator
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from copy import copy
 from functools import partial
 from math import prod
 from typing import Any, Literal, TypeAlias
@@ -56,7 +56,6 @@ _MAX_SIZE = (1 << 32) - 1
 """Maximum bytes of a value, because the offsets in a shard are uint32."""
 
 
-@dataclass(frozen=True, slots=True)
 class Encoding:
     """The stored form of a column's values, and their form in a batch.
 
@@ -85,19 +84,54 @@ class Encoding:
         Whether the body of an ``"ndarray"`` is the values only, without dtype code and shape head.
     """
 
-    name: str
-    size: int | None
-    kind: Kind
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...] | None
-    encoder: Callable[[Any], bytes] = field(repr=False, compare=False)
-    decode: Callable[[Body], Any] = field(repr=False, compare=False)
-    headless: bool = False
-    stored_name: str = ""
+    __slots__ = (
+        "decode",
+        "dtype",
+        "encoder",
+        "headless",
+        "kind",
+        "name",
+        "shape",
+        "size",
+        "stored_name",
+    )
 
-    def __post_init__(self) -> None:
-        if not self.stored_name:
-            object.__setattr__(self, "stored_name", self.name)
+    def __init__(
+        self,
+        name: str,
+        size: int | None,
+        kind: Kind,
+        dtype: np.dtype[Any],
+        shape: tuple[int, ...] | None,
+        encoder: Callable[[Any], bytes],
+        decode: Callable[[Body], Any],
+        headless: bool = False,
+        stored_name: str = "",
+    ) -> None:
+        self.name, self.stored_name = name, stored_name or name
+        self.size, self.kind, self.dtype, self.shape = size, kind, dtype, shape
+        self.encoder, self.decode, self.headless = encoder, decode, headless
+
+    @property
+    def _key(self) -> tuple[Any, ...]:
+        """The attributes that are compared: not the functions, as `parse` returns new ones."""
+        return (
+            *(self.name, self.stored_name, self.size, self.kind, self.dtype, self.shape),
+            self.headless,
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return self._key == other._key if isinstance(other, Encoding) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __repr__(self) -> str:
+        return (
+            f"Encoding(name={self.name!r}, size={self.size!r}, kind={self.kind!r}, "
+            f"dtype={self.dtype!r}, shape={self.shape!r}, headless={self.headless!r}, "
+            f"stored_name={self.stored_name!r})"
+        )
 
     @property
     def annotated_dtype(self) -> str:
@@ -586,7 +620,8 @@ _ALIASES = {
 }
 """Names that users may try -> the encodings to suggest."""
 
-_JPEG_FILES = replace(parse("jpeg"), encoder=images.encode_jpeg_file)
+_JPEG_FILES = copy(parse("jpeg"))
+_JPEG_FILES.encoder = images.encode_jpeg_file
 """Encoding of a column that accepts only images opened from JPEG files."""
 
 _INFERENCE_RULES: tuple[tuple[Any, str], ...] = (

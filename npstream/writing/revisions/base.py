@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Container, Iterable, Iterator, Mapping
-from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -240,7 +239,7 @@ def new_document(
         The file name of the side-car; empty for the default name, or if there is no side-car.
     """
     document: dict[str, Any] = {"shards": entries, "version": INDEX_VERSION}
-    annotations = replace(layout.annotations, sidecar=sidecar)
+    annotations = layout.annotations._replace(sidecar=sidecar)
     if annotations or not entries:
         schema = None if entries else layout.empty_schema
         document[ANNOTATIONS_KEY] = annotations.to_document(schema)
