@@ -18,17 +18,26 @@ from npstream._core.typing import Bools, Bytes, Int64
 from npstream.errors import StorageError
 from npstream.formats import mds, text
 from npstream.shards.base import concatenate_parts
-from npstream.storage.coalesce import coalesce_ranges, fill_coalesced, read_coalesced, transfer_cost
+from npstream.storage.coalesce import (
+    coalesce_ranges,
+    fill_coalesced,
+    read_coalesced,
+    transfer_cost,
+)
+from npstream.storage.traffic.merging import Merging
 
 if TYPE_CHECKING:
     from npstream.formats.index import Index
     from npstream.shards.local import LocalShards
     from npstream.shards.residency import RemoteFiles
-    from npstream.storage.local import Store
     from npstream.storage.remote import RemoteStore
 
 MAX_SAMPLE_GAP = 1 << 9
-"""Gaps of up to this many bytes between two samples are fetched with them."""
+"""Gaps of up to this many bytes between two samples are fetched with them.
+
+If more samples are read than there are concurrent requests, larger gaps may be fetched as well: see
+`npstream.storage.traffic.merging.Merging`.
+"""
 
 SAMPLES_CACHE_BYTES = 1 << 26
 """Bytes of samples to cache in memory, so that reading them again needs no request."""
@@ -121,6 +130,11 @@ class PointReader:
         return address[inverse], nbytes[inverse], [buffer]
 
     @property
+    def _merging(self) -> Merging:
+        """Which neighboring samples are fetched by one request."""
+        return self._store.traffic.merging(MAX_SAMPLE_GAP)
+
+    @property
     def is_extended(self) -> bool:
         """True while a read-ahead has enlarged the samples cache."""
         return self._samples_cache.is_extended
@@ -148,7 +162,7 @@ class PointReader:
         sizes = index.nbytes[shard_of] // (index.starts[shard_of + 1] - index.starts[shard_of])
         begins = np.where(is_estimated, rows * sizes, begins - self._shards.guard_nbytes[shard_of])
         ends = np.where(is_estimated, begins + sizes, ends)
-        *_, lengths = coalesce_ranges(shard_of, begins, ends, MAX_SAMPLE_GAP)
+        *_, lengths = coalesce_ranges(shard_of, begins, ends, self._merging)
         requests, nbytes = len(lengths), int(lengths.sum())
         if not is_known.all():
             offsets_requests, offsets_nbytes = _offsets_cost(
@@ -208,7 +222,7 @@ class PointReader:
             return 0, 0
         begins, _ = self._bounds_of(ids)
         shard_of = np.repeat(self._shard_of(ids), len(byte_ranges))
-        *_, lengths = coalesce_ranges(shard_of, *_part_bounds(begins, byte_ranges), MAX_SAMPLE_GAP)
+        *_, lengths = coalesce_ranges(shard_of, *_part_bounds(begins, byte_ranges), self._merging)
         return len(lengths), int(lengths.sum())
 
     def read_parts(self, ids: Int64, byte_ranges: Int64) -> Bytes:
@@ -254,7 +268,7 @@ class PointReader:
             shards.check_bounds(int(shard_of[run.start]), rows[run], begins[run], ends[run])
         file_of = np.repeat(shard_of, len(byte_ranges))
         spans = _part_bounds(begins, byte_ranges)
-        fill_coalesced(self._store, self._name, file_of, *spans, MAX_SAMPLE_GAP, out.reshape(-1))
+        fill_coalesced(self._store, self._name, file_of, *spans, self._merging, out.reshape(-1))
 
     def _shard_of(self, ids: Int64) -> Int64:
         return np.searchsorted(self._shards.index.starts, ids, side="right") - 1
@@ -332,7 +346,7 @@ class PointReader:
             sample = int(ids[1 + overlaps.argmax()])
             shards.raise_damaged(sample, "its offsets do not fit the shard")
         begins = begins - shards.guard_nbytes[shard_of]
-        return read_coalesced(self._store, self._name, shard_of, begins, ends, MAX_SAMPLE_GAP)
+        return read_coalesced(self._store, self._name, shard_of, begins, ends, self._merging)
 
     def _name(self, shard: int) -> str:
         return self._shards.index.files(shard).data.name
@@ -364,7 +378,7 @@ def _requests_by_chunk(
     """Return the number of requests for byte ranges of each chunk, and their bytes."""
     if not len(chunk_of):
         return np.zeros(chunks, np.int64), np.zeros(chunks, np.int64)
-    first_ranges, *_, lengths = coalesce_ranges(chunk_of, begins, ends, MAX_SAMPLE_GAP)
+    first_ranges, *_, lengths = coalesce_ranges(chunk_of, begins, ends, Merging(MAX_SAMPLE_GAP))
     requests = np.bincount(chunk_of[first_ranges], minlength=chunks)
     nbytes = np.zeros(chunks, np.int64)
     np.add.at(nbytes, chunk_of[first_ranges], lengths)
@@ -410,10 +424,10 @@ class OffsetsCache:
     Parameters
     ----------
     shards : LocalShards
-    store : Store
+    store : RemoteStore
     """
 
-    def __init__(self, shards: LocalShards, store: Store) -> None:
+    def __init__(self, shards: LocalShards, store: RemoteStore) -> None:
         self._shards = shards
         self._store = store
         self._cache = LRUCache(OFFSETS_CACHE_BYTES)
@@ -439,8 +453,9 @@ class OffsetsCache:
     def read(self, shard_of: Int64, rows: Int64) -> tuple[Int64, Int64]:
         """Read where ascending rows begin and end, and cache the runs."""
         runs, run_of = offset_runs(self._shards.index, shard_of, rows)
+        merging = self._store.traffic.merging(MAX_OFFSETS_GAP)
         parts = read_coalesced(
-            self._store, self._name, runs.shard_of, runs.begins, runs.ends, gap=MAX_OFFSETS_GAP
+            self._store, self._name, runs.shard_of, runs.begins, runs.ends, merging
         )
         if runs.keys is not None:
             for k, part in enumerate(parts):
@@ -478,7 +493,7 @@ def offset_runs(index: Index, shard_of: Int64, rows: Int64) -> tuple[OffsetRuns,
 def _offsets_cost(index: Index, shard_of: Int64, rows: Int64) -> tuple[int, int]:
     """Return the requests for the offsets of ascending rows, and their bytes."""
     runs, _ = offset_runs(index, shard_of, rows)
-    *_, lengths = coalesce_ranges(runs.shard_of, runs.begins, runs.ends, MAX_OFFSETS_GAP)
+    *_, lengths = coalesce_ranges(runs.shard_of, runs.begins, runs.ends, Merging(MAX_OFFSETS_GAP))
     return len(lengths), int(lengths.sum())
 
 

@@ -1,7 +1,4 @@
-"""Range requests in which neighboring byte ranges are coalesced.
-
-Tested in tests/shards/test_remote.py.
-"""
+"""Range requests in which neighboring byte ranges are coalesced."""
 
 from __future__ import annotations
 
@@ -11,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from npstream._core.typing import Int64
+from npstream.storage.traffic.merging import Merging
 
 if TYPE_CHECKING:
     from npstream._core.typing import Bytes
@@ -33,18 +31,24 @@ def parts_are_cheaper(parts_cost: Any, whole_cost: Any) -> Any:
     return 4 * parts_cost <= 3 * whole_cost
 
 
+MAX_MERGED = 4
+"""By `Merging.measured_gap`, ranges are merged into at most this many times its bytes.
+
+The transfer of such a request takes at most 4 times the latency of the store.
+"""
+
+
 def coalesce_ranges(
-    file_of: Int64, begins: Int64, ends: Int64, gap: int
+    file_of: Int64, begins: Int64, ends: Int64, merging: Merging
 ) -> tuple[Int64, Int64, Int64, Int64]:
-    """Coalesce byte ranges that overlap, or are at most `gap` bytes apart, into requests.
+    """Coalesce byte ranges that overlap, or are close together, into requests.
 
     Parameters
     ----------
     file_of, begins, ends : ndarray of int64, shape (ranges,)
         The file, the first byte and the end of each range. The ranges are sorted by file; the
         begins and the ends in a file ascend.
-    gap : int
-        The maximum number of bytes between two coalesced ranges.
+    merging : Merging
 
     Returns
     -------
@@ -58,14 +62,38 @@ def coalesce_ranges(
     Examples
     --------
     >>> begins = np.array([0, 100, 9000, 50])
-    >>> coalesce_ranges(np.array([0, 0, 0, 1]), begins, begins + 10, 90)[1]
+    >>> coalesce_ranges(np.array([0, 0, 0, 1]), begins, begins + 10, Merging(90))[1]
     array([0, 0, 1, 2])
     """
-    is_first = (file_of[1:] != file_of[:-1]) | (begins[1:] > ends[:-1] + gap)
-    first_ranges = np.flatnonzero(np.append(True, is_first))
+    gap, measured_gap, concurrency = merging
+    first_ranges = _first_ranges(file_of, begins, ends, gap)
+    if measured_gap > gap and len(first_ranges) > concurrency:
+        # Requests that run at the same time take no longer than one. So only as many are merged as
+        # would have to wait for others.
+        parts = np.append(first_ranges[1:], len(file_of)) - 1
+        units = file_of[first_ranges], begins[first_ranges], ends[parts]
+        first_ranges = first_ranges[_merge_units(*units, measured_gap, concurrency)]
     counts = np.diff(np.append(first_ranges, len(file_of)))
     starts, stops = begins[first_ranges], ends[first_ranges + counts - 1]
     return first_ranges, np.repeat(np.arange(len(first_ranges)), counts), starts, stops - starts
+
+
+def _first_ranges(file_of: Int64, begins: Int64, ends: Int64, gap: int) -> Int64:
+    """Return the number of the first range in each request, for one gap."""
+    is_first = (file_of[1:] != file_of[:-1]) | (begins[1:] > ends[:-1] + gap)
+    return np.flatnonzero(np.append(True, is_first))
+
+
+def _merge_units(file_of: Int64, begins: Int64, ends: Int64, gap: int, concurrency: int) -> Int64:
+    """Merge ranges by a measured gap, into about `concurrency` requests or more."""
+    first = _first_ranges(file_of, begins, ends, gap)
+    counts = np.diff(np.append(first, len(file_of)))
+    span = int((ends[first + counts - 1] - begins[first]).sum())
+    max_nbytes = max(min(MAX_MERGED * gap, span // concurrency), 1)
+    group_of = np.repeat(np.arange(len(first)), counts)
+    piece_of = (begins - begins[first][group_of]) // max_nbytes
+    is_first = (group_of[1:] != group_of[:-1]) | (piece_of[1:] != piece_of[:-1])
+    return np.flatnonzero(np.append(True, is_first))
 
 
 def read_coalesced(
@@ -74,10 +102,10 @@ def read_coalesced(
     file_of: Int64,
     begins: Int64,
     ends: Int64,
-    gap: int,
+    merging: Merging,
 ) -> list[bytes]:
     """Read byte ranges by coalesced requests; the ranges must be sorted by file and begin."""
-    first_ranges, request_of, starts, lengths = coalesce_ranges(file_of, begins, ends, gap)
+    first_ranges, request_of, starts, lengths = coalesce_ranges(file_of, begins, ends, merging)
     names = map(name_of, file_of[first_ranges].tolist())
     bodies = store.ranges(zip(names, starts.tolist(), lengths.tolist(), strict=True))
     first, stop = begins - starts[request_of], ends - starts[request_of]
@@ -91,11 +119,11 @@ def fill_coalesced(
     file_of: Int64,
     begins: Int64,
     ends: Int64,
-    gap: int,
+    merging: Merging,
     out: Bytes,
 ) -> None:
     """Read sorted byte ranges of files by coalesced requests, and concatenate them in `out`."""
-    first_ranges, _, starts, lengths = coalesce_ranges(file_of, begins, ends, gap)
+    first_ranges, _, starts, lengths = coalesce_ranges(file_of, begins, ends, merging)
     names = map(name_of, file_of[first_ranges].tolist())
     stops = np.append(first_ranges[1:], len(file_of))
     sizes = ends - begins

@@ -409,6 +409,7 @@ class RemoteStore:
         # Concurrent threads may each make one; `setdefault` gives all of them the first.
         if self._parent is None:
             connection = StoreConnection(self._url, self._options, self.timeout)
+            self.traffic.concurrency = connection.width
         else:
             parent, name = self._parent
             connection = parent._connect().folder(name)

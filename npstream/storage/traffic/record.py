@@ -13,10 +13,14 @@ from npstream._core.arguments import size_text
 from npstream._core.fork import renew_in_child
 from npstream.storage.traffic.hedging import HEDGE_FACTOR, MIN_HEDGE_DELAY, HedgeBudget
 from npstream.storage.traffic.latency import LatencyHistogram, RecentLatencies
+from npstream.storage.traffic.merging import Merging
 
 __all__ = ["ReadStats", "Traffic", "total_stats"]
 
 _PERCENTILES = (50, 90, 99)
+
+MAX_MEASURED_GAP = 1 << 20
+"""The limit of gaps between merged ranges in bytes, however fast the store is."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -157,6 +161,8 @@ class Traffic:
         The latencies of the last attempts that answered.
     budget : HedgeBudget
         Limits and counts the second attempts for slow requests.
+    concurrency : int
+        The number of concurrent requests.
 
     Examples
     --------
@@ -171,6 +177,7 @@ class Traffic:
 
     def __init__(self, hedge: bool = True) -> None:
         self._hedge = hedge
+        self.concurrency = 1
         self.reset_process_state()
         renew_in_child(self)
 
@@ -207,6 +214,19 @@ class Traffic:
             return False
         self._bytes_requested += nbytes
         return True
+
+    def merging(self, gap: int) -> Merging:
+        """Return which neighboring ranges are merged; by `gap` alone until there are measurements.
+
+        Parameters
+        ----------
+        gap : int
+            Ranges with at most this many bytes between them are always merged.
+        """
+        if (estimate := self.recent.estimate()) is None:
+            return Merging(gap)
+        nbytes = estimate.latency * estimate.bandwidth
+        return Merging(gap, int(min(nbytes, MAX_MEASURED_GAP)), self.concurrency)
 
     def count_answer(self, seconds: float, attempt_seconds: float, nbytes: int) -> None:
         """Count the answer to a range request.
