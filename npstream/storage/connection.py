@@ -11,7 +11,9 @@ import os
 import weakref
 from collections.abc import Callable, Mapping
 from copy import copy
+from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
@@ -23,13 +25,13 @@ from npstream.storage.drivers import (
     Route,
     find_route,
     import_lock,
-    lists_by_walking,
     make_filesystem,
     missing_driver,
+    protocols_of,
 )
-from npstream.storage.engines.obstore import fast_ranges
+from npstream.storage.engines.obstore import Engine, find_engine
 from npstream.storage.requests import Request
-from npstream.storage.threads import DriverThreads
+from npstream.storage.threads import DriverThreads, run_in_thread
 from npstream.storage.uploads import put_then_rename
 from npstream.storage.urls import is_http
 
@@ -65,24 +67,21 @@ class StoreConnection:
         self.width = min(limit, self.route.driver.max_requests)
         self.slots = asyncio.Semaphore(self.width)
         self.trust = self.route.driver.trust
-        filesystem_class = self._call_driver(lambda: _filesystem_class(self.route))
-        self._blocking = not getattr(filesystem_class, "async_impl", False)
-        driver = self.route.driver
-        # Another package may have registered its own class for the scheme.
-        package = filesystem_class.__module__.partition(".")[0]
-        is_known = driver.load or package in (driver.package, "fsspec")
-        self.driver = driver if is_known else Driver(driver.protocol)
-        read = self.driver.read
-        self._read = read and (fast_ranges(filesystem_class, read, self._redactor) or read)
         self.leftovers: list[str] = []  # temporary files that could not be removed
         self._must_quote = is_http(url)
-        parse_url = partial(_parse_url, filesystem_class, self.route.url)
-        self._base, url_options = self._call_driver(parse_url)
-        options = {**url_options, **self.route.options}
-        make = partial(make_filesystem, filesystem_class, options, driver)
-        self._threads = DriverThreads(make, driver.close)
-        # By default, fsspec's generic `find` silently omits directories that it could not list.
-        self.find_options = {"on_error": "raise"} if lists_by_walking(filesystem_class) else {}
+        self._engine, self._base = _find_engine(self.route, self._redactor)
+        self.driver, self._blocking = self.route.driver, False
+        if self._engine is None:
+            filesystem_class = self._call_driver(lambda: _filesystem_class(self.route))
+            self._blocking = not getattr(filesystem_class, "async_impl", False)
+            if not _has_known_class(self.driver, filesystem_class):
+                self.driver = Driver(self.driver.protocol)
+            parse_url = partial(_parse_url, filesystem_class, self.route.url)
+            self._base, _ = self._call_driver(parse_url)
+        self._threads = DriverThreads(
+            partial(_make_filesystem, self.route), self.route.driver.close
+        )
+        self._engine_tasks: list[asyncio.Task[Any]] = []  # at most one
         self._filesystem_tasks: list[asyncio.Task[Any]] = []  # at most one
         self._filesystems: list[Any] = []  # at most one; `_close_filesystems` empties it
         close = partial(_close_filesystems, self.loop, self._filesystems, self.pid)
@@ -99,6 +98,15 @@ class StoreConnection:
     def can_list(self) -> bool:
         """True if the driver's listings contain all files."""
         return self.driver.can_list
+
+    @property
+    def find_options(self) -> dict[str, Any]:
+        """Options of the filesystem's ``find``.
+
+        By default, fsspec's generic method silently omits directories that it could not list.
+        """
+        filesystem_class = self._call_driver(lambda: _filesystem_class(self.route))
+        return {"on_error": "raise"} if _lists_by_walking(filesystem_class) else {}
 
     def path(self, name: str) -> str:
         """Return the path of a file in the driver's form."""
@@ -123,7 +131,10 @@ class StoreConnection:
         info = self.driver.info
         if info is None:
             return self.method("info", path)
-        return lambda filesystem: info(filesystem, path)
+        return _EngineCall(
+            lambda engine, driver_call: engine.info(_key(path), driver_call),
+            lambda filesystem: info(filesystem, path),
+        )
 
     def whole_request(self, where: str, name: str) -> Request:
         """Return a request for a whole file of unknown size."""
@@ -136,9 +147,12 @@ class StoreConnection:
 
     def range_request(self, where: str, name: str, start: int, nbytes: int) -> Request:
         """Return a request for a byte range."""
-        path, end, read = self.path(name), start + nbytes, self._read
+        path, end, read = self.path(name), start + nbytes, self.driver.read
         if read is not None:
-            call: Callable[[Any], Any] = lambda filesystem: read(filesystem, path, start, end)  # noqa: E731
+            call: Callable[[Any], Any] = _EngineCall(
+                lambda engine, driver_call: engine.read(_key(path), start, end, driver_call),
+                lambda filesystem: read(filesystem, path, start, end),
+            )
         else:
             call = self.method("cat_file", path, start=start, end=end)
         action = f"read {quantity(nbytes, 'byte')} at {start} of this file"
@@ -183,7 +197,16 @@ class StoreConnection:
         )
 
     async def perform(self, call: Callable[[Any], Any]) -> Any:
-        """Return the result of a call of the filesystem."""
+        """Return the result of a call of the filesystem, or of the engine if it can do the call."""
+        if self._engine is None or not isinstance(call, _EngineCall):
+            return await self._perform_by_driver(call)
+        if not self._engine_tasks:
+            # In a thread: loading takes long, and the engine may request credentials.
+            self._engine_tasks.append(self.loop.create_task(run_in_thread(self._engine.connect)))
+        await asyncio.shield(self._engine_tasks[0])
+        return await call.engine_call(self._engine, partial(self._perform_by_driver, call))
+
+    async def _perform_by_driver(self, call: Callable[[Any], Any]) -> Any:
         if self._blocking:
             return await self._threads.run(call)
         if not self._filesystem_tasks:
@@ -218,6 +241,68 @@ class StoreConnection:
         raise StorageError(code, f"{os.strerror(code)}: {message}: {reason}", self._where)
 
 
+@dataclass(frozen=True, slots=True)
+class _EngineCall:
+    """A function for `Request.call` that an engine can do in place of the filesystem.
+
+    Attributes
+    ----------
+    engine_call : callable
+        Does the call, given the engine, and a function that does it by the driver.
+    driver_call : callable
+        Does the call, given the filesystem.
+    """
+
+    engine_call: Callable[[Engine, Callable[[], Any]], Any]
+    driver_call: Callable[[Any], Any]
+
+    def __call__(self, filesystem: Any) -> Any:
+        return self.driver_call(filesystem)
+
+
+def _key(path: str) -> str:
+    """Return the name of an object in its bucket, from its path in the driver's form."""
+    return path.partition("/")[2]
+
+
+def _find_engine(route: Route, redact: Callable[[str], str]) -> tuple[Engine | None, str]:
+    """Return the engine for a URL, and the URL's path in the form of the driver.
+
+    The driver is not imported. If there is no engine, the path is empty.
+    """
+    from fsspec.config import conf
+    from fsspec.registry import known_implementations, registry
+
+    driver = route.driver
+    address = route.url.partition("://")[2]
+    container, _, path = address.partition("/")
+    if driver.load is None and driver.package:
+        known = known_implementations.get(driver.protocol, {"class": ""})["class"]
+        loaded = registry.get(driver.protocol)
+        package = (known if loaded is None else loaded.__module__).partition(".")[0]
+        if package != driver.package:
+            return None, ""
+    if not driver.package or find_spec(driver.package) is None:
+        return None, ""
+    options: dict[str, Any] = {}
+    for name in protocols_of(driver):
+        options.update(conf.get(name, {}))
+    engine = find_engine(driver.protocol, container, options | route.user_options, redact)
+    return engine, f"{engine.container}/{path}".rstrip("/") if engine else ""
+
+
+def _has_known_class(driver: Driver, filesystem_class: Any) -> bool:
+    """Return False if another package has registered its own class for the scheme."""
+    package = filesystem_class.__module__.partition(".")[0]
+    return driver.load is not None or package in (driver.package, "fsspec")
+
+
+def _make_filesystem(route: Route) -> Any:
+    filesystem_class = _filesystem_class(route)
+    _, url_options = _parse_url(filesystem_class, route.url)
+    return make_filesystem(filesystem_class, {**url_options, **route.options}, route.driver)
+
+
 def max_requests() -> int:
     """Return the maximum number of concurrent requests of a store: NPSTREAM_THREADS, or 32."""
     text = os.environ.get("NPSTREAM_THREADS", "") or str(_DEFAULT_REQUESTS)
@@ -236,6 +321,16 @@ def _filesystem_class(route: Route) -> Any:
             return driver.load() if driver.load else get_filesystem_class(driver.protocol)
     except ImportError as error:
         raise missing_driver(driver, route.scheme, error) from error
+
+
+def _lists_by_walking(filesystem_class: Any) -> bool:
+    """Return True if a driver inherits fsspec's generic ``find``."""
+    from fsspec import AbstractFileSystem
+    from fsspec.asyn import AsyncFileSystem
+
+    if getattr(filesystem_class, "async_impl", False):
+        return bool(filesystem_class._find is AsyncFileSystem._find)
+    return bool(filesystem_class.find is AbstractFileSystem.find)
 
 
 def _parse_url(filesystem_class: Any, url: str) -> tuple[str, dict[str, Any]]:

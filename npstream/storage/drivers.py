@@ -43,9 +43,9 @@ __all__ = [
     "Route",
     "find_route",
     "import_lock",
-    "lists_by_walking",
     "make_filesystem",
     "missing_driver",
+    "protocols_of",
     "same_service",
 ]
 
@@ -53,6 +53,8 @@ Options = dict[str, Any]
 
 PARAMIKO_LOG = "npstream.paramiko"
 """The logger of paramiko's connections. It is silent unless the user sets its level."""
+
+_DEFAULT_OPTIONS = {"endpoint_url", "requester_pays"}  # those that change the requests
 
 _MAX_ERROR_BYTES = 1 << 16
 """The maximum number of bytes to read of an error response."""
@@ -196,6 +198,7 @@ class Route:
     driver: Driver
     url: str = field(repr=False)  # may contain secrets
     options: Options = field(repr=False)
+    user_options: Options = field(repr=False)  # without the limits that npstream sets
     scheme: str  # of the user's URL, in lower case, such as "s3a"
 
 
@@ -233,7 +236,14 @@ def find_route(
             merged = _merge(driver.options(settings), options)
     except ImportError as error:
         raise missing_driver(driver, scheme.lower(), error) from error
-    return Route(driver, f"{driver.protocol}://{address}", merged, scheme.lower())
+    defaults = {name: merged[name] for name in _DEFAULT_OPTIONS & merged.keys()}
+    own_url = f"{driver.protocol}://{address}"
+    return Route(driver, own_url, merged, defaults | options, scheme.lower())
+
+
+def protocols_of(driver: Driver) -> list[str]:
+    """Return fsspec's names for the filesystem of a driver."""
+    return sorted({driver.protocol, *(name for name in SCHEMES if SCHEMES[name] == driver)})
 
 
 def missing_driver(driver: Driver, scheme: str, error: ImportError) -> MissingDependencyError:
@@ -250,16 +260,6 @@ def make_filesystem(filesystem_class: Any, options: Mapping[str, Any], driver: D
         filesystem.dircache.use_listings_cache = False
     driver.configure(filesystem)
     return filesystem
-
-
-def lists_by_walking(filesystem_class: Any) -> bool:
-    """Return True if a driver inherits fsspec's generic ``find``."""
-    from fsspec import AbstractFileSystem
-    from fsspec.asyn import AsyncFileSystem
-
-    if getattr(filesystem_class, "async_impl", False):
-        return bool(filesystem_class._find is AsyncFileSystem._find)
-    return bool(filesystem_class.find is AbstractFileSystem.find)
 
 
 def same_service(url: str, other: str) -> bool:

@@ -7,11 +7,13 @@ import threading
 import weakref
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 from npstream.storage.failures import classify
 
-__all__ = ["DriverThreads"]
+__all__ = ["DriverThreads", "run_in_thread"]
+
+T = TypeVar("T")
 
 _Job = tuple[Callable[[Any], Any], "asyncio.Future[Any]"]
 
@@ -100,6 +102,24 @@ class _Thread:
             del job, call, future, result, error  # a waiting thread must not keep them alive
         if self._filesystem is not None:
             self._close(self._filesystem)
+
+
+async def run_in_thread(call: Callable[[], T]) -> T:
+    """Return the result of `call`, which a new thread runs."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def work() -> None:
+        result, error = None, None
+        try:
+            result = call()
+        except BaseException as raised:
+            error = raised
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(_settle, future, result, error)
+
+    _start(work)
+    return await future
 
 
 def _start(target: Callable[[], object]) -> None:

@@ -75,6 +75,10 @@ def version_of(info: Mapping[str, Any], now: float | None = None) -> Version:
     """
     tag = next((info[key] for key in _TAG_KEYS if info.get(key)), None)
     modified = next((info[key] for key in _TIME_KEYS if info.get(key)), None)
+    if info.get("generation"):
+        # Each upload to Google's storage has a generation of its own. The time is left out, because
+        # one interface of the server has it in whole seconds, and the other in milliseconds.
+        modified = None
     # The text includes the tag and the time. A file that is rewritten with the same bytes keeps its
     # tag, but other files of the dataset may have changed at the same time.
     text = ":".join([str(info.get("size")), *(str(p) for p in (tag, modified) if p is not None)])

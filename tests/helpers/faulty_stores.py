@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from faults import Proxy
-from servers import OBSTORE, SERVER_KINDS, RemoteDirectory
+from servers import ENGINE_KINDS, SERVER_KINDS, RemoteDirectory
 
 from npstream.errors import StorageError
 from npstream.storage.remote import RemoteStore
@@ -25,7 +25,7 @@ PART = DATA[1000:251_000]
 
 HANG = 60.0  # seconds after a deadline that can only mean a hang, on the slowest machine
 MIDDLE = 100_000  # a byte within the answer: SFTP first sends some bytes for the login
-READERS = [*SERVER_KINDS, OBSTORE]
+READERS = [*SERVER_KINDS, *ENGINE_KINDS]
 
 WEB = [name for name in READERS if name != "sftp"]
 

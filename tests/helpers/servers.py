@@ -526,16 +526,15 @@ class Hub(Server):
 
 SERVER_KINDS = {kind.name: kind for kind in (SeaweedFS, FakeGCS, Azurite, OCI, SSHD, Nginx, Hub)}
 
-OBSTORE = "s3-obstore"
-"""The name of the S3 server when obstore reads its ranges."""
+ENGINE_SUFFIX = "-obstore"
+"""Follows the name of a server that obstore reads from."""
+
+ENGINE_KINDS = tuple(name + ENGINE_SUFFIX for name in ("s3", "gcs", "azure"))
 
 
-def choose_reader(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read ranges by obstore from the first request on if `name` is `OBSTORE`, else by s3fs."""
-    from npstream.storage.engines import obstore as fastranges
-
-    monkeypatch.setenv("NPSTREAM_OBSTORE", str(int(name == OBSTORE)))
-    monkeypatch.setattr(fastranges, "WARMUP_READS", 1)
+def choose_engine(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read by obstore if `name` is in `ENGINE_KINDS`, else by fsspec's driver."""
+    monkeypatch.setenv("NPSTREAM_OBSTORE", str(int(name.endswith(ENGINE_SUFFIX))))
 
 
 class Servers:
@@ -555,10 +554,10 @@ class Servers:
 
     def __getitem__(self, name: str) -> Server:
         """Return a server, started on first use; skip the test if it is not installed."""
-        if name == OBSTORE:
+        if name.endswith(ENGINE_SUFFIX):
             if importlib.util.find_spec("obstore") is None:
                 pytest.skip(f"{name}: python -m pip install -e '.[fast]'")
-            name = SeaweedFS.name
+            name = name.removesuffix(ENGINE_SUFFIX)
         if name not in self.running:
             kind = SERVER_KINDS[name]
             if missing := kind.missing():

@@ -12,7 +12,7 @@ import fsspec.asyn
 import pytest
 from fake_drivers import DATA, AsyncFileSystem, BlockingFileSystem
 from faulty_stores import NAME, SPAN, FaultyStore, store_at
-from servers import OBSTORE, SERVER_KINDS, Servers, choose_reader
+from servers import ENGINE_KINDS, SERVER_KINDS, Servers, choose_engine
 
 from npstream.storage import requests
 from npstream.storage.remote import RemoteStore
@@ -34,10 +34,10 @@ def blocking():
     return BlockingFileSystem
 
 
-@pytest.fixture(params=[*(name for name in SERVER_KINDS if name != "http"), OBSTORE])
+@pytest.fixture(params=[*(name for name in SERVER_KINDS if name != "http"), *ENGINE_KINDS])
 def writable(request, servers, monkeypatch):
     """Return a new directory on each writable server."""
-    choose_reader(request.param, monkeypatch)
+    choose_engine(request.param, monkeypatch)
     return servers[request.param].new_directory()
 
 
@@ -74,16 +74,13 @@ def faulty(
     monkeypatch: pytest.MonkeyPatch,
 ) -> FaultyStore:
     """Return a store behind a faulty proxy of the server in the test's parameter."""
-    choose_reader(request.param, monkeypatch)
+    choose_engine(request.param, monkeypatch)
     store = connected(request.param)
     store.remote_dir.put(NAME, faulty_stores.DATA)
-    if request.param == OBSTORE:
-        reader = store.remote_store._connect()._read
-        if reader.state == "watching":
-            for _ in range(2):
-                store.remote_store.ranges([SPAN])
-            store.proxy.clear()
-        assert reader.state == "proven"
+    if request.param in ENGINE_KINDS:
+        store.remote_store.ranges([SPAN])
+        store.proxy.clear()
+        assert store.remote_store._connect()._engine.state == "proven"
     return store
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from children import run_in_child
 from fake_drivers import DATA
-from servers import OBSTORE, choose_reader
+from servers import ENGINE_KINDS, choose_engine
 
 import npstream
 from npstream.errors import StorageError
@@ -166,9 +166,9 @@ def test_writing_to_a_web_server_raises(servers):
             write()
 
 
-@pytest.mark.parametrize("name", ["s3", OBSTORE, "gcs", "azure", "oci", "http", "hf"])
+@pytest.mark.parametrize("name", ["s3", "gcs", "azure", "oci", "http", "hf", *ENGINE_KINDS])
 def test_each_range_takes_one_request(servers, name, monkeypatch):
-    choose_reader(name, monkeypatch)
+    choose_engine(name, monkeypatch)
     proxy = servers.proxy(name)
     remote_dir = servers[name].new_directory().with_proxy(proxy)
     remote_dir.put("file", DATA)
@@ -193,9 +193,9 @@ def test_put_stores_a_local_file(memory, tmp_path):
         memory.put("y", tmp_path / "none")
 
 
-@pytest.mark.parametrize("name", ["s3", OBSTORE, "hf"])
+@pytest.mark.parametrize("name", ["s3", "hf", *ENGINE_KINDS])
 def test_a_store_works_in_forked_processes_and_threads(servers, name, monkeypatch):
-    choose_reader(name, monkeypatch)
+    choose_engine(name, monkeypatch)
     remote_dir = servers[name].new_directory()
     remote_dir.put("file", DATA)
     store = RemoteStore(remote_dir.url, remote_dir.storage_options)

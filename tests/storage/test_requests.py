@@ -22,7 +22,7 @@ import fsspec.asyn
 import numpy as np
 import pytest
 from faults import Proxy
-from servers import OBSTORE, SERVER_KINDS, Nginx, RemoteDirectory, Servers, choose_reader
+from servers import ENGINE_KINDS, SERVER_KINDS, Nginx, RemoteDirectory, Servers, choose_engine
 
 import npstream
 from npstream.errors import StorageError
@@ -70,12 +70,12 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     ]
 
 
-@pytest.fixture(params=[*SERVER_KINDS, OBSTORE])
+@pytest.fixture(params=[*SERVER_KINDS, *ENGINE_KINDS])
 def remote_dir(
     request: pytest.FixtureRequest, servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[RemoteDirectory, Proxy]]:
     """Return a directory with a file on each server, and the proxy in front of it."""
-    choose_reader(request.param, monkeypatch)
+    choose_engine(request.param, monkeypatch)
     new_dir = servers[request.param].new_directory()
     new_dir.put(NAME, DATA)
     proxy = servers.proxy(SERVER_KINDS[new_dir.server.name].name)

@@ -88,7 +88,16 @@ class IndexDigest:
         if (self.nbytes, self.ends_hash) != (other.nbytes, other.ends_hash):
             return False
         is_comparable = self.version and other.version and self.origin == other.origin
-        return not is_comparable or self.version == other.version
+        return not is_comparable or _is_same_version(self.version, other.version)
+
+
+def _is_same_version(version: str, other: str) -> bool:
+    """Return True if two version texts are the same, or if only the last part of one is absent.
+
+    Versions of Google's storage formerly ended with the time of the upload.
+    """
+    short, long = sorted((version, other), key=len)
+    return long == short or (short.count(":") == 1 and long.startswith(f"{short}:"))
 
 
 def digest_index_ends(

@@ -1,4 +1,4 @@
-"""Range requests through obstore: they equal those of s3fs, or s3fs sends them."""
+"""Reads through obstore: they equal those of the drivers, or the drivers do them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import errno
 import importlib.util
 import logging
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -16,29 +15,35 @@ import time
 import pytest
 from children import fork_child, run_in_child, wait_for_child
 from faults import FOR_EVER, stall, status
-from servers import HOST, OBSTORE, choose_reader
+from servers import ENGINE_KINDS, ENGINE_SUFFIX, choose_engine
 
 from npstream.errors import StorageError
 from npstream.storage import requests
-from npstream.storage.engines import obstore as obstore_ranges
-from npstream.storage.engines.obstore import FastRanges, fast_ranges
+from npstream.storage.engines import library
+from npstream.storage.engines import obstore as engines
 from npstream.storage.remote import RemoteStore
 
 DATA = bytes(range(256)) * 40
-HEADERS = {
-    "authorization": "AWS4-HMAC-SHA256 Credential=AK/ID/20261122/eu-west-1/s3/aws4_request, Signed",
-    "x-amz-request-payer": "requester",
-}
+
+S3 = ENGINE_KINDS[0]
+
+
+@pytest.fixture(autouse=True)
+def use_obstore(monkeypatch):
+    choose_engine(S3, monkeypatch)
+    monkeypatch.setattr(requests, "_BACKOFF", 0.01)
+
+
+def new_directory(servers, kind, proxy=None):
+    """Return a new directory with one file."""
+    remote_dir = servers[kind].new_directory()
+    remote_dir.put("file", DATA)
+    return remote_dir if proxy is None else remote_dir.with_proxy(proxy)
 
 
 @pytest.fixture
-def remote_dir(servers, monkeypatch):
-    """Return a new directory with one file."""
-    choose_reader(OBSTORE, monkeypatch)
-    monkeypatch.setattr(requests, "_BACKOFF", 0.01)
-    remote_dir = servers[OBSTORE].new_directory()
-    remote_dir.put("file", DATA)
-    return remote_dir
+def remote_dir(servers):
+    return new_directory(servers, S3)
 
 
 @pytest.fixture
@@ -49,7 +54,8 @@ def log_messages(caplog):
 
 
 def state(store):
-    return store._connect()._read.state
+    engine = store._connect()._engine
+    return "none" if engine is None else engine.state
 
 
 def read(store, count=1):
@@ -58,9 +64,13 @@ def read(store, count=1):
         assert store.ranges([("file", 10 * k, 100)]) == [DATA[10 * k : 10 * k + 100]]
 
 
+def store_at(remote_dir, **options):
+    return RemoteStore(remote_dir.url, remote_dir.storage_options | options)
+
+
 def proven_store(remote_dir, **options):
-    store = RemoteStore(remote_dir.url, remote_dir.storage_options | options)
-    read(store, 2)
+    store = store_at(remote_dir, **options)
+    read(store)
     assert state(store) == "proven"
     return store
 
@@ -72,218 +82,199 @@ def failure(store, timeout=60.0):
     return caught.value
 
 
-def test_obstore_reads_after_the_warmup_of_s3fs(remote_dir, monkeypatch):
-    monkeypatch.setattr(obstore_ranges, "WARMUP_READS", 5)
-    store = RemoteStore(remote_dir.url, remote_dir.storage_options)
-    read(store, 4)
-    assert state(store) == "watching"
-    read(store)
-    assert state(store) == "trying"
-    read(store)
-    assert state(store) == "proven"
-    spans = [("file", i, 100) for i in range(500)]
-    assert store.ranges(spans) == [DATA[i : i + 100] for i in range(500)]
+def run_python(code, **env):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **env}
+    out = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    return out.stdout.split()
 
 
-def test_s3fs_reads_large_ranges(remote_dir, monkeypatch):
-    monkeypatch.setattr(obstore_ranges, "MAX_RANGE", 99)
-    store = RemoteStore(remote_dir.url, remote_dir.storage_options)
-    read(store, 3)
-    assert state(store) == "watching"
-    monkeypatch.setattr(obstore_ranges, "MAX_RANGE", 100)
-    read(store, 3)
-    assert state(store) == "proven"
-    assert store.ranges([("file", 0, 101)]) == [DATA[:101]]
-    assert store._connect()._read._last_request is None  # it no longer watches s3fs
+@pytest.mark.parametrize("kind", ENGINE_KINDS)
+def test_both_engines_give_the_same_results(servers, kind, monkeypatch):
+    names = ["file", "folder/file ä+%.bin", "a b#c?d=e&f", "quote'd~(x)", "percent%20"]
+    remote_dir = new_directory(servers, kind)
+    for name in names:
+        remote_dir.put(name, DATA)
+    results = []
+    for engine in (kind, kind.removesuffix(ENGINE_SUFFIX)):
+        choose_engine(engine, monkeypatch)
+        store = store_at(remote_dir)
+        versions = [store.version(name) for name in names]
+        results.append(
+            {
+                "bodies": store.ranges([(name, 5, 1000) for name in names]),
+                "whole": [store.read(name) for name in names],
+                "versions": versions,
+                "exact": [version.is_exact for version in versions],
+                "sizes": store.sizes([*names, "none"]),
+                "exists": store.exist_many(["file", "none", "folder", "fil"]),
+                "names": sorted(store.names()),
+            }
+        )
+        expected = "proven" if engine == kind else "none"
+        assert state(store) == expected
+    assert results[0] == results[1]
+    assert results[0]["whole"] == [DATA] * len(names)
+
+
+@pytest.mark.parametrize("kind", ENGINE_KINDS)
+def test_both_engines_raise_the_same_errors(servers, kind, monkeypatch):
+    remote_dir = new_directory(servers, kind)
+    errors = []
+    for engine in (kind, kind.removesuffix(ENGINE_SUFFIX)):
+        choose_engine(engine, monkeypatch)
+        store = store_at(remote_dir)
+        read(store)
+        codes = []
+        for name, start, nbytes in (("none", 0, 10), ("file", len(DATA), 10), ("file", 10200, 99)):
+            with pytest.raises(StorageError) as caught:
+                store.ranges([(name, start, nbytes)])
+            codes.append((type(caught.value), caught.value.errno))
+            assert store.where(name) in str(caught.value)
+        if remote_dir.rejected_options is not None:
+            rejected = RemoteStore(remote_dir.url, remote_dir.rejected_options)
+            with pytest.raises(StorageError) as caught:
+                rejected.ranges([("file", 0, 10)])
+            codes.append((type(caught.value), caught.value.errno))
+        errors.append(codes)
+    assert errors[0] == errors[1]
+
+
+@pytest.mark.parametrize("kind", ENGINE_KINDS)
+def test_the_driver_is_not_imported_for_reads(servers, kind):
+    remote_dir = new_directory(servers, kind)
+    code = (
+        "import sys, threading; from npstream.storage.remote import RemoteStore\n"
+        f"store = RemoteStore({remote_dir.url!r}, {remote_dir.storage_options!r})\n"
+        "print('fsspec' in sys.modules, 'obstore' in sys.modules, threading.active_count())\n"
+        "assert store.ranges([('file', 0, 9)]); store.version('file'); store.exists('none')\n"
+        "print({'s3fs', 'gcsfs', 'adlfs', 'botocore', 'aiohttp'} & set(sys.modules))\n"
+        "store.put('new', b'text'); print(store.read('new'), list(store.names('new')))"
+    )
+    assert run_python(code)[:4] == ["False", "False", "1", "set()"]
 
 
 @pytest.mark.parametrize("value", ["0", "1", ""])
 def test_an_environment_variable_disables_obstore(remote_dir, monkeypatch, value):
     monkeypatch.setenv("NPSTREAM_OBSTORE", value)
-    store = RemoteStore(remote_dir.url, remote_dir.storage_options)
-    read(store, 2)
-    assert isinstance(store._connect()._read, FastRanges) == (value != "0")
+    store = store_at(remote_dir)
+    read(store)
+    assert state(store) == ("none" if value == "0" else "proven")
 
 
 def test_an_invalid_setting_raises(monkeypatch):
     monkeypatch.setenv("NPSTREAM_OBSTORE", "no")
     with pytest.raises(ValueError, match="NPSTREAM_OBSTORE='no': expected 0 or 1"):
-        fast_ranges(object, len, str)
+        engines.find_engine("s3", "bucket", {}, str)
 
 
-def test_s3fs_reads_if_obstore_is_not_installed(remote_dir, monkeypatch):
+def test_the_driver_reads_if_obstore_is_not_installed(remote_dir, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(
-        obstore_ranges, "find_spec", lambda name: None if name == "obstore" else find(name)
+        library, "find_spec", lambda name: None if name == "obstore" else find(name)
     )
-    store = RemoteStore(remote_dir.url, remote_dir.storage_options)
+    store = store_at(remote_dir)
     read(store, 3)
-    assert not isinstance(store._connect()._read, FastRanges)
+    assert state(store) == "none"
 
 
-def test_obstore_is_not_imported_before_its_first_use(remote_dir):
-    code = (
-        "import sys; from npstream.storage.remote import RemoteStore\n"
-        f"store = RemoteStore({remote_dir.url!r}, {remote_dir.storage_options!r})\n"
-        "store.ranges([('file', 0, 9)] * 9); print('obstore' in sys.modules)"
-    )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    out = subprocess.run([sys.executable, "-c", code], env=environment, stdout=-1, check=True)
-    assert out.stdout.split() == [b"False"]
+def test_large_ranges_are_joined_from_parts(remote_dir, monkeypatch):
+    monkeypatch.setattr(engines, "_PART_BYTES", 100)
+    store = proven_store(remote_dir)
+    assert store.read("file") == DATA
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"client_kwargs": {"region_name": "eu-west-1"}},
-        {"requester_pays": True},
-        {"config_kwargs": {"signature_version": "s3v4", "s3": {"addressing_style": "path"}}},
-        {"use_ssl": False, "cache_regions": True, "default_block_size": 1 << 20},
-    ],
-    ids=lambda options: next(iter(options)),
-)
-def test_obstore_supports_common_options(remote_dir, options):
-    read(proven_store(remote_dir, **options), 20)
-
-
-def test_obstore_uses_the_endpoint_in_client_kwargs(remote_dir):
-    options = dict(remote_dir.storage_options)
-    options["client_kwargs"] = {"endpoint_url": options.pop("endpoint_url")}
-    store = RemoteStore(remote_dir.url, options)
+def test_the_driver_reads_a_store_with_an_option_that_obstore_lacks(remote_dir, log_messages):
+    options = {"s3_additional_kwargs": {"ExpectedBucketOwner": "1"}}
+    store = store_at(remote_dir, **options)
     read(store, 3)
-    assert state(store) == "proven"
-
-
-def test_obstore_uses_credentials_from_the_environment(remote_dir, monkeypatch):
-    for name, value in remote_dir.env.items():
-        monkeypatch.setenv(name, value)
-    store = RemoteStore(remote_dir.url)
-    read(store, 3)
-    assert state(store) == "proven"
-
-
-def test_obstore_uses_credentials_from_a_profile(remote_dir, monkeypatch, tmp_path):
-    options = remote_dir.storage_options
-    (tmp_path / "credentials").write_text(
-        f"[mine]\naws_access_key_id={options['key']}\naws_secret_access_key={options['secret']}\n"
-    )
-    (tmp_path / "config").write_text(
-        f"[profile mine]\nregion=eu-north-1\nendpoint_url={options['endpoint_url']}\n"
-    )
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
-    store = RemoteStore(remote_dir.url, {"profile": "mine"})
-    read(store, 3)
-    assert state(store) == "proven"
-
-
-def test_obstore_ignores_the_environment_after_s3fs_has_connected(remote_dir, monkeypatch):
-    store = RemoteStore(remote_dir.url, remote_dir.storage_options)
-    read(store)
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "another",
-        "AWS_SECRET_ACCESS_KEY": "another",
-        "AWS_SESSION_TOKEN": "another",
-        "AWS_ENDPOINT_URL_S3": "http://nowhere.invalid",
-        "AWS_SKIP_SIGNATURE": "true",
-        "AWS_REGION": "xx",
-    }.items():
-        monkeypatch.setenv(name, value)
-    read(store, 2)
-    assert state(store) == "proven"
-
-
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [
-        ({"s3_additional_kwargs": {"ExpectedBucketOwner": "1"}}, "x-amz-expected-bucket-owner"),
-        ({"config_kwargs": {"proxies": {"https": "http://nowhere.invalid"}}}, "a proxy"),
-        ({"client_kwargs": {"verify": False}}, "certificates are not verified"),
-        ({"config_kwargs": {"signature_version": "s3"}}, "s3fs signs in another way"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else None,
-)
-def test_s3fs_reads_with_settings_that_obstore_does_not_support(
-    remote_dir, log_messages, options, reason
-):
-    store = RemoteStore(remote_dir.url, remote_dir.storage_options | options)
-    read(store, 10)
-    assert state(store) == "off"
+    assert state(store) == "none"
     (line,) = [line for line in log_messages() if "not obstore" in line]
-    assert reason in line
+    assert "s3_additional_kwargs.ExpectedBucketOwner" in line
     assert remote_dir.storage_options["secret"] not in line
 
 
-def test_s3fs_reads_other_buckets(remote_dir):
-    store = proven_store(remote_dir)
-    filesystem, root = remote_dir.filesystem()
-    filesystem.mkdir("elsewhere")
-    filesystem.pipe_file("elsewhere/file", b"another")
-    reader = store._connect()._read
-    call = reader(filesystem, f"{root}/file", 0, 3)
-    assert asyncio.run_coroutine_threadsafe(call, filesystem.loop).result() == DATA[:3]
-    call = reader(filesystem, "elsewhere/file", 0, 3)
-    assert asyncio.run_coroutine_threadsafe(call, filesystem.loop).result() == b"ano"
+def test_fsspecs_configuration_counts_as_options(remote_dir, monkeypatch, log_messages):
+    from fsspec.config import conf
+
+    options = dict(remote_dir.storage_options)
+    monkeypatch.setitem(conf, "s3", {"endpoint_url": options.pop("endpoint_url")})
+    store = RemoteStore(remote_dir.url, options)
+    read(store)
+    assert state(store) == "proven"
+    monkeypatch.setitem(conf, "s3", conf["s3"] | {"config_kwargs": {"proxies": {"http": "x"}}})
+    store = RemoteStore(remote_dir.url, options)
+    assert state(store) == "none"
+    assert "config_kwargs.proxies" in " ".join(log_messages())
 
 
-def test_s3fs_reads_keys_that_obstore_does_not_support(remote_dir):
+def test_the_driver_reads_keys_that_obstore_does_not_support(remote_dir):
     store = proven_store(remote_dir)
     store.put("a//b", b"0123456789")
     assert store.ranges([("a//b", 1, 2), ("file", 0, 1)]) == [b"12", DATA[:1]]
     assert state(store) == "proven"
 
 
-def test_s3fs_reads_if_the_first_obstore_request_is_refused(servers, remote_dir, log_messages):
-    proxy = servers.proxy(OBSTORE)
-    remote_dir = remote_dir.with_proxy(proxy)
-    store = RemoteStore(remote_dir.url, remote_dir.storage_options)
+@pytest.mark.parametrize("key", ["/file", "folder/", "a//b", "a/../b", "./a"])
+def test_the_driver_reads_keys_that_obstore_changes(remote_dir, key):
+    engine = proven_store(remote_dir)._connect()._engine
+
+    async def driver():
+        return "driver"
+
+    assert asyncio.run(engine.read(key, 0, 1, driver)) == "driver"
+
+
+@pytest.mark.parametrize("code", [301, 400, 403])
+def test_the_driver_reads_if_only_obstore_is_refused(servers, log_messages, code):
+    proxy = servers.proxy(S3)
+    remote_dir = new_directory(servers, S3, proxy)
+    store = store_at(remote_dir)
+    proxy.faults = [status(code)]
     read(store)
-    proxy.clear()
-    proxy.faults = [status(403)]
-    read(store)
-    assert [request.status for request in proxy.log] == [403, 206]
+    assert [request.status for request in proxy.log] == [code, 206]
     assert state(store) == "off"
-    assert "AccessDenied" in " ".join(log_messages())
+    assert "is read by fsspec, not obstore" in " ".join(log_messages())
     read(store, 3)
 
 
-def test_obstore_stays_in_use_if_its_first_request_finds_a_busy_server(servers, remote_dir):
-    proxy = servers.proxy(OBSTORE)
-    remote_dir = remote_dir.with_proxy(proxy)
-    store = RemoteStore(remote_dir.url, remote_dir.storage_options)
+def test_obstore_stays_in_use_if_the_driver_is_refused_as_well(servers):
+    proxy = servers.proxy(S3)
+    store = store_at(new_directory(servers, S3, proxy))
+    proxy.faults = [status(403, times=2)]
+    assert failure(store).errno == errno.EACCES
+    assert state(store) == "new"
     read(store)
-    proxy.clear()
+    assert state(store) == "proven"
+
+
+@pytest.mark.parametrize("kind", ENGINE_KINDS)
+def test_obstore_stays_in_use_if_its_first_request_finds_a_busy_server(servers, kind):
+    proxy = servers.proxy(kind)
+    store = store_at(new_directory(servers, kind, proxy))
     proxy.faults = [status(503)]
     read(store)
     assert [request.status for request in proxy.log] == [503, 206]
     assert state(store) == "proven"
 
 
-def test_obstore_uses_renewed_credentials_of_s3fs(remote_dir):
-    from botocore.credentials import ReadOnlyCredentials
+@pytest.mark.parametrize("kind", ENGINE_KINDS)
+def test_a_child_of_a_process_that_uses_obstore_uses_a_copy(servers, kind):
+    store = proven_store(new_directory(servers, kind))
 
-    store = proven_store(remote_dir)
-    reader = store._connect()._read
-    options = remote_dir.storage_options
+    def in_child():
+        read(store, 5)
+        assert state(store) == "proven"
 
-    class Renewed:
-        secret = "not-the-secret"
-
-        async def get_frozen_credentials(self):
-            return ReadOnlyCredentials(options["key"], self.secret, None)
-
-    reader._credentials = Renewed()
-    error = failure(store)
-    assert error.errno == errno.EACCES
-    assert "SignatureDoesNotMatch" in str(error)
-    assert "not-the-secret" not in str(error)
-    assert options["key"] not in str(error)
-    Renewed.secret = options["secret"]
+    run_in_child(in_child)
+    run_in_child(lambda: run_in_child(in_child))
     read(store, 3)
 
 
-def test_a_child_of_a_process_that_uses_obstore_reads_through_s3fs(remote_dir):
+def test_the_driver_reads_in_a_child_that_cannot_copy_obstore(remote_dir, monkeypatch):
     store = proven_store(remote_dir)
+    monkeypatch.delattr(os, "memfd_create")
 
     def in_child():
         read(store, 5)
@@ -293,12 +284,13 @@ def test_a_child_of_a_process_that_uses_obstore_reads_through_s3fs(remote_dir):
     read(store, 3)
 
 
-def test_a_child_forked_during_the_import_of_obstore_reads_through_s3fs(remote_dir, monkeypatch):
-    """The parent's event loop holds an import lock, which stays locked in the child."""
-    store = RemoteStore(remote_dir.url, remote_dir.storage_options)
-    monkeypatch.setattr(obstore_ranges, "_obstore_pids", set())
+def test_a_child_forked_during_the_import_of_obstore_reads(remote_dir, monkeypatch):
+    """A thread of the parent holds an import lock, which stays locked in the child."""
+    store = store_at(remote_dir)
+    monkeypatch.setattr(library, "_users", set())
+    monkeypatch.setattr(library, "_libraries", {})
     has_begun_import, has_forked = threading.Event(), threading.Event()
-    load = obstore_ranges.import_module
+    load = library.import_module
 
     def slowly(name):
         has_begun_import.set()
@@ -307,13 +299,12 @@ def test_a_child_forked_during_the_import_of_obstore_reads_through_s3fs(remote_d
 
     def in_child():
         imported = []
-        monkeypatch.setattr(obstore_ranges, "import_module", imported.append)
-        read(store, obstore_ranges.WARMUP_READS + 3)
-        assert state(store) == "off"
+        monkeypatch.setattr(library, "import_module", imported.append)
+        read(store, 3)
+        assert state(store) == "proven"
         assert not imported
 
-    read(store, obstore_ranges.WARMUP_READS - 1)
-    monkeypatch.setattr(obstore_ranges, "import_module", slowly)
+    monkeypatch.setattr(library, "import_module", slowly)
     reading = threading.Thread(target=read, args=(store,))
     reading.start()
     assert has_begun_import.wait(60)
@@ -325,32 +316,17 @@ def test_a_child_forked_during_the_import_of_obstore_reads_through_s3fs(remote_d
     assert state(store) == "proven"
 
 
-def test_a_child_forked_before_the_import_of_obstore_uses_it(remote_dir):
-    code = (
-        "import os; from npstream.storage.engines import obstore as obstore_ranges\n"
-        "from npstream.storage.remote import RemoteStore\n"
-        f"store = RemoteStore({remote_dir.url!r}, {remote_dir.storage_options!r})\n"
-        "def read(count): [store.ranges([('file', 0, 9)]) for _ in range(count)]\n"
-        "read(obstore_ranges.WARMUP_READS - 1)\n"
-        "if (child := os.fork()) == 0:\n"
-        "    read(obstore_ranges.WARMUP_READS + 1)\n"
-        "    os._exit(store._connect()._read.state != 'proven')\n"
-        "raise SystemExit(os.waitpid(child, 0)[1])"
-    )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
-
-
-def test_timed_out_requests_close_their_connections(servers, remote_dir):
-    proxy = servers.proxy(OBSTORE)
-    remote_dir = remote_dir.with_proxy(proxy)
-    store = proven_store(remote_dir)
+@pytest.mark.parametrize("kind", ENGINE_KINDS)
+def test_timed_out_requests_close_their_connections(servers, kind):
+    proxy = servers.proxy(kind)
+    store = proven_store(new_directory(servers, kind, proxy))
     proxy.clear()
     proxy.faults = [stall(times=FOR_EVER)]
     descriptor_count = descriptors()
     assert failure(store, timeout=0.5).errno == errno.ETIMEDOUT
     assert len(proxy.log) == 2
     proxy.faults = []
+    store.timeout = 60.0
     deadline = time.monotonic() + 60  # only a leak lasts that long
     while descriptors() > descriptor_count and time.monotonic() < deadline:
         read(store)
@@ -362,42 +338,20 @@ def descriptors():
     return len(os.listdir("/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"))
 
 
-def fetch(base, headers=HEADERS):
-    """Request a byte from `base`; return the converted exception of obstore."""
-    pytest.importorskip("obstore", reason="python -m pip install -e '.[fast]'")
-    import obstore
-
-    store = obstore_ranges._store_factory("bucket", base, headers, None)(None)
-
-    async def request():
-        with pytest.raises(Exception, match="S3") as caught:
-            await obstore.get_range_async(store, "key", start=0, length=1)
-        return caught.value
-
-    return obstore_ranges._as_driver_error(asyncio.run(request()))
+@pytest.mark.parametrize("kind", ENGINE_KINDS)
+def test_a_refused_connection_has_its_errno(servers, kind):
+    proxy = servers.proxy(kind)
+    store = store_at(new_directory(servers, kind, proxy))
+    proxy.close_port()
+    error = failure(store, timeout=1.0)
+    proxy.open_port()
+    assert error.errno == errno.ECONNREFUSED
+    assert "Connection refused" in str(error)
+    assert "\n" not in str(error)
 
 
-def test_connection_errors_of_obstore_are_converted():
-    with socket.create_server((HOST, 0)) as listener:
-        port = listener.getsockname()[1]
-    anonymous: dict[str, str] = {}
-    refused = fetch(f"http://{HOST}:{port}/bucket", anonymous)
-    assert isinstance(refused, ConnectionRefusedError)
-    assert refused.errno == errno.ECONNREFUSED
-    assert f"{HOST}:{port}" in str(refused)
-    assert "Connection refused" in str(refused)
-    unknown = fetch("http://nowhere.invalid/bucket", anonymous)
-    assert isinstance(unknown, obstore_ranges._NoAnswerError)
-    assert "nowhere.invalid" in str(unknown)
-    assert "\n" not in str(unknown)
-
-
-def test_obstore_is_configured_as_s3fs_signs():
-    pytest.importorskip("obstore", reason="python -m pip install -e '.[fast]'")
-    base = "https://bucket.s3.eu-west-1.amazonaws.com"
-    config = obstore_ranges._store_factory("bucket", base, HEADERS, None)(None).config
-    assert config["region"] == "eu-west-1"
-    assert config["endpoint"] == base
-    assert (config["request_payer"], config["skip_signature"]) == ("true", "false")
-    config = obstore_ranges._store_factory("bucket", base, {}, None)(None).config
-    assert (config["request_payer"], config["skip_signature"]) == ("false", "true")
+def test_the_driver_names_the_reason_of_an_unknown_host(remote_dir):
+    store = store_at(remote_dir, endpoint_url="http://nowhere.invalid")
+    error = failure(store)
+    assert error.errno == errno.EHOSTUNREACH
+    assert "nowhere.invalid" in str(error)

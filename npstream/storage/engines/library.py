@@ -1,0 +1,109 @@
+"""The obstore library, also in forked processes.
+
+obstore runs its requests in threads, which do not survive a fork: in the child, its requests would
+wait for ever. Its functions for new threads run once a process. So a child of a process that has
+used obstore loads a second copy of the library, which has state of its own.
+
+Tested in tests/storage/engines/test_obstore.py.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from importlib import import_module
+from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader
+from importlib.util import find_spec, module_from_spec, spec_from_loader
+from pathlib import Path
+from shutil import copyfileobj
+from typing import Any, NamedTuple
+
+__all__ = ["ForkError", "Library", "is_installed", "load_library"]
+
+
+class Library(NamedTuple):
+    """The functions and classes of obstore that npstream uses.
+
+    Attributes
+    ----------
+    get_async, head_async : callable
+    stores
+        The module with the classes of stores.
+    """
+
+    get_async: Callable[..., Any]
+    head_async: Callable[..., Any]
+    stores: Any
+
+
+class ForkError(Exception):
+    """obstore cannot be loaded in a process that was forked from one that uses it."""
+
+
+_libraries: dict[int, Library] = {}
+"""The library of this process, by process id; a parent's entry stays after a fork."""
+
+_users: set[int] = set()
+"""The ids of the processes that began to load obstore: this process, and its parents."""
+
+
+def is_installed() -> bool:
+    """Return True if obstore is installed."""
+    return find_spec("obstore") is not None
+
+
+def load_library() -> Library:
+    """Return obstore for this process.
+
+    Raises
+    ------
+    ForkError
+        If a parent of this process has used obstore, and the system cannot load a second copy.
+    """
+    pid = os.getpid()
+    if (library := _libraries.get(pid)) is not None:
+        return library
+    is_child_of_user = bool(_users - {pid})
+    # Add the process before the import. A child that is forked during the import inherits a
+    # locked import lock, so it must not import obstore.
+    _users.add(pid)
+    if is_child_of_user:
+        library = _load_copy()
+    else:
+        package, stores = import_module("obstore"), import_module("obstore.store")
+        library = Library(package.get_async, package.head_async, stores)
+    return _libraries.setdefault(pid, library)
+
+
+def _load_copy() -> Library:
+    """Load a second copy of obstore's extension module.
+
+    The system loads a library once for each file, so this needs a copy of the file. The copy is in
+    memory, and its memory is freed when the process ends.
+    """
+    if not hasattr(os, "memfd_create"):
+        raise ForkError("a process that had begun to use obstore was forked")
+    source = _extension_file()
+    descriptor = os.memfd_create("obstore")  # stays open: a traceback may read the file
+    with source.open("rb") as file, os.fdopen(descriptor, "wb", closefd=False) as copy:
+        copyfileobj(file, copy, 1 << 22)
+    # The import system is not used: its locks may be held by a thread of the parent.
+    loader = ExtensionFileLoader("obstore._obstore", f"/proc/self/fd/{descriptor}")
+    spec = spec_from_loader(loader.name, loader)
+    assert spec is not None
+    try:
+        module: Any = module_from_spec(spec)
+        loader.exec_module(module)
+    except ImportError as error:
+        raise ForkError(f"obstore cannot be loaded again: {error}") from error
+    return Library(module.get_async, module.head_async, module._store)
+
+
+def _extension_file() -> Path:
+    """Return the file of obstore's extension module."""
+    spec = find_spec("obstore")
+    for folder in (spec.submodule_search_locations if spec else None) or ():
+        for suffix in EXTENSION_SUFFIXES:
+            if (file := Path(folder, f"_obstore{suffix}")).is_file():
+                return file
+    raise ForkError("the file of obstore was not found")
