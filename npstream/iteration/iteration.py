@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from functools import partial
 from itertools import chain, repeat, starmap
 from operator import itemgetter
@@ -496,9 +497,10 @@ class Iteration(Resumable):
             return decoder.stacks(columns, lookup, positions, separate=separate)
 
         threads = decoding_threads(self._settings.ranks_per_node)
-        for read, decoded in decode_ahead(reads, stacks_of, threads):
-            self.require_newest(progress)
-            yield read, decoded
+        with closing(decoder):
+            for read, decoded in decode_ahead(reads, stacks_of, threads):
+                self.require_newest(progress)
+                yield read, decoded
 
     def _samples(self, progress: EpochProgress, pieces: Iterator[_Piece]) -> Iterator[Any]:
         if self._decoding:

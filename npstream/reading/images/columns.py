@@ -16,6 +16,7 @@ import numpy as np
 from npstream._core.array_like import as_array, is_array
 from npstream._core.typing import AnyArray, Body, Int64
 from npstream.errors import MissingDependencyError, stop_iteration_error
+from npstream.reading.images.buffers import BufferPool
 from npstream.reading.images.decoders import decode_image, import_decoders
 from npstream.reading.images.options import (
     CHANNELS,
@@ -75,6 +76,12 @@ class ColumnDecoder:
         import_decoders()
         self._source, self._seed, self._epoch = source, seed, epoch
         self._columns = [(f, options[f.name]) for f in fields if f.name in options]
+        self._buffers = {f.name: BufferPool() for f, _ in self._columns}
+
+    def close(self) -> None:
+        """Free the memory that no stack uses; that of others is freed with them."""
+        for pool in self._buffers.values():
+            pool.close()
 
     def stacks(
         self,
@@ -131,7 +138,7 @@ class ColumnDecoder:
 
         is_fixed = options.fixed_size is not None and options.transform is None
         shape = (*(options.fixed_size or (0, 0)), CHANNELS[options.mode])
-        return ImageStack(len(bodies), decode, shape, is_fixed)
+        return ImageStack(len(bodies), decode, shape, is_fixed, self._buffers[field.name])
 
     def _owner(self, field: Field, lookup: Lookup, row: int) -> tuple[Source, int]:
         """Return the source that stores a column, and the number of a sample there."""

@@ -17,8 +17,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from npstream._core.memory import ensure_fits, fits_in_memory, huge_empty
+from npstream._core.memory import ensure_fits, fits_in_memory
 from npstream._core.typing import AnyArray
+from npstream.reading.images.buffers import BufferPool
 
 __all__ = ["DecodeThreads", "ImageStack", "thread_count"]
 
@@ -53,12 +54,20 @@ class ImageStack:
         True if every image has the size of `shape`. Then it is an error if the stack does not fit
         in memory. If False, such images become single arrays, because others may be smaller than
         the first one.
+    buffers : BufferPool, optional
+        The memory of the array, which is new by default.
     """
 
     def __init__(
-        self, count: int, decode: DecodeRow, shape: tuple[int, ...], is_fixed: bool
+        self,
+        count: int,
+        decode: DecodeRow,
+        shape: tuple[int, ...],
+        is_fixed: bool,
+        buffers: BufferPool | None = None,
     ) -> None:
         self.count, self._decode, self._shape, self._is_fixed = count, decode, shape, is_fixed
+        self._buffers = buffers or BufferPool()
         self._images: list[AnyArray | None] = [None] * count
         self._errors: dict[int, BaseException] = {}
         self._next = itertools.count()  # `next` of a count is atomic
@@ -69,7 +78,7 @@ class ImageStack:
 
     def copy_undecoded(self) -> ImageStack:
         """Return a new stack for the same images, none of them decoded."""
-        stack = ImageStack(self.count, self._decode, self._shape, self._is_fixed)
+        stack = ImageStack(self.count, self._decode, self._shape, self._is_fixed, self._buffers)
         stack._shapes_agree = self._shapes_agree
         return stack
 
@@ -116,7 +125,7 @@ class ImageStack:
         elif not fits_in_memory(nbytes):
             self._shapes_agree = False
             return False
-        self._array = huge_empty(elements, dtype).reshape(self.count, *shape)
+        self._array = self._buffers.empty(elements, dtype).reshape(self.count, *shape)
         return True
 
     def first_error(self) -> tuple[int, BaseException] | None:
