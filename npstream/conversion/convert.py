@@ -609,6 +609,7 @@ def _samples(data: Any, fill: Mapping[str, Fill] | None = None) -> Iterator[Any]
                     yield sample
                 return
             table = samples
+            break
     if table is not None:
         yield from table_rows(table)
 

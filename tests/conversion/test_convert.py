@@ -42,6 +42,19 @@ def test_map_gets_samples_and_workers_keep_their_order(source, tmp_path, workers
     )
 
 
+@pytest.mark.parametrize("where", [None, "id < 70"])
+def test_map_gets_the_rows_of_all_tables_of_a_part(where, tmp_path):
+    """Files are read as several tables; one has only the rows of a row group."""
+    pq.write_table(TABLE, tmp_path / "a.parquet", row_group_size=30)
+    lines = [f"{number},{'x' * 2000}\n" for number in range(2500)]  # more than CSV reads at once
+    (tmp_path / "b.csv").write_text("id,text\n" + "".join(lines))
+    for source, count in (("a.parquet", 100), ("b.csv", 2500)):
+        target = tmp_path / f"{source}-out"
+        npstream.convert(tmp_path / source, target, map=add_one, where=where)
+        numbers = npstream.open(target)["n"].load()[::2]
+        np.testing.assert_array_equal(numbers, np.arange(count if where is None else 70) + 1)
+
+
 def test_where_takes_a_function(source, tmp_path):
     npstream.convert(source, tmp_path / "out", where=lambda sample: sample["text"].endswith("7"))
     assert npstream.open(tmp_path / "out")["id"].load().tolist() == list(range(7, 100, 10))
