@@ -23,6 +23,7 @@ __all__ = [
     "IntegrityError",
     "MissingDependencyError",
     "NpstreamError",
+    "PartitionError",
     "StorageError",
 ]
 
@@ -110,6 +111,31 @@ class CostError(NpstreamError, RuntimeError):
 
     Implicit reads are those without an explicit call, such as a comparison or ``np.asarray``.
     """
+
+
+class PartitionError(NpstreamError, RuntimeError):
+    """A partition of a Dask or Spark collection cannot be written.
+
+    Parameters
+    ----------
+    partition : int
+        The number of the partition, counted from 0.
+    reason : str
+        The end of the message: what is wrong, and what to do.
+
+    Examples
+    --------
+    >>> str(PartitionError(3, "ValueError: sample 7 has no column 'label'"))
+    "partition 3: ValueError: sample 7 has no column 'label'"
+    """
+
+    def __init__(self, partition: int, reason: str) -> None:
+        super().__init__(f"partition {partition}: {reason}")
+        self.partition = partition
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.partition, self.reason)
 
 
 class MissingDependencyError(NpstreamError, ImportError):

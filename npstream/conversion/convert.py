@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from npstream._core.arguments import quantity, size_text
 from npstream.conversion.choice import Choice, ColumnChoice, parse_times
+from npstream.conversion.dask.writer import check_cluster_options, write_parts
 from npstream.conversion.files import FileList, SourcePath, find_files
 from npstream.conversion.source import InputSource, SourceRequest, kind_class, recognize_kind
 from npstream.conversion.tokenization import Tokenization
@@ -103,6 +104,7 @@ def convert(
     dry_run: Literal[False] = False,
     mode: str = "x",
     workers: int = 0,
+    client: Any = None,
     on_error: str = "raise",
     max_errors: int | None = None,
     rejects: str | os.PathLike[str] | None = None,
@@ -141,6 +143,7 @@ def convert(
     dry_run: Literal[True],
     mode: str = "x",
     workers: int = 0,
+    client: Any = None,
     on_error: str = "raise",
     max_errors: int | None = None,
     rejects: str | os.PathLike[str] | None = None,
@@ -178,6 +181,7 @@ def convert(
     dry_run: bool = False,
     mode: str = "x",
     workers: int = 0,
+    client: Any = None,
     on_error: str = "raise",
     max_errors: int | None = None,
     rejects: str | os.PathLike[str] | None = None,
@@ -251,6 +255,10 @@ def convert(
     workers : int, default: 0
         Number of processes that run `map` or the tokenizer, and encode samples; 0 for this
         process. The order of the samples is kept.
+    client : distributed.Client, optional
+        A client of a Dask cluster, whose workers then convert the files, each file in one task.
+        They must reach the source and `url`. The samples and their order stay the same. It needs
+        ``mode="x"`` and excludes `workers`, `resume`, `rejects`, `max_errors` and `block`.
     on_error : {"raise", "skip"}, default: "raise"
         Whether a sample that cannot be encoded raises, or is left out.
     max_errors : int, optional
@@ -336,11 +344,13 @@ def convert(
         to_read = columns if tokens is None else tokens.source_columns(columns, map is not None)
         choice = Choice(to_read, rename, parse_condition(where), map, fill)
         choice.check(format, mode)
+        if client is not None:
+            check_cluster_options({**options, "block": block})
         open_source = partial(_open_source, source, kind, choice, source_options, reader_options)
         if tokens is not None:
             is_lazy = bool(workers) and _is_remote(source)
             return _convert_tokens(
-                url, open_source, choice, tokens, columns, is_lazy, dry_run, options
+                url, open_source, choice, tokens, columns, is_lazy, dry_run, options, client
             )
         if dry_run:
             return _plan(open_source(), choice)
@@ -358,7 +368,8 @@ def convert(
         if map is None and fill is not None:
             fill = parse_times(choice.fill, encodings)
         try:
-            return write(url, data, columns=encodings, map=map, fill=fill, **options)
+            arguments = {"columns": encodings, "map": map, "fill": fill, **options}
+            return _write(url, data, arguments, client)
         except Exception as error:
             data.add_part_name(error)
             raise
@@ -373,6 +384,7 @@ def _convert_tokens(
     is_lazy: bool,
     dry_run: bool,
     options: dict[str, Any],
+    client: Any,
 ) -> WriteReport | ConvertPlan:
     """Write the token ids of a source, or return what would be written.
 
@@ -400,10 +412,22 @@ def _convert_tokens(
             text_encodings = choice.encodings(source.columns, source.is_encoded)
             encodings = tokens.encodings(text_encodings, columns, function.encoding)
         fill = {name: value for name, value in choice.fill.items() if name != tokens.column}
-        return write(url, data, columns=encodings, map=function, fill=fill or None, **options)
+        arguments = {"columns": encodings, "map": function, "fill": fill or None, **options}
+        return _write(url, data, arguments, client)
     except Exception as error:
         data.add_part_name(error)
         raise
+
+
+def _write(
+    url: str | os.PathLike[str], data: _Parts, arguments: dict[str, Any], client: Any
+) -> WriteReport:
+    """Write the parts of a source in this process, or in the workers of a cluster."""
+    return (
+        write(url, data, **arguments)
+        if client is None
+        else write_parts(url, data, client, arguments)
+    )
 
 
 def _open_source(

@@ -1,4 +1,4 @@
-"""The ndarray methods of columns, with ndarray's signatures.
+"""The ndarray methods of columns, with ndarray's signatures, and the conversion to a dask array.
 
 Methods that return a new array in NumPy read the column. So do `reshape` and `transpose`, which
 return views in NumPy but cannot be lazy here. Reductions read one block of rows at a time.
@@ -22,6 +22,9 @@ from npstream.errors import refuse_deletion, short_traceback
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike
+
+    from npstream.indexing.selection import Selection
+    from npstream.reading.source import Source
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -136,6 +139,14 @@ class ArrayLikeColumn(Protocol):
     @property
     def size(self) -> int:
         """Number of elements."""
+
+    @property
+    def _source(self) -> Source:
+        """The dataset that the column belongs to."""
+
+    @property
+    def _selection(self) -> Selection:
+        """The rows of the column."""
 
     def _scalar(self) -> Any:
         """Read the only element."""
@@ -388,6 +399,36 @@ class ArrayMethods:
     def tolist(self: ArrayLikeColumn) -> Any:
         """Read the column as nested lists of Python values."""
         return self._array().tolist()
+
+    def to_dask(self: ArrayLikeColumn) -> Any:
+        """Return a lazy dask array, whose blocks are along the shards.
+
+        Each block is read when Dask computes it. A slice of the array reads only its rows.
+
+        Returns
+        -------
+        dask.array.Array
+            With the shape and dtype of the column.
+
+        Raises
+        ------
+        TypeError
+            If the values vary in size or are not numbers. `Dataset.to_dask_dataframe` reads text.
+        ValueError
+            If the view has several axes of rows.
+        MissingDependencyError
+            If dask is not installed.
+
+        Examples
+        --------
+        >>> import pytest; _ = pytest.importorskip("dask.array")
+        >>> int(getfixture("example")["label"].to_dask().max().compute(scheduler="threads"))
+        2
+        """
+        from npstream.dataset.export import to_dask_array
+
+        with short_traceback:
+            return to_dask_array(self, self._source, self._selection)
 
     @add_sections("ndarray", "repeat(2)", "array([0, 0, 1, 1, 2, 2])")
     def repeat(self: ArrayLikeColumn, repeats: ArrayLike, axis: int | None = None) -> AnyArray:

@@ -1,22 +1,37 @@
 """Provide conversion of views to tables of pyarrow, pandas, polars and Hugging Face's datasets.
 
-Each conversion starts from the same Arrow table, so that types are the same in all of them.
+Each conversion starts from the same Arrow table, so that types are the same in all of them. Columns
+and views also become lazy collections of Dask, which read one range of rows in each task.
 Tested in tests/dataset/test_export.py.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from npstream._core.memory import ensure_fits
 from npstream._core.optional import import_optional
 from npstream._core.progress import progress
 
 if TYPE_CHECKING:
+    from npstream._core.typing import Int64
     from npstream.indexing.selection import Selection
     from npstream.reading.source import Source
 
-__all__ = ["to_arrow_table", "to_data_frame", "to_hugging_face", "to_polars_frame"]
+__all__ = [
+    "to_arrow_table",
+    "to_dask_array",
+    "to_dask_frame",
+    "to_data_frame",
+    "to_hugging_face",
+    "to_polars_frame",
+]
+
+_MIN_BLOCK_BYTES = 1 << 20
+"""Shards are joined until a block of Dask has about this size. Each block costs a task."""
 
 _IMAGE_FILES = ("jpeg", "png")
 """Encodings whose stored bytes are files of images."""
@@ -118,3 +133,85 @@ def _png_file(name: str, body: bytes) -> bytes:
             f"column {name!r} has an image of mode {image.mode!r}, which PNG files cannot store: "
             f"leave the column out, as in ds.drop({name!r})"
         ) from error
+
+
+def to_dask_array(column: Any, source: Source, selection: Selection) -> Any:
+    """Return a lazy dask array of a column, with blocks along the shards.
+
+    Raises
+    ------
+    ValueError
+        If the column has several axes of rows.
+    TypeError
+        If the values vary in size, or are no numbers.
+    """
+    dask = import_optional("dask.array", "dask", "dask")
+    name, dtype = column.name, column.dtype
+    if selection.ndim != 1:
+        raise ValueError(
+            f"column {name!r} of a view of shape {selection.shape}: take the view's ravel()"
+        )
+    if dtype.kind not in "biufcmM":
+        raise TypeError(
+            f"column {name!r} holds values of dtype {dtype} and not of one size, as a dask array "
+            "needs: read tables with ds.to_dask_dataframe()"
+        )
+    cells = column.shape[1:]
+    bounds = _block_bounds(source, selection)
+    chunks = (tuple((bounds[1:] - bounds[:-1]).tolist()) or (0,), *((n,) for n in cells))
+    meta = np.empty((0,) * column.ndim, dtype)
+    return dask.from_array(_EagerColumn(column), chunks, name=False, asarray=False, meta=meta)
+
+
+def to_dask_frame(view: Any, source: Source, selection: Selection) -> Any:
+    """Return a lazy dask DataFrame of a view, with partitions along the shards.
+
+    Raises
+    ------
+    ValueError
+        If the view has several axes, or no columns.
+    TypeError
+        If Arrow has no type for a column.
+    """
+    frames = import_optional("dask.dataframe", "dask", "dask")
+    dask = import_optional("dask", "dask", "dask")
+    delayed = dask.delayed
+    bounds = _block_bounds(source, selection).tolist()
+    bounds = bounds if len(bounds) > 1 else [0, 0]
+    # All tasks share one key for the view, so that the graph contains the view once.
+    shared_view, read = delayed(view, pure=False), delayed(_read_frame, pure=False)
+    tasks = [read(shared_view, start, stop) for start, stop in pairwise(bounds)]
+    divisions = (*bounds[:-1], max(bounds[-1] - 1, 0))
+    # By default Dask converts all columns of objects to text, arrays included.
+    with dask.config.set({"dataframe.convert-string": False}):
+        return frames.from_delayed(tasks, meta=_read_frame(view, 0, 0), divisions=divisions)
+
+
+def _block_bounds(source: Source, selection: Selection) -> Int64:
+    """Return the bounds of ranges of rows from whole shards, of at least `_MIN_BLOCK_BYTES`."""
+    from npstream.indexing.partitions import partition_bounds
+
+    return partition_bounds(selection, source.index.starts, source.estimate_rows(_MIN_BLOCK_BYTES))
+
+
+class _EagerColumn:
+    """A column whose parts are read when they are indexed, in a task of Dask.
+
+    Dask copies an array of one block that has the method `copy`, which would read a whole column.
+    """
+
+    def __init__(self, column: Any) -> None:
+        self.shape, self.dtype, self.ndim = column.shape, column.dtype, column.ndim
+        self._column = column
+
+    def __getitem__(self, index: Any) -> Any:
+        values = self._column[index]  # a value itself, or a lazy column
+        return values.load() if isinstance(values, type(self._column)) else values
+
+
+def _read_frame(view: Any, start: int, stop: int) -> Any:
+    """Read rows of a view into a DataFrame of pandas, with their row numbers as its index."""
+    pandas = import_optional("pandas", "pandas", "pandas")
+    frame = view[start:stop].to_pandas()
+    frame.index = pandas.RangeIndex(start, stop)
+    return frame

@@ -545,6 +545,37 @@ class ViewMethods(Generic[View]):
         with short_traceback:
             return to_hugging_face(self._source, self._selection, self._names)
 
+    def to_dask_dataframe(self) -> Any:
+        """Return a lazy DataFrame of Dask, whose partitions are along the shards.
+
+        Each partition is read when Dask computes it. Partitions have the types of `to_pandas`.
+
+        Returns
+        -------
+        dask.dataframe.DataFrame
+            With row numbers of the view as its index.
+
+        Raises
+        ------
+        ValueError
+            If the view has several axes, or no columns.
+        TypeError
+            If Arrow has no type for a column, such as complex numbers.
+        MissingDependencyError
+            If dask, pandas or pyarrow is not installed.
+
+        Examples
+        --------
+        >>> import pytest; _ = pytest.importorskip("dask.dataframe")
+        >>> frame = getfixture("example").to_dask_dataframe()
+        >>> int(frame["label"].sum().compute(scheduler="threads"))
+        3
+        """
+        from npstream.dataset.export import to_dask_frame
+
+        with short_traceback:
+            return to_dask_frame(self, self._source, self._selection)
+
     # Runs
 
     def _run_settings(self, state: Mapping[str, Any]) -> dict[str, Any]:

@@ -51,6 +51,7 @@ def build_index(
     columns: Sequence[str] | None = None,
     hashes: bool = True,
     storage_options: Mapping[str, Any] | None = None,
+    client: Any = None,
 ) -> str:
     """Build the side-car of a dataset: index arrays, hashes, statistics and scalar columns.
 
@@ -70,6 +71,9 @@ def build_index(
         Whether to store a hash of each piece of a shard, so that partial reads can be verified.
     storage_options : mapping, optional
         Options of the store's driver.
+    client : distributed.Client, optional
+        A client of a Dask cluster, whose workers then read the shards. They must reach the path or
+        URL. By default this process reads them.
 
     Returns
     -------
@@ -114,7 +118,7 @@ def build_index(
             key += [[name, dtype.str] for name, dtype in dtypes.items()]
             if hashes or dtypes:
                 scanner = ShardScanner(index, store, compressed, dtypes)
-                _scan_remaining(scanner, sidecar_builder, directory, key)
+                _scan_remaining(scanner, sidecar_builder, directory, key, client)
             _publish(sidecar_builder, target, index, index_digest)
         finally:
             sidecar_builder.close()
@@ -175,7 +179,11 @@ def _column_dtypes(index: Index, names: Sequence[str] | None) -> dict[str, np.dt
 
 
 def _scan_remaining(
-    scanner: ShardScanner, sidecar_builder: SidecarBuilder, directory: str, key: list[Any]
+    scanner: ShardScanner,
+    sidecar_builder: SidecarBuilder,
+    directory: str,
+    key: list[Any],
+    client: Any,
 ) -> None:
     """Scan all shards, or only the remaining ones if an interrupted call has scanned some."""
     index = scanner.index
@@ -184,8 +192,10 @@ def _scan_remaining(
     # it keeps none, and all shards are scanned.
     shards_done = sidecar_builder.truncate(index, saved_shards, digests)
     last_save = time.monotonic()
-    for group in progress(scanner.groups(range(shards_done, len(index))), "building the side-car"):
-        for shard, result in scanner.scan_group(group):
+    groups = scanner.groups(range(shards_done, len(index)))
+    results = scanner.scan_groups(groups, client)
+    for _ in progress(groups, "building the side-car"):
+        for shard, result in next(results):
             if isinstance(result, NpstreamError):
                 raise result
             sidecar_builder.add(result)

@@ -5,7 +5,8 @@ Tested in tests/tools/test_index_builder.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,6 +33,9 @@ A compressed file is also held in memory as a whole, because it is decompressed 
 """
 
 _MAX_GROUP_SHARDS = 256
+
+_TASKS_PER_THREAD = 2
+"""Number of tasks that are submitted to a cluster at once, for each of its threads."""
 
 
 class _StoredFile(NamedTuple):
@@ -84,6 +88,36 @@ class ShardScanner:
             groups[-1].append(shard)
             remaining -= nbytes
         return groups
+
+    def scan_groups(
+        self, groups: Sequence[Sequence[int]], client: Any = None
+    ) -> Iterator[Iterable[tuple[int, ScanResult | NpstreamError]]]:
+        """Scan groups of shards; yield the results of each group, in order.
+
+        Parameters
+        ----------
+        groups : sequence of sequence of int
+            Numbers of shards.
+        client : distributed.Client, optional
+            A client of a Dask cluster. Its workers scan the groups, each in one task. By default
+            this process scans them, one shard at a time.
+        """
+        if client is None:
+            yield from map(self.scan_group, groups)
+            return
+        # The workers get the index once, and not with each task.
+        scanner = client.scatter(self, broadcast=True)
+        max_pending = _TASKS_PER_THREAD * max(sum(client.nthreads().values()), 1)
+        pending: deque[Any] = deque()
+        try:
+            for group in groups:
+                pending.append(client.submit(_scan_list, scanner, group, pure=False))
+                if len(pending) >= max_pending:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            client.cancel([*pending, scanner])
 
     def scan_group(self, group: Sequence[int]) -> Iterator[tuple[int, ScanResult | NpstreamError]]:
         """Scan the shards of a group; yield each shard with its result or its error."""
@@ -204,6 +238,13 @@ class ShardScanner:
                     f"{self.store.where(file.name)}: its {name} is {digest}; the index says "
                     f"{file.hashes[name]}"
                 )
+
+
+def _scan_list(
+    scanner: ShardScanner, group: Sequence[int]
+) -> list[tuple[int, ScanResult | NpstreamError]]:
+    """Scan a group of shards, in a task of Dask."""
+    return list(scanner.scan_group(group))
 
 
 def _request_spans(file: File) -> list[Span]:

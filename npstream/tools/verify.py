@@ -85,6 +85,7 @@ def verify_dataset(
     *,
     index: str | PathLike[str] | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    client: Any = None,
 ) -> VerifyReport:
     """Read a whole dataset, and check all redundant records for consistency.
 
@@ -106,6 +107,9 @@ def verify_dataset(
         The directory or URL of the side-car; by default that of the index.
     storage_options : mapping, optional
         Options of the store's driver.
+    client : distributed.Client, optional
+        A client of a Dask cluster, whose workers then read the shards. They must reach the path or
+        URL. By default this process reads them.
 
     Returns
     -------
@@ -143,8 +147,10 @@ def verify_dataset(
         mask = np.full(len(dataset_index), compressed)
         scanner = ShardScanner(dataset_index, store, mask, check.columns, check_all=True)
         title = "verifying compressed shards" if compressed else "verifying"
-        for group in progress(scanner.groups(shards), title):
-            for shard, result in scanner.scan_group(group):
+        groups = scanner.groups(shards)
+        results = scanner.scan_groups(groups, client)
+        for _ in progress(groups, title):
+            for shard, result in next(results):
                 check.check_shard(shard, result)
     check.finish()
     problems += _problems_of_added_columns(url, store, storage_options)

@@ -197,3 +197,65 @@ except npstream.errors.MissingDependencyError as error:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert f"pip install 'npstream[{extra}]'" in result.stdout
+
+
+def test_columns_become_dask_arrays_along_the_shards(tmp_path, monkeypatch):
+    dask = pytest.importorskip("dask.array")
+    monkeypatch.setattr("npstream.dataset.export._MIN_BLOCK_BYTES", 1)
+    values = {
+        "x": np.arange(100),
+        "v": np.arange(300.0).reshape(100, 3),
+        "t": list(map(str, range(100))),
+    }
+    npstream.write(tmp_path / "out", values, shard_samples=30)
+    ds = npstream.open(tmp_path / "out")
+    array = ds["v"].to_dask()
+    assert isinstance(array, dask.Array)
+    assert (array.shape, array.dtype, array.chunks) == (
+        (100, 3),
+        np.float64,
+        ((30, 30, 30, 10), (3,)),
+    )
+    assert type(array._meta) is np.ndarray
+    for index in (np.s_[:], np.s_[5:80:7, 1], np.s_[::-1], np.s_[[3, 99, 3]], np.s_[40]):
+        result = array[index].compute(scheduler="threads")
+        np.testing.assert_array_equal(result, values["v"][index])
+        assert result.dtype == np.float64
+    assert ds[::2]["x"].to_dask().chunks == ((15, 15, 15, 5),)
+    assert ds[:0]["x"].to_dask().compute(scheduler="threads").tolist() == []
+    assert int((ds["x"].to_dask() ** 2).sum().compute(scheduler="threads")) == 328350
+    with pytest.raises(TypeError, match=r"column 't' .*ds.to_dask_dataframe\(\)"):
+        ds["t"].to_dask()
+    with pytest.raises(ValueError, match=r"ravel\(\)"):
+        ds[np.arange(4).reshape(2, 2)]["x"].to_dask()
+
+
+def test_a_slice_of_a_dask_array_reads_only_its_rows(tmp_path, upload, requests, small_chunks):
+    pytest.importorskip("dask.array")
+    npstream.write(tmp_path / "out", {"x": np.arange(4000)}, shard_samples=1000, sidecar=False)
+    ds = npstream.open(upload(tmp_path / "out"), cache=tmp_path / "cache")
+    array = ds["x"].to_dask()
+    requests.clear()
+    assert array[1500:1510].compute(scheduler="synchronous").tolist() == list(range(1500, 1510))
+    data = [span for span in requests if span[0].startswith("shard")]
+    assert {name for name, _, _ in data} == {"shard.00001.mds"}
+    assert sum(nbytes for _, _, nbytes in data) < 3000
+
+
+def test_views_become_dask_data_frames(ds, monkeypatch):
+    frames = pytest.importorskip("dask.dataframe")
+    monkeypatch.setattr("npstream.dataset.export._MIN_BLOCK_BYTES", 1)
+    view = ds[::2][["label", "number", "text", "data", "ragged"]]
+    frame = view.to_dask_dataframe()
+    assert isinstance(frame, frames.DataFrame)
+    assert frame.npartitions > 1
+    result, expected = frame.compute(scheduler="threads"), view.to_pandas()
+    assert result.index.tolist() == expected.index.tolist()
+    assert result.dtypes.tolist() == expected.dtypes.tolist()
+    for name in ("label", "number", "text", "data"):
+        assert result[name].tolist() == expected[name].tolist()
+    assert all(map(np.array_equal, result["ragged"], expected["ragged"]))
+    assert frame.loc[3:5]["label"].compute(scheduler="threads").tolist() == [
+        int(label) for label in view["label"][3:6]
+    ]
+    assert len(ds[:0].to_dask_dataframe().compute(scheduler="threads")) == 0
