@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from npstream._core.typing import Int64
-from npstream.storage.traffic.merging import Merging
 
 if TYPE_CHECKING:
     from npstream._core.typing import Bytes
     from npstream.storage.local import Store
+    from npstream.storage.traffic.merging import Merging
 
 REQUEST_BYTES = 1 << 16
 """The cost of a request, in bytes.
@@ -61,6 +61,7 @@ def coalesce_ranges(
 
     Examples
     --------
+    >>> from npstream.storage.traffic.merging import Merging
     >>> begins = np.array([0, 100, 9000, 50])
     >>> coalesce_ranges(np.array([0, 0, 0, 1]), begins, begins + 10, Merging(90))[1]
     array([0, 0, 1, 2])

@@ -32,6 +32,7 @@ from npstream.storage.drivers import (
 from npstream.storage.engines.obstore import Engine, find_engine
 from npstream.storage.requests import Request
 from npstream.storage.threads import DriverThreads, run_in_thread
+from npstream.storage.traffic.slots import RequestSlots
 from npstream.storage.uploads import put_then_rename
 from npstream.storage.urls import is_http
 
@@ -65,7 +66,7 @@ class StoreConnection:
         self.route = self._call_driver(lambda: find_route(base, storage_options, limit, timeout))
         self._redactor = Redactor(url, self.route.options)
         self.width = min(limit, self.route.driver.max_requests)
-        self.slots = asyncio.Semaphore(self.width)
+        self.slots = RequestSlots(self.width)
         self.trust = self.route.driver.trust
         self.leftovers: list[str] = []  # temporary files that could not be removed
         self._must_quote = is_http(url)

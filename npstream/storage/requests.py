@@ -17,7 +17,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol
 
 from npstream._core.arguments import quantity
-from npstream._core.log import warn
+from npstream._core.log import log, warn
 from npstream.errors import StorageError
 from npstream.storage.failures import Cause, diagnose
 from npstream.storage.responses import NO_RANGES
@@ -26,6 +26,7 @@ from npstream.storage.traffic.hedging import Hedging, first_answer
 if TYPE_CHECKING:
     from npstream.storage.deadlines import Deadlines
     from npstream.storage.traffic.record import Traffic
+    from npstream.storage.traffic.slots import RequestSlots
 
 __all__ = [
     "DEADLINE_BYTES",
@@ -173,13 +174,13 @@ class Connection(Protocol):
 
     Attributes
     ----------
-    slots : Semaphore
+    slots : RequestSlots
         Bounds the number of concurrent requests.
     trust : str
         How the driver is configured to trust certificates, for messages.
     """
 
-    slots: asyncio.Semaphore
+    slots: RequestSlots
     trust: str
 
     def perform(self, call: Callable[[Any], Any]) -> Awaitable[Any]:
@@ -395,11 +396,16 @@ async def _run_attempts(
                 deadlines.has_answered = True
                 if request.range_nbytes:
                     traffic.count_answer(now - start, now - attempt_start, request.range_nbytes)
+                traffic.adapt(connection.slots, request.range_nbytes)
                 return result
         except Exception as error:
             cause, source = diagnose(error)
             reason = _failure_text(connection, error, source)
             has_stalled = has_stalled or isinstance(error, TimeoutError)
+        if cause.code == errno.EBUSY and connection.slots.count_busy(loop.time()):
+            traffic.concurrency = connection.slots.limit
+            log("%s: the server is busy: at most %d concurrent requests from now on",
+                request.where, traffic.concurrency)  # fmt: skip
         if not cause.transient:  # a permanent failure is an answer as well
             deadlines.last_arrival = loop.time()
         if retries and cause.transient and cause.code in _UNREACHED and deadlines.has_answered:
@@ -472,7 +478,7 @@ def _failure_text(connection: Connection, error: BaseException, source: BaseExce
     return outer if inner.partition(": ")[2] in outer else f"{inner} ({outer})"
 
 
-async def _acquire_slot(slots: asyncio.Semaphore, deadline: Callable[[], float]) -> bool:
+async def _acquire_slot(slots: RequestSlots, deadline: Callable[[], float]) -> bool:
     """Acquire a slot. Return False at the deadline, which may move while this waits."""
     loop = asyncio.get_running_loop()
     if not slots.locked() and loop.time() < deadline():
@@ -490,7 +496,7 @@ async def _acquire_slot(slots: asyncio.Semaphore, deadline: Callable[[], float])
     return False
 
 
-def _abandon_slot(slots: asyncio.Semaphore, acquiring: asyncio.Task[bool]) -> None:
+def _abandon_slot(slots: RequestSlots, acquiring: asyncio.Task[bool]) -> None:
     """Cancel the acquisition of a slot; release the slot if it was acquired just now."""
     if acquiring.done():
         slots.release()

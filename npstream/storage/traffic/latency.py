@@ -105,15 +105,18 @@ class _SizeClass:
     ----------
     summary : tuple of float, optional
         The mean size in bytes and the median latency in seconds. Other threads read it.
+    lowest : float
+        The lowest median, in seconds.
     """
 
-    __slots__ = ("_added", "_nbytes", "_seconds", "summary")
+    __slots__ = ("_added", "_nbytes", "_seconds", "lowest", "summary")
 
     def __init__(self) -> None:
         self._seconds: deque[float] = deque(maxlen=RECENT_REQUESTS)
         self._nbytes: deque[int] = deque(maxlen=RECENT_REQUESTS)
         self._added = 0
         self.summary: tuple[float, float] | None = None
+        self.lowest = math.inf
 
     def add(self, seconds: float, nbytes: int) -> None:
         self._seconds.append(seconds)
@@ -122,6 +125,7 @@ class _SizeClass:
         if self._added >= MIN_REQUESTS and self._added % _MEDIAN_PERIOD == 0:
             median = sorted(self._seconds)[len(self._seconds) // 2]
             self.summary = sum(self._nbytes) / len(self._nbytes), median
+            self.lowest = min(self.lowest, median)
 
 
 class RecentLatencies:
@@ -152,6 +156,19 @@ class RecentLatencies:
         """Return the median latency of requests of similar sizes, or None if there are too few."""
         summary = self._class_of(nbytes).summary
         return None if summary is None else summary[1]
+
+    def growth(self, nbytes: int) -> float:
+        """Return the median of a size class divided by its lowest median; 1 without a median."""
+        size_class = self._class_of(nbytes)
+        if size_class.summary is None:
+            return 1.0
+        return size_class.summary[1] / max(size_class.lowest, _MIN_SECONDS)
+
+    def forget_lowest(self, nbytes: int) -> None:
+        """Take the present median of a size class as the lowest one."""
+        size_class = self._class_of(nbytes)
+        if size_class.summary is not None:
+            size_class.lowest = size_class.summary[1]
 
     def estimate(self) -> LinkEstimate | None:
         """Estimate latency and bandwidth from the smallest and the largest size class.

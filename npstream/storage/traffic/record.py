@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from operator import add, sub
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from npstream._core.arguments import size_text
 from npstream._core.fork import renew_in_child
 from npstream.storage.traffic.hedging import HEDGE_FACTOR, MIN_HEDGE_DELAY, HedgeBudget
 from npstream.storage.traffic.latency import LatencyHistogram, RecentLatencies
 from npstream.storage.traffic.merging import Merging
+
+if TYPE_CHECKING:
+    from npstream.storage.traffic.slots import RequestSlots
 
 __all__ = ["ReadStats", "Traffic", "total_stats"]
 
@@ -47,6 +50,9 @@ class ReadStats:
     wait_seconds : float
         Seconds that reads have waited for samples that were not in memory, summed over all threads.
         A read that waits for several stores counts for the first of them.
+    concurrency : int
+        The maximum number of concurrent requests now, which adapts to the store. That of several
+        stores is the sum. A difference has that of the first object.
     histogram : tuple of int
         The counts of `npstream.storage.traffic.latency.LatencyHistogram`.
 
@@ -64,6 +70,7 @@ class ReadStats:
     bytes_requested: int = 0
     bytes_used: int = 0
     wait_seconds: float = 0.0
+    concurrency: int = 0
     histogram: tuple[int, ...] = field(default_factory=lambda: tuple(LatencyHistogram().counts))
 
     def latency(self, percent: float) -> float:
@@ -103,7 +110,8 @@ class ReadStats:
         return _combine(add, self, other)
 
     def __sub__(self, other: ReadStats) -> ReadStats:
-        return _combine(sub, self, other)
+        difference = _combine(sub, self, other)
+        return replace(difference, concurrency=self.concurrency)
 
     def __repr__(self) -> str:
         return f"<ReadStats: {', '.join(f'{name} {text}' for name, text in self._facts())}>"
@@ -118,6 +126,7 @@ class ReadStats:
             ("bytes used", size_text(self.bytes_used)),
             ("read amplification", _ratio(self.read_amplification)),
             ("wait", f"{self.wait_seconds:.3g} s"),
+            ("concurrency", f"{self.concurrency}"),
         ]
 
 
@@ -162,7 +171,7 @@ class Traffic:
     budget : HedgeBudget
         Limits and counts the second attempts for slow requests.
     concurrency : int
-        The number of concurrent requests.
+        The maximum number of concurrent requests now; 0 before the first connection.
 
     Examples
     --------
@@ -177,7 +186,7 @@ class Traffic:
 
     def __init__(self, hedge: bool = True) -> None:
         self._hedge = hedge
-        self.concurrency = 1
+        self.concurrency = 0
         self.reset_process_state()
         renew_in_child(self)
 
@@ -215,6 +224,11 @@ class Traffic:
         self._bytes_requested += nbytes
         return True
 
+    def adapt(self, slots: RequestSlots, nbytes: int) -> None:
+        """Adapt the concurrency after an answer; `nbytes` is 0 unless it is that to a range."""
+        if slots.count_answer(nbytes, self.recent):
+            self.concurrency = slots.limit
+
     def merging(self, gap: int) -> Merging:
         """Return which neighboring ranges are merged; by `gap` alone until there are measurements.
 
@@ -226,7 +240,7 @@ class Traffic:
         if (estimate := self.recent.estimate()) is None:
             return Merging(gap)
         nbytes = estimate.latency * estimate.bandwidth
-        return Merging(gap, int(min(nbytes, MAX_MEASURED_GAP)), self.concurrency)
+        return Merging(gap, int(min(nbytes, MAX_MEASURED_GAP)), max(self.concurrency, 1))
 
     def count_answer(self, seconds: float, attempt_seconds: float, nbytes: int) -> None:
         """Count the answer to a range request.
@@ -261,6 +275,7 @@ class Traffic:
             bytes_requested=self._bytes_requested,
             bytes_used=self._bytes_used,
             wait_seconds=self._wait_seconds,
+            concurrency=self.concurrency,
             histogram=tuple(self._histogram.counts),
         )
 

@@ -98,11 +98,11 @@ def test_an_iteration_counts_from_its_beginning(served, tmp_path):
     with open_numbers(directory, tmp_path) as ds:
         ds[:10].load()
         batches = ds[:10_000].iter(0, 1, batch_size=1000)
-        assert batches.stats == ReadStats()
+        assert batches.stats == ReadStats(concurrency=32)
         seen = sum(len(batch.ids) for batch in batches)
         assert batches.stats.bytes_used == seen * 512
         assert batches.stats.requests > 0
-        assert copy.copy(batches).stats == ReadStats()
+        assert copy.copy(batches).stats == ReadStats(concurrency=32)
         sent = pickle.loads(pickle.dumps(batches))
         assert sent.stats == ReadStats()
         assert sum(len(batch.ids) for batch in sent) == seen
@@ -174,7 +174,14 @@ def test_no_count_of_concurrent_reads_is_lost():
 def test_the_repr_has_all_numbers():
     stats = ReadStats(requests=1200, retries=3, bytes_requested=1 << 20, bytes_used=1 << 18)
     text = repr(stats)
-    for part in ("requests 1,200", "retries 3", "read amplification 4", "p99 none", "wait 0 s"):
+    for part in (
+        "requests 1,200",
+        "retries 3",
+        "read amplification 4",
+        "p99 none",
+        "wait 0 s",
+        "concurrency 0",
+    ):
         assert part in text
     assert math.isnan(ReadStats().read_amplification)
     assert (stats + stats) - stats == stats
