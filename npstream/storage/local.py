@@ -246,10 +246,13 @@ class LocalStore:
         with self._storage_errors("", "list"), os.scandir(self.root) as entries:
             return sorted(entry.name + "/" * entry.is_dir() for entry in entries)
 
-    def put(self, name: str, data: bytes | str | os.PathLike[str]) -> None:
-        """Store a file atomically, given as bytes or as the path of another file."""
+    def put(self, name: str, data: bytes | str | os.PathLike[str], token: str = "") -> None:
+        """Store a file atomically, given as bytes or as the path of another file.
+
+        `token` is a part of the hidden name of the draft, by default a random one.
+        """
         with (
-            self.draft(name, self._pieces(name, data), os.urandom(8).hex(), []) as draft,
+            self.draft(name, self._pieces(name, data), token or os.urandom(8).hex(), []) as draft,
             self._storage_errors(name, "store"),
         ):
             draft.sync()
@@ -273,11 +276,12 @@ class LocalStore:
 
         return uploads.Tag(self.read(name), {})
 
-    def replace(self, name: str, data: bytes, tag: Tag) -> None:
+    def replace(self, name: str, data: bytes, tag: Tag, token: str = "") -> None:
         """Store a file in place of another one if the other one's content is that of `tag`.
 
         A lock on the file excludes other processes that replace it. The operating system releases
-        it if a process dies.
+        it if a process dies. `token` is a part of the hidden name of the draft, by default a
+        random one.
 
         Raises
         ------
@@ -286,7 +290,7 @@ class LocalStore:
         """
         from npstream.storage.uploads import replace_unchanged
 
-        token = os.urandom(8).hex()
+        token = token or os.urandom(8).hex()
         with self.draft(name, [data], token, []) as draft, self._storage_errors(name, "replace"):
             draft.sync()
             replace_unchanged(draft.path, self.where(name), tag)

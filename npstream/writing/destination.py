@@ -501,7 +501,7 @@ class RemoteDestination(Destination):
     def _create(self, name: str, data: bytes) -> None:
         """Store a new file; raise if another write has created a file of that name."""
         self._created[name] = ()
-        if self.write_id:
+        if self._may_overwrite:
             self._store.put(name, data)
             return
         try:
@@ -511,6 +511,11 @@ class RemoteDestination(Destination):
             if not self._has_content(name, data):
                 del self._created[name]
                 raise self._occupied_error(name) from None
+
+    @property
+    def _may_overwrite(self) -> bool:
+        """Whether no other process creates files of the names of this write."""
+        return bool(self.write_id)
 
     def _is_exclusive(self) -> bool:
         """Create the lock file, and return True if the store then refuses to create it again."""

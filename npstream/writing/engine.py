@@ -27,7 +27,7 @@ from npstream.writing.pipeline import ShardPipeline
 from npstream.writing.report import REFUSALS, RejectedSample, WriteReport, count_bytes, make_rejects
 from npstream.writing.resumption.session import ResumableInput, ResumeSession
 from npstream.writing.resumption.skipping import packed_row, skip_input
-from npstream.writing.revisions.base import check_columns, new_document
+from npstream.writing.revisions.base import arguments_for_append, check_columns, new_document
 from npstream.writing.revisions.publication import Revision, publish_shards, revision
 from npstream.writing.rows import (
     SampleEncoder,
@@ -98,7 +98,7 @@ class WriterEngine:
     ) -> None:
         """Check and store the settings of the encoding of samples."""
         self._start = time.perf_counter()
-        check_mode(mode, exclusive, resume)
+        check_mode(mode, exclusive)
         self._mode, self._exclusive = mode, exclusive
         self._columns = columns
         self._arguments: dict[str, Any] = {
@@ -145,13 +145,7 @@ class WriterEngine:
         elif source is None:
             self._destination = revision(store, self._mode, self._exclusive)
         else:
-            description = self._settings.describe() | {
-                "shard_samples": count,
-                "sidecar": bool(sidecar),
-                "fill": sorted((name, repr(fill.value)) for name, fill in self._fill.items()),
-                "on_error": "raise" if self._rejects is None else "skip",
-            }
-            self._session = ResumeSession(store, description, source)
+            self._session = ResumeSession(store, source, self._mode, self._exclusive)
             self._destination = self._session.destination
         # Removes the files also if this Writer is garbage-collected without `close`.
         self._finalizer = weakref.finalize(self, _remove, self._destination)
@@ -160,16 +154,19 @@ class WriterEngine:
         if self._session is None:
             self._destination.prepare()
             if isinstance(self._destination, Revision) and self._mode == "a":
-                self._adopt(self._destination.base)
+                self._adopt(self._destination.base, {})
             if self._encoder is not None:
                 self._shards.start(self._encoder.layout)
         else:
             with self._discard_on_error():
                 self._destination.prepare()
-                self._restore(self._session)
+                self._restore(self._session, count, bool(sidecar))
 
-    def _restore(self, session: ResumeSession) -> None:
+    def _restore(self, session: ResumeSession, shard_samples: int | None, sidecar: bool) -> None:
         """Go on after the shards that an interrupted write has stored."""
+        if isinstance(self._destination, Revision) and self._mode == "a":
+            self._adopt(self._destination.base, session.saved_settings)
+        session.set_settings(self._settings, shard_samples, sidecar, self._fill, self._rejects)
         columns = session.saved_columns
         if self._encoder is None and columns is not None:
             layout = self._settings.new_format(columns, inferred=True)
@@ -184,16 +181,16 @@ class WriterEngine:
         """Whether an interrupted write has stored all samples."""
         return self._session is not None and self._session.is_complete
 
-    def _adopt(self, base: Base | None) -> None:
-        """Take the columns and the format of the dataset to which this Writer appends."""
+    def _adopt(self, base: Base | None, saved: Mapping[str, Any]) -> None:
+        """Take the columns and format of the dataset; `saved` has those of an earlier append."""
+        self._settings = parse_settings(**arguments_for_append(self._arguments, base, saved))
         if base is None:
-            settings = {**self._arguments, "format": self._arguments["format"] or "mds"}
-            self._settings = parse_settings(**settings)
             if isinstance(self._columns, Mapping):
                 layout = self._settings.new_format(self._columns)
                 self._encoder = SampleEncoder(layout, False, self._fill)
             return
-        self._settings = parse_settings(**base.settings_for(self._arguments))
+        if saved:  # another write may have replaced the dataset
+            check_columns(base, self._settings.new_format(dict(saved["columns"]), inferred=True))
         columns = self._columns
         if columns is None:
             columns = base.columns
@@ -470,6 +467,8 @@ class WriterEngine:
         entries, sidecar_builder = self._shards.entries, self._shards.sidecar_builder
         self._shards.begin()  # for a dataset without shards
         if isinstance(self._destination, Revision):
+            if self._session is not None:
+                self._session.finish_shards(entries)
             publish_shards(self._destination, self._format, entries, sidecar_builder)
             return
         text = json.dumps(new_document(self._format, entries), sort_keys=True).encode()

@@ -112,8 +112,12 @@ class ShardPipeline:
             self._shards += 1
             self._submitted_samples += record.entry["samples"]
             self._submitted_bytes += record.entry["raw_data"]["bytes"]
-            if record.scan is not None and layout is not None:
+            if layout is not None and not session.is_published:
                 self._layout = layout
+                self._has_sidecar = record.scan is not None
+            if record.scan is not None and layout is not None:
+                # An append has the columns of the side-car that the dataset had at its start.
+                self._sidecar_columns = {n: v.dtype for n, v in record.scan.columns.items()}
                 if self.sidecar_builder is None:
                     self.sidecar_builder = self._new_sidecar_builder()
                 self.sidecar_builder.add(record.scan)

@@ -57,16 +57,11 @@ def size_limit(shard_size: int | str | None) -> int | None:
     return limit or None
 
 
-def check_mode(mode: str, exclusive: bool, resume: bool) -> None:
+def check_mode(mode: str, exclusive: bool) -> None:
     """Raise TypeError or ValueError unless these arguments of `write` are valid."""
     if mode not in ("x", "w", "a"):
         raise ValueError(
             f"mode={mode!r}: it is 'x' to write a new dataset, 'w' to replace one, or 'a' to append"
-        )
-    if resume and mode != "x":
-        raise ValueError(
-            f"resume=True is for mode='x', and not for mode={mode!r}: write the new samples to a "
-            "directory of their own, and join the datasets with npstream.merge"
         )
     if not isinstance(exclusive, bool):
         raise TypeError(f"exclusive={exclusive!r}: expected True or False")

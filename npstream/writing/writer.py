@@ -134,11 +134,13 @@ def write(
         the stored shards are kept. A call with ``resume=True`` continues after them. Its arguments
         and data must be the same as those of the interrupted call. It skips the samples that are
         stored. The result is that of a write that was not interrupted. Readers do not see an
-        unfinished write.
+        unfinished write. An append or a replacement is published once. A call that has returned
+        is complete, so the next one with ``mode="a"`` appends again.
     exclusive : bool, default: False
         Whether the caller guarantees that no other process writes there. An append replaces the
         index only if no other write has changed it. Some stores cannot check this condition, and
-        ``mode="a"`` needs ``exclusive=True`` there. Other stores always check it.
+        ``mode="a"`` needs ``exclusive=True`` there, as does ``mode="w"`` with ``resume=True``.
+        Other stores always check it.
     progress : bool, optional
         Whether to show samples, bytes and their rate on standard error, with tqdm if it is
         installed. By default they are shown in a terminal or notebook after a second.
@@ -169,7 +171,9 @@ def write(
     FileExistsError
         With ``mode="x"``, if `path` holds a dataset or a part of one. A part belongs to another
         write, which is in progress or was interrupted. With ``resume=True``: if that write is in
-        progress, or was not begun with ``resume=True``.
+        progress, or was not begun with ``resume=True``. With ``resume=True`` and the other modes:
+        if another such write is in progress, or if the dataset was replaced when an interrupted
+        write was about to be published.
     StorageError
         If a file cannot be stored. With ``errno.EOPNOTSUPP`` if the store needs `exclusive`.
     MissingDependencyError

@@ -297,9 +297,6 @@ def test_bad_arguments(tmp_path):
     for mode in ("r", "w+", None, 1):
         with pytest.raises(ValueError, match=r"mode=.*: it is 'x' to write a new dataset"):
             npstream.write(tmp_path / "out", {"x": [1]}, mode=mode)
-    for mode in ("w", "a"):
-        with pytest.raises(ValueError, match=r"resume=True is for mode='x'"):
-            npstream.write(tmp_path / "out", {"x": [1]}, mode=mode, resume=True)
     with pytest.raises(TypeError, match="exclusive=1: expected True or False"):
         npstream.write(tmp_path / "out", {"x": [1]}, mode="a", exclusive=1)
     assert not (tmp_path / "out").exists()
@@ -414,10 +411,10 @@ def test_the_loser_keeps_its_shards(tmp_path, monkeypatch):
     append(tmp_path / "out", None, [1])
     replace = LocalStore.replace
 
-    def replace_after_another_write(self, name, data, tag):
+    def replace_after_another_write(self, name, data, tag, token):
         monkeypatch.setattr(LocalStore, "replace", replace)
         append(tmp_path / "out", None, [2])
-        replace(self, name, data, tag)
+        replace(self, name, data, tag, token)
 
     monkeypatch.setattr(LocalStore, "replace", replace_after_another_write)
     append(tmp_path / "out", None, [3, 3])
@@ -429,10 +426,10 @@ def test_the_loser_whose_columns_do_not_fit_any_more(tmp_path, monkeypatch):
     append(tmp_path / "out", None, [1])
     replace = LocalStore.replace
 
-    def replace_after_another_write(self, name, data, tag):
+    def replace_after_another_write(self, name, data, tag, token):
         monkeypatch.setattr(LocalStore, "replace", replace)
         npstream.write(tmp_path / "out", {"other": [1]}, mode="w")
-        replace(self, name, data, tag)
+        replace(self, name, data, tag, token)
 
     monkeypatch.setattr(LocalStore, "replace", replace_after_another_write)
     with pytest.raises(ValueError, match=r"column 'other' of .* is 'int', and what is"):

@@ -20,6 +20,7 @@ from npstream.storage.local import file_id
 from npstream.writing.destination import WORK, LocalDestination, is_dataset_file
 from npstream.writing.resumption.journal import Journal, JournalContent
 from npstream.writing.resumption.records import (
+    ALL_FILES,
     OTHER_DATA,
     SavedWrite,
     decode_record,
@@ -55,6 +56,11 @@ class ResumableDirectory(LocalDestination):
         self._journal: Journal | None = None
         self._recorded_shards: set[int] = set()
 
+    @property
+    def remaining_files(self) -> str:
+        """What to remove to give up an interrupted write, for messages."""
+        return ALL_FILES
+
     def prepare(self) -> None:
         """Open the journal of an interrupted write, or create the directory.
 
@@ -64,19 +70,25 @@ class ResumableDirectory(LocalDestination):
             If there is a dataset, or a part of one without a journal, or another process writes
             there.
         """
-        if WORK not in self._names():
+        journal = self._open_journal()
+        if journal is None:
             super().prepare()
-            return
+        else:
+            self._load(journal)
+        self._is_loading = False
+
+    def _open_journal(self) -> Journal | None:
+        """Open and lock the journal of an interrupted write; return None if there is none."""
+        if WORK not in self._names():
+            return None
         try:
             self._journal = Journal(self._store.where(WORK))
         except FileNotFoundError:  # the process that held the journal has removed it
-            super().prepare()
-            return
+            return None
         except OSError as error:
             raise self._lock_error(error) from error
         self._is_loading = True
-        self._load(self._journal)
-        self._is_loading = False
+        return self._journal
 
     def begin(self) -> None:
         """Claim the directory for this write, before its first file."""
@@ -88,7 +100,7 @@ class ResumableDirectory(LocalDestination):
             except OSError as error:
                 raise self._lock_error(error) from error
         if self.saved is None:
-            self._journal.append("settings", self.settings | {"token": self._token})
+            self._journal.append("settings", self.settings | self._naming())
 
     def record(self, number: int, body: bytes) -> None:
         """Record that a shard is stored. Several threads may call it at once."""
@@ -106,7 +118,7 @@ class ResumableDirectory(LocalDestination):
         }
         former = self.saved and self.saved.publication
         if former and former["index"] != publication["index"]:
-            raise ValueError(OTHER_DATA)
+            raise ValueError(f"{OTHER_DATA} {self.remaining_files}")
         self._journal.append("publication", publication)
         super().publish(index, files)
         self.finish()
@@ -160,24 +172,31 @@ class ResumableDirectory(LocalDestination):
         """Set `saved`, and remove the files of shards that are not whole."""
         content = journal.read()
         if content.settings is not None:
-            self._token = content.settings.pop("token")
+            self._restore_naming(content.settings)
         self._remove_drafts()
-        names = set(self._files())
-        if INDEX in names:
-            self._load_published(content)
+        if self._load_published(content):
             return
         whole_files, count, missing = self._whole_shards(journal, content)
         if missing and content.publication is not None:
             self._close_journal()
             reason = "this file of a complete write is missing or truncated: remove all its files"
             raise StorageError(errno.ENOENT, reason, self._store.where(missing))
-        self._remove_partial_files(content, names - whole_files - {WORK})
+        self._remove_partial_files(content, set(self._files()) - whole_files - {WORK})
         journal.append("cut", count)  # the files of later shards are removed
         if content.settings is not None and count:
             self._recorded_shards = set(range(count))
             locations = [content.shards[number] for number in range(count)]
             bodies = (journal.shard_record(location) for location in locations)
             self.saved = SavedWrite(content.settings, bodies, count, content.publication)
+
+    def _naming(self) -> dict[str, str]:
+        """Return the unique parts of file names, which the journal records."""
+        return {"token": self._token}
+
+    def _restore_naming(self, settings: dict[str, Any]) -> None:
+        """Take the unique parts of file names from the recorded settings."""
+        self._token = settings.pop("token")
+        settings.pop("write_id", None)  # of a write with another mode, which is refused later
 
     def _whole_shards(self, journal: Journal, content: JournalContent) -> tuple[set[str], int, str]:
         """Return the files of the whole shards from the first on, and the number of these shards.
@@ -195,13 +214,22 @@ class ResumableDirectory(LocalDestination):
             whole_files |= files.keys()
         return whole_files, len(content.shards), ""
 
-    def _load_published(self, content: JournalContent) -> None:
-        """Set `saved` if the index is that of the interrupted write."""
-        index = self._store.read(INDEX)
+    def _load_published(self, content: JournalContent) -> bool:
+        """Set `saved` if the interrupted write has published its index; otherwise return False."""
+        try:
+            index = self._store.read(INDEX)
+        except FileNotFoundError:
+            return False
         publication = content.publication or {}
         if content.settings is None or publication.get("index") != digest("xxh3_128", index):
             self._close_journal()
             raise self._occupied_error(INDEX)
+        self._set_published(content, index)
+        return True
+
+    def _set_published(self, content: JournalContent, index: bytes) -> None:
+        """Set `saved` to a write that has published an index."""
+        assert content.settings is not None
         count = len(content.shards)
         self._recorded_shards = set(content.shards)
         self.saved = SavedWrite(content.settings, iter(()), count, content.publication, index)

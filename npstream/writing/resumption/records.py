@@ -18,12 +18,14 @@ from npstream.formats.scan import ScanResult
 from npstream.formats.statistics import decode_statistics, encode_statistics
 
 __all__ = [
+    "ALL_FILES",
     "OTHER_DATA",
     "RECORD_VERSION",
     "Checkpoint",
     "SavedWrite",
     "ShardRecord",
     "decode_record",
+    "difference_error",
     "encode_record",
     "keep_message",
     "settings_differences",
@@ -31,9 +33,11 @@ __all__ = [
 
 RECORD_VERSION = 1
 
+ALL_FILES = "the files of the interrupted write"
+
 OTHER_DATA = (
     "the interrupted write had stored all samples, and data has others now: write the same data, "
-    "or remove the files of the interrupted write"
+    "or remove"
 )
 
 
@@ -192,6 +196,24 @@ def settings_differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -
         for name in dict.fromkeys([*saved, *current])
         if saved.get(name) != current.get(name)
     ]
+
+
+def difference_error(path: str, differences: Collection[str], files: str) -> ValueError:
+    """Return the error of a write with other settings than the interrupted one.
+
+    Parameters
+    ----------
+    path : str
+        The path or URL of the dataset.
+    differences : collection of str
+        The differences, which `settings_differences` describes.
+    files : str
+        What to remove to give up the interrupted write.
+    """
+    return ValueError(
+        f"{path}: the write that was interrupted here differs from this one: "
+        f"{'; '.join(differences)}. Pass the same arguments and data, or remove {files}"
+    )
 
 
 def keep_message(path: str, shards: Collection[int]) -> str:

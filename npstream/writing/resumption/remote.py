@@ -26,6 +26,7 @@ from npstream.formats.hashes import digest
 from npstream.formats.index import INDEX
 from npstream.writing.destination import LOCK, WORK, Destination, RemoteDestination, is_dataset_file
 from npstream.writing.resumption.records import (
+    ALL_FILES,
     OTHER_DATA,
     SavedWrite,
     decode_record,
@@ -35,7 +36,7 @@ from npstream.writing.resumption.records import (
 if TYPE_CHECKING:
     from npstream.storage.remote import RemoteStore
 
-__all__ = ["ResumableUrl"]
+__all__ = ["ResumableUrl", "lock_name", "lock_numbers"]
 
 _READ_BATCH = 32
 """The number of records that are read concurrently."""
@@ -68,6 +69,11 @@ class ResumableUrl(RemoteDestination):
         self._writer_id = ""
         self._is_loading = False  # a failure while loading leaves the interrupted write unchanged
 
+    @property
+    def remaining_files(self) -> str:
+        """What to remove to give up an interrupted write, for messages."""
+        return ALL_FILES
+
     def prepare(self) -> None:
         """Take over an interrupted write, or create the directory.
 
@@ -81,40 +87,47 @@ class ResumableUrl(RemoteDestination):
 
     def _prepare(self) -> None:
         sizes = dict(self._store.names())
-        if not (locks := _lock_numbers(sizes)):
+        if not (locks := lock_numbers(sizes)):
             Destination.prepare(self)
             return
+        self._take_over(sizes, locks)
+
+    def _take_over(self, sizes: dict[str, int], locks: list[int]) -> None:
+        """Become the owner of an interrupted write, given the numbers of its lock files."""
         writers = {number: self._read_writer(number) for number in locks}
         publication = next((w["publication"] for w in writers.values() if "publication" in w), None)
-        if INDEX in sizes:
-            self._load_published(publication)
+        if self._load_published(sizes, publication):
             return
         if not all(writer.get("resume") for writer in writers.values()):
             raise self._occupied_error(LOCK)
-        _require_dead(writers[locks[-1]], self._store.where(_lock_name(locks[-1])))
+        _require_dead(writers[locks[-1]], self._store.where(lock_name(locks[-1])))
         self._claim(locks[-1] + 1)
         self._is_loading = True
         sizes = dict(self._store.names())
-        if INDEX in sizes:  # another process has published it in between
-            self._load_published(publication)
-        else:
+        if not self._load_published(sizes, publication):  # by another process, in between
             self._load(sizes, publication)
         self._is_loading = False
 
     def begin(self) -> None:
         """Create the first lock file, and the file of the settings."""
         if self._lock_number < 0:
-            super().begin()
-            self._lock_number = 0
-            if self.write_id:
-                reason = (
-                    "resume=True needs a store that creates a file only where there is none, and "
-                    "this one cannot: write without resume=True"
-                )
-                raise StorageError(errno.EOPNOTSUPP, reason, self.path)
+            self._create_first_lock()
         if self.saved is None:
-            self._store.put(WORK, json.dumps(self.settings).encode())
+            self._store.put(WORK, json.dumps(self.settings | self._naming()).encode())
             self._created[WORK] = ()
+
+    def _create_first_lock(self) -> None:
+        super().begin()
+        self._lock_number = 0
+        if self.write_id:
+            raise self._exclusive_error()
+
+    def _exclusive_error(self) -> StorageError:
+        reason = (
+            "resume=True needs a store that creates a file only where there is none, and "
+            "this one cannot: write without resume=True"
+        )
+        return StorageError(errno.EOPNOTSUPP, reason, self.path)
 
     def record(self, number: int, body: bytes) -> None:
         """Record that a shard is stored. Several threads may call it at once."""
@@ -131,7 +144,7 @@ class ResumableUrl(RemoteDestination):
         }
         former = self.saved and self.saved.publication
         if former and former["index"] != publication["index"]:
-            raise ValueError(OTHER_DATA)
+            raise ValueError(f"{OTHER_DATA} {self.remaining_files}")
         self._claim(self._lock_number + 1, publication)
         super().publish(index, files)
 
@@ -175,8 +188,8 @@ class ResumableUrl(RemoteDestination):
         names = [name for name, _ in self._store.names(WORK)]
         self._store.remove_all(name for name in names if name != WORK)
         self._store.remove(WORK)
-        for number in _lock_numbers(name for name, _ in self._store.names(LOCK)):
-            self._store.remove(_lock_name(number))
+        for number in lock_numbers(name for name, _ in self._store.names(LOCK)):
+            self._store.remove(lock_name(number))
         self._lock = b""
 
     def _writer(self) -> dict[str, Any]:
@@ -197,7 +210,7 @@ class ResumableUrl(RemoteDestination):
         self._lock_number = number
 
     def _create_lock(self, number: int, writer: dict[str, Any]) -> None:
-        name, body = _lock_name(number), json.dumps(writer).encode()
+        name, body = lock_name(number), json.dumps(writer).encode()
         try:
             self._store.create(name, body)
         except FileExistsError:
@@ -206,7 +219,7 @@ class ResumableUrl(RemoteDestination):
                 raise StorageError(errno.EEXIST, reason, self._store.where(name)) from None
 
     def _read_writer(self, number: int) -> dict[str, Any]:
-        name = _lock_name(number)
+        name = lock_name(number)
         try:
             writer = json.loads(self._store.read(name))
             return writer if isinstance(writer, dict) else {}
@@ -233,19 +246,39 @@ class ResumableUrl(RemoteDestination):
             raise StorageError(errno.ENOENT, reason, self.path)
         if publication is None:
             # Files of a write that was about to publish stay: its process may still be alive.
-            others = (n for n in sizes if is_dataset_file(n) and not n.startswith(LOCK))
+            others = self._own_names(sizes)
             self._store.remove_all([name for name in others if name not in whole_files | {WORK}])
         if count:
             self._recorded_shards = set(range(count))
             settings = json.loads(self._store.read(WORK))
+            self._restore_naming(settings)
             bodies = self._bodies(sizes, count)
             self.saved = SavedWrite(settings, bodies, count, publication)
 
-    def _load_published(self, publication: dict[str, Any] | None) -> None:
-        """Set `saved` if the index is that of the interrupted write."""
+    def _naming(self) -> dict[str, str]:
+        """Return the unique parts of file names, which the file of the settings records."""
+        return {}
+
+    def _restore_naming(self, settings: dict[str, Any]) -> None:
+        """Take the unique parts of file names from the recorded settings."""
+        settings.pop("write_id", None)  # of a write with another mode, which is refused later
+
+    def _own_names(self, names: Iterable[str]) -> Iterator[str]:
+        """Yield those names that are of this write's files, without its locks."""
+        return (n for n in names if is_dataset_file(n) and not n.startswith(LOCK))
+
+    def _load_published(self, sizes: dict[str, int], publication: dict[str, Any] | None) -> bool:
+        """Set `saved` if the interrupted write has published its index; otherwise return False."""
+        if INDEX not in sizes:
+            return False
         index = self._store.read(INDEX)
         if publication is None or publication["index"] != digest("xxh3_128", index):
             raise self._occupied_error(INDEX)
+        self._set_published(publication, index)
+        return True
+
+    def _set_published(self, publication: dict[str, Any], index: bytes) -> None:
+        """Set `saved` to a write that has published an index."""
         self._lock_number = 0  # so that `_release` removes all lock files
         count = publication["shards"]
         self._recorded_shards = set(range(count))
@@ -263,11 +296,12 @@ def _record_name(number: int) -> str:
     return f"{WORK}.{number:05}"
 
 
-def _lock_name(number: int) -> str:
+def lock_name(number: int) -> str:
+    """Return the name of the lock file with a number."""
     return f"{LOCK}.{number}" if number else LOCK
 
 
-def _lock_numbers(names: Iterable[str]) -> list[int]:
+def lock_numbers(names: Iterable[str]) -> list[int]:
     """Return the numbers of the lock files among some names, in order."""
     matches = (re.fullmatch(re.escape(LOCK) + r"(?:\.(\d+))?", name) for name in names)
     return sorted(int(match[1] or 0) for match in matches if match)

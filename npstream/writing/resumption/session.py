@@ -20,14 +20,18 @@ from npstream.writing.resumption.records import (
     Checkpoint,
     ShardRecord,
     decode_record,
+    difference_error,
     encode_record,
     settings_differences,
 )
 from npstream.writing.resumption.remote import ResumableUrl
+from npstream.writing.resumption.revisions import ResumableLocalRevision, ResumableRemoteRevision
 
 if TYPE_CHECKING:
     from npstream.formats.scan import ScanResult
     from npstream.storage.local import Store
+    from npstream.writing.formats import FormatSettings
+    from npstream.writing.inputs.fill import Fill
     from npstream.writing.report import RejectedSample, Rejects
     from npstream.writing.shard import ShardFormat
     from npstream.writing.workers import WorkerResult
@@ -89,24 +93,35 @@ class ResumeSession:
     Parameters
     ----------
     store : LocalStore or RemoteStore
-    settings : dict
-        The settings of the write that are not part of the layout.
     source : ResumableInput
         The input of the write.
+    mode : {"x", "w", "a"}
+    exclusive : bool
+        Whether the caller guarantees that no other process writes there.
 
     Attributes
     ----------
     destination : ResumableDirectory or ResumableUrl
-        The destination of the write.
+        The destination of the write. With the modes "w" and "a" it is a Revision, too.
     last : Checkpoint or None
         Where the interrupted write was at the end of its last whole shard.
     """
 
-    def __init__(self, store: Store, settings: Mapping[str, Any], source: ResumableInput) -> None:
-        self.destination: ResumableDestination = (
-            ResumableDirectory(store) if isinstance(store, LocalStore) else ResumableUrl(store)
-        )
-        self._settings = {**settings, **source.description}
+    def __init__(self, store: Store, source: ResumableInput, mode: str, exclusive: bool) -> None:
+        self.destination: ResumableDestination
+        if isinstance(store, LocalStore):
+            self.destination = (
+                ResumableDirectory(store)
+                if mode == "x"
+                else ResumableLocalRevision(store, mode, exclusive)
+            )
+        else:
+            self.destination = (
+                ResumableUrl(store)
+                if mode == "x"
+                else ResumableRemoteRevision(store, mode, exclusive)
+            )
+        self._settings = {**({} if mode == "x" else {"mode": mode}), **source.description}
         self._parts = source.parts
         self._tracker = InputTracker(0, 0, (0, 0))
         self._has_row_hash = False
@@ -145,6 +160,30 @@ class ResumeSession:
     # The interrupted write
 
     @property
+    def saved_settings(self) -> dict[str, Any]:
+        """The settings of the interrupted write; empty if there is none."""
+        saved = self.destination.saved
+        return {} if saved is None else saved.settings
+
+    def set_settings(
+        self,
+        format_settings: FormatSettings,
+        shard_samples: int | None,
+        sidecar: bool,
+        fill: Mapping[str, Fill],
+        rejects: Rejects | None,
+    ) -> None:
+        """Set the settings of this write that are not part of the layout."""
+        settings = {
+            **format_settings.describe(),
+            "shard_samples": shard_samples,
+            "sidecar": sidecar,
+            "fill": sorted((name, repr(each.value)) for name, each in fill.items()),
+            "on_error": "raise" if rejects is None else "skip",
+        }
+        self._settings = {**settings, **self._settings}
+
+    @property
     def saved_columns(self) -> dict[str, str] | None:
         """The encodings of the interrupted write, if there is one."""
         saved = self.destination.saved
@@ -168,11 +207,8 @@ class ResumeSession:
         if saved is not None:
             differences = settings_differences(_flatten(saved.settings), _flatten(settings))
             if differences:
-                raise ValueError(
-                    f"{self.destination.path}: the write that was interrupted here differs from "
-                    f"this one: {'; '.join(differences)}. Pass the same arguments and data, or "
-                    "remove the files of the interrupted write"
-                )
+                path, files = self.destination.path, self.destination.remaining_files
+                raise difference_error(path, differences, files)
 
     def records(self) -> Iterator[ShardRecord]:
         """Yield the records of the whole shards, and set `last`."""
@@ -216,7 +252,7 @@ class ResumeSession:
             raise ValueError(
                 f"sample {self.last.number} of data differs from the one that the interrupted "
                 f"write stored: resume=True needs the same data{_and_map(self._settings)} in the "
-                "same order; write the same data, or remove the files of the interrupted write"
+                f"same order; write the same data, or remove {self.destination.remaining_files}"
             )
 
     def set_encoder(self, layout: ShardFormat, encode: Callable[[Any, int], bytes]) -> None:
@@ -250,7 +286,7 @@ class ResumeSession:
         return ValueError(
             f"data ends before sample {self.last.number}, which the interrupted write stored: "
             f"resume=True needs the same data{_and_map(self._settings)}; write the same data, or "
-            "remove the files of the interrupted write"
+            f"remove {self.destination.remaining_files}"
         )
 
     # Progress
@@ -295,6 +331,11 @@ class ResumeSession:
         """Record that the input ended before sample `number`."""
         self.destination.totals = {"input": number, "rejected": rejected}
 
+    def finish_shards(self, entries: list[dict[str, Any]]) -> None:
+        """Record the index entries of all shards, before a Revision is published."""
+        text = json.dumps(entries, sort_keys=True).encode()
+        self.destination.totals["entries"] = digest("xxh3_128", text)
+
 
 def _and_map(settings: Mapping[str, Any]) -> str:
     return ", and a map= that returns the same," if settings.get("map=") else ""
@@ -303,5 +344,6 @@ def _and_map(settings: Mapping[str, Any]) -> str:
 def _flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings with one entry for each column."""
     others = {name: value for name, value in settings.items() if name != "columns"}
+    others.setdefault("mode", "x")
     columns = {f"column {name!r}": encoding for name, encoding in settings["columns"]}
     return {**columns, "order of columns": [name for name, _ in settings["columns"]], **others}

@@ -35,7 +35,14 @@ if TYPE_CHECKING:
     from npstream.storage.uploads import Tag
     from npstream.writing.shard import ShardFormat
 
-__all__ = ["Base", "check_columns", "former_files", "new_document"]
+__all__ = [
+    "Base",
+    "arguments_for_append",
+    "check_columns",
+    "files_in_use",
+    "former_files",
+    "new_document",
+]
 
 _COLUMN_FILES = "index.columns/"
 
@@ -226,6 +233,31 @@ class Base:
         return names
 
 
+def arguments_for_append(
+    arguments: Mapping[str, Any], base: Base | None, saved: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the arguments of an append that describe its format.
+
+    Parameters
+    ----------
+    arguments : mapping
+        The arguments of `write`.
+    base : Base or None
+        The dataset, whose last shard has the defaults.
+    saved : mapping
+        The settings of an interrupted append. If there are any, they are the defaults instead.
+    """
+    result = dict(arguments)
+    if saved:
+        inherited = ["format", "compression", "hashes"]
+        inherited += ["newline"] * (saved["format"] != "mds")
+        inherited += ["separator"] * (saved["format"] == "xsv")
+        result |= {name: result[name] or saved[name] for name in inherited}
+    elif base is not None:
+        result = base.settings_for(result)
+    return {**result, "format": result["format"] or "mds"}
+
+
 def new_document(
     layout: ShardFormat, entries: list[dict[str, Any]], sidecar: str = ""
 ) -> dict[str, Any]:
@@ -298,6 +330,23 @@ def _describe(schema: Schema) -> str:
     return ", ".join([_FORMATS[schema.format], *parts])
 
 
+def files_in_use(store: Store) -> set[str]:
+    """Return the files that the index of a dataset, or a kept index, names.
+
+    Raises
+    ------
+    FormatError, StorageError
+        If an index or side-car cannot be read.
+    """
+    versions = [name for name in store.entries() if version_of_name(name) is not None]
+    in_use: set[str] = set()
+    for name in (INDEX, *versions):
+        version = Base.read(store, name)
+        if version is not None:
+            in_use |= version.files()
+    return in_use
+
+
 def former_files(store: Store, base: Base) -> list[str]:
     """Return the files of a replaced dataset that no published version of the dataset names.
 
@@ -314,12 +363,7 @@ def former_files(store: Store, base: Base) -> list[str]:
     FormatError, StorageError
         If an index or side-car cannot be read.
     """
-    versions = [name for name in store.entries() if version_of_name(name) is not None]
-    in_use: set[str] = set()
-    for name in (INDEX, *versions):
-        version = Base.read(store, name)
-        if version is not None:
-            in_use |= version.files()
+    in_use = files_in_use(store)
     return sorted(
         name for name in base.files() - in_use if "/" not in name or name.startswith(_COLUMN_FILES)
     )

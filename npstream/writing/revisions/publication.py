@@ -106,6 +106,7 @@ class Revision(Destination):
         self.mode = mode
         self.base: Base | None = None
         self._is_exclusive_writer = exclusive
+        self._needs_condition = mode == "a"
         self._has_conditional_replace = True
         self._may_be_published = False
         self._kept_base: Base | None = None  # the former dataset whose index this write has kept
@@ -121,7 +122,8 @@ class Revision(Destination):
         """
         self.base = Base.read(self._store)
         self._has_conditional_replace = self._can_replace()
-        if not self._has_conditional_replace and self.mode == "a" and not self._is_exclusive_writer:
+        is_safe = self._has_conditional_replace or self._is_exclusive_writer
+        if self._needs_condition and not is_safe:
             raise StorageError(
                 errno.EOPNOTSUPP,
                 "this store cannot replace a file on the condition that it is unchanged, so of two "
@@ -141,7 +143,7 @@ class Revision(Destination):
         for attempt in itertools.count():
             shard_files = set(self._created)
             try:
-                index, files = revise(self.base, f"{self.write_id}{attempt}.")
+                index, files = revise(self.base, self._unique_part(attempt))
                 self._store_files(files)
             except (StorageError, FormatError, IntegrityError):
                 # Another write may have replaced the dataset and removed its side-car.
@@ -154,6 +156,8 @@ class Revision(Destination):
                     break
             self._remove_files([name for name in self._created if name not in shard_files])
             self._rebase(attempt)
+            if self._has_been_published():
+                break
         self._created.clear()
         self._folders.clear()
         self._wait_for_jobs()
@@ -166,6 +170,14 @@ class Revision(Destination):
 
         A local directory without an index needs no such replacement, so the result is then True.
         """
+
+    def _unique_part(self, attempt: int) -> str:
+        """Return the part of file names that is unique to an attempt to publish."""
+        return f"{self.write_id}{attempt}."
+
+    def _has_been_published(self) -> bool:
+        """Return True if another process that continued this write has published it."""
+        return False
 
     def _has_changed(self) -> bool:
         """Return True if the store has another index than that which this write has read."""
@@ -192,8 +204,12 @@ class Revision(Destination):
         with suppress(FileNotFoundError):
             if self._store.read(name) == base.tag.content:
                 return
-        self._store.put(name, base.tag.content)
+        self._put(name, base.tag.content)
         self._kept_base = base
+
+    def _put(self, name: str, content: bytes) -> None:
+        """Store a file, also in place of another one."""
+        self._store.put(name, content)
 
     def _rebase(self, attempt: int) -> None:
         """Read the index that another write has published."""
@@ -218,14 +234,19 @@ class Revision(Destination):
 
         These are all files of this write if an index names one of them, and otherwise none.
         """
-        if not self._may_be_published:
-            return ()
+        if self._may_be_published and self._find_published() is not None:
+            return frozenset(self._created)
+        return ()
+
+    def _find_published(self) -> bytes | None:
+        """Return an index, or a kept one, that names files of this write; None if none does."""
         versions = [n for n in self._store.entries() if version_of_name(n) is not None]
         for name in (INDEX, *versions):
             with suppress(FileNotFoundError):
-                if self._is_from_this_write(self._store.read(name)):
-                    return frozenset(self._created)
-        return ()
+                text = self._store.read(name)
+                if self._is_from_this_write(text):
+                    return text
+        return None
 
     def _is_from_this_write(self, text: bytes) -> bool:
         """Return True if an index names files of this write."""
@@ -251,6 +272,9 @@ class LocalRevision(Revision, LocalDestination):
     def _store_files(self, files: Iterable[tuple[str, Iterable[Body]]]) -> None:
         self._put_all(files)
 
+    def _put(self, name: str, content: bytes) -> None:
+        self._store.put(name, content, self._token)
+
     def _try_publish(self, index: bytes) -> bool:
         self._sync()
         self._may_be_published = True
@@ -258,11 +282,11 @@ class LocalRevision(Revision, LocalDestination):
             if self.base is None:
                 self.put(INDEX, [index])
             elif self._has_conditional_replace:
-                self._store.replace(INDEX, index, self.base.tag)
+                self._store.replace(INDEX, index, self.base.tag, self._token)
             else:
                 if self._store.read(INDEX) != self.base.tag.content:
                     return False
-                self._store.put(INDEX, index)
+                self._put(INDEX, index)
         except (FileExistsError, FileNotFoundError):
             return False
         self._sync()
@@ -282,7 +306,7 @@ class RemoteRevision(Revision, RemoteDestination):
         if not self._store.can_replace(INDEX):
             return False
         is_trusted = self._store.checks_conditions or self._is_exclusive_writer
-        return is_trusted or self.mode == "w" or probe_conditions(self._store)
+        return is_trusted or not self._needs_condition or probe_conditions(self._store)
 
     def _store_files(self, files: Iterable[tuple[str, Iterable[Body]]]) -> None:
         try:
