@@ -19,6 +19,7 @@ from npstream.conversion.transform import Condition, PartTransform
 from npstream.errors import ColumnError
 from npstream.explore.expression import Expression
 from npstream.formats.encodings.encodings import column_type, encoding_of_type
+from npstream.writing.inputs.fill import KEEP_MISSING
 from npstream.writing.tables import parse_column
 from npstream.writing.text import parse_text_type
 
@@ -47,7 +48,7 @@ class Choice:
     maps_parts : bool
         Whether `map` is called when a part is opened, and not by `write`.
     row_fill : mapping of str to Fill
-        Replaces missing values in rows of tables that become samples.
+        Replaces missing values in rows of tables that become samples. `map` gets None for them.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class Choice:
         self.map = map
         self.as_samples = map is not None
         self.maps_parts = False
-        self.row_fill: Mapping[str, Fill] = {}
+        self.row_fill: Mapping[str, Fill] = {} if map is None else KEEP_MISSING
         self.where = where
         self.fill = dict(fill or {})
         self.rename = dict(rename or {})

@@ -225,7 +225,8 @@ def convert(
         Which samples to write: an expression such as ``"lang == 'en' and len(text) > 100"``, or a
         function from a sample to True or False. It is evaluated before `map`.
     map : callable, optional
-        A function from a sample to a sample, to None, or to an iterable of samples.
+        A function from a sample to a sample, to None, or to an iterable of samples. Nulls are
+        None.
     fill : mapping of str to object, optional
         The values of missing columns and of missing values, such as nulls and None.
     tokenizer : tokenizers.Tokenizer or callable, optional
@@ -392,7 +393,8 @@ def _convert_tokens(
     """
     choice.as_samples = True
     choice.maps_parts = choice.map is not None and tokens.block is not None
-    choice.row_fill = check_fill(choice.fill if choice.map is None else None)
+    if choice.map is None:
+        choice.row_fill = check_fill(choice.fill)
     if dry_run:
         plan = _plan(open_source(), choice)
         return replace(plan, columns=tokens.planned_columns(plan.columns, columns, choice.map))

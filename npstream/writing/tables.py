@@ -226,7 +226,9 @@ class ListColumn:
         first = self._values[0]
         if self._fill:
             text = column_type("str")  # an encoding that cannot store NaN, so NaN counts as missing
-            first = next((v for v in self._values if not is_absent(v, text)), self._fill.value)
+            first = next((v for v in self._values if not is_absent(v, text)), None)
+            if first is None:
+                return self._fill.encoding()
         elif is_missing(first):
             first = next((v for v in self._values if not is_missing(v)), first)
         return infer(first)
@@ -359,7 +361,7 @@ class MaskedColumn:
     def encoding(self) -> Encoding:
         """Return the column's encoding, or that of the fill value if all rows are missing."""
         if self._fill and self._missing.all() and self.length:
-            return infer(self._fill.value)
+            return self._fill.encoding()
         return self._column.encoding()
 
     def check(self) -> None:
@@ -395,7 +397,7 @@ class ConstantColumn:
 
     def encoding(self) -> Encoding:
         """Return the encoding that suits the value."""
-        return infer(self._fill.value)
+        return self._fill.encoding()
 
     def blocks(self, bounds: Bounds, target: Encoding) -> Iterator[ColumnBlock]:
         """Yield blocks of the encoded value."""

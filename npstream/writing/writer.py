@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from npstream._core.progress import show_progress
 from npstream.errors import short_repr, short_traceback, shorten
 from npstream.writing.engine import WriterEngine
-from npstream.writing.inputs.fill import check_fill
+from npstream.writing.inputs.fill import KEEP_MISSING, check_fill
 from npstream.writing.inputs.parts import PartedInput, open_input
 from npstream.writing.report import WriteReport
 from npstream.writing.resumption.session import ResumableInput
@@ -92,7 +92,7 @@ def write(
     map : callable, optional
         A function that is called with each sample or row of a table. It returns a sample, an
         iterable of samples, or None to leave the sample out. With `map`, the samples of `data`
-        need not be mappings.
+        need not be mappings. Nulls of tables are None.
     workers : int, default: 0
         Number of processes that run `map` and encode samples; 0 for this process. The order of
         the samples is kept. Samples are pickled to send them to a process. The start methods
@@ -204,7 +204,7 @@ def write(
         selection = check_column_list(columns)
         names = columns if map is None else None
         read = partial(
-            open_input, data, names, check_fill(fill) if map is None else {},
+            open_input, data, names, check_fill(fill) if map is None else KEEP_MISSING,
             check=on_error == "raise", as_items=map is not None, may_be_empty=mode == "a",
         )  # fmt: skip
         # A forked process cannot use the threads and storage clients of its parent. So the workers

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from rewriting import write_and_open
 
@@ -185,3 +186,68 @@ def test_rows_with_missing_values_are_left_out(name, tmp_path):
         lines = [json.loads(line) for line in lines]
         assert [line["sample"] for line in lines] == [1, 3]
         assert all("column 'x'" in line["reason"] for line in lines)
+
+
+def mapped(tmp_path, data, **arguments):
+    """Return the samples that `map` gets."""
+    samples = []
+
+    def record(sample):
+        samples.append(sample)
+        return {"n": len(samples)}
+
+    report = npstream.write(tmp_path / "mapped", data, map=record, mode="w", **arguments)
+    assert report.samples == len(samples)
+    return samples
+
+
+@pytest.mark.parametrize("name", ARROW)
+def test_map_gets_none_for_nulls_of_arrow(name, tmp_path):
+    kind, values, _ = ARROW[name]
+    array = pa.array(values, kind.value_type if name == "categories" else kind)
+    if name == "categories":
+        array = array.dictionary_encode()
+    table = pa.table({"n": [1, 2, 3], "x": array})
+    present = mapped(
+        tmp_path, pa.table({"n": [1, 3], "x": pa.concat_arrays([array[:1], array[2:]])})
+    )
+    for data in (table, table.to_reader(max_chunksize=1)):
+        first, second, third = mapped(tmp_path, data)
+        assert second == {"n": 2, "x": None}
+        for sample, expected in ((first, present[0]), (third, present[1])):
+            assert sample["n"] == expected["n"]
+            assert type(sample["x"]) is type(expected["x"])
+            np.testing.assert_equal(sample["x"], expected["x"])
+
+
+@pytest.mark.parametrize("name", PANDAS)
+def test_map_gets_none_for_missing_values_of_pandas(name, tmp_path):
+    values, _ = PANDAS[name]
+    samples = mapped(tmp_path, pd.DataFrame({"n": [1, 2, 3], "x": values}))
+    assert [sample["n"] for sample in samples] == [1, 2, 3]
+    assert samples[1]["x"] is None or np.isnan(samples[1]["x"])  # a float in a column of objects
+    if name not in ("category of nothing", "all missing"):
+        assert samples[0]["x"] == values[0]
+
+
+def test_map_gets_none_where_a_column_has_only_nulls(tmp_path):
+    for values in (pa.nulls(2), pa.nulls(2, pa.string()), pa.nulls(2, pa.int8())):
+        assert mapped(tmp_path, pa.table({"x": values})) == [{"x": None}] * 2
+    assert mapped(tmp_path, {"x": [None, None], "y": ["a", None]}) == [
+        {"x": None, "y": "a"},
+        {"x": None, "y": None},
+    ]
+
+
+def test_map_of_convert_gets_none_for_nulls(tmp_path):
+    table = pa.table({"x": [1, None, 3], "text": [None, "b", "c"]})
+    pa.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=2)
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    for name in ("a.parquet", "a.jsonl"):
+        npstream.convert(
+            tmp_path / name, tmp_path / "out", mode="w",
+            map=lambda sample: {"x": sample["x"] or -1, "text": sample["text"] or ""},
+        )  # fmt: skip
+        ds = npstream.open(tmp_path / "out")
+        assert ds["x"].load().tolist() == [1, -1, 3]
+        assert list(ds["text"]) == ["", "b", "c"]

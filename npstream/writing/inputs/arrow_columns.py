@@ -19,7 +19,7 @@ from npstream._core.dtypes import convert_exactly
 from npstream._core.memory import address_of
 from npstream._core.optional import import_optional
 from npstream._core.typing import AnyArray, Bools, Int64
-from npstream.formats.encodings.encodings import Encoding, column_type, infer, parse, type_of_array
+from npstream.formats.encodings.encodings import Encoding, column_type, parse, type_of_array
 from npstream.writing.inputs.fill import NO_FILL, Fill
 from npstream.writing.shard import Bodies, ColumnBlock, bodies_of_rows
 from npstream.writing.tables import Bounds, RowError, convert_rows, missing_advice, nan_mask
@@ -58,7 +58,7 @@ class ArrowColumn:
         if self._fill and import_optional("pyarrow.types", "pyarrow", "arrow").is_null(
             self._arrow_type
         ):
-            return infer(self._fill.value)
+            return self._fill.encoding()
         return arrow_encoding(self._arrow_type)
 
     def check(self) -> None:

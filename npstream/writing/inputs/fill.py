@@ -8,7 +8,7 @@ Tested in tests/writing/test_fill.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +17,21 @@ import numpy as np
 from npstream._core.array_like import is_missing
 from npstream._core.memory import address_of
 from npstream._core.typing import AnyArray, Bools
+from npstream.formats.encodings.encodings import infer, parse
 from npstream.writing.shard import Bodies, ColumnBlock
 
 if TYPE_CHECKING:
     from npstream.formats.encodings.encodings import Encoding
 
-__all__ = ["NO_FILL", "Fill", "check_fill", "fill_sample", "is_absent", "keeps_nan"]
+__all__ = [
+    "KEEP_MISSING",
+    "NO_FILL",
+    "Fill",
+    "check_fill",
+    "fill_sample",
+    "is_absent",
+    "keeps_nan",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +43,10 @@ class Fill:
 
     def __bool__(self) -> bool:
         return self.is_given
+
+    def encoding(self) -> Encoding:
+        """Return the encoding of a column that has no other values."""
+        return infer(self.value)
 
     def values(self, values: Any, target: Encoding) -> list[Any]:
         """Return Python values with missing values replaced."""
@@ -86,6 +99,54 @@ class Fill:
 
 NO_FILL = Fill(is_given=False)
 """A column without a fill value: missing values raise."""
+
+
+class _NoneFill(Fill):
+    """Makes missing values None, in rows that are not encoded but become samples."""
+
+    __slots__ = ()
+
+    def encoding(self) -> Encoding:
+        """Return the encoding that can hold None."""
+        return parse("json")
+
+    def values(self, values: Any, target: Encoding) -> list[Any]:
+        """Return the values: the missing ones are None already, or as the user gave them."""
+        return list(values)
+
+    def block(self, block: ColumnBlock, missing: Bools, target: Encoding) -> ColumnBlock:
+        """Return rows, with None for those in the mask `missing`."""
+        if not missing.any():
+            return block
+        is_encoded = isinstance(block, Bodies)
+        values = block.to_list() if isinstance(block, Bodies) else block
+        return [
+            None if is_null else target.decode(value) if is_encoded else value
+            for value, is_null in zip(values, missing.tolist(), strict=True)
+        ]
+
+
+class _KeepMissing(Mapping[str, Fill]):
+    """The fill values of any table whose rows become samples: each column has a `_NoneFill`.
+
+    It has no names, so it adds no column to a table. It is true, unlike an empty mapping.
+    """
+
+    def __getitem__(self, name: str) -> Fill:
+        return _NoneFill()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+    def __bool__(self) -> bool:
+        return True
+
+
+KEEP_MISSING = _KeepMissing()
+"""For tables whose rows `map` takes: missing values become None."""
 
 
 def check_fill(fill: Mapping[str, Any] | None) -> dict[str, Fill]:

@@ -305,7 +305,7 @@ def _open(
 ) -> TableStream | Iterator[Any] | None:
     """Return the content of a part after `offset` samples; None if there is nothing."""
     content: Any = table_of(data, names, fill, check=check)
-    if content is not None and fill and hasattr(type(data), "_writer_input"):
+    if content is not None and fill and not as_items and hasattr(type(data), "_writer_input"):
         content = table_rows(content)  # these columns do not apply `fill`
     elif content is None and as_items:
         content = iterate(data)
