@@ -1,4 +1,4 @@
-"""Validation of arguments that are numbers: integers, counts of samples, sizes in bytes."""
+"""Validation of arguments that are numbers: integers, counts of samples, sizes, durations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from npstream.errors import short_repr
 
-__all__ = ["integer", "parse_count", "parse_size", "size_text"]
+__all__ = ["integer", "parse_count", "parse_seconds", "parse_size", "size_text"]
 
 _POWERS = {"k": 1, "m": 2, "b": 3, "t": 4}
 """Units of counts of samples, as powers of 1000."""
@@ -25,6 +25,9 @@ _MAX_DIGITS = 40
 
 _UNITS = {letter: 1024**power for power, letter in enumerate([None, *"kmgtpezy"])}
 _SIZE = re.compile(r"(\d{1,30})|(\d{1,30}\.?\d*|\.\d+)\s*(?:([kmgtpezy])i?)?b", re.ASCII)
+
+_DURATION = re.compile(r"(\d{1,15}\.?\d{0,15}|\.\d{1,15})\s*(s|min|h|d)?", re.ASCII)
+_SECONDS = {None: 1, "s": 1, "min": 60, "h": 3600, "d": 86_400}
 
 
 @overload
@@ -89,6 +92,43 @@ def _parse(text: str, where: str) -> int:
     if digits is not None:
         return int(digits)
     return int(float(number) * _UNITS[letter])
+
+
+def parse_seconds(name: str, duration: Any) -> float:
+    """Return the parameter `name`, a duration, in seconds.
+
+    Parameters
+    ----------
+    name : str
+        The name of the parameter, for messages.
+    duration : float or str
+        A number of seconds, or text: a number and a unit (s, min, h or d), or a number alone.
+
+    Raises
+    ------
+    ValueError
+        If the text is not a duration, or the duration is negative or not finite.
+    TypeError
+        If the duration is neither a number nor text.
+
+    Examples
+    --------
+    >>> parse_seconds("outage", "10min"), parse_seconds("outage", "1.5 h"), parse_seconds("", 7)
+    (600.0, 5400.0, 7.0)
+    """
+    where = f"{name}={short_repr(duration)}: "
+    if isinstance(duration, str):
+        match = _DURATION.fullmatch(duration.strip().lower())
+        if match is None:
+            raise ValueError(
+                f"{where}expected a number of seconds, or a number and a unit (s, min, h or d)"
+            )
+        return float(match[1]) * _SECONDS[match[2]]
+    if not is_number(duration):
+        raise TypeError(f"{where}expected a number of seconds, or text such as '10min'")
+    if not 0 <= duration < math.inf:
+        raise ValueError(f"{where}expected a finite number of seconds, 0 or more")
+    return float(duration)
 
 
 def size_text(nbytes: int) -> str:

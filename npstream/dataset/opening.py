@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from npstream._core.arguments import name_list, parse_size, quantity
+from npstream._core.arguments import name_list, parse_seconds, parse_size, quantity
 from npstream._core.log import log
 from npstream.dataset.dataset import Dataset
 from npstream.errors import StorageError, short_repr, short_traceback
@@ -42,6 +42,7 @@ def open_dataset(
     timeout: float = 60.0,
     retries: int = 4,
     hedge: bool = True,
+    outage: float | str = 0,
     implicit_read_limit: int | str | None = "1GiB",
 ) -> Dataset:
     """Open a dataset. This reads only the dataset's index.
@@ -84,6 +85,9 @@ def open_dataset(
     hedge : bool, default: True
         Whether a range request that takes more than 3 times the recent median is sent a second
         time. The first answer is used. This adds at most 3 % of the requests.
+    outage : float or str, default: 0
+        How long reads wait for a store that does not answer any more, after `timeout` and
+        `retries`: a number of seconds, or text such as "10min", "90s" or "1h".
     implicit_read_limit : int, str or None, default: "1GiB"
         Maximum bytes that an implicit read, such as a comparison, fetches. A read that would fetch
         more raises `CostError`. None sets no limit.
@@ -131,7 +135,12 @@ def open_dataset(
         if cache is not None:
             cache = local_path(cache, "cache")
         root = url if split is None else join_url(url, split)
-        limits: Any = {"timeout": timeout, "retries": retries, "hedge": hedge}
+        limits: Any = {
+            "timeout": timeout,
+            "retries": retries,
+            "hedge": hedge,
+            "outage": parse_seconds("outage", outage),
+        }
         store = open_store(root, storage_options, **limits, argument="url")
         sidecar_store = None
         if index is not None:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 
 from npstream._core.arguments import integer, is_number
 from npstream.errors import short_repr
+from npstream.storage.traffic.outage import Outage
 
 __all__ = ["Deadlines", "inherit_deadline", "require_limits", "shared_deadline"]
 
@@ -80,6 +81,8 @@ class Deadlines:
     ----------
     service : hashable, optional
         Identifies the server. Stores on the same server share `has_answered`.
+    outage : Outage, optional
+        Makes waits longer while the store does not answer. By default, they do not become longer.
 
     Attributes
     ----------
@@ -102,7 +105,8 @@ class Deadlines:
     True
     """
 
-    def __init__(self, service: Hashable = None) -> None:
+    def __init__(self, service: Hashable = None, outage: Outage | None = None) -> None:
+        self.outage = outage or Outage(0.0, "")
         self.last_arrival = self._last_warning = -math.inf
         self._service = object() if service is None else service
 
@@ -142,8 +146,13 @@ class Deadlines:
         return time.monotonic() - max(waited, default=0.0)
 
     def deadline(self, start: float, timeout: float) -> float:
-        """Return the deadline of a wait since `start`. Each answer of the store moves it."""
-        return max(start, self.last_arrival) + timeout
+        """Return the deadline of a wait since `start`. Answers and outages of the store move it."""
+        return self.outage.extend(max(start, self.last_arrival) + timeout)
+
+    def record_answer(self, now: float) -> None:
+        """Record that the store has answered a request; an error such as 404 is an answer, too."""
+        self.last_arrival = now
+        self.outage.end(now)
 
 
 def require_limits(timeout: float, retries: int) -> None:

@@ -70,6 +70,7 @@ def open_store(
     timeout: float = 60.0,
     retries: int = 4,
     hedge: bool = True,
+    outage: float = 0.0,
     argument: str = "path",
 ) -> Store:
     """Return the store of a path or URL, without reading anything.
@@ -86,6 +87,8 @@ def open_store(
         How often such a request is retried.
     hedge : bool
         Whether slow range requests to a remote store are sent a second time.
+    outage : float
+        Seconds that requests wait for a remote store that does not answer.
     argument : str
         The argument's name, for messages.
 
@@ -129,7 +132,7 @@ def open_store(
             f"{redact_url(text)!r}: unknown scheme {scheme!r}; {hint}expected a local path, or a "
             f"URL of one of {', '.join(_SCHEMES)}, or of another scheme of fsspec"
         )
-    return RemoteStore(text, storage_options, timeout, retries, hedge)
+    return RemoteStore(text, storage_options, timeout, retries, hedge, outage)
 
 
 class LocalStore:

@@ -25,6 +25,7 @@ from npstream.storage.connection import StoreConnection
 from npstream.storage.deadlines import Deadlines, require_limits
 from npstream.storage.drivers import SCHEMES
 from npstream.storage.requests import Cancellation, Request, run_requests, run_with_retries
+from npstream.storage.traffic.outage import Outage
 from npstream.storage.traffic.record import Traffic
 from npstream.storage.uploads import Tag, make_folders, remove_folder
 from npstream.storage.urls import is_http, join_url, require_picklable
@@ -61,6 +62,8 @@ class RemoteStore:
         How often a request is retried after a transient failure.
     hedge : bool
         Whether slow range requests are sent a second time.
+    outage : float
+        Seconds that requests wait for a store that does not answer, in addition to `timeout`.
 
     Attributes
     ----------
@@ -93,6 +96,7 @@ class RemoteStore:
         timeout: float = 60.0,
         retries: int = 4,
         hedge: bool = True,
+        outage: float = 0.0,
     ) -> None:
         require_limits(timeout, retries)
         if is_http(url) and "#" in url:
@@ -108,7 +112,8 @@ class RemoteStore:
         self._cancellation = Cancellation(self.root)
         scheme, _, address = url.partition("://")
         service = location_hash(f"{scheme}://{address.partition('/')[0]}", self._options)
-        self.deadlines = Deadlines(service)
+        self.outage = outage
+        self.deadlines = Deadlines(service, Outage(outage, self.root))
         self.traffic = Traffic(hedge)
         self._connections: dict[int, StoreConnection] = {}  # by process id
         self._parent: tuple[RemoteStore, str] | None = None  # and the name below it
@@ -124,19 +129,25 @@ class RemoteStore:
     def __setstate__(self, state: tuple[bool, tuple[RemoteStore, str] | None]) -> None:
         self.deadlines.has_answered, self._parent = state
         if self._parent is not None:
-            self.traffic = self._parent[0].traffic
+            self._share(self._parent[0])
 
     @property
-    def _limits(self) -> tuple[float, int, bool]:
+    def _limits(self) -> tuple[float, int, bool, float]:
         """The arguments of a store that has the same limits."""
-        return self.timeout, self.retries, self.hedge
+        return self.timeout, self.retries, self.hedge, self.outage
 
     def folder(self, name: str) -> RemoteStore:
         """Return the store of a directory below this URL. It shares this store's connection."""
         url = join_url(self._url, name)
         store = RemoteStore(url, self._options, *self._limits)
-        store._parent, store.traffic = (self, name), self.traffic
+        store._parent = self, name
+        store._share(self)
         return store
+
+    def _share(self, parent: RemoteStore) -> None:
+        """Share the counts, and the state of an outage, with the store of a parent directory."""
+        self.traffic = parent.traffic
+        self.deadlines.outage = parent.deadlines.outage
 
     @property
     def max_uploads(self) -> int:

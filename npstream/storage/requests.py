@@ -22,6 +22,7 @@ from npstream.errors import StorageError
 from npstream.storage.failures import Cause, diagnose
 from npstream.storage.responses import NO_RANGES
 from npstream.storage.traffic.hedging import Hedging, first_answer
+from npstream.storage.traffic.outage import OUTAGE_PAUSE
 
 if TYPE_CHECKING:
     from npstream.storage.deadlines import Deadlines
@@ -353,10 +354,12 @@ async def run_with_retries(
     if request.expected_nbytes == 0:
         return b""
     timeout *= request.timeout_factor * max(1.0, request.nbytes / DEADLINE_BYTES)
-    if not await _acquire_slot(
+    while not await _acquire_slot(
         connection.slots, lambda: deadlines.deadline(wait_start, _LAST_START * timeout)
     ):
         reason = "nothing arrived, nor did anything for earlier requests"
+        if deadlines.outage.begin(time.monotonic(), reason):
+            continue
         raise _storage_error(request, Cause(errno.ETIMEDOUT, True), 0, wait_start, reason)
     traffic.count_request()
     limits = timeout, retries
@@ -378,21 +381,15 @@ async def _run_attempts(
     """Perform a request that has a slot."""
     loop = asyncio.get_running_loop()
     start = loop.time()
-    deadline = deadlines.deadline(wait_start, timeout)
-    has_stalled = False
-    attempts = failures = unreached = 0
+    state = _RetryState(request.where, deadlines, wait_start, timeout, retries, start)
     while True:
-        attempts += 1
-        remaining = max(deadline - loop.time(), 0.0)
-        # An attempt gets a third of the remaining time, in case its connection stalls. The last
-        # attempt, and each attempt after a stalled one, gets all of the remaining time.
-        limit = remaining if has_stalled or failures >= retries else remaining / 3
-        traffic.count_attempt(request.range_nbytes, is_retry=attempts > 1)
+        limit = state.begin_attempt(loop.time())
+        traffic.count_attempt(request.range_nbytes, is_retry=state.attempts > 1)
         try:
             result, attempt_start = await _attempt(request, connection, traffic, limit)
             reason, cause = _check_length(result, request.expected_nbytes)
             if not reason:
-                now = deadlines.last_arrival = loop.time()
+                deadlines.record_answer(now := loop.time())
                 deadlines.has_answered = True
                 if request.range_nbytes:
                     traffic.count_answer(now - start, now - attempt_start, request.range_nbytes)
@@ -401,29 +398,17 @@ async def _run_attempts(
         except Exception as error:
             cause, source = diagnose(error)
             reason = _failure_text(connection, error, source)
-            has_stalled = has_stalled or isinstance(error, TimeoutError)
+            state.has_stalled = state.has_stalled or isinstance(error, TimeoutError)
         if cause.code == errno.EBUSY and connection.slots.count_busy(loop.time()):
             traffic.concurrency = connection.slots.limit
             log("%s: the server is busy: at most %d concurrent requests from now on",
                 request.where, traffic.concurrency)  # fmt: skip
-        if not cause.transient:  # a permanent failure is an answer as well
-            deadlines.last_arrival = loop.time()
-        if retries and cause.transient and cause.code in _UNREACHED and deadlines.has_answered:
-            unreached += 1
-            delay = min(_BACKOFF * 2 ** min(unreached - 1, 10), _MAX_BACKOFF)
-        else:
-            failures, unreached = failures + 1, 0
-            delay = _BACKOFF * 2 ** (failures - 1)
-        delay *= 0.5 + random.random()
-        if not cause.transient or failures > retries or loop.time() + delay >= deadline:
+        if not cause.transient:
+            deadlines.record_answer(loop.time())
             break
-        if unreached and deadlines.should_warn(loop.time(), timeout):
-            warn(
-                "%s: no server there (%s). It has answered before, so npstream waits for it, for "
-                "up to %.0f s (timeout=)",
-                request.where, reason, deadline - loop.time(),
-            )  # fmt: skip
-        await _pause(delay)
+        if (pause := state.pause(cause, reason, loop.time())) is None:
+            break
+        await _pause(pause)
     if request.is_optional and cause.code == errno.ENOENT:
         return None
     # Raised outside the `except` block: the driver's exception may contain secrets, and must not
@@ -431,7 +416,76 @@ async def _run_attempts(
     hint = _HINTS.get(cause.code, "")
     if cause.code == errno.ECONNABORTED:
         hint += connection.trust
-    raise _storage_error(request, cause, attempts, wait_start, reason + hint)
+    raise _storage_error(request, cause, state.attempts, wait_start, reason + hint)
+
+
+class _RetryState:
+    """The attempts of one request: how long each may take, and the pauses between them.
+
+    Attributes
+    ----------
+    attempts : int
+        The number of attempts so far.
+    has_stalled : bool
+        True if nothing arrived during an attempt.
+    """
+
+    def __init__(
+        self,
+        where: str,
+        deadlines: Deadlines,
+        wait_start: float,
+        timeout: float,
+        retries: int,
+        now: float,
+    ) -> None:
+        self._where, self._deadlines = where, deadlines
+        self._timeout, self._retries = timeout, retries
+        self._deadline = min(deadlines.deadline(wait_start, timeout), now + timeout)
+        self.attempts = self._failures = self._unreached = 0
+        self.has_stalled = False
+
+    def begin_attempt(self, now: float) -> float:
+        """Count an attempt; return the seconds that it may take."""
+        self.attempts += 1
+        remaining = max(self._deadline - now, 0.0)
+        # An attempt gets a third of the remaining time, in case its connection stalls. The last
+        # attempt, and each attempt after a stalled one, gets all of the remaining time.
+        return remaining if self.has_stalled or self._failures >= self._retries else remaining / 3
+
+    def pause(self, cause: Cause, reason: str, now: float) -> float | None:
+        """Return the pause after a transient failure in seconds; None if the request fails."""
+        is_unreached = cause.code in _UNREACHED
+        has_answered = self._deadlines.has_answered
+        if self._retries and is_unreached and has_answered:
+            self._unreached += 1
+            pause: float = min(_BACKOFF * 2 ** min(self._unreached - 1, 10), _MAX_BACKOFF)
+        else:
+            self._failures, self._unreached = self._failures + 1, 0
+            pause = _BACKOFF * 2 ** (self._failures - 1)
+        pause *= 0.5 + random.random()
+        if self._failures <= self._retries and now + pause < self._deadline:
+            if self._unreached:
+                self._warn_unreached(reason, now)
+            return pause
+        # A server that has never been reached is probably a wrong address.
+        may_wait = has_answered or not is_unreached
+        if not (may_wait and self._deadlines.outage.begin(now, reason)):
+            return None
+        self._failures, self._unreached, self.has_stalled = 0, 0, False
+        pause = OUTAGE_PAUSE * (0.5 + random.random())
+        self._deadline = now + pause + self._timeout
+        return pause
+
+    def _warn_unreached(self, reason: str, now: float) -> None:
+        if self._deadlines.outage.seconds:
+            self._deadlines.outage.begin(now, reason)
+        elif self._deadlines.should_warn(now, self._timeout):
+            warn(
+                "%s: no server there (%s). It has answered before, so npstream waits for it, for "
+                "up to %.0f s (timeout=)",
+                self._where, reason, self._deadline - now,
+            )  # fmt: skip
 
 
 async def _attempt(

@@ -11,7 +11,7 @@ import pytest
 from golden_data import units
 
 import npstream
-from npstream._core.arguments import parse_size, quantity, size_text
+from npstream._core.arguments import parse_seconds, parse_size, quantity, size_text
 
 PLURALS = re.compile(
     r" (more |other )?(attempts|axes|batches|bits|bytes|chunks|columns|datasets|elements|encodings"
@@ -113,3 +113,33 @@ def test_messages_use_the_singular_for_one():
         "write quantity(count, noun)"
     )
     assert allowed <= {expression for _, expression in uses}, "remove these entries"
+
+
+@pytest.mark.parametrize(
+    ("duration", "seconds"),
+    [
+        ("10min", 600.0), ("90s", 90.0), ("1h", 3600.0), ("2 d", 172_800.0), (" 1.5 H ", 5400.0),
+        ("30", 30.0), (".5s", 0.5), (0, 0.0), (2.5, 2.5),
+    ],
+)  # fmt: skip
+def test_durations_are_seconds(duration, seconds):
+    assert parse_seconds("outage", duration) == seconds
+    assert type(parse_seconds("outage", duration)) is float
+
+
+@pytest.mark.parametrize("text", ["", "min", "10 minutes", "1h30min", "-1s", "nan", "1e3", "1ms"])
+def test_other_texts_are_no_durations(text):
+    with pytest.raises(ValueError, match=f"outage='{text}': expected a number of seconds"):
+        parse_seconds("outage", text)
+
+
+@pytest.mark.parametrize("number", [-1, -0.5, float("inf"), float("nan")])
+def test_durations_are_finite_and_not_negative(number):
+    with pytest.raises(ValueError, match="expected a finite number of seconds, 0 or more"):
+        parse_seconds("outage", number)
+
+
+@pytest.mark.parametrize("other", [None, True, [1], b"1s"])
+def test_durations_are_numbers_or_text(other):
+    with pytest.raises(TypeError, match="expected a number of seconds"):
+        parse_seconds("outage", other)
