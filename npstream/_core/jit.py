@@ -346,6 +346,11 @@ def load_u32(address: int) -> int:
     return int.from_bytes(ctypes.string_at(int(address), 4), "little")
 
 
+def load_i64(address: int) -> int:
+    """Read an int64 at any alignment."""
+    return ctypes.c_int64.from_address(int(address)).value
+
+
 def prefetch_cache_line(address: int) -> None:
     """Prefetch a byte's cache line, and its page table entry, without waiting."""
 
@@ -522,14 +527,14 @@ def _memory_primitives() -> dict[Callable[..., Any], Any]:
         return nb.int64(array, nb.int64), lower
 
     load, move = nb.int64(nb.int64), nb.void(nb.int64, nb.int64)
+    loads = {load_u8: 8, load_u32: 32, load_i64: 64}
     return {
         copy: _intrinsic(nb.void(nb.int64, nb.int64, nb.int64), emit_copy),
         copy_u8: _intrinsic(move, emit_move(8)),
         copy_u16: _intrinsic(move, emit_move(16)),
         copy_u32: _intrinsic(move, emit_move(32)),
         copy_u64: _intrinsic(move, emit_move(64)),
-        load_u8: _intrinsic(load, emit_load(8)),
-        load_u32: _intrinsic(load, emit_load(32)),
+        **{f: _intrinsic(load, emit_load(bits)) for f, bits in loads.items()},
         load_u8_acquire: _intrinsic(load, emit_acquire),
         load_acquire: acquire_cell,
         prefetch_cache_line: _intrinsic(nb.void(nb.int64), emit_prefetch),

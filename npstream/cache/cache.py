@@ -15,10 +15,11 @@ from npstream._core.arguments import parse_size, quantity
 from npstream._core.memory import ensure_fits
 from npstream._core.typing import Body
 from npstream.cache import directory as cache_dir
-from npstream.cache import eviction
+from npstream.cache import eviction, priority
 from npstream.cache import sparse_file as sparse
 from npstream.cache.eviction import Refusal, Reservation
 from npstream.cache.shard_file import CachedFile, Claim, FileCheck, open_shard_file
+from npstream.errors import StorageError
 from npstream.formats.hashes import digest
 
 __all__ = [
@@ -36,9 +37,6 @@ __all__ = [
 
 _LAST_USE_PRECISION = 5.0
 """The time of a file's last use is recorded with this precision, in seconds."""
-
-_FINISHED_AGE = 1 << 30
-"""The last use of a finished file is set back by this many seconds: it is evicted first."""
 
 _ATTEMPTS = 5
 """Maximum attempts to open or store a file, which other processes may remove meanwhile.
@@ -67,6 +65,8 @@ class CacheInfo:
         The bytes that the files take on the disk.
     limit : int
         The bytes that the files may take.
+    pinned : int, default: 0
+        The bytes of pinned files, which are never evicted.
 
     Examples
     --------
@@ -79,11 +79,13 @@ class CacheInfo:
     files: int
     nbytes: int
     limit: int
+    pinned: int = 0
 
     def __str__(self) -> str:
+        pinned = f", {self.pinned:,} of them pinned" if self.pinned else ""
         return (
             f"{self.directory}: {quantity(self.files, 'file')}, {quantity(self.nbytes, 'byte')} of "
-            f"{self.limit:,} that it may take"
+            f"{self.limit:,} that it may take{pinned}"
         )
 
 
@@ -268,7 +270,61 @@ class ShardCache:
     def mark_finished(self, file: CachedFile) -> None:
         """Record that readers will not need a file soon, so that it is evicted first."""
         file.touched = time.monotonic() - _LAST_USE_PRECISION  # the next use is recorded at once
-        sparse.set_last_use(file.path, time.time() - _FINISHED_AGE)
+        sparse.set_last_use(file.path, time.time() - priority.FINISHED_AGE)
+
+    def mark_unused(self, key: str) -> None:
+        """Record that no reader will need the file with `key` soon, if it exists."""
+        sparse.set_last_use(self.path(key), time.time() - priority.FINISHED_AGE)
+
+    def mark_next_use(self, key: str, group: int, position: float) -> None:
+        """Record when an iteration uses the file with `key` next, if it exists.
+
+        `group` and `position` are those of `npstream.cache.priority.mark_next_use`.
+        """
+        marked = priority.mark_next_use(self.path(key), group, position)
+        if marked is not None:
+            eviction.add_mark(self.directory, marked)
+
+    def pin(self, keys: Iterable[str], is_pinned: bool = True) -> list[str]:
+        """Keep files from eviction, or let them be evicted again.
+
+        Parameters
+        ----------
+        keys : iterable of str
+        is_pinned : bool, default: True
+            False to let the files be evicted again.
+
+        Returns
+        -------
+        list of str
+            The keys of absent files, and of files whose permissions cannot be changed.
+
+        Raises
+        ------
+        StorageError
+            If another process holds the directory's lock until the timeout.
+        """
+        try:
+            with cache_dir.hold_lock(self.directory, self.timeout):
+                return [key for key in keys if not priority.pin(self.path(key), is_pinned)]
+        except OSError as error:
+            message = f"{error.strerror or error}: no file was pinned or unpinned"
+            raise StorageError(error.errno, message, self.directory) from error
+
+    def require_pinned(self, nbytes: int, keys: Iterable[str]) -> None:
+        """Raise ValueError if the limit is less than `nbytes` and the other pinned files together.
+
+        `nbytes` is for the files with `keys`, which are about to be pinned.
+        """
+        paths = {self.path(key) for key in keys}
+        others = [e for e in cache_dir.entries(self.directory) if e.is_pinned]
+        pinned_bytes = sum(entry.nbytes for entry in others if entry.path not in paths)
+        if nbytes + pinned_bytes > (max_bytes := self.max_bytes()):
+            raise ValueError(
+                f"{self.directory}: this would pin {quantity(nbytes, 'byte')}, other files that "
+                f"take {pinned_bytes:,} are pinned, and the cache may take {max_bytes:,}: unpin "
+                "other views with unpin(), or raise cache_limit"
+            )
 
     def require(self, nbytes: int) -> None:
         """Raise ValueError if the cache's limit is less than `nbytes`."""
@@ -292,13 +348,7 @@ class ShardCache:
 
     def info(self) -> CacheInfo:
         """Return the size of the cache."""
-        files, nbytes = eviction.count_files(self.directory)
-        return CacheInfo(
-            self.directory,
-            files,
-            nbytes,
-            eviction.max_cache_bytes(self.directory, self.limit, nbytes),
-        )
+        return _info(self.directory, self.limit)
 
     def clear(self) -> int:
         """Remove all files, also those in use, and return the bytes that they took."""
@@ -329,9 +379,15 @@ def info(directory: str | os.PathLike[str] | None = None) -> CacheInfo:
     >>> npstream.cache.info("cache").files
     0
     """
-    path = cache_dir.resolve(directory)
-    files, nbytes = eviction.count_files(path)
-    return CacheInfo(path, files, nbytes, eviction.max_cache_bytes(path, _limit(None), nbytes))
+    return _info(cache_dir.resolve(directory), _limit(None))
+
+
+def _info(path: str, limit: int | None) -> CacheInfo:
+    """Return the size of the cache in a directory."""
+    files = cache_dir.entries(path)
+    nbytes, pinned = sum(f.nbytes for f in files), sum(f.nbytes for f in files if f.is_pinned)
+    max_bytes = eviction.max_cache_bytes(path, limit, nbytes)
+    return CacheInfo(path, len(files), nbytes, max_bytes, pinned)
 
 
 def clear(directory: str | os.PathLike[str] | None = None, timeout: float = TIMEOUT) -> int:

@@ -11,19 +11,18 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import NamedTuple
 
 from npstream._core import memory
 from npstream._core.log import log
 from npstream.cache import locks
 from npstream.cache import sparse_file as sparse
+from npstream.cache.priority import Entry
 from npstream.errors import StorageError
 from npstream.storage.urls import local_path
 
 __all__ = [
     "OBJECT_SUFFIX",
     "SHARD_SUFFIX",
-    "Entry",
     "default_directory",
     "entries",
     "hold_lock",
@@ -70,14 +69,6 @@ _PROBE_BYTES = 1 << 20
 
 _ATTEMPTS = 5
 """How often the directory may vanish while its lock is being acquired."""
-
-
-class Entry(NamedTuple):
-    """A file of the cache: the time of its last use, its bytes on the disk, and its path."""
-
-    last_use: float
-    nbytes: int
-    path: str
 
 
 def default_directory() -> str:
@@ -243,7 +234,7 @@ def _acquire_lock(path: str, timeout: float) -> locks.LockFile:
 
 
 def entries(path: str) -> list[Entry]:
-    """Return the cache's files, the least recently used first."""
+    """Return the cache's files."""
     entries = []
     with suppress(OSError), os.scandir(path) as files:
         for file in files:
@@ -251,9 +242,8 @@ def entries(path: str) -> list[Entry]:
                 with suppress(FileNotFoundError):
                     status = file.stat(follow_symlinks=False)
                     if sparse.is_trusted(status):
-                        nbytes = status.st_blocks * 512
-                        entries.append(Entry(status.st_mtime, nbytes, file.path))
-    return sorted(entries)
+                        entries.append(Entry.from_status(status, file.path))
+    return entries
 
 
 def sweep(path: str) -> None:

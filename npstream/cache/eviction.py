@@ -1,9 +1,9 @@
-"""Reservations of disk space in the cache, and eviction of the least recently used files.
+"""Reservations of disk space in the cache, and eviction of the files that are needed last.
 
 All processes account for the space under the directory's lock. The lock file contains a counter:
 the bytes at the last scan of the files, plus the bytes reserved since. A process scans the files
-only if the counter leaves too little space. It then evicts a little more than necessary, so that
-the next reservations need no scan.
+only if the counter leaves too little space. It remembers which files to evict next, so that the
+next reservations need no scan.
 
 A reservation stands for bytes that are about to be written. It is a locked file whose size is the
 number of reserved blocks; the file is sparse and takes no space itself. Every scan thus sees the
@@ -18,19 +18,25 @@ import re
 import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from enum import Enum
 from functools import partial
+from heapq import heappop, heappush
+from itertools import chain
 
 from npstream.cache import directory as cache_dir
 from npstream.cache import locks
 from npstream.cache import sparse_file as sparse
+from npstream.cache.priority import Entry, Priorities, positions_apart, sort_by_priority
 from npstream.errors import StorageError
 
 __all__ = [
+    "EvictionQueue",
     "Refusal",
     "Reservation",
+    "add_mark",
     "count_files",
     "free_and_total",
     "max_cache_bytes",
@@ -45,7 +51,10 @@ _FREE_DIVISOR = 10
 """Without a limit, the cache leaves the disk's size divided by this number free."""
 
 _MARGIN_DIVISOR = 32
-"""Eviction frees more bytes than necessary: the limit divided by this number."""
+"""Without a limit, eviction frees more bytes than necessary: the maximum divided by this number."""
+
+_REMEMBERED_DIVISOR = 64
+"""After a scan, files of up to the limit divided by this number are remembered as the next ones."""
 
 _RESERVATION_NAME = re.compile(r"\.[0-9a-f]{16}\.reserved")
 
@@ -152,13 +161,17 @@ def reserve(
     return result
 
 
+_queues: dict[str, EvictionQueue] = {}
+"""For each cache, the files to evict next."""
+
 _excess_locks: dict[str, threading.Lock] = {}
 _excess_owners: dict[str, int] = {}
 """For each cache, the one thread of this process that may exceed the limit."""
 
 
 def _after_fork() -> None:
-    """Forget the threads of the parent process."""
+    """Forget the threads of the parent process, and its scan."""
+    _queues.clear()
     _excess_locks.clear()
     _excess_owners.clear()
 
@@ -202,6 +215,8 @@ def _reserve(
     try:
         with cache_dir.hold_lock(path, timeout) as descriptor:
             in_use = None if limit is None else _read_counter(descriptor)
+            if in_use is not None and limit is not None and path in _queues:
+                in_use -= _queues[path].evict(in_use + nbytes - limit, keep)
             if in_use is None or limit is None or in_use + nbytes > limit:
                 refusal, in_use = _evict(path, limit, nbytes, keep)
                 if refusal is not None and not (may_exceed and refusal is Refusal.CROWDED):
@@ -233,18 +248,21 @@ def _evict(
     reserved, files = _reserved_bytes(path), cache_dir.entries(path)
     in_use = sum(file.nbytes for file in files) + reserved
     max_bytes = max_cache_bytes(path, limit, in_use)
-    kept_bytes = sum(file.nbytes for file in files if file.path in keep)
+    kept_bytes = sum(file.nbytes for file in files if file.is_pinned or file.path in keep)
     refusal = Refusal.FULL if kept_bytes + nbytes > max_bytes else None
     if refusal is not None and limit is not None:
         # Eviction would not help. If the limit is a mistake, it could even empty the whole cache.
         return refusal, in_use
     # Without a limit, eviction keeps a tenth of the disk free, even if the request is refused.
     needed = nbytes if refusal is None else 0
+    margin = max_bytes // _MARGIN_DIVISOR if limit is None else 0
     if in_use + needed > max_bytes:
-        for file in files:
-            if in_use + needed + max_bytes // _MARGIN_DIVISOR <= max_bytes:
+        priorities = sort_by_priority(files)
+        _queues[path] = EvictionQueue(priorities, max_bytes // _REMEMBERED_DIVISOR)
+        for file in chain(*priorities[:3]):
+            if in_use + needed + margin <= max_bytes:
                 break
-            if file.path not in keep:
+            if not file.is_pinned and file.path not in keep:
                 sparse.evict(file.path)
                 # `evict` leaves files that are not the cache's. They are subtracted, too: otherwise
                 # they could exceed the limit by themselves, and nothing could be reserved.
@@ -252,6 +270,58 @@ def _evict(
     if refusal is None and in_use + nbytes > max_bytes:
         refusal = Refusal.CROWDED
     return refusal, in_use
+
+
+class EvictionQueue:
+    """The files to evict next, as a scan has found them; later marks of this process are added.
+
+    Parameters
+    ----------
+    priorities : Priorities
+        The result of the scan.
+    nbytes : int
+        The bytes that may be evicted before the next scan.
+    """
+
+    def __init__(self, priorities: Priorities, nbytes: int) -> None:
+        self._remaining = nbytes
+        self._unused = deque(priorities.unused)
+        # Without a scan, the shares of several iterations are not known.
+        ordered = priorities.ordered if priorities.groups == 1 else []
+        self._origin = ordered[-1] if ordered else None
+        self._ordered = [(-positions_apart(file, ordered[-1]), file) for file in ordered]
+        self._max_length = 2 * len(ordered) + 1000
+
+    def add(self, file: Entry) -> None:
+        """Add a file that an iteration has marked."""
+        if self._origin is not None and file.group == self._origin.group:
+            heappush(self._ordered, (-positions_apart(file, self._origin), file))
+        if len(self._ordered) > self._max_length:
+            self._remaining = 0
+
+    def evict(self, nbytes: int, keep: Collection[str]) -> int:
+        """Evict up to `nbytes`, if there are enough files; return the bytes that were freed.
+
+        Files that were used or pinned since the scan are left for the next scan.
+        """
+        freed = 0
+        while freed < min(nbytes, self._remaining) and (self._unused or self._ordered):
+            file = self._unused.popleft() if self._unused else heappop(self._ordered)[1]
+            try:
+                entry = Entry.from_status(os.lstat(file.path), file.path)
+            except OSError:  # another process has evicted it
+                continue
+            is_unchanged = (entry.last_use, entry.group) == (file.last_use, file.group)
+            if is_unchanged and not entry.is_pinned and file.path not in keep:
+                freed += entry.nbytes if sparse.evict(file.path) else 0
+        self._remaining -= freed
+        return freed
+
+
+def add_mark(path: str, file: Entry) -> None:
+    """Tell the queue of a cache that an iteration has marked a file."""
+    if (queue := _queues.get(path)) is not None:
+        queue.add(file)
 
 
 def _create_reservation(path: str, nbytes: int) -> Reservation:

@@ -113,6 +113,12 @@ class CachedRanges:
             if name not in self._in_memory and (file := self._file(name)) is not None:
                 file.discard(_pieces(begin, nbytes))
 
+    def pin(self, name: str, is_pinned: bool) -> bool:
+        """Keep a file from eviction, or let it be evicted again; return False if that failed."""
+        if is_pinned and self._file(name) is None:
+            return False
+        return name in self._in_memory or not self._cache.pin([self._key(name)], is_pinned)
+
     def _read_cached(self, name: str, begin: int, nbytes: int) -> bytes | None:
         """Return a byte range of a file if it is completely cached, else None."""
         if name in self._in_memory:

@@ -414,21 +414,46 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], OrderMethods["Dataset"], D
         """
         return self._source.read_stats()
 
-    def prefetch(self) -> None:
+    def prefetch(self, *, pin: bool = False) -> None:
         """Fetch all chunks of this view into the cache.
+
+        Parameters
+        ----------
+        pin : bool, default: False
+            Whether the cache keeps them until `unpin`, for all processes, also after this one has
+            ended. The cache keeps whole files: a chunk each if the dataset exceeds the cache's
+            limit, else a shard each.
 
         Raises
         ------
         ValueError
-            If the cache cannot hold them all at once.
+            If the cache cannot hold them all at once. With `pin`, also if it cannot hold them
+            together with everything else that is pinned.
+        StorageError
+            With `pin`, if the cache is not writable, or other reads fill it meanwhile.
 
         Examples
         --------
         >>> getfixture("example")[:2].prefetch()  # a local dataset needs no download
+        >>> getfixture("example")[:2].prefetch(pin=True)
+        >>> getfixture("example")[:2].unpin()
         """
         from npstream.reading.cost import prefetch
 
-        prefetch(self._source, self._selection, self._source.plan(self._names))
+        prefetch(self._source, self._selection, self._source.plan(self._names), pin)
+
+    def unpin(self) -> None:
+        """Let the cache evict the chunks of this view again, which `prefetch` has pinned.
+
+        Chunks that other pinned views share with this view are unpinned, too.
+
+        Examples
+        --------
+        >>> getfixture("example")[:2].unpin()  # a local dataset is not cached
+        """
+        from npstream.reading.cost import unpin
+
+        unpin(self._source, self._selection, self._source.plan(self._names))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> AnyArray:
         with short_traceback:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import sys
 import warnings
@@ -10,13 +12,14 @@ from contextlib import closing
 from functools import partial
 from itertools import chain, repeat, starmap
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from npstream._core.arguments import integer, quantity
 from npstream._core.log import log
 from npstream._core.optional import import_npstream_torch
+from npstream.cache.priority import GROUPS
 from npstream.errors import short_repr
 from npstream.indexing.selection import Selection
 from npstream.iteration.counter import EpochCursor
@@ -46,10 +49,22 @@ if TYPE_CHECKING:
     from npstream.reading.images.columns import DecodedColumns
     from npstream.reading.images.threads import ImageStack
     from npstream.reading.source import Source
+    from npstream.shards.base import RemotePart
+    from npstream.shards.locality import ChunkUses, EvictionOrder
+    from npstream.shards.remote import RemoteShards
     from npstream.storage.traffic.record import ReadStats
 
 MAX_SAMPLED_RANKS = 32
 """Ranks of one machine whose reads are simulated to see if the cache can hold their chunks."""
+
+RANK_SLACK = 16
+"""A chunk is kept until its last batch is this many batches old: other ranks may still read it."""
+
+MIN_USE_SAMPLES = 1 << 20
+"""Samples of an epoch that are looked up, at least, to find when its chunks are used."""
+
+SAMPLES_PER_CHUNK = 64
+"""More samples are looked up if there are fewer than this for each chunk."""
 
 _READ_BYTES = 1 << 22
 """Bytes of samples that are read together if samples are yielded, not batches."""
@@ -60,6 +75,24 @@ position of each."""
 
 _Read: TypeAlias = "tuple[_Piece, Lookup, dict[str, Any]]"
 """A piece, the lookup of its rows, and its columns."""
+
+
+class _Evictions(NamedTuple):
+    """What an iteration tells the caches that cannot hold all of its data.
+
+    Attributes
+    ----------
+    epochs : AnyEpochs
+        The epochs that the rest belongs to.
+    orders : list of EvictionOrder
+        One for each dataset.
+    uses : dict of int to list of ChunkUses
+        For the current epoch and the next one, the uses of chunks of each dataset.
+    """
+
+    epochs: AnyEpochs
+    orders: list[EvictionOrder]
+    uses: dict[int, list[ChunkUses]]
 
 
 class Iteration(Resumable):
@@ -113,6 +146,7 @@ class Iteration(Resumable):
         self._rowwise: bool | None = None
         # The newer versions that were reported; None before the first loop, which asks for none.
         self._reported_versions: set[str] | None = None
+        self._evictions: _Evictions | None = None
         if settings.yields_batches and (view_transform is not None or source.has_transforms):
             raise ValueError(
                 "the view has a transform, which takes samples, and batches are not made of "
@@ -282,7 +316,7 @@ class Iteration(Resumable):
             for options in self._decoding.values():
                 require_importable("transform= of decode", options.transform)
         self._resolve()
-        return {**super().__getstate__(), "_start_stats": None}
+        return {**super().__getstate__(), "_start_stats": None, "_evictions": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -473,10 +507,95 @@ class Iteration(Resumable):
         self, progress: EpochProgress, pieces: Iterator[_Piece]
     ) -> Iterator[tuple[_Piece, Lookup]]:
         plan, rowwise = self._source.plan(self._names), self._is_rowwise(progress)
-        ahead = self._source.read_ahead(pieces, itemgetter(0), plan, self._step, rowwise)
-        for piece, lookup in ahead:
-            self.require_newest(progress)
-            yield piece, lookup
+        orders = [] if rowwise else self._begin_eviction(progress)
+        step = 0 if orders else self._step  # an EvictionOrder knows when shards are finished
+        ahead = self._source.read_ahead(pieces, itemgetter(0), plan, step, rowwise)
+        try:
+            for piece, lookup in ahead:
+                self.require_newest(progress)
+                yield piece, lookup
+                for order in orders if len(piece[2]) else ():
+                    order.advance(int(piece[2].max()))
+        finally:
+            for order in orders:
+                order.end()
+
+    def _begin_eviction(self, progress: EpochProgress) -> list[EvictionOrder]:
+        """Tell the caches that cannot hold all data when this epoch and the next use which chunks.
+
+        Returns
+        -------
+        list of EvictionOrder
+            One for each dataset that does not fit its cache.
+        """
+        sources = self._source.sources_of(self._source.plan(self._names))
+        pairs = [(source, part) for source in sources for part in source.fetcher.shards.remotes]
+        if not pairs:
+            return []
+        from npstream.shards.locality import EvictionOrder, split_large_datasets
+
+        split = split_large_datasets(part for _, part in pairs)
+        datasets = [(source, part) for source, part in pairs if part in split]
+        if not datasets:
+            return []
+        cursor = progress.cursor.epoch_start
+        if self._evictions is None or self._evictions.epochs is not self._epochs:
+            state = self._epochs.state(cursor._replace(epoch=0), self._merged_ranks())
+            text = json.dumps(state, sort_keys=True, default=str)
+            digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+            group = int.from_bytes(digest, "little") % GROUPS
+            orders = [EvictionOrder(part.shards, group) for _, part in datasets]
+            self._evictions = _Evictions(self._epochs, orders, {})
+        next_cursor = cursor._replace(epoch=cursor.epoch + 1).epoch_start
+        found, uses = self._evictions.uses, {}
+        for epoch_cursor in (cursor, next_cursor):
+            number = epoch_cursor.epoch
+            uses[number] = found.get(number) or self._chunk_uses(epoch_cursor, datasets)
+        self._evictions = self._evictions._replace(uses=uses)
+        part = self._part(cursor)
+        slack = min(RANK_SLACK * part.global_batch, part.size >> 6)
+        for k, order in enumerate(self._evictions.orders):
+            now, later = uses[cursor.epoch][k], uses[next_cursor.epoch][k]
+            order.begin(cursor.epoch, part.size, now, later, slack)
+        return self._evictions.orders
+
+    def _chunk_uses(
+        self, cursor: EpochCursor, datasets: list[tuple[Source, RemotePart[RemoteShards]]]
+    ) -> list[ChunkUses]:
+        """Return when the ranks of this machine use the chunks of each dataset in an epoch."""
+        from npstream.shards.locality import ChunkUses
+
+        return [
+            ChunkUses.find(
+                part,
+                (
+                    (source.sample_ids(rows), positions)
+                    for rows, positions in self._sample_epoch(cursor, part)
+                ),
+            )
+            for source, part in datasets
+        ]
+
+    def _sample_epoch(
+        self, cursor: EpochCursor, dataset: RemotePart[RemoteShards]
+    ) -> Iterator[tuple[Int64, Int64]]:
+        """Yield rows that ranks of this machine read in an epoch, and their epoch positions.
+
+        Of a large epoch, only some batches are looked up: enough to meet each chunk several times.
+        """
+        ranks = self._merged_ranks()
+        first = ranks.rank - ranks.rank % ranks.per_node
+        rank_step = -(-ranks.per_node // MAX_SAMPLED_RANKS)
+        sampled_ranks = range(first, first + ranks.per_node, rank_step)
+        count = max(MIN_USE_SAMPLES, SAMPLES_PER_CHUNK * int(dataset.shards.files.chunks.sum()))
+        for rank in sampled_ranks:
+            part = self._part_of(cursor, ranks._replace(rank=rank), self._epochs)
+            step = max(1, part.samples * len(sampled_ranks) // count)
+            batches = range(0, part.batches, step)
+            block = part.lookup_batches(step)
+            for start in range(0, len(batches), block):
+                rows, _, positions = part.lookup_with_positions(batches[start : start + block])
+                yield rows, positions
 
     def _decoded(self, progress: EpochProgress, reads: Iterator[_Read]) -> Iterator[_Read]:
         """Yield reads with decoded images; the images of the next one are decoded meanwhile."""

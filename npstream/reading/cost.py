@@ -1,16 +1,17 @@
-"""Provide `explain` and `prefetch`: the cost of reading a view, and the fetch of its chunks.
+"""Provide `explain`, `prefetch` and `unpin`: the cost of reading a view, and its cached chunks.
 
 Tested in tests/shards/test_remote.py.
 """
 
 from __future__ import annotations
 
+import errno
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from npstream._core.arguments import quantity, size_text
 from npstream._core.progress import progress
 from npstream.cache.downloads import MAX_REQUEST
 from npstream.cache.ranges import CachedRanges
-from npstream.errors import CostError
+from npstream.errors import CostError, StorageError
 from npstream.reading.plan import Plan
 from npstream.shards.readahead import RemoteJob, run_as_completed
 from npstream.storage.remote import READ_REQUEST_BYTES
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from npstream._core.typing import Bools, Int64, Span
     from npstream.indexing.selection import Selection
     from npstream.reading.source import Source
+    from npstream.shards.base import Chunk
     from npstream.shards.remote import RemoteShards
 
 COUNT_ROWS = 1 << 20
@@ -333,50 +335,122 @@ def require_affordable(
         )
 
 
-def prefetch(source: Source, selection: Selection, plan: Plan) -> None:
+def prefetch(source: Source, selection: Selection, plan: Plan, pin: bool = False) -> None:
     """Fetch chunks, and columns of the side-car, into the cache to read a view later.
+
+    Parameters
+    ----------
+    source : Source
+    selection : Selection
+    plan : Plan
+    pin : bool, default: False
+        Whether the cache keeps them until `unpin`.
 
     Raises
     ------
     ValueError
         If the cache cannot hold all of it at once.
+    StorageError
+        If something cannot be pinned, because the cache is not writable or is cleared meanwhile.
     """
     jobs: list[RemoteJob] = []
     caches, bytes_by_cache = {}, Counter[str]()
+    targets = list(_cached_parts(source, selection, plan))
+    for target in targets:
+        remote, cache = target.remote, target.remote.files.cache
+        caches[cache.directory] = cache
+        for files, _, spans in target.columns:
+            bytes_by_cache[cache.directory] += sum(nbytes for _, _, nbytes in spans)
+            jobs.append((remote, partial(remote.fetch_column, files, spans)))
+        absent = [chunk for chunk in target.chunks if not remote.files.is_readable(*chunk)]
+        nbytes = sum(remote.chunk_bytes(shard) for shard, _ in target.chunks)
+        bytes_by_cache[cache.directory] += nbytes
+        starts = range(0, len(absent), CHUNKS_PER_JOB)
+        groups = [absent[start : start + CHUNKS_PER_JOB] for start in starts]
+        jobs += [(remote, partial(remote.fetch_chunks, group)) for group in groups]
+    for directory, nbytes in bytes_by_cache.items():
+        caches[directory].require(nbytes)
+    if pin:
+        _pin(targets)
+    with closing(run_as_completed(jobs)) as completed:
+        for _ in progress(jobs, "fetching"):
+            next(completed)
+    for target in targets if pin else ():
+        cached_files = target.remote.files
+        if not all(cached_files.is_readable(*chunk) for chunk in target.chunks):
+            reason = "some chunks of the view were not kept: other reads fill the cache"
+            raise StorageError(errno.ENOSPC, reason, cached_files.cache.directory)
+
+
+def unpin(source: Source, selection: Selection, plan: Plan) -> None:
+    """Let the cache evict again what `prefetch` has pinned for a view."""
+    for target in _cached_parts(source, selection, plan):
+        target.remote.files.unpin(target.chunks)
+        for files, name, _ in target.columns:
+            files.pin(name, False)
+
+
+class _CachedPart(NamedTuple):
+    """What a read of a view needs of one dataset in an object store.
+
+    Attributes
+    ----------
+    remote : RemoteShards
+    chunks : list of Chunk
+    columns : list of (CachedRanges, str, list of Span)
+        The columns that are read from the side-car: the side-car's files, the name of the column's
+        file, and byte ranges of it.
+    """
+
+    remote: RemoteShards
+    chunks: list[Chunk]
+    columns: list[tuple[CachedRanges, str, list[Span]]]
+
+
+def _cached_parts(source: Source, selection: Selection, plan: Plan) -> Iterator[_CachedPart]:
+    """Yield what a read of a view needs of each dataset in an object store."""
     usages = [
         (usage, part_plan)
         for part, part_plan in source.split_plan(plan.stored_plan)
         if not part_plan.is_empty
         for usage in chunk_usages(part, selection)
     ]
-    for usage, plan in usages:
+    for usage, part_plan in usages:
         remote = usage.source.remote
         if remote is None:
             continue
-        cache = remote.files.cache
-        caches[cache.directory] = cache
-        for field in plan.fields:
-            column_plan = Plan([field])
-            if usage.size and usage.reads_sidecar(column_plan):
+        columns = []
+        for field in part_plan.fields:
+            if usage.size and usage.reads_sidecar(Plan([field])):
                 name = usage.source.fetcher.stored_name(field.name)
                 files, spans = _column_files(usage, name)
-                if files is not None:
-                    bytes_by_cache[cache.directory] += sum(nbytes for _, _, nbytes in spans)
-                    jobs.append((remote, partial(remote.fetch_column, files, spans)))
-        if usage.reads_sidecar(plan):
-            continue
-        shards, chunks, _ = usage.chunks()
-        pairs = list(zip(shards.tolist(), chunks.tolist(), strict=True))
-        absent = [chunk for chunk in pairs if not remote.files.is_readable(*chunk)]
-        bytes_by_cache[cache.directory] += sum(remote.chunk_bytes(shard) for shard, _ in pairs)
-        starts = range(0, len(absent), CHUNKS_PER_JOB)
-        groups = [absent[start : start + CHUNKS_PER_JOB] for start in starts]
-        jobs += [(remote, partial(remote.fetch_chunks, group)) for group in groups]
-    for directory, nbytes in bytes_by_cache.items():
-        caches[directory].require(nbytes)
-    with closing(run_as_completed(jobs)) as completed:
-        for _ in progress(jobs, "fetching"):
-            next(completed)
+                if files is not None and spans:
+                    columns.append((files, spans[0][0], spans))
+        chunks: list[Chunk] = []
+        if not usage.reads_sidecar(part_plan):
+            shard_numbers, chunk_numbers, _ = usage.chunks()
+            chunks = list(zip(shard_numbers.tolist(), chunk_numbers.tolist(), strict=True))
+        yield _CachedPart(remote, chunks, columns)
+
+
+def _pin(targets: list[_CachedPart]) -> None:
+    """Keep files from eviction, and check before that the cache can hold all pinned files."""
+    groups: dict[str, list[_CachedPart]] = {}
+    for target in targets:
+        groups.setdefault(target.remote.files.cache.directory, []).append(target)
+    for group in groups.values():
+        nbytes = sum(t.remote.files.pinned_disk_bytes(t.chunks) for t in group)
+        nbytes += sum(size for t in group for *_, spans in t.columns for _, _, size in spans)
+        keys = {k for t in group for chunk in t.chunks for k in t.remote.files.unit_keys(*chunk)}
+        group[0].remote.files.cache.require_pinned(nbytes, keys)
+    for target in targets:
+        files = target.remote.files
+        is_pinned = files.pin(target.chunks)
+        is_pinned &= all(column_files.pin(name, True) for column_files, name, _ in target.columns)
+        if not is_pinned:
+            raise StorageError(
+                errno.ENOSPC, "a file cannot be pinned: it cannot be written", files.cache.directory
+            )
 
 
 def _affine_counts(starts: Int64, start: int, step: int, size: int) -> Int64:

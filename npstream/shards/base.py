@@ -8,7 +8,8 @@ Tested in tests/shards/test_local.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, Protocol, TypeAlias, TypeVar
 
 import numpy as np
@@ -18,6 +19,7 @@ from npstream._core.typing import Bytes, Int64
 
 if TYPE_CHECKING:
     from npstream._core.arrays import Rows
+    from npstream.cache.shard_file import CachedFile
     from npstream.formats.index import Index
 
 RemoteShardsT = TypeVar("RemoteShardsT", covariant=True)
@@ -29,6 +31,9 @@ files too, False none. The name of a hash checks that hash of all files."""
 
 Chunk: TypeAlias = tuple[int, int]
 """A chunk: the shard number, and the chunk number within the shard."""
+
+
+_NO_SLOTS: Int64 = np.empty((0, 2), np.int64)
 
 
 class LoadedShard(NamedTuple):
@@ -45,7 +50,12 @@ class LoadedShard(NamedTuple):
     stride : int
         The size of every sample in bytes; 0 if sizes vary.
     resident : ndarray of uint8, shape (chunks,)
-        1 for each chunk that is in memory. Empty if all chunks are.
+        1 for each chunk that is in `data`. Empty if all chunks are.
+    slots : ndarray of int64, shape (chunks, 2)
+        Where each chunk is, as `npstream.shards.kernels` describes. Empty if all chunks are in
+        `data`.
+    chunk_files : dict of int to CachedFile
+        The files of chunks that are not in `data`, by the number of the chunk.
     """
 
     data: Bytes
@@ -53,15 +63,29 @@ class LoadedShard(NamedTuple):
     begin: int
     stride: int
     resident: Bytes
+    slots: Int64 = _NO_SLOTS
+    chunk_files: Mapping[int, CachedFile] = MappingProxyType({})
 
     @property
     def entry(self) -> tuple[int, ...]:
         """The shard's row in `npstream.shards.table.ShardTable.entries`."""
-        chunks = len(self.resident)
+        chunks = len(self.slots)
         return (
             memory.address_of(self.data), memory.address_of(self.offsets), self.begin,
-            len(self.data), self.stride, memory.address_of(self.resident) if chunks else 0, chunks,
+            len(self.data), self.stride, memory.address_of(self.slots) if chunks else 0, chunks,
         )  # fmt: skip
+
+    @property
+    def has_evicted_files(self) -> bool:
+        """True if the cache has evicted a file of the shard: it keeps disk space while mapped."""
+        return any(not file.present[1 + chunk] for chunk, file in self.chunk_files.items())
+
+    def is_resident(self, chunk: int) -> bool:
+        """Return True if a chunk is in memory."""
+        if not len(self.resident) or self.resident[chunk] == 1:
+            return True
+        file = self.chunk_files.get(chunk)
+        return file is not None and file.resident[1 + chunk] == 1
 
 
 class RemotePart(NamedTuple, Generic[RemoteShardsT]):

@@ -24,10 +24,15 @@ _OFFSETS   address of its offsets
 _BEGIN     offset of the first byte of its samples
 _END       offset of the end of its samples
 _STRIDE    bytes of every sample, or 0 if samples differ and need the offsets
-_RESIDENT  address of one byte for each chunk, which is 1 if the chunk is in memory;
-           0 if all chunks are in memory
+_SLOTS     address of two int64 for each chunk, which are described below;
+           0 if all chunks are in memory, at the address in column 0
 _CHUNKS    number of chunks
 =========  ========================================================================
+
+Chunks of a shard may be in different files. The first int64 of a chunk takes the place of column 0
+for its samples, so the address of a byte is this number plus the byte's offset in the shard. It is
+0 if the chunk is not in memory. The second is the address of a byte, which is 1 while the chunk
+may be read.
 """
 
 from __future__ import annotations
@@ -35,6 +40,7 @@ from __future__ import annotations
 from npstream._core.jit import (
     kernel,
     load_acquire,
+    load_i64,
     load_u8,
     load_u8_acquire,
     load_u32,
@@ -43,7 +49,7 @@ from npstream._core.jit import (
 from npstream._core.spans import PREFETCH_DISTANCE, copy_short, prefetch_span
 from npstream._core.typing import Int64
 
-_OFFSETS, _BEGIN, _END, _STRIDE, _RESIDENT, _CHUNKS = range(1, 7)
+_OFFSETS, _BEGIN, _END, _STRIDE, _SLOTS, _CHUNKS = range(1, 7)
 """Columns of `entries`, after column 0.
 
 Another thread writes column 0 last. A kernel reads it with acquire order, so a kernel that finds an
@@ -80,10 +86,12 @@ def locate(
                 high = middle - 1
         base = load_acquire(entries, low)
         row = i - starts[low]
-        if base and entries[low, _RESIDENT]:
+        if base and entries[low, _SLOTS]:
             # The last chunk whose first row, ``chunk * rows // chunks``, is at most `row`.
             chunk = ((row + 1) * entries[low, _CHUNKS] - 1) // (starts[low + 1] - starts[low])
-            if load_u8_acquire(entries[low, _RESIDENT] + chunk) != 1:
+            slot = entries[low, _SLOTS] + 16 * chunk
+            base = load_i64(slot)
+            if base and load_u8_acquire(load_i64(slot + 8)) != 1:
                 base = 0
         if base == 0:
             address[k] = 0

@@ -51,6 +51,13 @@ CACHE_FRACTION = 4
 """The window is at most 1/4 of the cache's limit."""
 
 
+ORDERED_FRACTION = 32
+"""The window is at most 1/32 of the limit if the cache evicts chunks in the order of their use.
+
+Chunks that are fetched earlier than necessary take the place of chunks for the next epoch.
+"""
+
+
 class ChunkReadAhead(Lease):
     """Fetches chunks in background threads, in the order of the requests.
 
@@ -76,10 +83,12 @@ class ChunkReadAhead(Lease):
         self._condition = threading.Condition()
         self.threads: list[threading.Thread] = []
         self._is_started = self._is_closed = False
-        limits = [part.shards.files.cache.limit for part in shards.remotes]
-        self.max_bytes = min(
-            [WINDOW_BYTES, *(limit // CACHE_FRACTION for limit in limits if limit is not None)]
-        )
+        self.max_bytes = WINDOW_BYTES
+        for part in shards.remotes:
+            files = part.shards.files
+            if files.cache.limit is not None:
+                fraction = ORDERED_FRACTION if files.chunk_orders else CACHE_FRACTION
+                self.max_bytes = min(self.max_bytes, files.cache.limit // fraction)
         renew_in_child(self)
         for part in shards.remotes:
             part.shards.point_reader.reset_budget()

@@ -190,12 +190,12 @@ class RemoteShards(LocalShards):
                     continue  # single samples arrive sooner than the chunk
                 if not (is_in_flight or is_dense or self._count_sparse_read((shard, chunk))):
                     continue
-                file = self.files.data_file(shard)
+                file = self.files.chunk_file(shard, chunk)
                 if file is None or not self.downloads.can_keep(file):
                     continue
                 absent.append((shard, chunk))
                 self._sparse_reads.pop((shard, chunk), None)
-            self.files.cache.touch(file)
+            self.files.touch(shard, chunk)
             ready.append((shard, chunk))
         if absent:
             self.fetch_chunks(absent)
@@ -391,13 +391,17 @@ class RemoteShards(LocalShards):
             data, header = self.files.data_file(shard), self.files.header_file(shard)
             # New files may have replaced those that were ready.
             if data is not None and header is not None and data.resident[0] and header.resident[0]:
-                loaded[shard] = self._check_shard(shard, data.data, header.data, data.resident[1:])
+                opened = self._check_shard(shard, data.data, header.data, data.resident[1:])
+                slots, chunk_files = self.files.chunk_slots(shard, data)
+                loaded[shard] = opened._replace(slots=slots, chunk_files=chunk_files)
         return loaded
 
     def is_stale(self, shard: int, loaded: LoadedShard) -> bool:
-        """Return True if the cache has evicted a shard since it was opened."""
+        """Return True if the cache has evicted files since a shard was opened, or has new ones."""
         file = self.files.data_file(shard)
-        return file is None or loaded.data.base is not file.data.base
+        if file is None or loaded.data.base is not file.data.base:
+            return True
+        return self.files.chunk_slots(shard, file)[1] != loaded.chunk_files
 
     def buffer_bytes(self, shard: int) -> int | None:
         """Return 0 if a shard is in the cache, otherwise None."""
@@ -462,9 +466,11 @@ class RemoteShards(LocalShards):
         for shard in compressed:
             del chunks_of[shard]
         self._fetch_compressed(compressed, lease)
+        self._mark_fetched({shard: [0] for shard in compressed})
         self._fetch_headers([shard for shard in chunks_of if not self.files.is_fixed(shard)])
         ranges = [r for item in chunks_of.items() for r in self._piece_ranges(*item)]
         self.downloads.fetch(ranges, lease)
+        self._mark_fetched(chunks_of)
         for shard, shard_chunks in chunks_of.items():
             file = self.files.data_file(shard)
             if file is not None and (error := self._verify_whole(shard, file)) is not None:
@@ -472,6 +478,15 @@ class RemoteShards(LocalShards):
             if self.files.strict:
                 for chunk in shard_chunks:  # verify also the chunks that other processes fetched
                     self.files.is_readable(shard, chunk)
+
+    def _mark_fetched(self, chunks_of: dict[int, list[int]]) -> None:
+        """Record when the iterations in progress use new chunks."""
+        if not (orders := self.files.chunk_orders):
+            return
+        for shard, chunks in chunks_of.items():
+            for chunk in chunks:
+                uses = [order.epochs_until_use(shard, chunk) for order in orders]
+                orders[uses.index(min(uses))].mark_fetched(shard, chunk)
 
     def _piece_ranges(self, shard: int, chunks: list[int]) -> list[PieceRange]:
         """Return the byte ranges to fetch for chunks of a shard."""
@@ -481,7 +496,15 @@ class RemoteShards(LocalShards):
         name, check = self.index.files(shard).data.name, self._piece_check(shard)
         whole = PieceRange(file, name, 0, tuple(bounds.tolist()), check)
         header = [] if self.files.is_ready(shard) else [0]
-        return piece_ranges(whole, header + [1 + chunk for chunk in sorted(chunks)])
+        if not self.files.splits(shard):
+            return piece_ranges(whole, header + [1 + chunk for chunk in sorted(chunks)])
+        chunk_files = [(1 + c, self.files.chunk_file(shard, c)) for c in sorted(chunks)]
+        parts = [
+            whole.subrange(piece, piece + 1)._replace(file=chunk_file)
+            for piece, chunk_file in chunk_files
+            if chunk_file is not None
+        ]
+        return piece_ranges(whole, header) + parts
 
     def _piece_check(self, shard: int, meta: bool = False) -> PieceCheck | None:
         return None if self.verify is False else self.files.piece_check(shard, meta)

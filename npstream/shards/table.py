@@ -43,6 +43,13 @@ WINDOW_GROWTH = 4
 """Each item that is read adds this number to the maximum, while chunks must be fetched."""
 
 
+MIN_LOADS = 8
+"""Loads of shards, at least, before evicted files are released."""
+
+MIN_MAPS = 1 << 10
+"""If fewer files can be mapped, the files of all chunks are released."""
+
+
 class ShardTable:
     """The loaded shards, and their addresses for kernels.
 
@@ -102,6 +109,7 @@ class Fetcher:
         renew_in_child(self)
         self._pages = paging.PagePrefetcher()
         self._readers: WeakSet[ChunkReadAhead | SampleReadAhead] = WeakSet()
+        self._loads_since_sweep = 0
         self._lookup = (self.index.starts, self.index.guide, self.index.shift)
         entries = np.zeros((max(len(self.index), 1), 7), np.int64)
         self.table: ShardTable | None = ShardTable(entries, {}, {})
@@ -344,7 +352,7 @@ class Fetcher:
             return loaded is not None
         first, stop, chunks = starts[shard], starts[shard + 1], len(loaded.resident)
         chunk = ((sample - first + 1) * chunks - 1) // (stop - first)
-        return bool(loaded.resident.data[chunk] == 1)
+        return loaded.is_resident(chunk)
 
     def read_ahead(
         self,
@@ -499,7 +507,7 @@ class Fetcher:
     def _load_shards(self, shards: Int64) -> ShardTable:
         """Load shards into the table, within the limits of maps and buffers; return the table."""
         with self._lock:
-            table = self._remove_stale(self.current_table(), shards.tolist())
+            table = self._remove_stale(self._release_files(self.current_table()), shards.tolist())
             absent = [shard for shard in shards.tolist() if shard not in table.loaded]
             sizes = {shard: self.shards.buffer_bytes(shard) for shard in absent}
             openable = [shard for shard in absent if sizes[shard] is not None]
@@ -542,6 +550,23 @@ class Fetcher:
             finished = [k for k in table.buffer_bytes if k < stop and k not in kept_shards]
             if finished:
                 self._remove_shards(table, finished)
+
+    def _release_files(self, table: ShardTable) -> ShardTable:
+        """Release files of chunks that were evicted, or all if there are too many maps.
+
+        Evicted files take disk space as long as they are mapped.
+        """
+        self._loads_since_sweep += 1
+        if self.remotes and memory.map_budget() < MIN_MAPS:
+            for part in self.remotes:
+                part.shards.files.release_chunk_files()
+            released = [shard for shard, loaded in table.loaded.items() if loaded.chunk_files]
+        elif self._loads_since_sweep > max(MIN_LOADS, len(table.loaded) // 64):
+            self._loads_since_sweep = 0
+            released = [shard for shard, loaded in table.loaded.items() if loaded.has_evicted_files]
+        else:
+            return table
+        return self._remove_shards(table, released) if released else table
 
     def _remove_stale(self, table: ShardTable, shards: list[int]) -> ShardTable:
         """Remove those of `shards` that must be opened again; return the table without them."""

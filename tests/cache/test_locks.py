@@ -180,7 +180,9 @@ def check_rounds(counts: dict[str, int], rounds: int) -> None:
     assert counts["kept"] > rounds
     assert counts["peak"] <= crash_cache.LIMIT + crash_cache.IN_FLIGHT
     assert counts["at rest"] <= crash_cache.LIMIT
-    for what in ("wrong", "failed", "temporaries", "locks", "foreign touched", "unusable"):
+    for what in (
+        "wrong", "failed", "temporaries", "locks", "foreign touched", "unusable", "unpinned",
+    ):  # fmt: skip
         assert counts[what] == 0, what
 
 

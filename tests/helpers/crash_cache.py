@@ -34,6 +34,7 @@ IN_FLIGHT = PROCESSES * (PIECE + 2 * 4096)
 SECONDS = 0.6
 
 KEYS = [f"{number:032x}" for number in range(SHARDS)]
+PINNED = KEYS[:2]
 CONTENT = [np.random.default_rng(number).bytes(NBYTES) for number in range(SHARDS)]
 
 FOREIGN = {"notes.txt": b"mine", f"{999:032x}.shard": bytes(5000), ".abc.tmp": b"also mine"}
@@ -132,6 +133,9 @@ def work(directory: str, seed: int, report: int) -> None:
     if rng.random() < 0.25:
         kill_after(rng.randrange(200))
     reader = Reader(directory)
+    for key in PINNED:
+        while reader.cache.open(key, NBYTES, PIECES) is None or reader.cache.pin([key]):
+            pass  # another process has evicted it
     deadline = time.monotonic() + SECONDS
     while time.monotonic() < deadline:
         shard = rng.randrange(SHARDS)
@@ -140,6 +144,8 @@ def work(directory: str, seed: int, report: int) -> None:
             reader.counts["peak"] = max(reader.counts["peak"], in_use(directory))
             if (file := reader.files.get(shard)) is not None:
                 reader.cache.mark_finished(file)
+        elif rng.random() < 0.3:  # two iterations mark files
+            reader.cache.mark_next_use(KEYS[shard], rng.randrange(2), 2 * rng.random())
     counts = reader.counts
     os.write(report, " ".join(f"{name}={counts[name]}" for name in counts).encode() + b"\n")
 
@@ -206,6 +212,8 @@ def check_directory(directory: str, counts: Counter[str]) -> None:
             counts["locks"] += locks.is_locked(descriptor, 0, 0)
     for name, content in FOREIGN.items():
         counts["foreign touched"] += Path(directory, name).read_bytes() != content
+    pinned = [Path(directory, f"{key}.shard") for key in PINNED]
+    counts["unpinned"] = sum(not (p.exists() and p.stat().st_mode & 0o100) for p in pinned)
     counts["unusable"] = sum(
         path.name not in FOREIGN and cache.open(path.stem, NBYTES, PIECES) is None
         for path in Path(directory).glob("*.shard")

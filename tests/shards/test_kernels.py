@@ -71,7 +71,7 @@ class Shards:
         self.starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
         self.guide, self.shift = shard_lookup_table(self.starts)
         self.entries = np.zeros((max(len(shards), 1), 7), np.int64)
-        self.owners, self.bodies = [], []
+        self.owners, self.copies, self.bodies = [], [], []
         for number, sizes in enumerate(shards):
             ends = 10 + np.cumsum([0, *sizes])
             offsets = guarded_array(ends.astype("<u4").tobytes())
@@ -85,10 +85,18 @@ class Shards:
         self.entries[shard] = 0
 
     def split_into_chunks(self, shard, resident):
-        """Split a shard into chunks, of which some are in memory."""
+        """Split a shard into chunks, of which some are in memory, at the shard or elsewhere."""
         flags = guarded_array(bytes(resident))
-        self.entries[shard, 5:] = address_of(flags), len(resident)
-        self.owners.append(flags)
+        slots = np.empty((len(resident), 2), np.int64)
+        slots[:, 1] = address_of(flags) + np.arange(len(resident))
+        slots[:, 0] = self.entries[shard, 0]
+        for chunk in range(0, len(resident), 2):  # these are in a copy of the shard
+            copied = guarded_array(self.owners[2 * shard + 1].tobytes())
+            slots[chunk, 0] = address_of(copied)
+            self.copies.append(copied)
+        slots[np.equal(resident, 0) & (np.arange(len(resident)) % 3 == 0)] = 0  # never opened
+        self.entries[shard, 5:] = address_of(slots), len(resident)
+        self.copies += [flags, slots]
 
     def locate(self, run, ids):
         ids = np.asarray(ids, np.int64)
@@ -100,7 +108,7 @@ class Shards:
         return status, address[1:-1], nbytes[1:-1]
 
     def read(self, address, nbytes):
-        memory = {address_of(data): data.tobytes() for data in self.owners}
+        memory = {address_of(data): data.tobytes() for data in self.owners + self.copies}
         starts = sorted(memory)
         parts = []
         for begin, length in zip(address.tolist(), nbytes.tolist(), strict=True):
