@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 
 from npstream._core.arguments import parse_size, quantity
 from npstream._core.memory import ensure_fits
 from npstream._core.typing import Body
 from npstream.cache import directory as cache_dir
-from npstream.cache import eviction, priority
+from npstream.cache import eviction, locks, priority
 from npstream.cache import sparse_file as sparse
 from npstream.cache.eviction import Refusal, Reservation
 from npstream.cache.shard_file import CachedFile, Claim, FileCheck, open_shard_file
@@ -43,6 +44,9 @@ _ATTEMPTS = 5
 
 After that, the data is not cached.
 """
+
+_FETCH_LOCKS = 1 << 32
+"""The first byte of the lock file that `ShardCache.fetch_lock` locks; others are before it."""
 
 _BLOCK_OVERHEAD = 3 * eviction.DISK_BLOCK
 """A file may take this much disk space beyond its bytes: two partial blocks and metadata."""
@@ -207,6 +211,27 @@ class ShardCache:
 
     def _log_uncached(self, error: OSError) -> None:
         cache_dir.log_once(self.directory, f"{error.strerror or error}: reading on without caching")
+
+    @contextmanager
+    def fetch_lock(self, key: str) -> Iterator[None]:
+        """Wait while another thread or process is in this block for the same key.
+
+        The wait ends after half of the timeout. Then, or if the file system has no locks of ranges,
+        several processes fetch the same object.
+        """
+        path = os.path.join(self.directory, cache_dir.LOCK_FILE)
+        try:
+            lock = locks.LockFile(path, os.O_RDWR | os.O_CREAT)
+        except OSError:
+            yield
+            return
+        with lock as descriptor:
+            if self._usable and locks.supports_ranges(descriptor):
+                begin = _FETCH_LOCKS + int(key[:8], 16)
+                attempt = partial(locks.try_lock, descriptor, begin, 1)
+                locks.wait_until(attempt, self.timeout / 2)
+            yield
+        locks.notify()
 
     def load(self, key: str) -> bytes | None:
         """Return a stored object, or None if it is absent or damaged."""

@@ -44,7 +44,7 @@ OBJECT_SUFFIX = ".stored"
 _NAME = re.compile(r"[0-9a-f]{16,64}\.(shard|stored)")
 _KEY = re.compile(r"[0-9a-f]{16,64}")
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.(?:tmp|reserved)")
-_LOCK = ".lock"
+LOCK_FILE = ".lock"
 
 _NOT_WRITABLE = (
     errno.EACCES, errno.EPERM, errno.EROFS,  # read-only
@@ -217,7 +217,7 @@ def _acquire_lock(path: str, timeout: float) -> locks.LockFile:
     for _ in range(_ATTEMPTS):
         os.makedirs(path, mode=0o700, exist_ok=True)
         with suppress(FileNotFoundError):
-            file = os.path.join(path, _LOCK)
+            file = os.path.join(path, LOCK_FILE)
             lock = locks.LockFile(file, os.O_RDWR | os.O_CREAT)
             try:
                 if not locks.wait_for_lock(file, lock.descriptor, 0, 1, timeout):

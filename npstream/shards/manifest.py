@@ -1,8 +1,6 @@
 """Provide `read_manifest`, which reads the index of a dataset and opens its side-car.
 
 A remote index is cached, so one process of a machine reads it and the others find it in the cache.
-
-Tested in tests/cache/test_ranges.py.
 """
 
 from __future__ import annotations
@@ -42,6 +40,9 @@ _ATTEMPTS = 10
 
 _MAX_VERSIONS = 20
 """The most versions that a message lists."""
+
+SMALL_FILE = 1 << 16
+"""Files up to this many bytes are read by the request that finds their version."""
 
 LARGE_INDEX = 1 << 22
 """An index of more bytes is not read if the side-car holds its content."""
@@ -303,7 +304,10 @@ def _version(store: Store, cache: ShardCache | None, name: str, is_index: bool =
     if cache is None:
         return store.version(name)
     key = _key(store, name, "version")
-    cached = cache.load(key)
+    if (cached := cache.load(key)) is None:
+        with cache.fetch_lock(key):
+            if (cached := cache.load(key)) is None:
+                return _read_new(store, cache, name, is_index)
     try:
         version = store.version(name)
     except StorageError as error:
@@ -328,6 +332,24 @@ def _version(store: Store, cache: ShardCache | None, name: str, is_index: bool =
     else:
         if cached != version.encode():
             cache.store(key, version.encode())
+    return version
+
+
+def _read_new(store: Store, cache: ShardCache, name: str, is_index: bool) -> str:
+    """Return the version of a file that the cache does not know, and cache a small file."""
+    key = _key(store, name, "version")
+    try:
+        if isinstance(store, LocalStore):
+            version, text = store.version(name), b""
+        else:
+            version, text = store.read_start(name, SMALL_FILE)
+    except StorageError as error:
+        if error.errno in (errno.ENOENT, errno.EACCES) and not is_index:
+            cache.store(key, b"")
+        raise
+    if text and len(text) == size_in_version(version):
+        cache.store(_key(store, name, version), text)
+    cache.store(key, version.encode())
     return version
 
 

@@ -146,6 +146,22 @@ class StoreConnection:
             call = lambda filesystem: read(filesystem, path, MAX_UNSIZED)  # noqa: E731
         return Request(where, "read this file", call)
 
+    def start_request(self, where: str, name: str, nbytes: int) -> Request:
+        """Return a request for the info and the first bytes of a file, or for the info alone."""
+        path = self.path(name)
+        info_call = self.info_call(path)
+
+        async def info_alone(filesystem: Any) -> tuple[Any, bytes]:
+            return await info_call(filesystem), b""
+
+        call: Callable[[Any], Any] = info_call
+        if self._engine is not None:
+            call = _EngineCall(
+                lambda engine, driver_call: engine.read_start(_key(path), nbytes, driver_call),
+                info_alone,
+            )
+        return Request(where, "look at this file", call)
+
     def range_request(self, where: str, name: str, start: int, nbytes: int) -> Request:
         """Return a request for a byte range."""
         path, end, read = self.path(name), start + nbytes, self.driver.read

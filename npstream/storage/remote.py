@@ -199,6 +199,21 @@ class RemoteStore:
         """Return the version of a file, which changes when the file does."""
         return version_of(self._info(name))
 
+    def read_start(self, name: str, nbytes: int) -> tuple[Version, bytes]:
+        """Return the version of a file, and its first bytes if the same request returns them.
+
+        Parameters
+        ----------
+        name : str
+        nbytes : int
+            The number of bytes to read; fewer if the file has fewer, or 0 if its driver needs
+            another request for them.
+        """
+        connection = self._connect()
+        result = self._run_one(connection, connection.start_request(self.where(name), name, nbytes))
+        info, start = result if isinstance(result, tuple) else (result, b"")
+        return version_of(dict(info)), start
+
     def read(self, name: str, nbytes: int | None = None) -> bytes:
         """Return a whole file, with concurrent requests unless its size is unknown."""
         connection = self._connect()

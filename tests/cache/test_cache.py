@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -184,3 +185,33 @@ def test_info_and_clear_report_the_bytes_of_a_cache(tmp_path, monkeypatch, capsy
     assert main(["cache", "clear", str(tmp_path / "cache")]) == 0
     assert capsys.readouterr().out == f"{info.nbytes:,} bytes removed\n"
     assert npstream.cache.info().files == 0
+
+
+def test_one_thread_at_a_time_fetches_an_object(tmp_path):
+    cache = ShardCache(tmp_path / "cache")
+    inside, most = [0], [0]
+
+    def fetch(key):
+        with cache.fetch_lock(key):
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+            wait_a_moment.wait(0.01)
+            inside[0] -= 1
+
+    wait_a_moment = threading.Event()
+    threads = [threading.Thread(target=fetch, args=("00" * 8,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    with cache.fetch_lock("11" * 8):  # another object
+        pass
+    for thread in threads:
+        thread.join()
+    assert most == [1]
+
+
+def test_a_fetch_lock_that_is_never_released_costs_half_of_the_timeout(tmp_path):
+    cache = ShardCache(tmp_path / "cache", timeout=0.02)
+    entered = []
+    with cache.fetch_lock("00" * 8), cache.fetch_lock("00" * 8):
+        entered.append(True)
+    assert entered

@@ -136,6 +136,10 @@ class Engine:
         """Return a byte range of a file."""
         return await self._perform(key, lambda: self._read(key, start, end), driver)
 
+    async def read_start(self, key: str, nbytes: int, driver: DriverCall) -> Any:
+        """Return the info of a file and its first `nbytes` bytes, or all if it has fewer."""
+        return await self._perform(key, lambda: self._read_start(key, nbytes), driver)
+
     async def info(self, key: str, driver: DriverCall) -> Any:
         """Return the info of a file, in the form of the driver."""
         return await self._perform(key, lambda: self._info(key), driver)
@@ -171,27 +175,43 @@ class Engine:
 
     async def _read(self, key: str, start: int, end: int) -> bytes:
         """Return a range. obstore itself compares Content-Range with the request."""
+        return await _read_body(await self._get(key, start, end), key, end - start)
+
+    async def _read_start(self, key: str, nbytes: int) -> tuple[dict[str, Any], bytes]:
+        try:
+            response = await self._get(key, 0, nbytes)
+        except Exception as error:
+            if classify(_as_driver_error(error)).code != errno.ERANGE:
+                raise
+            return await self._info(key), b""  # the file is empty
+        info = _file_info(key, response.meta, _INFO_KEYS[self._target.store])
+        _, end = response.range
+        return info, await _read_body(response, key, end)
+
+    async def _get(self, key: str, start: int, end: int) -> Any:
         options = {"range": (start, end)}
-        response = await self._library.get_async(self._store, key, options=options)
-        check_encoding({"content-encoding": response.attributes.get("Content-Encoding")}, key)
-        body = aiter(response.stream(min_chunk_size=min(end - start, _PART_BYTES)))
-        parts, remaining = [], end - start
-        # The end of the stream is not read: waiting for it would double the time of a small range.
-        while remaining > 0:
-            part = await anext(body, b"")
-            if not part:
-                raise ResponseError(
-                    f"{end - start - remaining:,} of {quantity(end - start, 'byte')} came"
-                )
-            parts.append(part)
-            remaining -= len(part)
-        if remaining:
-            raise SurplusError(end - start)
-        return bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
+        return await self._library.get_async(self._store, key, options=options)
 
     async def _info(self, key: str) -> dict[str, Any]:
         metadata = await self._library.head_async(self._store, key)
         return _file_info(key, metadata, _INFO_KEYS[self._target.store])
+
+
+async def _read_body(response: Any, key: str, nbytes: int) -> bytes:
+    """Read the body of a response, which must have `nbytes` bytes."""
+    check_encoding({"content-encoding": response.attributes.get("Content-Encoding")}, key)
+    body = aiter(response.stream(min_chunk_size=min(nbytes, _PART_BYTES)))
+    parts, remaining = [], nbytes
+    # The end of the stream is not read: waiting for it would double the time of a small range.
+    while remaining > 0:
+        part = await anext(body, b"")
+        if not part:
+            raise ResponseError(f"{nbytes - remaining:,} of {quantity(nbytes, 'byte')} came")
+        parts.append(part)
+        remaining -= len(part)
+    if remaining:
+        raise SurplusError(nbytes)
+    return bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
 
 
 class _ServerError(Exception):
