@@ -16,7 +16,7 @@ from npstream.commands.options import (
     parse_count_option,
 )
 
-__all__ = ["add_convert"]
+__all__ = ["add_convert", "parse_column_pair", "parse_renaming"]
 
 
 def add_convert(commands: Commands) -> None:
@@ -36,10 +36,10 @@ def add_convert(commands: Commands) -> None:
         "--columns",
         nargs="+",
         metavar="NAME[:ENCODING]",
-        type=_column,
+        type=parse_column_pair,
         help="the columns to write, in order",
     )
-    add("--rename", nargs="+", metavar="OLD=NEW", type=_renaming, help="new names of columns")
+    add("--rename", nargs="+", metavar="OLD=NEW", type=parse_renaming, help="new names of columns")
     add("--where", metavar="CONDITION", help="which samples to write, such as 'label == 3'")
     add_pairs_option(command, "--fill", "values for missing ones, as JSON or text")
     add(
@@ -134,7 +134,7 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
     return arguments
 
 
-def _column(text: str) -> tuple[str, str | None]:
+def parse_column_pair(text: str) -> tuple[str, str | None]:
     """Return the name and the encoding of ``NAME`` or ``NAME:ENCODING``."""
     name, colon, encoding = text.partition(":")
     if not name or (colon and not encoding):
@@ -142,7 +142,8 @@ def _column(text: str) -> tuple[str, str | None]:
     return name, encoding or None
 
 
-def _renaming(text: str) -> tuple[str, str]:
+def parse_renaming(text: str) -> tuple[str, str]:
+    """Return both names of ``OLD=NEW``."""
     old, sign, new = text.partition("=")
     if not old or not sign:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a name, =, and a new name")

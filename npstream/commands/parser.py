@@ -18,6 +18,7 @@ from npstream.commands.checks import (
     add_selftest,
     add_verify,
 )
+from npstream.commands.columns import add_add_columns, add_remove_columns
 from npstream.commands.completion import add_completion
 from npstream.commands.convert import add_convert
 from npstream.commands.copy import add_copy, add_merge
@@ -32,7 +33,8 @@ __all__ = ["ADD_COMMANDS", "build_parser"]
 
 ADD_COMMANDS: tuple[Callable[[Commands], None], ...] = (
     add_info, add_head, add_sample, add_describe, add_query, add_verify, add_index, add_convert,
-    add_merge, add_copy, add_cache, add_demo, add_precompile, add_selftest, add_completion,
+    add_merge, add_copy, add_add_columns, add_remove_columns, add_cache, add_demo, add_precompile,
+    add_selftest, add_completion,
 )  # fmt: skip
 """The function that adds each command, in the order of ``npstream --help``."""
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from npstream.writing.mapping import MapFunction
     from npstream.writing.tables import Writable
 
-__all__ = ["ConvertPlan", "convert"]
+__all__ = ["ConvertPlan", "convert", "open_input_files"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -430,6 +430,24 @@ def _write(
         if client is None
         else write_parts(url, data, client, arguments)
     )
+
+
+def open_input_files(
+    source: SourcePath,
+    *,
+    kind: str | None = None,
+    columns: ColumnChoice | None = None,
+    rename: Mapping[str, str] | None = None,
+    source_options: Mapping[str, Any] | None = None,
+    reader_options: Mapping[str, Any] | None = None,
+) -> tuple[PartedInput, dict[str, Any] | None]:
+    """Return the samples of files for `npstream.write`, and the encodings of their columns.
+
+    The encodings are None if the first sample decides. The parameters are those of `convert`.
+    """
+    choice = Choice(columns, rename, None, None, None)
+    opened = _open_source(source, kind, choice, source_options, reader_options)
+    return _Parts(opened, choice), choice.encodings(opened.columns, opened.is_encoded)
 
 
 def _open_source(

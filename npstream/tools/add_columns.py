@@ -6,6 +6,7 @@ docs/design/joins.md describes the files, and how a dataset is read with them.
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -27,11 +28,14 @@ from npstream.formats.added_columns import (
     base_version,
     format_groups,
 )
+from npstream.formats.hashes import digest
+from npstream.formats.index import INDEX
 from npstream.formats.versions import COLUMNS_FILE
 from npstream.joins.added import added_columns, parse_column_groups
 from npstream.storage.local import LocalStore, open_store
 from npstream.storage.urls import join_url
 from npstream.tools.keys import PreparedTable, match_keys, reorder, to_encoding
+from npstream.writing.destination import WORK
 from npstream.writing.inputs.fill import check_fill
 from npstream.writing.inputs.parts import open_input
 from npstream.writing.inputs.recognition import as_mapping
@@ -66,6 +70,7 @@ def add_columns(
     compression: str | None = None,
     hashes: Iterable[str] = (),
     sidecar: bool = True,
+    resume: bool = False,
     progress: bool | None = None,
     exclusive: bool = False,
     storage_options: Mapping[str, Any] | None = None,
@@ -78,7 +83,9 @@ def add_columns(
     its fingerprint ``ds.version`` and the saved states of its iterations stay valid.
 
     All columns become visible at once, when the last file is stored. After any failure, nothing is
-    published, and all files that were written are removed.
+    published, and all files that were written are removed; with ``resume=True``, the stored shards
+    stay for the next call. If the process is killed, or the files cannot be removed, they stay in
+    the directory ``columns``, where no reader looks at them.
 
     Parameters
     ----------
@@ -110,6 +117,10 @@ def add_columns(
         Hashes of each file that are recorded, such as ``"xxh3_64"`` and ``"sha256"``.
     sidecar : bool, default: True
         Whether to write a side-car of the columns.
+    resume : bool, default: False
+        Whether a later call can continue this one after its last stored shard, as for
+        `npstream.write`. Its arguments and data must be the same. With `key`, data that is not a
+        mapping of arrays is read again from the start, because its rows come in any order.
     progress : bool, optional
         Whether to show samples, bytes and their rate. By default they are shown in a terminal or
         notebook after a second.
@@ -158,7 +169,8 @@ def add_columns(
     """
     with short_traceback:
         check_fill(fill)
-        for argument, value in (("replace", replace), ("exclusive", exclusive)):
+        flags = (("replace", replace), ("exclusive", exclusive), ("resume", resume))
+        for argument, value in flags:
             if not isinstance(value, bool):
                 raise TypeError(f"{argument}={short_repr(value)}: expected True or False")
         if key is not None and not isinstance(key, str):
@@ -174,11 +186,12 @@ def add_columns(
             ds = stack.enter_context(open_url("", [] if key is None else [key]))
             _require_conditional_replace(store, exclusive)
             addition = _Addition(store, ds._source.index, fill or {}, replace, columns)
+            addition.resume = resume
             if key is None:
                 addition.set_values_by_position(data, open_url)
             else:
                 addition.set_values_by_key(data, key, ds, open_url, stack)
-            with _remove_parts_after_failure(store, [addition.path, addition.fill_path]):
+            with _remove_parts_after_failure(store, addition):
                 report = addition.write(partial(_write, url, options))
                 old, new = update_groups(store, addition.change, exclusive)
         _remove_unused(store, old, new)
@@ -282,6 +295,7 @@ class _Addition:
         identity = os.urandom(6).hex()
         self.path = f"{COLUMNS_FOLDER}/{identity}"
         self.fill_path = f"{COLUMNS_FOLDER}/{identity}-fill"
+        self.resume = False
 
     def set_values_by_position(self, data: Any, open_part: Callable[..., Dataset]) -> None:
         """Take values in the order of the samples; check names before any value is written."""
@@ -340,7 +354,10 @@ class _Addition:
         if not names:
             raise ValueError("data has no columns to add")
         self._check_fill_names(names)
-        self._extended_group = self._find_extended_group(_read_groups(self._store))
+        groups = _read_groups(self._store)
+        self._extended_group = self._find_extended_group(groups)
+        if self.resume:
+            self.path = self._resumable_path(groups)
         self._encodings = self._columns and {name: self._columns[name] for name in names}
         if self._extended_group is None:
             return
@@ -395,6 +412,24 @@ class _Addition:
             )
         return dataclass_replace(group, columns=tuple(names))
 
+    def _resumable_path(self, groups: Groups) -> str:
+        """Return the path of the part, which is the same in a call that continues this one."""
+        published = {path for group in groups for path in group.paths}
+        facts = [self._index.fingerprint(), sorted(self._names), self._start]
+        number = 0
+        while True:
+            text = json.dumps([*facts, number])
+            path = f"{COLUMNS_FOLDER}/{digest('xxh3_64', text.encode())[:12]}"
+            # Another process may be about to publish a complete part.
+            if path not in published and not self.is_complete(path):
+                return path
+            number += 1
+
+    def is_complete(self, path: str) -> bool:
+        """Return True if a part has an index, and no write to it can continue."""
+        store = self._store
+        return store.exists(f"{path}/{INDEX}") and not store.exists(f"{path}/{WORK}")
+
     @property
     def _start(self) -> int:
         """The first sample that gets a value."""
@@ -421,7 +456,8 @@ class _Addition:
         has_encodings = self._encodings is not None
         if has_encodings:
             self._write_fill(write_part)
-        report = write_part(self.path, self._data, columns=self._encodings, **self._options)
+        options = {**self._options, "resume": self.resume}
+        report = write_part(self.path, self._data, columns=self._encodings, **options)
         self._check_count(report.samples)
         if not has_encodings:
             self._encodings = report.columns
@@ -590,13 +626,19 @@ def _require_conditional_replace(store: Store, exclusive: bool) -> None:
 
 
 @contextmanager
-def _remove_parts_after_failure(store: Store, paths: Sequence[str]) -> Iterator[None]:
-    """Remove parts that were written if the block raises, unless they are published."""
+def _remove_parts_after_failure(store: Store, addition: _Addition) -> Iterator[None]:
+    """Remove parts that were written if the block raises, unless they are published.
+
+    A part that a later call can continue stays, too.
+    """
     try:
         yield
     except BaseException as failure:
         try:
             published = {path for group in _read_groups(store) for path in group.paths}
+            paths = [addition.fill_path]
+            if not addition.resume or addition.is_complete(addition.path):
+                paths.append(addition.path)
             for path in paths:
                 if path not in published:
                     _remove_part(store, path)
@@ -616,8 +658,17 @@ def _remove_unused(store: Store, old: Groups, new: Groups) -> None:
 
 
 def _remove_part(store: Store, path: str) -> None:
-    """Remove the files of a part, the index first."""
-    names = [name for name, _ in store.names(f"{path}/")] if store.can_list else []
+    """Remove the files of a part, the index first.
+
+    Raises
+    ------
+    StorageError
+        If a file cannot be removed, or the store cannot list the part.
+    """
+    if not store.can_list:
+        reason = "this store cannot list files, so these stay; no reader looks at them"
+        raise StorageError(errno.EOPNOTSUPP, reason, store.where(path))
+    names = [name for name, _ in store.names(f"{path}/")]
     for name in sorted(names, key=lambda name: not name.endswith("/index.json")):
         store.remove(name)
     if isinstance(store, LocalStore):

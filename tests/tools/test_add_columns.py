@@ -393,6 +393,102 @@ def test_killed_at_any_moment(moment, path):
     assert npstream.verify_dataset(path).problems == ()
 
 
+# Interrupted calls
+
+
+def numbers(stop=None, count=N, start=0):
+    for number in range(start, count):
+        if number == stop:
+            raise ZeroDivisionError
+        yield {"y": number, "z": str(number)}
+
+
+@pytest.mark.parametrize("kind", ["samples", "arrays", "by key"])
+def test_a_killed_call_continues(kind, path, tmp_path):
+    options = {"shard_samples": 10, "resume": True, "fill": {"y": -1}}
+    np.save(tmp_path / "y.npy", Y)
+
+    def add(die_at=None):
+        if kind == "samples":
+            data = numbers()
+        else:
+            data = {"y": np.load(tmp_path / "y.npy", mmap_mode="r")}
+            data |= {"id": np.arange(N) * 3} if kind == "by key" else {}
+        link, count = os.link, 0
+
+        def die(source, target):
+            nonlocal count
+            link(source, target)
+            count += os.path.basename(target).startswith("shard.")
+            if count == die_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        os.link = die
+        try:
+            return npstream.add_columns(
+                path, data, key="id" if kind == "by key" else None, **options
+            )
+        finally:
+            os.link = link
+
+    for die_at in (6, 3):
+        assert os.WIFSIGNALED(wait_for_child(fork_child(lambda die_at=die_at: add(die_at))))
+        assert npstream.open(path).columns == ("id", "name")
+    shards = list(path.glob("columns/*/shard.0000[1-9].mds"))
+    assert len({shard.parent for shard in shards}) == 1
+    times = {shard: shard.stat().st_mtime_ns for shard in shards}
+    add()
+    kept = [shard for shard in shards if shard.stat().st_mtime_ns == times[shard]]
+    assert len(kept) >= 2
+    expected = Y if kind != "by key" else Y[IDS // 3]
+    np.testing.assert_array_equal(npstream.open(path)["y"].load(), expected)
+    assert npstream.verify_dataset(path).problems == ()
+    with pytest.raises(ValueError, match="was added before"):
+        add()
+
+
+def test_a_failed_call_keeps_its_shards_only_with_resume(path):
+    before = tree(path)
+    options = {"shard_samples": 7}
+    with pytest.raises(ZeroDivisionError):
+        npstream.add_columns(path, numbers(80), **options)
+    assert tree(path) == before
+    with pytest.raises(ZeroDivisionError) as caught:
+        npstream.add_columns(path, numbers(80), resume=True, **options)
+    assert "whole shards, which readers do not see" in str(caught.value.__notes__)
+    with pytest.raises(ValueError, match="shard_samples: 7 then, 8 now"):
+        npstream.add_columns(path, numbers(), resume=True, shard_samples=8)
+    with pytest.raises(ValueError, match="data has 90 values of each column"):
+        npstream.add_columns(path, numbers(count=90), resume=True, **options)
+    assert tree(path) == before  # a part that is complete cannot be continued
+    npstream.add_columns(path, numbers(), resume=True, **options)
+    assert npstream.open(path)["y"].load().tolist() == list(range(N))
+
+
+def test_a_part_that_was_not_published_is_not_taken_for_this_one(path):
+    """Another process may have stored it, and be about to publish it."""
+
+    def work():
+        tool.update_groups = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
+        npstream.add_columns(path, {"y": Y * 2}, resume=True)
+
+    assert os.WIFSIGNALED(wait_for_child(fork_child(work)))
+    npstream.add_columns(path, {"y": Y}, resume=True)
+    np.testing.assert_array_equal(npstream.open(path)["y"].load(), Y)
+    npstream.add_columns(path, {"y": Y * 3}, resume=True, replace=True)
+    np.testing.assert_array_equal(npstream.open(path)["y"].load(), Y * 3)
+    assert npstream.verify_dataset(path).problems == ()
+
+
+def test_values_of_new_samples_continue(path):
+    npstream.add_columns(path, {"y": Y, "z": list(map(str, range(N)))}, resume=True)
+    npstream.write(path, {"id": IDS + 1000, "name": NAMES}, mode="a")
+    with pytest.raises(ZeroDivisionError):
+        npstream.add_columns(path, numbers(80), shard_samples=7, resume=True)
+    npstream.add_columns(path, numbers(), shard_samples=7, resume=True)
+    assert npstream.open(path)["z"][[0, N, 2 * N - 1]].tolist() == ["0", "0", str(N - 1)]
+
+
 def test_interrupted_after_the_publication(path, monkeypatch):
     update = tool.update_groups
 
