@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from npstream.dataset.column import Column
     from npstream.dataset.dataset import Dataset
     from npstream.dataset.opening import open_dataset
+    from npstream.events import on_event
     from npstream.formats.encodings.encodings import register_encoding
     from npstream.mixture.concat import concat
     from npstream.mixture.mixture import Mixture, mix
@@ -52,6 +53,7 @@ __all__ = [
     "errors",
     "merge",
     "mix",
+    "on_event",
     "open_dataset",
     "precompile",
     "register_encoding",
@@ -84,6 +86,7 @@ _EXPORTS = {
     "errors": "npstream.errors",
     "merge": "npstream.tools.merge:merge",
     "mix": "npstream.mixture.mixture:mix",
+    "on_event": "npstream.events:on_event",
     "open": "npstream.dataset.opening:open_dataset",
     "open_dataset": "npstream.dataset.opening:open_dataset",
     "precompile": "npstream.tools.precompile:precompile",

@@ -9,6 +9,7 @@ from npstream._core.arguments import name_list, parse_seconds, parse_size, quant
 from npstream._core.log import log
 from npstream.dataset.dataset import Dataset
 from npstream.errors import StorageError, short_repr, short_traceback
+from npstream.events import report_block
 from npstream.formats.hashes import HASHES
 from npstream.indexing.selection import Selection
 from npstream.joins.added import open_joined, start_reading_groups
@@ -158,7 +159,8 @@ def open_dataset(
             version,
         )
         try:
-            source, names = opening.open(version)
+            with report_block("open", store.root):
+                source, names = opening.open(version)
         except StorageError as error:
             from npstream.dataset.missing_dataset import explain_missing_dataset
 

@@ -140,7 +140,7 @@ class Iteration(Resumable):
     ) -> None:
         super().__init__(epochs, settings)
         self._source, self._selection, self._names = source, selection, names
-        self._start_stats = os.getpid(), source.read_stats()
+        self._start_stats = os.getpid(), source.read_stats() if source.remotes else None
         # The step between the rows that are read one after the other; 0 if they are shuffled.
         self._step = selection.step if epochs.is_view_order else 0
         self._rowwise: bool | None = None
@@ -320,7 +320,7 @@ class Iteration(Resumable):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._start_stats = os.getpid(), self._source.read_stats()
+        self._start_stats = os.getpid(), self._source.read_stats() if self._source.remotes else None
 
     @property
     def stats(self) -> ReadStats:
@@ -337,7 +337,7 @@ class Iteration(Resumable):
         """
         process, start = self._start_stats
         stats = self._source.read_stats()
-        return stats - start if process == os.getpid() else stats
+        return stats if start is None or process != os.getpid() else stats - start
 
     def __repr__(self) -> str:
         rank, world = (self._given_ranks or self._detected_ranks or ("?", "?"))[:2]

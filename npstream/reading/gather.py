@@ -11,12 +11,14 @@ Tested in tests/end_to_end/test_laws.py.
 from __future__ import annotations
 
 import ctypes
+import time
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from npstream import events
 from npstream._core import memory
 from npstream._core.arguments import quantity
 from npstream._core.dtypes import storage_dtype
@@ -97,6 +99,30 @@ def gather(
     is_prefetched : bool, default: False
         True if the pages of the samples were prefetched.
     """
+    if not events.is_reporting():
+        return _gather(fetcher, plan, ids, out, is_prefetched)
+    start = time.perf_counter()
+    columns = _gather(fetcher, plan, ids, out, is_prefetched)
+    nbytes = sum(map(_array_nbytes, columns.values()))
+    events.report("gather", time.perf_counter() - start, nbytes, fetcher.shards.root)
+    return columns
+
+
+def _array_nbytes(column: RawColumn) -> int:
+    """Return the bytes of a column's array; 0 for a list."""
+    if isinstance(column, Ragged):
+        return int(column.values.nbytes)
+    return 0 if isinstance(column, list) else int(column.nbytes)
+
+
+def _gather(
+    fetcher: Fetcher,
+    plan: Plan,
+    ids: Int64,
+    out: Mapping[str, AnyArray] | None,
+    is_prefetched: bool,
+) -> dict[str, RawColumn]:
+    """Read columns of samples of any number of schemas."""
     index = fetcher.index
     if plan.is_empty:
         return {f.name: (out or {}).get(f.name, f.allocate(len(ids))) for f in plan.fields}

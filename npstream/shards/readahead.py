@@ -15,6 +15,7 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
+from npstream import events
 from npstream._core.fork import renew_in_child
 from npstream._core.log import log
 from npstream.cache.leases import Lease
@@ -296,8 +297,10 @@ class SampleReadAhead:
         if not self._is_closed and not request.done.is_set():
             start = time.perf_counter()
             request.done.wait()  # bounded by the deadlines of its requests
+            seconds = time.perf_counter() - start
             for part in self._shards.remotes[:1]:
-                part.shards.traffic.count_wait(time.perf_counter() - start)
+                part.shards.traffic.count_wait(seconds)
+                events.report("wait", seconds, 0, self._shards.root)
             # Do not read the samples again: that would wait for a new deadline after this one.
             if request.error is not None:
                 raise request.error

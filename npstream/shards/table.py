@@ -19,6 +19,7 @@ from weakref import WeakSet
 
 import numpy as np
 
+from npstream import events
 from npstream._core import memory
 from npstream._core.fork import renew_in_child
 from npstream._core.typing import Bytes, Int64
@@ -177,8 +178,10 @@ class Fetcher:
         try:
             yield
         finally:
+            seconds = time.perf_counter() - start
             for part in self.remotes[:1]:
-                part.shards.traffic.count_wait(time.perf_counter() - start)
+                part.shards.traffic.count_wait(seconds)
+                events.report("wait", seconds, 0, self.shards.root)
 
     def _count_use(self, ids: Int64, nbytes: Int64) -> None:
         """Count the bytes of samples that a read returns, for the store of each sample."""

@@ -16,6 +16,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol
 
+from npstream import events
 from npstream._core.arguments import quantity
 from npstream._core.log import log, warn
 from npstream.errors import StorageError
@@ -107,6 +108,9 @@ class Request:
         Multiplies the store's timeout.
     is_optional : bool
         Whether a missing file gives the result None instead of an error.
+    start, seconds : float
+        The time of the first attempt, on the clock of `time.monotonic`, and the seconds until the
+        answer; 0 before the answer.
     """
 
     where: str
@@ -116,6 +120,8 @@ class Request:
     expected_nbytes: int | None = None
     timeout_factor: float = 1.0
     is_optional: bool = False
+    start: float = 0.0
+    seconds: float = 0.0
 
     @property
     def range_nbytes(self) -> int:
@@ -242,7 +248,7 @@ def _run(
     next_completion: Callable[[], _Completion],
 ) -> Generator[tuple[int, Any]]:
     tasks: dict[int, asyncio.Task[Any]] = {}  # only the loop's thread uses it
-    in_flight: dict[int, int] = {}  # the number of each request -> its bytes
+    in_flight: dict[int, Request] = {}  # by number
     process = os.getpid()
 
     def start(batch: list[tuple[int, Request]], wait_start: float) -> None:
@@ -261,7 +267,7 @@ def _run(
             task.cancel()
 
     def may_start(request: Request) -> bool:
-        free = _MAX_BYTES_IN_FLIGHT - sum(in_flight.values())
+        free = _MAX_BYTES_IN_FLIGHT - sum(request.nbytes for request in in_flight.values())
         return not in_flight or (len(in_flight) < width and request.nbytes <= free)
 
     numbered = enumerate(requests)
@@ -271,7 +277,7 @@ def _run(
             batch = []
             while upcoming is not None and may_start(upcoming[1]):
                 number, request = upcoming
-                in_flight[number] = request.nbytes
+                in_flight[number] = request
                 batch.append(upcoming)
                 upcoming = next(numbered, None)
             if batch:
@@ -280,7 +286,10 @@ def _run(
                 number, result, error = next_completion()
             if error is not None:
                 raise error
-            del in_flight[number]
+            request = in_flight.pop(number)
+            if events.is_reporting() and isinstance(result, bytes | bytearray | memoryview):
+                age = time.monotonic() - request.start - request.seconds
+                events.report("fetch", request.seconds, len(result), request.where, age)
             yield number, result
             del result
     finally:
@@ -391,6 +400,7 @@ async def _run_attempts(
             if not reason:
                 deadlines.record_answer(now := loop.time())
                 deadlines.has_answered = True
+                request.start, request.seconds = start, now - start
                 if request.range_nbytes:
                     traffic.count_answer(now - start, now - attempt_start, request.range_nbytes)
                 traffic.adapt(connection.slots, request.range_nbytes)
