@@ -57,12 +57,51 @@ def numbers(data: Data) -> Pair:
     )
 
 
+@figure(
+    '`ds.query("label == 3 and id > 100")` on S: numbers are read from the whole rows',
+    "a Numba loop that loads both numbers of each mapped row, and compares them: no checks",
+    factor=2,
+    rounds=9,
+)
+def numbers_of_rows(data: Data) -> Pair:
+    path = data.small_dataset()
+    dataset, loop = npstream.open(path), number_loop()
+    files = [np.memmap(file, np.uint8, "r") for file in sorted(path.glob("shard.*.mds"))]
+    counts = [int(file[:4].view(np.uint32)[0]) for file in files]
+    offsets = [f[4 : 4 + 4 * count].view(np.uint32) for f, count in zip(files, counts, strict=True)]
+
+    def reference(number: int) -> np.ndarray:
+        masks = [np.empty(count, bool) for count in counts]
+        for file, begins, mask in zip(files, offsets, masks, strict=True):
+            loop(np.asarray(file), np.asarray(begins), mask)
+        return np.concatenate(masks)
+
+    return Pair(lambda number: rows(dataset, "label == 3 and id > 100"), reference, same_rows)
+
+
+def number_loop() -> Any:
+    """Return a loop over rows of S: four bytes for the size of `text`, then `id` and `label`."""
+    import numba
+
+    @numba.njit(nogil=True)
+    def compare(shard: Any, offsets: Any, is_match: Any) -> None:
+        for k in range(offsets.size):
+            label, number = np.int64(0), np.int64(0)
+            for byte in range(8):
+                number |= np.int64(shard[offsets[k] + 4 + byte]) << (8 * byte)
+            for byte in range(4):
+                label |= np.int64(shard[offsets[k] + 12 + byte]) << (8 * byte)
+            is_match[k] = label == 3 and number > 100
+
+    return compare
+
+
 def rows(dataset: npstream.Dataset, text: str) -> np.ndarray:
     """Return the rows of a query."""
     return dataset.query(text)._selection.ids()
 
 
-FIGURES = [label_and_text, text_and_label, numbers]
+FIGURES = [label_and_text, text_and_label, numbers, numbers_of_rows]
 
 
 @pytest.mark.parametrize("side", SIDES)

@@ -189,11 +189,28 @@ def count_numbers(
 def _order_by_count(unique: AnyArray, counts: Int64) -> tuple[AnyArray, Int64]:
     """Return values and their counts in the stable order of descending counts.
 
-    This may overwrite `counts`.
+    This may overwrite both arrays.
     """
-    if len(counts) < _MIN_KERNEL_ROWS or unique.itemsize > 8 or counts.max() > _MAX_TABLE_RANGE:
+    largest = int(counts.max()) if len(counts) else 0
+    if largest == 1:
+        return unique, counts
+    if len(counts) < _MIN_KERNEL_ROWS or unique.itemsize > 8 or largest > _MAX_TABLE_RANGE:
         order = np.argsort(-counts, kind="stable")
         return unique[order], counts[order]
+    repeated = int(np.count_nonzero(counts > 1))
+    if 4 * repeated > len(counts):
+        return _move_by_count(unique, counts)
+    # Most values have a count of 1, and stay in their array.
+    repeated_unique, repeated_counts = np.empty(repeated, unique.dtype), np.empty(repeated, np.int64)
+    words = _word_dtype(unique)
+    split_repeated(unique.view(words), counts, repeated_unique.view(words), repeated_counts)
+    first_unique, first_counts = _move_by_count(repeated_unique, repeated_counts)
+    unique[:repeated], counts[:repeated], counts[repeated:] = first_unique, first_counts, 1
+    return unique, counts
+
+
+def _move_by_count(unique: AnyArray, counts: Int64) -> tuple[AnyArray, Int64]:
+    """Return the same as `_order_by_count`, for counts that are at most `_MAX_TABLE_RANGE`."""
     histogram = np.bincount(counts)
     begins = len(counts) - np.cumsum(histogram)  # the number of values with larger counts
     ordered, words = huge_empty(len(unique), unique.dtype), _word_dtype(unique)
@@ -205,6 +222,22 @@ def _order_by_count(unique: AnyArray, counts: Int64) -> tuple[AnyArray, Int64]:
 def _word_dtype(values: AnyArray) -> np.dtype[Any]:
     """Return the unsigned dtype of the same size, so that kernels need no code for floats."""
     return np.dtype(f"u{values.itemsize}")
+
+
+@kernel
+def split_repeated(
+    unique: AnyArray, counts: Int64, repeated_unique: AnyArray, repeated_counts: Int64
+) -> None:
+    """Move the values with a count of 1 to the end of `unique`, and copy the others, in order."""
+    single, repeated = unique.size, repeated_unique.size
+    for k in range(unique.size - 1, -1, -1):
+        if counts[k] == 1:
+            single -= 1
+            unique[single] = unique[k]
+        else:
+            repeated -= 1
+            repeated_unique[repeated] = unique[k]
+            repeated_counts[repeated] = counts[k]
 
 
 @kernel
@@ -233,29 +266,36 @@ def fill_descending(histogram: Int64, counts: Int64) -> None:
 def _count_sorted(values: AnyArray, distinct: int) -> tuple[AnyArray, Int64]:
     """Return the distinct values of a sorted array, and their counts.
 
-    `distinct` is the number of distinct values.
+    `distinct` is the number of distinct values. This may overwrite `values`.
     """
+    if distinct == len(values):
+        ones = huge_empty(distinct, np.dtype(np.int64))
+        ones.fill(1)
+        return values, ones
     if len(values) < _MIN_KERNEL_ROWS or values.itemsize > 8:
         begins, counts = find_runs(values)
         return values[begins], counts
-    unique, counts = huge_empty(distinct, values.dtype), huge_empty(distinct, np.dtype(np.int64))
-    words = _word_dtype(values)
-    count_runs(values.view(words), unique.view(words), counts)
-    return unique, counts
+    counts = huge_empty(distinct, np.dtype(np.int64))
+    count_runs(values.view(_word_dtype(values)), counts)
+    unique = values[:distinct]
+    # A small view would keep all values in memory.
+    return unique if 2 * distinct > len(values) else unique.copy(), counts
 
 
 @kernel
-def count_runs(values: AnyArray, unique: AnyArray, counts: Int64) -> None:
-    """Write each run of equal values as one value and the length of the run."""
+def count_runs(values: AnyArray, counts: Int64) -> None:
+    """Write each run of equal values as one value, in place, and the length of the run."""
     begin = 0
     distinct = 0
+    last = values[0]
     for k in range(1, values.size):
-        if values[k] != values[k - 1]:
-            unique[distinct] = values[k - 1]
+        if values[k] != last:
+            values[distinct] = last
             counts[distinct] = k - begin
             begin = k
             distinct += 1
-    unique[distinct] = values[begin]
+            last = values[k]
+    values[distinct] = last
     counts[distinct] = values.size - begin
 
 

@@ -20,7 +20,7 @@ def expected_counts(values):
     return unique[order], numbers[order]
 
 
-KERNELS = ("count_runs", "move_by_count", "fill_descending")
+KERNELS = ("count_runs", "move_by_count", "split_repeated", "fill_descending")
 
 
 @pytest.mark.parametrize(
@@ -56,8 +56,9 @@ def test_counts_of_blocks_are_those_of_numpy(limits, dtype, data):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int64])
-def test_compiled_kernels_count_many_values(dtype):
-    values = np.random.default_rng(0).integers(-(1 << 20), 1 << 20, 3 << 20).astype(dtype)
+@pytest.mark.parametrize("bound", [1 << 20, 1 << 23])  # with and without many repeated values
+def test_compiled_kernels_count_many_values(dtype, bound):
+    values = np.random.default_rng(0).integers(-bound, bound, 3 << 20).astype(dtype)
     found = count_numbers("x", np.array_split(values, 3), values.dtype)
     unique, numbers = expected_counts(values)
     np.testing.assert_array_equal(found.unique, unique)
