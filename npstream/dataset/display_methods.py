@@ -48,7 +48,9 @@ class DatasetDisplay:
     def _title(self) -> str:
         from npstream.explore import display
 
-        return display.dataset_title(self._source.index, self._selection.shape)
+        index, members = self._source.index, self._source.members
+        total = sum(member.selection.size for member in members) if members else index.samples
+        return display.dataset_title(index, self._selection.shape, total)
 
     def _repr_html_(self) -> str:
         from npstream.explore import display

@@ -201,7 +201,10 @@ def _order_by_count(unique: AnyArray, counts: Int64) -> tuple[AnyArray, Int64]:
     if 4 * repeated > len(counts):
         return _move_by_count(unique, counts)
     # Most values have a count of 1, and stay in their array.
-    repeated_unique, repeated_counts = np.empty(repeated, unique.dtype), np.empty(repeated, np.int64)
+    repeated_unique, repeated_counts = (
+        np.empty(repeated, unique.dtype),
+        np.empty(repeated, np.int64),
+    )
     words = _word_dtype(unique)
     split_repeated(unique.view(words), counts, repeated_unique.view(words), repeated_counts)
     first_unique, first_counts = _move_by_count(repeated_unique, repeated_counts)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_COLUMNS", "TEXT_VALUES", "column_lines", "column_text", "column_title", "dataset_title",
-    "mixture_text", "transform_note", "truncate", "value_text",
+    "mixture_text", "mixture_title", "transform_note", "truncate", "value_text",
 ]  # fmt: skip
 
 TEXT_VALUES = 3
@@ -35,7 +35,7 @@ MIN_VALUES_WIDTH = 12
 """Characters of the shortest list of values that is shown."""
 
 
-def dataset_title(index: Index, shape: tuple[int, ...]) -> str:
+def dataset_title(index: Index, shape: tuple[int, ...], total: int) -> str:
     """Return the first line of the ``repr`` of a dataset: its size.
 
     Parameters
@@ -43,6 +43,9 @@ def dataset_title(index: Index, shape: tuple[int, ...]) -> str:
     index : Index
     shape : tuple of int
         Shape of the view.
+    total : int
+        Number of samples that the view selects from. A concatenation can have the samples of
+        `index` several times, or only some of them.
 
     Returns
     -------
@@ -51,7 +54,7 @@ def dataset_title(index: Index, shape: tuple[int, ...]) -> str:
     samples = quantity(shape[0], "sample") if len(shape) == 1 else f"samples of shape {shape}"
     stored = f"{quantity(len(index), 'shard')}, {size_text(int(index.nbytes.sum()))}"
     where = printable_name(str(index.where))
-    return f"<npstream.Dataset: {samples} of {index.samples:,} in {stored}, {where}"
+    return f"<npstream.Dataset: {samples} of {total:,} in {stored}, {where}"
 
 
 def transform_note(transform: Callable[[Any], Any]) -> str:
@@ -108,6 +111,11 @@ def cost_note(preview: Preview) -> str:
     )
 
 
+def mixture_title(samples: int, sources: int) -> str:
+    """Return the first line of the ``repr`` of a mixture: its size."""
+    return f"<npstream.Mixture: {quantity(samples, 'sample')} of {quantity(sources, 'source')}"
+
+
 def mixture_text(
     samples: int,
     encodings: Mapping[str, str],
@@ -131,9 +139,7 @@ def mixture_text(
     preview : Preview, optional
         The first values of the columns.
     """
-    lines = [
-        f"<npstream.Mixture: {quantity(samples, 'sample')} of {quantity(len(sources), 'source')}"
-    ]
+    lines = [mixture_title(samples, len(sources))]
     lines += column_lines(encodings, samples, preview)
     width = min(WIDTH, max(len(name) for name, *_ in sources[:MAX_COLUMNS]))
     lines += [

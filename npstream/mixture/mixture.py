@@ -82,6 +82,9 @@ class Mixture(Dataset):
             len(self), self._encodings(), sources, changes, self._preview(display.TEXT_VALUES, 0)
         )
 
+    def _title(self) -> str:
+        return display.mixture_title(len(self), len(self._spec.names))
+
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the sources."""

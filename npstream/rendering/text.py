@@ -76,6 +76,8 @@ def value_text(value: Any, width: int = WIDTH) -> str:
     --------
     >>> value_text(np.int64(5)), value_text("a" * 9, 7), value_text({"x": [np.float32(0.1)]})
     ('5', "'aaa...", "{'x': [0.1]}")
+    >>> value_text(np.float64(2 / 3)), value_text(1760000000.123)
+    ('0.666667', '1760000000.1')
     >>> value_text(np.arange(1000))
     'int64 (1000,) [0 1 2 ... 997 998 999]'
     """
@@ -90,6 +92,8 @@ def _text(value: Any, width: int, depth: int) -> str:
         return repr(str(value[: width + 1]))
     if isinstance(value, bytes | bytearray | memoryview):
         return _bytes_text(bytes(value[: width + 1]), memoryview(value).nbytes, width)
+    if isinstance(value, float | np.floating):
+        return _float_text(value)
     if isinstance(value, np.generic):
         return str(value)
     if isinstance(value, np.ndarray) and value.ndim == 0:
@@ -104,11 +108,20 @@ def _text(value: Any, width: int, depth: int) -> str:
         return f"<{value.format or value.mode} image, {value.width} x {value.height}>"
     if type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "dim"):
         if value.dim() == 0:
-            return str(value.item())
+            return _text(value.item(), width, depth)
         return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
     if type(value).__module__ in _PLAIN_MODULES:
         return str(value)
     return repr(value)
+
+
+def _float_text(value: Any) -> str:
+    """Return a number with 6 significant digits, but with all digits before the decimal point."""
+    number, exact = float(value), str(value)
+    if number.is_integer() and abs(number) < 1e16:
+        return exact
+    rounded = f"{number:.1f}" if 1e5 <= abs(number) < 1e16 else f"{number:.6g}"
+    return rounded if len(rounded) < len(exact) else exact
 
 
 def _bytes_text(head: bytes, nbytes: int, width: int) -> str:

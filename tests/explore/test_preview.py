@@ -62,6 +62,26 @@ def test_only_a_view_with_more_rows_than_are_shown_ends_in_an_ellipsis(ds, rows)
     assert repr(ds["id"][:rows]).splitlines()[1] == f"  {values}>"
 
 
+def test_a_concatenation_counts_the_rows_of_its_parts(ds):
+    both = npstream.concat([ds, ds[:10]])
+    assert repr(both).startswith("<npstream.Dataset: 610 samples of 610 in ")
+    assert repr(both[605:]).startswith("<npstream.Dataset: 5 samples of 610 in ")
+    part = npstream.concat([ds[:2], ds[4:5]])
+    assert repr(part[[0]]).startswith("<npstream.Dataset: 1 sample of 3 in ")
+
+
+def test_html_of_a_mixture_has_its_rows(ds):
+    mixture = npstream.mix({"a": ds[:4], "b": ds[7:9]})
+    html = mixture[4:]._repr_html_()
+    assert check(html).text.startswith("npstream.")
+    first, _ = rows_of(html)
+    assert first.startswith('<th class="npstream-n">0</th><th class="npstream-n">4</th>')
+    assert ">7<" in first
+    assert mixture.origin(4) == (1, 0)
+    html = mixture._repr_html_()
+    assert check(html).text.startswith("npstream.Mixture: 6 samples of 2 sources")
+
+
 def test_html_has_the_rows_of_the_view_and_of_the_dataset(ds):
     html = ds[[7, 3]]._repr_html_()
     assert check(html).text.startswith("npstream.Dataset: 2 samples of 600 in ")

@@ -177,7 +177,9 @@ def test_repr_and_properties_of_a_mixture(mixture_and_ids):
     text = repr(mixed)
     assert text.startswith(f"<npstream.Mixture: {SIZE} samples of 7 sources\n  id ")
     assert f"  packed     {80 / SIZE:.2%} of drawn samples, 80 samples\n" in text
-    assert repr(mixed[::2]).startswith(f"<npstream.Dataset: {len(mixed[::2])} samples of 300 in ")
+    assert repr(mixed[::2]).startswith(
+        f"<npstream.Dataset: {len(mixed[::2])} samples of {SIZE} in "
+    )
     assert f"<span>{ids[4]}</span>" in mixed._repr_html_()
     assert len(mixed.version) == 16
     assert len(mixed.shards) == sum(len(part.index) for part in mixed._source._datasets)
