@@ -22,11 +22,12 @@ from npstream.errors import ColumnError, StorageError, short_traceback
 from npstream.explore.expression import Expression
 from npstream.formats.encodings.encodings import column_type
 from npstream.storage.urls import location_str, scheme_of
+from npstream.writing.formats import check_settings
 from npstream.writing.inputs.fill import Fill, check_fill, fill_sample
 from npstream.writing.inputs.parts import Part, PartedInput
 from npstream.writing.inputs.recognition import as_mapping, iterate, samples_of, table_of
 from npstream.writing.mapping import apply_map, table_rows
-from npstream.writing.settings import check_workers
+from npstream.writing.settings import check_workers, hash_names
 from npstream.writing.tables import TableStream, infer_column
 from npstream.writing.writer import WriteReport, write
 
@@ -339,9 +340,11 @@ def convert(
             "max_errors": max_errors, "rejects": rejects, "format": format, "newline": newline,
             "separator": separator if tokens is None else None, "sidecar": sidecar,
             "shard_size": shard_size, "shard_samples": shard_samples, "compression": compression,
-            "hashes": hashes, "resume": resume, "exclusive": exclusive, "progress": progress,
-            "storage_options": storage_options, "timeout": timeout, "retries": retries,
+            "hashes": hash_names(hashes), "resume": resume, "exclusive": exclusive,
+            "progress": progress, "storage_options": storage_options, "timeout": timeout,
+            "retries": retries,
         }  # fmt: skip
+        check_settings(options)
         to_read = columns if tokens is None else tokens.source_columns(columns, map is not None)
         choice = Choice(to_read, rename, parse_condition(where), map, fill)
         choice.check(format, mode)

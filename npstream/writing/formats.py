@@ -14,12 +14,19 @@ from npstream.errors import ColumnError
 from npstream.formats.compression import parse_compression
 from npstream.formats.encodings.encodings import Encoding, encoding_of_type
 from npstream.writing import text
-from npstream.writing.settings import hash_names, size_limit
+from npstream.writing.report import make_rejects
+from npstream.writing.settings import (
+    check_mode,
+    check_shard_samples,
+    check_workers,
+    hash_names,
+    size_limit,
+)
 from npstream.writing.shard import MdsFormat, ShardFormat, ShardOptions
 from npstream.writing.tables import infer_column, is_utf8_text, parse_column, with_column
 from npstream.writing.text import TextFormat, TextOptions
 
-__all__ = ["FormatSettings", "parse_settings"]
+__all__ = ["FormatSettings", "check_settings", "parse_settings"]
 
 WRITTEN_FORMATS = ("mds", *text.TEXT_FORMATS)
 
@@ -153,3 +160,30 @@ def parse_settings(
     if separator is not None or newline is not None:
         raise ValueError("separator= and newline= need a text format: set format=, such as 'csv'")
     return FormatSettings(shards, None)
+
+
+def check_settings(arguments: Mapping[str, Any]) -> None:
+    """Check the arguments of `npstream.write` that need no data, before any data are read.
+
+    Parameters
+    ----------
+    arguments : mapping of str to object
+        The arguments, by name. ``hashes`` is a list.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is invalid.
+    """
+    mode, format = arguments["mode"], arguments["format"]
+    check_mode(mode, arguments["exclusive"])
+    check_workers(arguments["workers"])
+    check_shard_samples(arguments["shard_samples"])
+    # With `keep`, this creates no file.
+    make_rejects(arguments["on_error"], arguments["max_errors"], arguments["rejects"], keep=True)
+    names = ("shard_size", "compression", "hashes")
+    # The format of an append is that of the dataset, which is not read yet.
+    text = (None, None) if mode == "a" else (arguments["separator"], arguments["newline"])
+    parse_settings(
+        (format or "mds") if mode != "a" else "mds", *text, *(arguments[name] for name in names)
+    )

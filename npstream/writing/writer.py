@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from npstream._core.progress import show_progress
 from npstream.errors import short_repr, short_traceback, shorten
 from npstream.writing.engine import WriterEngine
+from npstream.writing.formats import check_settings
 from npstream.writing.inputs.fill import KEEP_MISSING, check_fill
 from npstream.writing.inputs.parts import PartedInput, open_input
 from npstream.writing.report import WriteReport
@@ -21,6 +22,7 @@ from npstream.writing.rows import (
 from npstream.writing.settings import (
     check_column_list,
     check_workers,
+    hash_names,
 )
 from npstream.writing.tables import TableStream, sample_numbers, table_encodings
 
@@ -201,6 +203,13 @@ def write(
                 f"path is of type {type(path).__name__}, and data is {short_repr(data)}: the path "
                 "comes first, as in npstream.write(path, data)"
             )
+        settings: dict[str, Any] = {
+            "format": format, "separator": separator, "newline": newline, "shard_size": shard_size,
+            "compression": compression, "hashes": hash_names(hashes), "mode": mode,
+            "exclusive": exclusive, "on_error": on_error, "max_errors": max_errors,
+            "rejects": rejects,
+        }  # fmt: skip
+        check_settings(settings | {"shard_samples": shard_samples, "workers": workers})
         selection = check_column_list(columns)
         names = columns if map is None else None
         read = partial(
@@ -218,12 +227,7 @@ def write(
                 table, samples = read()
         encodings = _encodings(columns, selection, map, table)
         writer = Writer.__new__(Writer)
-        writer._configure(
-            encodings, fill=fill, on_error=on_error, max_errors=max_errors, rejects=rejects,
-            format=format, separator=separator, newline=newline,
-            shard_size=shard_size, compression=compression, hashes=hashes, mode=mode,
-            exclusive=exclusive, resume=resume,
-        )  # fmt: skip
+        writer._configure(encodings, fill=fill, resume=resume, **settings)
         writer._is_inferred, writer._selection = columns is None, selection
         if isinstance(data, Mapping):
             writer._weakly_typed = frozenset(

@@ -258,3 +258,31 @@ def test_where_of_an_iterator_that_yields_the_same_objects_again(tmp_path, where
     ds = npstream.open(tmp_path / "out")
     assert ds["n"].load().tolist() == expected
     assert [array[0] for array in ds["x"]] == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"compression": "zst"}, "unknown compression 'zst'"),
+        ({"shard_size": "12 XB"}, "12 XB"),
+        ({"shard_samples": 0}, "shard_samples=0"),
+        ({"hashes": ["sha0"]}, "sha0"),
+        ({"format": "josnl"}, "did you mean 'jsonl'"),
+        ({"newline": "\n"}, "need a text format"),
+        ({"mode": "r"}, "mode='r'"),
+        ({"on_error": "ignore"}, "on_error='ignore'"),
+        ({"workers": -1}, "workers=-1"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_arguments_are_checked_before_anything_is_read(arguments, message, dry_run, tmp_path):
+    """The source does not exist, which a read would notice."""
+    with pytest.raises(ValueError, match=message):
+        npstream.convert(tmp_path / "none.csv", tmp_path / "out", dry_run=dry_run, **arguments)
+    if not dry_run:
+        samples = iter([{"x": 1}])
+        with pytest.raises(ValueError, match=message):
+            npstream.write(tmp_path / "out", samples, **arguments)
+        assert next(samples) == {"x": 1}
+    assert list(tmp_path.iterdir()) == []
