@@ -96,6 +96,11 @@ class StoreConnection:
         return connection
 
     @property
+    def can_hedge(self) -> bool:
+        """False for a driver with threads: a request that is cancelled takes its session along."""
+        return not self._blocking
+
+    @property
     def can_list(self) -> bool:
         """True if the driver's listings contain all files."""
         return self.driver.can_list

@@ -190,6 +190,10 @@ class Connection(Protocol):
     slots: RequestSlots
     trust: str
 
+    @property
+    def can_hedge(self) -> bool:
+        """False if the driver cannot cancel a request without losing its session."""
+
     def perform(self, call: Callable[[Any], Any]) -> Awaitable[Any]:
         """Return an awaitable of the result of a request's call."""
 
@@ -510,7 +514,8 @@ async def _attempt(
         The time, on the loop's clock, when the attempt or the hedge began that was answered.
     """
     nbytes, hedging = request.range_nbytes, None
-    if (delay := traffic.hedge_delay(nbytes)) is not None:
+    delay = traffic.hedge_delay(nbytes) if connection.can_hedge else None
+    if delay is not None:
         hedging = Hedging(
             delay,
             lambda: traffic.start_hedge(nbytes),

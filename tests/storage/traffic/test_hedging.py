@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -182,6 +183,21 @@ def test_only_ranges_are_hedged(fake, attempts):
     finally:
         del fake._info
     assert len(starts) == 1
+
+
+def test_drivers_with_threads_are_not_hedged(blocking):
+    """Cancelling a request closes the session of its thread, and a new one takes long."""
+    blocking.respond = staticmethod(lambda path, start, end: DATA[start:end])
+    store = RemoteStore("blocking://a")
+    store.ranges([("x", 0, 100)] * FAST_REQUESTS)
+
+    def respond_late(path: str, start: int, end: int) -> bytes:
+        threading.Event().wait(0.02)  # 40 times the delay of a hedge
+        return DATA[start:end]
+
+    blocking.respond = staticmethod(respond_late)
+    assert store.ranges([("x", 0, 100)]) == [DATA[:100]]
+    assert store.traffic.stats().hedges == 0
 
 
 def test_hedges_are_at_most_3_percent_of_the_requests(fake):
