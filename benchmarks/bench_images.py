@@ -1,10 +1,15 @@
-"""Decoding of images in batches, compared with bare loops and with torch's DataLoader."""
+"""Decoding of images in batches, compared with bare loops and with torch's DataLoader.
+
+The row of Streaming needs the package mosaicml-streaming, which asks for other versions of some
+packages: install it in a venv of its own.
+"""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -145,14 +150,45 @@ def epoch(data: Data) -> Pair:
     )
 
 
+@figure(
+    "an epoch of J decoded and resized to 128 x 192, shuffled, 2 cores, for an image",
+    "torch's DataLoader with 2 workers over Streaming's StreamingDataset, with the same decoder",
+    factor=1 / 1.1,
+    rounds=7,
+)
+def epoch_of_streaming(data: Data) -> Pair:
+    torch = require("torch", "torch")
+    streaming = require("streaming", "mosaicml-streaming")
+    pair, options = epoch.prepare(data), ImageOptions(resize=SIZE)
+    path = data.jpegs_dataset()
+
+    class Images(streaming.StreamingDataset):  # type: ignore[misc, name-defined]
+        """J, decoded as npstream decodes it. An epoch has as many images as that of npstream."""
+
+        def __getitem__(self, row: Any) -> Any:
+            body = super().__getitem__(row)["image"]
+            return decoders.decode_image(body, "jpeg", options, (0, 0), lambda *array: None)
+
+    streaming.base.util.clean_stale_shared_memory()
+    images = min(IMAGES, len(npstream.open(path)))
+    dataset = Images(local=str(path), shuffle=True, batch_size=BATCH, epoch_size=images)
+    for shard in dataset.shards:
+        shard.column_encodings = ["bytes"]  # otherwise, Pillow opens each image as well
+    loader = torch.utils.data.DataLoader(
+        dataset, batch_size=BATCH, num_workers=THREADS, persistent_workers=True
+    )
+    return Pair(pair.npstream, lambda number: sum(map(len, loader)), equal, calls=images)
+
+
 def equal(left: int, right: int) -> None:
     assert left == right
 
 
-FIGURES = [simplejpeg, pillow, simplejpeg_and_pillow, epoch]
+FIGURES = [simplejpeg, pillow, simplejpeg_and_pillow, epoch, epoch_of_streaming]
+INSTALLED = FIGURES if find_spec("streaming") else FIGURES[:-1]
 
 
 @pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.prepare.__name__)
+@pytest.mark.parametrize("figure", INSTALLED, ids=lambda figure: figure.prepare.__name__)
 def test_images(figure: Figure, side: str, benchmark: Any, data: Data) -> None:
     check(figure, side, benchmark, data)
