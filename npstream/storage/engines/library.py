@@ -1,16 +1,23 @@
-"""The obstore library, also in forked processes.
+"""The obstore library, also in forked processes and when a process exits.
 
 obstore runs its requests in threads, which do not survive a fork: in the child, its requests would
 wait for ever. Its functions for new threads run once a process. So a child of a process that has
 used obstore loads a second copy of the library, which has state of its own.
+
+obstore's threads deliver results by calling Python. If the interpreter ends meanwhile, Python
+before 3.14 ends such a thread in a way that aborts the process. So the threads are stopped first.
 
 Tested in tests/storage/engines/test_obstore.py.
 """
 
 from __future__ import annotations
 
+import asyncio
+import atexit
 import os
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader
 from importlib.util import find_spec, module_from_spec, spec_from_loader
@@ -18,7 +25,7 @@ from pathlib import Path
 from shutil import copyfileobj
 from typing import Any, NamedTuple
 
-__all__ = ["ForkError", "Library", "is_installed", "load_library"]
+__all__ = ["ForkError", "Library", "is_installed", "is_stopped", "load_library"]
 
 
 class Library(NamedTuple):
@@ -26,13 +33,14 @@ class Library(NamedTuple):
 
     Attributes
     ----------
-    get_async, head_async : callable
+    get_async, head_async, put_async : callable
     stores
         The module with the classes of stores.
     """
 
     get_async: Callable[..., Any]
     head_async: Callable[..., Any]
+    put_async: Callable[..., Any]
     stores: Any
 
 
@@ -45,6 +53,18 @@ _libraries: dict[int, Library] = {}
 
 _users: set[int] = set()
 """The ids of the processes that began to load obstore: this process, and its parents."""
+
+
+_stopped: set[int] = set()
+"""The id of this process if `_stop_workers` was called; a parent's entry stays after a fork."""
+
+_traps: list[Any] = []
+"""The results of `_stop_workers`, which must not be collected."""
+
+_THREAD_NAME = "tokio-rt-worker"
+
+_STOP_TIMEOUT = 1.0
+"""Seconds to wait for each thread. There may be fewer threads than `_max_workers` returns."""
 
 
 def is_installed() -> bool:
@@ -71,8 +91,74 @@ def load_library() -> Library:
         library = _load_copy()
     else:
         package, stores = import_module("obstore"), import_module("obstore.store")
-        library = Library(package.get_async, package.head_async, stores)
+        library = Library(package.get_async, package.head_async, package.put_async, stores)
+    if not _libraries:  # a forked process inherits the registration
+        atexit.register(_stop_workers)
     return _libraries.setdefault(pid, library)
+
+
+def is_stopped() -> bool:
+    """Return True if this process exits, so that obstore sends no more requests."""
+    return os.getpid() in _stopped
+
+
+def _stop_workers() -> None:
+    """Block the threads of obstore for ever, so that none of them calls Python again."""
+    pid = os.getpid()
+    if (library := _libraries.get(pid)) is None:
+        return
+    _stopped.add(pid)
+    entered, forever = threading.Semaphore(0), threading.Lock()
+    forever.acquire()
+    store, count = library.stores.MemoryStore(), _max_workers()
+
+    async def start() -> None:
+        for _ in range(count):
+            # A thread of obstore iterates over the body, and so calls `_Trap.__next__`.
+            trap = _Trap(entered, forever)
+            _traps.append(library.put_async(store, "trap", trap, use_multipart=True))
+
+    with suppress(Exception):  # exit without this protection
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(start())
+        loop.close()
+        for _ in range(count):
+            if not entered.acquire(timeout=_STOP_TIMEOUT):
+                break
+
+
+class _Trap:
+    """An iterator that never returns.
+
+    Parameters
+    ----------
+    entered : Semaphore
+        Counts the threads that do not return.
+    forever : Lock
+        A lock that is never released.
+    """
+
+    def __init__(self, entered: threading.Semaphore, forever: threading.Lock) -> None:
+        self._entered, self._forever = entered, forever
+
+    def __iter__(self) -> _Trap:
+        return self
+
+    def __next__(self) -> bytes:
+        self._entered.release()
+        self._forever.acquire()
+        raise StopIteration
+
+
+def _max_workers() -> int:
+    """Return an upper bound of the number of threads that deliver results."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    names = [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")]
+    threads = names.count(_THREAD_NAME)
+    return min(cores, threads) if names else cores
 
 
 def _load_copy() -> Library:
@@ -96,7 +182,7 @@ def _load_copy() -> Library:
         loader.exec_module(module)
     except ImportError as error:
         raise ForkError(f"obstore cannot be loaded again: {error}") from error
-    return Library(module.get_async, module.head_async, module._store)
+    return Library(module.get_async, module.head_async, module.put_async, module._store)
 
 
 def _extension_file() -> Path:

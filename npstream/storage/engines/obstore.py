@@ -17,7 +17,13 @@ from npstream._core.arguments import quantity
 from npstream._core.log import log
 from npstream.storage.engines.azure import azure_target
 from npstream.storage.engines.gcs import gcs_target
-from npstream.storage.engines.library import ForkError, Library, is_installed, load_library
+from npstream.storage.engines.library import (
+    ForkError,
+    Library,
+    is_installed,
+    is_stopped,
+    load_library,
+)
 from npstream.storage.engines.options import Target, UnsupportedOptionError
 from npstream.storage.engines.s3 import s3_target
 from npstream.storage.failures import classify
@@ -145,7 +151,7 @@ class Engine:
         return await self._perform(key, lambda: self._info(key), driver)
 
     async def _perform(self, key: str, request: DriverCall, driver: DriverCall) -> Any:
-        if self.state == "off" or key.startswith("/") or key.endswith("/"):
+        if self.state == "off" or is_stopped() or key.startswith("/") or key.endswith("/"):
             return await driver()  # obstore would remove these slashes
         try:
             result = await request()
