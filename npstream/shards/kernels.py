@@ -38,12 +38,14 @@ may be read.
 from __future__ import annotations
 
 from npstream._core.jit import (
+    copy,
     kernel,
     load_acquire,
     load_i64,
     load_u8,
     load_u8_acquire,
     load_u32,
+    prefetch_cache_line,
     will_need,
 )
 from npstream._core.spans import PREFETCH_DISTANCE, copy_short, prefetch_span
@@ -55,6 +57,18 @@ _OFFSETS, _BEGIN, _END, _STRIDE, _SLOTS, _CHUNKS = range(1, 7)
 Another thread writes column 0 last. A kernel reads it with acquire order, so a kernel that finds an
 address also finds the other columns.
 """
+
+LONG_VALUE = 1 << 10
+"""Bytes of a value from which on `split` copies a single column with `copy_long_values`."""
+
+LONG_VALUE_DISTANCE = 2
+"""While value k is copied, the first lines of value ``k + LONG_VALUE_DISTANCE`` are prefetched.
+
+Its page-table lookup is done by then, as `PREFETCH_DISTANCE` is larger.
+"""
+
+LONG_VALUE_LINES = 6
+"""The number of these lines, of 64 bytes each."""
 
 
 @kernel
@@ -139,6 +153,10 @@ def split(
     Returns 0, or -1 - k if the column sizes of sample k do not add up to its length.
     """
     header = 4 * nvariable
+    if nvariable == 0 and fixed.shape[0] == 1 and fixed[0, 2] >= LONG_VALUE:
+        return copy_long_values(
+            address, nbytes, fixed_nbytes, fixed[0, 1], fixed[0, 2], fixed[0, 3]
+        )
     for k in range(address.size):
         prefetch_span(address, nbytes, k + PREFETCH_DISTANCE)
         source = address[k]
@@ -164,6 +182,31 @@ def split(
                 body += load_u32(source + 4 * v)
             spans[c, 0, k] = body
             spans[c, 1, k] = load_u32(source + 4 * variable_before)
+    return 0
+
+
+@kernel
+def copy_long_values(
+    address: Int64, nbytes: Int64, fixed_nbytes: int, before: int, size: int, output: int
+) -> int:
+    """Copy one column of samples that have only fixed columns; return as `split` does.
+
+    The values have `size` bytes each, after `before` bytes of other columns.
+
+    The processor prefetches sequential cache lines, but only after the first misses in each value.
+    With prefetches of the first lines, random values of 2 KiB take 1 % less time if they are in the
+    cache, and 5 % less otherwise. This loop is not that of `split`, because one more condition
+    there makes copies of short values slower.
+    """
+    for k in range(address.size):
+        prefetch_span(address, nbytes, k + PREFETCH_DISTANCE)
+        if k + LONG_VALUE_DISTANCE < address.size:
+            begin = address[k + LONG_VALUE_DISTANCE] + before
+            for line in range(LONG_VALUE_LINES):
+                prefetch_cache_line(begin + 64 * line)
+        if nbytes[k] < fixed_nbytes:
+            return -1 - k
+        copy(output + k * size, address[k] + before, size)
     return 0
 
 

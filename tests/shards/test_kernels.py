@@ -292,6 +292,23 @@ def test_split_rejects_samples_of_another_length(run, drawn, data):
     assert (spans[:, :, k:] == 0).all()  # no span of a damaged sample
 
 
+@pytest.mark.parametrize("size", [kernels.LONG_VALUE - 1, kernels.LONG_VALUE, 2048])
+@pytest.mark.parametrize("count", [0, 1, 2, 9, 20])
+def test_split_copies_one_long_column(run, count, size):
+    rows = np.random.default_rng(count).integers(0, 256, (count, size + 5), dtype=np.uint8)
+    address, nbytes, _owners = spans_of([row.tobytes() for row in rows])
+    output, is_unharmed = canary_array(count * size)
+    fixed = np.array([(0, 3, size, address_of(output))], np.int64)
+    no_variable, no_spans = np.empty((0, 2), np.int64), np.empty((0, 2, count), np.int64)
+    arguments = 0, size + 5, fixed, no_variable, no_spans
+    assert run(kernels.split)(address, nbytes, *arguments) == 0
+    assert (output.reshape(count, size) == rows[:, 3:-2]).all()
+    assert is_unharmed()
+    if count:
+        nbytes[-1] -= 1
+        assert run(kernels.split)(address, nbytes, *arguments) == -count
+
+
 @pytest.mark.parametrize("sizes", [(5, 1), (0, 0), (2**32 - 1, 5), (3, 2**31), (2**32 - 2, 6)])
 def test_split_rejects_sizes_that_do_not_add_up(run, sizes):
     for header, expected in ((sizes, -1), ((2, 1), 0)):
