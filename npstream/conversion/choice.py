@@ -47,6 +47,8 @@ class Choice:
         samples.
     maps_parts : bool
         Whether `map` is called when a part is opened, and not by `write`.
+    may_be_empty : bool
+        Whether a source without samples is accepted, although its columns are unknown.
     row_fill : mapping of str to Fill
         Replaces missing values in rows of tables that become samples. `map` gets None for them.
     """
@@ -62,6 +64,7 @@ class Choice:
         self.map = map
         self.as_samples = map is not None
         self.maps_parts = False
+        self.may_be_empty = False
         self.row_fill: Mapping[str, Fill] = {} if map is None else KEEP_MISSING
         self.where = where
         self.fill = dict(fill or {})

@@ -15,7 +15,13 @@ from npstream._core.arguments import quantity, size_text
 from npstream.conversion.choice import Choice, ColumnChoice, parse_times
 from npstream.conversion.dask.writer import check_cluster_options, write_parts
 from npstream.conversion.files import FileList, SourcePath, find_files
-from npstream.conversion.source import InputSource, SourceRequest, kind_class, recognize_kind
+from npstream.conversion.source import (
+    EmptySourceError,
+    InputSource,
+    SourceRequest,
+    kind_class,
+    recognize_kind,
+)
 from npstream.conversion.tokenization import Tokenization
 from npstream.conversion.transform import Condition, is_arrow_table, parse_condition
 from npstream.errors import ColumnError, StorageError, short_traceback
@@ -348,6 +354,7 @@ def convert(
         to_read = columns if tokens is None else tokens.source_columns(columns, map is not None)
         choice = Choice(to_read, rename, parse_condition(where), map, fill)
         choice.check(format, mode)
+        choice.may_be_empty = mode == "a" and not dry_run
         if client is not None:
             check_cluster_options({**options, "block": block})
         open_source = partial(_open_source, source, kind, choice, source_options, reader_options)
@@ -473,7 +480,12 @@ def _open_source(
                 "[{'text': 'to be'}]"
             )
         raise
-    opened = (source_class or recognize_kind(files))(files, request)
+    try:
+        opened = (source_class or recognize_kind(files))(files, request)
+    except EmptySourceError:
+        if not choice.may_be_empty:
+            raise
+        return ObjectSource((), request)  # the dataset knows the columns, if there is one
     if opened.columns is not None:
         for old in choice.rename:
             if old not in opened.columns and request.columns is None:

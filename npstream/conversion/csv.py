@@ -11,7 +11,12 @@ from typing import Any, ClassVar
 from npstream._core.optional import import_optional
 from npstream.conversion.arrow import TableColumns
 from npstream.conversion.files import FileList, SourceFile, split_extension
-from npstream.conversion.source import InputSource, SourceRequest, read_in_thread
+from npstream.conversion.source import (
+    EmptySourceError,
+    InputSource,
+    SourceRequest,
+    read_in_thread,
+)
 from npstream.errors import FormatError
 from npstream.formats.encodings.encodings import column_type
 from npstream.writing.inputs.parts import Part
@@ -32,6 +37,9 @@ _BAD_VALUE = re.compile(
     r"In CSV column #(\d+): (?:Row #(\d+): )?CSV conversion error to (.+?): invalid value '(.*)'",
     re.DOTALL,
 )
+_BAD_DECIMAL = re.compile(r"In CSV column #(\d+): (?:Row #(\d+): )?(.*[Dd]ecimal.*)", re.DOTALL)
+"""The message for a value of a `str_int` column that is no integer of at most 38 digits."""
+
 _LONG_INTEGER = re.compile(r"\s*[+-]?\d{16,}\s*")
 """An integer that a float64 may round: all integers with fewer digits are exact."""
 
@@ -55,7 +63,7 @@ class CsvSource(InputSource):
         self._headers = [self._read_header(file) for file in self._files]
         self._types: dict[str, Any] = {}
         if not self._files:
-            raise ValueError(f"{files.where}: all files are empty, without a line of names")
+            raise EmptySourceError(f"{files.where}: all files are empty, without a line of names")
         first_where = self._files[0].where
         names = self.select_columns(self._headers[0], first_where)
         names += [
@@ -103,6 +111,7 @@ class CsvSource(InputSource):
             if name in self.request.encodings
         }
         inferred = [name for name in names if name not in types]
+        has_rows = False
         for file, header in zip(self._files, self._headers, strict=True):
             present = [name for name in inferred if name in header]
             if not present:
@@ -111,10 +120,16 @@ class CsvSource(InputSource):
                 with file.decompressed() as opened:
                     reader = self._reader(file, opened, column_types={}, include_columns=present)
                     batch = next(iter(reader), None)
-                if batch is not None:
+                if batch is not None and batch.num_rows:
+                    has_rows = True
                     self._refuse_large_integers(file, header, batch)
                     types.update(zip(batch.schema.names, batch.schema.types, strict=True))
                     break
+        if inferred and not has_rows and not all(name in self.request.fill for name in inferred):
+            raise EmptySourceError(
+                f"{self.files.where}: there are no rows after the line of names, so the types of "
+                f"the columns are unknown: give them, as in columns={{{inferred[0]!r}: 'str', ...}}"
+            )
         return {name: types.get(name, pa.null()) for name in names}
 
     def _refuse_large_integers(self, file: SourceFile, header: list[str], batch: Any) -> None:
@@ -141,7 +156,7 @@ class CsvSource(InputSource):
                     raise ValueError(
                         f"{file.where}: row {row}: column {name!r}: {text} exceeds int64, and "
                         f"a float64 would round it: give the type, as in columns={{{name!r}: "
-                        "'str', ...}"
+                        "'str_int', ...}, or 'str' to keep the text"
                     )
 
     def _read_header(self, file: SourceFile) -> list[str]:
@@ -195,6 +210,13 @@ def _csv_error(
 ) -> ValueError:
     """Return the error to raise for the message of an exception of pyarrow."""
     match = _BAD_VALUE.search(message)
+    if match is None and (bad_decimal := _BAD_DECIMAL.search(message)) is not None:
+        number, row, reason = bad_decimal.groups()
+        return ValueError(
+            f"{file.where}: row {row}: column {header[int(number)]!r}: {reason}: a column of the "
+            "type 'str_int' takes integers of at most 38 digits: name another type in columns=, "
+            "such as 'str'"
+        )
     if match is None:
         hint = ": give reader_options={'encoding': ...}" if "UTF8" in message else ""
         return FormatError(f"{file.where}: cannot be read as CSV: {message}{hint}")
@@ -216,6 +238,8 @@ def _arrow_type(encoding: str) -> Any:
     """Return the type to read a column with, if the user named its encoding."""
     pa = import_optional("pyarrow", "pyarrow", "arrow")
     target = column_type(encoding)
+    if target.name == "str_int":
+        return pa.decimal128(38, 0)
     if target.kind == "int_text":
         return pa.int64()
     if target.kind == "bytes":

@@ -16,7 +16,12 @@ import numpy as np
 from npstream._core.dtypes import convert_exactly
 from npstream._core.optional import import_optional
 from npstream.conversion.files import split_extension
-from npstream.conversion.source import InputSource, SourceRequest, read_in_thread
+from npstream.conversion.source import (
+    EmptySourceError,
+    InputSource,
+    SourceRequest,
+    read_in_thread,
+)
 from npstream.errors import FormatError, short_repr
 from npstream.formats.encodings.encodings import column_type, infer
 from npstream.writing.inputs.parts import Part
@@ -77,7 +82,9 @@ class JsonLinesSource(InputSource):
         requested = request.columns
         has_encodings = all(n in request.encodings or n in fill for n in requested or ())
         if not types and not (requested and has_encodings):
-            raise ValueError(f"{files.where}: there are no samples, so the columns are unknown")
+            raise EmptySourceError(
+                f"{files.where}: there are no samples, so the columns are unknown"
+            )
         names = self.select_columns(types, where) if types else list(requested or ())
         names += [n for n in fill if n not in names and (requested is None or n in requested)]
         self._names = names

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SOURCE_KINDS",
+    "EmptySourceError",
     "InputSource",
     "SourceRequest",
     "kind_class",
@@ -196,6 +197,10 @@ class InputSource(ABC):
         return BadValue(reason)
 
 
+class EmptySourceError(ValueError):
+    """A source without samples, whose columns are therefore unknown. An append accepts it."""
+
+
 def kind_class(name: str) -> type[InputSource]:
     """Return the class of a kind.
 
@@ -237,10 +242,11 @@ def recognize_kind(files: FileList) -> type[InputSource]:
             f"{files.where}: files of several kinds: {shown}: choose one with kind=, or give a "
             f"glob, such as '*{candidates[0].extensions[0]}'"
         )
-    names = [file.name for file in files.files[:3]]
-    detail = f"such as {', '.join(map(repr, names))}" if names else "which is empty"
+    if not files.files:
+        raise EmptySourceError(f"{files.where}: the directory has no files, besides hidden ones")
+    names = ", ".join(repr(file.name) for file in files.files[:3])
     raise ValueError(
-        f"{files.where}: the kind of data is unknown, {detail}: give kind=, one of "
+        f"{files.where}: no kind of data is known for files such as {names}: give kind=, one of "
         f"{', '.join(map(repr, SOURCE_KINDS))}; or read the data yourself, as with "
         "pandas.read_excel, and pass them instead of the path"
     )

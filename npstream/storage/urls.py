@@ -65,6 +65,8 @@ def location_str(location: Location, argument: str = "path") -> str:
         raise TypeError(f"{argument}: expected str or os.PathLike of str, not {name}")
     if not text:
         raise ValueError(f"{argument} is empty: give a path or a URL; '.' is this directory")
+    if "\0" in text:
+        raise ValueError(f"{argument}: {text!r} has a null character, which no path can have")
     if (match := _ONE_SLASH.match(text)) is not None and match[1].lower() not in ("file", "dbfs"):
         raise ValueError(
             f"{argument}: {match[0]!r} begins a URL that lost a slash, as in pathlib.Path: give a "

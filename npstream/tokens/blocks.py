@@ -205,6 +205,7 @@ class TokenBlocks(PartedInput):
         *,
         check: bool = True,
         as_items: bool = False,
+        may_be_empty: bool = False,
     ) -> TableStream:
         """Return the blocks as tables.
 
@@ -212,6 +213,8 @@ class TokenBlocks(PartedInput):
         ----------
         names, fill, check, as_items
             As for `PartedInput.read`; they do not change the blocks.
+        may_be_empty
+            As for `PartedInput.read`: whether there may be no tokens.
 
         Returns
         -------
@@ -219,9 +222,11 @@ class TokenBlocks(PartedInput):
         """
         self._start_workers()
         head = columns_of({self.name: np.empty((0, self.block), self._dtype)})
-        return TableStream(head, (columns_of({self.name: rows}) for rows in self._arrays()))
+        return TableStream(
+            head, (columns_of({self.name: rows}) for rows in self._arrays(may_be_empty))
+        )
 
-    def _arrays(self) -> Iterator[AnyArray]:
+    def _arrays(self, may_be_empty: bool) -> Iterator[AnyArray]:
         """Yield arrays of several blocks, and record where each begins."""
         target = max(_TABLE_BYTES // (self.block * self._dtype.itemsize), 1) * self.block
         documents: deque[_Document] = deque()
@@ -246,7 +251,7 @@ class TokenBlocks(PartedInput):
                 number += 1
             elif total > 0:
                 log("%s after the last whole block are left out", quantity(total, "token"))
-            if not number:
+            if not number and not (may_be_empty and total <= 0):
                 raise ValueError(
                     f"data has {quantity(max(total, 0), 'token')}, and a block has "
                     f"{self.block:,}: choose a smaller block, or remainder='pad'"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from npstream.errors import ColumnError
+from npstream.errors import ColumnError, NpstreamError
 from npstream.formats.compression import parse_compression
 from npstream.formats.encodings.encodings import Encoding, encoding_of_type
 from npstream.writing import text
@@ -62,7 +62,13 @@ class FormatSettings:
         for name in sample if names is None else names:
             if name not in sample:
                 raise ColumnError(name, sample, f"sample {number}: ")
-            encodings[name] = infer_column(name, sample[name])
+            try:
+                encodings[name] = infer_column(name, sample[name])
+            except NpstreamError:
+                raise
+            except (TypeError, ValueError) as error:
+                kind = ValueError if isinstance(error, ValueError) else TypeError
+                raise kind(f"sample {number}: {error}") from error
         layout = self.new_format(encodings)
         layout.encode(sample, number)
         return layout

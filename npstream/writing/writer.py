@@ -210,6 +210,8 @@ def write(
             "rejects": rejects,
         }  # fmt: skip
         check_settings(settings | {"shard_samples": shard_samples, "workers": workers})
+        if map is not None and not callable(map):
+            raise TypeError(f"map={short_repr(map)}: expected a function of a sample")
         selection = check_column_list(columns)
         names = columns if map is None else None
         read = partial(

@@ -145,7 +145,7 @@ def test_a_file_without_rows_has_the_types_of_the_next_one(tmp_path):
     (tmp_path / "2.csv").write_text("a,b\n1,x\n")
     report = npstream.convert(f"{tmp_path}/*.csv", tmp_path / "out")
     assert report.columns == {"a": "int64", "b": "str"}
-    with pytest.raises(TypeError, match=r"1\.csv: column 'a': it has only nulls"):
+    with pytest.raises(ValueError, match=r"1\.csv: there are no rows after the line of names"):
         npstream.convert(tmp_path / "1.csv", tmp_path / "none")
     columns = {"a": "int8", "b": "str"}
     assert npstream.convert(tmp_path / "1.csv", tmp_path / "none", columns=columns).samples == 0

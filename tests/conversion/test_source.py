@@ -41,7 +41,7 @@ def test_a_dataset_is_recognized_by_its_index(tmp_path):
     npstream.write(tmp_path / "ds", {"x": [1]})
     assert recognize_kind(find_files(tmp_path / "ds")).kind == "mds"
     (tmp_path / "ds" / "index.json").write_text("[1]")
-    with pytest.raises(ValueError, match="the kind of data is unknown"):
+    with pytest.raises(ValueError, match=r"no kind of data is known for files such as 'index\."):
         recognize_kind(find_files(tmp_path / "ds"))
 
 
@@ -51,7 +51,7 @@ def test_several_or_unknown_kinds_raise(tmp_path):
     with pytest.raises(ValueError, match=r"1 file of 'parquet', 1 file of 'csv': choose"):
         recognize_kind(find_files(tmp_path))
     (tmp_path / "c.xyz").touch()
-    with pytest.raises(ValueError, match=r"unknown, such as 'c.xyz': give kind="):
+    with pytest.raises(ValueError, match=r"known for files such as 'c.xyz': give kind="):
         recognize_kind(find_files(tmp_path / "c.xyz"))
 
 

@@ -254,3 +254,15 @@ def test_a_writer_refuses_the_sample_and_goes_on(case, tmp_path):
         if len(data) == 1:
             writer.write({"x": 1})
     assert len(npstream.open(tmp_path / "ds")) == max(len(data) - 1, 1)
+
+
+def test_arguments_that_cannot_work_are_refused_before_data_is_read(tmp_path):
+    data = iter([{"x": 1}, {"x": 2}])
+    with pytest.raises(TypeError, match="map=5: expected a function of a sample"):
+        npstream.write(tmp_path / "ds", data, map=5)
+    assert next(data) == {"x": 1}
+    with pytest.raises(ValueError, match=r"path: 'a\\x00b' has a null character"):
+        npstream.write("a\0b", data)
+    with pytest.raises(TypeError, match="sample 0: column 'x': no encoding follows from None"):
+        npstream.write(tmp_path / "ds", [{"x": None}])
+    assert not (tmp_path / "ds").exists()

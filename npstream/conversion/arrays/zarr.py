@@ -6,9 +6,11 @@ import asyncio
 import errno
 import functools
 import os
+import weakref
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
@@ -18,7 +20,7 @@ from npstream.errors import FormatError, MissingDependencyError, StorageError
 from npstream.storage.local import open_store
 
 if TYPE_CHECKING:
-    from npstream.conversion.files import FileList
+    from npstream.conversion.files import FileList, SourceFile
 
 __all__ = ["ZarrSource"]
 
@@ -83,7 +85,7 @@ class ZarrSource(ArraySource):
     def recognizes(cls, files: FileList) -> bool:
         """Return True for a directory that has the metadata of an array or group."""
         if files.root is None:
-            return False
+            return len(files.files) == 1 and files.files[0].name.endswith(".zarr.zip")
         if "zarr.json" in files.names():
             return True
         store = open_store(files.root, dict(files.options) or None, argument="source")
@@ -94,9 +96,10 @@ class ZarrSource(ArraySource):
 
     def _named_arrays(self) -> Iterable[tuple[str, str, Mapping[str, StoredArray]]]:
         files = self.files
-        if files.root is None:
+        if files.root is None and len(files.files) != 1:
             raise ValueError(
-                f"{files.where}: Zarr arrays and groups are directories: give a single one"
+                f"{files.where}: Zarr arrays and groups are directories or zip files: give a "
+                "single one"
             )
         zarr = _import_zarr()
         name = str(self.request.options.get("group", "")).strip("/")
@@ -120,7 +123,7 @@ class ZarrSource(ArraySource):
 
 def _stem(where: str) -> str:
     name = os.path.basename(where.partition("?")[0].rstrip("/"))
-    return name.removesuffix(".zarr") or "x"
+    return name.removesuffix(".zip").removesuffix(".zarr") or "x"
 
 
 def _import_zarr() -> Any:
@@ -134,7 +137,8 @@ def _import_zarr() -> Any:
 
 def _store(files: FileList) -> Any:
     """Return a store of Zarr that reads the files."""
-    assert files.root is not None
+    if files.root is None:
+        return _remote_store_class()(_ZipMembers(files.files[0]))
     store = open_store(files.root, dict(files.options) or None, argument="source")
     return store.root if store.is_local else _remote_store_class()(store)
 
@@ -146,13 +150,53 @@ def _zarr_errors(where: str) -> Iterator[None]:
         yield
     except (StorageError, MissingDependencyError):
         raise
-    except (ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
+    except (ValueError, TypeError, KeyError, RuntimeError, OSError, BadZipFile) as error:
         raise FormatError(f"{where}: cannot be read as Zarr: {error}") from error
+
+
+class _ZipMembers:
+    """The members of a zip file, with the methods of a store that `_RemoteFiles` needs.
+
+    A file that holds a directory such as ``x.zarr`` is read as if it held what is in there.
+    """
+
+    def __init__(self, file: SourceFile) -> None:
+        opened = file.open()
+        weakref.finalize(self, opened.close)
+        self._zip = ZipFile(opened)
+        self._where = file.where
+        paths = [info.filename for info in self._zip.infolist() if not info.is_dir()]
+        folders = {path.partition("/")[0] + "/" for path in paths}
+        is_inside = len(folders) == 1 and not any(name in paths for name in _METADATA)
+        self._folder = folders.pop() if is_inside else ""
+
+    def where(self, name: str) -> str:
+        return f"{self._where}/{name}"
+
+    def read(self, name: str) -> bytes:
+        try:
+            return self._zip.read(self._folder + name)
+        except KeyError:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name) from None
+
+    def size(self, name: str) -> int:
+        return len(self.read(name))
+
+    def ranges(self, spans: Iterable[tuple[str, int, int]]) -> list[bytes]:
+        return [self.read(name)[start : start + nbytes] for name, start, nbytes in spans]
+
+    def exists(self, name: str) -> bool:
+        return self._folder + name in self._zip.NameToInfo
+
+    def names(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        for info in self._zip.infolist():
+            if info.filename.startswith(self._folder + prefix) and not info.is_dir():
+                yield info.filename[len(self._folder) :], info.file_size
 
 
 @functools.cache
 def _remote_store_class() -> Any:
-    """Return the class of a read-only store of Zarr over a `RemoteStore`."""
+    """Return the class of a read-only store of Zarr over a `RemoteStore`, or over a zip file."""
     abc = import_optional("zarr.abc.store", "zarr", "sources", _PURPOSE)
     return type("RemoteZarrStore", (_RemoteFiles, abc.Store), {"__init__": _init_store})
 

@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from npstream.conversion.file_samples.tar import read_members
 from npstream.conversion.file_samples.types import FileType, array_encoding, choose_type, file_type
-from npstream.conversion.source import InputSource, SourceRequest, read_in_thread
+from npstream.conversion.source import (
+    EmptySourceError,
+    InputSource,
+    SourceRequest,
+    read_in_thread,
+)
 from npstream.errors import FormatError, short_repr
 from npstream.formats.encodings.encodings import infer
 from npstream.writing.inputs.bad_value import BadValue
@@ -71,7 +76,7 @@ class WebDatasetSource(InputSource):
             with file.open() as opened:
                 for group in read_groups(read_members(opened, file.where), file.where):
                     return file.where, group
-        raise ValueError(
+        raise EmptySourceError(
             f"{self.files.where}: there is no sample: samples are files such as '000.jpg' and "
             "'000.cls'"
         )

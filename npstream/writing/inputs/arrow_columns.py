@@ -289,7 +289,8 @@ def _convert(part: Any, missing: Bools, target: Encoding, fill: Fill) -> ColumnB
     """
     arrow_type = part.type
     text = _text_encoding(arrow_type)
-    if text == "str_decimal" and target.name == text:
+    is_integer_text = target.name == "str_int" and getattr(arrow_type, "scale", None) == 0
+    if text == "str_decimal" and (target.name == text or is_integer_text):
         pa = import_optional("pyarrow", "pyarrow", "arrow")
         return _bodies(part.cast(pa.string()), missing)
     if text is not None and (target.name == text or (text == "bytes" and target.kind == "image")):

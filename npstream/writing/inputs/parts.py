@@ -158,6 +158,7 @@ class PartedInput:
         *,
         check: bool = True,
         as_items: bool = False,
+        may_be_empty: bool = False,
     ) -> TableStream | Iterator[Any]:
         """Return the parts as one stream of tables, or as one iterator over samples.
 
@@ -170,6 +171,8 @@ class PartedInput:
         as_items : bool, default: False
             Whether to leave the items of iterable parts unchanged. By default items that are tables
             become one stream of tables, and items that are tuples become mappings.
+        may_be_empty : bool, default: False
+            Whether there may be no samples although `names` is None, as in an append.
 
         Raises
         ------
@@ -179,7 +182,7 @@ class PartedInput:
         contents = self._contents(names, fill or {}, check, as_items)
         first = next(contents, None)
         if first is None:
-            if names is None and not as_items:
+            if names is None and not as_items and not may_be_empty:
                 raise ValueError(
                     "no samples and no columns=: the columns of the dataset are unknown (the input "
                     f"has {quantity(len(self.parts), 'part')})"
@@ -286,7 +289,9 @@ def open_input(
     and the samples. The parameters are those of `PartedInput.read` and `samples_of`.
     """
     if isinstance(data, PartedInput):
-        content: Any = data.read(names, fill, check=check, as_items=as_items)
+        content: Any = data.read(
+            names, fill, check=check, as_items=as_items, may_be_empty=may_be_empty
+        )
     else:
         table = table_of(data, names, fill, check=check)
         if table is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import warnings
 from pathlib import Path
 
@@ -143,7 +144,7 @@ def test_directories_are_recognized(path, tmp_path):
     assert recognize_kind(find_files(path / "x")).kind == "zarr"
     fsspec.filesystem("memory").put(str(path), "memory://zarr2/a.zarr", recursive=True)
     assert recognize_kind(find_files("memory://zarr2/a.zarr")).kind == "zarr"
-    with pytest.raises(ValueError, match="directories: give a single one"):
+    with pytest.raises(ValueError, match="directories or zip files: give a single one"):
         npstream.convert([path / "x", path / "y"], "no", kind="zarr")
 
 
@@ -154,3 +155,28 @@ def test_damaged_chunks_raise_format_error(path, tmp_path):
     with pytest.raises(FormatError, match=r"a.zarr/x: cannot be read as Zarr"):
         npstream.convert(path, tmp_path / "out", columns=["x"])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("has_folder", [False, True])
+def test_a_zip_file(has_folder, path, tmp_path, servers):
+    """A zip file of a store, or of its directory, local and remote."""
+    archive = tmp_path / "a.zarr.zip"
+    root, base = (path.parent, path.name) if has_folder else (path, ".")
+    shutil.make_archive(str(archive.with_suffix("")), "zip", root, base)
+    fresh = servers["s3"].new_directory()
+    fresh.put("a.zarr.zip", archive.read_bytes())
+    columns = list(COLUMNS)
+    for number, (source_path, options) in enumerate(
+        [(archive, None), (fresh.url + "/a.zarr.zip", fresh.storage_options)]
+    ):
+        out = tmp_path / f"out{number}"
+        npstream.convert(source_path, out, columns=columns, source_options=options)
+        check(out)
+    npstream.convert(archive, tmp_path / "z", reader_options={"group": "other/z"})
+    assert npstream.open(tmp_path / "z")["z"].load().tolist() == list(range(7))
+
+
+def test_a_damaged_zip_file(tmp_path):
+    (tmp_path / "a.zarr.zip").write_bytes(b"no zip")
+    with pytest.raises(FormatError, match=r"a.zarr.zip: cannot be read as Zarr: File is not a zip"):
+        npstream.convert(tmp_path / "a.zarr.zip", tmp_path / "out")
