@@ -378,6 +378,8 @@ def convert(
                 options["workers"] = 0  # the source is already open in this process, see above
         if map is None and fill is not None:
             fill = parse_times(choice.fill, encodings)
+        if encodings is None and choice.columns is not None:
+            encodings = list(choice.columns)  # the first sample has their encodings
         try:
             arguments = {"columns": encodings, "map": map, "fill": fill, **options}
             return _write(url, data, arguments, client)
@@ -547,6 +549,7 @@ class _Parts(PartedInput):
     def __init__(self, source: InputSource, choice: Choice) -> None:
         self._transform, self._choice = choice.transform(), choice
         self._transform.may_reuse = isinstance(source, ObjectSource)
+        self._transform.keeps_incomplete = not choice.as_samples
         keeps_count = choice.where is None and not choice.maps_parts
         parts = [
             Part(part.name, partial(self._open, part), part.samples if keeps_count else None)
@@ -647,6 +650,9 @@ def _infer_encodings(parts: Iterable[Part], choice: Choice) -> dict[str, str]:
     for number, sample in enumerate(samples):
         first = fill_sample(as_mapping(sample, None, number), fills, {})
         names = requested or dict.fromkeys(first)
+        for name in names:
+            if name not in first:
+                raise ColumnError(name, list(first), f"sample {number}: ")
         return {
             name: encoding or infer_column(name, first[name]).name
             for name, encoding in names.items()

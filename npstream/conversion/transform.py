@@ -7,7 +7,7 @@ Tested in tests/conversion/test_convert.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any, TypeAlias
 
@@ -71,6 +71,9 @@ class PartTransform:
     ----------
     may_reuse : bool
         Whether the source may change a value and yield it again, as an iterator of the user may.
+    keeps_incomplete : bool
+        Whether a table or sample that lacks a requested column keeps all its columns. Then the
+        writer selects the columns, and its error names those that exist.
     """
 
     def __init__(
@@ -79,7 +82,7 @@ class PartTransform:
         rename: Mapping[str, str],
         where: Expression | Condition | None,
     ) -> None:
-        self.may_reuse = False
+        self.may_reuse = self.keeps_incomplete = False
         self.columns = columns
         self.rename = dict(rename)
         self.where = where
@@ -127,9 +130,15 @@ class PartTransform:
             mask = self._mask({name: table.column(name) for name in names}, table.to_pylist)
             if not mask.all():
                 table = _filter_table(table, mask)
-        if self.columns is not None:
-            table = table.select([name for name in self.columns if name in names])
-        return table
+        kept = self._kept_names(names)
+        return table if kept is None else table.select(kept)
+
+    def _kept_names(self, names: Collection[str]) -> list[str] | None:
+        """Return the columns to keep of those in `names`; None for all."""
+        if self.columns is None:
+            return None
+        kept = [name for name in self.columns if name in names]
+        return None if self.keeps_incomplete and len(kept) < len(self.columns) else kept
 
     def _mask(self, columns: Any, rows: Callable[[], Iterable[Any]]) -> Bools:
         """Return True for each row to keep.
@@ -167,8 +176,8 @@ class PartTransform:
                 else [value for value, keep in zip(values, mask, strict=True) if keep]
                 for name, values in renamed.items()
             }
-        names = renamed if self.columns is None else self.columns
-        return {name: renamed[name] for name in names if name in renamed}
+        kept = self._kept_names(renamed)
+        return renamed if kept is None else {name: renamed[name] for name in kept}
 
     def _samples(self, samples: Iterator[Any]) -> Iterator[dict[str, Any]]:
         for group in self._groups(samples):
@@ -176,9 +185,8 @@ class PartTransform:
             if self.where is not None:
                 selected = self._filter_group(group)
             for sample in selected:
-                if self.columns is not None:
-                    sample = {name: sample[name] for name in self.columns if name in sample}
-                yield sample
+                kept = self._kept_names(sample)
+                yield sample if kept is None else {name: sample[name] for name in kept}
 
     def _groups(self, samples: Iterator[Any]) -> Iterator[list[dict[str, Any]]]:
         """Yield samples with new names, in groups for which `where` is evaluated together."""
@@ -246,6 +254,7 @@ def _columns_of(samples: list[dict[str, Any]], where: Expression | Condition) ->
     if not isinstance(where, Expression):
         return {}
     existing = dict.fromkeys(name for sample in samples for name in sample)
+    where.check(existing)
     return {
         name: [sample.get(name) for sample in samples] for name in where.columns if name in existing
     }

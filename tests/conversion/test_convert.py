@@ -286,3 +286,30 @@ def test_arguments_are_checked_before_anything_is_read(arguments, message, dry_r
             npstream.write(tmp_path / "out", samples, **arguments)
         assert next(samples) == {"x": 1}
     assert list(tmp_path.iterdir()) == []
+
+
+OBJECTS = {
+    "samples": [{"name": "a", "age": 1}, {"name": "b", "age": 2}],
+    "columns": {"name": ["a", "b"], "age": [1, 2]},
+    "a table": pa.table({"name": ["a", "b"], "age": [1, 2]}),
+    "tables": [pa.table({"name": ["a", "b"], "age": [1, 2]})],
+}
+
+
+@pytest.mark.parametrize("kind", OBJECTS)
+def test_an_unknown_column_of_an_object(kind, tmp_path):
+    for arguments in (
+        {"columns": ["nmae"]},
+        {"columns": {"nmae": "str"}},
+        {"columns": ["nmae"], "dry_run": True},
+        {"where": "nmae == 'a'"},
+    ):
+        with pytest.raises(ColumnError, match=r"no column 'nmae'; did you mean 'name'\?"):
+            npstream.convert(OBJECTS[kind], tmp_path / "out", **arguments)
+    report = npstream.convert(OBJECTS[kind], tmp_path / "out", columns=["age"], mode="w")
+    assert list(report.columns) == ["age"]
+    report = npstream.convert(
+        OBJECTS[kind], tmp_path / "out", columns=["age", "lang"], fill={"lang": "en"}, mode="w"
+    )
+    assert list(report.columns) == ["age", "lang"]
+    assert list(npstream.open(tmp_path / "out")["lang"]) == ["en", "en"]

@@ -384,6 +384,7 @@ class _Head:
     def __init__(self, table: InputTable) -> None:
         self.length, self.chunk, self.has_array_blocks = 0, 1, False
         self.row_bytes: int | None = None
+        self.available_names: Collection[str] = getattr(table, "available_names", table.names())
         self._encodings: dict[str, Encoding | Exception] = {}
         for name in table.names():
             try:
