@@ -18,8 +18,8 @@ MAX_SHARE_OF_NUMPY = 0.5
 
 HEAVY = ["PIL", "awkward", "dask", "fsspec", "hypothesis", "numba", "pandas", "pyarrow", "torch"]
 SLOW = [
-    *("asyncio", "bz2", "concurrent.futures", "dataclasses", "glob", "gzip", "hashlib"),
-    *("importlib.metadata", "logging", "multiprocessing", "npstream._core.redaction"),
+    *("asyncio", "bz2", "concurrent.futures", "dataclasses", "difflib", "glob", "gzip"),
+    *("hashlib", "importlib.metadata", "logging", "multiprocessing", "npstream._core.redaction"),
     *("npstream.orders.order", "queue", "tempfile", "urllib.parse"),
 ]
 """Modules that opening a local dataset does not load.

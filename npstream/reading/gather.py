@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from npstream import events
 from npstream._core import memory
 from npstream._core.arguments import quantity
 from npstream._core.dtypes import storage_dtype
 from npstream._core.spans import copy_spans, equal_spans
 from npstream._core.typing import AnyArray, Bools, Int64
 from npstream.errors import FormatError
+from npstream.events import is_reporting, report
 from npstream.formats import text
 from npstream.formats.encodings.encodings import DTYPE_CODES
 from npstream.reading.batch import Ragged
@@ -99,12 +99,12 @@ def gather(
     is_prefetched : bool, default: False
         True if the pages of the samples were prefetched.
     """
-    if not events.is_reporting():
+    if not is_reporting():
         return _gather(fetcher, plan, ids, out, is_prefetched)
     start = time.perf_counter()
     columns = _gather(fetcher, plan, ids, out, is_prefetched)
     nbytes = sum(map(_array_nbytes, columns.values()))
-    events.report("gather", time.perf_counter() - start, nbytes, fetcher.shards.root)
+    report("gather", time.perf_counter() - start, nbytes, fetcher.shards.root)
     return columns
 
 

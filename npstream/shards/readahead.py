@@ -15,11 +15,11 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
-from npstream import events
 from npstream._core.fork import renew_in_child
 from npstream._core.log import log
 from npstream.cache.leases import Lease
 from npstream.errors import NpstreamError
+from npstream.events import report
 
 if TYPE_CHECKING:
     from npstream._core.arrays import Rows
@@ -300,7 +300,7 @@ class SampleReadAhead:
             seconds = time.perf_counter() - start
             for part in self._shards.remotes[:1]:
                 part.shards.traffic.count_wait(seconds)
-                events.report("wait", seconds, 0, self._shards.root)
+                report("wait", seconds, 0, self._shards.root)
             # Do not read the samples again: that would wait for a new deadline after this one.
             if request.error is not None:
                 raise request.error

@@ -19,10 +19,10 @@ from weakref import WeakSet
 
 import numpy as np
 
-from npstream import events
 from npstream._core import memory
 from npstream._core.fork import renew_in_child
 from npstream._core.typing import Bytes, Int64
+from npstream.events import report
 from npstream.shards import kernels, paging
 from npstream.shards.local import layouts_of
 from npstream.storage.deadlines import inherit_deadline, shared_deadline
@@ -181,7 +181,7 @@ class Fetcher:
             seconds = time.perf_counter() - start
             for part in self.remotes[:1]:
                 part.shards.traffic.count_wait(seconds)
-                events.report("wait", seconds, 0, self.shards.root)
+                report("wait", seconds, 0, self.shards.root)
 
     def _count_use(self, ids: Int64, nbytes: Int64) -> None:
         """Count the bytes of samples that a read returns, for the store of each sample."""

@@ -16,10 +16,10 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol
 
-from npstream import events
 from npstream._core.arguments import quantity
 from npstream._core.log import log, warn
 from npstream.errors import StorageError
+from npstream.events import is_reporting, report
 from npstream.storage.failures import Cause, diagnose
 from npstream.storage.responses import NO_RANGES
 from npstream.storage.traffic.hedging import Hedging, first_answer
@@ -291,9 +291,9 @@ def _run(
             if error is not None:
                 raise error
             request = in_flight.pop(number)
-            if events.is_reporting() and isinstance(result, bytes | bytearray | memoryview):
+            if is_reporting() and isinstance(result, bytes | bytearray | memoryview):
                 age = time.monotonic() - request.start - request.seconds
-                events.report("fetch", request.seconds, len(result), request.where, age)
+                report("fetch", request.seconds, len(result), request.where, age)
             yield number, result
             del result
     finally:
