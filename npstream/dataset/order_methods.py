@@ -8,12 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+import numpy as np
+
+from npstream._core.arguments import integer, parse_size
 from npstream.dataset.splits import split_view
+from npstream.errors import short_repr, short_traceback
 from npstream.reading.source import view_order
 
 if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from npstream.explore.costs.shuffle_costs import ShuffleCosts
     from npstream.indexing.selection import Selection
-    from npstream.orders.order import BlockSize, RowOrder
+    from npstream.orders.order import BlockSize, RowOrder, Shuffle
     from npstream.reading.source import Source
 
 View = TypeVar("View")
@@ -30,6 +37,8 @@ class OrderMethods(Generic[View]):
         _view: Callable[[Selection], Any]
         _source: Source
         _selection: Selection
+
+        def __getitem__(self, index: Any) -> Any: ...
 
     def order(
         self, seed: int, epoch: int = 0, *, block: BlockSize = "auto", lanes: int | None = None
@@ -110,6 +119,77 @@ class OrderMethods(Generic[View]):
         else:
             view = self._view(self._selection.permute(order))
         return view
+
+    def shuffle_costs(
+        self,
+        batch_size: int,
+        blocks: Sequence[BlockSize | Shuffle] | None = None,
+        *,
+        by: str | ArrayLike | None = None,
+        cache_limit: int | str | None = None,
+        seed: int = 0,
+    ) -> ShuffleCosts:
+        """Return what an epoch costs with blocks of several sizes, and how well they shuffle.
+
+        The costs follow from the index and the orders: nothing is read, except the column `by`.
+        They are those of one reader of all samples, in an epoch that begins with an empty cache.
+        For local data they are what the same files would cost in an object store.
+
+        Parameters
+        ----------
+        batch_size : int
+            Samples of a batch; of all ranks together, if they train one model.
+        blocks : sequence of int, str, None or Shuffle, optional
+            Sizes of blocks, as `npstream.Shuffle` takes them. By default 0, a 1,024th, a 256th, a
+            64th, a 16th and a fourth of the data, and None.
+        by : str or array_like, optional
+            A column of numbers, or a number for each row, whose batch means are compared with those
+            of a perfect shuffle. By default a number that is the same for all samples of a
+            chunk, and random and independent for each chunk: the hardest case.
+        cache_limit : int or str, optional
+            Bytes of the cache. By default the cache's limit of a remote dataset, or else a cache
+            that holds all data.
+        seed : int, default: 0
+            Seed of the orders.
+
+        Returns
+        -------
+        ShuffleCosts
+            A sequence with a `ShuffleCost` for each block: requests and bytes of the epoch, memory,
+            bytes of the first batch, and the ratio of variances. A notebook shows it as a table.
+
+        Raises
+        ------
+        ValueError
+            If a block is invalid. If this is a mixture, or a view whose samples neither ascend nor
+            descend.
+        TypeError
+            If `by` does not have numbers.
+
+        Examples
+        --------
+        >>> path = getfixture("tmp_path") / "sorted"
+        >>> labels = np.repeat(np.arange(10), 1000)
+        >>> report = npstream.write(path, {"label": labels}, shard_size="4KiB")
+        >>> costs = npstream.open(path).shuffle_costs(100, ["4KiB", None], by="label")
+        >>> [round(cost.variance, 1) for cost in costs]
+        [65.4, 1.0]
+        """
+        from npstream.explore.costs.shuffle_costs import check_values, estimate_costs
+
+        with short_traceback:
+            size, limit = integer("batch_size", batch_size, 1), parse_size(cache_limit)
+            remote = self._source.remote
+            if limit is None and remote is not None:
+                limit = remote.files.cache.limit
+            values = None
+            if by is not None:
+                name = short_repr(by) if isinstance(by, str) else "an array"
+                column = self[by].to_numpy() if isinstance(by, str) else np.asarray(by)
+                values = check_values(column, self._selection.size, name)
+            return estimate_costs(
+                self._source, self._selection, size, blocks, integer("seed", seed), limit, values
+            )
 
     def random_split(
         self, lengths: Sequence[float], seed: int = 0, by: str = "sample"

@@ -37,6 +37,7 @@ from npstream.orders.blocks import (
 from npstream.orders.chunks import smallest_step
 from npstream.orders.layout import Layout, make_layout, piece_slots
 from npstream.orders.permutation import MAX_TABLE_LENGTH, make_key
+from npstream.orders.spread import OrderPieces, pieces_of_layout
 
 BlockSize: TypeAlias = int | str | None
 """Size of a block: a number of bytes, a str such as "1GiB", "auto", or None for all data."""
@@ -293,6 +294,13 @@ class Order(RowOrder):
         rows = np.empty(max(stop - start, 0), np.int64)
         self._look_up(np.array([start]), rows)
         return rows
+
+    def pieces(self) -> OrderPieces:
+        """Return the pieces of chunks in the lanes of the order, in the order of this epoch."""
+        layout, cache = self._acquire()
+        pieces = pieces_of_layout(self._blocks, layout)
+        self._free_buffers.append((layout, cache))
+        return pieces
 
     def _look_up(self, positions: Int64, rows: Int64) -> None:
         """Write the rows at `positions` to `rows`.

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from npstream.shards.base import RemotePart, Shards
     from npstream.shards.remote import RemoteShards
 
-__all__ = ["ChunkUses", "EvictionOrder", "ReadOrder", "is_rowwise", "split_large_datasets"]
+__all__ = [
+    "MAX_PREFIX", "READ_FRACTION", "ChunkUses", "EvictionOrder", "ReadOrder", "is_rowwise",
+    "refetched_bytes", "split_large_datasets",
+]  # fmt: skip
 
 MAX_PREFIX = 1 << 18
 """The estimate looks at this many samples of an order at most."""
@@ -152,7 +155,7 @@ def _exceeds_cache(
     reads = _chunk_reads(shards, ids, cache)
     expected = reads.samples * order.fraction
     read_limit = int(READ_FRACTION * limit)
-    bytes_per_sample = _refetched_bytes(reads.chunks, reads.nbytes, expected, read_limit)
+    bytes_per_sample = refetched_bytes(reads.chunks, reads.nbytes, expected, read_limit)
     return bytes_per_sample > REQUEST_BYTES
 
 
@@ -174,7 +177,7 @@ def _chunk_reads(shards: Shards[RemoteShards], ids: Int64, cache: ShardCache) ->
     return _ChunkReads(keys[keys >= 0], np.concatenate(nbytes), np.concatenate(samples))
 
 
-def _refetched_bytes(chunks: Int64, nbytes: AnyArray, expected: AnyArray, limit: int) -> float:
+def refetched_bytes(chunks: Int64, nbytes: AnyArray, expected: AnyArray, limit: int) -> float:
     """Estimate the bytes that are fetched again, divided by the number of samples.
 
     The cache evicts the least recently used chunk. A chunk is fetched again if it is evicted before
@@ -183,9 +186,9 @@ def _refetched_bytes(chunks: Int64, nbytes: AnyArray, expected: AnyArray, limit:
     Examples
     --------
     >>> twice, size, count = np.array([0, 1, 2, 0, 1, 2]), np.full(3, 10), np.full(3, 4)
-    >>> _refetched_bytes(twice, size, count, 30), _refetched_bytes(twice, size, count, 20)
+    >>> refetched_bytes(twice, size, count, 30), refetched_bytes(twice, size, count, 20)
     (0.0, 7.5)
-    >>> _refetched_bytes(np.sort(twice), size, count, 20)
+    >>> refetched_bytes(np.sort(twice), size, count, 20)
     0.0
     """
     if int(nbytes.sum()) <= limit:

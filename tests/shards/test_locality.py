@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import npstream
 from npstream.errors import StorageError
 from npstream.shards import locality
-from npstream.shards.locality import _refetched_bytes
+from npstream.shards.locality import refetched_bytes
 from npstream.shards.remote import RemoteShards
 from npstream.storage.remote import RemoteStore
 
@@ -338,10 +338,10 @@ def lru(chunks, nbytes, min_uses, limit):
     st.lists(st.integers(1, 9), min_size=6, max_size=6),
     st.integers(1, 50),
 )
-def test_refetched_bytes_equal_those_of_a_simulated_cache(chunks, nbytes, samples, limit):
+def testrefetched_bytes_equal_those_of_a_simulated_cache(chunks, nbytes, samples, limit):
     expected = lru(chunks, nbytes, [n / 2 for n in samples], limit)
     arrays = (np.array(values) for values in (chunks, nbytes, samples))
-    assert _refetched_bytes(*arrays, limit) == expected
+    assert refetched_bytes(*arrays, limit) == expected
 
 
 @pytest.mark.parametrize("step", [1, -1, 2])

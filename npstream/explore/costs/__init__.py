@@ -1,0 +1,1 @@
+"""What a read or an epoch costs, before it is read."""
