@@ -29,12 +29,13 @@ from page import fill_in
 
 Floats: TypeAlias = NDArray[np.float32]
 
-FEATURES, CLASSES, HIDDEN, SEEDS = 16, 10, 32, 5
+FEATURES, CLASSES, HIDDEN, SEEDS = 16, 10, 16, 5
 CHUNK_SAMPLES, SAMPLE_BYTES = 208, 20_000
-CHUNKS = 1260
+CHUNKS = 5040
+CLUSTERS = 315
 SAMPLES = CHUNKS * CHUNK_SAMPLES
 HELD_OUT = 1 << 15
-BATCH, EPOCHS, RATE, MOMENTUM = 64, 4, 0.005, 0.9
+BATCH, EPOCHS, RATE, MOMENTUM = 128, 2, 0.002, 0.9
 SHARES = (16, 64, 256, 1024)
 """Blocks are the data divided by each of these numbers."""
 
@@ -51,7 +52,7 @@ HEAD = """\
 class Task:
     """A random function from features to probabilities of labels, and the clusters of features."""
 
-    centers: Any = field(default_factory=lambda: _normal(1, CHUNKS // 4, FEATURES))
+    centers: Any = field(default_factory=lambda: _normal(1, CLUSTERS, FEATURES))
     linear: Any = field(default_factory=lambda: _normal(2, FEATURES, CLASSES) / 2)
     inner: Any = field(default_factory=lambda: _normal(3, FEATURES, FEATURES) / 2)
     outer: Any = field(default_factory=lambda: _normal(4, FEATURES, CLASSES))
