@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 
 from npstream._core.arguments import parse_size, quantity
 from npstream._core.memory import ensure_fits
@@ -226,10 +225,12 @@ class ShardCache:
             yield
             return
         with lock as descriptor:
-            if self._usable and locks.supports_ranges(descriptor):
+            if self._usable:
                 begin = _FETCH_LOCKS + int(key[:8], 16)
-                attempt = partial(locks.try_lock, descriptor, begin, 1)
-                locks.wait_until(attempt, self.timeout / 2)
+                # Only this range: the lock of the cache is another range of the same file.
+                locks.wait_until(
+                    lambda: locks.try_range(descriptor, begin, 1) is not False, self.timeout / 2
+                )
             yield
         locks.notify()
 

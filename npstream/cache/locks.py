@@ -27,6 +27,7 @@ __all__ = [
     "notify",
     "supports_ranges",
     "try_lock",
+    "try_range",
     "wait_for_lock",
     "wait_until",
 ]
@@ -109,7 +110,7 @@ class LockFile:
 
 def try_lock(descriptor: int, begin: int = 0, nbytes: int = 0) -> bool:
     """Lock a range of a file unless a part of it is locked; 0 bytes mean up to the end."""
-    if (locked := _try_range(descriptor, begin, nbytes)) is not None:
+    if (locked := try_range(descriptor, begin, nbytes)) is not None:
         return locked
     return _try_whole(descriptor, fcntl.LOCK_EX)
 
@@ -132,11 +133,14 @@ def is_locked(descriptor: int, begin: int, nbytes: int) -> bool:
 
 
 def supports_ranges(descriptor: int) -> bool:
-    """Return True if ranges of a file can be locked. No other process may use the file."""
-    return _try_range(descriptor, 0, 0) is not None
+    """Return True if ranges of a file can be locked.
+
+    If so, this locks the whole file until the descriptor is closed. So no other process may use it.
+    """
+    return try_range(descriptor, 0, 0) is not None
 
 
-def _try_range(descriptor: int, begin: int, nbytes: int) -> bool | None:
+def try_range(descriptor: int, begin: int, nbytes: int) -> bool | None:
     """Lock a range, and return True.
 
     Return False if another holder has locked a part of it, and None if ranges cannot be locked.

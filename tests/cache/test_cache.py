@@ -209,6 +209,16 @@ def test_one_thread_at_a_time_fetches_an_object(tmp_path):
     assert most == [1]
 
 
+def test_objects_are_stored_while_another_one_is_fetched(tmp_path):
+    cache = ShardCache(tmp_path / "cache", None, 60)
+    with cache.fetch_lock("00" * 8):
+        # Another descriptor of the same lock file, as another thread or process has.
+        with locks.LockFile(str(tmp_path / "cache" / ".lock"), os.O_RDWR) as descriptor:
+            assert locks.try_range(descriptor, 0, 1)
+        cache.store("11" * 8, b"stored meanwhile")
+    assert cache.load("11" * 8) == b"stored meanwhile"
+
+
 def test_a_fetch_lock_that_is_never_released_costs_half_of_the_timeout(tmp_path):
     cache = ShardCache(tmp_path / "cache", timeout=0.02)
     entered = []
