@@ -538,6 +538,9 @@ def _make_folders(folder: str, new_folders: list[str]) -> None:
             os.mkdir(folder)
         except OSError as error:
             new_folders.pop()
+            if os.path.islink(folder.rstrip(os.sep)) and not os.path.exists(folder):
+                reason = "the link leads to a directory that does not exist"
+                raise FileNotFoundError(errno.ENOENT, reason, folder) from error
             if not isinstance(error, FileExistsError) or not os.path.isdir(folder):
                 raise
             # Another process has made it meanwhile.

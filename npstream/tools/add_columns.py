@@ -148,7 +148,8 @@ def add_columns(
         If values cannot be stored exactly, or the keys differ in type.
     StorageError
         If the dataset cannot be read, or a file cannot be stored. If there is no dataset, the error
-        is also a FileNotFoundError.
+        is also a FileNotFoundError. With ``resume=True``, it is a FileExistsError if another
+        process adds the same columns at the same time.
 
     See Also
     --------
@@ -296,6 +297,7 @@ class _Addition:
         self.path = f"{COLUMNS_FOLDER}/{identity}"
         self.fill_path = f"{COLUMNS_FOLDER}/{identity}-fill"
         self.resume = False
+        self.is_written = False  # whether this process has stored the whole part
 
     def set_values_by_position(self, data: Any, open_part: Callable[..., Dataset]) -> None:
         """Take values in the order of the samples; check names before any value is written."""
@@ -420,15 +422,11 @@ class _Addition:
         while True:
             text = json.dumps([*facts, number])
             path = f"{COLUMNS_FOLDER}/{digest('xxh3_64', text.encode())[:12]}"
-            # Another process may be about to publish a complete part.
-            if path not in published and not self.is_complete(path):
+            index, work = (self._store.exists(f"{path}/{name}") for name in (INDEX, WORK))
+            # Another process may be about to publish a part that is complete.
+            if path not in published and (work or not index):
                 return path
             number += 1
-
-    def is_complete(self, path: str) -> bool:
-        """Return True if a part has an index, and no write to it can continue."""
-        store = self._store
-        return store.exists(f"{path}/{INDEX}") and not store.exists(f"{path}/{WORK}")
 
     @property
     def _start(self) -> int:
@@ -458,6 +456,7 @@ class _Addition:
             self._write_fill(write_part)
         options = {**self._options, "resume": self.resume}
         report = write_part(self.path, self._data, columns=self._encodings, **options)
+        self.is_written = True
         self._check_count(report.samples)
         if not has_encodings:
             self._encodings = report.columns
@@ -637,7 +636,7 @@ def _remove_parts_after_failure(store: Store, addition: _Addition) -> Iterator[N
         try:
             published = {path for group in _read_groups(store) for path in group.paths}
             paths = [addition.fill_path]
-            if not addition.resume or addition.is_complete(addition.path):
+            if not addition.resume or addition.is_written:
                 paths.append(addition.path)
             for path in paths:
                 if path not in published:

@@ -263,6 +263,11 @@ def test_arguments_that_cannot_work_are_refused_before_data_is_read(tmp_path):
     assert next(data) == {"x": 1}
     with pytest.raises(ValueError, match=r"path: 'a\\x00b' has a null character"):
         npstream.write("a\0b", data)
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(
+        FileNotFoundError, match="the link leads to a directory that does not exist"
+    ):
+        npstream.write(tmp_path / "link", [{"x": 1}])
     with pytest.raises(TypeError, match="sample 0: column 'x': no encoding follows from None"):
         npstream.write(tmp_path / "ds", [{"x": None}])
     assert not (tmp_path / "ds").exists()
