@@ -453,7 +453,7 @@ class RemoteStore:
     ) -> Generator[tuple[int, Any]]:
         return run_requests(
             requests, work or partial(self._run_with_retries, connection), connection.loop,
-            connection.width, self._cancellation, self.deadlines, self.timeout,
+            lambda: connection.slots.limit, self._cancellation, self.deadlines, self.timeout,
         )  # fmt: skip
 
     def _run_with_retries(

@@ -205,7 +205,7 @@ def run_requests(
     requests: Iterable[Request],
     work: Callable[[Request, float], Any],
     loop: asyncio.AbstractEventLoop,
-    width: int,
+    width: Callable[[], int],
     cancellation: Cancellation,
     deadlines: Deadlines,
     timeout: float,
@@ -223,8 +223,8 @@ def run_requests(
         `run_with_retries`), returns the coroutine that performs the request.
     loop : asyncio.AbstractEventLoop
         Runs in another thread.
-    width : int
-        The maximum number of concurrent requests.
+    width : callable
+        Returns the maximum number of concurrent requests now.
     cancellation : Cancellation
     deadlines : Deadlines
     timeout : float
@@ -246,13 +246,14 @@ def _run(
     requests: Iterable[Request],
     work: Callable[[Request, float], Any],
     loop: asyncio.AbstractEventLoop,
-    width: int,
+    width: Callable[[], int],
     completions: SimpleQueue[_Completion],
     deadlines: Deadlines,
     next_completion: Callable[[], _Completion],
 ) -> Generator[tuple[int, Any]]:
     tasks: dict[int, asyncio.Task[Any]] = {}  # only the loop's thread uses it
-    in_flight: dict[int, Request] = {}  # by number
+    in_flight: dict[int, int] = {}  # the number of each request -> its bytes
+    in_flight_requests: dict[int, Request] = {}  # by number
     process = os.getpid()
 
     def start(batch: list[tuple[int, Request]], wait_start: float) -> None:
@@ -271,8 +272,8 @@ def _run(
             task.cancel()
 
     def may_start(request: Request) -> bool:
-        free = _MAX_BYTES_IN_FLIGHT - sum(request.nbytes for request in in_flight.values())
-        return not in_flight or (len(in_flight) < width and request.nbytes <= free)
+        free = _MAX_BYTES_IN_FLIGHT - sum(in_flight.values())
+        return not in_flight or (len(in_flight) < width() and request.nbytes <= free)
 
     numbered = enumerate(requests)
     upcoming = next(numbered, None)
@@ -281,7 +282,8 @@ def _run(
             batch = []
             while upcoming is not None and may_start(upcoming[1]):
                 number, request = upcoming
-                in_flight[number] = request
+                in_flight[number] = request.nbytes
+                in_flight_requests[number] = request
                 batch.append(upcoming)
                 upcoming = next(numbered, None)
             if batch:
@@ -290,7 +292,8 @@ def _run(
                 number, result, error = next_completion()
             if error is not None:
                 raise error
-            request = in_flight.pop(number)
+            del in_flight[number]
+            request = in_flight_requests.pop(number)
             if is_reporting() and isinstance(result, bytes | bytearray | memoryview):
                 age = time.monotonic() - request.start - request.seconds
                 report("fetch", request.seconds, len(result), request.where, age)

@@ -202,7 +202,8 @@ class WatchedEvent(threading.Event):
 def failing_prefetch() -> Iterator[tuple[FailingShards, SampleReadAhead]]:
     shards = FailingShards()
     part = SimpleNamespace(shards=shards, first_shard=0, first_sample=0)
-    union = SimpleNamespace(remotes=[part], split=lambda shard_of: [(part, slice(None))])
+    parts = [(part, slice(None))]
+    union = SimpleNamespace(remotes=[part], split=lambda shard_of: parts, root="memory://x")
     with SampleReadAhead(union) as rows:
         yield shards, rows
 
