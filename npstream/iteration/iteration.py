@@ -63,7 +63,7 @@ RANK_SLACK = 16
 MIN_USE_SAMPLES = 1 << 20
 """Samples of an epoch that are looked up, at least, to find when its chunks are used."""
 
-SAMPLES_PER_CHUNK = 64
+SAMPLES_PER_CHUNK = 32
 """More samples are looked up if there are fewer than this for each chunk."""
 
 _READ_BYTES = 1 << 22
@@ -565,32 +565,32 @@ class Iteration(Resumable):
         """Return when the ranks of this machine use the chunks of each dataset in an epoch."""
         from npstream.shards.locality import ChunkUses
 
+        chunks = sum(int(part.shards.files.chunks.sum()) for _, part in datasets)
+        samples = max(MIN_USE_SAMPLES, SAMPLES_PER_CHUNK * chunks)
+        ranks = min(self._merged_ranks().per_node, MAX_SAMPLED_RANKS)
+        step = max(1, ranks * self._part(cursor).samples // samples)
         return [
             ChunkUses.find(
                 part,
                 (
                     (source.sample_ids(rows), positions)
-                    for rows, positions in self._sample_epoch(cursor, part)
+                    for rows, positions in self._sample_epoch(cursor, step)
                 ),
+                is_complete=step == 1,
             )
             for source, part in datasets
         ]
 
-    def _sample_epoch(
-        self, cursor: EpochCursor, dataset: RemotePart[RemoteShards]
-    ) -> Iterator[tuple[Int64, Int64]]:
+    def _sample_epoch(self, cursor: EpochCursor, step: int) -> Iterator[tuple[Int64, Int64]]:
         """Yield rows that ranks of this machine read in an epoch, and their epoch positions.
 
-        Of a large epoch, only some batches are looked up: enough to meet each chunk several times.
+        Only every `step`-th batch is looked up.
         """
         ranks = self._merged_ranks()
         first = ranks.rank - ranks.rank % ranks.per_node
         rank_step = -(-ranks.per_node // MAX_SAMPLED_RANKS)
-        sampled_ranks = range(first, first + ranks.per_node, rank_step)
-        count = max(MIN_USE_SAMPLES, SAMPLES_PER_CHUNK * int(dataset.shards.files.chunks.sum()))
-        for rank in sampled_ranks:
+        for rank in range(first, first + ranks.per_node, rank_step):
             part = self._part_of(cursor, ranks._replace(rank=rank), self._epochs)
-            step = max(1, part.samples * len(sampled_ranks) // count)
             batches = range(0, part.batches, step)
             block = part.lookup_batches(step)
             for start in range(0, len(batches), block):

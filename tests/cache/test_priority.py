@@ -19,6 +19,9 @@ from npstream.cache.cache import Reservation, ShardCache
 from npstream.cache.priority import FINISHED_AGE, GROUP_TIMEOUT, RECENT, Entry, sort_by_priority
 from npstream.errors import StorageError
 
+GROUP = 987_654_321
+"""Nanoseconds that a float of seconds cannot hold exactly."""
+
 
 def ordered(position, group=1, marked=None):
     """Return a file that an iteration uses at `position`, as the cache would find it."""
@@ -81,11 +84,11 @@ def test_the_next_use_is_stored_in_the_file(tmp_path):
     cache = ShardCache(tmp_path, 4 * FILE_BYTES)
     files = [filled_file(cache, key(number)) for number in range(3)]
     for number, position in enumerate((7.5, 8.25, 7.75)):
-        cache.mark_next_use(key(number), 5, position)
-    cache.mark_next_use(key(9), 5, 0.0)  # there is no such file
+        cache.mark_next_use(key(number), GROUP, position)
+    cache.mark_next_use(key(9), GROUP, 0.0)  # there is no such file
     entries = in_order(cache_dir.entries(cache.directory))
     assert [os.path.basename(e.path)[:16] for e in entries] == [key(1), key(2), key(0)]
-    assert {entry.group for entry in entries} == {5}
+    assert {entry.group for entry in entries} == {GROUP}
     assert can_reserve(cache, 2 * FILE_BYTES)
     assert [file.is_linked for file in files] == [True, False, True]
 
@@ -95,7 +98,7 @@ def marked_files(tmp_path, count, free):
     cache = ShardCache(tmp_path, (count + free) * FILE_BYTES)
     files = [filled_file(cache, key(number)) for number in range(count)]
     for number in range(count):
-        cache.mark_next_use(key(number), 5, number / count)
+        cache.mark_next_use(key(number), GROUP, number / count)
     return cache, files
 
 
@@ -120,8 +123,8 @@ def test_marks_after_a_scan_count(tmp_path):
     cache, files = marked_files(tmp_path, 312, 8)
     reserve(cache, 9 * FILE_BYTES)
     assert not files[311].is_linked
-    cache.mark_next_use(key(310), 5, 0.0)
-    cache.mark_next_use(key(7), 5, 1.9)
+    cache.mark_next_use(key(310), GROUP, 0.0)
+    cache.mark_next_use(key(7), GROUP, 1.9)
     filled = len(files) - 1
     for count, evicted in enumerate((7, 309, 308), 1):
         reserve(cache, FILE_BYTES)
@@ -133,10 +136,10 @@ def test_marks_after_a_scan_count(tmp_path):
 def test_a_running_iteration_keeps_its_marks(tmp_path, monkeypatch):
     cache, _ = marked_files(tmp_path, 2, 2)
     cache.mark_next_use(key(1), 6, 1.5)
-    assert {entry.group for entry in cache_dir.entries(cache.directory)} == {5}
+    assert {entry.group for entry in cache_dir.entries(cache.directory)} == {GROUP}
     monkeypatch.setattr(priority, "GROUP_TIMEOUT", -1.0)
     cache.mark_next_use(key(1), 6, 1.5)
-    assert {entry.group for entry in cache_dir.entries(cache.directory)} == {5, 6}
+    assert {entry.group for entry in cache_dir.entries(cache.directory)} == {GROUP, 6}
 
 
 def test_pinned_files_are_not_evicted(tmp_path):
