@@ -553,7 +553,7 @@ class Iteration(Resumable):
             uses[number] = found.get(number) or self._chunk_uses(epoch_cursor, datasets)
         self._evictions = self._evictions._replace(uses=uses)
         part = self._part(cursor)
-        slack = min(RANK_SLACK * part.global_batch, part.size >> 6)
+        slack = min(RANK_SLACK * part.global_batch, part.size >> 8)
         for k, order in enumerate(self._evictions.orders):
             now, later = uses[cursor.epoch][k], uses[next_cursor.epoch][k]
             order.begin(cursor.epoch, part.size, now, later, slack)
