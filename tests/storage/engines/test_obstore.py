@@ -179,6 +179,15 @@ def test_the_driver_reads_if_obstore_is_not_installed(remote_dir, monkeypatch):
     assert state(store) == "none"
 
 
+@pytest.mark.parametrize(
+    ("engine", "threads", "width"), [(1, "", 128), (0, "", 32), (1, "7", 7), (0, "7", 7)]
+)
+def test_an_engine_has_more_requests_at_once(remote_dir, monkeypatch, engine, threads, width):
+    monkeypatch.setenv("NPSTREAM_OBSTORE", str(engine))
+    monkeypatch.setenv("NPSTREAM_THREADS", threads)
+    assert store_at(remote_dir)._connect().width == width
+
+
 def test_large_ranges_are_joined_from_parts(remote_dir, monkeypatch):
     monkeypatch.setattr(engines, "_PART_BYTES", 100)
     store = proven_store(remote_dir)
