@@ -38,7 +38,7 @@ SHARED_NAMES = {
     "will_need": "madvise, for Numba kernels and for Python",
     "copy": "memcpy in kernels, and the public function that copies samples",
     "parse": "parse the name of an encoding, and parse an expression",
-    "read": "read a file as its format says; a DataFrame of Spark from a dataset",
+    "read": "the kernel that reads samples, and the DataFrame of Spark that reads a dataset",
     "write": "write a dataset: from what Python has, from Dask and from Spark",
     "request_range": "a driver's range request, over HTTP and to Hugging Face",
 }
