@@ -1,8 +1,8 @@
 """Provide conversion of views, batches and columns to Arrow data.
 
 Numbers become Arrow numbers, and further axes become lists of a fixed size. Values that vary in
-shape become large lists. Text becomes large strings. Values for which Arrow has no type are
-converted from their stored form: JSON and decimals to text, images to the bytes of their files.
+shape become large lists. Text becomes large strings. JSON values and decimals become text. Images
+become the bytes of their files. Other values for which Arrow has no type raise TypeError.
 
 The interface is Arrow's PyCapsule interface:
 https://arrow.apache.org/docs/format/CDataInterface/PyCapsuleInterface.html
@@ -52,7 +52,7 @@ def to_arrow_array(name: str, values: Any, has_stable_type: bool = False) -> Any
     values : ndarray or Ragged
         Rows along the first axis.
     has_stable_type : bool, default: False
-        True if the type must not depend on which axes of a Ragged happen to be constant.
+        True if the type must not depend on which axes of a Ragged have one length in all rows.
     """
     pa = import_optional("pyarrow", "pyarrow", "arrow")
     if isinstance(values, Ragged):

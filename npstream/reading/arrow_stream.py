@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from npstream.reading.source import Source
 
 BATCH_BYTES = 1 << 24
-"""About how many bytes of samples a record batch has."""
+"""Approximate number of bytes of the samples of one record batch."""
 
 
 def arrow_field(field: Field) -> Field:

@@ -31,8 +31,8 @@ _MIN_VALUES_WIDTH = 12  # characters of the shortest list of values in a repr
 class Batch(dict[str, Any]):
     """The columns of some samples: a dict with an array or a Ragged for each column.
 
-    A batch has the ids of its samples. Copies, pickles and torch's conversions keep them. A dict
-    that is rebuilt from the columns alone loses them: `ids` then raises AttributeError.
+    A batch has the ids of its samples. Copies, pickles and torch's conversions keep them. A batch
+    that is made from columns alone has no ids: the property `ids` then raises AttributeError.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ class Batch(dict[str, Any]):
             f"batch[{next(iter(self), 'name')!r}][0]"
         )
 
-    if not TYPE_CHECKING:  # type checkers would accept any name
+    if not TYPE_CHECKING:  # with `__getattr__`, type checkers would accept any name
 
         def __getattr__(self, name: str) -> Any:
             if name in self:

@@ -56,8 +56,8 @@ class Cost:
     requests : int
         Requests to the store.
     nbytes : int
-        Bytes to fetch. Estimated from average samples if samples vary in size and their offsets
-        are not cached.
+        Bytes to fetch. If samples vary in size and their offsets are not cached, this is estimated
+        from the average size of a sample.
 
     Examples
     --------
@@ -110,14 +110,14 @@ class ChunkUsage:
     Attributes
     ----------
     source, views
-        The parameters.
+        The parameters. Views without samples are left out.
     size : int
         The number of these samples.
     first, last : int
         The first and the last of these samples.
     starts : ndarray of int64, shape (chunks + 1,)
-        The first sample of each chunk from the first shard to the last one that has some of these
-        samples, then the end of that shard.
+        The first sample of each chunk, for the shards from that of `first` to that of `last`. Then
+        the end of the last of these shards.
     """
 
     __slots__ = ("_counts", "first", "last", "size", "source", "starts", "views")
@@ -157,7 +157,7 @@ class ChunkUsage:
         return shards, numbers, self._counts[touched]
 
     def reads_sidecar(self, plan: Plan) -> bool:
-        """Return True if the plan's column is read from the side-car instead of the shards."""
+        """Return True if the plan has one column, and it is read from the side-car."""
         return self.source.reads_sidecar(plan, self.first, self.last, self.size)
 
 
@@ -196,7 +196,8 @@ def explain(source: Source, selection: Selection, plan: Plan) -> Cost:
                 costs.append(_sidecar_cost(usage, name))
             else:
                 costs.append(_shards_cost(usage, part_plan))
-    return replace(_total_cost(costs), samples=selection.size)  # joined sources have the same ones
+    # Joined sources have the same samples, which are counted once.
+    return replace(_total_cost(costs), samples=selection.size)
 
 
 def _total_cost(costs: list[Cost]) -> Cost:
@@ -211,7 +212,10 @@ def _sidecar_cost(usage: ChunkUsage, column: str) -> Cost:
 
 
 def _column_files(usage: ChunkUsage, column: str) -> tuple[CachedRanges | None, list[Span]]:
-    """Return the cached files of a view's side-car column, if remote, and its byte ranges."""
+    """Return the files of the side-car, and the byte ranges of a view in a column's file.
+
+    The files are None if the side-car is read without the cache.
+    """
     remote = usage.source.remote
     assert remote is not None
     assert remote.files.sidecar is not None
@@ -269,7 +273,8 @@ def _byte_ranges_by_schema(
         return
     schema_ids = source.index.schema_ids[shards]
     for schema in np.unique(schema_ids).tolist():
-        # A new plan, because the caller's plan may number the schemas of a mixture.
+        # A plan caches its partial reads by schema number. The caller's plan may use the numbers of
+        # a mixture, which differ from those of this dataset, so a new plan is needed.
         partial_read = Plan(plan.fields).partial_read(schema, source.fetcher.layouts[schema])
         if partial_read is not None:
             yield partial_read.byte_ranges, schema_ids == schema
@@ -324,7 +329,8 @@ def require_affordable(
         )
         for (part, plan), datasets in pairs
     ]
-    samples = max(cost.samples for cost in costs)  # joined sources have the same samples
+    # Joined sources have the same samples, which are counted once.
+    samples = max(cost.samples for cost in costs)
     cost = replace(_total_cost(costs), samples=samples)
     if cost.nbytes > limit:
         raise CostError(
@@ -344,14 +350,14 @@ def prefetch(source: Source, selection: Selection, plan: Plan, pin: bool = False
     selection : Selection
     plan : Plan
     pin : bool, default: False
-        Whether the cache keeps them until `unpin`.
+        Whether the cache keeps these chunks and columns until `unpin`.
 
     Raises
     ------
     ValueError
-        If the cache cannot hold all of it at once.
+        If the cache cannot hold all these chunks and columns at once.
     StorageError
-        If something cannot be pinned, because the cache is not writable or is cleared meanwhile.
+        If `pin` is True, and the cache is not writable, or did not keep all the chunks.
     """
     jobs: list[RemoteJob] = []
     caches, bytes_by_cache = {}, Counter[str]()
@@ -383,7 +389,7 @@ def prefetch(source: Source, selection: Selection, plan: Plan, pin: bool = False
 
 
 def unpin(source: Source, selection: Selection, plan: Plan) -> None:
-    """Let the cache evict again what `prefetch` has pinned for a view."""
+    """Unpin the files that `prefetch` has pinned for a view, so that the cache may evict them."""
     for target in _cached_parts(source, selection, plan):
         target.remote.files.unpin(target.chunks)
         for files, name, _ in target.columns:
@@ -391,7 +397,7 @@ def unpin(source: Source, selection: Selection, plan: Plan) -> None:
 
 
 class _CachedPart(NamedTuple):
-    """What a read of a view needs of one dataset in an object store.
+    """The chunks and side-car columns of one remote dataset that a read of a view needs.
 
     Attributes
     ----------
@@ -408,7 +414,7 @@ class _CachedPart(NamedTuple):
 
 
 def _cached_parts(source: Source, selection: Selection, plan: Plan) -> Iterator[_CachedPart]:
-    """Yield what a read of a view needs of each dataset in an object store."""
+    """Yield the chunks and side-car columns of each remote dataset that a read of a view needs."""
     usages = [
         (usage, part_plan)
         for part, part_plan in source.split_plan(plan.stored_plan)
@@ -434,7 +440,15 @@ def _cached_parts(source: Source, selection: Selection, plan: Plan) -> Iterator[
 
 
 def _pin(targets: list[_CachedPart]) -> None:
-    """Keep files from eviction, and check before that the cache can hold all pinned files."""
+    """Check that the caches can hold all pinned files, then pin the files of `targets`.
+
+    Raises
+    ------
+    ValueError
+        If a cache cannot hold all its pinned files.
+    StorageError
+        If a file cannot be pinned.
+    """
     groups: dict[str, list[_CachedPart]] = {}
     for target in targets:
         groups.setdefault(target.remote.files.cache.directory, []).append(target)
@@ -498,6 +512,7 @@ def _compressed_transfers(remote: RemoteShards, shard: int) -> list[Transfer]:
 def _plain_transfers(remote: RemoteShards, shard: int, chunks: list[int]) -> list[Transfer]:
     """Return the transfers for chunks of a shard, and for its header if that is not cached."""
     meta, begin = remote.index.files(shard).meta, remote.files.recorded_begin(shard)
+    # Piece 0 is the header of the shard, and piece k + 1 is chunk k.
     pieces = [1 + chunk for chunk in chunks]
     sizes = [begin or 0, *remote.files.chunk_sizes(shard).tolist()]
     if remote.files.is_ready(shard):
@@ -506,6 +521,7 @@ def _plain_transfers(remote: RemoteShards, shard: int, chunks: list[int]) -> lis
         return [(meta.nbytes, MAX_REQUEST), *_merged_transfers(pieces, sizes)]
     if remote.files.is_fixed(shard):
         return _merged_transfers([0, *pieces], sizes)
+    # If the begin of the samples is not recorded, a request reads it first: it is the first offset.
     offsets = 4 * (remote.files.sample_count(shard) + 2)
     header = [(4, 4), (offsets, MAX_REQUEST)] if begin is None else [(begin, MAX_REQUEST)]
     return header + _merged_transfers(pieces, sizes)

@@ -22,8 +22,9 @@ def check_cost(
 ) -> None:
     """Raise CostError if an implicit read would fetch more than the source's limit.
 
-    Implicit reads are comparisons, reductions, `np.asarray` and iteration over a permuted view.
-    Explicit reads (`load`, `take`, `prefetch`, `iter`) are not limited.
+    Implicit reads are, for example, comparisons, reductions, `np.asarray`, Arrow streams, and
+    iteration over a permuted view. Explicit reads (`load`, `take`, `prefetch`, `iter`) are not
+    limited. Reads of local datasets, and of one column that the side-car holds, are not either.
 
     Parameters
     ----------

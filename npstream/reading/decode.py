@@ -35,6 +35,7 @@ def batch_column(
         Describes the location of a sample whose value is damaged.
     field : Field
     stored : ndarray, Ragged or list
+        The values in their stored form, see `npstream.reading.gather`.
     ids : ndarray of int64, shape (n,)
         The samples of the values.
     out : ndarray, optional
@@ -160,7 +161,8 @@ def _decode_rows(
     try:
         return [decode(body[start:stop]) for start, stop in spans]
     except Exception:
-        # Decode again one by one, to name the sample, or to raise an error that has another cause.
+        # Decode again one by one, to find the sample. `decode_value` names it if its value is
+        # damaged. It raises other errors unchanged, for example for a missing package.
         spans = pairwise(stored.offsets.tolist())
         return [
             decode_value(fetcher, field.name, decode, body[start:stop], int(sample))

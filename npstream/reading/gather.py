@@ -69,7 +69,8 @@ class Lookup(NamedTuple):
     is_prefetched : bool, default: False
         True if the pages of the samples were prefetched.
     joined_lookups : mapping of int to Lookup
-        The lookups of the same rows in joined sources, by their number, if they were read ahead.
+        The lookups of the same rows in joined sources, by the number of the joined source. Only
+        `Source.read_ahead` fills it.
     """
 
     rows: Int64
@@ -230,6 +231,7 @@ def _copy_parts(
         results = fetcher.read_parts(ids, partial_read.byte_ranges)
         if not results:
             return False
+        # Row rows[k] of `parts` has the byte ranges of sample ids[positions[k]].
         for positions, rows, parts in results:
             is_missing[positions] = False
             has_all_rows = len(positions) == len(parts) == len(ids)
@@ -564,7 +566,7 @@ def column_bodies(column: AnyArray | Ragged) -> Bodies:
 
 
 def equal_text(fetcher: Fetcher, plan: Plan, ids: Int64, value: bytes) -> Bools:
-    """Return True where the bytes of a stored column equal `value`, without copying them."""
+    """Return True where the bytes of a stored column equal `value`; see `apply_to_spans`."""
     equal = np.zeros(len(ids), bool)
     pattern = np.frombuffer(value, np.uint8)
 
@@ -583,7 +585,9 @@ SpanFunction = Callable[[Int64, Int64, Any], None]
 def apply_to_spans(
     fetcher: Fetcher, plan: Plan, ids: Int64, function: SpanFunction, results: AnyArray
 ) -> None:
-    """Call a function on the bytes of a stored column of text or bytes, without copying them.
+    """Call a function on the bytes of a stored column of text or bytes.
+
+    The bytes are not copied if the dataset has only one schema, and its format is MDS.
 
     Parameters
     ----------

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 MODES = ("raise", "wrap", "clip")
 
 MAX_VIEW_STRIDE = 64
-"""Bytes from one sample to the next, up to which `small_samples_view` returns a view."""
+"""The maximum stride of a view that `small_samples_view` returns: bytes from sample to sample."""
 
 SAMPLE_BLOCK = 1 << 19
 """Bytes of samples that iteration reads at once. They fit the processor's cache."""
@@ -98,7 +98,7 @@ def load_elements(
     ----------
     source : Source
     plan : Plan
-        Of one column.
+        A plan of one column.
     selection : Selection
         The rows.
     mesh : Mesh
@@ -165,7 +165,8 @@ def iterate_samples(
     Raises
     ------
     CostError
-        If the view is not in the order of the storage, and would fetch too much.
+        If the rows have no constant step, and reading them would fetch more than the implicit read
+        limit.
     """
     if selection.affine is None:
         plan = source.plan(names)
@@ -323,7 +324,7 @@ def output_array(out: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[An
 
 
 def _is_read_only(out: Any) -> bool:
-    # The `__setitem__` of datasets and columns only raises an error.
+    # Datasets and columns have `_writer_input`. Their `__setitem__` only raises an error.
     return not hasattr(out, "__setitem__") or hasattr(type(out), "_writer_input")
 
 
@@ -402,10 +403,10 @@ def map_column(
 def small_samples_view(
     source: Source, field: Field, selection: Selection, cell: Cell | None
 ) -> AnyArray | None:
-    """Return numbers as `map_column` does if samples are small; None if that is not possible.
+    """Return a column of numbers as `map_column` does if samples are small, otherwise None.
 
-    Of samples of more than 64 bytes, a copy reads fewer cache lines than several passes over the
-    file.
+    For samples of more than 64 bytes, a copy of the column is better. Each pass over the file reads
+    a cache line for each sample. Passes over the copy read only the column.
     """
     encoding = field.encoding
     if selection.ndim != 1 or cell is None or encoding.kind != "fixed":

@@ -46,7 +46,7 @@ class ValuePart(NamedTuple):
     Attributes
     ----------
     first, stop : int
-        The byte range of a value that is copied.
+        The byte range that is copied from each value.
     shape : tuple of int
         The shape of the copied elements: that of the part if it is contiguous, otherwise flat.
     cell : Cell

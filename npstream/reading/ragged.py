@@ -44,14 +44,15 @@ class Ragged:
     - A slice without a step returns a view, whose offsets need not begin at 0.
     - Any other index copies its rows into a new Ragged.
 
-    ``==`` is identity.
+    ``==`` compares the identity of two objects, not their rows.
 
     Parameters
     ----------
     values : array_like, 1-d
         The elements of all rows, one row after the other. Not of an object dtype.
     offsets : array_like of int, shape (n + 1,)
-        The first element of each row, then the end of the last row. Ascending.
+        The position in `values` of each row's first element, then the end of the last row.
+        Ascending.
     kind : {"str", "bytes", "image"}, optional
         The meaning of rows of uint8: UTF-8, bytes or encoded images. By default rows are arrays.
     shapes : array_like of int, shape (n, ndim), optional
@@ -409,7 +410,8 @@ class Ragged:
     def to_arrow(self) -> Any:
         """Return a pyarrow LargeList, LargeString or LargeBinary array over the same memory.
 
-        Further axes of the rows become nested lists, of a fixed size if all rows have the same.
+        Further axes of the rows become nested lists. The lists of an axis have a fixed size if the
+        axis has the same length in all rows.
 
         Returns
         -------

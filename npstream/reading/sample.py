@@ -47,7 +47,7 @@ class SampleReader:
         self._fetcher = fetcher
         self._plan = plan
         self._starts = fetcher.index.starts.data
-        # Shard readers keep shards in memory: they are dropped with the table.
+        # Shard readers keep shards in memory, so they are dropped if the fetcher has a new table.
         self._table: ShardTable | None = None
         self._readers: dict[int, ShardReader] = {}
 
@@ -68,7 +68,7 @@ class SampleReader:
     def _open(self, shard: int) -> ShardReader:
         """Return a reader of a shard, and keep it while the shard is in the table."""
         if self._fetcher.remotes:
-            # `fetch` loads the shard if its chunk is in the cache, or is worth fetching.
+            # `_fetch` loads the shard if its chunk is in the cache, or is worth fetching.
             loaded = self._table.loaded.get(shard) if self._table is not None else None
         else:
             loaded = self._fetcher.loaded_shard(shard)
@@ -82,7 +82,7 @@ class SampleReader:
         return read
 
     def _fetch(self, sample: int) -> Sample:
-        """Read a sample that is not in memory with `gather`, which reads several at once."""
+        """Read a sample that is not in memory. This uses `gather`, the read of several samples."""
         ids = np.array([sample])
         stored = gather(self._fetcher, self._plan, ids)
         return {
@@ -98,6 +98,7 @@ class SampleReader:
         count_use = self._fetcher.use_counter(shard)
 
         def read_or_fetch(sample: int) -> Sample:
+            # The index is the chunk of the sample.
             if resident[((sample - first + 1) * chunks - 1) // samples] != 1:
                 return self._fetch(sample)
             count_use()

@@ -1,4 +1,4 @@
-"""Provide `open_source`, the columns of an index, and `common_columns`, those of several views.
+"""Provide `open_source`, which finds the columns of an index, and `common_columns` of views.
 
 Tested in tests/mixture/test_mixture.py.
 """
@@ -81,7 +81,19 @@ def open_source(
     allow_pickle: bool,
     limit: int | None = None,
 ) -> tuple[Source, tuple[str, ...]]:
-    """Resolve the columns of an index, as selected or redeclared by the user.
+    """Return the source of an index, with the columns that the user selected or redeclared.
+
+    Parameters
+    ----------
+    fetcher : Fetcher
+    columns : sequence of str or mapping of str, optional
+        The names of the columns to read. Or a mapping from names of columns to the encoding or
+        dtype as which they are read; other columns are then read as they are stored. By default all
+        columns.
+    allow_pickle : bool
+        Whether pickled columns may be read. Loading them can run code.
+    limit : int, optional
+        The bytes that an implicit read may fetch; by default any number.
 
     Returns
     -------

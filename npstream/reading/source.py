@@ -1,6 +1,7 @@
 """Provide `Source`, an opened dataset: its index, its columns, and reads of its samples.
 
-All views of a dataset share one source. Its pickle has the index and the settings, not the maps.
+All views of a dataset share one source. Its pickle has the index and the settings, but no memory
+maps of files.
 """
 
 from __future__ import annotations
@@ -201,7 +202,7 @@ class Source:
         return read if add_columns is None else lambda row: add_columns(read(row), row)
 
     def _own_reader(self, plan: Plan) -> Reader:
-        """Return a function that reads the columns in the source's own shards of one sample."""
+        """Return a function that reads one sample's columns from the source's own shards."""
         if not plan.own_plan.fields and not plan.has_only_own_columns:
             return _read_no_columns
         return self._cached_reader(tuple(f.name for f in plan.own_plan.fields)).read
@@ -231,7 +232,7 @@ class Source:
         return reader
 
     def value_reader(self, field: Field) -> Reader:
-        """Return a function that reads one value of a column, which may be redeclared."""
+        """Return a function that reads one value of a column; `field` may have another encoding."""
         if (computed := field.computation) is not None:
             return lambda row: {field.name: computed.value(row)}
         if field.table:
@@ -383,7 +384,7 @@ class Source:
         return find_samples(self.fetcher, lookup.samples)
 
     def equal(self, plan: Plan, lookup: Lookup, text: bytes) -> Bools:
-        """Return True where a column of text or bytes equals `text`, without copying values."""
+        """Return True where a column of text or bytes equals `text`."""
         (field,) = plan.fields
         if field.computation is not None:
             return field.computation.equal(lookup.rows, text)
@@ -414,7 +415,7 @@ class Source:
         return pairs
 
     def reads_own_shards(self, plan: Plan) -> bool:
-        """Return True if a read of these columns needs the source's own shards."""
+        """Return True if a plan has columns of the source's own shards, or no stored columns."""
         return plan.has_only_own_columns or bool(plan.own_plan.fields) or not plan.joined_plans
 
     def _read_own_ahead(
@@ -497,7 +498,7 @@ class Source:
         return [] if self.remote is None else [self]
 
     def read_stats(self) -> ReadStats:
-        """Return what reads have taken from the stores of this source, in this process."""
+        """Return the statistics of this process's reads from the stores of this source."""
         from npstream.storage.traffic.record import total_stats
 
         sources = [part for source in self.remotes for part in (source, *source.joined_sources)]
@@ -529,6 +530,7 @@ class Source:
 
     def reads_sidecar(self, plan: Plan, first: int, last: int, count: int) -> bool:
         """Return True if `count` values, from `first` to `last`, are read from the side-car."""
+        # A range that takes up to a chunk, if values have 8 bytes, is read even for few values.
         is_close = last - first < max(MAX_SIDECAR_SPREAD * count, self.index.chunk_bytes // 8)
         return count > 0 and is_close and self.sidecar_column_name(plan) is not None
 

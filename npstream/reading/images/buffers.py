@@ -46,7 +46,10 @@ class BufferPool:
         return array
 
     def _take(self, nbytes: int) -> Bytes:
-        """Return free memory of up to twice the size, or new memory."""
+        """Return free memory of up to twice the size, or new memory.
+
+        Free memory of any other size leaves the pool.
+        """
         while True:
             try:
                 memory = self._free.pop()

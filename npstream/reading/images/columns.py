@@ -51,7 +51,7 @@ class ColumnDecoder:
     Parameters
     ----------
     source : Source
-        For the location of a damaged image.
+        Describes the location of a damaged image.
     fields : sequence of Field
         The columns of the read.
     options : mapping of str to ImageOptions
@@ -79,7 +79,7 @@ class ColumnDecoder:
         self._buffers = {f.name: BufferPool() for f, _ in self._columns}
 
     def close(self) -> None:
-        """Free the memory that no stack uses; that of others is freed with them."""
+        """Free the memory that no stack uses. Other memory is freed together with its stack."""
         for pool in self._buffers.values():
             pool.close()
 
@@ -173,7 +173,10 @@ def _decode(
     row: int,
     stack: ImageStack,
 ) -> AnyArray:
-    """Decode an image into its slot of the stack, after the user's function if there is one."""
+    """Decode an image, and apply the user's function if there is one.
+
+    The result is the slot of the image in the stack, or another array if it does not fit there.
+    """
     transform = options.transform
     if transform is None:
         return decode_image(
@@ -206,8 +209,8 @@ def _check_result(result: Any) -> AnyArray:
 def random_fractions(seed: int, epoch: int, positions: Int64) -> AnyArray:
     """Return two numbers in [0, 1) for each position, shape (2, n).
 
-    They depend on nothing else, so they are the same on any ranks and workers. SplitMix64 hashes
-    seed, epoch, position and axis, one after the other.
+    They depend only on seed, epoch and position, so the number of ranks and workers does not change
+    them. SplitMix64 hashes seed, epoch, position and axis, one after the other.
     """
     key = _mix(_mix(np.array([seed % 2**64], np.uint64)) ^ np.uint64(epoch % 2**64))
     hashed = _mix(key ^ positions.astype(np.uint64))
@@ -233,9 +236,9 @@ class DecodedColumns:
     ----------
     stacks : dict of str to ImageStack
     rows : int
-        The number of rows before the first that failed.
+        The number of rows before the first row that failed; all rows if none failed.
     error : BaseException or None
-        The error of the row after these.
+        The error of the first row that failed.
     """
 
     stacks: dict[str, ImageStack]

@@ -1,7 +1,7 @@
 """Provide `decode_image`, which decodes one image with simplejpeg or Pillow.
 
-simplejpeg decodes JPEG files of gray and color, if it is installed. Pillow decodes all other
-images. Both give the same pixels, because both use libjpeg-turbo with the same settings.
+If simplejpeg is installed, it decodes gray and color JPEG files. Pillow decodes all other images.
+Both give the same pixels, because both use libjpeg-turbo with the same settings.
 
 Tested in tests/reading/images/test_columns.py.
 """
@@ -29,7 +29,10 @@ Slot: TypeAlias = "Callable[[tuple[int, ...], np.dtype[Any]], AnyArray | None]"
 
 _UINT8 = np.dtype(np.uint8)
 _DRAFTS = (8, 4, 2)
-"""The divisors of the size at which libjpeg-turbo decodes a JPEG file fast."""
+"""libjpeg-turbo can decode a draft: a JPEG file at its size divided by one of these numbers.
+
+Drafts take less time than decoding at the full size.
+"""
 
 _DRAFT_GAP = 2
 """A draft is at least this many times as large as the resized image, as for `Image.thumbnail`."""
@@ -97,7 +100,8 @@ def decode_image(
     geometry = options.geometry(image.height, image.width, fractions)
     divisor = _draft_divisor(image.height, image.width, geometry, options)
     if divisor > 1 and image.format in ("JPEG", "MPO"):
-        # Pillow rounds up, so the file is decoded at 1 / divisor of its size.
+        # `draft` takes a minimum size, and decodes at 1/8, 1/4 or 1/2 of the size, rounded up. With
+        # this minimum, which is rounded down, it decodes at 1 / divisor.
         image.draft(None, (image.width // divisor, image.height // divisor))
     return _finish(_convert(image, options.mode), geometry, options, slot)
 
@@ -121,6 +125,7 @@ def _decode_jpeg(
         return None  # Pillow warns, or raises
     decodes_gray = color_space == "GRAY" and options.mode in ("L", None)
     geometry = options.geometry(height, width, fractions)
+    # `is_final`: the decoded pixels already have the mode of the options.
     is_final = decodes_gray or options.mode in ("RGB", None)
     is_whole = geometry == ((height, width), 0, 0, height, width)
     colors = "GRAY" if decodes_gray else "RGB"
@@ -197,7 +202,7 @@ def _pixels(image: Image) -> AnyArray:
 
 
 def _convert(image: Image, mode: str | None) -> Image:
-    """Return an image in another mode; None keeps its mode, and converts bits to bytes.
+    """Return an image in another mode; None keeps its mode, but 1-bit pixels become 8-bit.
 
     Raises
     ------

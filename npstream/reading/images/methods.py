@@ -70,8 +70,9 @@ class ImageMethods:
         Returns
         -------
         ndarray or list of ndarray
-            An array of uint8 of the view's shape, then height, width and channels. A list, with one
-            array for each image, if images differ in shape.
+            An array with the axes of the view, then height, width and channels. Its dtype is uint8
+            unless `mode` or `transform` gives another. If images differ in shape, a list with one
+            array for each image.
 
         Raises
         ------

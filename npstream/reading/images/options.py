@@ -132,7 +132,8 @@ class ImageOptions:
         height, width : int
             The size of the stored image.
         fractions : tuple of float
-            The place of a random crop, in [0, 1) of the possible places along each axis.
+            The place of a random crop along each axis, vertical first: a fraction in [0, 1) of the
+            possible places.
 
         Raises
         ------
@@ -277,7 +278,7 @@ def options_by_column(decode: Any, columns: Sequence[Field]) -> dict[str, ImageO
 
 
 def require_images(column: Field) -> None:
-    """Raise TypeError unless the values of a column may be images in bytes."""
+    """Raise TypeError unless a column stores images, or bytes that may be images."""
     encoding = column.encoding
     if encoding.kind not in ("image", "bytes") or column.computation is not None:
         raise TypeError(

@@ -1,7 +1,7 @@
-"""Provide `DecodeThreads`, which decode the images of some columns side by side.
+"""Provide `DecodeThreads`, which decode the images of some columns concurrently.
 
-Decoders release the GIL. The threads take the images of a column in turn, so an image that takes
-long does not hold up the others.
+Decoders release the GIL. Each thread that is free takes the next image of a column, so an image
+that takes long does not delay the others.
 
 Tested in tests/reading/images/test_columns.py.
 """
@@ -51,9 +51,9 @@ class ImageStack:
     shape : tuple of int
         The shape of an image, for a stack without images.
     is_fixed : bool
-        True if every image has the size of `shape`. Then it is an error if the stack does not fit
-        in memory. If False, such images become single arrays, because others may be smaller than
-        the first one.
+        True if every image has this shape. Then a stack that does not fit in memory raises
+        MemoryError. If False, the images of such a stack become separate arrays, because they may
+        be smaller than the first one.
     buffers : BufferPool, optional
         The memory of the array, which is new by default.
     """
@@ -129,7 +129,7 @@ class ImageStack:
         return True
 
     def first_error(self) -> tuple[int, BaseException] | None:
-        """Return the first row that failed, and its error; call it after the threads."""
+        """Return the first row that failed, and its error. Call it once the threads are done."""
         return min(self._errors.items(), default=None)
 
     def images(self, stop: int | None = None) -> list[AnyArray]:
