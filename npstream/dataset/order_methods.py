@@ -133,7 +133,8 @@ class OrderMethods(Generic[View]):
 
         The costs follow from the index and the orders: nothing is read, except the column `by`.
         They are those of one reader of all samples, in an epoch that begins with an empty cache.
-        For local data they are what the same files would cost in an object store.
+        For local data they are what the same files would cost in an object store. Columns that
+        `npstream.add_columns` added are not counted.
 
         Parameters
         ----------
@@ -178,7 +179,10 @@ class OrderMethods(Generic[View]):
         from npstream.explore.costs.shuffle_costs import check_values, estimate_costs
 
         with short_traceback:
-            size, limit = integer("batch_size", batch_size, 1), parse_size(cache_limit)
+            size, limit = (
+                integer("batch_size", batch_size, 1),
+                parse_size(cache_limit, "cache_limit"),
+            )
             remote = self._source.remote
             if limit is None and remote is not None:
                 limit = remote.files.cache.limit

@@ -159,10 +159,9 @@ class OrderPieces:
         if n <= size or perfect <= 0:
             return 1.0
         draws, batches = self._draws(size, max(1, min(size, self.blocks.lanes)))
-        # Sums over the places up to each one: the values in the order of the lanes.
-        owner, offset = _expand(self.rows, np.diff(self.places))
-        del owner
-        deviations = values[offset] - np.mean(values)
+        # Sums of the values at all places before each place.
+        _, row = _expand(self.rows, np.diff(self.places))
+        deviations = values[row] - np.mean(values)
         sums = np.concatenate([[0.0], np.cumsum(deviations)])
         square_sums = np.concatenate([[0.0], np.cumsum(deviations**2)])
         length, drawn = draws.stop - draws.start, draws.drawn
