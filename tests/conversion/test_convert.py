@@ -299,12 +299,12 @@ OBJECTS = {
 @pytest.mark.parametrize("kind", OBJECTS)
 def test_an_unknown_column_of_an_object(kind, tmp_path):
     for arguments in (
-        {"columns": ["nmae"]},
-        {"columns": {"nmae": "str"}},
-        {"columns": ["nmae"], "dry_run": True},
-        {"where": "nmae == 'a'"},
+        {"columns": ["nama"]},
+        {"columns": {"nama": "str"}},
+        {"columns": ["nama"], "dry_run": True},
+        {"where": "nama == 'a'"},
     ):
-        with pytest.raises(ColumnError, match=r"no column 'nmae'; did you mean 'name'\?"):
+        with pytest.raises(ColumnError, match=r"no column 'nama'; did you mean 'name'\?"):
             npstream.convert(OBJECTS[kind], tmp_path / "out", **arguments)
     report = npstream.convert(OBJECTS[kind], tmp_path / "out", columns=["age"], mode="w")
     assert list(report.columns) == ["age"]
