@@ -1,4 +1,4 @@
-"""Provide `on_event`, which reports what reads do, with durations, to a callback."""
+"""Provide `on_event`, which reports the events of reads, with their durations, to a callback."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class Event(NamedTuple):
     kind : str
         "open": `npstream.open` has opened a dataset. "fetch": a store has answered a request for
         bytes. "wait": a read has waited for samples that are in no chunk in memory. "gather":
-        columns of several samples were copied into arrays, with the waits for these samples.
+        columns of several samples were copied into arrays; this includes the waits for them.
     start : float
-        When it began: seconds since 1970, as `time.time` returns.
+        When the event began: seconds since 1970, as `time.time` returns.
     seconds : float
-        How long it took. For "fetch" from the first attempt to the answer.
+        The duration of the event. For "fetch", the time from the first attempt to the answer.
     nbytes : int
-        The bytes that were fetched, or the bytes of the arrays; 0 for "open" and "wait".
+        For "fetch" the bytes that were fetched, for "gather" the bytes of the arrays; otherwise 0.
     url : str
-        The dataset's URL or path, or for "fetch" that of the file, without secrets.
+        The URL or path of the dataset, or of the file for "fetch". It contains no secrets.
 
     Examples
     --------
@@ -55,7 +55,7 @@ EventCallback: TypeAlias = Callable[[Event], object]
 class EventHandle:
     """The registration of a callback. Made by `npstream.on_event`.
 
-    It is a context manager, which removes the callback at its end.
+    It is a context manager, which removes the callback at the end of the ``with`` block.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ _registry = _Registry()
 
 
 class _ThreadState(threading.local):
-    is_reporting = False
+    is_reporting = False  # True while this thread calls callbacks, whose reads are not reported
 
 
 _thread = _ThreadState()
@@ -131,9 +131,9 @@ def on_event(callback: Callable[[Event], object]) -> EventHandle:
     """Call a function for each event of reads in this process: open, fetch, wait and gather.
 
     The callback is called after the event, in the thread that reads, so it should be fast. Events
-    of reads that the callback itself makes are not reported. If it raises an Exception, npstream
-    warns once, and the read goes on. Processes that are forked later report their events to their
-    copy of the callback. Without callbacks, events cost nothing.
+    of reads that the callback itself makes are not reported. If the callback raises an Exception,
+    npstream warns once, and the read goes on. Processes that are forked later report their events
+    to their copy of the callback. Without callbacks, events cost nothing.
 
     Parameters
     ----------
@@ -184,7 +184,7 @@ def report(kind: EventKind, seconds: float, nbytes: int, url: str, age: float = 
     nbytes : int
     url : str
     age : float, default: 0.0
-        Seconds since the event has ended.
+        Seconds since the event ended.
     """
     if not _registry.handles or _thread.is_reporting:
         return
@@ -199,7 +199,7 @@ def report(kind: EventKind, seconds: float, nbytes: int, url: str, age: float = 
 
 @contextmanager
 def report_block(kind: EventKind, url: str) -> Iterator[None]:
-    """Report the block as an event without bytes, unless it raises."""
+    """Report the ``with`` block as an event without bytes, unless the block raises."""
     start = time.perf_counter()
     yield
     report(kind, time.perf_counter() - start, 0, url)

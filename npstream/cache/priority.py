@@ -8,7 +8,8 @@ The modification time of a file says when it is needed:
   whose seconds encode the position of the next use, and whose nanoseconds identify the iteration.
   All processes of an iteration compute the same date, so they agree without messages.
 
-So the time of the last change of a file's status, `st_ctime`, is when it was last used or marked.
+A change of the modification time also sets `st_ctime`, the time of the last change of the file's
+status. So `st_ctime` is when the file was last used or marked.
 
 The execute permission of a file says that it is pinned: it is never evicted.
 """
@@ -38,19 +39,19 @@ FINISHED_AGE = 1 << 30
 """The last use of a finished file is set back by this many seconds: it is evicted first."""
 
 GROUPS = 10**9
-"""The number of an iteration is below this: the nanoseconds of a time."""
+"""The number of an iteration is less than this, because it is the nanoseconds of a time."""
 
 RECENT = 60.0
-"""Files that were used in these last seconds are evicted last: they may just be written."""
+"""Files used within this number of seconds are evicted last: a process may be writing them."""
 
 GROUP_TIMEOUT = 600.0
-"""Seconds after its last mark at which an iteration is regarded as ended."""
+"""An iteration that has marked no file for this number of seconds is regarded as ended."""
 
 _BASE = 1 << 28
 """The first second of the dates that encode positions. They end before twice this number."""
 
 _MIN_CHUNK = 1 << 16
-"""Smaller files hold the headers of shards, not chunks."""
+"""Files of fewer bytes hold the headers of shards, not chunks."""
 
 _EPOCH_STEPS = 1 << 18
 """Seconds that encode one epoch. After 1024 epochs, the dates begin anew."""
@@ -69,7 +70,7 @@ class Entry(NamedTuple):
     group : int
         The nanoseconds of the modification time.
     marked : float
-        The time of the last use or mark.
+        The time of the last use or mark, in seconds since 1970.
     is_pinned : bool
         Whether the file is never evicted.
     """
@@ -147,7 +148,7 @@ class Priorities(NamedTuple):
     unused : list of Entry
         The files that no iteration uses, the least recently used first.
     ordered : list of Entry
-        The files that iterations will use, the one that is used last first.
+        The files that iterations will use, the one with the latest next use first.
     recent : list of Entry
         The files that were used recently, and that no iteration has marked.
     groups : int
@@ -163,9 +164,10 @@ class Priorities(NamedTuple):
 def sort_by_priority(entries: Iterable[Entry]) -> Priorities:
     """Sort files in the order of their eviction.
 
-    First come files that no iteration uses, the least recently used first. Then come the files that
-    iterations will use, the one that is used last first; the next uses of different iterations are
-    compared in epochs from now. Recently used files that no iteration has marked are last.
+    First come files that no iteration uses, the least recently used first. The files of an ended
+    iteration belong to these. Then come the files that iterations will use, the one with the latest
+    next use first. The next uses of different iterations are compared in epochs from now. Recently
+    used files that no iteration has marked are last.
 
     Examples
     --------
@@ -190,8 +192,8 @@ def sort_by_priority(entries: Iterable[Entry]) -> Priorities:
             unused += [(entry.marked, entry) for entry in group]
             continue
         farthest_first = _sort_by_next_use(group)
-        # The nearest next use is about where the iteration is now. Headers of shards are marked
-        # with the beginning of the epoch.
+        # The nearest next use is about where the iteration is now. Headers of shards are skipped,
+        # because they are marked with the beginning of the epoch.
         nearest = next(
             (file for file in reversed(farthest_first) if file.nbytes >= _MIN_CHUNK),
             farthest_first[-1],
@@ -208,9 +210,10 @@ def sort_by_priority(entries: Iterable[Entry]) -> Priorities:
 
 
 def _sort_by_next_use(group: list[Entry]) -> list[Entry]:
-    """Return the files of an iteration, the one that is used last first.
+    """Return the files of an iteration, the one with the latest next use first.
 
-    Positions are encoded modulo 1024 epochs. The order begins after the largest gap between them.
+    Positions are encoded modulo 1024 epochs, so the latest one need not have the largest date. The
+    order begins after the largest gap between consecutive dates.
     """
     files = sorted(group, reverse=True)
     gaps = [a.last_use - b.last_use for a, b in pairwise(files)]
@@ -220,6 +223,9 @@ def _sort_by_next_use(group: list[Entry]) -> list[Entry]:
 
 
 def positions_apart(file: Entry, other: Entry) -> float:
-    """Return by how much later an iteration uses `file` than `other`, in steps of its positions."""
+    """Return how much later an iteration uses `file` than `other`, in seconds of the dates.
+
+    An epoch has `_EPOCH_STEPS` seconds. The result is negative if `file` is used earlier.
+    """
     distance = (file.last_use - other.last_use) % _BASE
     return distance if distance < _BASE / 2 else distance - _BASE

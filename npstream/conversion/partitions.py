@@ -1,12 +1,14 @@
 """Write the partitions of a cluster's collection, each as a dataset, and merge these datasets.
 
-The driver calls `begin_write`. Each task calls `write_partition`, in another process or on another
-machine. The driver then calls `merge_partitions`, or `discard_partitions` after a failure.
+The driver calls `begin_write`, which creates the work file. Each task calls `write_partition`, in
+another process or on another machine. The driver then calls `merge_partitions`, or
+`discard_partitions` after a failure. Both remove the work file.
 
 A task may run several times: after a failure, after the loss of its worker, or as a speculative
 duplicate. Each run writes to a directory of its own, with a random part in its name. Dask or Spark
-returns one directory for each partition, and the merge uses these. All others are removed. A task
-that finishes after the driver finds that the work file is gone, and removes its own directory.
+returns the result of one run for each partition, and the merge uses the directories of these runs.
+All other directories are removed. A task that finishes after the driver finds that the work file is
+gone, and removes its own directory.
 
 Tested in tests/conversion/dask/test_writer.py.
 """
@@ -92,7 +94,7 @@ class PartitionResult:
     columns : dict of str to str
         The encoding of each column.
     samples, rejected : int
-        Numbers of samples that were written, and that were left out.
+        The number of samples that were written, and the number of those that were left out.
     """
 
     number: int
@@ -120,7 +122,7 @@ def begin_write(
     FileExistsError
         If there is a dataset, or another partitioned write is in progress or was interrupted.
     StorageError
-        If the store cannot list files, which the removal of partitions needs.
+        If the store cannot list files. The removal of partitions needs the list.
     """
     store = open_store(url, **connection, argument="path")
     is_local = isinstance(store, LocalStore)
@@ -135,7 +137,7 @@ def begin_write(
             f"here any more, remove this file and the directories {_PREFIX}*"
         )
         raise StorageError(errno.EEXIST, message, store.where(_WORK))
-    store.make_folders(started.created_folders)
+    store.make_folders(started.created_folders)  # appends the new directories to the list
     destination(store).prepare()
     store.put(_WORK, started.write_id.encode())
     return started
@@ -150,7 +152,7 @@ def write_partition(started: PartitionedWrite, number: int, data: Any) -> Partit
     number : int
         The number of the partition.
     data : object
-        What `write` takes.
+        Any data that `write` takes.
 
     Returns
     -------
@@ -203,7 +205,7 @@ def merge_partitions(
     PartitionError
         If a partition has other columns than the first one that has samples.
     ValueError
-        If no partition has samples, and the columns are not known.
+        If no partition has samples, and `write` was called without the encodings of the columns.
     """
     results = sorted(results, key=lambda result: result.number)
     written = [result for result in results if result.directory]
@@ -226,7 +228,7 @@ def merge_partitions(
 
 
 def discard_partitions(started: PartitionedWrite, error: BaseException) -> None:
-    """Remove all files of a write that failed; add a note to `error` if that fails, too."""
+    """Remove all files of a write that failed; add a note to `error` if the removal fails, too."""
     try:
         _remove_others(started, [])
         _remove_created_folders(started)
@@ -235,7 +237,7 @@ def discard_partitions(started: PartitionedWrite, error: BaseException) -> None:
 
 
 def _describe(error: Exception, data: Any) -> str:
-    """Return the type, the message and the notes of an error, and the name of the part."""
+    """Return the type, message and notes of an error, and the names of the input's parts."""
     notes = [str(error), *getattr(error, "__notes__", ())]
     if isinstance(data, PartedInput):
         notes += [f"in {part.name!r}" for part in data.parts if part.name not in notes[0]]
@@ -243,7 +245,11 @@ def _describe(error: Exception, data: Any) -> str:
 
 
 def _nonempty(data: Any) -> Any:
-    """Return data that has samples, or None. An iterator is returned with its first sample."""
+    """Return the data, or None if it certainly has no samples.
+
+    The check takes the first sample of an iterator, so the result is then another iterator that
+    begins with this sample.
+    """
     if isinstance(data, PartedInput):
         return data
     if isinstance(data, Mapping):
@@ -276,20 +282,23 @@ def _work_content(started: PartitionedWrite) -> str:
 
 
 def _remove_others(started: PartitionedWrite, directories: Collection[str]) -> None:
-    """End the write: remove the work file, then all files of directories that are not named."""
+    """End the write: remove the work file, then the partitions outside `directories`."""
     store = started.store()
     if _work_content(started) == started.write_id:
         store.remove(_WORK)
     kept = set(directories)
     found = {name.partition("/")[0] for name, _ in store.names(started.prefix)}
-    if isinstance(store, LocalStore):  # `names` yields no directories without files
+    if isinstance(store, LocalStore):  # `names` yields files, so it misses empty directories
         entries = (entry.rstrip("/") for entry in store.entries())
         found |= {entry for entry in entries if entry.startswith(started.prefix)}
     _remove_directories(started, found - kept)
 
 
 def _remove_directories(started: PartitionedWrite, directories: Iterable[str]) -> None:
-    """Remove the files of partitions, the index first, and then the directories."""
+    """Remove the files of partitions, and then their directories.
+
+    The index is removed first, so that no index names files that are gone.
+    """
     store = started.store()
     for directory in directories:
         names = [name for name, _ in store.names(f"{directory}/")]

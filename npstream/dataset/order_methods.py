@@ -1,4 +1,4 @@
-"""Provide the methods of datasets that shuffle and split samples, and what a shuffle costs.
+"""Provide the methods of datasets that shuffle samples, estimate shuffle costs, and split samples.
 
 Tested in tests/dataset/test_order_methods.py.
 """
@@ -129,11 +129,11 @@ class OrderMethods(Generic[View]):
         cache_limit: int | str | None = None,
         seed: int = 0,
     ) -> ShuffleCosts:
-        """Return what an epoch costs with blocks of several sizes, and how well they shuffle.
+        """Estimate the costs and the quality of a shuffled epoch, for blocks of several sizes.
 
         The costs follow from the index and the orders: nothing is read, except the column `by`.
         They are those of one reader of all samples, in an epoch that begins with an empty cache.
-        For local data they are what the same files would cost in an object store. Columns that
+        For local data, the costs are those of the same files in an object store. Columns that
         `npstream.add_columns` added are not counted.
 
         Parameters
@@ -144,12 +144,12 @@ class OrderMethods(Generic[View]):
             Sizes of blocks, as `npstream.Shuffle` takes them. By default 0, a 1,024th, a 256th, a
             64th, a 16th and a fourth of the data, and None.
         by : str or array_like, optional
-            A column of numbers, or a number for each row, whose batch means are compared with those
-            of a perfect shuffle. By default a number that is the same for all samples of a
-            chunk, and random and independent for each chunk: the hardest case.
+            A column of numbers, or an array with a number for each row. The means of these numbers
+            in batches are compared with the means in a perfect shuffle. By default all samples of a
+            chunk have the same random number, independent of other chunks: the hardest case.
         cache_limit : int or str, optional
-            Bytes of the cache. By default the cache's limit of a remote dataset, or else a cache
-            that holds all data.
+            Maximum bytes of the cache. By default the limit of the dataset's cache. For a local
+            dataset, the default is a cache that holds all data.
         seed : int, default: 0
             Seed of the orders.
 
@@ -162,10 +162,10 @@ class OrderMethods(Generic[View]):
         Raises
         ------
         ValueError
-            If a block is invalid. If this is a mixture, or a view whose samples neither ascend nor
-            descend.
+            If a block is invalid, if `by` does not have one finite number for each row, if this is
+            a mixture, or if this is a view whose samples neither ascend nor descend.
         TypeError
-            If `by` does not have numbers.
+            If `by` is not a column or an array of numbers.
 
         Examples
         --------

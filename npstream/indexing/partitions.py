@@ -15,10 +15,11 @@ __all__ = ["partition_bounds"]
 
 
 def partition_bounds(selection: Selection, shard_starts: AnyArray, min_rows: int = 1) -> Int64:
-    """Return the bounds of partitions of a raveled view: ranges of rows from whole shards.
+    """Return the bounds of partitions of a raveled view.
 
-    If the sample ids of the view neither only ascend nor only descend, the partitions have the
-    average number of rows of a shard instead.
+    A partition is a range of rows: all rows of the view from one shard or several consecutive ones.
+    If the sample ids of the view are in neither ascending nor descending order, partitions do not
+    follow the shards. They then have the average number of rows of a shard.
 
     Parameters
     ----------
@@ -26,7 +27,8 @@ def partition_bounds(selection: Selection, shard_starts: AnyArray, min_rows: int
     shard_starts : ndarray of int64, shape (shards + 1,)
         First sample of each shard, then the number of samples.
     min_rows : int, default: 1
-        Consecutive shards are joined until a partition has this number of rows.
+        Consecutive shards are joined until a partition has at least this number of rows. Only the
+        last partition may have fewer.
 
     Returns
     -------

@@ -1,7 +1,7 @@
-"""Provide `refreshed_source`, which opens another version of a dataset, such as after an append.
+"""Provide `refreshed_source`, which opens another version of a dataset, such as an appended one.
 
-An append keeps the shards of a dataset, and adds shards after them. So each version begins with the
-samples of the versions before it.
+An append keeps the shards of a dataset, and adds shards after them. So after appends, each version
+begins with the samples of the versions before it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def refreshed_source(source: Source, selection: Selection, version: str | None) 
     source : Source
         The dataset.
     selection : Selection
-        The view that is refreshed: it must have all samples of the dataset.
+        The view to refresh. It must have all samples of the dataset, in the dataset's order.
     version : str or None
         The version to open; None for the newest.
 
@@ -45,8 +45,11 @@ def refreshed_source(source: Source, selection: Selection, version: str | None) 
 
     Raises
     ------
+    TypeError
+        If `version` is neither a string nor None.
     ValueError
-        If the view lacks samples, if there are several datasets, or if the samples were replaced.
+        If the view lacks samples or has another order, if `source` joins several datasets, or if
+        the samples were replaced.
     StorageError
         If the index of that version cannot be read.
     """
@@ -82,7 +85,7 @@ def refreshed_source(source: Source, selection: Selection, version: str | None) 
 
 
 def begins_with(index: Index, former: Index) -> bool:
-    """Return True if a dataset begins with all shards of another index."""
+    """Return True if the shards of `index` begin with all shards of `former`."""
     shards = len(former)
     return shards <= len(index) and shards_digest(index.original, shards) == shards_digest(
         former.original, shards
@@ -90,7 +93,10 @@ def begins_with(index: Index, former: Index) -> bool:
 
 
 def is_unchanged(source: Source) -> bool:
-    """Return True if a dataset's newest index is certainly the one that was opened."""
+    """Return True if a dataset's newest index is certainly the one that was opened.
+
+    False also if this is not known, such as when the store does not answer.
+    """
     shards: LocalShards = source.fetcher.shards  # type: ignore[assignment]
     snapshot = shards.snapshot
     if snapshot is None or snapshot.name != INDEX:
@@ -103,18 +109,18 @@ def is_unchanged(source: Source) -> bool:
 
 
 def warn_of_newer_versions(source: Source, reported: set[str]) -> None:
-    """Log a warning if a dataset has a newer version than a run that continues.
+    """Log a warning if a dataset has a newer version than the one that a resumed run reads.
 
-    A dataset in an object store is asked in a thread, because the run must not wait for the store.
-    Datasets whose version the user named are not asked.
+    A thread checks a dataset in an object store, because the run must not wait for the store.
+    Datasets whose version the user named are not checked.
 
     Parameters
     ----------
     source : Source
         The dataset, or the mixture, of the run.
     reported : set of str
-        The versions of index files that were seen before; they cause no further warning. Those that
-        are seen now are added.
+        The versions of index files that earlier checks have seen. They cause no further warning.
+        Each check adds the version that it sees.
     """
     for dataset in source.datasets:
         if dataset.opening is None or dataset.opening.version is not None:
@@ -128,7 +134,7 @@ def warn_of_newer_versions(source: Source, reported: set[str]) -> None:
 
 
 def _warn_of_newer_version(shards: LocalShards, reported: set[str]) -> None:
-    """Log a warning if the index of a dataset is another one than that which was opened."""
+    """Log a warning if a dataset no longer has the index that was opened."""
     store, snapshot, index = shards.store, shards.snapshot, shards.index
     try:
         current = store.version(INDEX)

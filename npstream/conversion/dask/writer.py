@@ -65,14 +65,14 @@ def write(
         A directory that all workers share, or a URL such as ``s3://bucket/corpus``. It must not
         hold a dataset.
     data : dask.bag.Bag, dask.dataframe.DataFrame or sequence of Delayed
-        A bag of samples, where each sample is a mapping from column name to value; a DataFrame,
-        whose index is not written; or delayed objects, each of which computes anything that
+        A bag of samples, where each sample is a mapping from column name to value. Or a DataFrame,
+        whose index is not written. Or delayed objects, each of which computes data that
         `npstream.write` takes.
     client : distributed.Client, optional
         The client of the cluster to use. By default Dask's current scheduler.
     columns : mapping of str to str, or list of str, optional
-        The encoding of each column, as for `npstream.write`. By default each partition infers
-        them, and partitions must agree.
+        The encoding of each column, as for `npstream.write`. By default each task infers the
+        encodings from its partition. They must be the same for all partitions.
     map : callable, optional
         A function that is called with each sample, as for `npstream.write`.
     fill : mapping of str to object, optional
@@ -95,7 +95,7 @@ def write(
     compression : str, optional
         The codec of the shards, such as ``"zstd"``. By default shards are not compressed.
     hashes : iterable of str, default: ()
-        Hashes of each file that the index records.
+        Hashes of each file that the index records, such as ``"xxh3_64"``.
     storage_options : mapping, optional
         Options of the storage driver. They are sent to the workers.
     timeout : float, default: 60.0
@@ -111,7 +111,7 @@ def write(
     Raises
     ------
     TypeError
-        If `data` is another object.
+        If `data` has none of these types.
     PartitionError
         If a partition cannot be written, or has other columns than the others. The message names
         the partition.
@@ -163,14 +163,15 @@ def compute_partitions(
     options: Mapping[str, Any],
     begin: float,
 ) -> WriteReport:
-    """Write partitions by tasks of Dask, and merge them.
+    """Write each partition in a task of Dask, and merge the partitions.
 
     Parameters
     ----------
     path : str or os.PathLike
     partitions : sequence of object
-        What `npstream.write` takes, or a Delayed that computes it.
+        For each partition, data that `npstream.write` takes, or a Delayed that computes the data.
     client : distributed.Client or None
+        None for Dask's current scheduler.
     connection : mapping
         ``storage_options``, ``timeout`` and ``retries``, as for `npstream.write`.
     options : mapping
@@ -202,7 +203,7 @@ def check_cluster_options(options: Mapping[str, Any]) -> None:
 def write_parts(
     path: str | PathLike[str], parts: PartedInput, client: Any, options: Mapping[str, Any]
 ) -> WriteReport:
-    """Write the parts of an input, each by one task of a cluster, and merge them.
+    """Write each part of an input in a task of a cluster, and merge the results.
 
     Parameters
     ----------
@@ -210,7 +211,7 @@ def write_parts(
     parts : PartedInput
     client : distributed.Client
     options : mapping
-        Other arguments of `npstream.write`.
+        All other arguments of `npstream.write`. Those of `_SINGLE_PROCESS_OPTIONS` are ignored.
     """
     begin = time.perf_counter()
     delayed = import_optional("dask", "dask", "dask").delayed
@@ -218,7 +219,7 @@ def write_parts(
     connection = {name: options.pop(name) for name in ("storage_options", "timeout", "retries")}
     for name in (*_SINGLE_PROCESS_OPTIONS, "exclusive", "progress"):
         options.pop(name, None)
-    # All tasks share one key for the parts, so that each task does not contain all of them.
+    # All tasks refer to the parts by one key. Otherwise each task would contain all parts.
     shared, select = delayed(parts, pure=False, traverse=False), delayed(_select_part, pure=False)
     partitions = [select(shared, number) for number in range(len(parts.parts))]
     return compute_partitions(path, partitions, client, connection, options, begin)
@@ -230,7 +231,7 @@ def _select_part(parts: PartedInput, number: int) -> PartedInput:
 
 
 def _gather(client: Any, tasks: Sequence[Any]) -> list[PartitionResult]:
-    """Return the results of tasks; cancel the others when one of them fails."""
+    """Return the results of tasks, in any order. When a task fails, cancel the other tasks."""
     distributed = import_optional("distributed", "distributed", "dask")
     futures = client.compute(list(tasks))
     try:
@@ -254,7 +255,7 @@ def _partitions(data: Any) -> Sequence[Any]:
         if isinstance(data, delayed):
             return [data]
         if is_collection and hasattr(data, "divisions") and data.ndim == 1:
-            data = data.to_frame()
+            data = data.to_frame()  # a Series of Dask
         # A dask array has `to_delayed`, too, which returns a grid of blocks.
         if is_collection and hasattr(data, "to_delayed") and not hasattr(data, "blocks"):
             return list(data.to_delayed())

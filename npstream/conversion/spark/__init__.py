@@ -1,4 +1,4 @@
-"""Provide `write` and `read`, for datasets from and as DataFrames of Spark."""
+"""Provide `write`, which writes a DataFrame of Spark as a dataset, and `read` for the reverse."""
 
 from npstream.conversion.spark.reader import read
 from npstream.conversion.spark.types import column_encodings

@@ -1,7 +1,8 @@
 """Provide the encodings of the columns of a DataFrame of Spark.
 
-Types that MosaicML Streaming's ``dataframe_to_mds`` converts get the same encodings as there. Other
-types, which Streaming refuses, get the encodings of the Arrow types to which Spark converts them.
+Types that MosaicML Streaming's ``dataframe_to_mds`` converts get the same encodings as there. So
+the encodings of ``tinyint`` and ``smallint`` are unsigned. Streaming refuses all other types. They
+get the encodings of the Arrow types to which Spark converts them.
 
 Source: ``SPARK_TO_MDS`` in streaming/base/converters/dataframe_to_mds.py of Streaming 0.13.
 
@@ -35,7 +36,7 @@ _STREAMING_ENCODINGS = {
     "array<float>": "ndarray:float32",
     "array<double>": "ndarray:float64",
 }
-"""Spark's name of a type -> encoding. Decimals of all precisions are ``str_decimal``."""
+"""Spark's name of a type -> encoding. All decimals have ``str_decimal``; see `_encoding`."""
 
 
 def column_encodings(

@@ -69,8 +69,9 @@ def write(
         The rows to write. `dataframe.repartition` and `coalesce` choose the number of partitions.
     columns : mapping of str to str, or list of str, optional
         The encoding of each column. A list names columns whose encodings follow from Spark's types.
-        Other columns are left out. By default all columns are written, as `column_encodings` says.
-        With `map`: the encodings of its results, which are inferred by default.
+        Other columns are left out. By default all columns are written, with the encodings that
+        `column_encodings` returns. With `map`, these are the columns of the results of `map`, and
+        by default the encodings are inferred from the results.
     map : callable, optional
         A function that is called with each row as a mapping, as for `npstream.write`.
     fill : mapping of str to object, optional
@@ -93,7 +94,7 @@ def write(
     compression : str, optional
         The codec of the shards, such as ``"zstd"``. By default shards are not compressed.
     hashes : iterable of str, default: ()
-        Hashes of each file that the index records.
+        Hashes of each file that the index records, such as ``"xxh3_64"``.
     storage_options : mapping, optional
         Options of the storage driver. They are sent to the executors.
     timeout : float, default: 60.0
@@ -114,6 +115,8 @@ def write(
         If the DataFrame lacks a column.
     PartitionError
         If a partition cannot be written. The message names the partition.
+    ValueError
+        If no partition has samples, and `map` is used without encodings in `columns`.
     FileExistsError
         If `path` holds a dataset, or another partitioned write.
     StorageError
@@ -174,7 +177,8 @@ def _task(started: PartitionedWrite) -> Callable[[Iterator[Any]], Iterator[Any]]
             reader = pa.RecordBatchReader.from_batches(first.schema, chain([first], batches))
             try:
                 result = write_partition(started, number, reader)
-            # The task returns the error of bad data, which Spark would otherwise retry.
+            # Bad data: if the task raised the error, Spark would retry the task. So it returns the
+            # error.
             except PartitionError as failure:
                 result, error = PartitionResult(number, "", {}, 0), failure.reason
         # A map has no order, so the keys begin with the positions of the columns.

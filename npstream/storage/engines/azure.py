@@ -1,7 +1,8 @@
 """The options of adlfs as options of obstore.
 
-obstore uses an account key, a shared access signature, or no credentials. Other credentials, such
-as those of a managed identity, raise `UnsupportedOptionError`, and adlfs reads the store.
+`azure_target` supports an account key, a shared access signature, and anonymous reads. Other
+credentials, such as those of a managed identity, raise `UnsupportedOptionError`. Then adlfs reads
+the store.
 """
 
 from __future__ import annotations
@@ -48,9 +49,9 @@ _VARIABLES = OptionTable(
     },
     frozenset(
         {
-            # npstream gives these to adlfs as options.
+            # npstream passes the values of these as options, so they are in `options` already.
             *("AZURE_ACCOUNT_NAME", "AZURE_ACCOUNT_ACCESS_KEY"),
-            # These concern other credentials than `azure_target` uses.
+            # These concern credentials that `azure_target` does not support.
             *("AZURE_CLIENT_ID", "AZURE_CLIENT_SECRET", "AZURE_TENANT_ID"),
             *("AZURE_FEDERATED_TOKEN_FILE", "AZURE_AUTHORITY_HOST", "AZURE_USERNAME"),
             *("AZURE_PASSWORD", "AZURE_CONFIG_DIR", "AZURE_SUBSCRIPTION_ID"),
@@ -87,13 +88,14 @@ def azure_target(container: str, options: Mapping[str, Any]) -> Target:
     Parameters
     ----------
     container : str
-        Also in the form ``container@account.dfs.core.windows.net``.
+        The name of the container, or ``container@account.dfs.core.windows.net``.
     options : mapping
         The options of the user for adlfs.
 
     Raises
     ------
     UnsupportedOptionError
+        If obstore cannot read the container with these settings.
     """
     url_settings = {}
     if (match := _CONTAINER_AT_ACCOUNT.fullmatch(container)) is not None:
@@ -102,7 +104,7 @@ def azure_target(container: str, options: Mapping[str, Any]) -> Target:
         raise UnsupportedOptionError("the name of the container")
     settings = url_settings | _settings(options)
     account, suffix = settings.get("account"), settings.get("suffix", "core.windows.net")
-    # Without a suffix, the SDK ignores the protocol in a connection string.
+    # Azure's SDK ignores the protocol in a connection string that has no EndpointSuffix.
     protocol = settings.get("protocol", "https") if "suffix" in settings else "https"
     endpoint = settings.get("endpoint") or f"{protocol}://{account}.blob.{suffix}"
     if settings.get("host"):
@@ -128,7 +130,7 @@ def azure_target(container: str, options: Mapping[str, Any]) -> Target:
 
 
 def _settings(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of options and environment variables, by the precedence of adlfs."""
+    """Return the settings from options and environment variables, with the precedence of adlfs."""
     variables = _VARIABLES.translate(
         {name: value for name, value in os.environ.items() if name.startswith("AZURE_")}
     )

@@ -39,7 +39,8 @@ _VARIABLES = OptionTable(
     {"STORAGE_EMULATOR_HOST": "emulator"},
     frozenset(
         {
-            # gcsfs finds credentials with these, and `gcs_target` overrides them for obstore.
+            # gcsfs uses some of these to find credentials, and ignores the others. None of them
+            # affects obstore, because npstream sets its URL and credentials.
             *("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_CLOUD_PROJECT", "GOOGLE_SKIP_SIGNATURE"),
             *("GOOGLE_BASE_URL", "GOOGLE_CLOUD_QUOTA_PROJECT", "GOOGLE_CLOUD_REGION"),
             *("GOOGLE_CLOUD_LOCATION", "GOOGLE_GENAI_USE_VERTEXAI", "GOOGLE_API_KEY"),
@@ -63,6 +64,7 @@ def gcs_target(bucket: str, options: Mapping[str, Any]) -> Target:
     Raises
     ------
     UnsupportedOptionError
+        If obstore cannot read the bucket with these settings.
     """
     settings = _OPTIONS.translate(options)
     variables = _VARIABLES.translate(
@@ -120,6 +122,7 @@ class _GoogleCredentials:
     def __call__(self) -> dict[str, Any]:
         """Return the current token; gcsfs renews it before it expires."""
         self._google.maybe_refresh()
-        # obstore calls this again if less than five minutes remain, at most ten times a second.
+        # obstore calls this again if a token expires within five minutes, at most ten times a
+        # second. With one minute, obstore always calls again, and gcsfs decides when to renew.
         expires_at = datetime.now(UTC) + timedelta(minutes=1)
         return {"token": self._google.credentials.token, "expires_at": expires_at}

@@ -1,11 +1,12 @@
-"""The obstore library, also in forked processes and when a process exits.
+"""Load the obstore library, also in forked processes, and stop its threads when a process exits.
 
 obstore runs its requests in threads, which do not survive a fork: in the child, its requests would
-wait for ever. Its functions for new threads run once a process. So a child of a process that has
+wait for ever. A loaded library starts these threads only once. So a child of a process that has
 used obstore loads a second copy of the library, which has state of its own.
 
 obstore's threads deliver results by calling Python. If the interpreter ends meanwhile, Python
-before 3.14 ends such a thread in a way that aborts the process. So the threads are stopped first.
+before 3.14 ends such a thread in a way that aborts the process. So `_stop_workers` blocks the
+threads first.
 
 Tested in tests/storage/engines/test_obstore.py.
 """
@@ -59,12 +60,15 @@ _stopped: set[int] = set()
 """The id of this process if `_stop_workers` was called; a parent's entry stays after a fork."""
 
 _traps: list[Any] = []
-"""The results of `_stop_workers`, which must not be collected."""
+"""The uploads that `_stop_workers` began, which must not be garbage-collected."""
 
 _THREAD_NAME = "tokio-rt-worker"
 
 _STOP_TIMEOUT = 1.0
-"""Seconds to wait for each thread. There may be fewer threads than `_max_workers` returns."""
+"""Seconds to wait for each thread.
+
+There may be fewer threads than `_max_workers` returns, so a wait without a limit might never end.
+"""
 
 
 def is_installed() -> bool:
@@ -118,7 +122,7 @@ def _stop_workers() -> None:
             trap = _Trap(entered, forever)
             _traps.append(library.put_async(store, "trap", trap, use_multipart=True))
 
-    with suppress(Exception):  # exit without this protection
+    with suppress(Exception):  # after an error, the process exits with threads that are not blocked
         loop = asyncio.new_event_loop()
         loop.run_until_complete(start())
         loop.close()

@@ -1,8 +1,9 @@
 """Reads of files in object stores through obstore, which takes less time than fsspec's drivers.
 
 obstore reads from the first request on, if it supports all options of the store. Otherwise the
-driver reads. Until obstore has read something, a request that the server refuses is repeated by the
-driver. If the driver succeeds, it reads this store from then on.
+driver reads. Until obstore has read something, the driver repeats each request that the server
+refuses. If the driver succeeds, it reads this store from then on. The driver always repeats
+requests that fail in obstore for an unknown reason.
 """
 
 from __future__ import annotations
@@ -49,12 +50,12 @@ _INFO_KEYS = {
     "GCSStore": {"version": "generation", "e_tag": "etag"},
     "AzureStore": {"e_tag": "etag", "last_modified": "last_modified"},
 }
-"""For each class of stores: keys of obstore's metadata, and of the info of the driver."""
+"""For each class of stores: key in obstore's metadata -> key in the info of the driver."""
 
 # These patterns find the parts of a server's response in the texts of obstore's exceptions.
 _STATUS = re.compile(r"non-2xx status code: (\d{3}) ?([^:\n]*)")
 _CODE, _MESSAGE = (re.compile(f"<{tag}>([^<]*)</{tag}>") for tag in ("Code", "Message"))
-# These patterns search the debugging output of a Rust error, which such a text ends with.
+# These texts end with the debugging output of a Rust error, which the next patterns search.
 _REASON = re.compile(r'(?:message|error): "([^"\n]*)"')
 _OS_CODE = re.compile(r"\bOs \{\s*code: (\d+),")
 _UNKNOWN = re.compile(
@@ -151,6 +152,7 @@ class Engine:
         return await self._perform(key, lambda: self._info(key), driver)
 
     async def _perform(self, key: str, request: DriverCall, driver: DriverCall) -> Any:
+        """Perform a request through obstore, or through the driver if obstore cannot."""
         if self.state == "off" or is_stopped() or key.startswith("/") or key.endswith("/"):
             return await driver()  # obstore would remove these slashes
         try:
@@ -164,7 +166,7 @@ class Engine:
         else:
             self.state = "proven"
             return result
-        result = await driver()  # its exception names the reason
+        result = await driver()  # if the driver fails, too, its exception names the reason
         if self.state == "new":
             self._turn_off(str(converted))
         return result
@@ -180,7 +182,7 @@ class Engine:
         log("%s is read by fsspec, not obstore: %s", where, self._redact(reason)[:300])
 
     async def _read(self, key: str, start: int, end: int) -> bytes:
-        """Return a range. obstore itself compares Content-Range with the request."""
+        """Return a byte range. No check of Content-Range is needed: obstore checks it."""
         return await _read_body(await self._get(key, start, end), key, end - start)
 
     async def _read_start(self, key: str, nbytes: int) -> tuple[dict[str, Any], bytes]:

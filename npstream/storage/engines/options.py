@@ -1,7 +1,7 @@
 """Translation of a driver's options to those of obstore.
 
-Each driver has a table of options. An option that is not in the table is never ignored: the store
-then uses the driver.
+Each driver has a table of options. An option that is not in the table is never ignored: it raises
+`UnsupportedOptionError`, and the driver reads the store instead of obstore.
 
 Tested in tests/storage/engines/test_s3.py.
 """
@@ -25,7 +25,7 @@ class UnsupportedOptionError(Exception):
     Parameters
     ----------
     name : str
-        The name of the option. It contains no secret.
+        The name of the option, or a text that says what is not supported. It contains no secret.
     """
 
 
@@ -40,8 +40,8 @@ class Target:
     container : str
         The name of the bucket or container.
     config : dict
-        The configuration of the store. It has all settings that obstore would otherwise take from
-        environment variables that the driver does not know.
+        The configuration of the store. obstore would take missing settings from environment
+        variables, some of which the driver does not know. So these settings are always present.
     client : dict
         The options of the HTTP client.
     make_credentials : callable, optional
@@ -63,7 +63,7 @@ class OptionTable:
     Attributes
     ----------
     settings : mapping of str to str
-        The option, and the name of the setting that it sets.
+        For each option, the name of the setting that it sets.
     harmless : frozenset of str
         Options that do not affect how a file is read.
     """
@@ -108,7 +108,8 @@ def _has_no_effect(value: Any) -> bool:
 def proxy_variable(environment: Mapping[str, str]) -> str | None:
     """Return the name of the environment variable that sets a proxy, or None.
 
-    Drivers and obstore do not treat all forms of these variables alike.
+    Drivers and obstore do not treat all forms of these variables alike. So the driver reads the
+    store if one is set.
     """
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         for variable in (name, name.upper()):

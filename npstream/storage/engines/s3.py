@@ -1,7 +1,8 @@
 """The options of s3fs as options of obstore.
 
 s3fs takes its settings from options, environment variables and AWS's configuration files. A setting
-that these tables do not contain raises `UnsupportedOptionError`, and s3fs reads the store.
+that the tables of this module do not contain raises `UnsupportedOptionError`. Then s3fs reads the
+store.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ _VARIABLES = OptionTable(
     },
     frozenset(
         {
-            # Credentials, and where botocore finds them.
+            # Credentials, and the places where botocore looks for them.
             *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
             *("AWS_SECURITY_TOKEN", "AWS_CREDENTIAL_EXPIRATION", "AWS_PROFILE"),
             *("AWS_DEFAULT_PROFILE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"),
@@ -154,7 +155,7 @@ _UNRELATED = ("AWS_LAMBDA_", "AWS_BATCH_", "AWS_CLI_", "AWS_SAGEMAKER_", "AWS_EK
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 _HOST_BUCKET = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
-"""A bucket whose name can be the first part of a host name, also with TLS."""
+"""A bucket whose name can be the first part of a host name. TLS allows no dots there."""
 
 _SPECIAL_BUCKET = re.compile(r".*(--x-s3|--op-s3|--ol-s3|-s3alias|\.mrap)")
 """Directory buckets and access points, which have other endpoints."""
@@ -175,6 +176,7 @@ def s3_target(bucket: str, options: Mapping[str, Any]) -> Target:
     Raises
     ------
     UnsupportedOptionError
+        If obstore cannot read the bucket with these settings.
     """
     settings = _settings(options)
     if not _BUCKET.fullmatch(bucket) or _SPECIAL_BUCKET.fullmatch(bucket):
@@ -211,7 +213,7 @@ def s3_target(bucket: str, options: Mapping[str, Any]) -> Target:
 
 
 def _settings(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings by the precedence of s3fs: options, environment, profile."""
+    """Return the settings. As in s3fs, options precede the environment, and then the profile."""
     own = _OPTIONS.translate(options)
     client = _CLIENT.translate(own.pop("client", {}), "client_kwargs.")
     config = _CONFIG.translate(own.pop("config", {}), "config_kwargs.")
@@ -220,7 +222,8 @@ def _settings(options: Mapping[str, Any]) -> dict[str, Any]:
         own["requester_pays"] = True
     if config.pop("signature", "s3v4") not in ("s3v4", "v4"):
         raise UnsupportedOptionError("config_kwargs.signature_version")
-    # s3fs passes the options of client_kwargs on in addition to its own, and rejects conflicts.
+    # s3fs passes its own options and those of client_kwargs to botocore. It rejects an option that
+    # has two values, except for use_ssl.
     conflicts = [name for name in own.keys() & client.keys() if own[name] != client[name]]
     if conflicts and conflicts != ["use_ssl"]:
         raise UnsupportedOptionError("client_kwargs together with another option")
@@ -231,7 +234,7 @@ def _settings(options: Mapping[str, Any]) -> dict[str, Any]:
     if style not in ("auto", "path", "virtual"):
         raise UnsupportedOptionError("s3.addressing_style")
     settings["style"] = style
-    # Credentials in options or the environment come whole: they are not completed by a profile.
+    # All credentials are from the first source that has any: a profile does not add a missing one.
     for source in ({**own, **client}, _environment_keys() if "profile" not in own else {}, profile):
         if source.keys() & {"access_key", "secret_key", "token"}:
             keys = {name: source.get(name) for name in ("access_key", "secret_key", "token")}
@@ -258,8 +261,9 @@ def _variables() -> dict[str, Any]:
 
 
 def _environment_keys() -> dict[str, Any]:
+    """Return the credentials in environment variables, unless they expire."""
     if os.environ.get("AWS_CREDENTIAL_EXPIRATION"):
-        return {}  # botocore renews such credentials
+        return {}  # `_BotocoreCredentials` provides such credentials: botocore renews them
     token = os.environ.get("AWS_SESSION_TOKEN") or os.environ.get("AWS_SECURITY_TOKEN")
     keys = {
         "access_key": os.environ.get("AWS_ACCESS_KEY_ID"),
@@ -338,6 +342,7 @@ def _bucket_url(bucket: str, settings: Mapping[str, Any]) -> str:
 
 
 def _duration(seconds: Any) -> str:
+    """Return a timeout in obstore's notation."""
     if seconds is None:
         return NO_TIMEOUT
     if not isinstance(seconds, int | float) or seconds <= 0:
@@ -362,7 +367,7 @@ def _credentials(settings: Mapping[str, Any]) -> Callable[[], Any]:
 
 
 class _BotocoreCredentials:
-    """obstore's credential provider for all sources of botocore that change or expire.
+    """obstore's credential provider for the credentials that botocore finds, which may expire.
 
     Parameters
     ----------
@@ -380,7 +385,9 @@ class _BotocoreCredentials:
         frozen = self._credentials.get_frozen_credentials()
         expires_at = None
         if hasattr(self._credentials, "refresh_needed"):
-            # obstore calls this again if less than five minutes remain, at most ten times a second.
+            # obstore calls this again if keys expire within five minutes, at most ten times a
+            # second. With one minute, obstore always calls again, and botocore decides when to
+            # renew the keys.
             expires_at = datetime.now(UTC) + timedelta(minutes=1)
         return {
             "access_key_id": frozen.access_key,

@@ -1,4 +1,4 @@
-"""Hedged requests: a second attempt for a slow request, of which the first answer is used."""
+"""Hedged requests: a slow request is sent a second time, and the first valid answer is used."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ A busy processor delays answers by milliseconds, which a second request does not
 """
 
 HEDGE_FRACTION = 0.03
-"""Hedges for each range request: they are at most 3 % more requests."""
+"""Each range request allows this fraction of a hedge, so hedges add at most 3 % more requests."""
 
 MAX_SAVED_HEDGES = 10.0
-"""The maximum number of hedges that requests without hedges save up.
+"""The maximum number of allowed hedges that are saved for later.
 
-If the whole store becomes slow, hedges do not help, and only this many are sent at once.
+If the whole store becomes slow, hedges do not help. Then at most this number is sent at once.
 """
 
 
@@ -33,7 +33,7 @@ class HedgeBudget:
     Attributes
     ----------
     sent, won : int
-        The number of hedges that were sent, and of those that answered first.
+        The number of hedges that were sent, and the number of hedges that answered first.
 
     Examples
     --------
@@ -60,7 +60,7 @@ class HedgeBudget:
         return self._saved < 1
 
     def take(self) -> bool:
-        """Count a hedge, and return True, if it may be sent now."""
+        """Return True if a hedge may be sent now, and count it as sent."""
         if self.is_empty:
             return False
         self._saved -= 1
@@ -69,16 +69,16 @@ class HedgeBudget:
 
 
 class Hedging(NamedTuple):
-    """When a request is sent a second time.
+    """The conditions for a second attempt of a request.
 
     Attributes
     ----------
     delay : float
         Seconds after which the first attempt is slow.
     start : callable
-        Returns True if the second attempt may be sent now.
+        Returns True if the second attempt may be sent now, and counts it as sent.
     is_valid : callable
-        Returns True if a result is what was requested.
+        Returns True if a result is a correct answer to the request.
     """
 
     delay: float
@@ -109,7 +109,8 @@ async def first_answer(
     """Perform a request within `timeout` seconds; if it is slow, perform it a second time.
 
     The first valid result is returned, and the other attempt is cancelled. An attempt that fails
-    leaves the other one running. If both fail, the result or the exception is that of the first.
+    leaves the other one running. If there is no valid result, the outcome of the first attempt
+    counts: its invalid result is returned, or its exception is raised.
 
     Parameters
     ----------
@@ -127,6 +128,7 @@ async def first_answer(
     Raises
     ------
     TimeoutError
+        If the first attempt is still running after `timeout`, and no result is valid.
     ConnectionAbortedError
         If the driver cancelled the request.
     """
@@ -157,7 +159,10 @@ async def first_answer(
 async def _wait_for_valid(
     tasks: list[asyncio.Future[Any]], end: float, is_valid: Callable[[Any], bool]
 ) -> int:
-    """Return the number of the first task with a valid result; 0 if none has one at `end`."""
+    """Return the index of the first task with a valid result; 0 if none has one at `end`.
+
+    `end` is a time on the loop's clock.
+    """
     loop, pending = asyncio.get_running_loop(), set(tasks)
     while pending and (remaining := end - loop.time()) > 0:
         done, pending = await asyncio.wait(
@@ -171,7 +176,7 @@ async def _wait_for_valid(
 
 def _start(work: Awaitable[Any]) -> asyncio.Future[Any]:
     task = asyncio.ensure_future(work)
-    # Retrieve the exception, or asyncio logs that nobody did.
+    # `_failed` retrieves the exception. Otherwise asyncio logs that it was never retrieved.
     task.add_done_callback(_failed)
     return task
 

@@ -16,21 +16,25 @@ _MIN_SECONDS = 1e-5
 """The upper bound of the first bucket of a histogram, in seconds."""
 
 _BUCKETS_PER_OCTAVE = 8
+"""The bound of a bucket is twice that of the bucket 8 places before it: bounds grow by 9 %."""
 
 _BUCKETS = 216
-"""The last bucket holds all latencies above 1,200 s."""
+"""The last bucket holds all latencies above about 1,130 s."""
 
 RECENT_REQUESTS = 64
 """The number of latencies of each size class that count as recent."""
 
 MIN_REQUESTS = 16
-"""The number of latencies of a size class before they determine anything."""
+"""A size class has no median before it has this number of latencies."""
 
 _MEDIAN_PERIOD = 8
 """A median is computed again after this number of new latencies."""
 
 _MIN_CLASS_BITS = 12
-"""Requests of less than 4 KiB are in the same class: their bytes take no time."""
+"""Class 0 has the requests of less than 2 ** 13 bytes, 8 KiB: their bytes take no time.
+
+Each further class ends at four times the size: 32 KiB, 128 KiB and so on.
+"""
 
 _MIN_SIZE_RATIO = 16
 """Two size classes determine the bandwidth if their sizes differ by at least this factor."""
@@ -91,7 +95,7 @@ class LinkEstimate(NamedTuple):
     latency : float
         Seconds of a request without bytes.
     bandwidth : float
-        Bytes per second of one request, at the concurrency at which they were measured.
+        Bytes per second of one request, at the concurrency of the measured requests.
     """
 
     latency: float
@@ -106,7 +110,7 @@ class _SizeClass:
     summary : tuple of float, optional
         The mean size in bytes and the median latency in seconds. Other threads read it.
     lowest : float
-        The lowest median, in seconds.
+        The lowest median so far, in seconds. `RecentLatencies.forget_lowest` replaces it.
     """
 
     __slots__ = ("_added", "_nbytes", "_seconds", "lowest", "summary")
@@ -132,6 +136,7 @@ class RecentLatencies:
     """The latencies of the last requests of a store, by size class.
 
     The sizes of a class differ by a factor of at most 4, so that their latencies are comparable.
+    One class has all sizes below 8 KiB.
 
     Examples
     --------
@@ -176,7 +181,7 @@ class RecentLatencies:
         Returns
         -------
         LinkEstimate or None
-            None without requests of two different sizes, or if the larger ones take no longer.
+            None if the two classes differ too little in size or median latency, or are the same.
         """
         summaries = [size_class.summary for size_class in list(self._classes.values())]
         known = sorted(summary for summary in summaries if summary is not None)

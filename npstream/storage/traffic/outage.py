@@ -16,7 +16,8 @@ class Outage:
     Parameters
     ----------
     seconds : float
-        How long requests wait for the store to answer again. With 0 they do not wait.
+        How long requests wait for the store to answer again, from the start of the outage. With 0
+        they do not wait.
     where : str
         The store's URL, for messages.
 
@@ -40,7 +41,9 @@ class Outage:
         self._start: float | None = None
 
     def begin(self, now: float, reason: str) -> bool:
-        """Return True if a request that has failed waits for the store; warn once in an outage.
+        """Begin an outage after a failed request; return True if the request waits for the store.
+
+        A warning is logged when the outage begins, but not for further requests that fail in it.
 
         Parameters
         ----------
@@ -61,12 +64,12 @@ class Outage:
         return now < self._start + self.seconds
 
     def end(self, now: float) -> None:
-        """End the outage: the store has answered."""
+        """End the outage, because the store has answered; `now` is a time as for `begin`."""
         if self._start is not None:
             log("%s: the store answers again, after %.0f s", self._where, now - self._start)
             self._start = None
 
     def extend(self, deadline: float) -> float:
-        """Return the deadline of a wait for the store: `deadline`, or later during an outage."""
+        """Return `deadline`, or the end of the wait for the store if an outage makes it later."""
         start = self._start
         return deadline if start is None else max(deadline, start + self.seconds)

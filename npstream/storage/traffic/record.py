@@ -1,4 +1,4 @@
-"""Provide `Traffic`, which counts the requests of a store, and `ReadStats`, a copy of it."""
+"""Provide `Traffic`, which counts a store's requests, and `ReadStats`, a copy of its counts."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ __all__ = ["ReadStats", "Traffic", "total_stats"]
 _PERCENTILES = (50, 90, 99)
 
 MAX_MEASURED_GAP = 1 << 20
-"""The limit of gaps between merged ranges in bytes, however fast the store is."""
+"""The limit of `Merging.measured_gap`, in bytes, however fast the store is."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ReadStats:
-    """What reads have taken from object stores. Made by ``ds.stats`` and ``it.stats``.
+    """Counts and times of reads from object stores. Made by ``ds.stats`` and ``it.stats``.
 
-    The numbers are those of one process. Subtract an earlier object for the numbers since then.
+    The numbers are those of one process. To get the numbers since an earlier object was made,
+    subtract that object.
 
     Attributes
     ----------
@@ -43,7 +44,7 @@ class ReadStats:
     hedges_won : int
         Hedges that answered before the first attempt.
     bytes_requested : int
-        Bytes of all range requests, with those of retries and hedges.
+        Bytes of all range requests, including retries and hedges.
     bytes_used : int
         Bytes of the samples, or of the parts of samples, that reads have returned. Samples from the
         cache count as well. A sample that is read twice counts twice.
@@ -51,8 +52,8 @@ class ReadStats:
         Seconds that reads have waited for samples that were not in memory, summed over all threads.
         A read that waits for several stores counts for the first of them.
     concurrency : int
-        The maximum number of concurrent requests now, which adapts to the store. That of several
-        stores is the sum. A difference has that of the first object.
+        The maximum number of concurrent requests now, which adapts to the store. For several
+        stores it is the sum. A difference ``a - b`` has the concurrency of ``a``.
     histogram : tuple of int
         The counts of `npstream.storage.traffic.latency.LatencyHistogram`.
 
@@ -191,7 +192,7 @@ class Traffic:
         renew_in_child(self)
 
     def reset_process_state(self) -> None:
-        """Begin at 0 in a forked process, and replace the lock."""
+        """Set all counts to 0 and make a new lock, also in a forked process."""
         self.recent = RecentLatencies()
         self.budget = HedgeBudget()
         self._histogram = LatencyHistogram()
@@ -204,33 +205,36 @@ class Traffic:
         self._requests += 1
 
     def count_attempt(self, nbytes: int, is_retry: bool) -> None:
-        """Count an attempt to read a range of `nbytes`, or another attempt with 0 bytes."""
+        """Count an attempt to read a range of `nbytes`; 0 if the request is not for a range."""
         self._retries += is_retry
         self._bytes_requested += nbytes
         if nbytes and not is_retry:
             self.budget.add_request()
 
     def hedge_delay(self, nbytes: int) -> float | None:
-        """Return the seconds after which a range request is slow; None if no hedge may be sent."""
+        """Return the seconds after which a range request is slow.
+
+        None if no hedge may be sent, or if there are too few latencies of similar requests.
+        """
         if not nbytes or not self._hedge or self.budget.is_empty:
             return None
         median = self.recent.median(nbytes)
         return None if median is None else max(HEDGE_FACTOR * median, MIN_HEDGE_DELAY)
 
     def start_hedge(self, nbytes: int) -> bool:
-        """Count a hedge of a range of `nbytes`, and return True, if it may be sent now."""
+        """Return True if a hedge of a range of `nbytes` may be sent now, and count it as sent."""
         if not self.budget.take():
             return False
         self._bytes_requested += nbytes
         return True
 
     def adapt(self, slots: RequestSlots, nbytes: int) -> None:
-        """Adapt the concurrency after an answer; `nbytes` is 0 unless it is that to a range."""
+        """Adapt the concurrency after an answer to a range of `nbytes`; 0 for other requests."""
         if slots.count_answer(nbytes, self.recent):
             self.concurrency = slots.limit
 
     def merging(self, gap: int) -> Merging:
-        """Return which neighboring ranges are merged; by `gap` alone until there are measurements.
+        """Return the rule for merging neighboring ranges: only `gap` until there are measurements.
 
         Parameters
         ----------
@@ -248,7 +252,7 @@ class Traffic:
         Parameters
         ----------
         seconds, attempt_seconds : float
-            The time since the first attempt, and the time since the attempt that was answered.
+            Seconds since the first attempt, and seconds since the attempt that was answered.
         nbytes : int
             The bytes of the range.
         """

@@ -1,9 +1,9 @@
 """Provide `RequestSlots`, which bounds the concurrent requests of a store, and adapts the bound.
 
-The bound grows by one and shrinks by a factor, as that of TCP. So several processes that share a
-store get about equal shares of it. A server that is busy says so, and the bound shrinks at once.
-A longer latency has many reasons, so a lower bound is tried, and kept only if it makes the latency
-shorter.
+The bound grows by one and shrinks by a factor, like the congestion window of TCP. So several
+processes that share a store get about equal shares of it. When the server answers that it is busy,
+the bound shrinks at once. A longer latency can have many reasons. So a lower bound is tried, and
+kept only if it makes the latency shorter.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ SLOW_FACTOR = 0.75
 TRIAL_ANSWERS = 128
 """A bound is measured for this number of answers.
 
-Then all recent latencies are those of requests that began after the bound was set.
+After them, all recent latencies are those of requests that began after the bound was set.
 """
 
 TRIAL_FACTOR = 0.9
-"""A lower bound stays if it has made the median latency smaller than this part of what it was."""
+"""A lower bound stays if the median latency is at most this number times the former median."""
 
 SLOW_GROWTH = 2.0
 """The latency has grown if the recent median is more than this many times the lowest one."""
@@ -53,11 +53,11 @@ class _Trial(NamedTuple):
     Attributes
     ----------
     nbytes : int
-        The size of the ranges.
+        The size of the ranges, in bytes.
     limit : int
         The bound before it was lowered; 0 if it was not lowered yet.
     median : float
-        The median with this bound.
+        The median latency with the bound `limit`, in seconds.
     """
 
     nbytes: int
@@ -71,7 +71,7 @@ class RequestSlots:
     Parameters
     ----------
     max_limit : int
-        The largest bound, with which it begins.
+        The largest bound, and the bound at the beginning.
 
     Attributes
     ----------
@@ -100,7 +100,7 @@ class RequestSlots:
         return self._in_use >= self.limit or any(not f.done() for f in self._waiters)
 
     async def acquire(self) -> bool:
-        """Take a slot, in the order of the calls; wait until one is free."""
+        """Take a slot, in the order of the calls; wait until one is free. Return True always."""
         if not self.locked():
             self._in_use += 1
             return True
@@ -144,12 +144,15 @@ class RequestSlots:
         return self.limit < previous
 
     def count_answer(self, nbytes: int, recent: RecentLatencies) -> bool:
-        """Count an answer. After as many answers as slots, adapt the bound, and return True.
+        """Count an answer. Return True if the bound was adapted after this answer.
+
+        The bound is adapted after one answer for each slot, or in a trial after `TRIAL_ANSWERS`.
+        The adapted bound may be the same.
 
         Parameters
         ----------
         nbytes : int
-            The bytes of a range; 0 if the answer is not a range.
+            The bytes of a range; 0 if the request was not for a range.
         recent : RecentLatencies
             The latencies, with that of this answer.
         """

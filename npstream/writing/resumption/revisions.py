@@ -1,7 +1,8 @@
 """Provide destinations of writes that replace a dataset, or append to it, and can resume.
 
-The names of all files of such a write have a part that is unique to it, which is recorded with the
-settings. An index that has this part in its text belongs to a dataset with the shards of the write.
+The names of all files of such a write contain a part that is unique to the write. This part,
+`write_id`, is recorded with the settings. If the text of an index contains it, the dataset has the
+shards of the write.
 
 docs/design/writing.md says how a resumed write detects that it has published already.
 
@@ -57,14 +58,14 @@ class _ResumableRevision(Revision):
 
     @property
     def remaining_files(self) -> str:
-        """What to remove to give up an interrupted write, for messages."""
+        """A text for messages: the files to remove in order to give up an interrupted write."""
         kinds = WORK if self.is_local else f"{WORK}*, {LOCK}*"
         return f"the files of the interrupted write ({kinds} and *{self.write_id}*)"
 
     def publish_revision(self, revise: Revise) -> None:
-        """Publish as a Revision does, and then remove what a resumed write would need.
+        """Publish as a Revision does, and then remove the files that a resumed write would need.
 
-        The index is read again first, so that the recorded one is the newest.
+        Before that, the index is read again, because `_try_publish` must record the newest one.
         """
         assert self.saved is None or not self.saved.index
         recorded = self.saved and self.saved.publication
@@ -80,7 +81,7 @@ class _ResumableRevision(Revision):
         self.finish()
 
     def finish(self) -> None:
-        """Remove what a published write no longer needs."""
+        """Remove the files that a published write no longer needs."""
         if self.mode == "w" and self._former:
             self._remove_former(self._base_of(self._former))
 
@@ -100,13 +101,14 @@ class _ResumableRevision(Revision):
         return json.dumps({"shards": own}).encode()
 
     def _require_unreplaced(self, recorded: bytes) -> None:
-        """Raise if this write may have been published, and replaced since.
+        """Raise StorageError if this write may have been published, and then replaced.
 
-        `recorded` is the content of the index that the write was about to replace. Its shards are
-        removed by the write that has replaced it, so they must not be published again.
+        A write that replaces this one removes its shards. So this write must not publish them
+        again. `recorded` is the content of the index that this write was about to replace.
         """
         if self.base is None:
             return
+        # The recorded dataset is still there, perhaps with appended shards: nothing replaced it.
         if recorded and self._base_of(recorded).is_extended_by(self.base):
             return
         reason = (
@@ -146,7 +148,7 @@ class ResumableLocalRevision(_ResumableRevision, LocalRevision, ResumableDirecto
         FileExistsError
             If another process writes there with ``resume=True``.
         ValueError
-            If the interrupted write is of a new dataset.
+            If the interrupted write was made with mode "x", for a new dataset.
         """
         journal = self._open_journal()
         Revision.prepare(self)
@@ -206,9 +208,9 @@ class ResumableLocalRevision(_ResumableRevision, LocalRevision, ResumableDirecto
 class ResumableRemoteRevision(_ResumableRevision, RemoteRevision, ResumableUrl):
     """A URL that may hold a dataset, with lock files and records that stay after an interruption.
 
-    The former owner of a write may still run on another machine, and publish it, too. Both replace
-    the index on the condition that it is unchanged. The one that fails finds the shards of the
-    write in the new index.
+    The former owner of a write, another process, may still run on another machine, and publish the
+    write, too. Both processes replace the index on the condition that it is unchanged. The process
+    that fails finds the shards of the write in the new index.
     """
 
     _store: RemoteStore
@@ -227,7 +229,7 @@ class ResumableRemoteRevision(_ResumableRevision, RemoteRevision, ResumableUrl):
         FileExistsError
             If another process writes there with ``resume=True``.
         ValueError
-            If the interrupted write is of a new dataset.
+            If the interrupted write was made with mode "x", for a new dataset.
         """
         self.submit(self._prepare).result()
 
@@ -299,7 +301,8 @@ class ResumableRemoteRevision(_ResumableRevision, RemoteRevision, ResumableUrl):
             **self.totals,
         }
         self._claim(self._lock_number + 1, publication)
-        # Another process that has finished this write has removed its lock files.
+        # A process that finishes a write removes its settings and lock files. So if the settings
+        # are gone, another process has finished this write.
         if not self._store.exists(WORK):
             name = lock_name(self._lock_number)
             records = [created for created in self._created if created.startswith(WORK)]
