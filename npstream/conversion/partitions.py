@@ -173,7 +173,7 @@ def write_partition(started: PartitionedWrite, number: int, data: Any) -> Partit
             return PartitionResult(number, "", {}, 0)
         report = write(url, rest, progress=False, **started.options, **started.connection)
     except OSError as error:
-        error.add_note(f"partition {number} was written")
+        error.add_note(f"raised while partition {number} was written")
         raise
     except Exception as error:
         raise PartitionError(number, _describe(error, data)) from error
