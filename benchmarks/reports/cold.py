@@ -232,11 +232,12 @@ class Bench:
                 },
             }
             start = time.perf_counter()
-            environment = {**os.environ, "PYTHONPATH": str(ROOT)} if side == "npstream" else None
+            # A process may write .pyc files, as installation does.
+            environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "", "PYTHONPATH": str(ROOT)}
             process = subprocess.run(
                 [python, "-c", code],
                 input=json.dumps(settings),
-                env=environment,
+                env=environment if side == "npstream" else None,
                 capture_output=True,
                 text=True,
                 check=False,
