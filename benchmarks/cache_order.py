@@ -26,13 +26,18 @@ sys.path[:0] = [str(Path(__file__).parents[1] / "tests" / "helpers")]
 from servers import Servers  # noqa: E402 - its folder is not a package
 
 RANKS, EPOCHS, BATCH = 2, 4, 128
+SAMPLE_BYTES = 4096
 
 
 def shuffle_of(name: str, nbytes: int) -> Any:
     """Return the `shuffle=` of an order, for `nbytes` of data."""
     if name == "npstream":  # the default is 1/64 of large data, but at least 1 GiB
         return npstream.Shuffle(block=nbytes // 64, lanes=4)
-    return {"sequential": False, "py1e": "py1e"}[name]
+    if name == "sequential":
+        return False
+    return npstream.StreamingShuffle(
+        name, num_canonical_nodes=1, shuffle_block_size=nbytes // 64 // SAMPLE_BYTES
+    )
 
 
 def read(rank: int, settings: dict[str, Any], barrier: Any, latch: Any) -> None:
@@ -83,8 +88,8 @@ def main() -> None:
     scratch = Path(tempfile.mkdtemp(dir=arguments.directory))
     servers = Servers(scratch)
     try:
-        samples = arguments.chunks * arguments.chunk_bytes // 4096
-        values = np.zeros((samples, 512), np.int64)
+        samples = arguments.chunks * arguments.chunk_bytes // SAMPLE_BYTES
+        values = np.zeros((samples, SAMPLE_BYTES // 8), np.int64)
         values[:, 0] = np.arange(samples)
         npstream.write(scratch / "data", {"x": values}, shard_size=16 * arguments.chunk_bytes)
         remote = servers["s3"].new_directory()

@@ -86,7 +86,7 @@ class Entry(NamedTuple):
     def from_status(cls, status: os.stat_result, path: str) -> Entry:
         """Return the entry of a file with this status."""
         return cls(
-            status.st_mtime, status.st_blocks * 512, path, status.st_mtime_ns % GROUPS,
+            status.st_mtime_ns / 1e9, status.st_blocks * 512, path, status.st_mtime_ns % GROUPS,
             status.st_ctime, bool(status.st_mode & stat.S_IXUSR),
         )  # fmt: skip
 
@@ -124,7 +124,7 @@ def mark_next_use(path: str, group: int, position: float) -> Entry | None:
         os.utime(path, ns=(nanoseconds, nanoseconds), follow_symlinks=False)
     except OSError:
         return None
-    return entry._replace(last_use=float(seconds), group=group)
+    return entry._replace(last_use=nanoseconds / 1e9, group=group)
 
 
 def pin(path: str, is_pinned: bool) -> bool:
