@@ -308,8 +308,9 @@ class RemoteFiles:
         return nbytes
 
     def release_chunk_files(self) -> None:
-        """Release the files of all chunks; they are opened again when they are needed."""
-        self._open_chunks.clear()
+        """Release the files of the chunks that were opened first; they are opened again on use."""
+        for chunk in list(self._open_chunks)[: len(self._open_chunks) // 2]:
+            self._open_chunks.pop(chunk, None)
 
     def chunk_slots(self, shard: int, data: CachedFile) -> tuple[Int64, dict[int, CachedFile]]:
         """Return `slots` and `chunk_files` of a `LoadedShard`, for the files that are open."""

@@ -48,7 +48,7 @@ MIN_LOADS = 8
 """Loads of shards, at least, before evicted files are released."""
 
 MIN_MAPS = 1 << 10
-"""If fewer files can be mapped, the files of all chunks are released."""
+"""If fewer files can be mapped, files of chunks are released."""
 
 
 class ShardTable:
@@ -555,7 +555,7 @@ class Fetcher:
                 self._remove_shards(table, finished)
 
     def _release_files(self, table: ShardTable) -> ShardTable:
-        """Release files of chunks that were evicted, or all if there are too many maps.
+        """Release files of chunks that were evicted, or half of all if there are too many maps.
 
         Evicted files take disk space as long as they are mapped.
         """

@@ -19,7 +19,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import npstream
-from npstream._core import memory
 from npstream.cache import directory as cache_dir
 from npstream.cache import priority
 from npstream.cache import sparse_file as sparse
@@ -395,12 +394,13 @@ def test_evicted_files_do_not_stay_mapped(tmp_path, url):
         assert sum(line.rstrip().endswith("(deleted)") for line in lines) <= 20
 
 
-def test_files_of_chunks_are_released_if_few_maps_are_left(tmp_path, url, monkeypatch):
-    monkeypatch.setattr(table, "MIN_MAPS", memory.map_budget() - 10)
+def test_files_of_chunks_are_released_if_few_maps_are_left(tmp_path, url, requests, monkeypatch):
     with npstream.open(url, cache=tmp_path / "cache", cache_limit=NBYTES // 2) as ds:
+        monkeypatch.setattr(table, "MIN_MAPS", 1 << 40)
         for batch in ds.iter(0, 1, batch_size=20, shuffle=ORDERS["blocks"]):
             check(batch)
         assert len(ds._source.remote.files._open_chunks) < 15
+        assert fetched_bytes(requests) < 2 * NBYTES
 
 
 # Pinned views
