@@ -271,9 +271,10 @@ class RemoteFiles:
         self._opened_since_sweep += 1
         if self._opened_since_sweep > max(MIN_OPENED, len(self._open_chunks) // 64):
             self._opened_since_sweep = 0
-            for (shard, chunk), file in list(self._open_chunks.items()):
-                if not file.present[1 + chunk] and not file.is_linked:
-                    self._open_chunks.pop((shard, chunk), None)  # or another thread did
+            for shard, chunk in list(self._open_chunks):
+                file = self._open_chunks.get((shard, chunk))  # another thread may have removed it
+                if file is not None and not file.present[1 + chunk] and not file.is_linked:
+                    self._open_chunks.pop((shard, chunk), None)
 
     def pin(self, chunks: Iterable[Chunk]) -> bool:
         """Create the files of chunks, and keep them from eviction; return False if that failed."""
