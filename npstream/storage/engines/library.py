@@ -25,8 +25,9 @@ from importlib.util import find_spec, module_from_spec, spec_from_loader
 from pathlib import Path
 from shutil import copyfileobj
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
-__all__ = ["ForkError", "Library", "is_installed", "is_stopped", "load_library"]
+__all__ = ["ForkError", "Library", "is_installed", "is_stopped", "load_library", "register_loop"]
 
 
 class Library(NamedTuple):
@@ -61,6 +62,12 @@ _stopped: set[int] = set()
 
 _traps: list[Any] = []
 """The uploads that `_stop_workers` began, which must not be garbage-collected."""
+
+_loops: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
+"""The event loops that await results of obstore."""
+
+_DRAIN_ROUNDS = 10
+"""The handling of a result takes a few iterations of the event loop."""
 
 _THREAD_NAME = "tokio-rt-worker"
 
@@ -106,6 +113,11 @@ def is_stopped() -> bool:
     return os.getpid() in _stopped
 
 
+def register_loop() -> None:
+    """Register the running event loop, which awaits results of obstore."""
+    _loops.add(asyncio.get_running_loop())
+
+
 def _stop_workers() -> None:
     """Block the threads of obstore for ever, so that none of them calls Python again."""
     pid = os.getpid()
@@ -128,6 +140,20 @@ def _stop_workers() -> None:
         loop.close()
         for _ in range(count):
             if not entered.acquire(timeout=_STOP_TIMEOUT):
+                break
+        _drain_loops()
+
+
+def _drain_loops() -> None:
+    """Wait until the event loops have handled the results that had arrived.
+
+    They call obstore, which calls Python, so their threads could be ended in the same way.
+    """
+    for loop in [loop for loop in _loops if loop.is_running()]:
+        for _ in range(_DRAIN_ROUNDS):
+            handled = threading.Event()
+            loop.call_soon_threadsafe(handled.set)
+            if not handled.wait(_STOP_TIMEOUT):
                 break
 
 

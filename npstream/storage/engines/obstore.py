@@ -24,6 +24,7 @@ from npstream.storage.engines.library import (
     is_installed,
     is_stopped,
     load_library,
+    register_loop,
 )
 from npstream.storage.engines.options import Target, UnsupportedOptionError
 from npstream.storage.engines.s3 import s3_target
@@ -155,6 +156,7 @@ class Engine:
         """Perform a request through obstore, or through the driver if obstore cannot."""
         if self.state == "off" or is_stopped() or key.startswith("/") or key.endswith("/"):
             return await driver()  # obstore would remove these slashes
+        register_loop()
         try:
             result = await request()
         except ValueError:  # obstore does not support keys such as a//b
