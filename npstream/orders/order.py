@@ -51,6 +51,9 @@ LANES = (1, 2, 4, 8, 24, 48, 96, 192, 480, 960)
 _IDENTITY = "<Order: {} rows, seed {}, epoch {}, {} lanes, blocks of {}>"
 """Text of `Order.identity`, which must never change; that of ``repr(order)`` may change."""
 
+_SEQUENTIAL_IDENTITY = "<SequentialOrder: {} rows>"
+"""Text of `SequentialOrder.identity`, which must never change."""
+
 MIN_LANE_BLOCK_BYTES = 1 << 24
 """Minimum bytes of a lane's share of a block, when the number of lanes is chosen by default.
 
@@ -363,7 +366,7 @@ class SequentialOrder(RowOrder):
 
     def identity(self) -> str:
         """Return the str that identifies this order in saved states; it must never change."""
-        return f"<SequentialOrder: {self._n} rows>"
+        return _SEQUENTIAL_IDENTITY.format(self._n)
 
     @property
     def nbytes(self) -> int:

@@ -366,12 +366,21 @@ def mark(sample):
 # The list of added columns
 
 
+def counted(method, names):
+    """Return a method of a store that appends the names of requested files to `names`."""
+
+    def call(store, name, *arguments):
+        names.append(name)
+        return method(store, name, *arguments)
+
+    return call
+
+
 def test_an_absent_list_takes_no_request_in_addition(tmp_path, upload, monkeypatch):
     write_base(tmp_path / "data")
     url, requests = upload(tmp_path / "data"), []
-    version, read = RemoteStore.version, RemoteStore.read
-    monkeypatch.setattr(RemoteStore, "version", lambda s, n: requests.append(n) or version(s, n))
-    monkeypatch.setattr(RemoteStore, "read", lambda s, n, *a: requests.append(n) or read(s, n, *a))
+    for method in ("version", "read", "read_start"):
+        monkeypatch.setattr(RemoteStore, method, counted(getattr(RemoteStore, method), requests))
     npstream.open(url, cache=tmp_path / "cache")
     assert requests.count(COLUMNS_FILE) == 1
 
@@ -403,14 +412,14 @@ def test_a_list_that_does_not_fit(path):
 
 def test_a_list_that_may_not_be_read(path, tmp_path, upload, monkeypatch, caplog):
     """S3 answers so for an absent file if the user may not list the bucket."""
-    url, version = upload(path), RemoteStore.version
+    url, read_start = upload(path), RemoteStore.read_start
 
-    def deny(store, name):
+    def deny(store, name, nbytes):
         if name == COLUMNS_FILE:
             raise npstream.errors.StorageError(13, "denied", store.where(name))
-        return version(store, name)
+        return read_start(store, name, nbytes)
 
-    monkeypatch.setattr(RemoteStore, "version", deny)
+    monkeypatch.setattr(RemoteStore, "read_start", deny)
     with caplog.at_level("DEBUG", "npstream"):
         ds = npstream.open(url, cache=tmp_path / "cache")
     assert ds.columns == ("id", "x")

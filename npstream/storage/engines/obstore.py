@@ -16,6 +16,7 @@ from typing import Any
 
 from npstream._core.arguments import quantity
 from npstream._core.log import log
+from npstream._core.redaction import redact_url
 from npstream.storage.engines.azure import azure_target
 from npstream.storage.engines.gcs import gcs_target
 from npstream.storage.engines.library import (
@@ -94,7 +95,8 @@ def find_engine(
     try:
         target = make_target(container, options)
     except UnsupportedOptionError as error:
-        log("%s://%s is read by fsspec, not obstore: %s", protocol, container, redact(str(error)))
+        where = redact(redact_url(f"{protocol}://{container}"))
+        log("%s is read by fsspec, not obstore: %s", where, redact(str(error)))
         return None
     return Engine(target, redact)
 
