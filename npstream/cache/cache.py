@@ -45,7 +45,7 @@ After that, the data is not cached.
 """
 
 _FETCH_LOCKS = 1 << 32
-"""The first byte of the lock file that `ShardCache.fetch_lock` locks; others are before it."""
+"""`ShardCache.fetch_lock` locks bytes of the lock file from here on. Other locks are before it."""
 
 _BLOCK_OVERHEAD = 3 * eviction.DISK_BLOCK
 """A file may take this much disk space beyond its bytes: two partial blocks and metadata."""
@@ -227,7 +227,7 @@ class ShardCache:
         with lock as descriptor:
             if self._usable:
                 begin = _FETCH_LOCKS + int(key[:8], 16)
-                # Only this range: the lock of the cache is another range of the same file.
+                # Not `try_lock`: it may lock the whole file, which includes the directory's lock.
                 locks.wait_until(
                     lambda: locks.try_range(descriptor, begin, 1) is not False, self.timeout / 2
                 )

@@ -20,7 +20,7 @@ MAX_REQUEST = 1 << 24
 """The maximum number of bytes of one request."""
 
 ATTEMPTS = 3
-"""The maximum number of downloads of bytes whose hash is not the recorded one."""
+"""The same bytes are downloaded at most this number of times, if their hash is wrong each time."""
 
 PieceCheck = Callable[[int, Bytes], bool]
 """Returns True if the bytes of a piece are right."""
@@ -91,7 +91,7 @@ class Downloads:
         renew_in_child(self)
 
     def reset_process_state(self) -> None:
-        """Forget in a forked process which files could not be written."""
+        """In a forked process, forget which files could not be written."""
         self._unwritable = set()
 
     def can_keep(self, file: CachedFile) -> bool:
@@ -107,7 +107,8 @@ class Downloads:
         ----------
         parts : iterable of PieceRange
         lease : Lease, optional
-            A lease of the caller. Those of the pieces that it has are downloaded here, not awaited.
+            A lease of the caller. Pieces with this lease are downloaded here. The call does not
+            wait for them.
 
         Raises
         ------
@@ -146,7 +147,8 @@ class Downloads:
         fetch : callable
             ``fetch(pieces, lease)`` fetches pieces. They have the lease until `fetch` returns.
         lease : Lease, optional
-            A lease of the caller. Those of `pieces` that it has are fetched here, not awaited.
+            A lease of the caller. Pieces with this lease are fetched here. The call does not wait
+            for them.
         """
         absent = [piece for piece in pieces if is_absent(piece)]
         # In the second round, pieces that other threads failed to fetch are fetched here.
@@ -206,7 +208,7 @@ class Downloads:
         return busy
 
     def _reserve_space(self, parts: list[PieceRange]) -> tuple[list[PieceRange], Reservation]:
-        """Reserve disk space for parts; return the first ones, which fit into the cache now."""
+        """Reserve disk space; return what fits: the first parts, the first piece, or nothing."""
         count = len(parts)
         while count:
             result = self._reserve(parts[:count])
@@ -287,7 +289,7 @@ def _absent_ranges(part: PieceRange) -> list[PieceRange]:
 
 
 def piece_ranges(part: PieceRange, pieces: list[int]) -> list[PieceRange]:
-    """Return sorted pieces of a part as ranges of successive pieces.
+    """Split pieces of a part, which must be sorted, into ranges of successive pieces.
 
     A range is at most `MAX_REQUEST` bytes, or it is one larger piece.
     """

@@ -54,7 +54,7 @@ _MARGIN_DIVISOR = 32
 """Without a limit, eviction frees more bytes than necessary: the maximum divided by this number."""
 
 _REMEMBERED_DIVISOR = 64
-"""After a scan, files of up to the limit divided by this number are remembered as the next ones."""
+"""Between scans, at most the limit divided by this number is evicted, in bytes."""
 
 _RESERVATION_NAME = re.compile(r"\.[0-9a-f]{16}\.reserved")
 
@@ -76,8 +76,9 @@ class Reservation:
     Parameters
     ----------
     lock : LockFile, optional
-        The lock on the reservation's file, which other processes see. None if there is no limit.
-    path : str
+        The lock on the reservation's file, which other processes see. None if there is no limit, or
+        if nothing is reserved.
+    path : str, default: ""
         The path of the reservation's file.
     """
 
@@ -157,7 +158,7 @@ def reserve(
     if isinstance(result, Reservation):
         result._on_close = partial(_end_excess, path, limit, timeout)
     else:
-        _end_excess(path, None, 0.0)  # without a limit, it evicts nothing
+        _end_excess(path, None, 0.0)  # with limit None, this evicts nothing
     return result
 
 
@@ -182,8 +183,8 @@ os.register_at_fork(after_in_child=_after_fork)
 def _begin_excess(path: str, timeout: float) -> bool:
     """Let this thread exceed a cache's limit, and return True.
 
-    Return False if another thread still exceeds it at the timeout. Return False at once if this
-    thread exceeds it already.
+    Only one thread may do so at a time. Return False if another thread still may at the timeout.
+    Return False at once if this thread already may.
     """
     if _excess_owners.get(path) == threading.get_ident():
         return False
@@ -251,7 +252,8 @@ def _evict(
     kept_bytes = sum(file.nbytes for file in files if file.is_pinned or file.path in keep)
     refusal = Refusal.FULL if kept_bytes + nbytes > max_bytes else None
     if refusal is not None and limit is not None:
-        # Eviction would not help. If the limit is a mistake, it could even empty the whole cache.
+        # Eviction would not free enough. If the limit is too small by mistake, eviction could even
+        # empty the whole cache.
         return refusal, in_use
     # Without a limit, eviction keeps a tenth of the disk free, even if the request is refused.
     needed = nbytes if refusal is None else 0
@@ -286,7 +288,8 @@ class EvictionQueue:
     def __init__(self, priorities: Priorities, nbytes: int) -> None:
         self._remaining = nbytes
         self._unused = deque(priorities.unused)
-        # Without a scan, the shares of several iterations are not known.
+        # The next uses of several iterations are compared in epochs from the position of each. Only
+        # a scan finds these positions.
         ordered = priorities.ordered if priorities.groups == 1 else []
         self._origin = ordered[-1] if ordered else None
         self._ordered = [(-positions_apart(file, ordered[-1]), file) for file in ordered]
@@ -296,13 +299,15 @@ class EvictionQueue:
         """Add a file that an iteration has marked."""
         if self._origin is not None and file.group == self._origin.group:
             heappush(self._ordered, (-positions_apart(file, self._origin), file))
+        # The earlier entry of a file stays in the heap. After too many marks, scan again.
         if len(self._ordered) > self._max_length:
             self._remaining = 0
 
     def evict(self, nbytes: int, keep: Collection[str]) -> int:
-        """Evict up to `nbytes`, if there are enough files; return the bytes that were freed.
+        """Evict files until `nbytes` are freed, and return the bytes that were freed.
 
-        Files that were used or pinned since the scan are left for the next scan.
+        These may be fewer, if there are too few files or if the next scan is due before. Files that
+        were used or pinned since the last scan are left for the next one.
         """
         freed = 0
         while freed < min(nbytes, self._remaining) and (self._unused or self._ordered):
@@ -370,7 +375,7 @@ def _read_counter(descriptor: int) -> int | None:
 
 
 def _write_counter(descriptor: int, nbytes: int) -> None:
-    with suppress(OSError):  # if the disk is full, each reservation scans the files
+    with suppress(OSError):  # without a counter on a full disk, each reservation scans
         sparse.write_all(descriptor, _COUNTER.pack(nbytes), 0)
 
 

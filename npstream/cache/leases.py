@@ -77,7 +77,7 @@ class Lease:
         return taken_pieces
 
     def drop(self, pieces: Iterable[PieceKey]) -> None:
-        """Give up pieces: they are downloaded, or will not be downloaded."""
+        """Give up pieces: this owner has downloaded them, or will not download them."""
         pieces = list(pieces)
         with _registry.condition:
             for piece in pieces:

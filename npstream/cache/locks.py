@@ -109,7 +109,10 @@ class LockFile:
 
 
 def try_lock(descriptor: int, begin: int = 0, nbytes: int = 0) -> bool:
-    """Lock a range of a file unless a part of it is locked; 0 bytes mean up to the end."""
+    """Lock a range of a file, and return True; return False if a part of it is locked.
+
+    `nbytes` 0 means up to the end of the file. Without range locks, the whole file is locked.
+    """
     if (locked := try_range(descriptor, begin, nbytes)) is not None:
         return locked
     return _try_whole(descriptor, fcntl.LOCK_EX)

@@ -39,7 +39,7 @@ FINISHED_AGE = 1 << 30
 """The last use of a finished file is set back by this many seconds: it is evicted first."""
 
 GROUPS = 10**9
-"""The number of an iteration is less than this, because it is the nanoseconds of a time."""
+"""The `group` of an iteration is below this, because the nanoseconds of a time store it."""
 
 RECENT = 60.0
 """Files used within this number of seconds are evicted last: a process may be writing them."""
@@ -152,7 +152,7 @@ class Priorities(NamedTuple):
     recent : list of Entry
         The files that were used recently, and that no iteration has marked.
     groups : int
-        The number of iterations.
+        The number of iterations that have files in `ordered`.
     """
 
     unused: list[Entry]

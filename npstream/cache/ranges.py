@@ -132,7 +132,7 @@ class CachedRanges:
     def _absent_parts(
         self, name: str, begin: int, nbytes: int
     ) -> tuple[CachedFile | None, list[PieceRange]]:
-        """Return the cached file or None, and the absent parts of a byte range."""
+        """Return a file, or None if the cache cannot hold it, and the absent parts of a range."""
         if name in self._in_memory or (file := self._file(name)) is None:
             return None, []
         pieces, size = _pieces(begin, nbytes), len(file.data)

@@ -27,6 +27,8 @@ class CachedFile:
 
     Attributes
     ----------
+    path : str
+        The path of the file in the cache.
     data : ndarray of uint8
         The shard's bytes, read-only. The bytes of absent pieces must not be read.
     present : ndarray of uint8
@@ -60,7 +62,7 @@ class CachedFile:
             return False
 
     def require_verification(self) -> None:
-        """Let pieces be read only after this process has verified them with `admit`."""
+        """Let this process read only pieces that it has verified with `admit` or has committed."""
         self.resident = np.zeros(len(self.present), np.uint8)
 
     def admit(self, piece: int, check: FileCheck) -> bool:
@@ -78,7 +80,7 @@ class CachedFile:
         return Claim(self, [int(piece) for piece in pieces])
 
     def wait(self, pieces: Iterable[int], timeout: float) -> None:
-        """Wait until each piece is present, or no other process fetches it, or until `timeout`."""
+        """Wait up to `timeout` seconds until no other process is fetching an absent piece."""
         absent = [int(piece) for piece in pieces if not self.present[piece]]
         with suppress(OSError), locks.LockFile(self.path, os.O_RDONLY) as descriptor:
             locks.wait_until(lambda: not self._fetched_by_others(descriptor, absent), timeout)

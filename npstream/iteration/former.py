@@ -32,7 +32,7 @@ class FormerSource(Source):
     source : Source
         The dataset.
     former : Index
-        The index of the former version. The dataset begins with all its shards.
+        The index of the former version. The dataset begins with all shards of that version.
     """
 
     __slots__ = ("_former",)
@@ -114,7 +114,7 @@ def _fingerprints(source: Source, state: Mapping[str, Any]) -> Iterator[tuple[So
 def _kept_index(source: Source, fingerprint: Any) -> Index | None:
     """Return the index of the version that a fingerprint names; None if there is none.
 
-    It is a former index that was kept, or the newest one.
+    It is a former index that was kept, or the newest one in the store.
     """
     version = fingerprint.partition("-")[0] if isinstance(fingerprint, str) else ""
     name = version_name(version)

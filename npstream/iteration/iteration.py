@@ -78,12 +78,12 @@ _Read: TypeAlias = "tuple[_Piece, Lookup, dict[str, Any]]"
 
 
 class _Evictions(NamedTuple):
-    """What an iteration tells the caches that cannot hold all of its data.
+    """The order in which caches that cannot hold all data of an iteration evict chunks.
 
     Attributes
     ----------
     epochs : AnyEpochs
-        The epochs that the rest belongs to.
+        The epochs for which `orders` and `uses` were made.
     orders : list of EvictionOrder
         One for each dataset.
     uses : dict of int to list of ChunkUses
@@ -144,7 +144,7 @@ class Iteration(Resumable):
         # The step between the rows that are read one after the other; 0 if they are shuffled.
         self._step = selection.step if epochs.is_view_order else 0
         self._rowwise: bool | None = None
-        # The newer versions that were reported; None before the first loop, which asks for none.
+        # The newer versions that were reported. None before the first loop, which looks for none.
         self._reported_versions: set[str] | None = None
         self._evictions: _Evictions | None = None
         if settings.yields_batches and (view_transform is not None or source.has_transforms):
@@ -231,7 +231,7 @@ class Iteration(Resumable):
     def samples_per_item(
         self, progress: EpochProgress, batch_size: int | None = None, workers: int = 0
     ) -> int:
-        """Return how many samples an item has, or a batch that a DataLoader makes of items.
+        """Return the number of samples of an item, or of a batch that a DataLoader makes of items.
 
         For `npstream.torch` only.
 
@@ -324,7 +324,7 @@ class Iteration(Resumable):
 
     @property
     def stats(self) -> ReadStats:
-        """What reads have taken from object stores since this object was made, in this process.
+        """Statistics of this process's reads from object stores since this object was made.
 
         Other reads of the same dataset count as well. Workers of a DataLoader are other processes,
         whose reads do not count.
@@ -353,7 +353,7 @@ class Iteration(Resumable):
     def _epoch_text(self) -> str:
         """Return the epoch and its length, or "" if the ranks are not known yet."""
         if self._given_ranks is None and self._detected_ranks is None:
-            return ""  # to detect them now would fix them
+            return ""  # detecting the ranks now would fix them
         try:
             items = quantity(len(self), "batch" if self.yields_batches else "sample")
             return f"epoch {self.epoch} of {items}"
@@ -521,7 +521,7 @@ class Iteration(Resumable):
                 order.end()
 
     def _begin_eviction(self, progress: EpochProgress) -> list[EvictionOrder]:
-        """Tell the caches that cannot hold all data when this epoch and the next use which chunks.
+        """Tell caches that cannot hold all data when this epoch and the next one use each chunk.
 
         Returns
         -------

@@ -1,12 +1,12 @@
 """Provide `OrderPieces`: how much memory an order needs, and how far its batches are from random.
 
 An order reads its lanes block by block (see `npstream.orders.order`). In a block, samples come in
-random order. So the number of samples that a batch has of a chunk is a random number, whose mean
-and variance follow from the numbers of samples of the chunk in the blocks that the batch is drawn
-from. No sample is looked up.
+random order. So a batch has a random number of samples of each chunk. The batch is drawn from
+certain blocks. The mean and the variance of the number follow from the numbers of samples that
+these blocks have of the chunk. No sample is looked up.
 
-For k of the w samples of a block, drawn without replacement, these are Theorems 2.1 and 2.2 of
-W. G. Cochran, Sampling Techniques, 3rd ed., Wiley 1977: the sum of the drawn values has the mean
+The formulas are Theorems 2.1 and 2.2 of W. G. Cochran, Sampling Techniques, 3rd ed., Wiley 1977. If
+k of the w samples of a block are drawn without replacement, the sum of their values has the mean
 ``k * mean`` and the variance ``k * variance * (w - k) / (w - 1)``, where `mean` and `variance` are
 those of the w values, and `variance` divides by w.
 """
@@ -41,7 +41,7 @@ class _Draws(NamedTuple):
     batch : ndarray of int64
         The number of the sampled batch.
     start, stop : ndarray of int64
-        The places of the block.
+        The first place of the block, and the one after its last.
     drawn : ndarray of int64
         The number of samples that the batch has of the block.
     """
@@ -91,18 +91,19 @@ class OrderPieces:
         lane_starts, lanes = self._lane_starts[lane], self.blocks.lanes
         begins = (start - lane_starts) * lanes + lane
         ends = (stop - 1 - lane_starts) * lanes + lane
-        # A piece that ends at a position is still in use where another one begins.
+        # A piece is in use up to and at its last position. At the position after it, the bytes are
+        # subtracted before those of pieces that begin there are added.
         times = np.concatenate([begins, ends + 1])
         changes = np.concatenate([nbytes, -nbytes])
         order = np.lexsort((changes, times))
         return int(np.cumsum(changes[order]).max(initial=0))
 
     def chunk_variance(self, batch_size: int, chunks: AnyArray) -> float:
-        """Return the variance of the mean of a batch, over that of a perfect shuffle.
+        """Return the variance of a batch's mean, divided by that of a perfect shuffle.
 
-        The mean is that of a quantity whose value is the same for all samples of a chunk, and
-        random and independent for each chunk: the variance of its distance from the mean of all
-        samples.
+        The samples have a random value, which is the same for all samples of a chunk, and
+        independent between chunks. The variance is that of the difference between the mean of a
+        batch and the mean of all samples.
 
         Parameters
         ----------
@@ -142,9 +143,10 @@ class OrderPieces:
         return float((squares - shares) / perfect)
 
     def value_variance(self, batch_size: int, values: Float64) -> float:
-        """Return the variance of the mean of given values, over that of a perfect shuffle.
+        """Return the variance of a batch's mean of `values`, divided by that of a perfect shuffle.
 
-        It is the variance of the mean over a batch: of its distance from the mean of all values.
+        The variance is that of the difference between the mean of a batch and the mean of all
+        values.
 
         Parameters
         ----------
@@ -206,7 +208,7 @@ class OrderPieces:
         return _Draws(batch[owner], begin, end, drawn), count
 
     def _block_number(self, lane: Int64, place: Int64) -> Int64:
-        """Return the number of the block of a lane that a place is in."""
+        """Return the number, in its lane, of the block that contains a place."""
         element = place - self._lane_starts[lane]
         number: Int64 = 1 + (element - self._first_lengths[lane]) // self.blocks.block
         return np.maximum(number, 0)
@@ -219,7 +221,7 @@ class OrderPieces:
         return start + begins, np.minimum(start + ends, stop)
 
     def _block_bounds(self, lane: Int64, place: Int64) -> tuple[Int64, Int64]:
-        """Return the places of the blocks in which places of lanes are."""
+        """Return the bounds of the blocks that contain places, as `_bounds_of` does."""
         return self._bounds_of(lane, self._block_number(lane, place))
 
 

@@ -77,7 +77,10 @@ class LoadedShard(NamedTuple):
 
     @property
     def has_evicted_files(self) -> bool:
-        """True if the cache has evicted a file of the shard: it keeps disk space while mapped."""
+        """True if the cache has evicted a file of the shard.
+
+        Such a file takes disk space as long as it is mapped.
+        """
         return any(not file.present[1 + chunk] for chunk, file in self.chunk_files.items())
 
     def is_resident(self, chunk: int) -> bool:

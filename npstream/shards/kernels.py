@@ -59,16 +59,17 @@ address also finds the other columns.
 """
 
 LONG_VALUE = 1 << 10
-"""Bytes of a value from which on `split` copies a single column with `copy_long_values`."""
+"""`split` uses `copy_long_values` for a single column whose values have this many bytes or more."""
 
 LONG_VALUE_DISTANCE = 2
 """While value k is copied, the first lines of value ``k + LONG_VALUE_DISTANCE`` are prefetched.
 
-Its page-table lookup is done by then, as `PREFETCH_DISTANCE` is larger.
+The page-table lookup of that value is done by then: `PREFETCH_DISTANCE` is larger, so
+`prefetch_span` comes earlier.
 """
 
 LONG_VALUE_LINES = 6
-"""The number of these lines, of 64 bytes each."""
+"""The number of cache lines, of 64 bytes each, that are prefetched of a value."""
 
 
 @kernel
@@ -195,8 +196,8 @@ def copy_long_values(
 
     The processor prefetches sequential cache lines, but only after the first misses in each value.
     With prefetches of the first lines, random values of 2 KiB take 1 % less time if they are in the
-    cache, and 5 % less otherwise. This loop is not that of `split`, because one more condition
-    there makes copies of short values slower.
+    processor's cache, and 5 % less otherwise. The loop is separate from that of `split`, because
+    one more condition there makes copies of short values slower.
     """
     for k in range(address.size):
         prefetch_span(address, nbytes, k + PREFETCH_DISTANCE)

@@ -48,6 +48,8 @@ class LocalShards:
     ----------
     layouts : list of SampleLayout or None
         The result of `layouts_of`.
+    guard_nbytes : ndarray of int64, shape (shards,)
+        The result of `text.guard_nbytes` for the schema of each shard.
     """
 
     def __init__(

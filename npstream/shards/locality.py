@@ -243,7 +243,7 @@ class ChunkUses(NamedTuple):
             Sample numbers in any order, and the epoch position of each.
         is_complete : bool, default: True
             False if not all samples of the epoch are in `blocks`. The last use of a chunk is then
-            estimated as a later one than that found.
+            an estimate, which is later than the last use in `blocks`.
         """
         shards, _, first_sample = part
         starts = _first_chunks(shards)
@@ -260,7 +260,7 @@ class ChunkUses(NamedTuple):
 
 
 _LATER_USE = 8
-"""If only some samples were looked up, a chunk may be used later by its span over this number.
+"""The estimate of a chunk's last use adds its known span of positions, divided by this number.
 
 Of 32 samples at random, one is in the last eighth with a probability of 99 %.
 """
@@ -277,7 +277,7 @@ class _Epoch(NamedTuple):
     number, size, slack : int
         As for `EvictionOrder.begin`.
     uses, next_uses : ChunkUses
-        In this epoch and in the next one.
+        The uses of chunks in this epoch and in the next one.
     ends, chunks, next_positions : ndarray, shape (n,)
         The chunks in the order in which they are finished: the position after which each is
         finished, its number, and the position of its next use in epochs, or NaN.
@@ -323,7 +323,7 @@ class EvictionOrder:
         number, size : int
             The epoch, and the number of its positions.
         uses, next_uses : ChunkUses
-            In this epoch and in the next one.
+            The uses of chunks in this epoch and in the next one.
         slack : int
             Positions by which processes of a node may be apart.
         """
@@ -334,7 +334,8 @@ class EvictionOrder:
         first = next_uses.first[chunks]
         next_positions = np.where(first == NEVER, np.nan, number + 1 + first / max(size, 1))
         is_continued = previous is not None and previous.number + 1 == number
-        if previous is not None and is_continued:  # also the chunks of the last `slack` positions
+        if previous is not None and is_continued:
+            # Also mark the chunks that the previous epoch finished, but has not marked yet.
             ends = np.concatenate([previous.ends[done:] - previous.size, ends])
             chunks = np.concatenate([previous.chunks[done:], chunks])
             next_positions = np.concatenate([previous.next_positions[done:], next_positions])
@@ -345,7 +346,7 @@ class EvictionOrder:
         self._files.chunk_orders += (self,)
 
     def end(self) -> None:
-        """End an epoch: reads by others do not belong to the iteration."""
+        """End an epoch: reads from now on do not belong to the iteration."""
         orders = self._files.chunk_orders
         self._files.chunk_orders = tuple(order for order in orders if order is not self)
 
@@ -383,7 +384,10 @@ class EvictionOrder:
             self._mark(number, self._next_position(number))
 
     def _next_position(self, number: int) -> float:
-        """Return the position of the next use of a chunk in epochs, or NaN if there is none."""
+        """Return the position of the next use of a chunk in epochs, or NaN if there is none.
+
+        While the current epoch uses the chunk, this is the first use in the epoch, even if past.
+        """
         epoch = self._epoch
         assert epoch is not None
         last = epoch.uses.last[number]

@@ -92,6 +92,8 @@ def read_manifest(
     FormatError
     StorageError
         If there is no index, or no index of that version.
+    ValueError
+        If `version` is not a fingerprint.
     """
     newest = _read_index_file(store, cache, sidecar_store, INDEX, strict)
     if version is None or newest.index.fingerprint() == version:
@@ -222,7 +224,10 @@ class _SidecarOpener:
         self.open_default = open_default
 
     def open_by_name(self, name: str) -> Sidecar | None:
-        """Open the side-car that the index names; return None if it names none."""
+        """Open the side-car that the index names; return None if it names none.
+
+        Also return None if the side-car has a store of its own.
+        """
         if not name or self._has_sidecar_store:
             return None
         open_sidecar = partial(_open_sidecar, self._store, self._cache, name)
@@ -362,7 +367,7 @@ def _read_cached(
 ) -> bytes:
     """Return a file, or the part of it that `read` returns, from the cache or from the store.
 
-    The cache is used only if the file's version is exact.
+    Cached bytes are returned only if the file's version is exact.
     """
     nbytes = size_in_version(version)
     if cache is None:

@@ -14,10 +14,10 @@ PROBE_ROWS = 32
 """Rows that a probe touches to find out if their pages are in memory."""
 
 ROWS_PER_PROBE_FAULT = 8
-"""Up to one major fault in this number of probed rows counts as pages in memory."""
+"""Pages count as in memory if at most one of this number of probed rows causes a major fault."""
 
 ROWS_PER_FAULT = 64
-"""Up to one major fault in this number of rows, reads continue without prefetching."""
+"""Reads are not prefetched while at most one of this number of rows causes a major fault."""
 
 READS_PER_PROBE = 4
 """Reads that are prefetched after a probe that found missing pages."""
@@ -29,7 +29,8 @@ class PagePrefetcher:
     Prefetching costs a system call for each row, many times the cost of copying a row that is in
     memory. It saves most of the cost of a page fault. The process's count of major faults decides:
     a probe touches a few rows, and if their pages were missing, this read and the next few are
-    prefetched. If the pages were in memory, reads are not prefetched until one has faulted.
+    prefetched. If the pages were in memory, reads are not prefetched until they cause more than one
+    major fault in `ROWS_PER_FAULT` rows.
 
     Attributes
     ----------

@@ -52,7 +52,7 @@ BUDGET_SAMPLES = 1 << 10
 """Number of samples that may be read on their own although read-ahead is fetching their chunks."""
 
 SPARSE_FRACTION = 32
-"""After the first read, only samples of at most 1/32 of their chunk's bytes use this budget."""
+"""After the first read, this budget is only for reads of at most 1/32 of a chunk's bytes."""
 
 OFFSETS_RUN_ROWS = 1 << 12
 """Rows whose offsets are read together. Their 16 KiB take hardly longer than one offset."""
@@ -198,8 +198,9 @@ class PointReader:
         byte_ranges : ndarray of int64, shape (k, 2)
             The parts to read of each sample.
         chunk_of : ndarray of int64, shape (n,)
-            The chunk of each sample, from 0 up to `chunks`.
+            The chunk of each sample, in [0, chunks).
         chunks : int
+            The number of chunks.
 
         Returns
         -------

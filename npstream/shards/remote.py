@@ -60,7 +60,8 @@ SPARSE_READS = 2
 MIN_PARTS_COST = 1 << 20
 """The minimum cost of a read of parts, in bytes. It is divided among the chunks of the read.
 
-More reads of parts may follow. A higher minimum makes an earlier one of them fetch the chunks.
+More reads of parts may follow. With a higher minimum, fewer of them come before one that fetches
+the chunks.
 """
 
 
@@ -247,7 +248,7 @@ class RemoteShards(LocalShards):
         is_chosen, cost_fractions = self._choose_parts(unique, shard_of[first], byte_ranges)
         parts = self.point_reader.read_parts(unique[is_chosen], byte_ranges)
         for chunk, fraction in cost_fractions.items():
-            # Once its parts have cost as much as a chunk, the next read fetches the chunk.
+            # Once the parts of a chunk have cost as much as the chunk, the next read fetches it.
             self._sparse_reads[chunk] += fraction * SPARSE_READS
         if is_chosen.any():
             self._start_readers()
@@ -382,7 +383,8 @@ class RemoteShards(LocalShards):
     def open(self, shards: Iterable[int]) -> dict[int, LoadedShard]:
         """Open the shards that are in the cache, and skip the others; make no request.
 
-        The caller may hold a lock, and the cache may have evicted a shard since it was fetched.
+        The caller may hold a lock, so this method must not wait for the store. The cache may have
+        evicted a shard since it was fetched: that shard is skipped, too.
         """
         loaded: dict[int, LoadedShard] = {}
         for shard in shards:
@@ -480,7 +482,7 @@ class RemoteShards(LocalShards):
                     self.files.is_readable(shard, chunk)
 
     def _mark_fetched(self, chunks_of: dict[int, list[int]]) -> None:
-        """Record when the iterations in progress use new chunks."""
+        """Record the next use of each new chunk by the iteration in progress that uses it first."""
         if not (orders := self.files.chunk_orders):
             return
         for shard, chunks in chunks_of.items():

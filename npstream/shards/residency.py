@@ -38,7 +38,7 @@ PIN_ATTEMPTS = 5
 """Maximum attempts to pin files, which other processes may evict meanwhile."""
 
 MIN_OPENED = 8
-"""Files of chunks to open, at least, before evicted ones are released."""
+"""At least this number of files of chunks is opened between two releases of evicted files."""
 
 MAX_KEYS = 1 << 12
 """Cache keys to remember, because every read of a sample needs one."""
@@ -66,7 +66,7 @@ class RemoteFiles:
     ----------
     index : Index
     root : str
-        The URL of the dataset.
+        Identifies the location of the dataset: the store's `identity`.
     cache : ShardCache
     identity : str
         Differs between versions of the dataset.
@@ -215,7 +215,10 @@ class RemoteFiles:
         return not self.index.files(0).data.hashes
 
     def split_shards(self) -> None:
-        """Give each chunk a file of its own from now on: other datasets share the cache."""
+        """Give each chunk a file of its own from now on, unless only whole shards can be verified.
+
+        For datasets that share a cache, and are too large for it together.
+        """
         self._splits = self._can_split
 
     def disk_bytes(self) -> int:
@@ -309,7 +312,7 @@ class RemoteFiles:
         return nbytes
 
     def release_chunk_files(self) -> None:
-        """Release the files of the chunks that were opened first; they are opened again on use."""
+        """Release half of the files of chunks, those opened first. They are opened again on use."""
         for chunk in list(self._open_chunks)[: len(self._open_chunks) // 2]:
             self._open_chunks.pop(chunk, None)
 
@@ -328,7 +331,7 @@ class RemoteFiles:
         return slots, chunk_files
 
     def touch(self, shard: int, chunk: int) -> None:
-        """Record that a chunk is in use."""
+        """Record that a chunk is in use, unless an iteration in progress marks the chunk."""
         if any(order.covers(shard, chunk) for order in self.chunk_orders):
             return
         for file in (self._open.get((shard, False)), self._open_chunks.get((shard, chunk))):
@@ -368,7 +371,7 @@ class RemoteFiles:
         has_meta = is_text[self.index.schema_ids]
         headers = 4 * (samples + 2)  # see `_offsets_of`
         body = np.maximum(nbytes - np.where(has_meta, 0, headers), 0)
-        # Chunks of a shard differ by one sample.
+        # Chunks of a shard differ by at most one sample.
         chunks = body // self.chunks + (self.chunks > 1) * (body // np.maximum(samples, 1))
         tails = (1 + has_meta) * tail_bytes(1 + int(self.chunks.max(initial=1)))
         if self.splits_shards:  # a chunk's own file

@@ -45,7 +45,7 @@ WINDOW_GROWTH = 4
 
 
 MIN_LOADS = 8
-"""Loads of shards, at least, before evicted files are released."""
+"""Shards are loaded at least this number of times between two releases of evicted files."""
 
 MIN_MAPS = 1 << 10
 """If fewer files can be mapped, files of chunks are released."""
@@ -650,7 +650,7 @@ _MAX_MAPS_PER_SHARD = 2
 
 
 def _count_nothing() -> None:
-    """No-op: a local sample is no use of a store."""
+    """No-op: only the samples of remote datasets are counted."""
 
 
 _NO_SAMPLES: Int64 = np.empty(0, np.int64)

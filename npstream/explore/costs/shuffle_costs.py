@@ -69,8 +69,8 @@ class ShuffleCost:
     nbytes : int
         Bytes that an epoch fetches.
     memory : int
-        The most bytes of chunks that are between their first and their last use. With such a cache,
-        each chunk is fetched once.
+        The most bytes of chunks that are between their first and their last use. With a cache of
+        this size, each chunk is fetched once.
     first_batch : int
         Bytes to fetch for the first batch.
     variance : float
@@ -234,7 +234,7 @@ def _estimate_cost(
     cache_limit: int | None,
     values: Float64 | None,
 ) -> ShuffleCost:
-    """Return the cost of an epoch with one setting, whose values are all given."""
+    """Return the cost of an epoch with one setting, which `Shuffle.resolve` has returned."""
     order = view_order(data.source, data.selection, setting, seed)
     pieces = _pieces_of(order, setting, data.chunks)
     piece_chunks = np.searchsorted(data.chunks, pieces.rows, side="right") - 1
@@ -285,7 +285,10 @@ def _estimate_cost(
 
 
 def _pieces_of(order: RowOrder, setting: Shuffle, chunks: AnyArray) -> OrderPieces:
-    """Return the pieces of an order; an order without pieces has the chunks in stored order."""
+    """Return the pieces of an order.
+
+    The order of the view and a full shuffle have one lane, with the chunks in stored order.
+    """
     if setting.block is not None and isinstance(order, Order) and len(order):
         return order.pieces()
     return sequential_pieces(chunks, 1 if setting.block == 0 else len(order))
@@ -301,7 +304,7 @@ class _StoredView:
     chunks : ndarray, shape (chunks + 1,)
         The first row of each chunk of the view, then the number of rows.
     chunk_bytes : ndarray of int64, shape (chunks,)
-        The average bytes of a chunk of each chunk's shard.
+        For each chunk, the average bytes of the chunks of its shard.
     nbytes : int
         The bytes of these chunks.
     """
@@ -380,7 +383,7 @@ class _StoredView:
         return int(requests.sum()), int(total.sum())
 
     def _header_requests(self, shards: Int64, is_sequential: bool) -> Int64:
-        """Return the requests for what precedes the samples of each shard.
+        """Return the requests for the header and the offsets of each shard.
 
         Samples of one size need no offsets, so the header is fetched together with the first chunk
         if the two are fetched at the same time.
@@ -403,7 +406,7 @@ def _descends(selection: Selection) -> bool:
 
 
 def check_values(values: AnyArray, rows: int, name: str) -> Float64:
-    """Return a number for each row; raise TypeError or ValueError if `values` are none."""
+    """Return `values` as float64; raise TypeError or ValueError unless each row has a number."""
     if values.dtype.kind not in "biuf":
         raise TypeError(
             f"by={name}: expected a column of numbers or bools, or a number for each row, got "
