@@ -34,7 +34,8 @@ class TableColumns:
     schema : pyarrow.Schema
         The schema of the first table. Columns that it lacks get the values of ``fill=``.
     request : SourceRequest
-        Its encodings and its ``fill=`` values take precedence over the types of the schema.
+        Its encodings take precedence over the types of the schema. A ``fill=`` value gives the
+        encoding of a column that the schema lacks, or that has only nulls.
     where : str
         The first file, for messages.
 
@@ -162,7 +163,7 @@ def _cast_type(arrow_type: Any, encoding: str) -> Any:
     arrow_type = plain_type(arrow_type)
     if pa.types.is_timestamp(arrow_type) and arrow_type.tz is not None:
         if column_type(encoding).dtype.kind == "M":
-            return pa.timestamp(arrow_type.unit)  # Arrow stores UTC for both
+            return pa.timestamp(arrow_type.unit)  # stored times are UTC; the cast keeps them
         return pa.string() if encoding == "str" else None
     if pa.types.is_time(arrow_type) or (
         encoding == "str" and (pa.types.is_date(arrow_type) or pa.types.is_timestamp(arrow_type))

@@ -50,7 +50,8 @@ class Choice:
     may_be_empty : bool
         Whether a source without samples is accepted, although its columns are unknown.
     row_fill : mapping of str to Fill
-        Replaces missing values in rows of tables that become samples. `map` gets None for them.
+        Replaces missing values in rows of tables that become samples. With `map`, a missing value
+        becomes None instead.
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class Choice:
                     parse_text_type(encoding)
 
     def old_name(self, name: str) -> str:
-        """Return the name of a column in the source."""
+        """Return the source's name of a column; `name` is its name in the dataset."""
         return self._old_names.get(name, name)
 
     def request(self, reader_options: Mapping[str, Any] | None) -> SourceRequest:

@@ -262,11 +262,13 @@ def convert(
         Write a new dataset, replace one, or append to one, as for `write`.
     workers : int, default: 0
         Number of processes that run `map` or the tokenizer, and encode samples; 0 for this
-        process. The order of the samples is kept.
+        process. The order of the samples is kept. Without `map` and `tokenizer`, a remote source
+        is converted without worker processes.
     client : distributed.Client, optional
         A client of a Dask cluster, whose workers then convert the files, each file in one task.
-        They must reach the source and `url`. The samples and their order stay the same. It needs
-        ``mode="x"`` and excludes `workers`, `resume`, `rejects`, `max_errors` and `block`.
+        The workers must reach the source and `url`. The samples and their order stay the same. A
+        client needs ``mode="x"``, and excludes `workers`, `resume`, `rejects`, `max_errors` and
+        `block`.
     on_error : {"raise", "skip"}, default: "raise"
         Whether a sample that cannot be encoded raises, or is left out.
     max_errors : int, optional
@@ -521,7 +523,7 @@ class ObjectSource(InputSource):
     def __init__(self, data: Any, request: SourceRequest) -> None:
         self._data = data
         super().__init__(FileList(f"a {type(data).__name__}", ()), request)
-        # The length of a mapping of columns is their number.
+        # The length of a mapping is the number of columns, so count the rows of one column.
         rows = next(iter(data.values()), ()) if isinstance(data, Mapping) else data
         self.samples = len(rows) if hasattr(type(rows), "__len__") else None
 

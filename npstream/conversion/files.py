@@ -74,7 +74,7 @@ class SourceFile:
         The path relative to the source, with slashes. In a list of sources, it is the whole path
         or URL without secrets. Messages and `resume` use it.
     nbytes : int
-        The size of the stored file. A compressed file is not decompressed to get it.
+        The size of the stored file in bytes. For a compressed file, it is the compressed size.
     path : str or None
         The local path; None for a remote file.
     """
@@ -333,7 +333,10 @@ def _expand(source: Location) -> list[str]:
 
 
 def _find_all(texts: Sequence[str], options: Mapping[str, Any]) -> list[FileList]:
-    """Return the files of each source. Remote files of one directory share a lookup."""
+    """Return the files of each source.
+
+    The sizes of remote files in one directory are requested together.
+    """
     remote: dict[int, FileList] = {}
     groups: dict[str, list[int]] = {}
     for number, text in enumerate(texts):

@@ -47,8 +47,8 @@ _PURPOSE = "reading datasets of Hugging Face"
 class HuggingFaceSource(InputSource):
     """A directory that ``save_to_disk`` of `datasets` wrote.
 
-    A ``DatasetDict`` has several datasets: ``split`` names one. Images and audio are stored as
-    files, without decoding.
+    A ``DatasetDict`` has several datasets: the option ``split`` chooses one of them. Images and
+    audio are stored as files, without decoding.
     """
 
     kind = "huggingface"

@@ -119,9 +119,9 @@ class JsonLinesSource(InputSource):
     def _infer_encoding(self, name: str, types: Mapping[str, set[type]], where: str) -> str:
         """Return the encoding by which the values of a column are parsed and checked.
 
-        It follows from the types of the values in the first rows. The requested encoding is
-        returned if the types are mixed or unknown, or if it can hold more values than the inferred
-        encoding.
+        It follows from the types of the values in the first rows. Integers mixed with floats are
+        "float64". The requested encoding is returned if other types are mixed, or if the types are
+        unknown. It is also returned if it can hold more values than the inferred encoding.
         """
         kinds = types.get(name, set()) - {type(None)}
         requested = self.request.encodings.get(name)

@@ -45,8 +45,8 @@ class _Footer:
     """Metadata in the footer of a file.
 
     `schema` has the type of each column after conversion. `features` has the columns of Hugging
-    Face's `datasets` whose stored type is another one. `rows` is the number of rows. `row_bytes` is
-    the mean size of a row, decompressed.
+    Face's `datasets` whose stored type differs from the type in `schema`. `rows` is the number of
+    rows. `row_bytes` is the mean size of a decompressed row in bytes.
     """
 
     schema: Any

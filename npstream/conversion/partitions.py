@@ -7,8 +7,8 @@ another process or on another machine. The driver then calls `merge_partitions`,
 A task may run several times: after a failure, after the loss of its worker, or as a speculative
 duplicate. Each run writes to a directory of its own, with a random part in its name. Dask or Spark
 returns the result of one run for each partition, and the merge uses the directories of these runs.
-All other directories are removed. A task that finishes after the driver finds that the work file is
-gone, and removes its own directory.
+All other directories are removed. If a task ends after the driver has removed the work file, the
+task removes its own directory.
 
 Tested in tests/conversion/dask/test_writer.py.
 """
@@ -161,7 +161,7 @@ def write_partition(started: PartitionedWrite, number: int, data: Any) -> Partit
     Raises
     ------
     PartitionError
-        If the data cannot be written.
+        If the data cannot be written, or the driver has ended the write.
     OSError
         If a file cannot be stored. Another attempt may succeed.
     """

@@ -198,7 +198,7 @@ class InputSource(ABC):
 
 
 class EmptySourceError(ValueError):
-    """A source without samples, whose columns are therefore unknown. An append accepts it."""
+    """A source has no samples, so its columns are unknown. An append accepts such a source."""
 
 
 def kind_class(name: str) -> type[InputSource]:

@@ -34,7 +34,7 @@ class Tokenization:
     column : str
         The column of the text.
     block : int or None
-        The length of blocks; None for a row for each text.
+        The number of ids of a block; None if each text is a row.
     separator : int, str or None
         With `block`, the id or the token after each text; None for no separator.
     options : dict of str to object

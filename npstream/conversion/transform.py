@@ -65,7 +65,7 @@ class PartTransform:
     rename : mapping of str to str
         The new name of each renamed column, by its name in the source.
     where : Expression or callable, optional
-        Uses the new names.
+        The condition of the samples to keep. It uses the new names.
 
     Attributes
     ----------
@@ -194,7 +194,8 @@ class PartTransform:
         for number, sample in enumerate(samples):
             renamed = self._rename_keys(sample, number)
             group.append(renamed)
-            # The iterator may change a mutable value in its next step, so that it is filtered now.
+            # The iterator may change a mutable value in its next step. So a sample with such a
+            # value ends its group.
             if (
                 self.where is None
                 or len(group) == _GROUP

@@ -37,7 +37,7 @@ SAMPLE_BYTES = 1 << 28
 """Approximate maximum bytes of a sample. The number of its rows is limited accordingly."""
 
 IMAGES = 100
-"""Images of a sample that are opened for their sizes."""
+"""Maximum number of images of a sample that are opened to read their width and height."""
 
 RUNS = 64
 """A sample of a remote column has this number of runs of consecutive rows."""
@@ -49,7 +49,7 @@ _MOST_FREQUENT = 10
 """Most frequent values of a summary."""
 
 _TEXT_TYPES = {"float": "float64"}
-"""The names in this package of those CSV and JSON column types that have another name there."""
+"""Type of a CSV or JSON column in the index -> the encoding's name in npstream, if it differs."""
 
 _MIN_VARIANCE_RATIO = 1e-10
 """Minimum ratio of a variance to the mean square.
@@ -238,8 +238,9 @@ def _column_value(dtype: str, value: Any) -> Any:
 def describe_rows(column: DescribedColumn, sample: int, seed: int) -> ColumnSummary:
     """Return a summary of all rows of a column, or of a sample.
 
-    All rows of a local column are read if its values are scalars of fixed size. All rows of other
-    columns are read if there are at most `sample` rows, and a sample otherwise.
+    All rows of a local column are read if its values are numbers, times or bools of fixed size. Of
+    any other column, at most `sample` rows and about `SAMPLE_BYTES` are read. If the column is
+    larger, these rows are a random sample.
 
     Parameters
     ----------

@@ -106,16 +106,21 @@ class Expression:
 
 
 def parse(text: str) -> Expression:
-    """Return an expression.
+    """Return a text as an `Expression`.
 
     Parameters
     ----------
     text : str
         Comparisons of columns, numbers and text in Python's syntax, such as
-        ``"lang in ['de', 'fr'] and 100 < len(text) <= 4096"``. Allowed are ``== != < <= > >=``,
-        chains of them, ``in`` and ``not in`` with a list or a text, ``is None`` and
-        ``is not None``, ``and``, ``or``, ``not``, ``+ - * / // % **``, ``len(column)``, numbers,
-        texts, True, False and None. A name that is not an identifier is written in backquotes.
+        ``"lang in ['de', 'fr'] and 100 < len(text) <= 4096"``. Allowed are:
+
+        - ``== != < <= > >=``, and chains of these comparisons
+        - ``in`` and ``not in`` with a list or a text, ``is None`` and ``is not None``
+        - ``and``, ``or`` and ``not``
+        - ``+ - * / // % **``
+        - ``len(column)``, numbers, texts, True, False and None
+
+        A name that is not an identifier is written in backquotes.
 
     Returns
     -------
@@ -324,7 +329,7 @@ class _Rows:
         return result
 
     def _in_text(self, part: Operand, text: Operand, position: int) -> Bools:
-        """Return whether one text contains another one."""
+        """Return whether `text` contains `part`, for each row."""
         if part.kind != "text" or text.kind != "text":
             raise self.error(
                 TypeError,

@@ -33,7 +33,7 @@ MAX_ERROR = 80
 
 
 def holds_images(values: Sequence[Any], encoding: str) -> bool:
-    """Return True if some values are images, or are stored as such.
+    """Return True if some values are images, or `encoding` is an encoding of images.
 
     Parameters
     ----------

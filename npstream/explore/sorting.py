@@ -19,8 +19,8 @@ __all__ = ["sort_order"]
 def sort_order(columns: Mapping[str, Any], descending: Mapping[str, bool]) -> Int64:
     """Return the positions of rows in sorted order.
 
-    The sort is stable: rows with equal values keep their order, in descending order, too. None and
-    NaN come last.
+    The sort is stable: rows with equal values keep their order, even if a column is sorted in
+    descending order. None, NaN and NaT come last.
 
     Parameters
     ----------

@@ -199,5 +199,5 @@ def _choose_kernel(kernel: Kernel[..., Any], nbytes: Int64) -> Any:
 
 
 def _as_array(pattern: bytes) -> Bytes:
-    """Return bytes as an array that has an address, even if there are none."""
+    """Return bytes as an array that has an address, even if `pattern` is empty."""
     return np.frombuffer(pattern or b"\0", np.uint8)

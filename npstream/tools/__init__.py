@@ -1,1 +1,1 @@
-"""Commands: build a side-car, verify a dataset, precompile kernels, self-test, demo."""
+"""Tools for whole datasets (add columns, copy, merge, verify, side-car), self-test and demo."""

@@ -100,8 +100,8 @@ def add_columns(
         repetitions. Each sample gets the values with its key. By default values are in the order
         of the samples.
     fill : mapping of str to object, optional
-        The value of a new column for samples whose key is not in `data`, for missing values in
-        `data`, and for samples that are appended to the dataset later.
+        The value of a new column for samples whose key is not in `data`, and for missing values in
+        `data`. Samples that are appended to the dataset later have this value, too.
     replace : bool, default: False
         Whether to replace columns that have the names of the new ones. If a replaced column belongs
         to the dataset itself, it is hidden. If it was added earlier, its files are removed.
@@ -142,8 +142,9 @@ def add_columns(
     Raises
     ------
     ValueError
-        If a column exists, or if `data` does not have one value for each sample: the number of
-        values is wrong, or keys are missing or repeated. The message names them.
+        If a column of the same name exists, unless `replace` is True or the column lacks values of
+        appended samples. If `data` does not have one value for each sample: the number of values
+        is wrong, or keys are missing or repeated. The message names them.
     TypeError, ColumnError
         If values cannot be stored exactly, or the keys differ in type.
     StorageError
@@ -553,7 +554,7 @@ def update_groups(
     change : callable
         Takes the groups, and returns the new ones, or raises.
     exclusive : bool
-        Whether the caller guarantees that no other process writes there.
+        Whether the caller guarantees that no other process changes the list.
     """
     while True:
         try:

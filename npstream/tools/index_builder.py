@@ -72,8 +72,8 @@ def build_index(
     storage_options : mapping, optional
         Options of the store's driver.
     client : distributed.Client, optional
-        A client of a Dask cluster, whose workers then read the shards. They must reach the path or
-        URL. By default this process reads them.
+        A client of a Dask cluster, whose workers then read the shards. The workers must reach the
+        path or URL. By default this process reads the shards.
 
     Returns
     -------

@@ -155,7 +155,10 @@ def to_encoding(encoding: str | Encoding) -> Encoding:
 def _array_column(
     array: AnyArray, order: Int64 | None = None, fill: Any = None, encoding: Encoding | None = None
 ) -> ArrayColumn:
-    """Return rows of an array, in an order, as a column to write."""
+    """Return the rows `order` of an array as a column to write; by default all rows.
+
+    A row -1 stands for the value `fill`.
+    """
 
     def read(start: int, stop: int) -> AnyArray:
         if order is None:
@@ -316,7 +319,7 @@ def _require_unique(repeated: list[Any], key: str, where: str) -> None:
 
 
 def _find_integers(numbers: Int64, values: Int64) -> Int64:
-    """Return the row of `values` that holds each of `numbers`, or -1."""
+    """Return, for each of `numbers`, the row of `values` that holds it, or -1 if none does."""
     if not len(values):
         return np.full(len(numbers), -1, np.int64)
     sorter = np.argsort(values, kind="stable")

@@ -1,4 +1,4 @@
-"""Provide `merge`, which joins datasets by an index that names the shards of all of them.
+"""Provide `merge`, which joins datasets: it writes one index that names the shards of all.
 
 No shard is read or copied. The side-car is joined from those of the datasets.
 """
@@ -306,7 +306,7 @@ def _outside_message(urls: Sequence[Location], url_text: str, store: Store) -> s
     common = texts[0].split("/")
     for text in texts[1:]:
         common = common[: len(posixpath.commonprefix([common, text.split("/")]))]
-    depth = 4 if "://" in texts[0] else 2  # a bucket, or a directory below the root
+    depth = 4 if "://" in texts[0] else 2  # at least s3://bucket/directory, or /directory
     ancestor = "/".join(common)
     is_above = len(common) >= depth and ancestor not in texts
     advice = f"choose out={redact_url(ancestor)!r}, or " if is_above else ""

@@ -181,7 +181,7 @@ class ShardScanner:
                 index.schemas[index.schema_ids[shard]],
                 int(index.starts[shard + 1] - index.starts[shard]),
                 self.columns,
-                # A shard with a compressed file has one chunk, even if this reads the other file.
+                # A shard with a compressed file has one chunk, even if its raw file is read.
                 compressed=bool(index.compressed[shard]),
                 nbytes=int(index.nbytes[shard]),
                 meta=meta,

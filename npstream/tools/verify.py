@@ -91,8 +91,8 @@ def verify_dataset(
 
     The checks are:
 
-    - the index: files exist and have the recorded sizes and hashes; heads of shards agree with it;
-      recorded dtypes agree with the encodings;
+    - the index: files exist and have the recorded sizes and hashes; the first bytes of each shard,
+      its head, agree with the index; recorded dtypes agree with the encodings;
     - samples: the column sizes add up to the sample's length; bools of fixed size are 0 or 1;
     - the side-car: it agrees with the index; its hashes agree with the shards, and its columns,
       bounds and statistics with the samples. Quantiles and counts of values are not checked;
@@ -108,8 +108,8 @@ def verify_dataset(
     storage_options : mapping, optional
         Options of the store's driver.
     client : distributed.Client, optional
-        A client of a Dask cluster, whose workers then read the shards. They must reach the path or
-        URL. By default this process reads them.
+        A client of a Dask cluster, whose workers then read the shards. The workers must reach the
+        path or URL. By default this process reads the shards.
 
     Returns
     -------

@@ -60,7 +60,10 @@ _MAX_COMPRESSED_SHARDS = 4
 """Maximum number of shards that are compressed at once; each is in memory."""
 
 _SCAN_THREADS = 2
-"""Maximum number of shards that are scanned at once; the caller fills shards more slowly."""
+"""Maximum number of shards that are scanned at once.
+
+More threads would be idle: the caller fills shards more slowly than two threads scan them.
+"""
 
 _LOCK_BYTES = 1 << 10
 """Maximum bytes of a lock file."""
@@ -169,7 +172,7 @@ class Destination(ABC):
         """Return the maximum number of shards that are stored at once."""
 
     def submit(self, job: Callable[..., T], *arguments: Any) -> Future[T]:
-        """Run a job that stores something in another thread.
+        """In another thread, run a job that stores something.
 
         If the calling thread is interrupted, the job continues, and `remove` waits for its end.
         """
@@ -179,9 +182,10 @@ class Destination(ABC):
         return self._threads.submit(job, *arguments)
 
     def submit_scan(self, job: Callable[..., T], *arguments: Any) -> Future[T]:
-        """Run a job that scans bytes of a shard in another thread.
+        """In another thread, run a job that scans bytes of a shard.
 
-        It runs in a thread that no job of `submit` occupies. So a job of `submit` can wait for it.
+        Scans and the jobs of `submit` have separate threads. So a job of `submit` can wait for a
+        scan.
         """
         self.check_process()
         return self._scan_threads.submit(job, *arguments)
@@ -285,7 +289,10 @@ class Destination(ABC):
 
 
 class LocalDestination(Destination):
-    """A local directory. The first shard claims it, as only one writer can create that file."""
+    """A local directory.
+
+    The file of the first shard claims the directory, because only one writer can create that file.
+    """
 
     _store: LocalStore
 

@@ -182,7 +182,7 @@ class WriterEngine:
         return self._session is not None and self._session.is_complete
 
     def _adopt(self, base: Base | None, saved: Mapping[str, Any]) -> None:
-        """Take the columns and format of the dataset; `saved` has those of an earlier append."""
+        """Take the columns and format of the dataset; `saved`: those of an interrupted append."""
         self._settings = parse_settings(**arguments_for_append(self._arguments, base, saved))
         if base is None:
             if isinstance(self._columns, Mapping):
@@ -535,8 +535,9 @@ class WriterEngine:
         """Write the rows of a table.
 
         If `at_once` is True, all rows are encoded before any is added, so that an error adds
-        none. Otherwise rows are written block by block. If `as_records` is also True, a table whose
-        columns are all fixed arrays starts a new shard. Its shards are written from the arrays.
+        none. Otherwise rows are written block by block. In that case, if `as_records` is True, a
+        table whose columns are all fixed arrays starts a new shard. Its shards are written from
+        the arrays.
         """
         with sample_numbers(self._shards.samples):
             self._write_columns(table, at_once, as_records)

@@ -48,7 +48,7 @@ class FormatSettings:
     def infer_format(
         self, sample: Mapping[str, Any], names: Iterable[str] | None, number: int
     ) -> ShardFormat:
-        """Return the format that fits the first sample, and check that it can be encoded.
+        """Return the format that fits the first sample, and check that it can encode the sample.
 
         Parameters
         ----------
@@ -81,7 +81,7 @@ class FormatSettings:
         columns : mapping of str to (str or Encoding)
             The names or types that a caller chose, or encodings inferred from values.
         inferred : bool, default: False
-            Whether the names are of encodings that were inferred.
+            Whether the encodings were inferred, although `columns` has their names.
 
         Raises
         ------

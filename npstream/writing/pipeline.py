@@ -116,7 +116,7 @@ class ShardPipeline:
                 self._layout = layout
                 self._has_sidecar = record.scan is not None
             if record.scan is not None and layout is not None:
-                # An append has the columns of the side-car that the dataset had at its start.
+                # An append has the columns of the dataset's side-car when the append began.
                 self._sidecar_columns = {n: v.dtype for n, v in record.scan.columns.items()}
                 if self.sidecar_builder is None:
                     self.sidecar_builder = self._new_sidecar_builder()
@@ -267,14 +267,14 @@ class ShardPipeline:
         Parameters
         ----------
         pieces : iterable of bytes-like
-            Its content. If it is stored locally without compression, a piece may be valid only
-            until the next one is requested.
+            The content of the shard. If the shard is stored locally without compression, a piece
+            may be valid only until the next one is requested.
         samples, nbytes : int
-            Its number of samples, and its bytes before compression.
+            The number of samples of the shard, and its bytes before compression.
         meta : bytes, optional
-            The content of its second file, if its format has one.
+            The content of the shard's second file, if the format has one.
         last_row : bytes-like
-            The bytes of its last sample, for a write that can resume.
+            The bytes of the shard's last sample, for a write that can resume.
         """
         number, scan = self._new_shard(samples, nbytes, meta, None)
         record = self._recorder(number, last_row)

@@ -111,8 +111,8 @@ def compile_encoder(
     only_columns : bool
         Whether the function returns None for a sample with a key that is not a column.
     filled_columns : container of str
-        Columns with a fill value. The function returns None if such a value is missing, even if
-        the encoding can store missing values.
+        Columns with a fill value. The function returns None if the value of such a column is
+        missing, even if the encoding can store missing values.
     """
     columns, inferred = layout.columns, layout.inferred
     source = _FunctionSource()
@@ -146,7 +146,10 @@ def compile_encoder(
 
 
 def _add_number(source: _FunctionSource, k: int, encoding: Encoding, value: Any) -> bool:
-    """Add a column of numbers if `struct` either stores `value` exactly or raises."""
+    """Add a column of numbers if `struct` either stores `value` exactly or raises.
+
+    Return False if the column was not added.
+    """
     dtype = encoding.dtype
     code = _STRUCT_CODES.get(dtype.name)
     if encoding.kind != "fixed" or encoding.shape != () or code is None:
@@ -173,7 +176,10 @@ def _add_number(source: _FunctionSource, k: int, encoding: Encoding, value: Any)
 
 
 def _add_array(source: _FunctionSource, k: int, encoding: Encoding, value: Any) -> bool:
-    """Add a column of arrays, if every bit pattern of the dtype is valid."""
+    """Add a column of arrays if every bit pattern of the dtype is valid.
+
+    Return False if the column was not added.
+    """
     dtype, shape = encoding.dtype, encoding.shape
     if type(value) is not np.ndarray or dtype not in _NUMBERS or encoding.headless:
         return False
@@ -313,7 +319,7 @@ def check_names(sample: Mapping[Any, Any], number: int) -> None:
 def refuse_unknown_columns(columns: Mapping[str, Any], names: Iterable[Any], number: int) -> None:
     """Raise ValueError if a name is not a column."""
     if unknown := [name for name in names if name not in columns]:
-        # The first sample defines the columns, unless the write appends to a dataset.
+        # Sample 0 defines the columns, except in an append: there the dataset defines them.
         reference = "the first sample" if number else "the dataset"
         raise ValueError(
             f"sample {number} has {unknown[0]!r}, which {reference} lacks, so there is no "

@@ -262,12 +262,12 @@ class ShardFormat(ABC):
         data : ndarray of uint8
             The encoded samples, contiguous.
         nbytes : ndarray of int64, shape (n,)
-            The bytes of each.
+            The size of each sample in bytes.
         """
 
     @abstractmethod
     def head(self, ends: Int64) -> bytes:
-        """Return the bytes before the samples. Sample k ends ``ends[k]`` bytes after them."""
+        """Return the bytes before the first sample. Sample k ends ``ends[k]`` bytes after these."""
 
     def meta(self, ends: Int64) -> bytes | None:
         """Return the content of the shard's meta file; None if the format has none."""

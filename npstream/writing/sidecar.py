@@ -456,7 +456,7 @@ def bounds(values: AnyArray) -> tuple[AnyArray, AnyArray]:
 
 
 def _hash_start(file: IO[bytes], nbytes: int) -> Hasher:
-    """Return the hash of the first `nbytes` of a file, or of the whole file if it is shorter."""
+    """Return a hasher of the first `nbytes` of a file, or of the whole file if it is shorter."""
     result = hasher(_HASH)
     file.seek(0)
     while nbytes and (body := file.read(min(nbytes, _READ_BYTES))):

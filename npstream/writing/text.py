@@ -54,7 +54,7 @@ class TextOptions:
     format : str
         One of `TEXT_FORMATS`.
     separator : str, optional
-        Text between two fields; required for XSV, fixed for the other formats.
+        Text between two fields; required for XSV, fixed for CSV and TSV. JSONL has none.
     newline : str, optional
         Text after each line; a line feed by default.
 

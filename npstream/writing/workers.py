@@ -273,7 +273,7 @@ class WorkerPool:
     def _max_pending(self) -> int:
         """Return the maximum number of batches that are sent but not yet yielded.
 
-        It exceeds what the workers hold at once. While one batch is slow, other workers continue.
+        It exceeds what the workers hold at once. So other workers continue while a batch is slow.
         """
         return 1 if self._sends_single_samples else (_BATCHES_PER_WORKER + 1) * len(self._workers)
 

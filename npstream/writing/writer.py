@@ -82,9 +82,9 @@ def write(
         - a Dataset, view, column or Batch of npstream. Its values are copied as they are stored.
     mode : {"x", "w", "a"}, default: "x"
         What happens to a dataset that `path` holds. ``"x"`` raises FileExistsError. ``"w"``
-        replaces it, and ``"a"`` appends to it; both create a new one if there is none. Readers find
-        the former dataset or the new one. An append keeps the former index, which
-        ``npstream.open(path, version=...)`` opens.
+        replaces it, and ``"a"`` appends to it; both create a new one if there is none. At any time,
+        readers find either the former dataset or the new one. An append keeps the former index,
+        which ``npstream.open(path, version=...)`` opens.
     columns : mapping of str to str, or list of str, optional
         The encoding of each column, such as ``"int64"``, ``"str"``, ``"ndarray:uint16:1024"``,
         ``"bool"`` or ``"datetime64[s]"``. It can also be a type such as ``int``, or a dtype.
@@ -134,15 +134,15 @@ def write(
     resume : bool, default: False
         Whether a later call can continue this write. If the write fails or the process is killed,
         the stored shards are kept. A call with ``resume=True`` continues after them. Its arguments
-        and data must be the same as those of the interrupted call. It skips the samples that are
-        stored. The result is that of a write that was not interrupted. Readers do not see an
+        and data must be the same as those of the interrupted call. The call skips the samples that
+        are stored. The result is that of a write that was not interrupted. Readers do not see an
         unfinished write. An append or a replacement is published once. A call that has returned
         is complete, so the next one with ``mode="a"`` appends again.
     exclusive : bool, default: False
-        Whether the caller guarantees that no other process writes there. An append replaces the
-        index only if no other write has changed it. Some stores cannot check this condition, and
-        ``mode="a"`` needs ``exclusive=True`` there, as does ``mode="w"`` with ``resume=True``.
-        Other stores always check it.
+        Whether the caller guarantees that no other process writes to `path`. An append replaces
+        the index only if no other write has changed the index. Some stores cannot check this
+        condition. In these stores, ``mode="a"`` needs ``exclusive=True``, and so does ``mode="w"``
+        with ``resume=True``. Other stores always check the condition.
     progress : bool, optional
         Whether to show samples, bytes and their rate on standard error, with tqdm if it is
         installed. By default they are shown in a terminal or notebook after a second.
@@ -177,7 +177,7 @@ def write(
         if another such write is in progress, or if the dataset was replaced when an interrupted
         write was about to be published.
     StorageError
-        If a file cannot be stored. With ``errno.EOPNOTSUPP`` if the store needs `exclusive`.
+        If a file cannot be stored. The errno is ``EOPNOTSUPP`` if the store needs `exclusive`.
     MissingDependencyError
         If a codec, a dtype, an image or the storage driver needs a package that is not installed.
 
@@ -283,8 +283,9 @@ class Writer(WriterEngine):
         A local directory or a URL.
     columns : mapping of str to str, or list of str, optional
         The encoding of each column, or only the names of columns, as for `write`. Other keys of
-        samples are ignored. By default the columns are the keys of the first sample. Encodings
-        are inferred from its values. For an append they are those of the dataset.
+        samples are ignored. By default the columns are the keys of the first sample, and their
+        encodings are inferred from its values. For an append, both are by default those of the
+        dataset.
     mode : {"x", "w", "a"}, default: "x"
         Write a new dataset, replace one, or append to one, as for `write`.
     fill : mapping of str to object, optional
@@ -317,7 +318,7 @@ class Writer(WriterEngine):
         Whether a later Writer can continue this write if it fails or the process is killed, as for
         `write`. A Writer that continues must not get the first `input_samples` samples again.
     exclusive : bool, default: False
-        Whether the caller guarantees that no other process writes there, as for `write`.
+        Whether the caller guarantees that no other process writes to `path`, as for `write`.
     storage_options : mapping, optional
         Options of the storage driver, if the dataset is written to a URL.
     timeout : float, default: 60.0
