@@ -222,9 +222,10 @@ def convert(
     kind : str, optional
         The kind of files, such as ``"parquet"``, ``"csv"``, ``"jsonl"`` or ``"mds"``; by default
         it is recognized.
-    columns : iterable of str, or mapping of str to str, optional
-        The columns to write, in this order. A mapping also gives their encodings, as for `write`;
-        None keeps the encoding that follows from the source. By default all columns are written.
+    columns : iterable of str, or mapping of str to str or None, optional
+        The columns to write, in this order. A mapping also gives their encodings, as for `write`.
+        A column with the value None keeps the encoding that follows from the source. By default
+        all columns are written.
         With `map`, it must be a mapping and describes what `map` returns.
     rename : mapping of str to str, optional
         New names of columns, by their names in the source. All other arguments use the new names.
@@ -232,8 +233,8 @@ def convert(
         Which samples to write: an expression such as ``"lang == 'en' and len(text) > 100"``, or a
         function from a sample to True or False. It is evaluated before `map`.
     map : callable, optional
-        A function from a sample to a sample, to None, or to an iterable of samples. Nulls are
-        None.
+        A function from a sample to a sample, to None, or to an iterable of samples. It
+        receives nulls as None.
     fill : mapping of str to object, optional
         The values of missing columns and of missing values, such as nulls and None.
     tokenizer : tokenizers.Tokenizer or callable, optional
@@ -316,15 +317,19 @@ def convert(
     Raises
     ------
     ValueError
-        If the kind is unknown, files differ in their columns, a file cannot be read, or a value
-        does not fit its column. The message names the file, the column and the value.
+        If the kind is unknown, files differ in their columns, the content of a file is damaged, or
+        a value does not fit its column. The message names the file, the column and the value.
     TypeError
         If no encoding follows from the type of a column, or `reader_options` or `token_options`
         has an unknown option.
     ColumnError
         If the source lacks a column.
+    FileExistsError
+        With ``mode="x"``, if `url` holds a dataset or a part of one, as for `write`.
     StorageError
-        If `source` does not exist, or a file cannot be read or written.
+        If `source` does not exist, or the system or server fails to read or write a file.
+    RuntimeError
+        If a worker process was killed.
     MissingDependencyError
         If the kind needs a package that is not installed.
 
@@ -381,7 +386,7 @@ def convert(
         if map is None and fill is not None:
             fill = parse_times(choice.fill, encodings)
         if encodings is None and choice.columns is not None:
-            encodings = list(choice.columns)  # the first sample has their encodings
+            encodings = list(choice.columns)  # inferred from the first sample
         try:
             arguments = {"columns": encodings, "map": map, "fill": fill, **options}
             return _write(url, data, arguments, client)

@@ -110,7 +110,7 @@ class SourceFile:
     def decompressed(self) -> Iterator[BinaryIO]:
         """Open the file like `open`, decompressed if its name ends in .gz, .bz2, .xz or .zst.
 
-        A compressed file cannot seek.
+        If the name has such an ending, the returned file may be unable to seek.
 
         Raises
         ------
@@ -300,7 +300,8 @@ def find_files(source: SourcePath, options: Mapping[str, Any] | None = None) -> 
     StorageError
         If there is no such file or directory, or a glob matches none.
     ValueError
-        If a file is named twice, or the server cannot list a directory.
+        If `source` is an empty list or names a file twice, if the server cannot list a directory,
+        or if `options` are given for a local path.
     """
     options = options or {}
     if isinstance(source, str | os.PathLike):

@@ -35,7 +35,10 @@ _LOCAL_BUFFER, _REMOTE_BUFFER = 1 << 20, 1 << 23
 """Bytes of a column that are read together."""
 
 _MAX_WHOLE_GROUP = 1 << 26
-"""Whole row groups of a remote file are fetched if their mean size is at most this many bytes."""
+"""Maximum mean size, in bytes, of the row groups of a remote file that are fetched one by one.
+
+All columns to read of a row group are then fetched together.
+"""
 
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
@@ -104,7 +107,7 @@ class ParquetSource(InputSource):
         with _arrow_errors(file), _open_parquet(file) as parquet:
             first = next(parquet.iter_batches(1, columns=images), None)
         for name in images:
-            encoding = "png"  # stores image files of any format
+            encoding = "png"  # this encoding stores image files of any format
             if first is not None and len(first):
                 files = footer.features[name].convert(first.column(name), is_local=False)
                 encoding = image_encoding(files)
@@ -188,7 +191,7 @@ def _column(batch: Any, name: str, footer: _Footer) -> Any:
 
 
 def _open_parquet(file: SourceFile, *, whole_groups: bool = False) -> Any:
-    """Open a file; `whole_groups` fetches the columns of a row group together."""
+    """Open a file; `whole_groups` fetches all columns to read of a row group together."""
     parquet = import_optional("pyarrow.parquet", "pyarrow", "arrow", "reading Parquet files")
     return parquet.ParquetFile(
         file.path if file.path is not None else file.open(buffered=False),
@@ -265,7 +268,10 @@ def _partition_texts(name: str) -> dict[str, str | None]:
 
 
 def _is_int64(text: str | None) -> bool:
-    """Return True for an int64 in canonical form; numbers such as "007" stay text."""
+    """Return True for a missing value, and for an int64 in canonical form.
+
+    Numbers such as "007" stay text.
+    """
     if text is None:
         return True
     digits = text.removeprefix("-")

@@ -64,7 +64,7 @@ class SourceRequest:
     columns : tuple of str or None
         The columns to read, by their names in the source; None for all.
     encodings : dict of str to str
-        The encodings to write, by the columns' names in the source, if the user named them.
+        The encodings that the user chose, by the columns' names in the source.
     fill : dict of str to object
         The values of missing columns and values, by the columns' names in the source.
     options : dict of str to object
@@ -104,12 +104,12 @@ class InputSource(ABC):
     samples : int or None
         Number of samples, if that is known without reading them.
     is_encoded : bool
-        Whether values of type `bytes` are encoded already, as the files of images are.
+        Whether values of type `bytes` are encoded already, such as the content of image files.
 
     Raises
     ------
     TypeError
-        If the kind has no such option.
+        If ``request.options`` has a name that is not in `OPTIONS`.
     """
 
     kind: ClassVar[str]

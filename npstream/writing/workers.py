@@ -98,8 +98,9 @@ class WorkerResult:
     rows : list of bytes
         Encoded samples; `pack` moves them to `data` and `sizes`.
     samples : list of (int, int, bytes)
-        The outputs, if the worker has no format yet. Each is the number of the input sample, the
-        number of earlier outputs for that sample, and the pickled output.
+        The outputs of `map`, or the input samples without `map`, if the worker has no format yet.
+        Each item has the number of the input sample, the number of earlier outputs for that sample,
+        and the pickled output.
     rejected : list of RejectedSample
         The samples that were left out.
     seconds : float
@@ -129,10 +130,10 @@ class WorkerResult:
             yield number, output, ForkingPickler.loads(pickled)
 
     def drop(self, position: tuple[int, int]) -> bytes | None:
-        """Drop outputs up to a position, inclusive, and return the bytes of the row at it.
+        """Drop all outputs up to a position, inclusive, and return the row at this position.
 
-        The position is the number of an input sample, and of one of its outputs. The result is None
-        if no row has this position.
+        The position is the number of an input sample, and of one of its outputs. The result is the
+        encoded row, or None if no row has this position.
         """
         positions = list(zip(self.numbers, self.outputs, strict=True))
         self.rejected = [r for r in self.rejected if (r.number, r.output) > position]
@@ -233,7 +234,10 @@ class WorkerPool:
         return not self._sends_single_samples
 
     def set_layout(self, layout: ShardFormat, only_columns: bool) -> None:
-        """Send the format to the workers; they encode all batches that are sent later."""
+        """Send the format to the workers; they encode all batches that are sent later.
+
+        If `only_columns` is True, a sample with a key that is not a column raises.
+        """
         self._sends_single_samples = False
         for worker in self._workers:
             worker.send(_dumps((layout, only_columns)))
@@ -243,8 +247,8 @@ class WorkerPool:
 
         `first` is the number of the first sample in the input.
 
-        Until `set_layout` is called, each batch is one sample. Its result is yielded before the
-        next sample is read.
+        If the task has no `encoding`, each batch is one sample until `set_layout` is called. Its
+        result is yielded before the next sample is read.
         """
         batches = _Batcher(samples, first)
         results: dict[int, WorkerResult | _Failure] = {}

@@ -50,11 +50,11 @@ class Hdf5Array:
 
 
 class Hdf5Source(ArraySource):
-    """Datasets of HDF5 files. Each is a column, named like the dataset in its group.
+    """Datasets of HDF5 files. Each dataset is a column.
 
-    The option ``group`` names the group or dataset to read; by default the root group. The datasets
-    of groups within the group have names such as ``"inner/x"``. The rows of several files follow
-    one another.
+    The option ``group`` names the group or dataset to read; by default the root group. The name of
+    a column is the path of its dataset below this group, such as ``"x"`` or ``"inner/x"``. The rows
+    of several files follow one another.
     """
 
     kind = "hdf5"

@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 __all__ = ["ZarrSource"]
 
 _METADATA = ("zarr.json", ".zgroup", ".zarray")
-"""The metadata files: of both in version 3, then of a group and of an array in version 2."""
+"""Names of metadata files.
+
+Version 3 has the first for groups and arrays. Version 2 has the second for groups, and the third
+for arrays.
+"""
 
 _PURPOSE = "reading Zarr arrays"
 
@@ -157,7 +161,7 @@ def _zarr_errors(where: str) -> Iterator[None]:
 class _ZipMembers:
     """The members of a zip file, with the methods of a store that `_RemoteFiles` needs.
 
-    A file that holds a directory such as ``x.zarr`` is read as if it held what is in there.
+    If all members are below one directory, such as ``x.zarr/``, this directory is the root.
     """
 
     def __init__(self, file: SourceFile) -> None:
@@ -208,7 +212,7 @@ def _init_store(self: Any, store: Any) -> None:
 
 
 class _RemoteFiles:
-    """The methods of a Zarr store that reads the files below a URL.
+    """The methods of a Zarr store that reads the files below a URL, or the members of a zip file.
 
     `_remote_store_class` adds Zarr's base class, so that zarr is imported only when it is used.
     """

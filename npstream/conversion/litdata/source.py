@@ -146,7 +146,7 @@ class LitDataSource(InputSource):
             )
         return _Chunk(files[name], samples)
 
-    # Samples of values
+    # Samples that are stored as serialized values
 
     def _set_leaves(self) -> None:
         """Set the leaves of a sample, the names of those to read, and the columns."""
@@ -254,10 +254,10 @@ class LitDataSource(InputSource):
         except ValueError as error:
             return self.bad_value(f"{where}: {leaf.name!r}: {error}")
 
-    # Arrow rows
+    # Samples that are stored as rows of an Arrow table
 
     def _set_table(self, schema: Any) -> None:
-        """Set the schema of the rows, from the index and the first chunk, and the columns."""
+        """Set the schema and the columns, from the index and the schema of the first chunk."""
         pa = import_optional("pyarrow", "pyarrow", "arrow")
         types = self._config.get("types")
         self._types: dict[str, Any] = {}
