@@ -219,30 +219,30 @@ def test_every_block_can_be_the_first(table_bytes, block, workers):
     expected = expected_blocks(IDS, block, EOS)
     options = {"separator": EOS, "workers": workers}
     first = token_blocks(texts_in_parts(), word_tokenizer(), block, **options)
-    list(first._arrays())
+    list(first._arrays(may_be_empty=False))
     positions = [first.position(number) for number in range(len(expected))]
     step = 1 if workers == 0 and block == 64 else len(expected) // 4
     for number in range(0, len(expected), step):
         later = token_blocks(texts_in_parts(), word_tokenizer(), block, **options)
         later.seek(positions[number], number)
-        stored = np.concatenate(list(later._arrays()))
+        stored = np.concatenate(list(later._arrays(may_be_empty=False)))
         np.testing.assert_array_equal(stored, expected[number:])
         # The position of a block does not depend on where its read started.
         last_position = later.position(len(expected) - 1)
         last = token_blocks(texts_in_parts(), word_tokenizer(), block, **options)
         last.seek(last_position, len(expected) - 1)
-        np.testing.assert_array_equal(np.concatenate(list(last._arrays())), expected[-1:])
+        np.testing.assert_array_equal(np.concatenate(list(last._arrays(may_be_empty=False))), expected[-1:])
 
 
 def test_earlier_parts_are_not_opened(monkeypatch):
     monkeypatch.setattr(blocks, "_TABLE_BYTES", 1)
     first = token_blocks(texts_in_parts(), word_tokenizer(), 64, separator=EOS)
-    total = sum(map(len, first._arrays()))
+    total = sum(map(len, first._arrays(may_be_empty=False)))
     position = first.position(total - 1)
     opened = []
     later = token_blocks(texts_in_parts(opened), word_tokenizer(), 64, separator=EOS)
     later.seek(position, total - 1)
-    assert sum(map(len, later._arrays())) == 1
+    assert sum(map(len, later._arrays(may_be_empty=False))) == 1
     assert opened == ["p6"]
     with pytest.raises(ValueError, match="is not one of token blocks"):
         later.seek(("p6", 3), 0)
