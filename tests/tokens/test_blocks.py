@@ -231,7 +231,9 @@ def test_every_block_can_be_the_first(table_bytes, block, workers):
         last_position = later.position(len(expected) - 1)
         last = token_blocks(texts_in_parts(), word_tokenizer(), block, **options)
         last.seek(last_position, len(expected) - 1)
-        np.testing.assert_array_equal(np.concatenate(list(last._arrays(may_be_empty=False))), expected[-1:])
+        np.testing.assert_array_equal(
+            np.concatenate(list(last._arrays(may_be_empty=False))), expected[-1:]
+        )
 
 
 def test_earlier_parts_are_not_opened(monkeypatch):

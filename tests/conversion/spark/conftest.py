@@ -9,7 +9,8 @@ import warnings
 import pytest
 
 
-@pytest.fixture(scope="session")
+# An example in docs/ stops the session of its process, so each module has a session of its own.
+@pytest.fixture(scope="module")
 def spark(tmp_path_factory):
     """Return a session of a local Spark, which repeats failed tasks."""
     sql = pytest.importorskip("pyspark.sql")

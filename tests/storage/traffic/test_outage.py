@@ -150,7 +150,15 @@ def test_closing_ends_a_wait(fake, monkeypatch):
     assert results[0].errno == errno.ECANCELED
 
 
-def test_ctrl_c_ends_a_wait(fake, monkeypatch):
+@pytest.fixture
+def interruptible():
+    """Let SIGINT raise KeyboardInterrupt, as in a terminal; workers of pytest-xdist end with it."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
+
+
+def test_ctrl_c_ends_a_wait(fake, monkeypatch, interruptible):
     silent = SilentStore(fake, monkeypatch)
 
     def interrupt() -> None:

@@ -25,8 +25,12 @@ def served_once(request, servers, tmp_path_factory):
 
 
 @pytest.fixture
-def served(served_once):
-    """Return the directory of a dataset on a server, and the proxy in front of it."""
+def served(served_once, monkeypatch):
+    """Return the directory of a dataset on a server, and the proxy in front of it.
+
+    The drivers of fsspec read. With obstore, the requests that open a dataset have ranges, too.
+    """
+    monkeypatch.setenv("NPSTREAM_OBSTORE", "0")
     served_once[1].clear()
     return served_once
 
