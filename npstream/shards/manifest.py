@@ -375,9 +375,13 @@ def _read_cached(
     key = _key(store, name, version if read is None else f"{version} ends")
     is_exact = not isinstance(version, Version) or version.is_exact
     text = cache.load(key) if is_exact else None
-    if text is None:
-        text = store.read(name, nbytes) if read is None else read()
-        cache.store(key, text)
+    if text is not None:
+        return text
+    with cache.fetch_lock(key):  # another process may be reading the file
+        text = cache.load(key) if is_exact else None
+        if text is None:
+            text = store.read(name, nbytes) if read is None else read()
+            cache.store(key, text)
     return text
 
 

@@ -167,11 +167,13 @@ def test_a_busy_server_gets_fewer_requests_at_a_time(servers, tmp_path, monkeypa
     with open_numbers(directory, tmp_path) as ds:
         store = ds._source.remote.remote_store
         shard = ds._source.index.files(0).data.name
-        assert ds.stats.concurrency == 32
+        first_limit = ds.stats.concurrency  # a driver of fsspec has 32, and obstore 128
+        assert first_limit >= 32
         proxy.faults = [status(code, times=2, path="shard")]
         assert len(store.ranges([(shard, 0, 10)])[0]) == 10
         slots = store._connect().slots
-        assert slots.limit in (8, 16)  # the second answer may come within the period
+        # The second answer may come within the period.
+        assert slots.limit in (first_limit // 4, first_limit // 2)
         assert ds.stats.concurrency == slots.limit
         limit = slots.limit
         store.ranges([(shard, k, 10) for k in range(2 * limit)])
