@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from npstream.dataset.column import Column
     from npstream.dataset.dataset import Dataset
     from npstream.dataset.opening import open_dataset
-    from npstream.events import on_event
     from npstream.formats.encodings.encodings import register_encoding
     from npstream.mixture.concat import concat
     from npstream.mixture.mixture import Mixture, mix
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from npstream.orders.streaming.settings import StreamingShuffle
     from npstream.reading.batch import Batch
     from npstream.reading.ragged import Ragged
+    from npstream.storage.traffic.events import on_event
     from npstream.tools.add_columns import add_columns, remove_columns
     from npstream.tools.copy import copy
     from npstream.tools.index_builder import build_index
@@ -86,7 +86,7 @@ _EXPORTS = {
     "errors": "npstream.errors",
     "merge": "npstream.tools.merge:merge",
     "mix": "npstream.mixture.mixture:mix",
-    "on_event": "npstream.events:on_event",
+    "on_event": "npstream.storage.traffic.events:on_event",
     "open": "npstream.dataset.opening:open_dataset",
     "open_dataset": "npstream.dataset.opening:open_dataset",
     "precompile": "npstream.tools.precompile:precompile",

@@ -9,7 +9,6 @@ from npstream._core.arguments import name_list, parse_seconds, parse_size, quant
 from npstream._core.log import log
 from npstream.dataset.dataset import Dataset
 from npstream.errors import StorageError, short_repr, short_traceback
-from npstream.events import report_block
 from npstream.formats.hashes import HASHES
 from npstream.indexing.selection import Selection
 from npstream.joins.added import open_joined, start_reading_groups
@@ -17,6 +16,7 @@ from npstream.reading.schema import open_source
 from npstream.shards.opening import open_cache, open_shards
 from npstream.shards.table import Fetcher
 from npstream.storage.local import open_store, options_for
+from npstream.storage.traffic.events import report_block
 from npstream.storage.urls import join_url, local_path, location_str
 
 if TYPE_CHECKING:

@@ -24,13 +24,13 @@ from npstream._core.dtypes import storage_dtype
 from npstream._core.spans import copy_spans, equal_spans
 from npstream._core.typing import AnyArray, Bools, Int64
 from npstream.errors import FormatError
-from npstream.events import is_reporting, report
 from npstream.formats import text
 from npstream.formats.encodings.encodings import DTYPE_CODES
 from npstream.reading.batch import Ragged
 from npstream.reading.plan import Field, Plan
 from npstream.shards import kernels
 from npstream.storage.deadlines import shared_deadline
+from npstream.storage.traffic.events import is_reporting, report
 
 if TYPE_CHECKING:
     from npstream.formats.index import Schema

@@ -19,7 +19,7 @@ from npstream._core.fork import renew_in_child
 from npstream._core.log import log
 from npstream.cache.leases import Lease
 from npstream.errors import NpstreamError
-from npstream.events import report
+from npstream.storage.traffic.events import report
 
 if TYPE_CHECKING:
     from npstream._core.arrays import Rows

@@ -22,10 +22,10 @@ import numpy as np
 from npstream._core import memory
 from npstream._core.fork import renew_in_child
 from npstream._core.typing import Bytes, Int64
-from npstream.events import report
 from npstream.shards import kernels, paging
 from npstream.shards.local import layouts_of
 from npstream.storage.deadlines import inherit_deadline, shared_deadline
+from npstream.storage.traffic.events import report
 
 if TYPE_CHECKING:
     from npstream.shards.base import LoadedShard, RemotePart, Shards

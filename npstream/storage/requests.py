@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from npstream._core.arguments import quantity
 from npstream._core.log import log, warn
 from npstream.errors import StorageError
-from npstream.events import is_reporting, report
 from npstream.storage.failures import Cause, diagnose
 from npstream.storage.responses import NO_RANGES
+from npstream.storage.traffic.events import is_reporting, report
 from npstream.storage.traffic.hedging import Hedging, first_answer
 from npstream.storage.traffic.outage import OUTAGE_PAUSE
 

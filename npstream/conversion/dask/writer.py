@@ -65,9 +65,8 @@ def write(
         A directory that all workers share, or a URL such as ``s3://bucket/corpus``. It must not
         hold a dataset.
     data : dask.bag.Bag, dask.dataframe.DataFrame or sequence of Delayed
-        A bag of samples, where each sample is a mapping from column name to value. Or a DataFrame,
-        whose index is not written. Or delayed objects, each of which computes data that
-        `npstream.write` takes.
+        A sample of a bag is a mapping from column name to value. The index of a DataFrame is not
+        written. A Delayed computes a partition: anything that `npstream.write` takes.
     client : distributed.Client, optional
         The client of the cluster to use. By default Dask's current scheduler.
     columns : mapping of str to str, or list of str, optional

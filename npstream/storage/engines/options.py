@@ -40,8 +40,8 @@ class Target:
     container : str
         The name of the bucket or container.
     config : dict
-        The configuration of the store. obstore would take missing settings from environment
-        variables, some of which the driver does not know. So these settings are always present.
+        The configuration of the store. It always has the settings for which obstore would
+        otherwise read environment variables that the driver ignores.
     client : dict
         The options of the HTTP client.
     make_credentials : callable, optional

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from itertools import chain
 from typing import Any
@@ -350,11 +351,10 @@ def _one_column(data: Any, names: Collection[str] | None, fill: Mapping[str, Fil
     shape = tuple(getattr(data, "shape", ()))
     description = f"a {type(data).__name__}" + (f" of shape {shape}" if shape else "")
     encoding = "..."
-    try:
+    # The encoding is only an example. An array of another library may not support the slice.
+    with suppress(TypeError, ValueError, LookupError, RuntimeError, ImportError):
         dtype = array_like.as_array(data[:1]).dtype
         encoding = type_of_array(dtype, shape[1:]).name
-    except Exception:
-        pass  # the encoding is only an example
     count = f", and columns= names {len(names)}" if names else ""
     raise TypeError(
         f"data is {description}, one column without a name{count}: write {{'x': data}}, or name it "

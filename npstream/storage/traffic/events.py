@@ -138,7 +138,7 @@ def on_event(callback: Callable[[Event], object]) -> EventHandle:
     Parameters
     ----------
     callback : callable
-        Takes an `npstream.events.Event`.
+        Takes an `npstream.storage.traffic.events.Event`.
 
     Returns
     -------

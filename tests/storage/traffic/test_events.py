@@ -14,9 +14,9 @@ from fake_drivers import DATA, AsyncFileSystem
 from traffic_datasets import open_numbers, serve_numbers
 
 import npstream
-from npstream import events
-from npstream.events import Event
 from npstream.storage.remote import RemoteStore
+from npstream.storage.traffic import events
+from npstream.storage.traffic.events import Event
 
 
 @pytest.fixture
