@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sys
@@ -21,6 +20,7 @@ from npstream._core.log import log
 from npstream._core.optional import import_npstream_torch
 from npstream.cache.priority import GROUPS
 from npstream.errors import short_repr
+from npstream.formats.hashes import digest
 from npstream.indexing.selection import Selection
 from npstream.iteration.counter import EpochCursor
 from npstream.iteration.epochs import epochs_for
@@ -542,8 +542,7 @@ class Iteration(Resumable):
         if self._evictions is None or self._evictions.epochs is not self._epochs:
             state = self._epochs.state(cursor._replace(epoch=0), self._merged_ranks())
             text = json.dumps(state, sort_keys=True, default=str)
-            digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-            group = int.from_bytes(digest, "little") % GROUPS
+            group = int(digest("xxh3_64", text.encode()), 16) % GROUPS
             orders = [EvictionOrder(part.shards, group) for _, part in datasets]
             self._evictions = _Evictions(self._epochs, orders, {})
         next_cursor = cursor._replace(epoch=cursor.epoch + 1).epoch_start

@@ -51,6 +51,9 @@ _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 
 _URL = "https://storage.googleapis.com"
 
+_ZONAL = "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"
+"""The variable by which gcsfs reads zonal buckets, which obstore cannot."""
+
 
 def gcs_target(bucket: str, options: Mapping[str, Any]) -> Target:
     """Return how obstore reaches a bucket with the settings that gcsfs would use.
@@ -74,9 +77,8 @@ def gcs_target(bucket: str, options: Mapping[str, Any]) -> Target:
             if name.startswith("GOOGLE_") or name == "STORAGE_EMULATOR_HOST"
         }
     )
-    is_zonal = os.environ.get("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "").lower() in ("true", "1")
-    for name in ("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT",) if is_zonal else ():
-        raise UnsupportedOptionError(name)
+    if os.environ.get(_ZONAL, "").lower() in ("true", "1"):
+        raise UnsupportedOptionError(_ZONAL)
     if (proxy := proxy_variable(os.environ)) is not None:
         raise UnsupportedOptionError(proxy)
     if not _BUCKET.fullmatch(bucket):

@@ -18,7 +18,6 @@ import atexit
 import os
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from importlib import import_module
 from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader
 from importlib.util import find_spec, module_from_spec, spec_from_loader
@@ -26,6 +25,8 @@ from pathlib import Path
 from shutil import copyfileobj
 from typing import Any, NamedTuple
 from weakref import WeakSet
+
+from npstream._core.log import log
 
 __all__ = ["ForkError", "Library", "is_installed", "is_stopped", "load_library", "register_loop"]
 
@@ -134,7 +135,7 @@ def _stop_workers() -> None:
             trap = _Trap(entered, forever)
             _traps.append(library.put_async(store, "trap", trap, use_multipart=True))
 
-    with suppress(Exception):  # after an error, the process exits with threads that are not blocked
+    try:
         loop = asyncio.new_event_loop()
         loop.run_until_complete(start())
         loop.close()
@@ -142,6 +143,8 @@ def _stop_workers() -> None:
             if not entered.acquire(timeout=_STOP_TIMEOUT):
                 break
         _drain_loops()
+    except Exception as error:  # the process exits all the same
+        log("the threads of obstore were not blocked at exit: %s", error)
 
 
 def _drain_loops() -> None:
