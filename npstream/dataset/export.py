@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from npstream.reading.source import Source
 
 __all__ = [
+    "block_bounds",
     "to_arrow_table",
     "to_dask_array",
     "to_dask_frame",
@@ -157,7 +158,7 @@ def to_dask_array(column: Any, source: Source, selection: Selection) -> Any:
             "needs: read tables with ds.to_dask_dataframe()"
         )
     cells = column.shape[1:]
-    bounds = _block_bounds(source, selection)
+    bounds = block_bounds(source, selection, _MIN_BLOCK_BYTES)
     chunks = (tuple((bounds[1:] - bounds[:-1]).tolist()) or (0,), *((n,) for n in cells))
     meta = np.empty((0,) * column.ndim, dtype)
     return dask.from_array(_EagerColumn(column), chunks, name=False, asarray=False, meta=meta)
@@ -176,7 +177,7 @@ def to_dask_frame(view: Any, source: Source, selection: Selection) -> Any:
     frames = import_optional("dask.dataframe", "dask", "dask")
     dask = import_optional("dask", "dask", "dask")
     delayed = dask.delayed
-    bounds = _block_bounds(source, selection).tolist()
+    bounds = block_bounds(source, selection, _MIN_BLOCK_BYTES).tolist()
     bounds = bounds if len(bounds) > 1 else [0, 0]
     # All tasks share one key for the view, so that the graph contains the view once.
     shared_view, read = delayed(view, pure=False), delayed(_read_frame, pure=False)
@@ -187,11 +188,32 @@ def to_dask_frame(view: Any, source: Source, selection: Selection) -> Any:
         return frames.from_delayed(tasks, meta=_read_frame(view, 0, 0), divisions=divisions)
 
 
-def _block_bounds(source: Source, selection: Selection) -> Int64:
-    """Return the bounds of ranges of rows from whole shards, of at least `_MIN_BLOCK_BYTES`."""
+def block_bounds(source: Source, selection: Selection, min_bytes: int = 0) -> Int64:
+    """Return the bounds of ranges of rows from whole shards.
+
+    Parameters
+    ----------
+    source : Source
+    selection : Selection
+        The rows of a view of the source.
+    min_bytes : int, default: 0
+        Consecutive shards are joined until a range has about this number of bytes.
+    """
     from npstream.indexing.partitions import partition_bounds
 
-    return partition_bounds(selection, source.index.starts, source.estimate_rows(_MIN_BLOCK_BYTES))
+    rows = source.estimate_rows(min_bytes)
+    return partition_bounds(selection, _shard_rows(source, selection.dataset_size), rows)
+
+
+def _shard_rows(source: Source, size: int) -> Int64:
+    """Return the first row of each shard of a source of `size` rows, followed by `size`."""
+    if not source.members:
+        return source.index.starts
+    bounds, rows = [], 0
+    for member in source.members:
+        bounds.append(rows + block_bounds(member.source, member.selection)[:-1])
+        rows += member.selection.size
+    return np.array([*np.concatenate(bounds), size], np.int64)
 
 
 class _EagerColumn:

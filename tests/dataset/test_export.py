@@ -259,3 +259,25 @@ def test_views_become_dask_data_frames(ds, monkeypatch):
         int(label) for label in view["label"][3:6]
     ]
     assert len(ds[:0].to_dask_dataframe().compute(scheduler="threads")) == 0
+
+
+def test_concatenations_of_views_become_dask_collections(tmp_path, monkeypatch):
+    pytest.importorskip("dask.dataframe")
+    monkeypatch.setattr("npstream.dataset.export._MIN_BLOCK_BYTES", 1)
+    for name, start, stop in (("a", 0, 100), ("b", 100, 150)):
+        npstream.write(tmp_path / name, {"x": np.arange(start, stop)}, shard_samples=30)
+    a, b = npstream.open(tmp_path / "a"), npstream.open(tmp_path / "b")
+    shuffled = a[np.random.default_rng(0).permutation(100)]
+    cases = [
+        (npstream.concat([a, b]), (30, 30, 30, 10, 30, 20)),
+        (npstream.concat([a[:10], b]), (10, 30, 20)),
+        (npstream.concat([a[::-1], b, a[:0], a]), (10, 30, 30, 30, 30, 20, 30, 30, 30, 10)),
+        (npstream.concat([a[:10], b])[::2], (5, 15, 10)),
+        (npstream.concat([npstream.concat([a, b])[95:], shuffled]), (5, 30, 20, 25, 25, 25, 25)),
+    ]
+    for view, blocks in cases:
+        array, expected = view["x"].to_dask(), view["x"].load().tolist()
+        assert array.chunks == (blocks,)
+        assert array.compute(scheduler="threads").tolist() == expected
+        frame = view.to_dask_dataframe().compute(scheduler="threads")
+        assert frame["x"].tolist() == expected

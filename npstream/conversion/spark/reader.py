@@ -10,9 +10,9 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from npstream._core.optional import import_optional
+from npstream.dataset.export import block_bounds
 from npstream.dataset.opening import open_dataset
 from npstream.errors import short_traceback
-from npstream.indexing.partitions import partition_bounds
 
 if TYPE_CHECKING:
     from npstream._core.typing import Int64
@@ -66,7 +66,7 @@ def read(
             source = open_dataset(source, storage_options=storage_options)
         view = source if columns is None else source[list(columns)]
         schema = _spark_schema(view)
-        bounds = partition_bounds(view._selection, view._source.index.starts)
+        bounds = block_bounds(view._source, view._selection)
         partitions = max(len(bounds) - 1, 1)
         numbers = session.range(0, len(bounds) - 1, 1, partitions)
         return numbers.mapInArrow(_task(view, bounds), schema)
