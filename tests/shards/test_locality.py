@@ -233,7 +233,9 @@ def test_an_order_that_needs_single_samples_raises_if_chunks_are_verified_or_com
         else npstream.Shuffle(block=number)
     )
     loop(open_dataset(LIMIT), smaller)
-    assert fetched_bytes(requests) < 1.6 * nbytes
+    # How many chunks are evicted before their last sample depends on the threads that fetch. With
+    # the order above, nearly every sample would fetch its chunk.
+    assert fetched_bytes(requests) < 2.5 * nbytes
 
 
 def test_errors_of_read_ahead_reach_the_reader(tmp_path, upload, cheap_requests, monkeypatch):
