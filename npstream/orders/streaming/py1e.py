@@ -87,7 +87,8 @@ class ExpandedOrder:
             snapshots = Snapshots.draw(state, offsets[:-1], offsets[1:])
             shuffles.append(snapshots)
             moves.append(np.empty_like(snapshots.states))
-            _skip_moves.for_size(len(offsets))(
+            # Its time depends on the number of pieces, each of which takes as long as many rows.
+            _skip_moves.for_size(int(offsets[-1] - offsets[0]))(
                 state, np.diff(offsets), width_stop - min_width, snapshots.runs, moves[-1]
             )
         snapshots = Snapshots.concatenate(shuffles, firsts[:-1])
