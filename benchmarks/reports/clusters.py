@@ -32,7 +32,7 @@ def dask_pair(data: Data) -> Iterator[Pair]:
     table = data.small_table().to_pandas()
     with (
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, dashboard_address=None
+            n_workers=2, threads_per_worker=1, dashboard_address=":0"
         ) as cluster,
         distributed.Client(cluster) as client,
     ):

@@ -38,7 +38,7 @@ class FaultyStore:
     proxy: Proxy
     remote_store: RemoteStore
 
-    def store(self, timeout: float = 4.0, retries: int = 2) -> RemoteStore:
+    def store(self, timeout: float = 60.0, retries: int = 2) -> RemoteStore:
         self.remote_store.timeout, self.remote_store.retries = timeout, retries
         return self.remote_store
 

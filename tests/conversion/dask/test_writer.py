@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -22,12 +24,14 @@ dask = pytest.importorskip("dask")
 pd = pytest.importorskip("pandas")
 
 N = 100
+THREADS = 2
 
 
 @pytest.fixture(autouse=True)
-def threads():
-    with dask.config.set(scheduler="threads"):
-        yield
+def pool():
+    """Return the threads that run the tasks where no client is passed."""
+    with ThreadPoolExecutor(THREADS) as pool, dask.config.set(scheduler="threads", pool=pool):
+        yield pool
 
 
 def numbers(npartitions=5):
@@ -38,10 +42,15 @@ def folders(path):
     return sorted(name for name in os.listdir(path) if name.startswith("partition"))
 
 
-def wait_for_tasks(client):
-    """Wait until the workers, of one thread each, have finished the tasks that they began."""
-    addresses = client.scheduler_info(n_workers=-1)["workers"]
-    client.gather([client.submit(int, workers=[each], pure=False) for each in addresses])
+def wait_for_tasks(runner):
+    """Wait until the workers of a client, or the threads of a pool, have finished their tasks."""
+    if isinstance(runner, ThreadPoolExecutor):
+        barrier = threading.Barrier(THREADS)
+        for each in [runner.submit(barrier.wait) for _ in range(THREADS)]:
+            each.result()
+        return
+    addresses = runner.scheduler_info(n_workers=-1)["workers"]  # of one thread each
+    runner.gather([runner.submit(int, workers=[each], pure=False) for each in addresses])
 
 
 def assert_numbers(path, samples=range(N)):
@@ -140,13 +149,13 @@ def test_a_partition_of_another_schema_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("uses_cluster", [False, True])
-def test_bad_data_name_the_partition_and_leave_no_files(tmp_path, client, uses_cluster):
+def test_bad_data_name_the_partition_and_leave_no_files(tmp_path, client, pool, uses_cluster):
     bad = numbers().map(lambda s: s if s["n"] != 70 else {"n": "seventy", "text": "70"})
     chosen = client if uses_cluster else None
     with pytest.raises(PartitionError, match=r"partition 3: TypeError: sample 10.*'n'") as caught:
         write(tmp_path / "out", bad, client=chosen)
     assert caught.value.partition == 3
-    wait_for_tasks(client)
+    wait_for_tasks(chosen or pool)
     assert not (tmp_path / "out").exists()
     with pytest.raises(PartitionError, match=r"partition \d: ColumnError: .*'lable'"):
         write(tmp_path / "out", numbers(), columns=["lable"], client=chosen)
@@ -154,7 +163,7 @@ def test_bad_data_name_the_partition_and_leave_no_files(tmp_path, client, uses_c
     (tmp_path / "kept" / "notes.txt").write_text("of the user")
     with pytest.raises(PartitionError):
         write(tmp_path / "kept", bad, client=chosen)
-    wait_for_tasks(client)
+    wait_for_tasks(chosen or pool)
     assert os.listdir(tmp_path / "kept") == ["notes.txt"]
 
 
