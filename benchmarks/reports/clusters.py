@@ -11,13 +11,24 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from data import Data
-from figures import Figure, Pair, Result, Unavailable, measure, require
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from data import Data  # noqa: E402
+from figures import (  # noqa: E402
+    Figure,
+    Pair,
+    Result,
+    Unavailable,
+    measure,
+    require,
+)
 
 PARTITIONS = 8
 
