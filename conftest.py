@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import hypothesis
 import numpy as np
+import pages
 import pytest
+from _pytest.fixtures import TopRequest
 
 import npstream
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Iterator
     from pathlib import Path
 
 # The same examples at every run; `--hypothesis-profile=search` looks for new ones.
@@ -65,6 +67,51 @@ def datasets() -> Any:
 @pytest.fixture(autouse=True)
 def _names_in_docstrings(doctest_namespace: dict[str, Any]) -> None:
     doctest_namespace.update(np=np, npstream=npstream)
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> PageFile | None:
+    """Collect the examples of Markdown pages."""
+    if file_path.suffix == ".md":
+        return PageFile.from_parent(parent, path=file_path)
+    return None
+
+
+class PageFile(pytest.File):
+    """A Markdown page."""
+
+    def collect(self) -> Iterator[ExampleItem]:
+        for example in pages.examples(self.path):
+            name = f"line {example.line}"
+            yield ExampleItem.from_parent(self, name=name, example=example)
+
+
+class ExampleItem(pytest.Item):
+    """An example of a page; a test with the fixtures that all tests use."""
+
+    def __init__(self, name: str, parent: PageFile, example: pages.Example) -> None:
+        super().__init__(name, parent)
+        self.example = example
+
+    def setup(self) -> None:
+        # As pytest's own items of doctests do.
+        self.funcargs: dict[str, Any] = {}
+        fixtures = self.session._fixturemanager
+        self._fixtureinfo = fixtures.getfixtureinfo(node=self, func=None, cls=None)
+        self.fixturenames = self._fixtureinfo.names_closure
+        self._request = TopRequest(self, _ispytest=True)  # type: ignore[arg-type]
+        self._request._fillfixtures()
+
+    def runtest(self) -> None:
+        names = self.example.fixtures
+        pages.check(self.example, {name: self._request.getfixturevalue(name) for name in names})
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
+        if isinstance(excinfo.value, pages.Mismatch):
+            return str(excinfo.value)
+        return super().repr_failure(excinfo, style)
+
+    def reportinfo(self) -> tuple[Path, int, str]:
+        return self.path, self.example.line - 1, self.name
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pages
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -49,11 +50,11 @@ def test_the_rules_page_lists_all_environment_variables():
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=relative)
 def test_python_code_fences_have_a_tested_language(document):
-    fences = re.findall(r"^ *```(\S.*)$", document.read_text(), re.MULTILINE)
-    assert {fence for fence in fences if fence.startswith("py")} <= {
-        "python",
-        "python continuation",
-    }
+    for block in pages.parse(document.read_text()):
+        assert block.language in ("", "console", "json", "python", "sh", "text"), block
+        for option in block.options:
+            assert block.language == "python", block
+            assert re.fullmatch(r"continuation|file=\S+|fixture:\w+", option), block
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=relative)
