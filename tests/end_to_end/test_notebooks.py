@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import Browser, find_browser
-from notebooks import NOTEBOOKS, ROOT
+from notebooks import NOTEBOOKS, ROOT, printed
 
 HELPER = ROOT / "tests" / "helpers" / "notebooks.py"
 IMAGES = ROOT / "docs" / "images"
@@ -25,7 +25,21 @@ MIN_CONTRAST = 4
 MAX_IMAGE = 150_000
 """Bytes of a screenshot."""
 
-NEEDED = ["PIL", "ipykernel", "matplotlib", "nbclient", "nbconvert", "pandas", "pyarrow"]
+MAX_NOTEBOOK = 700_000
+"""Bytes of a notebook with its outputs."""
+
+VOLATILE = {
+    # The texts are those of the version of Python.
+    *(("tokens", cell) for cell in ("data", "look", "tokenizer", "blocks", "array", "mix")),
+    # How requests are merged depends on the latencies that were measured.
+    *(("remote", cell) for cell in ("query", "cache", "few", "epoch")),
+}
+"""Notebooks and cells whose text may differ between two runs."""
+
+NEEDED = [
+    "PIL", "aiohttp", "ipykernel", "matplotlib", "nbclient", "nbconvert", "pandas", "pyarrow",
+    "tokenizers", "torch",
+]  # fmt: skip
 
 VSCODE = {
     "vscode-light": {
@@ -51,6 +65,8 @@ THEMES = [
 ]
 """The theme of a page, what the browser prefers, and how the outputs should be."""
 
+pytestmark = pytest.mark.timeout(600)  # the first test runs all notebooks
+
 by_name = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -62,7 +78,7 @@ def pages(tmp_path_factory):
             pytest.skip(f"could not import '{name}': pip install 'npstream[notebooks]'")
     directory = tmp_path_factory.mktemp("notebooks")
     command = [sys.executable, str(HELPER), "--directory", str(directory)]
-    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=560)
     assert done.returncode == 0, done.stderr[-4000:]
     return directory
 
@@ -102,17 +118,17 @@ def rows(page: str) -> list[list[str]]:
 
 
 @by_name
-def test_notebooks_are_stored_without_outputs(path):
+def test_notebooks_are_stored_with_outputs(path):
     notebook = json.loads(path.read_text())
     assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
     assert set(notebook["metadata"]) == {"kernelspec", "language_info"}
     ids = [cell["id"] for cell in notebook["cells"]]
     assert len(set(ids)) == len(ids)
     assert all(re.fullmatch("[a-z]+(-[a-z]+)*", name) for name in ids)
-    for cell in notebook["cells"]:
-        assert cell["metadata"] == {}
-        if cell["cell_type"] == "code":
-            assert (cell["outputs"], cell["execution_count"]) == ([], None)
+    counts = [c["execution_count"] for c in notebook["cells"] if c["cell_type"] == "code"]
+    assert counts == list(range(1, len(counts) + 1))
+    assert all(cell["metadata"] == {} for cell in notebook["cells"])
+    assert path.stat().st_size <= MAX_NOTEBOOK
 
 
 def test_screenshots_are_small_and_shown():
@@ -126,6 +142,18 @@ def test_screenshots_are_small_and_shown():
 
 
 # The outputs
+
+
+@by_name
+def test_cells_print_what_is_stored(pages, path):
+    new = cells(pages / path.name)
+    for name, cell in cells(path).items():
+        if (path.stem, name) in VOLATILE:
+            assert [shown[:2] for shown in printed(new[name])] == [
+                shown[:2] for shown in printed(cell)
+            ], name
+        else:
+            assert list(printed(new[name])) == list(printed(cell)), name
 
 
 @by_name
@@ -158,6 +186,8 @@ def test_outputs_of_images(pages):
     assert "sample 3" in output(pages, "images", "damaged", "stream")
     assert output(pages, "images", "clean", "text/plain") == "(599, 64, 64, 3)"
     assert shown("batch").count("<img") == 4
+    assert output(pages, "images", "sizes", "text/plain").count("3)") == 4
+    assert output(pages, "images", "transform", "stream").startswith("(256, 3, 64, 64) float32")
 
 
 def test_outputs_of_text(pages):
@@ -173,6 +203,38 @@ def test_outputs_of_text(pages):
     assert scores[0] > 0.9
     assert "request" in output(pages, "text", "cost", "text/plain")
     assert "by the side-car" in shown("remote-describe")
+
+
+def test_outputs_of_remote(pages):
+    def text(cell):
+        return output(pages, "remote", cell, "stream")
+
+    assert "0 requests" in text("describe")
+    assert "more than implicit_read_limit=10.0 MiB" in text("gate")
+    assert "second read: 0 requests, 0 bytes" in text("cache")
+    assert "the rest takes 0 requests" in output(pages, "remote", "prefetch", "text/plain")
+    assert output(pages, "remote", "open", "text/html").count("<img") == 5
+
+
+def test_outputs_of_training(pages):
+    lines = output(pages, "training", "compare", "stream").splitlines()
+    assert lines == [
+        "two ranks, until the kill: 1 to 46",
+        "three ranks: 41 to 100",
+        "same samples in each step: True",
+        "samples of the first epoch: 6000 of which distinct: 6000",
+        "losses differ by less than 0.0001: True",
+    ]
+    statuses = [output(pages, "training", c, "text/plain") for c in ("whole", "killed", "resumed")]
+    assert statuses == ["0", "1", "0"]
+
+
+def test_outputs_of_tokens(pages):
+    def text(cell):
+        return output(pages, "tokens", cell, "text/plain")
+
+    assert output(pages, "tokens", "shares", "stream") == f"{[32] * 20}\n"
+    assert (text("run"), text("change"), text("distinct")) == ("1280", "2560", "True")
 
 
 # In a browser
