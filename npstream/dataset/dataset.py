@@ -506,6 +506,8 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], OrderMethods["Dataset"], D
         replication: int = 1,
         decode: Decode = False,
         transform: Callable[[Any], Any] | None = None,
+        threads: int | None = None,
+        prefetch: int | str | None = None,
     ) -> Iteration:
         """Return an iterable over this rank's part of the view, epoch after epoch.
 
@@ -559,7 +561,17 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], OrderMethods["Dataset"], D
         decode : bool, str, sequence of str or mapping, default: False
             Columns of images to decode, in threads, as for `load`.
         transform : callable, optional
-            Takes each Batch, or each sample, and returns its replacement.
+            Takes each Batch, or each sample, and returns its replacement. It runs in the thread of
+            the loop, unless `threads` is given.
+        threads : int, optional
+            Threads that read, and apply transforms to, the next batches while the loop uses a
+            batch. The order of batches stays the same. 0 reads each batch when the loop asks for
+            it. By default one fewer than this process's processors, at most 8, which only read; and
+            0 for single samples, in workers of a DataLoader, and for less than 4 MiB.
+        prefetch : int or str, optional
+            Maximum number of batches to make ahead, or their maximum bytes as text such as
+            "256MiB". By default two groups of batches for each thread, and at most 256 MiB or an
+            eighth of the free memory.
 
         Returns
         -------
@@ -585,7 +597,7 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], OrderMethods["Dataset"], D
                 rank=rank, world=world, batch_size=batch_size, global_batch_size=global_batch_size,
                 batched=batched, shuffle=shuffle, seed=seed, epoch=epoch, epoch_size=epoch_size,
                 last=last, ranks_per_node=ranks_per_node, replication=replication,
-                decode=decode, transform=transform,
+                decode=decode, transform=transform, threads=threads, prefetch=prefetch,
             )
         )  # fmt: skip
 

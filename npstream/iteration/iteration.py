@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from itertools import chain, repeat, starmap
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from npstream._core.arguments import integer, quantity
 from npstream._core.log import log
 from npstream._core.optional import import_npstream_torch
-from npstream.cache.priority import GROUPS
 from npstream.errors import short_repr
-from npstream.formats.hashes import digest
 from npstream.indexing.selection import Selection
 from npstream.iteration.counter import EpochCursor
 from npstream.iteration.epochs import epochs_for
+from npstream.iteration.feeding.caching import CachedIteration
+from npstream.iteration.feeding.feed import (
+    MIN_EPOCH_BYTES,
+    Feed,
+    choose_limits,
+    describe_error,
+    sample_bytes,
+)
+from npstream.iteration.feeding.items import UserError
+from npstream.iteration.feeding.threads import PrefetchCounts
 from npstream.iteration.former import former_source, former_version_hint
 from npstream.iteration.iterator import EpochIterator, EpochProgress
 from npstream.iteration.partition import LOOKUP_SAMPLES, to_unskipped_position
@@ -31,71 +37,31 @@ from npstream.iteration.pickling import is_spawning, require_importable
 from npstream.iteration.provenance import StepHistory
 from npstream.iteration.rank_epochs import FORMER_VERSION
 from npstream.iteration.ranks import decoding_threads, this_worker
-from npstream.iteration.resumable import Resumable
 from npstream.iteration.settings import VIEW_TRANSFORM
 from npstream.joins.versions import warn_of_newer_versions
 from npstream.reading.batch import Batch
 from npstream.reading.images.options import options_by_column
-from npstream.reading.load import apply_transform
-from npstream.shards.locality import ReadOrder
 
 if TYPE_CHECKING:
-    from npstream._core.typing import Bools, Int64
     from npstream.iteration.epochs import AnyEpochs
+    from npstream.iteration.feeding.items import Piece
     from npstream.iteration.provenance import Provenance
-    from npstream.iteration.ranks import Ranks
     from npstream.iteration.settings import IterationSettings
     from npstream.reading.gather import Lookup
     from npstream.reading.images.columns import DecodedColumns
     from npstream.reading.images.threads import ImageStack
     from npstream.reading.source import Source
-    from npstream.shards.base import RemotePart
-    from npstream.shards.locality import ChunkUses, EvictionOrder
-    from npstream.shards.remote import RemoteShards
+    from npstream.shards.locality import EvictionOrder
     from npstream.storage.traffic.record import ReadStats
-
-MAX_SAMPLED_RANKS = 32
-"""Ranks of one machine whose reads are simulated to see if the cache can hold their chunks."""
-
-RANK_SLACK = 16
-"""A chunk is kept until its last batch is this many batches old: other ranks may still read it."""
-
-MIN_USE_SAMPLES = 1 << 20
-"""Samples of an epoch that are looked up, at least, to find when its chunks are used."""
-
-SAMPLES_PER_CHUNK = 32
-"""More samples are looked up if there are fewer than this for each chunk."""
 
 _READ_BYTES = 1 << 22
 """Bytes of samples that are read together if samples are yielded, not batches."""
 
-_Piece: TypeAlias = "tuple[Int64, Bools, Int64]"
-"""Ids of samples that are read together, True for those that only fill up a batch, and the epoch
-position of each."""
-
-_Read: TypeAlias = "tuple[_Piece, Lookup, dict[str, Any]]"
+_Read: TypeAlias = "tuple[Piece, Lookup, dict[str, Any]]"
 """A piece, the lookup of its rows, and its columns."""
 
 
-class _Evictions(NamedTuple):
-    """The order in which caches that cannot hold all data of an iteration evict chunks.
-
-    Attributes
-    ----------
-    epochs : AnyEpochs
-        The epochs for which `orders` and `uses` were made.
-    orders : list of EvictionOrder
-        One for each dataset.
-    uses : dict of int to list of ChunkUses
-        For the current epoch and the next one, the uses of chunks of each dataset.
-    """
-
-    epochs: AnyEpochs
-    orders: list[EvictionOrder]
-    uses: dict[int, list[ChunkUses]]
-
-
-class Iteration(Resumable):
+class Iteration(CachedIteration):
     """One rank's part of a view, epoch after epoch. Made by `Dataset.iter`.
 
     It can be iterated over any number of times, and pickled. It is an ``IterableDataset`` for
@@ -138,15 +104,11 @@ class Iteration(Resumable):
         settings: IterationSettings,
         epochs: AnyEpochs,
     ) -> None:
-        super().__init__(epochs, settings)
-        self._source, self._selection, self._names = source, selection, names
+        super().__init__(source, selection, names, epochs, settings)
         self._start_stats = os.getpid(), source.read_stats() if source.remotes else None
-        # The step between the rows that are read one after the other; 0 if they are shuffled.
-        self._step = selection.step if epochs.is_view_order else 0
-        self._rowwise: bool | None = None
         # The newer versions that were reported. None before the first loop, which looks for none.
         self._reported_versions: set[str] | None = None
-        self._evictions: _Evictions | None = None
+        self._counts = PrefetchCounts()
         if settings.yields_batches and (view_transform is not None or source.has_transforms):
             raise ValueError(
                 "the view has a transform, which takes samples, and batches are not made of "
@@ -213,15 +175,78 @@ class Iteration(Resumable):
         log("iterating as worker %d of %d: %r over %s", worker, workers, self, part)
         batches_done, rows_done = divmod(progress.samples_done, part.batch_size)
         batches = range(worker, part.batches, workers or 1)[batches_done:]
-        pieces = self._pieces(progress, batches, rows_done)
-        items = (
-            self._batches(progress, pieces)
-            if self.yields_batches
-            else self._samples(progress, pieces)
+        feed = self._feed(progress, workers)
+        pieces = self._pieces(progress, batches, rows_done, feed.group)
+        if feed.reads_in_threads:
+            items = self._read_in_threads(progress, pieces, feed)
+        elif self.yields_batches:
+            items = self._batches(progress, pieces)
+        else:
+            items = self._samples(progress, pieces)
+        if not self._transforms:
+            return items
+        return self._with_sample_ids(feed.transform(items), progress, worker, workers)
+
+    def _feed(self, progress: EpochProgress, workers: int) -> Feed:
+        """Return how the items of an iteration are made."""
+        settings, plan = self._settings, self._source.plan(self._names)
+        part, size = progress.part, sample_bytes(self._source, plan, progress.part.batch_size)
+        # Threads would contend for the interpreter if they made single samples.
+        is_worthwhile = (
+            self.yields_batches
+            and not workers
+            and sample_bytes(self._source, plan, part.samples) >= MIN_EPOCH_BYTES
         )
-        for name, transform in self._transforms:
-            items = apply_transform(transform, items, name)
-        return items
+        processors = decoding_threads(settings.ranks_per_node)
+        limits = choose_limits(settings.threads, settings.prefetch_limit, processors, is_worthwhile)
+        transforms_in_threads = settings.threads is not None and limits.threads > 0
+        reads_in_threads = (
+            limits.threads > 0 and not self._decoding and not self._is_rowwise(progress)
+        )
+        transforms_one_by_one = bool(self._transforms) and transforms_in_threads
+        is_local = not self._source.remotes
+        group = 1
+        if reads_in_threads and self.yields_batches and is_local and not transforms_one_by_one:
+            group = limits.group(size)
+            if settings.prefetch is not None:
+                group = min(group, max(1, limits.tasks // 2))
+                limits = limits._replace(tasks=limits.tasks // group)
+        return Feed(
+            limits, group, reads_in_threads, transforms_in_threads, self._transforms, self._counts
+        )
+
+    def _read_in_threads(
+        self, progress: EpochProgress, pieces: Iterator[Piece], feed: Feed
+    ) -> Iterator[Any]:
+        """Yield items, which threads read."""
+        lookups, orders = self._begin_reading(progress, pieces)
+        batch_size = progress.part.batch_size if self.yields_batches else None
+        items = feed.read(self._source, self._names, batch_size, lookups, partial(_advance, orders))
+        try:
+            with closing(items):
+                for item in items:
+                    self.require_newest(progress)
+                    yield item
+        finally:
+            for order in orders:
+                order.end()
+
+    def _with_sample_ids(
+        self, items: Iterator[Any], progress: EpochProgress, worker: int, workers: int
+    ) -> Iterator[Any]:
+        """Yield items; an error of a transform gets a note with the ids of the item's samples."""
+        try:
+            yield from items
+        except UserError as error:
+            part, first = progress.part, progress.samples_done
+            batch, row = divmod(first, part.batch_size)
+            batch = worker + batch * max(workers, 1)
+            ids = part.lookup(range(batch, batch + 1))[0].tolist()
+            item = f"batch {batch} of this loop"
+            if not self.yields_batches:
+                ids, item = ids[row : row + 1], "one sample"
+            raised = describe_error(error, ids, item)
+            raise raised from raised.__cause__
 
     @property
     def yields_batches(self) -> bool:
@@ -316,10 +341,12 @@ class Iteration(Resumable):
             for options in self._decoding.values():
                 require_importable("transform= of decode", options.transform)
         self._resolve()
-        return {**super().__getstate__(), "_start_stats": None, "_evictions": None}
+        own = {"_start_stats": None, "_evictions": None, "_counts": None}
+        return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._counts = PrefetchCounts()
         self._start_stats = os.getpid(), self._source.read_stats() if self._source.remotes else None
 
     @property
@@ -337,7 +364,17 @@ class Iteration(Resumable):
         """
         process, start = self._start_stats
         stats = self._source.read_stats()
-        return stats if start is None or process != os.getpid() else stats - start
+        if start is not None and process == os.getpid():
+            stats = stats - start
+        counts = self._counts
+        return replace(
+            stats,
+            hits=counts.hits,
+            misses=counts.misses,
+            loop_wait_seconds=counts.wait_seconds,
+            batches_ready=counts.ready,
+            bytes_ahead=counts.nbytes,
+        )
 
     def __repr__(self) -> str:
         rank, world = (self._given_ranks or self._detected_ranks or ("?", "?"))[:2]
@@ -443,52 +480,7 @@ class Iteration(Resumable):
         self._rowwise = None
         return epochs_for(former, Selection.all(samples), self._settings)
 
-    def _is_rowwise(self, progress: EpochProgress) -> bool:
-        """Return True if samples are read one by one, because the cache cannot hold the chunks."""
-        if self._rowwise is None:
-            cursor = progress.cursor.epoch_start
-            self._rowwise = not self._step and self._source.is_rowwise(
-                self._order(cursor, self._epochs),
-                self._source.plan(self._names),
-                partial(self._smaller_block_hint, cursor),
-            )
-        return self._rowwise
-
-    def _order(self, cursor: EpochCursor, epochs: AnyEpochs) -> ReadOrder:
-        """Return the order in which this machine reads an epoch."""
-        ranks = self._merged_ranks()
-        nodes = ranks.world // ranks.per_node
-        # The order reads only a fraction of a chunk's samples. The others are not in the
-        # view, or are read by other nodes or by ranks that are not simulated.
-        view_share = min(1.0, self._selection.size / max(self._source.index.samples, 1))
-        sampled_share = min(1.0, MAX_SAMPLED_RANKS / ranks.per_node)
-        share = epochs.chunk_share(nodes) * view_share * sampled_share
-        return ReadOrder(partial(self._first_samples, cursor, ranks, epochs), share)
-
-    def _first_samples(self, cursor: EpochCursor, ranks: Ranks, epochs: AnyEpochs, n: int) -> Int64:
-        """Return about the first `n` samples that ranks of this machine read."""
-        first = ranks.rank - ranks.rank % ranks.per_node
-        step = -(-ranks.per_node // MAX_SAMPLED_RANKS)
-        sampled_ranks = range(first, first + ranks.per_node, step)
-        ids, batch_numbers = [], []
-        for rank in sampled_ranks:
-            part = self._part_of(cursor, ranks._replace(rank=rank), epochs)
-            batches = min(-(-n // (len(sampled_ranks) * part.batch_size)), part.batches)
-            ids.append(part.lookup(range(batches))[0])
-            batch_numbers.append(np.arange(len(ids[-1])) // part.batch_size)
-        # The ranks read their batches with the same number at about the same time.
-        return np.concatenate(ids)[np.argsort(np.concatenate(batch_numbers), kind="stable")]
-
-    def _smaller_block_hint(self, cursor: EpochCursor, fits: Callable[[ReadOrder], bool]) -> str:
-        """Return the part of an error message that names a shuffle setting the cache can hold."""
-        nbytes = self._source.index.total_nbytes
-        while (nbytes := nbytes // 2) and (smaller := self._epochs.with_block(nbytes)):
-            epochs, setting = smaller
-            if fits(self._order(cursor, epochs)):
-                return f"give {setting}"
-        return "read the samples in the order in which they are stored"
-
-    def _batches(self, progress: EpochProgress, pieces: Iterator[_Piece]) -> Iterator[Any]:
+    def _batches(self, progress: EpochProgress, pieces: Iterator[Piece]) -> Iterator[Any]:
         plan = self._source.plan(self._names)
         encodings = {name: e for name, e in plan.encodings.items() if name not in self._decoding}
         reads = self._reads(progress, pieces)
@@ -497,104 +489,33 @@ class Iteration(Resumable):
         for (ids, repeated, _), _, columns in reads:
             yield Batch(columns, ids, repeated, encodings=encodings)
 
-    def _reads(self, progress: EpochProgress, pieces: Iterator[_Piece]) -> Iterator[_Read]:
+    def _reads(self, progress: EpochProgress, pieces: Iterator[Piece]) -> Iterator[_Read]:
         """Yield the columns of pieces."""
         plan = self._source.plan(self._names)
         for piece, lookup in self._read_ahead(progress, pieces):
             yield piece, lookup, self._source.columns(plan, lookup, {})
 
-    def _read_ahead(
-        self, progress: EpochProgress, pieces: Iterator[_Piece]
-    ) -> Iterator[tuple[_Piece, Lookup]]:
+    def _begin_reading(
+        self, progress: EpochProgress, pieces: Iterator[Piece]
+    ) -> tuple[Iterator[tuple[Piece, Lookup]], list[EvictionOrder]]:
+        """Return pieces with lookups, whose chunks are fetched ahead, and the eviction orders."""
         plan, rowwise = self._source.plan(self._names), self._is_rowwise(progress)
         orders = [] if rowwise else self._begin_eviction(progress)
         step = 0 if orders else self._step  # an EvictionOrder knows when shards are finished
-        ahead = self._source.read_ahead(pieces, itemgetter(0), plan, step, rowwise)
+        return self._source.read_ahead(pieces, itemgetter(0), plan, step, rowwise), orders
+
+    def _read_ahead(
+        self, progress: EpochProgress, pieces: Iterator[Piece]
+    ) -> Iterator[tuple[Piece, Lookup]]:
+        ahead, orders = self._begin_reading(progress, pieces)
         try:
             for piece, lookup in ahead:
                 self.require_newest(progress)
                 yield piece, lookup
-                for order in orders if len(piece[2]) else ():
-                    order.advance(int(piece[2].max()))
+                _advance(orders, piece)
         finally:
             for order in orders:
                 order.end()
-
-    def _begin_eviction(self, progress: EpochProgress) -> list[EvictionOrder]:
-        """Tell caches that cannot hold all data when this epoch and the next one use each chunk.
-
-        Returns
-        -------
-        list of EvictionOrder
-            One for each dataset that does not fit its cache.
-        """
-        sources = self._source.sources_of(self._source.plan(self._names))
-        pairs = [(source, part) for source in sources for part in source.fetcher.shards.remotes]
-        if not pairs:
-            return []
-        from npstream.shards.locality import EvictionOrder, split_large_datasets
-
-        split = split_large_datasets(part for _, part in pairs)
-        datasets = [(source, part) for source, part in pairs if part in split]
-        if not datasets:
-            return []
-        cursor = progress.cursor.epoch_start
-        if self._evictions is None or self._evictions.epochs is not self._epochs:
-            state = self._epochs.state(cursor._replace(epoch=0), self._merged_ranks())
-            text = json.dumps(state, sort_keys=True, default=str)
-            group = int(digest("xxh3_64", text.encode()), 16) % GROUPS
-            orders = [EvictionOrder(part.shards, group) for _, part in datasets]
-            self._evictions = _Evictions(self._epochs, orders, {})
-        next_cursor = cursor._replace(epoch=cursor.epoch + 1).epoch_start
-        found, uses = self._evictions.uses, {}
-        for epoch_cursor in (cursor, next_cursor):
-            number = epoch_cursor.epoch
-            uses[number] = found.get(number) or self._chunk_uses(epoch_cursor, datasets)
-        self._evictions = self._evictions._replace(uses=uses)
-        part = self._part(cursor)
-        slack = min(RANK_SLACK * part.global_batch, part.size >> 8)
-        for k, order in enumerate(self._evictions.orders):
-            now, later = uses[cursor.epoch][k], uses[next_cursor.epoch][k]
-            order.begin(cursor.epoch, part.size, now, later, slack)
-        return self._evictions.orders
-
-    def _chunk_uses(
-        self, cursor: EpochCursor, datasets: list[tuple[Source, RemotePart[RemoteShards]]]
-    ) -> list[ChunkUses]:
-        """Return when the ranks of this machine use the chunks of each dataset in an epoch."""
-        from npstream.shards.locality import ChunkUses
-
-        chunks = sum(int(part.shards.files.chunks.sum()) for _, part in datasets)
-        samples = max(MIN_USE_SAMPLES, SAMPLES_PER_CHUNK * chunks)
-        ranks = min(self._merged_ranks().per_node, MAX_SAMPLED_RANKS)
-        step = max(1, ranks * self._part(cursor).samples // samples)
-        return [
-            ChunkUses.find(
-                part,
-                (
-                    (source.sample_ids(rows), positions)
-                    for rows, positions in self._sample_epoch(cursor, step)
-                ),
-                is_complete=step == 1,
-            )
-            for source, part in datasets
-        ]
-
-    def _sample_epoch(self, cursor: EpochCursor, step: int) -> Iterator[tuple[Int64, Int64]]:
-        """Yield rows that ranks of this machine read in an epoch, and their epoch positions.
-
-        Only every `step`-th batch is looked up.
-        """
-        ranks = self._merged_ranks()
-        first = ranks.rank - ranks.rank % ranks.per_node
-        rank_step = -(-ranks.per_node // MAX_SAMPLED_RANKS)
-        for rank in range(first, first + ranks.per_node, rank_step):
-            part = self._part_of(cursor, ranks._replace(rank=rank), self._epochs)
-            batches = range(0, part.batches, step)
-            block = part.lookup_batches(step)
-            for start in range(0, len(batches), block):
-                rows, _, positions = part.lookup_with_positions(batches[start : start + block])
-                yield rows, positions
 
     def _decoded(self, progress: EpochProgress, reads: Iterator[_Read]) -> Iterator[_Read]:
         """Yield reads with decoded images; the images of the next one are decoded meanwhile."""
@@ -620,19 +541,19 @@ class Iteration(Resumable):
                 self.require_newest(progress)
                 yield read, decoded
 
-    def _samples(self, progress: EpochProgress, pieces: Iterator[_Piece]) -> Iterator[Any]:
+    def _samples(self, progress: EpochProgress, pieces: Iterator[Piece]) -> Iterator[Any]:
         if self._decoding:
             yield from self._decoded_samples(progress, pieces)
             return
         for _, lookup in self._read_ahead(progress, pieces):
             yield from self._source.samples(self._names, lookup)
 
-    def _decoded_samples(self, progress: EpochProgress, pieces: Iterator[_Piece]) -> Iterator[Any]:
+    def _decoded_samples(self, progress: EpochProgress, pieces: Iterator[Piece]) -> Iterator[Any]:
         source, plan = self._source, self._source.plan(self._names)
         images = source.plan(tuple(self._decoding))
         others = source.plan(tuple(name for name in self._names if name not in self._decoding))
 
-        def read(piece: _Piece, lookup: Lookup) -> _Read:
+        def read(piece: Piece, lookup: Lookup) -> _Read:
             values = source.value_lists(others, lookup) if others.fields else {}
             return piece, lookup, {**values, **source.columns(images, lookup, {})}
 
@@ -646,18 +567,32 @@ class Iteration(Resumable):
             if decoded.error is not None:
                 raise decoded.error
 
-    def _pieces(self, progress: EpochProgress, batches: range, rows_done: int) -> Iterator[_Piece]:
-        """Yield the samples of batches in pieces; skip the first `rows_done` samples."""
+    def _pieces(
+        self, progress: EpochProgress, batches: range, rows_done: int, group: int
+    ) -> Iterator[Piece]:
+        """Yield the samples of batches in pieces; skip the first `rows_done` samples.
+
+        A piece has up to `group` batches. The first pieces are smaller, so that they are read soon.
+        """
         part = progress.part
         step = part.lookup_batches(batches.step)
         plan = self._source.plan(self._names)
         rows = min(LOOKUP_SAMPLES, self._source.estimate_read_rows(_READ_BYTES, plan))
         if self.yields_batches:
             rows = part.batch_size
+        max_rows = rows * group
         for start in range(0, len(batches), step):
             looked_up = part.lookup_with_positions(batches[start : start + step])
             ids, repeated, positions = looked_up
-            for row in range(rows_done, len(ids), rows):
+            row = rows_done
+            while row < len(ids):
                 span = slice(row, row + rows)
                 yield ids[span], repeated[span], positions[span]
+                row, rows = row + rows, min(2 * rows, max_rows)
             rows_done = 0
+
+
+def _advance(orders: list[EvictionOrder], piece: Piece) -> None:
+    """Tell caches that a piece was read."""
+    for order in orders if len(piece[2]) else ():
+        order.advance(int(piece[2].max()))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from npstream._core.arguments import integer, parse_count
+from npstream._core.arguments import integer, parse_count, parse_size
 from npstream.iteration.partition import LAST_BATCH_MODES
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ class IterationSettings:
     replication: int = 1
     decode: Decode = False
     transform: Callable[[Any], Any] | None = None
+    threads: int | None = None
+    prefetch: int | str | None = None
 
     def __post_init__(self) -> None:
         if (self.rank is None) != (self.world is None):
@@ -60,9 +62,26 @@ class IterationSettings:
             raise TypeError(f"transform={self.transform!r}: expected a function, or None")
         for name, minimum in _MINIMUM.items():
             number = getattr(self, name)
+            if name == "prefetch" and isinstance(number, str):
+                continue
             # None is valid only where it is the default.
             if number is not None or getattr(type(self), name) is not None:
                 object.__setattr__(self, name, integer(name, number, minimum))
+        _ = self.prefetch_limit  # raises if it is no size
+        if self.threads and not isinstance(self.prefetch, str) and self.prefetch == 0:
+            raise ValueError(
+                f"threads={self.threads} with prefetch=0: threads make batches ahead; give a "
+                "larger prefetch, or threads=0"
+            )
+
+    @property
+    def prefetch_limit(self) -> int | tuple[int] | None:
+        """`prefetch` as a number of batches, or as bytes in a tuple; None for the default."""
+        if isinstance(self.prefetch, str):
+            nbytes = parse_size(self.prefetch, "prefetch")
+            assert nbytes is not None
+            return (nbytes,)
+        return self.prefetch
 
     @property
     def yields_batches(self) -> bool:
@@ -82,5 +101,7 @@ _MINIMUM = {
     "epoch": 0,
     "ranks_per_node": 1,
     "replication": 1,
+    "threads": 0,
+    "prefetch": 0,
 }
 """The minimum of each integer setting; None without a minimum."""

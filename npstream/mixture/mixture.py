@@ -256,6 +256,8 @@ class Mixture(Dataset):
         replication: int = 1,
         decode: Decode = False,
         transform: Callable[[Any], Any] | None = None,
+        threads: int | None = None,
+        prefetch: int | str | None = None,
     ) -> Iteration:
         """Return an iterable over this rank's part of the drawn samples, epoch after epoch.
 
@@ -297,6 +299,10 @@ class Mixture(Dataset):
             Columns of images to decode, in threads, as for `load`.
         transform : callable, optional
             Takes each Batch, or each sample, and returns its replacement.
+        threads : int, optional
+            Threads that make the next batches; by default one fewer than the processors, at most 8.
+        prefetch : int or str, optional
+            Maximum number of batches to make ahead, or their maximum bytes as text.
 
         Returns
         -------
@@ -322,7 +328,7 @@ class Mixture(Dataset):
                 self.names, batching, batch_size, global_batch_size, rank=rank, world=world,
                 batched=batched, shuffle=shuffle, seed=seed, epoch=epoch, epoch_size=epoch_size,
                 last=last, ranks_per_node=ranks_per_node, replication=replication,
-                decode=decode, transform=transform,
+                decode=decode, transform=transform, threads=threads, prefetch=prefetch,
             )
         )  # fmt: skip
 

@@ -56,6 +56,18 @@ class ReadStats:
         stores it is the sum. A difference ``a - b`` has the concurrency of ``a``.
     histogram : tuple of int
         The counts of `npstream.storage.traffic.latency.LatencyHistogram`.
+    hits : int
+        Batches of ``ds.iter`` that were ready when the loop asked for them. This and the following
+        numbers are 0 for ``ds.stats``, and if no threads make batches ahead.
+    misses : int
+        Batches that the loop waited for.
+    loop_wait_seconds : float
+        Seconds that the loop waited for batches.
+    batches_ready : int
+        Batches that are ready now. A difference ``a - b`` has the number of ``a``.
+    bytes_ahead : int
+        Bytes of the batches that are ready now or being made. A difference ``a - b`` has the number
+        of ``a``.
 
     Examples
     --------
@@ -73,6 +85,11 @@ class ReadStats:
     wait_seconds: float = 0.0
     concurrency: int = 0
     histogram: tuple[int, ...] = field(default_factory=lambda: tuple(LatencyHistogram().counts))
+    hits: int = 0
+    misses: int = 0
+    loop_wait_seconds: float = 0.0
+    batches_ready: int = 0
+    bytes_ahead: int = 0
 
     def latency(self, percent: float) -> float:
         """Return a percentile of the latencies of range requests.
@@ -112,7 +129,12 @@ class ReadStats:
 
     def __sub__(self, other: ReadStats) -> ReadStats:
         difference = _combine(sub, self, other)
-        return replace(difference, concurrency=self.concurrency)
+        return replace(
+            difference,
+            concurrency=self.concurrency,
+            batches_ready=self.batches_ready,
+            bytes_ahead=self.bytes_ahead,
+        )
 
     def __repr__(self) -> str:
         return f"<ReadStats: {', '.join(f'{name} {text}' for name, text in self._facts())}>"
@@ -128,6 +150,15 @@ class ReadStats:
             ("read amplification", _ratio(self.read_amplification)),
             ("wait", f"{self.wait_seconds:.3g} s"),
             ("concurrency", f"{self.concurrency}"),
+            *(self._loop_facts() if self.hits or self.misses else ()),
+        ]
+
+    def _loop_facts(self) -> list[tuple[str, str]]:
+        return [
+            ("batches ready in time", f"{self.hits:,} of {self.hits + self.misses:,}"),
+            ("wait of the loop", f"{self.loop_wait_seconds:.3g} s"),
+            ("batches ready", f"{self.batches_ready:,}"),
+            ("bytes ahead", size_text(self.bytes_ahead)),
         ]
 
 

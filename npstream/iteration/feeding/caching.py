@@ -1,0 +1,212 @@
+"""Provide `CachedIteration`, which tells caches in what order an iteration reads.
+
+Tested in tests/iteration/test_iteration.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from npstream.cache.priority import GROUPS
+from npstream.formats.hashes import digest
+from npstream.iteration.resumable import Resumable
+from npstream.shards.locality import ReadOrder
+
+if TYPE_CHECKING:
+    from npstream._core.typing import Int64
+    from npstream.indexing.selection import Selection
+    from npstream.iteration.counter import EpochCursor
+    from npstream.iteration.epochs import AnyEpochs
+    from npstream.iteration.iterator import EpochProgress
+    from npstream.iteration.ranks import Ranks
+    from npstream.iteration.settings import IterationSettings
+    from npstream.reading.source import Source
+    from npstream.shards.base import RemotePart
+    from npstream.shards.locality import ChunkUses, EvictionOrder
+    from npstream.shards.remote import RemoteShards
+
+MAX_SAMPLED_RANKS = 32
+"""Ranks of one machine whose reads are simulated to see if the cache can hold their chunks."""
+
+RANK_SLACK = 16
+"""A chunk is kept until its last batch is this many batches old: other ranks may still read it."""
+
+MIN_USE_SAMPLES = 1 << 20
+"""Samples of an epoch that are looked up, at least, to find when its chunks are used."""
+
+SAMPLES_PER_CHUNK = 32
+"""More samples are looked up if there are fewer than this for each chunk."""
+
+
+class _Evictions(NamedTuple):
+    """The order in which caches that cannot hold all data of an iteration evict chunks.
+
+    Attributes
+    ----------
+    epochs : AnyEpochs
+        The epochs for which `orders` and `uses` were made.
+    orders : list of EvictionOrder
+        One for each dataset.
+    uses : dict of int to list of ChunkUses
+        For the current epoch and the next one, the uses of chunks of each dataset.
+    """
+
+    epochs: AnyEpochs
+    orders: list[EvictionOrder]
+    uses: dict[int, list[ChunkUses]]
+
+
+class CachedIteration(Resumable):
+    """One rank's part of a view, whose chunks may be in caches.
+
+    Parameters
+    ----------
+    source : Source
+    selection : Selection
+        The samples of the view.
+    names : tuple of str
+        The columns of the view.
+    epochs : AnyEpochs
+    settings : IterationSettings
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        selection: Selection,
+        names: tuple[str, ...],
+        epochs: AnyEpochs,
+        settings: IterationSettings,
+    ) -> None:
+        super().__init__(epochs, settings)
+        self._source, self._selection, self._names = source, selection, names
+        # The step between the rows that are read one after the other; 0 if they are shuffled.
+        self._step = selection.step if epochs.is_view_order else 0
+        self._rowwise: bool | None = None
+        self._evictions: _Evictions | None = None
+
+    def _is_rowwise(self, progress: EpochProgress) -> bool:
+        """Return True if samples are read one by one, because the cache cannot hold the chunks."""
+        if self._rowwise is None:
+            cursor = progress.cursor.epoch_start
+            self._rowwise = not self._step and self._source.is_rowwise(
+                self._order(cursor, self._epochs),
+                self._source.plan(self._names),
+                partial(self._smaller_block_hint, cursor),
+            )
+        return self._rowwise
+
+    def _order(self, cursor: EpochCursor, epochs: AnyEpochs) -> ReadOrder:
+        """Return the order in which this machine reads an epoch."""
+        ranks = self._merged_ranks()
+        nodes = ranks.world // ranks.per_node
+        # The order reads only a fraction of a chunk's samples. The others are not in the
+        # view, or are read by other nodes or by ranks that are not simulated.
+        view_share = min(1.0, self._selection.size / max(self._source.index.samples, 1))
+        sampled_share = min(1.0, MAX_SAMPLED_RANKS / ranks.per_node)
+        share = epochs.chunk_share(nodes) * view_share * sampled_share
+        return ReadOrder(partial(self._first_samples, cursor, ranks, epochs), share)
+
+    def _first_samples(self, cursor: EpochCursor, ranks: Ranks, epochs: AnyEpochs, n: int) -> Int64:
+        """Return about the first `n` samples that ranks of this machine read."""
+        first = ranks.rank - ranks.rank % ranks.per_node
+        step = -(-ranks.per_node // MAX_SAMPLED_RANKS)
+        sampled_ranks = range(first, first + ranks.per_node, step)
+        ids, batch_numbers = [], []
+        for rank in sampled_ranks:
+            part = self._part_of(cursor, ranks._replace(rank=rank), epochs)
+            batches = min(-(-n // (len(sampled_ranks) * part.batch_size)), part.batches)
+            ids.append(part.lookup(range(batches))[0])
+            batch_numbers.append(np.arange(len(ids[-1])) // part.batch_size)
+        # The ranks read their batches with the same number at about the same time.
+        return np.concatenate(ids)[np.argsort(np.concatenate(batch_numbers), kind="stable")]
+
+    def _smaller_block_hint(self, cursor: EpochCursor, fits: Callable[[ReadOrder], bool]) -> str:
+        """Return the part of an error message that names a shuffle setting the cache can hold."""
+        nbytes = self._source.index.total_nbytes
+        while (nbytes := nbytes // 2) and (smaller := self._epochs.with_block(nbytes)):
+            epochs, setting = smaller
+            if fits(self._order(cursor, epochs)):
+                return f"give {setting}"
+        return "read the samples in the order in which they are stored"
+
+    def _begin_eviction(self, progress: EpochProgress) -> list[EvictionOrder]:
+        """Tell caches that cannot hold all data when this epoch and the next one use each chunk.
+
+        Returns
+        -------
+        list of EvictionOrder
+            One for each dataset that does not fit its cache.
+        """
+        sources = self._source.sources_of(self._source.plan(self._names))
+        pairs = [(source, part) for source in sources for part in source.fetcher.shards.remotes]
+        if not pairs:
+            return []
+        from npstream.shards.locality import EvictionOrder, split_large_datasets
+
+        split = split_large_datasets(part for _, part in pairs)
+        datasets = [(source, part) for source, part in pairs if part in split]
+        if not datasets:
+            return []
+        cursor = progress.cursor.epoch_start
+        if self._evictions is None or self._evictions.epochs is not self._epochs:
+            state = self._epochs.state(cursor._replace(epoch=0), self._merged_ranks())
+            text = json.dumps(state, sort_keys=True, default=str)
+            group = int(digest("xxh3_64", text.encode()), 16) % GROUPS
+            orders = [EvictionOrder(part.shards, group) for _, part in datasets]
+            self._evictions = _Evictions(self._epochs, orders, {})
+        next_cursor = cursor._replace(epoch=cursor.epoch + 1).epoch_start
+        found, uses = self._evictions.uses, {}
+        for epoch_cursor in (cursor, next_cursor):
+            number = epoch_cursor.epoch
+            uses[number] = found.get(number) or self._chunk_uses(epoch_cursor, datasets)
+        self._evictions = self._evictions._replace(uses=uses)
+        part = self._part(cursor)
+        slack = min(RANK_SLACK * part.global_batch, part.size >> 8)
+        for k, order in enumerate(self._evictions.orders):
+            now, later = uses[cursor.epoch][k], uses[next_cursor.epoch][k]
+            order.begin(cursor.epoch, part.size, now, later, slack)
+        return self._evictions.orders
+
+    def _chunk_uses(
+        self, cursor: EpochCursor, datasets: list[tuple[Source, RemotePart[RemoteShards]]]
+    ) -> list[ChunkUses]:
+        """Return when the ranks of this machine use the chunks of each dataset in an epoch."""
+        from npstream.shards.locality import ChunkUses
+
+        chunks = sum(int(part.shards.files.chunks.sum()) for _, part in datasets)
+        samples = max(MIN_USE_SAMPLES, SAMPLES_PER_CHUNK * chunks)
+        ranks = min(self._merged_ranks().per_node, MAX_SAMPLED_RANKS)
+        step = max(1, ranks * self._part(cursor).samples // samples)
+        return [
+            ChunkUses.find(
+                part,
+                (
+                    (source.sample_ids(rows), positions)
+                    for rows, positions in self._sample_epoch(cursor, step)
+                ),
+                is_complete=step == 1,
+            )
+            for source, part in datasets
+        ]
+
+    def _sample_epoch(self, cursor: EpochCursor, step: int) -> Iterator[tuple[Int64, Int64]]:
+        """Yield rows that ranks of this machine read in an epoch, and their epoch positions.
+
+        Only every `step`-th batch is looked up.
+        """
+        ranks = self._merged_ranks()
+        first = ranks.rank - ranks.rank % ranks.per_node
+        rank_step = -(-ranks.per_node // MAX_SAMPLED_RANKS)
+        for rank in range(first, first + ranks.per_node, rank_step):
+            part = self._part_of(cursor, ranks._replace(rank=rank), self._epochs)
+            batches = range(0, part.batches, step)
+            block = part.lookup_batches(step)
+            for start in range(0, len(batches), block):
+                rows, _, positions = part.lookup_with_positions(batches[start : start + block])
+                yield rows, positions

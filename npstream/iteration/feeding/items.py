@@ -1,0 +1,188 @@
+"""Provide `ItemMaker`, which reads a piece of an epoch and makes its batches or samples.
+
+Tested in tests/iteration/feeding/test_feed.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from npstream.errors import stop_iteration_error
+from npstream.iteration.feeding.threads import result_bytes
+from npstream.reading.batch import Batch, Ragged
+
+if TYPE_CHECKING:
+    from npstream._core.typing import Bools, Int64
+    from npstream.reading.gather import Lookup
+    from npstream.reading.source import Source
+
+__all__ = ["ItemMaker", "MadeItems", "Piece", "Transforms", "UserError", "apply_transforms"]
+
+Piece: TypeAlias = "tuple[Int64, Bools, Int64]"
+"""Ids of samples that are read together, True for those that only fill up a batch, and the epoch
+position of each."""
+
+Transforms: TypeAlias = "Sequence[tuple[str, Callable[[Any], Any]]]"
+"""Functions to apply to each item, one after the other, each with its name in messages."""
+
+
+class UserError(Exception):
+    """Carries an exception of a user's function to the loop, which knows the item's samples.
+
+    Parameters
+    ----------
+    name : str
+        The name of the function in messages.
+    error : Exception
+    """
+
+    def __init__(self, name: str, error: Exception) -> None:
+        super().__init__(name, error)
+        self.name, self.error = name, error
+
+
+def apply_transforms(transforms: Transforms, item: Any) -> Any:
+    """Return an item after all transforms; raise UserError if one of them raises."""
+    for name, transform in transforms:
+        try:
+            item = transform(item)
+        except StopIteration as error:
+            # It would end a loop without notice.
+            replacement = stop_iteration_error(name)
+            replacement.__cause__ = error
+            raise UserError(name, replacement) from error
+        except Exception as error:
+            raise UserError(name, error) from error
+    return item
+
+
+class MadeItems:
+    """The items of a piece, up to the first one that cannot be made. They can be taken once.
+
+    Parameters
+    ----------
+    items : list
+    error : Exception or None
+        The error of the item that cannot be made.
+
+    Attributes
+    ----------
+    nbytes : int
+        About how many bytes the items have.
+    """
+
+    __slots__ = ("_items", "error", "nbytes")
+
+    def __init__(self, items: list[Any], error: Exception | None) -> None:
+        self.error = error
+        self.nbytes = sum(map(result_bytes, items))
+        items.reverse()
+        self._items = items
+
+    def take(self) -> Iterator[Any]:
+        """Yield the items, which this object then no longer keeps in memory; raise the error."""
+        while self._items:
+            yield self._items.pop()
+        if self.error is not None:
+            raise self.error
+
+
+class ItemMaker:
+    """Reads pieces of an epoch, and makes their items. Threads may share it.
+
+    Parameters
+    ----------
+    source : Source
+    names : tuple of str
+        The columns.
+    batch_size : int or None
+        Samples in a batch; None to make samples.
+    encodings : mapping of str to str
+        The stored encoding of each column.
+    transforms : sequence of (str, callable)
+        Functions to apply to each item.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        names: tuple[str, ...],
+        batch_size: int | None,
+        encodings: Mapping[str, str],
+        transforms: Transforms,
+    ) -> None:
+        self._source, self._names, self._batch_size = source, names, batch_size
+        self._plan, self._encodings = source.plan(names), encodings
+        self._transforms = transforms
+
+    def __call__(self, read: tuple[Piece, Lookup]) -> MadeItems:
+        """Make the items of a piece.
+
+        If a piece of several items cannot be read, its items are read one by one, because damage
+        concerns single samples.
+        """
+        piece, lookup = read
+        items: list[Any] = []
+        error: Exception | None = None
+        try:
+            items = self._read(piece, lookup)
+        except Exception as raised:
+            step = self._batch_size or 1
+            if len(piece[0]) <= step:
+                raise
+            items, error = self._read_one_by_one(piece, step)
+            if error is None:  # only the read of all items together fails
+                raise raised from None
+        if self._transforms:
+            items, raised_by_user = self._transform(items)
+            error = raised_by_user or error
+        return MadeItems(items, error)
+
+    def _transform(self, items: list[Any]) -> tuple[list[Any], Exception | None]:
+        results: list[Any] = []
+        for item in items:
+            try:
+                results.append(apply_transforms(self._transforms, item))
+            except UserError as error:
+                return results, error
+        return results, None
+
+    def _read_one_by_one(self, piece: Piece, step: int) -> tuple[list[Any], Exception | None]:
+        """Return the items before the first that cannot be read, and its error."""
+        items: list[Any] = []
+        for start in range(0, len(piece[0]), step):
+            rows = slice(start, start + step)
+            ids, repeated, positions = piece[0][rows], piece[1][rows], piece[2][rows]
+            try:
+                items += self._read((ids, repeated, positions), self._source.look_up(ids))
+            except Exception as error:
+                return items, error
+        return items, None
+
+    def _read(self, piece: Piece, lookup: Lookup) -> list[Any]:
+        if self._batch_size is None:
+            return list(self._source.samples(self._names, lookup))
+        columns = self._source.columns(self._plan, lookup, {})
+        ids, repeated, _ = piece
+        if len(ids) <= self._batch_size:
+            return [Batch(columns, ids, repeated, encodings=self._encodings)]
+        return [
+            Batch(
+                {name: _rows(column, start, stop) for name, column in columns.items()},
+                ids[start:stop],
+                repeated[start:stop],
+                encodings=self._encodings,
+            )
+            for start in range(0, len(ids), self._batch_size)
+            for stop in (start + self._batch_size,)
+        ]
+
+
+def _rows(column: Any, start: int, stop: int) -> Any:
+    """Return some rows of a column, over the same memory."""
+    rows = column[start:stop]
+    if isinstance(rows, Ragged):
+        values, offsets = rows._packed()
+        rows = rows._with_rows(values, offsets, rows.shapes)
+    return rows

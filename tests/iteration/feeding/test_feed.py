@@ -1,0 +1,225 @@
+"""`threads=` and `prefetch=` of `ds.iter`: the same batches, states and errors as without."""
+
+from __future__ import annotations
+
+import gc
+import threading
+
+import numpy as np
+import pytest
+
+import npstream
+from npstream.iteration.feeding.feed import MAX_NBYTES, choose_limits
+
+TIMEOUT = 60
+ROWS = 1000
+
+
+@pytest.fixture
+def ds(tmp_path):
+    generator = np.random.default_rng(0)
+    texts = ["x" * int(n) for n in generator.integers(0, 20, ROWS)]
+    arrays = [np.arange(int(n), dtype=np.int16) for n in generator.integers(1, 9, ROWS)]
+    columns = {"number": np.arange(ROWS), "text": texts, "array": arrays}
+    path = tmp_path / "data"
+    npstream.write(path, columns, shard_size="8KiB")
+    with npstream.open(path) as dataset:
+        yield dataset
+
+
+def assert_same(left, right):
+    assert left.keys() == right.keys()
+    for name in left:
+        if isinstance(left[name], npstream.Ragged):
+            assert np.array_equal(left[name].values, right[name].values)
+            assert np.array_equal(left[name].offsets, right[name].offsets)
+        assert left[name][0].__class__ is right[name][0].__class__
+        assert all(map(np.array_equal, left[name], right[name]))
+    assert np.array_equal(left.ids, right.ids)
+    assert np.array_equal(left.repeated, right.repeated)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 256, 2000])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_change_neither_batches_nor_states(ds, batch_size, threads):
+    plain = ds.iter(0, 1, batch_size=batch_size, shuffle=True, threads=0)
+    ahead = ds.iter(0, 1, batch_size=batch_size, shuffle=True, threads=threads)
+    for _ in range(2):
+        for left, right in zip(plain, ahead, strict=True):
+            assert_same(left, right)
+            assert plain.state_dict() == ahead.state_dict()
+
+
+def test_threads_change_no_samples(ds):
+    plain, ahead = (ds.iter(0, 1, shuffle=True, threads=threads) for threads in (0, 2))
+    left, right = list(plain), list(ahead)
+    assert [sample["number"] for sample in left] == [sample["number"] for sample in right]
+    assert [sample["text"] for sample in left] == [sample["text"] for sample in right]
+
+
+@pytest.mark.parametrize("stop", [0, 1, 5, 17])
+def test_a_loop_that_was_left_resumes_after_the_last_yielded_batch(ds, stop):
+    whole = [batch.ids for batch in ds.iter(0, 1, batch_size=32, shuffle=True, threads=0)]
+    ahead = ds.iter(0, 1, batch_size=32, shuffle=True, threads=2)
+    for number, _ in enumerate(ahead):
+        if number == stop:
+            break
+    resumed = ds.iter(0, 1, batch_size=32, shuffle=True, threads=2)
+    resumed.load_state_dict(ahead.state_dict())
+    rest = [batch.ids for batch in resumed]
+    assert np.array_equal(np.concatenate(rest), np.concatenate(whole[stop + 1 :]))
+
+
+def test_transforms_run_in_threads_if_threads_are_given(ds):
+    names = set()
+
+    def transform(batch):
+        names.add(threading.current_thread().name)
+        return batch.ids
+
+    batches = list(ds.iter(0, 1, batch_size=100, transform=transform, threads=2))
+    assert np.array_equal(np.concatenate(batches), np.arange(ROWS))
+    assert names == {"npstream-batches"}
+    names.clear()
+    list(ds.iter(0, 1, batch_size=100, transform=transform))
+    assert names == {threading.current_thread().name}
+
+
+def test_order_is_kept_if_transforms_end_in_another_order(ds):
+    second_is_done = threading.Event()
+
+    def transform(batch):
+        if batch.ids[0] == 0:
+            assert second_is_done.wait(TIMEOUT)
+        if batch.ids[0] == 10:
+            second_is_done.set()
+        return batch.ids[0]
+
+    batches = ds.iter(0, 1, batch_size=10, transform=transform, threads=2)
+    assert list(batches) == list(range(0, ROWS, 10))
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+@pytest.mark.parametrize("is_batched", [True, False])
+def test_an_error_of_a_transform_names_the_samples_and_the_loop_continues(ds, threads, is_batched):
+    def transform(item):
+        numbers = item["number"].tolist() if is_batched else [item["number"]]
+        if 25 in numbers:
+            raise KeyError("wrong")
+        return numbers
+
+    size = 10 if is_batched else None
+    items = iter(ds.iter(0, 1, batch_size=size, transform=transform, threads=threads))
+    count = 2 if is_batched else 25
+    for _ in range(count):
+        next(items)
+    with pytest.raises(KeyError, match="wrong") as info:
+        next(items)
+    (note,) = info.value.__notes__
+    assert note.startswith("in transform= of ")
+    assert "samples 20, 21, 22" in note if is_batched else note.endswith("sample 25")
+    assert next(items)[0] == (30 if is_batched else 26)
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_stop_iteration_of_a_transform_does_not_end_the_loop(ds, threads):
+    def transform(batch):
+        raise StopIteration
+
+    with pytest.raises(RuntimeError, match="transform=") as info:
+        list(ds.iter(0, 1, batch_size=10, transform=transform, threads=threads))
+    assert isinstance(info.value.__cause__, StopIteration)
+
+
+def damage(path, row):
+    """Make the sizes of a sample's columns wrong."""
+    (shard,) = path.glob("shard.00000.mds")
+    content = bytearray(shard.read_bytes())
+    offset = int(np.frombuffer(content[4 * (row + 1) : 4 * (row + 2)], "<u4")[0])
+    content[offset : offset + 4] = b"\xff" * 4
+    shard.write_bytes(content)
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_a_damaged_sample_fails_only_its_batch(tmp_path, threads):
+    path = tmp_path / "damaged"
+    npstream.write(path, {"x": np.arange(100), "text": ["a"] * 100})
+    damage(path, 35)
+    ds = npstream.open(path, verify=False)
+    items = iter(ds.iter(0, 1, batch_size=10, threads=threads))
+    assert [next(items).ids[0] for _ in range(3)] == [0, 10, 20]
+    with pytest.raises(npstream.errors.FormatError, match="sample 35"):
+        next(items)
+    assert next(items).ids[0] == 40
+
+
+def test_stats_show_what_is_ahead(ds):
+    batches = ds.iter(0, 1, batch_size=10, threads=1, prefetch=8)
+    assert batches.stats.batches_ready == batches.stats.hits == 0
+    iterator = iter(batches)
+    for _ in range(20):
+        next(iterator)
+    stats = batches.stats
+    assert stats.hits + stats.misses >= 20
+    assert stats.batches_ready <= 8
+    assert stats.bytes_ahead > 0
+    assert "batches ready" in repr(stats)
+    iterator.close()
+    assert batches.stats.bytes_ahead == 0
+
+
+def test_prefetch_bounds_bytes(ds):
+    per_sample = ds.shards["bytes"].sum() / ROWS
+    limit = int(40 * per_sample)
+    batches = ds.iter(0, 1, batch_size=10, threads=2, prefetch=str(limit))
+    for _ in batches:
+        assert batches.stats.bytes_ahead <= 1.2 * limit  # sizes vary
+
+
+def test_threads_end_with_the_loop(ds):
+    gc.collect()  # iterators of earlier tests, which tracebacks refer to
+    for _ in ds.iter(0, 1, batch_size=10, threads=2):
+        break
+    assert not [t for t in threading.enumerate() if t.name == "npstream-batches"]
+
+
+def test_batches_of_a_group_share_no_elements(ds):
+    batches = list(ds.iter(0, 1, batch_size=10, threads=1))
+    for batch in batches:
+        batch["number"][:] = batch.ids[0]
+    assert [batch["number"][-1] for batch in batches] == list(range(0, ROWS, 10))
+
+
+@pytest.mark.parametrize("threads", [0, 1, 2])
+def test_mixtures_read_in_threads(ds, threads):
+    mixture = npstream.mix({"a": ds[:300], "b": ds[300:]})
+    plain = [batch.ids for batch in mixture.iter(0, 1, batch_size=50, shuffle=True, threads=0)]
+    ahead = mixture.iter(0, 1, batch_size=50, shuffle=True, threads=threads)
+    assert np.array_equal(plain, [batch.ids for batch in ahead])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"threads": -1}, "threads=-1"),
+        ({"threads": 1.5}, "threads=1.5"),
+        ({"prefetch": -1}, "prefetch=-1"),
+        ({"prefetch": "much"}, "prefetch"),
+        ({"threads": 2, "prefetch": 0}, "threads=2 with prefetch=0"),
+    ],
+)
+def test_invalid_settings_raise(ds, arguments, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        ds.iter(0, 1, batch_size=2, **arguments)
+
+
+def test_default_threads_leave_a_processor_to_the_loop():
+    assert choose_limits(None, None, 1, True).threads == 0
+    assert choose_limits(None, None, 4, True).threads == 3
+    assert choose_limits(None, None, 100, True).threads == 8
+    assert choose_limits(None, None, 100, False).threads == 0
+    assert choose_limits(5, None, 1, False).threads == 5
+    assert choose_limits(None, 0, 8, True).threads == 0
+    assert choose_limits(2, None, 8, True).nbytes <= MAX_NBYTES
+    assert choose_limits(2, (1 << 20,), 8, True).nbytes == 1 << 20
+    assert choose_limits(2, 7, 8, True).tasks == 7
