@@ -41,6 +41,11 @@ if TYPE_CHECKING:
 
 __all__ = ["DataLoader"]
 
+# Base classes of the classes of `npstream.streaming`.
+TorchDataLoader = torch.utils.data.DataLoader
+TorchDataset = torch.utils.data.Dataset
+TorchIterableDataset = torch.utils.data.IterableDataset
+
 
 def to_tensor(array: AnyArray) -> torch.Tensor:
     """Return a tensor of an array's values, which shares its memory unless it is read-only."""

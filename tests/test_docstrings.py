@@ -32,6 +32,8 @@ from npstream.reading.cost import Cost
 MODULES = [npstream, npstream.cache, npstream.errors, npstream.testing, npstream.tokens]
 if importlib.util.find_spec("torch"):
     MODULES.append(importlib.import_module("npstream.torch"))
+    MODULES.append(importlib.import_module("npstream.streaming"))
+    MODULES.append(importlib.import_module("npstream.streaming.base.util"))
 
 
 def test_torch_is_among_the_modules():
@@ -144,7 +146,9 @@ def test_defaults_are_described(name):
 
 
 def default_text(default: Any) -> str:
-    return f'"{default}"' if isinstance(default, str) else repr(default)
+    if not isinstance(default, str):
+        return repr(default)
+    return '"' + default.encode("unicode_escape").decode() + '"'
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

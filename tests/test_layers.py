@@ -129,7 +129,11 @@ def test_modules_and_functions_stay_short(module):
             assert not code or node.end_lineno - code[0].lineno < MAX_FUNCTION_LINES, node.name
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("__init__.py")), ids=lambda p: p.parent.name)
+@pytest.mark.parametrize(
+    "path",
+    sorted(PACKAGE.rglob("__init__.py")),
+    ids=lambda path: str(path.parent.relative_to(ROOT)),
+)
 def test_folders_hold_few_modules(path):
     assert len([*path.parent.glob("*.py")]) - 1 <= MAX_MODULES  # __init__ is not counted
 

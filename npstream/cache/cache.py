@@ -337,6 +337,11 @@ class ShardCache:
             message = f"{error.strerror or error}: no file was pinned or unpinned"
             raise StorageError(error.errno, message, self.directory) from error
 
+    def evict(self, keys: Iterable[str]) -> int:
+        """Remove the files with these keys, also those in use, and return the bytes they took."""
+        paths = {self.path(key) for key in keys}
+        return eviction.remove_files(self.directory, self.timeout, paths)
+
     def require_pinned(self, nbytes: int, keys: Iterable[str]) -> None:
         """Raise ValueError if the limit is less than `nbytes` and the other pinned files together.
 

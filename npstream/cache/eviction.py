@@ -411,8 +411,8 @@ def count_files(path: str) -> tuple[int, int]:
     return len(files), sum(file.nbytes for file in files)
 
 
-def remove_files(path: str, timeout: float) -> int:
-    """Remove every file of the cache, and return the bytes that they took.
+def remove_files(path: str, timeout: float, only: Collection[str] | None = None) -> int:
+    """Remove every file of the cache, or only those with some paths; return their bytes.
 
     Raises
     ------
@@ -425,7 +425,8 @@ def remove_files(path: str, timeout: float) -> int:
     try:
         with cache_dir.hold_lock(path, timeout) as descriptor:
             cache_dir.sweep(path)
-            freed = sum(file.nbytes for file in cache_dir.entries(path) if sparse.evict(file.path))
+            files = [f for f in cache_dir.entries(path) if only is None or f.path in only]
+            freed = sum(file.nbytes for file in files if sparse.evict(file.path))
             _write_counter(descriptor, _reserved_bytes(path) + count_files(path)[1])
     except OSError as error:
         message = f"{error.strerror or error}: the cache was not emptied"

@@ -17,7 +17,7 @@ from npstream.shards.opening import open_cache, open_shards
 from npstream.shards.table import Fetcher
 from npstream.storage.local import open_store, options_for
 from npstream.storage.traffic.events import report_block
-from npstream.storage.urls import join_url, local_path, location_str
+from npstream.storage.urls import join_url, local_path, location_str, scheme_of
 
 if TYPE_CHECKING:
     import os
@@ -45,6 +45,7 @@ def open_dataset(
     hedge: bool = True,
     outage: float | str = 0,
     implicit_read_limit: int | str | None = "1GiB",
+    copy: bool = False,
 ) -> Dataset:
     """Open a dataset. This reads only the dataset's index.
 
@@ -92,6 +93,9 @@ def open_dataset(
     implicit_read_limit : int, str or None, default: "1GiB"
         Maximum bytes that an implicit read, such as a comparison, fetches. A read that would fetch
         more raises `CostError`. None sets no limit.
+    copy : bool, default: False
+        Whether to read a local path as if it were remote: chunks that are read are copied to the
+        cache, within its limit. This brings data from a network file system to a local disk.
 
     Returns
     -------
@@ -132,7 +136,9 @@ def open_dataset(
                 f"verify={verify!r}: expected True, False, 'auto' or one of {', '.join(HASHES)}"
             )
         limit = parse_size(implicit_read_limit, "implicit_read_limit")
-        _check_arguments(cache_limit, version, {"allow_pickle": allow_pickle, "hedge": hedge})
+        _check_arguments(
+            cache_limit, version, {"allow_pickle": allow_pickle, "hedge": hedge, "copy": copy}
+        )
         if cache is not None:
             cache = local_path(cache, "cache")
         root = url if split is None else join_url(url, split)
@@ -142,6 +148,8 @@ def open_dataset(
             "hedge": hedge,
             "outage": parse_seconds("outage", outage),
         }
+        if copy and scheme_of(location_str(root, "url")) in ("", "file"):
+            root = copied_url(root)
         store = open_store(root, storage_options, **limits, argument="url")
         sidecar_store = None
         if index is not None:
@@ -158,16 +166,12 @@ def open_dataset(
             limit,
             version,
         )
-        try:
-            with report_block("open", store.root):
-                source, names = opening.open(version)
-        except StorageError as error:
-            from npstream.dataset.missing_dataset import explain_missing_dataset
+        return opening.open_dataset(split)
 
-            if (explanation := explain_missing_dataset(error, store, split)) is not None:
-                raise explanation from None
-            raise
-        return Dataset(source, Selection.all(source.index.samples), names)
+
+def copied_url(path: str | os.PathLike[str]) -> str:
+    """Return a URL of a local path, whose files are fetched and cached as those of a store."""
+    return f"local://{local_path(path, 'url')}"
 
 
 class DatasetOpening(NamedTuple):
@@ -199,6 +203,20 @@ class DatasetOpening(NamedTuple):
     def renamed(self, names: Mapping[str, str]) -> DatasetOpening:
         """Return an opening whose sources are renamed as by `Source.renamed`."""
         return self._replace(renames=(*self.renames, dict(names)))
+
+    def open_dataset(self, split: str | None = None) -> Dataset:
+        """Open the version that the call named; `split` is that of the call, for messages."""
+        try:
+            with report_block("open", self.store.root):
+                source, names = self.open(self.version)
+        except StorageError as error:
+            from npstream.dataset.missing_dataset import explain_missing_dataset
+
+            explanation = explain_missing_dataset(error, self.store, split)
+            if explanation is not None:
+                raise explanation from None
+            raise
+        return Dataset(source, Selection.all(source.index.samples), names)
 
     def open(self, version: str | None = None) -> tuple[Source, tuple[str, ...]]:
         """Open a version with the other arguments; return its source and its columns."""

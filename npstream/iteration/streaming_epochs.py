@@ -9,7 +9,6 @@ Streaming repeats so that all ranks read the same number.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import asdict, replace
@@ -36,7 +35,7 @@ from npstream.iteration.state import (
 from npstream.orders.streaming.batching import StreamError
 from npstream.orders.streaming.order import MAX_IDS, STATE_KEYS
 from npstream.orders.streaming.partition import World
-from npstream.orders.streaming.settings import StreamingRun, streaming_shuffle
+from npstream.orders.streaming.settings import RUN_BYTES, StreamingRun, streaming_shuffle
 
 if TYPE_CHECKING:
     from npstream._core.typing import Int64
@@ -45,9 +44,6 @@ if TYPE_CHECKING:
     from npstream.orders.streaming.order import Epoch, StreamingOrder
     from npstream.reading.source import Source
 
-
-_CONTEXT = struct.Struct("<qqq")
-"""The context of a cursor: a StreamingRun, with 0 for an unknown number of initial nodes."""
 
 _MAX_REPEATED = 1 << 20
 """Upper bound of the samples that an epoch repeats to fill up ranks. The exact number depends on
@@ -68,7 +64,7 @@ class StreamingEpochs:
         `global_batch_size`.
     """
 
-    context_bytes = _CONTEXT.size
+    context_bytes = RUN_BYTES
 
     def __init__(self, source: Source, selection: Selection, settings: IterationSettings) -> None:
         shuffle = streaming_shuffle(settings.shuffle)
@@ -201,7 +197,7 @@ class StreamingEpochs:
             if state["epoch"] < 0:
                 return EpochCursor(0)
             run = StreamingRun(*(getattr(order, name) for name in StreamingRun._fields))
-            return EpochCursor(number, position, restart=position, context=_context(run))
+            return EpochCursor(number, position, restart=position, context=run.pack())
         require_keys(state, (*StreamingRun._fields, "drop_first"))
         run = StreamingRun(*(read_count(state, name, 0, 1 << 63) for name in StreamingRun._fields))
         for name, saved in run._asdict().items():
@@ -211,7 +207,7 @@ class StreamingEpochs:
         cursor = read_cursor(state, partial(self._state_settings, run, ranks))
         samples = sum(self._order(run).stream_samples()[0])
         require_within_epoch(cursor, samples + _MAX_REPEATED)
-        return cursor._replace(restart=read_count(state, "drop_first"), context=_context(run))
+        return cursor._replace(restart=read_count(state, "drop_first"), context=run.pack())
 
     def _order(self, run: StreamingRun | None, batch_size: int = 1) -> StreamingOrder:
         return self._settings.order(self._shards, self._weights, batch_size, self._epoch_size, run)
@@ -261,17 +257,9 @@ def _samples(epoch: Epoch, node: int, rank: int, restart: int, positions: Int64)
     return epoch.samples(node, rank, (positions - restart) // epoch.world.ranks)
 
 
-def _context(run: StreamingRun) -> bytes:
-    """Return the context of a run's cursors."""
-    return _CONTEXT.pack(run.num_canonical_nodes, run.shuffle_seed, run.initial_physical_nodes or 0)
-
-
 def _run(cursor: EpochCursor) -> StreamingRun | None:
     """Return the run of a cursor; None if no state was loaded."""
-    if not cursor.context:
-        return None
-    lanes, seed, nodes = _CONTEXT.unpack(cursor.context)
-    return StreamingRun(lanes, seed, nodes or None)
+    return StreamingRun.unpack(cursor.context) if cursor.context else None
 
 
 def _world(ranks: Ranks) -> World:

@@ -17,7 +17,7 @@ import npstream.torch
 from npstream import StreamingShuffle
 from npstream.iteration.counter import EpochCursor
 from npstream.iteration.ranks import Ranks
-from npstream.iteration.streaming_epochs import _context, _run
+from npstream.iteration.streaming_epochs import _run
 from npstream.orders.streaming.order import StreamingOrder
 from npstream.orders.streaming.partition import World
 from npstream.orders.streaming.settings import StreamingRun
@@ -496,7 +496,7 @@ def test_invalid_settings_raise_immediately(ds, arguments, error, message):
     "run", [StreamingRun(64, (1 << 63) - 1, None), StreamingRun(1, 0, 7), None]
 )
 def test_the_context_of_a_cursor_contains_the_run(run):
-    assert _run(EpochCursor(0, context=_context(run) if run else b"")) == run
+    assert _run(EpochCursor(0, context=run.pack() if run else b"")) == run
 
 
 def test_a_state_can_contain_the_largest_seed(ds):

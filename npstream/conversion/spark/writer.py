@@ -129,7 +129,6 @@ def write(
     npstream.conversion.dask.write : The same for collections of Dask.
     """
     with short_traceback:
-        begin = time.perf_counter()
         import_optional("pyspark", "pyspark", "spark")
         if map is None:
             columns = column_encodings(dataframe, columns)
@@ -142,13 +141,38 @@ def write(
             "hashes": tuple(hashes),
         }  # fmt: skip
         connection = {"storage_options": storage_options, "timeout": timeout, "retries": retries}
-        started = begin_write(path, connection, options)
-        try:
-            rows = dataframe.mapInArrow(_task(started), _RESULT).collect()
-            return merge_partitions(started, list(_results(rows)), begin)
-        except BaseException as error:
-            discard_partitions(started, error)
-            raise
+        return write_dataframe(path, dataframe, connection, options)
+
+
+def write_dataframe(
+    path: str | PathLike[str],
+    dataframe: Any,
+    connection: Mapping[str, Any],
+    options: Mapping[str, Any],
+    samples_of: Callable[[Any], Iterable[Any]] | None = None,
+) -> WriteReport:
+    """Write each partition of a DataFrame with the function `npstream.write`.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+    dataframe : pyspark.sql.DataFrame
+    connection : mapping
+        ``storage_options``, ``timeout`` and ``retries``.
+    options : mapping
+        The other arguments of `npstream.write`.
+    samples_of : callable, optional
+        Takes the Arrow RecordBatchReader of a partition, and returns the samples to write. By
+        default the rows are written.
+    """
+    begin = time.perf_counter()
+    started = begin_write(path, connection, options)
+    try:
+        rows = dataframe.mapInArrow(_task(started, samples_of), _RESULT).collect()
+        return merge_partitions(started, list(_results(rows)), begin)
+    except BaseException as error:
+        discard_partitions(started, error)
+        raise
 
 
 def _results(rows: Iterable[Any]) -> Iterator[PartitionResult]:
@@ -160,7 +184,9 @@ def _results(rows: Iterable[Any]) -> Iterator[PartitionResult]:
         yield PartitionResult(row.number, row.directory, columns, row.samples, row.rejected)
 
 
-def _task(started: PartitionedWrite) -> Callable[[Iterator[Any]], Iterator[Any]]:
+def _task(
+    started: PartitionedWrite, samples_of: Callable[[Any], Iterable[Any]] | None
+) -> Callable[[Iterator[Any]], Iterator[Any]]:
     """Return the function that each task calls with the record batches of its partition."""
 
     def write_batches(batches: Iterator[Any]) -> Iterator[Any]:
@@ -176,7 +202,8 @@ def _task(started: PartitionedWrite) -> Callable[[Iterator[Any]], Iterator[Any]]
         else:
             reader = pa.RecordBatchReader.from_batches(first.schema, chain([first], batches))
             try:
-                result = write_partition(started, number, reader)
+                data = reader if samples_of is None else samples_of(reader)
+                result = write_partition(started, number, data)
             # Bad data: if the task raised the error, Spark would retry the task. So it returns the
             # error.
             except PartitionError as failure:

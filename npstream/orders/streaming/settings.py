@@ -6,6 +6,7 @@ Tested in tests/orders/streaming/test_order.py.
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -31,6 +32,24 @@ class StreamingRun(NamedTuple):
     num_canonical_nodes: int
     shuffle_seed: int
     initial_physical_nodes: int | None
+
+    def pack(self) -> bytes:
+        """Return the settings as `RUN_BYTES` bytes, for processes that share them."""
+        return _PACKED_RUN.pack(
+            self.num_canonical_nodes, self.shuffle_seed, self.initial_physical_nodes or 0
+        )
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> StreamingRun:
+        """Return the settings of a result of `pack`."""
+        lanes, seed, nodes = _PACKED_RUN.unpack(packed)
+        return cls(lanes, seed, nodes or None)
+
+
+_PACKED_RUN = struct.Struct("<qqq")
+
+RUN_BYTES = _PACKED_RUN.size
+"""The length of a packed `StreamingRun`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,5 @@
+"""Provide the writers, as ``streaming.base.format`` does."""
+
+from npstream.streaming.writers import CSVWriter, JSONWriter, MDSWriter, TSVWriter, XSVWriter
+
+__all__ = ["CSVWriter", "JSONWriter", "MDSWriter", "TSVWriter", "XSVWriter"]

@@ -1,0 +1,173 @@
+"""Provide `iterate_epoch`, which yields the samples of one rank and worker in the next epoch.
+
+Tested in tests/streaming/test_dataset.py.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+
+from npstream._core.arguments import quantity
+from npstream._core.typing import Int64
+from npstream.iteration.ranks import this_worker
+from npstream.orders.streaming.order import Epoch  # noqa: TC001 - a NamedTuple's field
+from npstream.orders.streaming.settings import StreamingRun
+from npstream.streaming.position import detect_world
+
+if TYPE_CHECKING:
+    from npstream.iteration.counter import EpochCursor
+    from npstream.orders.streaming.order import StreamingOrder
+    from npstream.orders.streaming.partition import World
+    from npstream.streaming.position import RunPosition
+    from npstream.streaming.samples import StreamSamples
+
+
+class IterableSamples(Protocol):
+    """What `iterate_epoch` needs of a `StreamingDataset`."""
+
+    batch_size: int | None
+    num_canonical_nodes: int | None
+    shuffle_seed: int
+    shuffle_block_size: int | None
+    initial_physical_nodes: int | None
+    replication: int | None
+    _npstream_ahead: dict[int, Any]
+
+    @property
+    def samples_per_shard(self) -> Int64:
+        """The number of samples of each shard."""
+
+    @property
+    def _npstream_samples(self) -> StreamSamples: ...
+    @property
+    def _npstream_position(self) -> RunPosition: ...
+    @property
+    def _npstream_reads_itself(self) -> bool: ...
+    def _npstream_order(self, batch_size: int | None = None) -> StreamingOrder: ...
+    def __getitem__(self, at: Any) -> Any: ...
+
+
+class RankWork(NamedTuple):
+    """The part of an epoch that one rank and worker read.
+
+    Attributes
+    ----------
+    epoch : Epoch
+    place : (int, int)
+        The node, and the rank on it.
+    batches : range
+        Numbers of the rank's batches.
+    """
+
+    epoch: Epoch
+    place: tuple[int, int]
+    batches: range
+
+    def pieces(self, size: int) -> Iterator[Int64]:
+        """Yield the numbers of the samples, at most `size` together."""
+        step = self.epoch.lookup_batches(self.batches.step)
+        for start in range(0, len(self.batches), step):
+            numbers = self.epoch.ids(*self.place, self.batches[start : start + step]).reshape(-1)
+            numbers = numbers[numbers >= 0]  # -1 fills up the last batch
+            for first in range(0, len(numbers), size):
+                yield numbers[first : first + size]
+
+    def first_numbers(self, n: int) -> Int64:
+        """Return the numbers of about the first `n` samples, or of all if there are fewer."""
+        batches = self.batches[: -(-n // self.epoch.batch_size)]
+        work = self._replace(batches=batches)
+        return np.concatenate([np.empty(0, np.int64), *work.pieces(n or 1)])
+
+
+def begin_epoch(dataset: IterableSamples) -> RankWork:
+    """Begin the next epoch of a dataset, and return what this rank and worker read of it."""
+    if not isinstance(dataset.batch_size, int):
+        raise ValueError(
+            f"batch_size={dataset.batch_size!r}: give StreamingDataset the batch_size of the "
+            "DataLoader, which is that of one rank; the order of samples depends on it"
+        )
+    world, rank = detect_world(dataset.replication)
+    cursor = dataset._npstream_position.begin()
+    order = _resolve_settings(dataset, cursor, world)
+    _warn_of_repeats(dataset, order, world)
+    epoch = order.epoch(cursor.epoch, world, cursor.position)
+    worker, workers = this_worker()
+    batches = range(worker, epoch.batches, workers or 1)
+    return RankWork(epoch, world.node_and_rank(rank), batches)
+
+
+def iterate_epoch(dataset: IterableSamples) -> Iterator[Any]:
+    """Yield the samples of the next epoch for this rank and worker."""
+    work, samples = begin_epoch(dataset), dataset._npstream_samples
+    is_rowwise = samples.is_rowwise(work.first_numbers, 1 / work.epoch.world.nodes)
+    for numbers, lookup in samples.read_ahead(work.pieces(samples.samples_per_read), is_rowwise):
+        if dataset._npstream_reads_itself:
+            yield from samples.samples(lookup)
+        else:
+            yield from _overridden(dataset, numbers, lookup)
+
+
+def _resolve_settings(
+    dataset: IterableSamples, cursor: EpochCursor, world: World
+) -> StreamingOrder:
+    """Set the settings that a state or the ranks give, and return the order with all settings."""
+    if cursor.context:
+        run = StreamingRun.unpack(cursor.context)
+        dataset.num_canonical_nodes, dataset.shuffle_seed = (
+            run.num_canonical_nodes,
+            run.shuffle_seed,
+        )
+        dataset.initial_physical_nodes = run.initial_physical_nodes
+    order = dataset._npstream_order(dataset.batch_size)
+    dataset.num_canonical_nodes = order.lanes(world)
+    dataset.shuffle_block_size = order.block_size(world)
+    return order
+
+
+def _warn_of_repeats(dataset: IterableSamples, order: StreamingOrder, world: World) -> None:
+    """Warn if there are too few samples for the nodes or ranks, or too small blocks."""
+    if this_worker()[0]:
+        return
+    size, lanes = sum(order.stream_samples()[0]), order.lanes(world)
+    if size < lanes or (size == lanes and lanes < world.nodes):
+        warnings.warn(
+            f"{quantity(size, 'sample')} for num_canonical_nodes={lanes}: samples are repeated; "
+            "use fewer canonical nodes",
+            stacklevel=4,
+        )
+    elif size // world.nodes < world.ranks_per_node:
+        warnings.warn(
+            f"{quantity(size, 'sample')} for {quantity(world.ranks, 'rank')}: samples are repeated",
+            stacklevel=4,
+        )
+    largest, block = int(dataset.samples_per_shard.max()), order.block_size(world)
+    if order.shuffle and order.shuffle_algo == "py1e" and block < largest:
+        warnings.warn(
+            f"shuffle_block_size={block} is less than the {largest} samples of a shard, whose "
+            "samples are then not mixed with those of other shards: use larger blocks",
+            stacklevel=4,
+        )
+
+
+def _overridden(dataset: IterableSamples, numbers: Int64, lookup: Any) -> Iterator[Any]:
+    """Yield ``dataset[number]`` for each number.
+
+    All samples are read at once before. The dataset's own `get_item` takes them from there.
+    """
+    ahead = dataset._npstream_ahead
+    samples: list[Any]
+    try:
+        samples = list(dataset._npstream_samples.samples(lookup))
+    except Exception:
+        # Each sample is read again alone, so that the user's method gets the error of its sample.
+        samples = [None] * len(numbers)
+    for number, sample in zip(numbers.tolist(), samples, strict=True):
+        ahead.clear()
+        if sample is not None:
+            ahead[number] = sample
+        yield dataset[number]
+    ahead.clear()

@@ -1,0 +1,55 @@
+"""Provide `PartialCopyStore`: a remote store, some of whose files are in a local directory.
+
+Tested in tests/streaming/test_places.py.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterable
+from typing import Any
+
+from npstream._core.typing import Span
+from npstream.storage.remote import RemoteStore
+
+
+class PartialCopyStore(RemoteStore):
+    """A remote store that reads from local files what they have, and requests the rest.
+
+    Parameters
+    ----------
+    directory : str
+        The local directory. Its files are copies of those of the store.
+    *args : Any
+        The arguments of `RemoteStore`.
+    """
+
+    def __init__(self, directory: str, *args: Any) -> None:
+        super().__init__(*args)
+        self._directory = directory
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        _, arguments, state = super().__reduce__()
+        return type(self), (self._directory, *arguments), state
+
+    def stream(self, spans: Iterable[Span]) -> Generator[tuple[int, bytes]]:
+        """Yield byte ranges of files, each with its number among `spans`; local ones first."""
+        remote: list[tuple[int, Span]] = []
+        for number, span in enumerate(spans):
+            body = self._read_local(span)
+            if body is None:
+                remote.append((number, span))
+            else:
+                yield number, body
+        for position, body in super().stream(span for _, span in remote):
+            yield remote[position][0], body
+
+    def _read_local(self, span: Span) -> bytes | None:
+        """Return a range of a local file; None if the file is absent or too short."""
+        name, begin, nbytes = span
+        try:
+            with open(os.path.join(self._directory, *name.split("/")), "rb") as file:
+                body = os.pread(file.fileno(), nbytes, begin)
+        except OSError:
+            return None
+        return body if len(body) == nbytes else None

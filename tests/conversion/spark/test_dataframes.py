@@ -1,0 +1,64 @@
+"""`npstream.streaming.dataframe_to_mds` writes what Streaming's function writes."""
+
+from __future__ import annotations
+
+import pytest
+
+import npstream
+from npstream.streaming.base.converters import dataframe_to_mds
+
+pytest.importorskip("pyspark.sql")
+
+
+def frame(spark):
+    return spark.range(0, 20, 1, 3).selectExpr("id AS n", "CAST(id AS STRING) AS text")
+
+
+def test_rows(spark, tmp_path):
+    out = str(tmp_path / "out")
+    assert dataframe_to_mds(frame(spark), mds_kwargs={"out": out, "hashes": ["sha1"]}) == (out, "")
+    ds = npstream.open(out, verify="sha1")
+    assert ds["n"].load().tolist() == list(range(20))
+    assert ds["text"].load().to_list() == list(map(str, range(20)))
+    assert list((tmp_path / "out").glob("*/*.mds.zstd"))
+
+
+def test_a_pair_of_directories_is_written_to_the_second(spark, tmp_path):
+    local, remote = str(tmp_path / "local"), str(tmp_path / "remote")
+    settings = {"out": (local, remote), "compression": None, "keep_local": False}
+    assert dataframe_to_mds(frame(spark), mds_kwargs=settings) == ("", remote)
+    assert len(npstream.open(remote)) == 20
+    assert not (tmp_path / "local").exists()
+
+
+def pairs(batch, step):
+    """Make a sample of every `step` rows of a batch."""
+    numbers = batch["n"].tolist()
+    for first in range(0, len(numbers), step):
+        yield {"sum": sum(numbers[first : first + step])}
+
+
+def test_a_function_of_batches(spark, tmp_path):
+    out = str(tmp_path / "out")
+    settings = {"out": out, "columns": {"sum": "int64"}, "size_limit": "1kb"}
+    dataframe_to_mds(
+        frame(spark).coalesce(1), mds_kwargs=settings, udf_iterable=pairs, udf_kwargs={"step": 5}
+    )
+    assert sum(npstream.open(out)["sum"].load().tolist()) == sum(range(20))
+    assert len(npstream.open(out)) < 20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mds_kwargs": {}}, "needs out="),
+        ({"mds_kwargs": {"out": "x"}, "merge_index": False}, "merge_index=False"),
+        ({"mds_kwargs": {"out": "x"}, "udf_iterable": pairs}, "needs columns="),
+        ({"mds_kwargs": {"out": "x", "odd": 1}}, "unknown arguments: odd"),
+    ],
+)
+def test_invalid_arguments(spark, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        dataframe_to_mds(frame(spark), **arguments)
+    with pytest.raises(ValueError, match="the DataFrame is empty"):
+        dataframe_to_mds(frame(spark).where("n < 0"), mds_kwargs={"out": "x"})

@@ -1,0 +1,136 @@
+"""Streams of several datasets: their weights, their columns, and errors."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+
+import npstream
+from npstream.streaming import Stream, StreamingDataset
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Return a function that writes a dataset, and returns its directory."""
+
+    def write_columns(folder, **columns):
+        npstream.write(tmp_path / folder, columns, shard_samples=4)
+        return str(tmp_path / folder)
+
+    return write_columns
+
+
+@pytest.fixture
+def mixed(write):
+    """Return the directories of streams with other columns, and of one with other encodings."""
+    return [
+        write("a", x=np.arange(10), name=[f"a{i}" for i in range(10)]),
+        write("b", x=np.arange(10, 16, dtype=np.int32)),
+        write("c", text=["c0", "c1", "c2", "c3", "c4"], array=np.ones((5, 2))),
+    ]
+
+
+def expected(paths):
+    return [npstream.open(path)[i] for path in paths for i in range(len(npstream.open(path)))]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_streams_may_have_different_columns(mixed, count):
+    paths = mixed[:count]
+    ds = StreamingDataset(streams=[Stream(local=path) for path in paths], batch_size=4)
+    want = expected(paths)
+    n = len(want)
+    assert ds.size == n
+    np.testing.assert_equal([ds[i] for i in range(n)], want)
+    np.testing.assert_equal(ds[::-1], want[::-1])
+    np.testing.assert_equal(list(ds), want)
+    assert [list(sample) for sample in ds] == [sorted(sample) for sample in want]
+    assert [list(ds[i]) for i in range(n)] == [sorted(sample) for sample in want]
+    order = np.random.default_rng(0).integers(0, n, 50)
+    np.testing.assert_equal(ds[order], [want[i] for i in order])
+    np.testing.assert_equal(pickle.loads(pickle.dumps(ds))[-1], want[-1])
+
+
+def test_streams_with_the_same_columns_are_read_together(write):
+    paths = [write(name, x=np.arange(10), y=np.arange(10.0)) for name in "ab"]
+    ds = StreamingDataset(streams=[Stream(local=path) for path in paths], batch_size=4)
+    assert ds._npstream_samples._has_same_columns
+    np.testing.assert_equal(list(ds), expected(paths))
+    assert ds.stream_per_shard.tolist() == [0, 0, 0, 1, 1, 1]
+    assert ds.shard_offset_per_stream.tolist() == [0, 3]
+    assert ds.sample_offset_per_stream.tolist() == [0, 10]
+
+
+def test_shuffled_streams_with_different_columns(mixed):
+    streams = [Stream(local=mixed[0], proportion=1), Stream(local=mixed[2], proportion=3)]
+    ds = StreamingDataset(streams=streams, batch_size=4, shuffle=True, epoch_size="1k")
+    samples = list(ds)
+    assert len(samples) == len(ds) == 1000
+    assert sum("text" in sample for sample in samples) == 750
+    assert [stream.choose for stream in streams] == [250, 750]
+    assert [stream.proportion for stream in streams] == [0.25, 0.75]
+    assert [stream.repeat for stream in streams] == [25.0, 150.0]
+
+
+def test_streams_can_be_used_again(mixed):
+    """Their given weights stay, although all three are set."""
+    streams = [Stream(local=mixed[0], repeat=2), Stream(local=mixed[2])]
+    first = StreamingDataset(streams=streams, batch_size=4)
+    second = StreamingDataset(streams=streams[:1], batch_size=4)
+    assert (first.epoch_size, second.epoch_size) == (25, 20)
+
+
+def test_an_empty_stream_raises(mixed, tmp_path):
+    npstream.write(tmp_path / "empty", [], columns={"x": "int"})
+    streams = [Stream(local=mixed[0]), Stream(local=str(tmp_path / "empty"))]
+    with pytest.raises(RuntimeError, match=r"Stream\(local='.*empty'\) has no samples"):
+        StreamingDataset(streams=streams)
+
+
+def test_settings_come_from_the_dataset(write, tmp_path):
+    write("a/train", x=np.arange(3))
+    write("a/val", x=np.arange(5))
+    local = str(tmp_path / "a")
+    streams = [Stream(local=local), Stream(local=local, split="val", download_retry=7)]
+    ds = StreamingDataset(streams=streams, split="train", download_timeout=5)
+    assert ds.samples_per_stream.tolist() == [3, 5]
+    assert [stream.split for stream in streams] == ["train", "val"]
+    assert [stream.download_retry for stream in streams] == [2, 7]
+    assert [stream.download_timeout for stream in streams] == [5, 5]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"proportion": 1, "repeat": 2}, "at most one weight, not proportion and repeat"),
+        ({"proportion": -1}, "proportion=-1"),
+        ({"repeat": -1}, "repeat=-1"),
+        ({"choose": -1}, "choose=-1"),
+        ({"download_retry": -1}, "download_retry=-1"),
+        ({"download_timeout": 0}, "download_timeout=0"),
+    ],
+)
+def test_invalid_streams_raise(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Stream(local="x", **arguments)
+
+
+def test_invalid_weights_raise(mixed):
+    streams = [Stream(local=mixed[0], proportion=1), Stream(local=mixed[1], repeat=2)]
+    with pytest.raises(ValueError, match="some streams have a proportion"):
+        StreamingDataset(streams=streams)
+    with pytest.raises(ValueError, match="epoch_size"):
+        StreamingDataset(streams=[Stream(local=mixed[0], repeat=2)], epoch_size=5)
+    with pytest.raises(ValueError, match="neither remote nor local"):
+        StreamingDataset(streams=[Stream(split="train")])
+
+
+def test_shards_are_numbered_over_all_streams(mixed):
+    ds = StreamingDataset(streams=[Stream(local=path) for path in mixed])
+    assert [shard.samples for shard in ds.shards] == [4, 4, 2, 4, 2, 4, 1]
+    for shard in range(7):
+        ds.prepare_shard(shard)
+    with pytest.raises(IndexError, match="no shard of the number"):
+        ds.prepare_shard(7)
