@@ -370,7 +370,7 @@ class Ragged:
 
         Returns
         -------
-        ndarray, shape (n, length) or (n, *length)
+        ndarray, shape ``(n, length)`` or ``(n, *length)``
 
         Raises
         ------

@@ -5,11 +5,14 @@ The examples in the documents run as separate tests.
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 
 import pages
 import pytest
+
+import npstream
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -51,13 +54,41 @@ def test_the_rules_page_lists_all_environment_variables():
 @pytest.mark.parametrize("document", DOCUMENTS, ids=relative)
 def test_python_code_fences_have_a_tested_language(document):
     for block in pages.parse(document.read_text()):
-        assert block.language in ("", "console", "json", "python", "sh", "text"), block
+        languages = ("", "console", "json", "python", "sh", "text", "{eval-rst}")
+        assert block.language in languages, block
         for option in block.options:
             assert block.language == "python", block
             assert re.fullmatch(r"continuation|file=\S+|fixture:\w+", option), block
 
 
+def anchors(document: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub and the site make them."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=relative)
 def test_relative_links_exist(document):
-    targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text())
-    assert [target for target in targets if not (document.parent / target).exists()] == []
+    for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", document.read_text()):
+        path = document.parent / target if target else document
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(path), f"{target}#{anchor}"
+
+
+def test_the_reference_has_every_public_object():
+    pages_of_reference = "".join(path.read_text() for path in (ROOT / "docs/api").glob("*.md"))
+    listed = set(
+        re.findall(r"^\.\. auto\w+:: npstream\.([\w.]+)$", pages_of_reference, re.MULTILINE)
+    )
+    modules = {"cache", "errors", "tokens"}
+    expected = set(npstream.__all__) - modules
+    for name in [*modules, "testing"]:
+        module = importlib.import_module(f"npstream.{name}")
+        expected |= {f"{name}.{member}" for member in module.__all__}
+    assert expected <= listed
+
+
+def test_the_site_needs_no_network():
+    settings = (ROOT / "docs" / "conf.py").read_text()
+    assert "http" not in settings
+    assert "python -m sphinx -W" in (ROOT / ".ci" / "run").read_text()
