@@ -338,7 +338,7 @@ class ResumableRemoteRevision(_ResumableRevision, RemoteRevision, ResumableUrl):
             return False
         self.write_id = publication["write_id"]
         index = self._published_shards()
-        former = self._store.read(_FORMER) if _FORMER in sizes else None
+        former = self._read_former() if _FORMER in sizes else None
         if index is None:
             if former is not None:
                 self._require_unreplaced(former)
@@ -347,3 +347,10 @@ class ResumableRemoteRevision(_ResumableRevision, RemoteRevision, ResumableUrl):
         self._former = former or b""
         self._set_published(publication, index)
         return True
+
+    def _read_former(self) -> bytes | None:
+        """Return the recorded index; None if another process has removed it since the listing."""
+        try:
+            return self._store.read(_FORMER)
+        except FileNotFoundError:
+            return None

@@ -34,6 +34,7 @@ from npstream.storage.local import LocalStore, open_store
 from npstream.storage.remote import RemoteStore
 from npstream.writing.destination import LOCK, WORK
 from npstream.writing.resumption import remote
+from npstream.writing.resumption.revisions import _FORMER as FORMER
 from npstream.writing.revisions.base import Base
 
 pytestmark = pytest.mark.usefixtures("short_pauses")
@@ -406,6 +407,27 @@ def test_two_processes_that_resume_at_once(kind, tmp_path, request):
     count = (len(content) - 50) // 200
     assert 1 <= count <= outcomes.count("won"), outcomes
     assert content == [*range(50), *list(range(200)) * count]
+
+
+def test_the_record_of_the_replaced_index_is_removed_while_another_process_resumes(
+    memory, monkeypatch
+):
+    begin(memory)
+    with monkeypatch.context() as patch:
+        patch.setattr(remote.ResumableUrl, "finish", lambda self: None)
+        write(memory, numbers())
+    assert FORMER in names(memory)
+    read = RemoteStore.read
+
+    def remove_first(self, name, *args):
+        if name == FORMER:
+            self.remove(name)
+        return read(self, name, *args)
+
+    monkeypatch.setattr(RemoteStore, "read", remove_first)
+    assert write(memory, numbers()).samples == 200
+    assert values(memory) == [*range(50), *range(200)]
+    assert not [name for name in names(memory) if name.startswith((WORK, LOCK))]
 
 
 def test_a_process_that_still_writes_is_not_disturbed(place):
