@@ -35,8 +35,10 @@ if TYPE_CHECKING:
     from npstream.iteration.epochs import AnyEpochs
     from npstream.iteration.iteration import Iteration
     from npstream.iteration.settings import IterationSettings
+    from npstream.orders.balance import RowCosts
     from npstream.orders.order import Shuffle
     from npstream.orders.streaming.settings import StreamingShuffle
+    from npstream.orders.valid import RowMask
     from npstream.reading.cost import Cost
     from npstream.reading.images.options import Decode
     from npstream.reading.source import Source
@@ -508,6 +510,11 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], OrderMethods["Dataset"], D
         transform: Callable[[Any], Any] | None = None,
         threads: int | None = None,
         prefetch: int | str | None = None,
+        valid: str | ArrayLike | None = None,
+        balance: str | ArrayLike | None = None,
+        buckets: int | None = None,
+        on_error: str = "raise",
+        max_errors: int | None = None,
     ) -> Iteration:
         """Return an iterable over this rank's part of the view, epoch after epoch.
 
@@ -572,6 +579,24 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], OrderMethods["Dataset"], D
             Maximum number of batches to make ahead, or their maximum bytes as text such as
             "256MiB". By default two groups of batches for each thread, and at most 256 MiB or an
             eighth of the free memory.
+        valid : str or array_like of bool, optional
+            A flag for each row of the view, or the name of a column of bool. An epoch leaves out
+            rows whose flag is False. The others keep the order that they have without `valid`.
+        balance : str or array_like of int or float, optional
+            The cost of each row of the view, or the name of a column of costs, such as the lengths
+            of texts. Each global batch has the samples that it has without `balance`, but they are
+            divided among ranks so that all ranks have nearly equal costs. Needs a batch size.
+        buckets : int, optional
+            With `balance`, sort samples of similar cost into the same batch, so that padding is
+            small: this number of consecutive global batches is sorted together, such as 256.
+        on_error : {"raise", "skip", "replace"}, default: "raise"
+            What to do with a sample whose stored bytes are damaged, whose image cannot be decoded,
+            or whose transform raises. "skip" makes its batch shorter. "replace" reads a neighbor
+            in the order, which depends only on the seed, the epoch and the position of the sample.
+            Both leave the number of batches. ``failures`` of the result lists these samples. An
+            exception in a transform of a batch is raised.
+        max_errors : int, optional
+            The number of failed samples after which an error is raised; by default any number.
 
         Returns
         -------
@@ -592,14 +617,32 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], OrderMethods["Dataset"], D
         """
         from npstream.iteration.settings import IterationSettings
 
+        mask, costs = self._mask_and_costs(valid, balance)
         return self._iterate(
             IterationSettings(
                 rank=rank, world=world, batch_size=batch_size, global_batch_size=global_batch_size,
                 batched=batched, shuffle=shuffle, seed=seed, epoch=epoch, epoch_size=epoch_size,
                 last=last, ranks_per_node=ranks_per_node, replication=replication,
                 decode=decode, transform=transform, threads=threads, prefetch=prefetch,
+                valid=mask, balance=costs, buckets=buckets,
+                on_error=on_error, max_errors=max_errors,
             )
         )  # fmt: skip
+
+    def _mask_and_costs(
+        self, valid: str | ArrayLike | None, balance: str | ArrayLike | None
+    ) -> tuple[RowMask | None, RowCosts | None]:
+        """Return the values of `valid` and `balance` of `iter`, read and checked."""
+        from npstream.orders.balance import make_costs
+        from npstream.orders.valid import make_mask
+
+        def load(name: str) -> Any:
+            return self[name].load()
+
+        with short_traceback:
+            shape = self._selection.shape
+            mask = None if valid is None else make_mask(valid, load, shape)
+            return mask, None if balance is None else make_costs(balance, load, shape)
 
     def _iterate(self, settings: IterationSettings) -> Iteration:
         """Return an iterable over a rank's part of this view."""

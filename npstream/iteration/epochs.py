@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from npstream.iteration.partition import Partition, to_unskipped_position
+from npstream.iteration.partition import BalancedPartition, Partition, to_unskipped_position
 from npstream.iteration.state import (
     STATE_VERSION,
     DatasetFingerprint,
@@ -23,11 +23,13 @@ from npstream.iteration.state import (
     read_cursor,
     require_within_epoch,
 )
-from npstream.orders.order import ORDER_VERSION, RowOrder, Shuffle
+from npstream.orders.balance import BucketOrder
+from npstream.orders.order import ORDER_VERSION, RowOrder, SequentialOrder, Shuffle
+from npstream.orders.valid import ValidOrder
 from npstream.reading.source import view_order
 
 if TYPE_CHECKING:
-    from npstream._core.typing import Int64
+    from npstream._core.typing import AnyArray, Int64
     from npstream.indexing.selection import Selection
     from npstream.iteration.counter import EpochCursor
     from npstream.iteration.ranks import Ranks
@@ -91,7 +93,8 @@ class Epochs:
         The view. One pass reads all its samples.
     settings : IterationSettings
         Each pass has its own order if `shuffle` is True or a Shuffle. Epochs cut the sequence of
-        passes into pieces of `epoch_size` samples.
+        passes into pieces of `epoch_size` samples. A pass leaves out the rows that `valid` does not
+        mark. `balance` has the costs of the rows of the view.
     """
 
     context_bytes = 0
@@ -105,17 +108,26 @@ class Epochs:
         shuffle = settings.shuffle if isinstance(settings.shuffle, Shuffle) else Shuffle()
         if settings.shuffle is not False and shuffle.block != 0:
             self.shuffle = shuffle.resolve(source.estimate_bytes(selection.size))
-        self._last_order: tuple[int, RowOrder] | None = None
+        self._valid, self._costs, self._buckets = settings.valid, settings.balance, settings.buckets
+        self._batch_sizes = settings.batch_size, settings.global_batch_size
+        self._last_order: tuple[int, RowOrder | ValidOrder] | None = None
+        self._last_buckets: tuple[tuple[int, int], BucketOrder] | None = None
         self._fingerprint = ViewFingerprint(DatasetFingerprint(source), selection)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_last_order": None}  # computed again on first use
+        # Both orders are computed again on first use.
+        return {**self.__dict__, "_last_order": None, "_last_buckets": None}
+
+    @property
+    def _pass_size(self) -> int:
+        """Samples in a pass."""
+        return self._selection.size if self._valid is None else self._valid.count
 
     @property
     def size(self) -> int:
         """Samples in an epoch."""
-        if self._epoch_size is None or self._selection.size == 0:
-            return self._selection.size
+        if self._epoch_size is None or self._pass_size == 0:
+            return self._pass_size
         return self._epoch_size
 
     def _state_settings(self, version: int = STATE_VERSION) -> dict[str, Any]:
@@ -123,10 +135,24 @@ class Epochs:
         order = None
         if self.shuffle is not None:
             order = {"order": "native", "version": ORDER_VERSION, **asdict(self.shuffle)}
-        return {
+        settings = {
             "samples": self._selection.size, "fingerprint": self._fingerprint(version),
             "seed": self._seed, "shuffle": order, "epoch_size": self._epoch_size,
         }  # fmt: skip
+        if self._valid is not None:
+            settings["valid"] = self._valid.identity()
+        return settings
+
+    def _settings_with_balance(self, ranks: Ranks, version: int = STATE_VERSION) -> dict[str, Any]:
+        """Return the settings that the order of samples and their batches depend on."""
+        settings = self._state_settings(version)
+        if self._costs is not None:
+            settings["balance"] = {"hash": self._costs.identity()}
+            if self._buckets is not None:
+                size, global_size = self._batch_sizes
+                bucket = global_size or (size or 1) * ranks.world
+                settings["balance"] |= {"buckets": self._buckets, "global_batch_size": bucket}
+        return settings
 
     def merge_replicas(self, ranks: Ranks, replication: int) -> Ranks:
         """Return ranks in which each `replication` consecutive ranks count as one."""
@@ -139,15 +165,22 @@ class Epochs:
             to_unskipped_position(position, cursor.gaps)
             for position in (self.size, cursor.position)
         )
-        return Partition(
-            size, ranks.rank, ranks.world, batch_size, last, ranks.world // ranks.per_node, start,
-            gaps=cursor.gaps, rows=partial(self.at, cursor.epoch),
+        arguments = (
+            size, ranks.rank, ranks.world, batch_size, last, ranks.world // ranks.per_node, start
         )  # fmt: skip
+        if self._costs is None:
+            rows = partial(self.at, cursor.epoch)
+            return Partition(*arguments, gaps=cursor.gaps, rows=rows)
+        if self._buckets is not None:
+            rows = partial(self._at_in_buckets, cursor.epoch, ranks.world * batch_size)
+            return Partition(*arguments, gaps=cursor.gaps, rows=rows)
+        rows, costs = (partial(f, cursor.epoch) for f in (self.at, self._costs_at))
+        return BalancedPartition(*arguments, gaps=cursor.gaps, rows=rows, costs=costs)
 
     @property
     def is_view_order(self) -> bool:
         """Whether epochs read the view in its own order."""
-        return self.shuffle is None
+        return self.shuffle is None and self._costs is None
 
     @property
     def epoch_size_keeps_order(self) -> bool:
@@ -159,12 +192,19 @@ class Epochs:
         return False
 
     def nodes_per_chunk(self, nodes: int) -> int:
-        """Return how many of `nodes` nodes read each chunk; 1 for orders without lanes."""
+        """Return how many of `nodes` nodes read each chunk; 1 for orders without lanes.
+
+        It is also 1 for balanced batches. All nodes read their chunks, with any number of lanes.
+        """
+        if self._costs is not None:
+            return 1
         lanes = 1 if self.shuffle is None else self.shuffle.lanes or 1
         return nodes // math.gcd(nodes, lanes) if lanes > 1 else 1
 
     def chunk_share(self, nodes: int) -> float:
         """Return the fraction of a chunk's samples that one of `nodes` nodes reads."""
+        if self._costs is not None:
+            return 1 / nodes
         lanes = 1 if self.shuffle is None else self.shuffle.lanes or 1
         return math.gcd(nodes, lanes) / nodes
 
@@ -177,41 +217,81 @@ class Epochs:
         return other, f"shuffle=npstream.Shuffle(block={nbytes})"
 
     def state(self, cursor: EpochCursor, ranks: Ranks) -> dict[str, Any]:
-        """Return the state of an iteration at `cursor`; it does not depend on `ranks`."""
-        return make_state(self._state_settings(), cursor)
+        """Return the state of an iteration at `cursor`; only buckets depend on `ranks`."""
+        return make_state(self._settings_with_balance(ranks), cursor)
 
     def load_cursor(self, state: Mapping[str, Any], ranks: Ranks) -> EpochCursor:
-        """Return the cursor of a state; it does not depend on `ranks`."""
-        cursor = read_cursor(state, self._state_settings)
+        """Return the cursor of a state; only buckets depend on `ranks`."""
+        cursor = read_cursor(state, partial(self._settings_with_balance, ranks))
         require_within_epoch(cursor, self.size)
         return cursor
 
     def at(self, epoch: int, positions: Int64) -> Int64:
         """Return the samples at positions in an epoch. Each position is below `size`."""
-        samples = self._selection.size
+        return self._selection.at(self._view_rows(epoch, positions))
+
+    def _at_in_buckets(self, epoch: int, bucket: int, positions: Int64) -> Int64:
+        """Return the samples at positions in an epoch that is sorted into buckets."""
+        assert self._costs is not None
+        assert self._buckets is not None
+        key = epoch, bucket
+        last = self._last_buckets
+        if last is None or last[0] != key:
+            rows = partial(self._view_rows, epoch)
+            seed = None if self.shuffle is None else self._seed
+            order = BucketOrder(rows, self.size, self._costs, bucket, self._buckets, seed, epoch)
+            self._last_buckets = last = key, order
+        return self._selection.at(last[1].at(positions))
+
+    def _costs_at(self, epoch: int, positions: Int64) -> AnyArray:
+        """Return the costs of the samples at positions in an epoch."""
+        assert self._costs is not None
+        return self._costs.at(self._view_rows(epoch, positions))
+
+    def _view_rows(self, epoch: int, positions: Int64) -> Int64:
+        """Return the rows of the view at positions in an epoch."""
+        samples = self._pass_size
         if self.size == samples:
-            return self._selection.at(self._rows(epoch, positions))
+            return self._rows_in_pass(epoch, positions)
         passes, positions = np.divmod(positions + epoch * self.size, samples)
         rows = np.empty_like(positions)
         for number in np.unique(passes).tolist():
             in_pass = passes == number
-            rows[in_pass] = self._rows(number, positions[in_pass])
-        return self._selection.at(rows)
+            rows[in_pass] = self._rows_in_pass(number, positions[in_pass])
+        return rows
 
-    def _rows(self, pass_number: int, positions: Int64) -> Int64:
+    def _rows_in_pass(self, pass_number: int, positions: Int64) -> Int64:
         """Return the rows of the view at positions in a pass."""
-        if self.shuffle is None:
+        if self.shuffle is None and self._valid is None:
             return positions
-        if self._last_order is None or self._last_order[0] != pass_number:
+        last = self._last_order
+        if last is None or last[0] != pass_number:
+            self._last_order = last = pass_number, self._pass_order(pass_number)
+        return last[1].at(positions)
+
+    def _pass_order(self, pass_number: int) -> RowOrder | ValidOrder:
+        """Return the order of the rows of a pass."""
+        order: RowOrder = SequentialOrder(self._selection.size)
+        if self.shuffle is not None:
             order = view_order(self._source, self._selection, self.shuffle, self._seed, pass_number)
-            self._last_order = pass_number, order
-        return self._last_order[1].at(positions)
+        return order if self._valid is None else ValidOrder(order, self._valid)
 
 
 def epochs_for(source: Source, selection: Selection, settings: IterationSettings) -> AnyEpochs:
     """Return the epochs of a view, in a native order or in an order of MosaicML Streaming."""
     if isinstance(settings.shuffle, bool | Shuffle):
         return Epochs(source, selection, settings)
+    _require_native_order(settings)
     from npstream.iteration.streaming_epochs import StreamingEpochs
 
     return StreamingEpochs(source, selection, settings)
+
+
+def _require_native_order(settings: IterationSettings) -> None:
+    """Raise ValueError if an iteration in an order of Streaming has `valid` or `balance`."""
+    for setting in ("valid", "balance"):
+        if getattr(settings, setting) is not None:
+            raise ValueError(
+                f"{setting}= and shuffle={settings.shuffle!r}: orders of Streaming leave no rows "
+                "out and do not balance; give shuffle=True or an npstream.Shuffle"
+            )

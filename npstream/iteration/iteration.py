@@ -19,7 +19,9 @@ from npstream._core.optional import import_npstream_torch
 from npstream.errors import short_repr
 from npstream.indexing.selection import Selection
 from npstream.iteration.counter import EpochCursor
-from npstream.iteration.epochs import epochs_for
+from npstream.iteration.epochs import Epochs, epochs_for
+from npstream.iteration.failures.guard import GuardedPiece, SampleGuard
+from npstream.iteration.failures.record import FailureRecord, UserError
 from npstream.iteration.feeding.caching import CachedIteration
 from npstream.iteration.feeding.feed import (
     MIN_EPOCH_BYTES,
@@ -28,7 +30,7 @@ from npstream.iteration.feeding.feed import (
     describe_error,
     sample_bytes,
 )
-from npstream.iteration.feeding.items import UserError
+from npstream.iteration.feeding.items import apply_transforms
 from npstream.iteration.feeding.threads import PrefetchCounts
 from npstream.iteration.former import former_source, former_version_hint
 from npstream.iteration.iterator import EpochIterator, EpochProgress
@@ -44,11 +46,12 @@ from npstream.reading.images.options import options_by_column
 
 if TYPE_CHECKING:
     from npstream.iteration.epochs import AnyEpochs
-    from npstream.iteration.feeding.items import Piece
+    from npstream.iteration.failures.guard import Piece
+    from npstream.iteration.failures.record import FailedSample
     from npstream.iteration.provenance import Provenance
     from npstream.iteration.settings import IterationSettings
     from npstream.reading.gather import Lookup
-    from npstream.reading.images.columns import DecodedColumns
+    from npstream.reading.images.columns import ColumnDecoder, DecodedColumns
     from npstream.reading.images.threads import ImageStack
     from npstream.reading.source import Source
     from npstream.shards.locality import EvictionOrder
@@ -117,6 +120,9 @@ class Iteration(CachedIteration):
         self._decoding = options_by_column(settings.decode, source.plan(names).fields)
         transforms = [(VIEW_TRANSFORM, view_transform), ("transform=", settings.transform)]
         self._transforms = [(name, fn) for name, fn in transforms if fn is not None]
+        self._failures: FailureRecord | None = None
+        if settings.on_error != "raise":
+            self._failures = FailureRecord(settings.max_errors)
         if self._given_ranks is not None:
             ranks = self._merged_ranks()
             if not epochs.needs_state(ranks):
@@ -177,6 +183,8 @@ class Iteration(CachedIteration):
         batches = range(worker, part.batches, workers or 1)[batches_done:]
         feed = self._feed(progress, workers)
         pieces = self._pieces(progress, batches, rows_done, feed.group)
+        if self._failures is not None and not self.yields_batches:
+            return self._guarded_samples(progress, pieces)
         if feed.reads_in_threads:
             items = self._read_in_threads(progress, pieces, feed)
         elif self.yields_batches:
@@ -201,7 +209,11 @@ class Iteration(CachedIteration):
         limits = choose_limits(settings.threads, settings.prefetch_limit, processors, is_worthwhile)
         transforms_in_threads = settings.threads is not None and limits.threads > 0
         reads_in_threads = (
-            limits.threads > 0 and not self._decoding and not self._is_rowwise(progress)
+            limits.threads > 0
+            and not self._decoding
+            and not self._is_rowwise(progress)
+            # A replacement is looked up where it is read; other orders cannot be used in threads.
+            and (settings.on_error != "replace" or isinstance(self._epochs, Epochs))
         )
         transforms_one_by_one = bool(self._transforms) and transforms_in_threads
         is_local = not self._source.remotes
@@ -221,7 +233,8 @@ class Iteration(CachedIteration):
         """Yield items, which threads read."""
         lookups, orders = self._begin_reading(progress, pieces)
         batch_size = progress.part.batch_size if self.yields_batches else None
-        items = feed.read(self._source, self._names, batch_size, lookups, partial(_advance, orders))
+        advance, guard = partial(_advance, orders), self._guard(progress)
+        items = feed.read(self._source, self._names, batch_size, lookups, advance, guard)
         try:
             with closing(items):
                 for item in items:
@@ -376,6 +389,20 @@ class Iteration(CachedIteration):
             bytes_ahead=counts.nbytes,
         )
 
+    @property
+    def failures(self) -> list[FailedSample]:
+        """The samples that could not be read so far, with ``on_error="skip"`` or ``"replace"``.
+
+        They include those of this rank's DataLoader workers, but not of other ranks.
+
+        Examples
+        --------
+        >>> batches = getfixture("example").iter(0, 1, batch_size=2, on_error="skip")
+        >>> [batch.n for batch in batches], batches.failures
+        ([2, 2], [])
+        """
+        return [] if self._failures is None else self._failures.list()
+
     def __repr__(self) -> str:
         rank, world = (self._given_ranks or self._detected_ranks or ("?", "?"))[:2]
         settings = f"rank {rank} of {world}, {self._item_text()}, last={self._settings.last!r}"
@@ -478,7 +505,8 @@ class Iteration(CachedIteration):
                 stacklevel=5,
             )
         self._rowwise = None
-        return epochs_for(former, Selection.all(samples), self._settings)
+        settings = self._settings.for_first(samples)
+        return epochs_for(former, Selection.all(samples), settings)
 
     def _batches(self, progress: EpochProgress, pieces: Iterator[Piece]) -> Iterator[Any]:
         plan = self._source.plan(self._names)
@@ -491,9 +519,24 @@ class Iteration(CachedIteration):
 
     def _reads(self, progress: EpochProgress, pieces: Iterator[Piece]) -> Iterator[_Read]:
         """Yield the columns of pieces."""
-        plan = self._source.plan(self._names)
-        for piece, lookup in self._read_ahead(progress, pieces):
-            yield piece, lookup, self._source.columns(plan, lookup, {})
+        ahead, guard = self._read_ahead(progress, pieces), self._guard(progress)
+        if guard is None:
+            return starmap(self._read, ahead)
+        return (guard.read(self._read, piece, lookup) for piece, lookup in ahead)
+
+    def _read(self, piece: Piece, lookup: Lookup) -> _Read:
+        """Read the columns of a piece."""
+        return piece, lookup, self._source.columns(self._source.plan(self._names), lookup, {})
+
+    def _guard(self, progress: EpochProgress) -> SampleGuard | None:
+        """Return what leaves out or replaces samples that fail; None if their errors are raised."""
+        if self._failures is None:
+            return None
+        settings = self._settings
+        return SampleGuard(
+            settings.on_error == "replace", settings.seed, progress.cursor.epoch, progress.part,
+            self._source.look_up, self._failures,
+        )  # fmt: skip
 
     def _begin_reading(
         self, progress: EpochProgress, pieces: Iterator[Piece]
@@ -502,7 +545,13 @@ class Iteration(CachedIteration):
         plan, rowwise = self._source.plan(self._names), self._is_rowwise(progress)
         orders = [] if rowwise else self._begin_eviction(progress)
         step = 0 if orders else self._step  # an EvictionOrder knows when shards are finished
-        return self._source.read_ahead(pieces, itemgetter(0), plan, step, rowwise), orders
+
+        def open_ahead(pieces: Iterator[Piece]) -> Iterator[tuple[Piece, Lookup]]:
+            return self._source.read_ahead(pieces, itemgetter(0), plan, step, rowwise)
+
+        guard = self._guard(progress)
+        ahead = open_ahead(pieces) if guard is None else guard.read_ahead(open_ahead, pieces)
+        return ahead, orders
 
     def _read_ahead(
         self, progress: EpochProgress, pieces: Iterator[Piece]
@@ -519,22 +568,56 @@ class Iteration(CachedIteration):
 
     def _decoded(self, progress: EpochProgress, reads: Iterator[_Read]) -> Iterator[_Read]:
         """Yield reads with decoded images; the images of the next one are decoded meanwhile."""
-        for (piece, lookup, columns), decoded in self._decode_ahead(progress, reads):
+        guard = self._guard(progress)
+        for read, decoded in self._decode_ahead(progress, reads):
+            if guard is not None and decoded.error is not None:
+                guarded = GuardedPiece(guard, read[0])
+                guarded.mend(decoded.errors())
+                read, decoded = self._decode_guarded(progress, guarded, self._read)
+            piece, lookup, columns = read
             yield piece, lookup, {**columns, **decoded.arrays()}
+
+    def _decode_guarded(
+        self,
+        progress: EpochProgress,
+        guarded: GuardedPiece,
+        read: Callable[[Piece, Lookup], _Read],
+    ) -> tuple[_Read, DecodedColumns]:
+        """Read and decode a piece, without the samples that fail or with their replacements."""
+        from npstream.reading.images.columns import decode_stacks
+
+        decoder = self._decoder(progress)
+        with closing(decoder):
+            while True:
+                result = guarded.read(read)
+                stacks = self._stacks(decoder, result)
+                decoded = decode_stacks(stacks, decoding_threads(self._settings.ranks_per_node))
+                if decoded.error is None:
+                    return result, decoded
+                guarded.mend(decoded.errors())
+
+    def _decoder(self, progress: EpochProgress) -> ColumnDecoder:
+        from npstream.reading.images.columns import ColumnDecoder
+
+        fields, seed = self._source.plan(self._names).fields, self._settings.seed
+        return ColumnDecoder(self._source, fields, self._decoding, seed, progress.cursor.epoch)
+
+    def _stacks(self, decoder: ColumnDecoder, read: _Read) -> dict[str, ImageStack]:
+        """Return an image stack for each column to decode."""
+        (_, _, positions), lookup, columns = read
+        stacks = decoder.stacks(columns, lookup, positions, separate=not self.yields_batches)
+        if self._failures is not None:
+            for stack in stacks.values():
+                stack.decode_past_errors()
+        return stacks
 
     def _decode_ahead(
         self, progress: EpochProgress, reads: Iterator[_Read]
     ) -> Iterator[tuple[_Read, DecodedColumns]]:
-        from npstream.reading.images.columns import ColumnDecoder, decode_ahead
+        from npstream.reading.images.columns import decode_ahead
 
-        fields, seed = self._source.plan(self._names).fields, self._settings.seed
-        decoder = ColumnDecoder(self._source, fields, self._decoding, seed, progress.cursor.epoch)
-        separate = not self.yields_batches
-
-        def stacks_of(read: _Read) -> dict[str, ImageStack]:
-            (_, _, positions), lookup, columns = read
-            return decoder.stacks(columns, lookup, positions, separate=separate)
-
+        decoder = self._decoder(progress)
+        stacks_of = partial(self._stacks, decoder)
         threads = decoding_threads(self._settings.ranks_per_node)
         with closing(decoder):
             for read, decoded in decode_ahead(reads, stacks_of, threads):
@@ -550,22 +633,41 @@ class Iteration(CachedIteration):
 
     def _decoded_samples(self, progress: EpochProgress, pieces: Iterator[Piece]) -> Iterator[Any]:
         source, plan = self._source, self._source.plan(self._names)
-        images = source.plan(tuple(self._decoding))
-        others = source.plan(tuple(name for name in self._names if name not in self._decoding))
-
-        def read(piece: Piece, lookup: Lookup) -> _Read:
-            values = source.value_lists(others, lookup) if others.fields else {}
-            return piece, lookup, {**values, **source.columns(images, lookup, {})}
-
-        reads = starmap(read, self._read_ahead(progress, pieces))
+        reads = starmap(self._read_undecoded, self._read_ahead(progress, pieces))
         for ((ids, *_), lookup, columns), decoded in self._decode_ahead(progress, reads):
-            values = {f.name: columns[f.name] for f in others.fields} | decoded.lists()
+            values = {**columns, **decoded.lists()}
             if decoded.error is not None:  # yield the rows before the error first
                 values = {name: column[: decoded.rows] for name, column in values.items()}
                 lookup = source.look_up(ids[: decoded.rows])
             yield from source.make_samples(plan, values, lookup)
             if decoded.error is not None:
                 raise decoded.error
+
+    def _read_undecoded(self, piece: Piece, lookup: Lookup) -> _Read:
+        """Read the columns of a piece: stored images to decode, and other values of samples."""
+        source = self._source
+        images = source.plan(tuple(self._decoding))
+        others = source.plan(tuple(name for name in self._names if name not in self._decoding))
+        values = source.value_lists(others, lookup) if others.fields else {}
+        return piece, lookup, {**values, **source.columns(images, lookup, {})}
+
+    def _guarded_samples(self, progress: EpochProgress, pieces: Iterator[Piece]) -> Iterator[Any]:
+        """Yield transformed samples; those that fail are replaced."""
+        guard = self._guard(progress)
+        assert guard is not None
+        transform = partial(apply_transforms, self._transforms)
+        for piece, _ in self._read_ahead(progress, pieces):
+            guarded = GuardedPiece(guard, piece)
+            yield from guarded.transformed(partial(self._make_samples, progress), transform)
+
+    def _make_samples(self, progress: EpochProgress, guarded: GuardedPiece) -> list[Any]:
+        """Read and decode the samples of a piece."""
+        source, plan = self._source, self._source.plan(self._names)
+        if not self._decoding:
+            return guarded.read(lambda _, lookup: [*source.samples(self._names, lookup)])
+        read, decoded = self._decode_guarded(progress, guarded, self._read_undecoded)
+        _, lookup, columns = read
+        return [*source.make_samples(plan, {**columns, **decoded.lists()}, lookup)]
 
     def _pieces(
         self, progress: EpochProgress, batches: range, rows_done: int, group: int

@@ -20,7 +20,8 @@ from typing import TypeAlias
 
 import numpy as np
 
-from npstream._core.typing import Bools, Int64
+from npstream._core.typing import AnyArray, Bools, Int64
+from npstream.orders.balance import assign_ranks
 
 LOOKUP_SAMPLES = 1 << 10
 """Samples whose rows are looked up together."""
@@ -164,15 +165,20 @@ class Partition:
         """Return what `lookup` returns, and the epoch position of each row."""
         positions = self.positions(batches)
         is_repeated = positions >= self.size
-        if is_repeated.any():
-            excess = positions[is_repeated] - self.size
-            positions[is_repeated] = self.repeat_start + excess % (self.size - self.repeat_start)
-        positions = to_epoch_positions(positions, self.gaps)
+        positions = self._epoch_positions(positions)
         rows = self.rows(positions.copy())
         is_sample = rows >= 0
         if is_sample.all():
             return rows, is_repeated, positions
         return rows[is_sample], is_repeated[is_sample], positions[is_sample]
+
+    def _epoch_positions(self, positions: Int64) -> Int64:
+        """Convert positions to epoch positions, in place; those from `size` on repeat earlier."""
+        is_repeated = positions >= self.size
+        if is_repeated.any():
+            excess = positions[is_repeated] - self.size
+            positions[is_repeated] = self.repeat_start + excess % (self.size - self.repeat_start)
+        return to_epoch_positions(positions, self.gaps)
 
     def lookup_batches(self, step: int) -> int:
         """Return how many batches to look up together, if a worker reads every `step`-th one."""
@@ -186,6 +192,39 @@ class Partition:
         """The position of the rank's first sample in a global batch, counted from 0."""
         node, node_rank = divmod(self.rank, self.world // self.nodes)
         return (node_rank * self.nodes + node) * self.unit
+
+
+@dataclass(frozen=True, slots=True)
+class BalancedPartition(Partition):
+    """A partition in which all ranks have nearly equal costs in each batch.
+
+    A global batch has the same samples as in a `Partition`, but they are divided by their costs.
+    So its samples do not depend on the number of ranks. Each rank has the same number of samples as
+    in a `Partition`.
+
+    Parameters
+    ----------
+    costs : callable
+        Returns the costs of the samples at an array of epoch positions, as float64.
+    """
+
+    costs: Callable[[Int64], AnyArray] = field(default=np.zeros_like, repr=False)
+
+    def positions(self, batches: range) -> Int64:
+        """Return the positions of the samples in some of the rank's batches."""
+        starts = self.start + np.array(batches, np.int64) * self.global_batch
+        stops = np.minimum(starts + self.global_batch, self.end)
+        sizes = stops - starts
+        firsts = np.cumsum(sizes) - sizes
+        positions = np.repeat(starts - firsts, sizes) + np.arange(sizes.sum())
+        costs = self.costs(self._epoch_positions(positions.copy()))
+        # Ranks are counted by their first position in a global batch, as `_offset` does.
+        mine = [np.empty(0, np.int64)]
+        for first, size in zip(firsts.tolist(), sizes.tolist(), strict=True):
+            capacities = (size - np.arange(min(self.world, size)) - 1) // self.world + 1
+            owners = assign_ranks(costs[first : first + size], capacities)
+            mine.append(positions[first : first + size][owners == self._offset])
+        return np.concatenate(mine)
 
 
 def to_epoch_positions(positions: Int64, gaps: Gaps) -> Int64:

@@ -25,7 +25,7 @@ from npstream.iteration.partition import (
     to_unskipped_position,
 )
 from npstream.iteration.ranks import Ranks
-from npstream.iteration.state import read_count, read_gaps
+from npstream.iteration.state import OPTIONAL_SETTINGS, read_count, read_gaps
 from npstream.orders.order import Shuffle
 
 if TYPE_CHECKING:
@@ -385,6 +385,11 @@ def settings_of_run(state: Mapping[str, Any]) -> dict[str, Any]:
             f"the state has no {STEPS!r}: it was saved before the first batch, or by an older "
             "release of npstream, or is not a state; make an iteration with the settings of the "
             "run, load the state, and call its samples_of(step)"
+        )
+    if found := [f"{key}=" for key in OPTIONAL_SETTINGS if state.get(key) is not None]:
+        raise ValueError(
+            f"the run had {' and '.join(found)}, whose values the state does not hold: make an "
+            "iteration with the settings of the run, load the state, and call its samples_of(step)"
         )
     newest = history.ranges[-1]
     settings: dict[str, Any] = {

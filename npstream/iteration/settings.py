@@ -6,16 +6,21 @@ Tested in tests/iteration/test_iteration.py.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from npstream._core.arguments import integer, parse_count, parse_size
 from npstream.iteration.partition import LAST_BATCH_MODES
 
 if TYPE_CHECKING:
+    from npstream.orders.balance import RowCosts
     from npstream.orders.order import Shuffle
     from npstream.orders.streaming.settings import StreamingShuffle
+    from npstream.orders.valid import RowMask
     from npstream.reading.images.options import Decode
+
+ERROR_MODES = ("raise", "skip", "replace")
+"""What an iteration does with samples that cannot be read."""
 
 VIEW_TRANSFORM = "the transform of the view"
 """Name, in errors, of the function that `npstream.Dataset.with_transform` was given."""
@@ -45,6 +50,11 @@ class IterationSettings:
     transform: Callable[[Any], Any] | None = None
     threads: int | None = None
     prefetch: int | str | None = None
+    valid: RowMask | None = None
+    balance: RowCosts | None = None
+    buckets: int | None = None
+    on_error: str = "raise"
+    max_errors: int | None = None
 
     def __post_init__(self) -> None:
         if (self.rank is None) != (self.world is None):
@@ -60,6 +70,8 @@ class IterationSettings:
             )
         if self.transform is not None and not callable(self.transform):
             raise TypeError(f"transform={self.transform!r}: expected a function, or None")
+        self._check_balance()
+        self._check_errors()
         for name, minimum in _MINIMUM.items():
             number = getattr(self, name)
             if name == "prefetch" and isinstance(number, str):
@@ -83,10 +95,49 @@ class IterationSettings:
             return (nbytes,)
         return self.prefetch
 
+    def _check_balance(self) -> None:
+        """Raise ValueError unless `balance` and `buckets` fit the other settings."""
+        if self.balance is None:
+            if self.buckets is not None:
+                raise ValueError(f"buckets={self.buckets}: give balance= the costs of samples, too")
+            return
+        if self.batch_size is None and self.global_batch_size is None:
+            raise ValueError("balance= balances batches: give batch_size or global_batch_size")
+        if self.buckets is None and not self.yields_batches:
+            raise ValueError(
+                "balance= divides the samples of a batch among ranks, and batched=False yields "
+                "samples: leave batched out, or give buckets="
+            )
+
     @property
     def yields_batches(self) -> bool:
         """Whether the iteration yields Batches, not samples."""
         return self.batched and (self.batch_size is not None or self.global_batch_size is not None)
+
+    def _check_errors(self) -> None:
+        """Raise ValueError unless `on_error` and `max_errors` fit the other settings."""
+        if self.on_error not in ERROR_MODES:
+            expected = ", ".join(map(repr, ERROR_MODES))
+            raise ValueError(f"on_error={self.on_error!r}: expected {expected}")
+        if self.max_errors is not None and self.on_error == "raise":
+            raise ValueError(
+                f"max_errors={self.max_errors}: the first error is raised; give on_error='skip' or "
+                "on_error='replace', too"
+            )
+        if self.on_error == "skip" and not self.yields_batches:
+            raise ValueError(
+                "on_error='skip' makes batches shorter, and this iteration yields samples, so that "
+                "ranks would differ in their number: give on_error='replace', or batch_size= "
+                "without batched=False"
+            )
+
+    def for_first(self, samples: int) -> IterationSettings:
+        """Return the settings for an iteration over the first samples of the view."""
+        return replace(
+            self,
+            valid=self.valid and self.valid.first(samples),
+            balance=self.balance and self.balance.first(samples),
+        )
 
     @property
     def epoch_samples(self) -> int | None:
@@ -103,5 +154,7 @@ _MINIMUM = {
     "replication": 1,
     "threads": 0,
     "prefetch": 0,
+    "buckets": 1,
+    "max_errors": 0,
 }
 """The minimum of each integer setting; None without a minimum."""

@@ -36,6 +36,9 @@ datasets than `Index.fingerprint`."""
 
 _VERSIONS = (1, STATE_VERSION)
 
+OPTIONAL_SETTINGS = ("valid", "balance")
+"""Keys that only the states of iterations with these settings have."""
+
 TRAINER_EPOCH = "trainer_epoch"
 """The key of the trainer's own number for the epoch of a state."""
 
@@ -134,10 +137,14 @@ def read_cursor(
     """
     version = state_version(state)
     expected = {"version": version, **settings_of_version(version)}
-    require_keys(state, (*expected, "epoch", "position", "skipped"))
+    keys = [key for key in expected if key not in OPTIONAL_SETTINGS]
+    require_keys(state, (*keys, "epoch", "position", "skipped"))
     for key, current in expected.items():
-        if state[key] != current:
-            raise ValueError(difference_message(key, state[key], current))
+        if state.get(key) != current:
+            raise ValueError(difference_message(key, state.get(key), current))
+    for key in OPTIONAL_SETTINGS:
+        if state.get(key) is not None and key not in expected:
+            raise ValueError(difference_message(key, state[key], None))
     epoch, position = (read_count(state, key) for key in ("epoch", "position"))
     gaps = merge_gaps(read_gaps(state))
     if len(gaps) > MAX_GAPS:
@@ -232,6 +239,12 @@ def difference_message(key: str, saved: Any, current: Any) -> str:
         is_count = isinstance(saved, int) and not isinstance(saved, bool)
         size = quantity(saved, "sample") if is_count else f"{short_repr(saved)} samples"
         return f"the state is of a view of {size}; this view has {current:,}: {_FIXES[key]}"
+    if key in OPTIONAL_SETTINGS:
+        texts = [f"{key}= of {short_repr(v)}" if v else f"no {key}=" for v in (saved, current)]
+        return (
+            f"the state is of an iteration with {texts[0]}; this iteration has {texts[1]}: give "
+            "the settings of the run that saved the state"
+        )
     return (
         f"the state is of {key}={short_repr(saved)}; this iteration has {key}={current!r}: use the "
         "setting of the state"

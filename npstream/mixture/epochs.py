@@ -314,3 +314,18 @@ def mixture_settings(
             "batches whose size differs by source: leave batched out"
         )
     return settings
+
+
+def refuse_settings(batching: str, on_error: str, **settings: Any) -> None:
+    """Raise ValueError for settings of `npstream.Dataset.iter` that mixtures do not have."""
+    for name, value in settings.items():
+        if value is not None:
+            raise ValueError(
+                f"{name}= is not for mixtures, whose rows are drawn: leave rows of a source out "
+                "before, as in npstream.mix({'a': ds[mask]})"
+            )
+    if on_error == "replace" and batching in ("per_stream", "device_per_stream"):
+        raise ValueError(
+            f"on_error='replace' with batching={batching!r}: the replacement may be of another "
+            "source; give on_error='skip'"
+        )

@@ -22,6 +22,8 @@ from npstream.reading.schema import common_columns
 from npstream.reading.source import Member
 
 if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
     from npstream.iteration.epochs import AnyEpochs
     from npstream.iteration.iteration import Iteration
     from npstream.iteration.settings import IterationSettings
@@ -258,6 +260,11 @@ class Mixture(Dataset):
         transform: Callable[[Any], Any] | None = None,
         threads: int | None = None,
         prefetch: int | str | None = None,
+        valid: str | ArrayLike | None = None,
+        balance: str | ArrayLike | None = None,
+        buckets: int | None = None,
+        on_error: str = "raise",
+        max_errors: int | None = None,
     ) -> Iteration:
         """Return an iterable over this rank's part of the drawn samples, epoch after epoch.
 
@@ -303,6 +310,13 @@ class Mixture(Dataset):
             Threads that make the next batches; by default one fewer than the processors, at most 8.
         prefetch : int or str, optional
             Maximum number of batches to make ahead, or their maximum bytes as text.
+        valid, balance, buckets : optional
+            Not for mixtures: a value other than None raises ValueError.
+        on_error : {"raise", "skip", "replace"}, default: "raise"
+            What to do with a sample that cannot be read. "replace" needs ``batching="random"`` or
+            "stratified", because it may read a sample of another source.
+        max_errors : int, optional
+            The number of failed samples after which an error is raised; by default any number.
 
         Returns
         -------
@@ -321,14 +335,16 @@ class Mixture(Dataset):
         >>> [sorted(batch["source"]) for batch in batches]
         [['a', 'b'], ['a', 'b']]
         """
-        from npstream.mixture.epochs import mixture_settings
+        from npstream.mixture.epochs import mixture_settings, refuse_settings
 
+        refuse_settings(batching, on_error, valid=valid, balance=balance, buckets=buckets)
         return self._iterate(
             mixture_settings(
                 self.names, batching, batch_size, global_batch_size, rank=rank, world=world,
                 batched=batched, shuffle=shuffle, seed=seed, epoch=epoch, epoch_size=epoch_size,
                 last=last, ranks_per_node=ranks_per_node, replication=replication,
                 decode=decode, transform=transform, threads=threads, prefetch=prefetch,
+                on_error=on_error, max_errors=max_errors,
             )
         )  # fmt: skip
 

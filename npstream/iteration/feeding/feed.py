@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any
 from npstream._core.memory import available_memory
 from npstream.iteration.feeding.items import (
     ItemMaker,
-    Piece,
     Transforms,
-    UserError,
     apply_transforms,
 )
 from npstream.iteration.feeding.threads import (
@@ -24,6 +22,8 @@ from npstream.iteration.feeding.threads import (
 if TYPE_CHECKING:
     import threading
 
+    from npstream.iteration.failures.guard import Piece, SampleGuard
+    from npstream.iteration.failures.record import UserError
     from npstream.reading.gather import Lookup
     from npstream.reading.plan import Plan
     from npstream.reading.source import Source
@@ -109,6 +109,7 @@ class Feed:
         batch_size: int | None,
         lookups: Iterator[tuple[Piece, Lookup]],
         after: Callable[[Piece], None],
+        guard: SampleGuard | None = None,
     ) -> Generator[Any]:
         """Yield the items of pieces, which threads read.
 
@@ -123,10 +124,12 @@ class Feed:
             The pieces, with the lookups of their rows.
         after : callable
             Called with a piece after its items were yielded.
+        guard : SampleGuard, optional
+            Leaves out or replaces samples that cannot be read; by default their errors are raised.
         """
         plan = source.plan(names)
         transforms = self.transforms if self.transforms_in_threads else ()
-        make = ItemMaker(source, names, batch_size, plan.encodings, transforms)
+        make = ItemMaker(source, names, batch_size, plan.encodings, transforms, guard)
 
         def estimate(read: tuple[Piece, Lookup]) -> tuple[int, int]:
             rows = len(read[0][0])

@@ -9,37 +9,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from npstream.errors import stop_iteration_error
+from npstream.iteration.failures.record import UserError
 from npstream.iteration.feeding.threads import result_bytes
 from npstream.reading.batch import Batch, Ragged
 
 if TYPE_CHECKING:
-    from npstream._core.typing import Bools, Int64
+    from npstream.iteration.failures.guard import Piece, SampleGuard
     from npstream.reading.gather import Lookup
     from npstream.reading.source import Source
 
-__all__ = ["ItemMaker", "MadeItems", "Piece", "Transforms", "UserError", "apply_transforms"]
-
-Piece: TypeAlias = "tuple[Int64, Bools, Int64]"
-"""Ids of samples that are read together, True for those that only fill up a batch, and the epoch
-position of each."""
+__all__ = ["ItemMaker", "MadeItems", "Transforms", "apply_transforms"]
 
 Transforms: TypeAlias = "Sequence[tuple[str, Callable[[Any], Any]]]"
 """Functions to apply to each item, one after the other, each with its name in messages."""
-
-
-class UserError(Exception):
-    """Carries an exception of a user's function to the loop, which knows the item's samples.
-
-    Parameters
-    ----------
-    name : str
-        The name of the function in messages.
-    error : Exception
-    """
-
-    def __init__(self, name: str, error: Exception) -> None:
-        super().__init__(name, error)
-        self.name, self.error = name, error
 
 
 def apply_transforms(transforms: Transforms, item: Any) -> Any:
@@ -102,6 +84,8 @@ class ItemMaker:
         The stored encoding of each column.
     transforms : sequence of (str, callable)
         Functions to apply to each item.
+    guard : SampleGuard, optional
+        Leaves out or replaces samples that cannot be read; by default their errors are raised.
     """
 
     def __init__(
@@ -111,10 +95,11 @@ class ItemMaker:
         batch_size: int | None,
         encodings: Mapping[str, str],
         transforms: Transforms,
+        guard: SampleGuard | None = None,
     ) -> None:
         self._source, self._names, self._batch_size = source, names, batch_size
         self._plan, self._encodings = source.plan(names), encodings
-        self._transforms = transforms
+        self._transforms, self._guard = transforms, guard
 
     def __call__(self, read: tuple[Piece, Lookup]) -> MadeItems:
         """Make the items of a piece.
@@ -129,10 +114,10 @@ class ItemMaker:
             items = self._read(piece, lookup)
         except Exception as raised:
             step = self._batch_size or 1
-            if len(piece[0]) <= step:
+            if len(piece[0]) <= step and self._guard is None:
                 raise
             items, error = self._read_one_by_one(piece, step)
-            if error is None:  # only the read of all items together fails
+            if error is None and self._guard is None:  # only the read of all items together fails
                 raise raised from None
         if self._transforms:
             items, raised_by_user = self._transform(items)
@@ -154,8 +139,12 @@ class ItemMaker:
         for start in range(0, len(piece[0]), step):
             rows = slice(start, start + step)
             ids, repeated, positions = piece[0][rows], piece[1][rows], piece[2][rows]
+            part, lookup = (ids, repeated, positions), self._source.look_up(ids)
             try:
-                items += self._read((ids, repeated, positions), self._source.look_up(ids))
+                if self._guard is None:
+                    items += self._read(part, lookup)
+                else:
+                    items += self._guard.read(self._read, part, lookup)
             except Exception as error:
                 return items, error
         return items, None

@@ -37,7 +37,10 @@ if TYPE_CHECKING:
     from npstream.reading.ragged import Ragged
     from npstream.reading.source import Source
 
-__all__ = ["ColumnDecoder", "DecodedColumns", "decode_ahead", "decode_column", "load_decoded"]
+__all__ = [
+    "ColumnDecoder", "DecodedColumns", "decode_ahead", "decode_column", "decode_stacks",
+    "load_decoded",
+]  # fmt: skip
 
 T = TypeVar("T")
 
@@ -245,6 +248,10 @@ class DecodedColumns:
     rows: int
     error: BaseException | None
 
+    def errors(self) -> dict[int, BaseException]:
+        """Return the errors of rows; only the first ones, unless stacks decode past errors."""
+        return {row: error for stack in self.stacks.values() for row, error in stack.errors.items()}
+
     def arrays(self) -> dict[str, AnyArray | list[AnyArray]]:
         """Return the images of each column; raise the error, if there is one."""
         if self.error is not None:
@@ -308,17 +315,22 @@ def _decode_load(
 ) -> dict[str, Any]:
     """Decode the columns of one load; the position of a row is its number in the load."""
     stacks = decoder.stacks(columns, lookup, np.arange(len(lookup.rows)))
-    pool = DecodeThreads(thread_count())
-    try:
-        decoded = _wait(stacks, pool.start([*stacks.values()])).arrays()
-    finally:
-        for stack in stacks.values():
-            stack.cancel()
-        pool.close()
+    decoded = decode_stacks(stacks, thread_count()).arrays()
     return {
         name: images.reshape(shape + images.shape[1:]) if isinstance(images, np.ndarray) else images
         for name, images in decoded.items()
     }
+
+
+def decode_stacks(stacks: dict[str, ImageStack], threads: int) -> DecodedColumns:
+    """Decode the images of each column, and wait for them."""
+    pool = DecodeThreads(threads)
+    try:
+        return _wait(stacks, pool.start([*stacks.values()]))
+    finally:
+        for stack in stacks.values():
+            stack.cancel()
+        pool.close()
 
 
 @dataclass(slots=True)

@@ -75,16 +75,22 @@ class ImageStack:
         self._lock = threading.Lock()
         self._array: AnyArray | None = None
         self._shapes_agree = True
+        self._stops_at_errors = True
 
     def copy_undecoded(self) -> ImageStack:
         """Return a new stack for the same images, none of them decoded."""
         stack = ImageStack(self.count, self._decode, self._shape, self._is_fixed, self._buffers)
         stack._shapes_agree = self._shapes_agree
+        stack._stops_at_errors = self._stops_at_errors
         return stack
 
     def separate(self) -> None:
         """Make each image an array of its own."""
         self._shapes_agree = False
+
+    def decode_past_errors(self) -> None:
+        """Decode all images, also after one fails, so that `errors` has all errors."""
+        self._stops_at_errors = False
 
     def decode(self) -> None:
         """Decode images until none is left, or one fails. Each thread calls this."""
@@ -96,7 +102,8 @@ class ImageStack:
             except BaseException as error:
                 self._errors[row] = error
                 # Images before this row are being decoded by other threads, which finish them.
-                self._stop = min(self._stop, row)
+                if self._stops_at_errors:
+                    self._stop = min(self._stop, row)
 
     def cancel(self) -> None:
         """Let the threads stop after the images that they are decoding."""
@@ -127,6 +134,11 @@ class ImageStack:
             return False
         self._array = self._buffers.empty(elements, dtype).reshape(self.count, *shape)
         return True
+
+    @property
+    def errors(self) -> dict[int, BaseException]:
+        """The errors of rows. Read it once the threads are done."""
+        return self._errors
 
     def first_error(self) -> tuple[int, BaseException] | None:
         """Return the first row that failed, and its error. Call it once the threads are done."""

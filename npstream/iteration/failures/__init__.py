@@ -1,0 +1,1 @@
+"""Iterations that go on after samples that cannot be read."""
