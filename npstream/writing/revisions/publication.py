@@ -243,7 +243,8 @@ class Revision(Destination):
         versions = [n for n in self._store.entries() if version_of_name(n) is not None]
         for name in (INDEX, *versions):
             with suppress(FileNotFoundError):
-                text = self._store.read(name)
+                # Another process may replace the index while it is read.
+                text = self._store.read_tagged(name).content
                 if self._is_from_this_write(text):
                     return text
         return None

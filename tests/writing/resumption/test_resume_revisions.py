@@ -30,11 +30,13 @@ import npstream
 from npstream.errors import StorageError
 from npstream.formats.index import INDEX
 from npstream.formats.statistics import encode_statistics
+from npstream.storage import remote as remote_module
 from npstream.storage.local import LocalStore, open_store
 from npstream.storage.remote import RemoteStore
 from npstream.writing.destination import LOCK, WORK
 from npstream.writing.resumption import remote
 from npstream.writing.resumption.revisions import _FORMER as FORMER
+from npstream.writing.resumption.revisions import ResumableRemoteRevision
 from npstream.writing.revisions.base import Base
 
 pytestmark = pytest.mark.usefixtures("short_pauses")
@@ -428,6 +430,26 @@ def test_the_record_of_the_replaced_index_is_removed_while_another_process_resum
     assert write(memory, numbers()).samples == 200
     assert values(memory) == [*range(50), *range(200)]
     assert not [name for name in names(memory) if name.startswith((WORK, LOCK))]
+
+
+def test_the_index_is_replaced_while_another_process_resumes(memory, monkeypatch):
+    begin(memory)
+    with monkeypatch.context() as patch:
+        patch.setattr(remote.ResumableUrl, "finish", lambda self: None)
+        write(memory, numbers())
+    longer = open_store(memory).read(INDEX).replace(b'"shards"', b' "shards"')
+    size_of = remote_module._size_of
+
+    def replace_after_the_size(info):
+        monkeypatch.setattr(remote_module, "_size_of", size_of)
+        size = size_of(info)
+        open_store(memory).put(INDEX, longer)
+        return size
+
+    revision = ResumableRemoteRevision(open_store(memory), "a", exclusive=False)
+    revision.prepare()
+    monkeypatch.setattr(remote_module, "_size_of", replace_after_the_size)
+    assert revision._find_published() == longer
 
 
 def test_a_process_that_still_writes_is_not_disturbed(place):
