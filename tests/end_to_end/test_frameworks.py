@@ -99,6 +99,10 @@ def test_lightning_trains_and_resumes(run_training, path):
         assert rank["limited and resumed"] == [limited[start:] for start in starts]
 
 
+def test_fabric_trains_and_resumes(run_training, path):
+    assert_ranks_read_and_resume(run_training("fabric", package="lightning"), path)
+
+
 def test_accelerate_trains_and_resumes(run_training, path):
     ranks = run_training("accelerate", package="accelerate")
     assert_ranks_read_and_resume(ranks, path)
@@ -122,6 +126,10 @@ def test_hugging_face_trainer_trains_and_resumes(run_training, path):
         assert rank["nothing to skip"] == rank["resumed"]
         assert "load the checkpoint's state into the" in rank["without a state"]
         assert rank["moved"] == ["Batch", "cpu", TEXT, None]
+        for loss, errors in rank["evaluated"].values():
+            # The Trainer counts samples as often as they come.
+            repeated = errors + errors[: -len(errors) % 8]
+            assert loss == pytest.approx(np.mean(repeated), rel=1e-5)
         steps, weights, seen = rank["accumulated"]
         assert steps == EPOCHS * -(-STEPS // ACCUMULATION)
         assert len(seen) == EPOCHS * STEPS

@@ -114,6 +114,33 @@ def lightning(path, directory):
     }
 
 
+def fabric(path, directory):
+    from lightning.fabric import Fabric
+
+    fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp")
+    fabric.launch()
+
+    def train(checkpoint=None):
+        model = Model()
+        optimizer = torch.optim.SGD(model.parameters(), 0.01)
+        ddp, optimizer = fabric.setup(model, optimizer)
+        loader = npstream.torch.DataLoader(npstream.open(path).iter(**SETTINGS))
+        batches = fabric.setup_dataloaders(loader)
+        state = {"model": ddp, "optimizer": optimizer, "loader": loader}
+        if checkpoint is not None:
+            fabric.load(checkpoint, state)
+        while loader.epoch < EPOCHS:
+            for batch in batches:
+                fabric.backward(ddp(**batch)["loss"])
+                optimizer.step()
+                optimizer.zero_grad()
+                if checkpoint is None and len(model.batches) == SAVED_STEP:
+                    fabric.save(directory / "fabric.ckpt", state)
+        return model.batches
+
+    return {"whole": train(), "resumed": train(directory / "fabric.ckpt")}
+
+
 def accelerate(path, directory):
     from accelerate import Accelerator, skip_first_batches
     from accelerate.utils import DataLoaderConfiguration, send_to_device
@@ -226,6 +253,7 @@ def transformers(path, directory):
         "without a state": error_message(lambda: train(checkpoint, load=False)),
         "dispatched": error_message(lambda: train(kind=Trainer)),
     }
+    results["evaluated"] = {count: evaluate(Streamed, ds, directory, count) for count in (64, 60)}
     steps = -(-STEPS // ACCUMULATION)  # in an epoch
     results["accumulated"] = train_with_accumulation()
     results["accumulated and resumed"] = [
@@ -233,6 +261,26 @@ def transformers(path, directory):
         for step in (steps - 1, steps, steps + 1)
     ]
     return results
+
+
+def evaluate(trainer_class, ds, directory, count):
+    """Return the loss that the Trainer computes of some samples, and the losses of each sample."""
+    from transformers import TrainingArguments
+
+    class Evaluated(trainer_class):
+        def get_eval_dataloader(self, eval_dataset=None):
+            return npstream.torch.DataLoader(ds[:count].iter(batch_size=SETTINGS["batch_size"]))
+
+    torch.manual_seed(0)
+    model = Model()
+    arguments = TrainingArguments(
+        str(directory), use_cpu=True, report_to=[], disable_tqdm=True, label_names=["y"]
+    )
+    loss = Evaluated(model, arguments).evaluate(ds)["eval_loss"]
+    samples = ds[:count].load().to_torch()
+    with torch.no_grad():
+        errors = (model.layer(samples["x"])[:, 0] - samples["y"]) ** 2
+    return [loss, errors.tolist()]
 
 
 def stub(*names):
