@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pages
@@ -16,8 +18,6 @@ import npstream
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-
-RULES = ROOT / "docs" / "design" / "rules.md"
 
 TESTS = "python -m pip install -e '.[test]' && python -m pytest -n 2 --dist loadfile"
 MAIN_JOB = "python -m pip install -e . && python -m npstream demo"
@@ -42,13 +42,15 @@ def test_ci_deselects_tests_that_exist():
         assert f"def {name}(" in (ROOT / file).read_text(), name
 
 
-def test_the_rules_page_lists_all_environment_variables():
+@pytest.mark.parametrize("page", ["design/rules.md", "operations.md"])
+def test_pages_list_all_environment_variables(page):
+    text = (ROOT / "docs" / page).read_text()
     used = {
         name
         for path in (ROOT / "npstream").rglob("*.py")
         for name in re.findall(r'"(NPSTREAM_\w+)"', path.read_text())
     }
-    assert used == set(re.findall(r"^\| `(NPSTREAM_\w+)`", RULES.read_text(), re.MULTILINE))
+    assert used == set(re.findall(r"^\| `(NPSTREAM_\w+)`", text, re.MULTILINE))
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=relative)
@@ -92,3 +94,11 @@ def test_the_site_needs_no_network():
     settings = (ROOT / "docs" / "conf.py").read_text()
     assert "http" not in settings
     assert "python -m sphinx -W" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_pictures_are_those_that_the_script_draws(tmp_path):
+    images = ROOT / "docs" / "images"
+    subprocess.run([sys.executable, images / "draw.py", tmp_path], check=True)
+    drawn = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert len(drawn) == 7
+    assert drawn == {path.name: path.read_text() for path in images.glob("*.svg")}
