@@ -27,7 +27,7 @@ TESTS = sorted(ROOT.glob("tests/**/test_*.py"))
 SOLE_IMPORTERS = {
     "numba": {"_core.jit"},
     "llvmlite": {"_core.jit"},
-    "torch": {"torch"},
+    "torch": {"torch.__init__", "torch.device"},
     "hypothesis": {"testing"},
     "fsspec": {"storage.connection", "storage.drivers", "storage.remote", "storage.uploads"},
     "pickle": {"formats.encodings.encodings"},

@@ -35,10 +35,8 @@ if TYPE_CHECKING:
     from npstream.iteration.epochs import AnyEpochs
     from npstream.iteration.iteration import Iteration
     from npstream.iteration.settings import IterationSettings
-    from npstream.orders.balance import RowCosts
     from npstream.orders.order import Shuffle
     from npstream.orders.streaming.settings import StreamingShuffle
-    from npstream.orders.valid import RowMask
     from npstream.reading.cost import Cost
     from npstream.reading.images.options import Decode
     from npstream.reading.source import Source
@@ -510,6 +508,8 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], OrderMethods["Dataset"], D
         transform: Callable[[Any], Any] | None = None,
         threads: int | None = None,
         prefetch: int | str | None = None,
+        to: str | None = None,
+        device: Any = None,
         valid: str | ArrayLike | None = None,
         balance: str | ArrayLike | None = None,
         buckets: int | None = None,
@@ -579,6 +579,12 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], OrderMethods["Dataset"], D
             Maximum number of batches to make ahead, or their maximum bytes as text such as
             "256MiB". By default two groups of batches for each thread, and at most 256 MiB or an
             eighth of the free memory.
+        to : {"torch"}, optional
+            Yield tensors over the memory of the arrays, after transforms. A Ragged becomes a nested
+            tensor. By default, arrays.
+        device : torch.device, str or int, optional
+            Copy the tensors to this device. For CUDA, threads copy through pinned buffers on a side
+            stream, and the stream of the loop waits on the device.
         valid : str or array_like of bool, optional
             A flag for each row of the view, or the name of a column of bool. An epoch leaves out
             rows whose flag is False. The others keep the order that they have without `valid`.
@@ -624,25 +630,11 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], OrderMethods["Dataset"], D
                 batched=batched, shuffle=shuffle, seed=seed, epoch=epoch, epoch_size=epoch_size,
                 last=last, ranks_per_node=ranks_per_node, replication=replication,
                 decode=decode, transform=transform, threads=threads, prefetch=prefetch,
+                to=to, device=device,
                 valid=mask, balance=costs, buckets=buckets,
                 on_error=on_error, max_errors=max_errors,
             )
         )  # fmt: skip
-
-    def _mask_and_costs(
-        self, valid: str | ArrayLike | None, balance: str | ArrayLike | None
-    ) -> tuple[RowMask | None, RowCosts | None]:
-        """Return the values of `valid` and `balance` of `iter`, read and checked."""
-        from npstream.orders.balance import make_costs
-        from npstream.orders.valid import make_mask
-
-        def load(name: str) -> Any:
-            return self[name].load()
-
-        with short_traceback:
-            shape = self._selection.shape
-            mask = None if valid is None else make_mask(valid, load, shape)
-            return mask, None if balance is None else make_costs(balance, load, shape)
 
     def _iterate(self, settings: IterationSettings) -> Iteration:
         """Return an iterable over a rank's part of this view."""

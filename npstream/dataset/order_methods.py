@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
     from npstream.explore.costs.shuffle_costs import ShuffleCosts
     from npstream.indexing.selection import Selection
+    from npstream.orders.balance import RowCosts
     from npstream.orders.order import BlockSize, RowOrder, Shuffle
+    from npstream.orders.valid import RowMask
     from npstream.reading.source import Source
 
 View = TypeVar("View")
@@ -228,3 +230,18 @@ class OrderMethods(Generic[View]):
         """
         parts = split_view(self._selection, lengths, seed, by, self._source.chunk_starts)
         return [self._view(part) for part in parts]
+
+    def _mask_and_costs(
+        self, valid: str | ArrayLike | None, balance: str | ArrayLike | None
+    ) -> tuple[RowMask | None, RowCosts | None]:
+        """Return the values of `valid` and `balance` of `iter`, read and checked."""
+        from npstream.orders.balance import make_costs
+        from npstream.orders.valid import make_mask
+
+        def load(name: str) -> Any:
+            return self[name].load()
+
+        with short_traceback:
+            shape = self._selection.shape
+            mask = None if valid is None else make_mask(valid, load, shape)
+            return mask, None if balance is None else make_costs(balance, load, shape)

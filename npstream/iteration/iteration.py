@@ -10,7 +10,6 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from itertools import chain, repeat, starmap
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from npstream._core.arguments import integer, quantity
@@ -19,18 +18,11 @@ from npstream._core.optional import import_npstream_torch
 from npstream.errors import short_repr
 from npstream.indexing.selection import Selection
 from npstream.iteration.counter import EpochCursor
-from npstream.iteration.epochs import Epochs, epochs_for
+from npstream.iteration.epochs import epochs_for
 from npstream.iteration.failures.guard import GuardedPiece, SampleGuard
-from npstream.iteration.failures.record import FailureRecord, UserError
-from npstream.iteration.feeding.caching import CachedIteration
-from npstream.iteration.feeding.feed import (
-    MIN_EPOCH_BYTES,
-    Feed,
-    choose_limits,
-    describe_error,
-    sample_bytes,
-)
+from npstream.iteration.failures.record import FailureRecord
 from npstream.iteration.feeding.items import apply_transforms
+from npstream.iteration.feeding.threaded import ThreadedIteration, advance_orders
 from npstream.iteration.feeding.threads import PrefetchCounts
 from npstream.iteration.former import former_source, former_version_hint
 from npstream.iteration.iterator import EpochIterator, EpochProgress
@@ -54,7 +46,6 @@ if TYPE_CHECKING:
     from npstream.reading.images.columns import ColumnDecoder, DecodedColumns
     from npstream.reading.images.threads import ImageStack
     from npstream.reading.source import Source
-    from npstream.shards.locality import EvictionOrder
     from npstream.storage.traffic.record import ReadStats
 
 _READ_BYTES = 1 << 22
@@ -64,7 +55,7 @@ _Read: TypeAlias = "tuple[Piece, Lookup, dict[str, Any]]"
 """A piece, the lookup of its rows, and its columns."""
 
 
-class Iteration(CachedIteration):
+class Iteration(ThreadedIteration):
     """One rank's part of a view, epoch after epoch. Made by `Dataset.iter`.
 
     It can be iterated over any number of times, and pickled. It is an ``IterableDataset`` for
@@ -192,74 +183,9 @@ class Iteration(CachedIteration):
         else:
             items = self._samples(progress, pieces)
         if not self._transforms:
-            return items
-        return self._with_sample_ids(feed.transform(items), progress, worker, workers)
-
-    def _feed(self, progress: EpochProgress, workers: int) -> Feed:
-        """Return how the items of an iteration are made."""
-        settings, plan = self._settings, self._source.plan(self._names)
-        part, size = progress.part, sample_bytes(self._source, plan, progress.part.batch_size)
-        # Threads would contend for the interpreter if they made single samples.
-        is_worthwhile = (
-            self.yields_batches
-            and not workers
-            and sample_bytes(self._source, plan, part.samples) >= MIN_EPOCH_BYTES
-        )
-        processors = decoding_threads(settings.ranks_per_node)
-        limits = choose_limits(settings.threads, settings.prefetch_limit, processors, is_worthwhile)
-        transforms_in_threads = settings.threads is not None and limits.threads > 0
-        reads_in_threads = (
-            limits.threads > 0
-            and not self._decoding
-            and not self._is_rowwise(progress)
-            # A replacement is looked up where it is read; other orders cannot be used in threads.
-            and (settings.on_error != "replace" or isinstance(self._epochs, Epochs))
-        )
-        transforms_one_by_one = bool(self._transforms) and transforms_in_threads
-        is_local = not self._source.remotes
-        group = 1
-        if reads_in_threads and self.yields_batches and is_local and not transforms_one_by_one:
-            group = limits.group(size)
-            if settings.prefetch is not None:
-                group = min(group, max(1, limits.tasks // 2))
-                limits = limits._replace(tasks=limits.tasks // group)
-        return Feed(
-            limits, group, reads_in_threads, transforms_in_threads, self._transforms, self._counts
-        )
-
-    def _read_in_threads(
-        self, progress: EpochProgress, pieces: Iterator[Piece], feed: Feed
-    ) -> Iterator[Any]:
-        """Yield items, which threads read."""
-        lookups, orders = self._begin_reading(progress, pieces)
-        batch_size = progress.part.batch_size if self.yields_batches else None
-        advance, guard = partial(_advance, orders), self._guard(progress)
-        items = feed.read(self._source, self._names, batch_size, lookups, advance, guard)
-        try:
-            with closing(items):
-                for item in items:
-                    self.require_newest(progress)
-                    yield item
-        finally:
-            for order in orders:
-                order.end()
-
-    def _with_sample_ids(
-        self, items: Iterator[Any], progress: EpochProgress, worker: int, workers: int
-    ) -> Iterator[Any]:
-        """Yield items; an error of a transform gets a note with the ids of the item's samples."""
-        try:
-            yield from items
-        except UserError as error:
-            part, first = progress.part, progress.samples_done
-            batch, row = divmod(first, part.batch_size)
-            batch = worker + batch * max(workers, 1)
-            ids = part.lookup(range(batch, batch + 1))[0].tolist()
-            item = f"batch {batch} of this loop"
-            if not self.yields_batches:
-                ids, item = ids[row : row + 1], "one sample"
-            raised = describe_error(error, ids, item)
-            raise raised from raised.__cause__
+            return feed.place(items)
+        items = self._with_sample_ids(feed.transform(items), progress, worker, workers)
+        return feed.place(items)
 
     @property
     def yields_batches(self) -> bool:
@@ -538,21 +464,6 @@ class Iteration(CachedIteration):
             self._source.look_up, self._failures,
         )  # fmt: skip
 
-    def _begin_reading(
-        self, progress: EpochProgress, pieces: Iterator[Piece]
-    ) -> tuple[Iterator[tuple[Piece, Lookup]], list[EvictionOrder]]:
-        """Return pieces with lookups, whose chunks are fetched ahead, and the eviction orders."""
-        plan, rowwise = self._source.plan(self._names), self._is_rowwise(progress)
-        orders = [] if rowwise else self._begin_eviction(progress)
-        step = 0 if orders else self._step  # an EvictionOrder knows when shards are finished
-
-        def open_ahead(pieces: Iterator[Piece]) -> Iterator[tuple[Piece, Lookup]]:
-            return self._source.read_ahead(pieces, itemgetter(0), plan, step, rowwise)
-
-        guard = self._guard(progress)
-        ahead = open_ahead(pieces) if guard is None else guard.read_ahead(open_ahead, pieces)
-        return ahead, orders
-
     def _read_ahead(
         self, progress: EpochProgress, pieces: Iterator[Piece]
     ) -> Iterator[tuple[Piece, Lookup]]:
@@ -561,7 +472,7 @@ class Iteration(CachedIteration):
             for piece, lookup in ahead:
                 self.require_newest(progress)
                 yield piece, lookup
-                _advance(orders, piece)
+                advance_orders(orders, piece)
         finally:
             for order in orders:
                 order.end()
@@ -692,9 +603,3 @@ class Iteration(CachedIteration):
                 yield ids[span], repeated[span], positions[span]
                 row, rows = row + rows, min(2 * rows, max_rows)
             rows_done = 0
-
-
-def _advance(orders: list[EvictionOrder], piece: Piece) -> None:
-    """Tell caches that a piece was read."""
-    for order in orders if len(piece[2]) else ():
-        order.advance(int(piece[2].max()))

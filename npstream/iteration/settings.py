@@ -50,6 +50,8 @@ class IterationSettings:
     transform: Callable[[Any], Any] | None = None
     threads: int | None = None
     prefetch: int | str | None = None
+    to: str | None = None
+    device: Any = None
     valid: RowMask | None = None
     balance: RowCosts | None = None
     buckets: int | None = None
@@ -70,6 +72,8 @@ class IterationSettings:
             )
         if self.transform is not None and not callable(self.transform):
             raise TypeError(f"transform={self.transform!r}: expected a function, or None")
+        if self.to not in (None, "torch"):
+            raise ValueError(f"to={self.to!r}: expected 'torch', or None for NumPy arrays")
         self._check_balance()
         self._check_errors()
         for name, minimum in _MINIMUM.items():

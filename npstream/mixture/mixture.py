@@ -260,6 +260,8 @@ class Mixture(Dataset):
         transform: Callable[[Any], Any] | None = None,
         threads: int | None = None,
         prefetch: int | str | None = None,
+        to: str | None = None,
+        device: Any = None,
         valid: str | ArrayLike | None = None,
         balance: str | ArrayLike | None = None,
         buckets: int | None = None,
@@ -310,6 +312,10 @@ class Mixture(Dataset):
             Threads that make the next batches; by default one fewer than the processors, at most 8.
         prefetch : int or str, optional
             Maximum number of batches to make ahead, or their maximum bytes as text.
+        to : {"torch"}, optional
+            Yield tensors instead of arrays.
+        device : torch.device, str or int, optional
+            Copy the tensors to this device.
         valid, balance, buckets : optional
             Not for mixtures: a value other than None raises ValueError.
         on_error : {"raise", "skip", "replace"}, default: "raise"
@@ -344,6 +350,7 @@ class Mixture(Dataset):
                 batched=batched, shuffle=shuffle, seed=seed, epoch=epoch, epoch_size=epoch_size,
                 last=last, ranks_per_node=ranks_per_node, replication=replication,
                 decode=decode, transform=transform, threads=threads, prefetch=prefetch,
+                to=to, device=device,
                 on_error=on_error, max_errors=max_errors,
             )
         )  # fmt: skip

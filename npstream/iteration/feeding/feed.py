@@ -7,11 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from npstream._core.memory import available_memory
-from npstream.iteration.feeding.items import (
-    ItemMaker,
-    Transforms,
-    apply_transforms,
-)
+from npstream.iteration.feeding.items import ItemMaker, AnyPlacer, Transforms, apply_transforms
 from npstream.iteration.feeding.threads import (
     PrefetchCounts,
     PrefetchLimits,
@@ -93,6 +89,8 @@ class Feed:
         Functions to apply to each item.
     counts : PrefetchCounts
         Counts what is made ahead.
+    placer : AnyPlacer, optional
+        Makes tensors of the items; by default they stay arrays.
     """
 
     limits: PrefetchLimits
@@ -101,6 +99,12 @@ class Feed:
     transforms_in_threads: bool
     transforms: Transforms
     counts: PrefetchCounts
+    placer: AnyPlacer | None = None
+
+    @property
+    def places_in_threads(self) -> bool:
+        """Whether threads make tensors of the items: if they read and nothing follows."""
+        return self.reads_in_threads and (self.transforms_in_threads or not self.transforms)
 
     def read(
         self,
@@ -129,7 +133,8 @@ class Feed:
         """
         plan = source.plan(names)
         transforms = self.transforms if self.transforms_in_threads else ()
-        make = ItemMaker(source, names, batch_size, plan.encodings, transforms, guard)
+        placer = self.placer if self.places_in_threads else None
+        make = ItemMaker(source, names, batch_size, plan.encodings, transforms, guard, placer)
 
         def estimate(read: tuple[Piece, Lookup]) -> tuple[int, int]:
             rows = len(read[0][0])
@@ -156,6 +161,15 @@ class Feed:
             yield from map_ahead(function, items, self.limits, _estimate_item, counts)
         else:
             yield from map(self._transformed, items)
+
+    def place(self, items: Iterator[Any]) -> Iterator[Any]:
+        """Return an iterator over the items, as tensors if there is a placer."""
+        placer = self.placer
+        if placer is None:
+            return items
+        if not self.places_in_threads:
+            items = map(placer.place, items)
+        return map(placer.receive, items)
 
     def _transformed(self, item: Any) -> Any:
         return apply_transforms(self.transforms, item)

@@ -5,8 +5,8 @@ Tested in tests/iteration/feeding/test_feed.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from npstream.errors import stop_iteration_error
 from npstream.iteration.failures.record import UserError
@@ -14,14 +14,32 @@ from npstream.iteration.feeding.threads import result_bytes
 from npstream.reading.batch import Batch, Ragged
 
 if TYPE_CHECKING:
+    from npstream._core.typing import AnyArray
     from npstream.iteration.failures.guard import Piece, SampleGuard
     from npstream.reading.gather import Lookup
+    from npstream.reading.plan import Field
     from npstream.reading.source import Source
 
-__all__ = ["ItemMaker", "MadeItems", "Transforms", "apply_transforms"]
+__all__ = ["ItemMaker", "MadeItems", "AnyPlacer", "Transforms", "apply_transforms"]
 
 Transforms: TypeAlias = "Sequence[tuple[str, Callable[[Any], Any]]]"
 """Functions to apply to each item, one after the other, each with its name in messages."""
+
+
+class AnyPlacer(Protocol):
+    """Makes tensors of items; `npstream.torch.device` has the placers."""
+
+    def outputs(self, fields: Iterable[Field], rows: int) -> tuple[dict[str, AnyArray], Any]:
+        """Return arrays to read columns of fixed size into, and the buffer that they are in."""
+
+    def give_back(self, buffer: Any, items: list[Any]) -> None:
+        """Let the buffer of `outputs` be used again, after the copies of `items`."""
+
+    def place(self, item: Any, buffer: Any = None) -> Any:
+        """Make tensors of an item's arrays; `receive` returns the item."""
+
+    def receive(self, item: Any) -> Any:
+        """Return a placed item for the loop."""
 
 
 def apply_transforms(transforms: Transforms, item: Any) -> Any:
@@ -86,6 +104,8 @@ class ItemMaker:
         Functions to apply to each item.
     guard : SampleGuard, optional
         Leaves out or replaces samples that cannot be read; by default their errors are raised.
+    placer : AnyPlacer, optional
+        Makes tensors of the items; by default they stay arrays.
     """
 
     def __init__(
@@ -96,7 +116,13 @@ class ItemMaker:
         encodings: Mapping[str, str],
         transforms: Transforms,
         guard: SampleGuard | None = None,
+        placer: AnyPlacer | None = None,
     ) -> None:
+        self._placer = placer
+        # A transform could keep the arrays of a buffer that is used again.
+        self._reads_into_buffers = (
+            placer is not None and batch_size is not None and guard is None and not transforms
+        )
         self._source, self._names, self._batch_size = source, names, batch_size
         self._plan, self._encodings = source.plan(names), encodings
         self._transforms, self._guard = transforms, guard
@@ -122,6 +148,8 @@ class ItemMaker:
         if self._transforms:
             items, raised_by_user = self._transform(items)
             error = raised_by_user or error
+        if self._placer is not None and not self._reads_into_buffers:
+            items = [self._placer.place(item) for item in items]
         return MadeItems(items, error)
 
     def _transform(self, items: list[Any]) -> tuple[list[Any], Exception | None]:
@@ -152,8 +180,24 @@ class ItemMaker:
     def _read(self, piece: Piece, lookup: Lookup) -> list[Any]:
         if self._batch_size is None:
             return list(self._source.samples(self._names, lookup))
-        columns = self._source.columns(self._plan, lookup, {})
+        if not self._reads_into_buffers:
+            return self._read_batches(piece, lookup, {})
+        assert self._placer is not None
+        out, buffer = self._placer.outputs(self._plan.fields, len(piece[0]))
+        items: list[Any] = []
+        try:
+            batches = self._read_batches(piece, lookup, out)
+            items.extend(self._placer.place(batch, buffer) for batch in batches)
+        finally:
+            self._placer.give_back(buffer, items)
+        return items
+
+    def _read_batches(
+        self, piece: Piece, lookup: Lookup, out: Mapping[str, AnyArray]
+    ) -> list[Batch]:
+        columns = self._source.columns(self._plan, lookup, out)
         ids, repeated, _ = piece
+        assert self._batch_size is not None
         if len(ids) <= self._batch_size:
             return [Batch(columns, ids, repeated, encodings=self._encodings)]
         return [
