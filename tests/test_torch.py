@@ -9,11 +9,11 @@ import sys
 import dask.array
 import numpy as np
 import pytest
-import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 import npstream
 import npstream.torch
+import torch
 from npstream.reading.batch import Batch, Ragged
 
 N = 61

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 import npstream
+import torch
 from npstream._core.typing import Int64
 from npstream.orders.streaming.order import StreamingOrder
 from npstream.orders.streaming.partition import World

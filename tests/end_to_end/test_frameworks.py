@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from frameworks import ACCUMULATION, EPOCHS, LIMIT, SAVED_STEP, SETTINGS, STEPS
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, default_collate
 
 import npstream
 import npstream.torch
+import torch
 from npstream.reading.batch import Batch, Ragged
 
 N = 64

@@ -15,12 +15,12 @@ import sys
 import types
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 
 import npstream
 import npstream.torch
+import torch
 
 EPOCHS, STEPS, SAVED_STEP = 2, 8, 11
 LIMIT = 5  # batches of a shortened epoch

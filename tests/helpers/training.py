@@ -15,12 +15,12 @@ import signal
 import sys
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import npstream
 import npstream.torch
+import torch
 
 GLOBAL_BATCH = 12
 EPOCHS = 2

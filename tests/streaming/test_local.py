@@ -6,9 +6,9 @@ import pickle
 
 import numpy as np
 import pytest
-import torch
 
 import npstream
+import torch
 from npstream.streaming import LocalDataset
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import UserDict
 
 import pytest
-import torch
 from streaming_reference import GOLDEN, arrays, golden
 
+import torch
 from npstream.orders.streaming.partition import World
 from npstream.streaming import Stream, StreamingDataLoader, StreamingDataset
 from npstream.streaming.position import detect_world

@@ -6,9 +6,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
-import torch
 
 import npstream
+import torch
 from npstream.streaming import LocalDataset, Stream, StreamingDataLoader, StreamingDataset
 
 

@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-import torch
 import xarray
 import zarr
 from rewriting import write_and_open
 
 import npstream
+import torch
 from npstream.writing import engine
 from tests._core.test_dtypes import assert_same
 

@@ -10,7 +10,6 @@ import sys
 import awkward
 import numpy as np
 import pytest
-import torch
 import zarr
 from rewriting import write_and_open
 from torch.utils.data import (
@@ -23,6 +22,7 @@ from torch.utils.data import (
 )
 
 import npstream
+import torch
 
 
 class Map(Dataset):

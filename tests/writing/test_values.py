@@ -9,10 +9,10 @@ import ml_dtypes
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from rewriting import write_and_open
 
 import npstream
+import torch
 from tests._core.test_dtypes import assert_same
 
 REFUSED = [

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from npstream._core.memory import available_memory
-from npstream.iteration.feeding.items import ItemMaker, AnyPlacer, Transforms, apply_transforms
+from npstream.iteration.feeding.items import AnyPlacer, ItemMaker, Transforms, apply_transforms
 from npstream.iteration.feeding.threads import (
     PrefetchCounts,
     PrefetchLimits,

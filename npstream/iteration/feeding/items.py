@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from npstream.reading.plan import Field
     from npstream.reading.source import Source
 
-__all__ = ["ItemMaker", "MadeItems", "AnyPlacer", "Transforms", "apply_transforms"]
+__all__ = ["AnyPlacer", "ItemMaker", "MadeItems", "Transforms", "apply_transforms"]
 
 Transforms: TypeAlias = "Sequence[tuple[str, Callable[[Any], Any]]]"
 """Functions to apply to each item, one after the other, each with its name in messages."""
