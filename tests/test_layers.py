@@ -30,7 +30,7 @@ SOLE_IMPORTERS = {
     "torch": {"torch.__init__", "torch.device"},
     "hypothesis": {"testing"},
     "fsspec": {"storage.connection", "storage.drivers", "storage.remote", "storage.uploads"},
-    "pickle": {"formats.encodings.encodings"},
+    "pickle": {"formats.encodings.encodings", "iteration.feeding.workers"},
 }
 """Package -> the only modules that may import it."""
 

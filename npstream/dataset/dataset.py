@@ -508,6 +508,7 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], OrderMethods["Dataset"], D
         transform: Callable[[Any], Any] | None = None,
         threads: int | None = None,
         prefetch: int | str | None = None,
+        transform_workers: int = 0,
         to: str | None = None,
         device: Any = None,
         valid: str | ArrayLike | None = None,
@@ -579,6 +580,8 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], OrderMethods["Dataset"], D
             Maximum number of batches to make ahead, or their maximum bytes as text such as
             "256MiB". By default two groups of batches for each thread, and at most 256 MiB or an
             eighth of the free memory.
+        transform_workers : int, default: 0
+            Processes that apply transforms, started with "spawn". The order stays the same.
         to : {"torch"}, optional
             Yield tensors over the memory of the arrays, after transforms. A Ragged becomes a nested
             tensor. By default, arrays.
@@ -630,7 +633,7 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], OrderMethods["Dataset"], D
                 batched=batched, shuffle=shuffle, seed=seed, epoch=epoch, epoch_size=epoch_size,
                 last=last, ranks_per_node=ranks_per_node, replication=replication,
                 decode=decode, transform=transform, threads=threads, prefetch=prefetch,
-                to=to, device=device,
+                transform_workers=transform_workers, to=to, device=device,
                 valid=mask, balance=costs, buckets=buckets,
                 on_error=on_error, max_errors=max_errors,
             )

@@ -50,6 +50,7 @@ class IterationSettings:
     transform: Callable[[Any], Any] | None = None
     threads: int | None = None
     prefetch: int | str | None = None
+    transform_workers: int = 0
     to: str | None = None
     device: Any = None
     valid: RowMask | None = None
@@ -84,11 +85,15 @@ class IterationSettings:
             if number is not None or getattr(type(self), name) is not None:
                 object.__setattr__(self, name, integer(name, number, minimum))
         _ = self.prefetch_limit  # raises if it is no size
-        if self.threads and not isinstance(self.prefetch, str) and self.prefetch == 0:
-            raise ValueError(
-                f"threads={self.threads} with prefetch=0: threads make batches ahead; give a "
-                "larger prefetch, or threads=0"
-            )
+        for name, count in (
+            ("threads", self.threads),
+            ("transform_workers", self.transform_workers),
+        ):
+            if count and not isinstance(self.prefetch, str) and self.prefetch == 0:
+                raise ValueError(
+                    f"{name}={count} with prefetch=0: they make batches ahead; give a larger "
+                    f"prefetch, or {name}=0"
+                )
 
     @property
     def prefetch_limit(self) -> int | tuple[int] | None:
@@ -158,6 +163,7 @@ _MINIMUM = {
     "replication": 1,
     "threads": 0,
     "prefetch": 0,
+    "transform_workers": 0,
     "buckets": 1,
     "max_errors": 0,
 }

@@ -260,6 +260,7 @@ class Mixture(Dataset):
         transform: Callable[[Any], Any] | None = None,
         threads: int | None = None,
         prefetch: int | str | None = None,
+        transform_workers: int = 0,
         to: str | None = None,
         device: Any = None,
         valid: str | ArrayLike | None = None,
@@ -312,6 +313,8 @@ class Mixture(Dataset):
             Threads that make the next batches; by default one fewer than the processors, at most 8.
         prefetch : int or str, optional
             Maximum number of batches to make ahead, or their maximum bytes as text.
+        transform_workers : int, default: 0
+            Processes that apply transforms, started with "spawn". The order stays the same.
         to : {"torch"}, optional
             Yield tensors instead of arrays.
         device : torch.device, str or int, optional
@@ -350,7 +353,7 @@ class Mixture(Dataset):
                 batched=batched, shuffle=shuffle, seed=seed, epoch=epoch, epoch_size=epoch_size,
                 last=last, ranks_per_node=ranks_per_node, replication=replication,
                 decode=decode, transform=transform, threads=threads, prefetch=prefetch,
-                to=to, device=device,
+                transform_workers=transform_workers, to=to, device=device,
                 on_error=on_error, max_errors=max_errors,
             )
         )  # fmt: skip

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from npstream._core.memory import available_memory
-from npstream.iteration.feeding.items import AnyPlacer, ItemMaker, Transforms, apply_transforms
+from npstream.iteration.feeding.items import (
+    AnyPlacer,
+    ItemMaker,
+    TransformItems,
+    Transforms,
+    apply_transforms,
+)
 from npstream.iteration.feeding.threads import (
     PrefetchCounts,
     PrefetchLimits,
@@ -83,10 +90,12 @@ class Feed:
         Number of batches that are read together.
     reads_in_threads : bool
         Whether threads read.
-    transforms_in_threads : bool
-        Whether threads apply the transforms.
     transforms : sequence of (str, callable)
         Functions to apply to each item.
+    transform_items : callable, optional
+        Applies them in threads, perhaps by worker processes; None to apply them in the loop.
+    stop_workers : callable, optional
+        Ends the worker processes that `transform_items` uses.
     counts : PrefetchCounts
         Counts what is made ahead.
     placer : AnyPlacer, optional
@@ -96,10 +105,16 @@ class Feed:
     limits: PrefetchLimits
     group: int
     reads_in_threads: bool
-    transforms_in_threads: bool
     transforms: Transforms
+    transform_items: TransformItems | None
+    stop_workers: Callable[[list[threading.Thread]], None] | None
     counts: PrefetchCounts
     placer: AnyPlacer | None = None
+
+    @property
+    def transforms_in_threads(self) -> bool:
+        """Whether threads apply the transforms."""
+        return self.transform_items is not None
 
     @property
     def places_in_threads(self) -> bool:
@@ -132,9 +147,9 @@ class Feed:
             Leaves out or replaces samples that cannot be read; by default their errors are raised.
         """
         plan = source.plan(names)
-        transforms = self.transforms if self.transforms_in_threads else ()
+        transform = self.transform_items if self.transforms else None
         placer = self.placer if self.places_in_threads else None
-        make = ItemMaker(source, names, batch_size, plan.encodings, transforms, guard, placer)
+        make = ItemMaker(source, names, batch_size, plan.encodings, transform, guard, placer)
 
         def estimate(read: tuple[Piece, Lookup]) -> tuple[int, int]:
             rows = len(read[0][0])
@@ -147,7 +162,8 @@ class Feed:
                 pieces.append(read[0])
                 yield read
 
-        stop = _request_stopper(source, plan)
+        stops = [_request_stopper(source, plan), self.stop_workers]
+        stop = partial(_call_all, [function for function in stops if function is not None])
         for made in map_ahead(make, remember(lookups), self.limits, estimate, self.counts, stop):
             yield from made.take()
             after(pieces.pop(0))
@@ -157,10 +173,12 @@ class Feed:
         if not self.transforms or (self.reads_in_threads and self.transforms_in_threads):
             yield from items
         elif self.transforms_in_threads:
-            function, counts = self._transformed, self.counts
-            yield from map_ahead(function, items, self.limits, _estimate_item, counts)
+            yield from map_ahead(
+                self._transform_in_thread, items, self.limits, _estimate_item, self.counts,
+                self.stop_workers,
+            )  # fmt: skip
         else:
-            yield from map(self._transformed, items)
+            yield from map(partial(apply_transforms, self.transforms), items)
 
     def place(self, items: Iterator[Any]) -> Iterator[Any]:
         """Return an iterator over the items, as tensors if there is a placer."""
@@ -171,8 +189,19 @@ class Feed:
             items = map(placer.place, items)
         return map(placer.receive, items)
 
-    def _transformed(self, item: Any) -> Any:
-        return apply_transforms(self.transforms, item)
+    def _transform_in_thread(self, item: Any) -> Any:
+        assert self.transform_items is not None
+        results, error = self.transform_items([item])
+        if error is not None:
+            raise error
+        return results[0]
+
+
+def _call_all(
+    functions: list[Callable[[list[threading.Thread]], None]], threads: list[threading.Thread]
+) -> None:
+    for function in functions:
+        function(threads)
 
 
 def describe_error(error: UserError, ids: list[int], item: str) -> Exception:

@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     from npstream.reading.plan import Field
     from npstream.reading.source import Source
 
-__all__ = ["AnyPlacer", "ItemMaker", "MadeItems", "Transforms", "apply_transforms"]
+__all__ = [
+    "AnyPlacer",
+    "ItemMaker",
+    "MadeItems",
+    "TransformItems",
+    "Transforms",
+    "apply_transforms",
+    "transform_items",
+]
 
 Transforms: TypeAlias = "Sequence[tuple[str, Callable[[Any], Any]]]"
 """Functions to apply to each item, one after the other, each with its name in messages."""
@@ -42,6 +50,10 @@ class AnyPlacer(Protocol):
         """Return a placed item for the loop."""
 
 
+TransformItems: TypeAlias = "Callable[[list[Any]], tuple[list[Any], Exception | None]]"
+"""Returns the transformed items before the first failure, and its error."""
+
+
 def apply_transforms(transforms: Transforms, item: Any) -> Any:
     """Return an item after all transforms; raise UserError if one of them raises."""
     for name, transform in transforms:
@@ -55,6 +67,23 @@ def apply_transforms(transforms: Transforms, item: Any) -> Any:
         except Exception as error:
             raise UserError(name, error) from error
     return item
+
+
+def transform_items(transforms: Transforms, items: list[Any]) -> tuple[list[Any], Exception | None]:
+    """Return the transformed items before the first failure, and its error.
+
+    Parameters
+    ----------
+    transforms : sequence of (str, callable)
+    items : list
+    """
+    results: list[Any] = []
+    for item in items:
+        try:
+            results.append(apply_transforms(transforms, item))
+        except UserError as error:
+            return results, error
+    return results, None
 
 
 class MadeItems:
@@ -100,8 +129,8 @@ class ItemMaker:
         Samples in a batch; None to make samples.
     encodings : mapping of str to str
         The stored encoding of each column.
-    transforms : sequence of (str, callable)
-        Functions to apply to each item.
+    transform : callable, optional
+        Returns the transformed items before the first failure, and its error.
     guard : SampleGuard, optional
         Leaves out or replaces samples that cannot be read; by default their errors are raised.
     placer : AnyPlacer, optional
@@ -114,18 +143,18 @@ class ItemMaker:
         names: tuple[str, ...],
         batch_size: int | None,
         encodings: Mapping[str, str],
-        transforms: Transforms,
+        transform: TransformItems | None,
         guard: SampleGuard | None = None,
         placer: AnyPlacer | None = None,
     ) -> None:
         self._placer = placer
         # A transform could keep the arrays of a buffer that is used again.
         self._reads_into_buffers = (
-            placer is not None and batch_size is not None and guard is None and not transforms
+            placer is not None and batch_size is not None and guard is None and transform is None
         )
         self._source, self._names, self._batch_size = source, names, batch_size
         self._plan, self._encodings = source.plan(names), encodings
-        self._transforms, self._guard = transforms, guard
+        self._transform, self._guard = transform, guard
 
     def __call__(self, read: tuple[Piece, Lookup]) -> MadeItems:
         """Make the items of a piece.
@@ -145,21 +174,12 @@ class ItemMaker:
             items, error = self._read_one_by_one(piece, step)
             if error is None and self._guard is None:  # only the read of all items together fails
                 raise raised from None
-        if self._transforms:
+        if self._transform is not None:
             items, raised_by_user = self._transform(items)
             error = raised_by_user or error
         if self._placer is not None and not self._reads_into_buffers:
             items = [self._placer.place(item) for item in items]
         return MadeItems(items, error)
-
-    def _transform(self, items: list[Any]) -> tuple[list[Any], Exception | None]:
-        results: list[Any] = []
-        for item in items:
-            try:
-                results.append(apply_transforms(self._transforms, item))
-            except UserError as error:
-                return results, error
-        return results, None
 
     def _read_one_by_one(self, piece: Piece, step: int) -> tuple[list[Any], Exception | None]:
         """Return the items before the first that cannot be read, and its error."""

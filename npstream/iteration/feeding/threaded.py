@@ -22,11 +22,14 @@ from npstream.iteration.feeding.feed import (
     describe_error,
     sample_bytes,
 )
+from npstream.iteration.feeding.items import transform_items
 from npstream.iteration.ranks import decoding_threads
 
 if TYPE_CHECKING:
+    import threading
+
     from npstream.iteration.failures.guard import Piece, SampleGuard
-    from npstream.iteration.feeding.items import AnyPlacer
+    from npstream.iteration.feeding.items import AnyPlacer, TransformItems
     from npstream.iteration.feeding.threads import PrefetchCounts
     from npstream.iteration.iterator import EpochProgress
     from npstream.reading.gather import Lookup
@@ -62,8 +65,10 @@ class ThreadedIteration(CachedIteration):
             and sample_bytes(self._source, plan, part.samples) >= MIN_EPOCH_BYTES
         )
         processors = decoding_threads(settings.ranks_per_node)
-        limits = choose_limits(settings.threads, settings.prefetch_limit, processors, is_worthwhile)
-        transforms_in_threads = settings.threads is not None and limits.threads > 0
+        count = settings.transform_workers if self._transforms else 0
+        threads = max(settings.threads or 0, count) or settings.threads
+        limits = choose_limits(threads, settings.prefetch_limit, processors, is_worthwhile)
+        transforms_in_threads = threads is not None and limits.threads > 0
         reads_in_threads = (
             limits.threads > 0
             and not self._decoding
@@ -79,10 +84,19 @@ class ThreadedIteration(CachedIteration):
             if settings.prefetch is not None:
                 group = min(group, max(1, limits.tasks // 2))
                 limits = limits._replace(tasks=limits.tasks // group)
+        placer = self._placer(workers, limits.threads)
+        apply: TransformItems | None = None
+        stop: Callable[[list[threading.Thread]], None] | None = None
+        if transforms_in_threads:
+            apply = partial(transform_items, self._transforms)
+            if count:
+                from npstream.iteration.feeding.workers import TransformProcesses
+
+                processes = TransformProcesses(self._transforms, count)
+                apply, stop = processes, processes.close
         return Feed(
-            limits, group, reads_in_threads, transforms_in_threads, self._transforms, self._counts,
-            self._placer(workers, limits.threads),
-        )  # fmt: skip
+            limits, group, reads_in_threads, self._transforms, apply, stop, self._counts, placer
+        )
 
     def _placer(self, workers: int, threads: int) -> AnyPlacer | None:
         """Return what makes tensors of the items; None if they stay arrays."""

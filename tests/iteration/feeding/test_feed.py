@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import signal
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -176,6 +179,31 @@ def test_prefetch_bounds_bytes(ds):
         assert batches.stats.bytes_ahead <= 1.2 * limit  # sizes vary
 
 
+INTERRUPTED_LOOP = """
+import sys, threading
+import npstream
+
+def transform(batch):
+    return batch.ids
+
+for ids in npstream.open(sys.argv[1]).iter(0, 1, batch_size=10, transform=transform, threads=2):
+    print(len(threading.enumerate()), flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_ctrl_c_ends_the_loop_and_the_process(ds):
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED_LOOP, str(ds._source.fetcher.shards.root)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout.readline().strip() == "3"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=TIMEOUT)
+    assert "KeyboardInterrupt" in errors
+    assert process.returncode == -signal.SIGINT
+
+
 def test_threads_end_with_the_loop(ds):
     gc.collect()  # iterators of earlier tests, which tracebacks refer to
     for _ in ds.iter(0, 1, batch_size=10, threads=2):
@@ -206,6 +234,7 @@ def test_mixtures_read_in_threads(ds, threads):
         ({"prefetch": -1}, "prefetch=-1"),
         ({"prefetch": "much"}, "prefetch"),
         ({"threads": 2, "prefetch": 0}, "threads=2 with prefetch=0"),
+        ({"transform_workers": 2, "prefetch": 0}, "transform_workers=2 with prefetch=0"),
     ],
 )
 def test_invalid_settings_raise(ds, arguments, message):
