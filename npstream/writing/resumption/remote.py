@@ -103,10 +103,28 @@ class ResumableUrl(RemoteDestination):
         _require_dead(writers[locks[-1]], self._store.where(lock_name(locks[-1])))
         self._claim(locks[-1] + 1)
         self._is_loading = True
-        sizes = dict(self._store.names())
-        if not self._load_published(sizes, publication):  # by another process, in between
-            self._load(sizes, publication)
+        self._load_claimed(publication)
         self._is_loading = False
+
+    def _load_claimed(self, publication: dict[str, Any] | None) -> None:
+        """Set `saved` to the interrupted write that this process has claimed."""
+        sizes = dict(self._store.names())
+        try:
+            if not self._load_published(sizes, publication):  # by another process, in between
+                self._load(sizes, publication)
+        except FileNotFoundError:
+            if sizes.keys() <= dict(self._store.names()).keys():
+                raise
+            raise self._finished_error() from None
+
+    def _finished_error(self) -> StorageError:
+        """Return the error for a write that another process has finished; remove the own lock."""
+        name = lock_name(self._lock_number)
+        self._store.remove(name)
+        self._lock_number = -1
+        self._is_loading = False
+        reason = "another process has taken over this write, and finished it"
+        return StorageError(errno.EEXIST, reason, self._store.where(name))
 
     def begin(self) -> None:
         """Create the first lock file, and the file of the settings."""

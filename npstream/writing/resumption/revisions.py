@@ -24,7 +24,7 @@ from npstream.storage.uploads import Tag
 from npstream.writing.destination import LOCK, WORK
 from npstream.writing.resumption.local import ResumableDirectory
 from npstream.writing.resumption.records import OTHER_DATA, SavedWrite, difference_error
-from npstream.writing.resumption.remote import ResumableUrl, lock_name, lock_numbers
+from npstream.writing.resumption.remote import ResumableUrl, lock_numbers
 from npstream.writing.revisions.base import Base, files_in_use
 from npstream.writing.revisions.publication import (
     LocalRevision,
@@ -304,15 +304,11 @@ class ResumableRemoteRevision(_ResumableRevision, RemoteRevision, ResumableUrl):
         # A process that finishes a write removes its settings and lock files. So if the settings
         # are gone, another process has finished this write.
         if not self._store.exists(WORK):
-            name = lock_name(self._lock_number)
-            records = [created for created in self._created if created.startswith(WORK)]
-            self._store.remove_all([name, *records])
+            self._store.remove_all([name for name in self._created if name.startswith(WORK)])
             self._remove_unused()
             self._created.clear()
             self._recorded_shards.clear()
-            self._lock_number = -1
-            reason = "another process has taken over this write, and finished it"
-            raise StorageError(errno.EEXIST, reason, self._store.where(name))
+            raise self._finished_error()
         self._is_publication_claimed = True
 
     # An interrupted write

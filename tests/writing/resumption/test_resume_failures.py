@@ -316,10 +316,12 @@ def test_a_child_of_a_killed_process_does_not_keep_the_lock(tmp_path, whole):
 
     def data():
         yield from itertools.islice(numbers(), 200)
+        running, tell = os.pipe()
         if os.fork() == 0:
-            os.close(hold)
+            os.write(tell, b"1")
             os.read(read, 1)  # until the test closes its end
             os._exit(0)
+        os.read(running, 1)
         os.kill(os.getpid(), signal.SIGKILL)
 
     def child():

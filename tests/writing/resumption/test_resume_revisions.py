@@ -489,6 +489,27 @@ def test_a_former_owner_publishes_at_the_same_time(s3, monkeypatch):
     assert not [name for name in names(url, options) if name.startswith((WORK, LOCK))]
 
 
+@pytest.mark.parametrize("number", [0, 3])
+def test_another_process_finishes_while_the_records_are_read(number, memory, monkeypatch):
+    begin(memory)
+    monkeypatch.setattr(remote, "_require_dead", lambda *args: None)
+    ranges = RemoteStore.ranges
+
+    def finish_first(self, spans):
+        spans = list(spans)
+        if spans[0][0] == f"{WORK}.{number:05}":
+            monkeypatch.setattr(RemoteStore, "ranges", ranges)
+            write(memory, numbers())
+        return ranges(self, spans)
+
+    monkeypatch.setattr(remote, "_READ_BATCH", 3)
+    monkeypatch.setattr(RemoteStore, "ranges", finish_first)
+    with pytest.raises(FileExistsError, match="taken over this write, and finished it"):
+        write(memory, numbers())
+    assert values(memory) == [*range(50), *range(200)]
+    assert not [name for name in names(memory) if name.startswith((WORK, LOCK))]
+
+
 @pytest.mark.parametrize("is_replaced", [False, True])
 def test_a_former_owner_that_comes_after_the_end(is_replaced, s3, monkeypatch):
     url, options = s3
