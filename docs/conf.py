@@ -25,6 +25,8 @@ autodoc_typehints = "none"  # the docstrings have the types
 numpydoc_show_class_members = False
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_title = f"npstream {version}"
 html_show_sourcelink = False
 html_copy_source = False
