@@ -1,4 +1,4 @@
-"""Replacement of locks and similar state in forked processes.
+"""Replacement of locks and similar state in forked processes, and `is_spawning`.
 
 A forked process inherits its parent's locks in their current state, but not the threads that may
 hold them. So each object with such state registers here, and resets it in the child.
@@ -9,10 +9,17 @@ Tested in tests/shards/test_locality.py.
 from __future__ import annotations
 
 import os
-from typing import Protocol
+import sys
+from typing import Any, Protocol
 from weakref import WeakSet
 
-__all__ = ["renew_in_child"]
+__all__ = ["is_spawning", "renew_in_child"]
+
+
+def is_spawning() -> bool:
+    """Return True while multiprocessing pickles an object for a process that it starts."""
+    context: Any = sys.modules.get("multiprocessing.context")
+    return context is not None and context.get_spawning_popen() is not None
 
 
 class HasProcessState(Protocol):

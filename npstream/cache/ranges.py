@@ -13,6 +13,7 @@ from npstream._core.arguments import quantity
 from npstream.cache.downloads import MAX_REQUEST, Downloads, PieceRange, piece_ranges
 from npstream.errors import FormatError
 from npstream.formats.hashes import digest
+from npstream.formats.sharing import SharedBytes
 from npstream.formats.sidecar.blocks import HASH_BLOCK
 from npstream.formats.sidecar.sidecar import NPY_HEADER_BYTES
 from npstream.storage.deadlines import shared_deadline
@@ -34,7 +35,7 @@ class CachedRanges:
     cache : ShardCache
     version : str
         The version of the side-car. The columns change only with it.
-    in_memory : mapping of str to bytes, optional
+    in_memory : mapping of str to bytes or SharedBytes, optional
         Whole files that are in memory.
     """
 
@@ -43,12 +44,15 @@ class CachedRanges:
         store: RemoteStore,
         cache: ShardCache,
         version: str,
-        in_memory: Mapping[str, bytes] | None = None,
+        in_memory: Mapping[str, bytes | SharedBytes] | None = None,
     ) -> None:
         self._store = store
         self._cache = cache
         self._version = version
-        self._in_memory = dict(in_memory or {})
+        self._in_memory = {
+            name: body if isinstance(body, SharedBytes) else SharedBytes(body)
+            for name, body in (in_memory or {}).items()
+        }
         self._files: dict[str, CachedFile] = {}
         self._sizes: dict[str, int] = {}
         self._downloads = Downloads(store, cache)

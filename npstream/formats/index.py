@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import Any, NamedTuple, NoReturn, Protocol
 
@@ -19,10 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npstream._core.arguments import quantity
+from npstream._core.fork import is_spawning
 from npstream._core.memory import available_memory, fits_in_memory
 from npstream._core.typing import AnyArray, Bools, Int64
 from npstream.errors import FormatError, short_repr
 from npstream.formats import chunks
+from npstream.formats.sharing import SharedArrays, SharedEntries, reduce_index
 from npstream.formats.versions import SIDECAR_NAME
 
 INDEX = "index.json"
@@ -243,24 +245,14 @@ class Index:
     """
 
     __slots__ = (
-        "_catalog",
-        "_original",
-        "annotations",
-        "chunk_bytes",
-        "compressed",
-        "guide",
-        "nbytes",
-        "schema_ids",
-        "schemas",
-        "shift",
-        "starts",
-        "total_nbytes",
-        "where",
+        "_catalog", "_original", "_shared", "annotations", "chunk_bytes", "compressed", "guide",
+        "nbytes", "schema_ids", "schemas", "shift", "starts", "total_nbytes", "where",
     )  # fmt: skip
 
     def __init__(self, arrays: ShardArrays, catalog: Catalog, where: str) -> None:
         self._catalog = catalog
         self._original: Index | None = None
+        self._shared: SharedArrays | None = None
         self.where = where
         self.schemas, self.annotations = arrays.schemas, arrays.annotations
         self.nbytes, self.schema_ids = arrays.nbytes, arrays.schema_ids
@@ -270,6 +262,9 @@ class Index:
         self.guide, self.shift = shard_lookup_table(self.starts)
         self.total_nbytes = int(self.nbytes.sum())
         self.chunk_bytes = chunks.CHUNK_BYTES
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return reduce_index(self)
 
     def __len__(self) -> int:
         """Return the number of shards."""
@@ -452,9 +447,14 @@ def parse_annotations(document: Any, where: str) -> tuple[tuple[Schema, ...], An
 class _Entries:
     """The shard entries of an ``index.json``; file entries are validated on access."""
 
-    def __init__(self, entries: list[dict[str, Any]], where: str) -> None:
+    def __init__(self, entries: Sequence[dict[str, Any]], where: str) -> None:
         self._entries = entries
         self._where = where
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if is_spawning():
+            self._entries = SharedEntries.of(self._entries)
+        return _Entries, (self._entries, self._where)
 
     def files(self, shard: int) -> ShardFiles:
         entry = self._entries[shard]

@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from npstream._core.arguments import quantity
+from npstream._core.fork import is_spawning
 from npstream._core.typing import Int64
+from npstream.formats.sharing import SharedArrays
 from npstream.iteration.partition import Gaps  # noqa: TC001 - a NamedTuple's field
-from npstream.iteration.pickling import is_spawning
 
 MAX_WORKERS = 256
 """Maximum number of workers of a loader."""
@@ -101,7 +102,7 @@ class EpochCounter:
     def __init__(self, epoch: int, context_bytes: int = 0) -> None:
         self._context_bytes = context_bytes
         self._contexts = {_NEXT: b"", _CURRENT: b""}  # used only before `share`
-        self._shared: Any = None
+        self._shared: SharedArrays | None = None
         self._set_words(np.zeros(_SLOTS, np.int64))
         self._write(_NEXT, EpochCursor(epoch))
 
@@ -115,8 +116,8 @@ class EpochCounter:
 
     def __setstate__(self, state: Any) -> None:
         words, self._context_bytes, self._contexts = state
-        self._shared = None if isinstance(words, np.ndarray) else words
-        self._set_words(words if self._shared is None else np.frombuffer(words, np.int64))
+        self._shared = words if isinstance(words, SharedArrays) else None
+        self._set_words(words["words"] if isinstance(words, SharedArrays) else words)
 
     def _set_words(self, words: Int64) -> None:
         # Reading one word of a memoryview is much faster than of an array.
@@ -126,15 +127,14 @@ class EpochCounter:
     def share(self) -> None:
         """Move to shared memory, which workers inherit by fork and by spawn."""
         if self._shared is None:
-            import multiprocessing
-
             for context in self._contexts.values():
                 self._check_context(context)
             contexts = 2 * -(-(_LENGTH_BYTES + self._context_bytes) // 8)
-            self._shared = multiprocessing.RawArray("q", _CONTEXTS + contexts)
-            words: Int64 = np.frombuffer(self._shared, np.int64)
+            words = np.zeros(_CONTEXTS + contexts, np.int64)
             words[:_SLOTS] = self._words
-            self._set_words(words)
+            self._shared = SharedArrays({"words": words}, shares_writes=True)
+            self._shared.move_to_file()
+            self._set_words(self._shared["words"])
             for offset, context in self._contexts.items():
                 self._write_context(offset, context)
 

@@ -13,6 +13,7 @@ from itertools import chain, repeat, starmap
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from npstream._core.arguments import integer, quantity
+from npstream._core.fork import is_spawning
 from npstream._core.log import log
 from npstream._core.optional import import_npstream_torch
 from npstream.errors import short_repr
@@ -27,7 +28,7 @@ from npstream.iteration.feeding.threads import PrefetchCounts
 from npstream.iteration.former import former_source, former_version_hint
 from npstream.iteration.iterator import EpochIterator, EpochProgress
 from npstream.iteration.partition import LOOKUP_SAMPLES, to_unskipped_position
-from npstream.iteration.pickling import is_spawning, require_importable
+from npstream.iteration.pickling import require_importable
 from npstream.iteration.provenance import StepHistory
 from npstream.iteration.rank_epochs import FORMER_VERSION
 from npstream.iteration.ranks import decoding_threads, this_worker

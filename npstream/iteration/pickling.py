@@ -15,18 +15,14 @@ from collections.abc import Iterator
 from types import FunctionType, MethodType
 from typing import Any, TypeVar
 
-__all__ = ["is_spawning", "require_importable"]
+from npstream._core.fork import is_spawning
+
+__all__ = ["require_importable"]
 
 T = TypeVar("T")
 
 _MAX_DEPTH = 4
 """Maximum depth of the search in nested functions and objects, such as partials of partials."""
-
-
-def is_spawning() -> bool:
-    """Return True while multiprocessing pickles an object for a process that it starts."""
-    context: Any = sys.modules.get("multiprocessing.context")
-    return context is not None and context.get_spawning_popen() is not None
 
 
 def require_importable(name: str, function: T) -> T:

@@ -14,12 +14,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from npstream._core.arguments import integer, quantity
+from npstream._core.fork import is_spawning
 from npstream._core.optional import import_npstream_torch
 from npstream.errors import short_repr
 from npstream.iteration.counter import MAX_GAPS, EpochCursor
 from npstream.iteration.iterator import EpochIterator, EpochProgress
 from npstream.iteration.partition import merge_gaps
-from npstream.iteration.pickling import is_spawning
 from npstream.iteration.provenance import STEPS, StepHistory, StepRange, read_history
 from npstream.iteration.rank_epochs import RankEpochs
 from npstream.iteration.ranks import this_worker

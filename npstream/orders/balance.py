@@ -19,6 +19,7 @@ from npstream._core.arguments import quantity
 from npstream._core.jit import kernel
 from npstream._core.typing import AnyArray, Int64
 from npstream.formats.hashes import digest
+from npstream.formats.sharing import SharedArrays
 from npstream.orders.permutation import Permutation, make_key
 from npstream.orders.valid import load_row_values
 
@@ -50,7 +51,11 @@ class RowCosts:
     """
 
     def __init__(self, values: AnyArray) -> None:
-        self._values = values
+        self._arrays = SharedArrays({"values": values})
+
+    @property
+    def _values(self) -> AnyArray:
+        return self._arrays["values"]
 
     def __repr__(self) -> str:
         return f"<RowCosts: {quantity(len(self._values), 'row')}>"

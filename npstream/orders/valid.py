@@ -20,6 +20,7 @@ import numpy as np
 from npstream._core.arguments import quantity
 from npstream._core.typing import AnyArray, Bools, Int64
 from npstream.formats.hashes import digest
+from npstream.formats.sharing import SharedArrays
 
 if TYPE_CHECKING:
     from npstream.orders.order import RowOrder
@@ -49,7 +50,7 @@ class RowMask:
     """
 
     def __init__(self, bits: AnyArray, size: int) -> None:
-        self._bits, self.size = bits, size
+        self._arrays, self.size = SharedArrays({"bits": bits}), size
         self.count = int(np.bitwise_count(bits).sum(dtype=np.int64))
 
     @classmethod
@@ -57,8 +58,9 @@ class RowMask:
         """Return the mask of an array of bool."""
         return cls(np.packbits(flags.reshape(-1)), flags.size)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return RowMask, (self._bits, self.size)
+    @property
+    def _bits(self) -> AnyArray:
+        return self._arrays["bits"]
 
     def __repr__(self) -> str:
         return f"<RowMask: {self.count:,} of {quantity(self.size, 'row')}>"

@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from npstream._core.fork import is_spawning
 from npstream.iteration.counter import EpochCounter, EpochCursor
-from npstream.iteration.pickling import is_spawning
 from npstream.iteration.ranks import detect_ranks, this_worker
 from npstream.orders.streaming.partition import World
 from npstream.orders.streaming.settings import RUN_BYTES

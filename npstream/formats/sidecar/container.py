@@ -27,6 +27,7 @@ from npstream._core.arguments import quantity
 from npstream._core.memory import fits_in_memory
 from npstream._core.typing import AnyArray, Body
 from npstream.errors import FormatError, short_repr
+from npstream.formats.sharing import SharedBytes
 from npstream.formats.sidecar.blocks import HASH_BLOCK, BlockArray, RangeReader, block_hashes, xxh3
 
 SIDECAR_VERSION = 1
@@ -240,7 +241,7 @@ class _PrefixStore:
     def __init__(self, store: RangeReader, name: str, prefix: bytes) -> None:
         self._store = store
         self._name = name
-        self._prefix = prefix
+        self._prefix = SharedBytes(prefix)
         self.size, self.where, self.discard = store.size, store.where, store.discard
 
     def ranges(self, spans: Iterable[tuple[str, int, int]]) -> list[bytes]:

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from npstream._core.arguments import quantity
+from npstream._core.fork import is_spawning
 from npstream._core.log import warn
-from npstream.iteration.pickling import is_spawning
 
 _MAX_REASON = 1000
 """Maximum number of characters of a reason."""
