@@ -10,7 +10,6 @@ import json
 import math
 import mmap
 import os
-import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, overload
@@ -76,6 +75,8 @@ class SharedArrays:
         if hasattr(os, "memfd_create"):
             file = os.memfd_create("npstream", os.MFD_CLOEXEC)
         else:
+            import tempfile  # takes 10 ms
+
             with tempfile.TemporaryFile() as temporary:
                 file = os.dup(temporary.fileno())
         os.ftruncate(file, sum(_aligned(array.nbytes) for array in self._arrays.values()))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import threading
 import uuid
 import weakref
@@ -75,6 +74,8 @@ class FailureRecord:
 
     def __init__(self, max_errors: int | None = None) -> None:
         self._max_errors = max_errors
+        import tempfile  # takes 10 ms
+
         self._own: list[FailedSample] = []
         self._reset(Path(tempfile.gettempdir()) / f"npstream-failures-{uuid.uuid4().hex}")
         self._owner = os.getpid()
