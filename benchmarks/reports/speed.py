@@ -20,6 +20,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 import bench_disk
 import bench_exploring
+import bench_feeding
 import bench_gather
 import bench_images
 import bench_mixture_order
@@ -52,6 +53,7 @@ FIGURES: list[Figure] = [
     *bench_order.FIGURES,
     *bench_mixture_order.FIGURES,
     *bench_torch.FIGURES,
+    *bench_feeding.FIGURES,
     *bench_images.FIGURES,
     *bench_streaming_orders.FIGURES,
 ]
