@@ -28,11 +28,14 @@ A dataclass takes 0.6 ms to define, and a NamedTuple 0.07 ms.
 """
 
 ALL_MODULES = """
-import importlib, pkgutil, npstream
-for module in pkgutil.walk_packages(npstream.__path__, "npstream."):
-    if module.name not in ("npstream.torch", "npstream.__main__"):
-        importlib.import_module(module.name)
+import importlib, pathlib, npstream
+root = pathlib.Path(npstream.__file__).parent
+for path in sorted(root.rglob("*.py")):
+    names = path.relative_to(root.parent).with_suffix("").parts
+    if names[1] not in ("torch", "streaming", "__main__"):
+        importlib.import_module(".".join(names).removesuffix(".__init__"))
 """
+"""Modules of ``torch`` and ``streaming`` need torch."""
 
 
 def run(code: str, **environment: str) -> str:
