@@ -332,7 +332,7 @@ def _version(store: Store, cache: ShardCache | None, name: str, is_index: bool =
                 f"the store cannot be reached, so the dataset is read as the cache knows it, and "
                 f"may have been replaced meanwhile: {error}",
                 RuntimeWarning,
-                stacklevel=7,
+                stacklevel=8,
             )
     else:
         if cached != version.encode():
@@ -427,7 +427,7 @@ def _none_if_denied(open_sidecar: Callable[[], Sidecar | None], store: Store) ->
     except StorageError as error:
         if error.errno != errno.EACCES:
             raise
-    warn_sidecar_denied(store, stacklevel=9)
+    warn_sidecar_denied(store, stacklevel=10)
     return None
 
 
