@@ -226,6 +226,24 @@ def test_mixtures_read_in_threads(ds, threads):
     assert np.array_equal(plain, [batch.ids for batch in ahead])
 
 
+@pytest.mark.parametrize("limit", ["1MiB", "64MiB"])
+@pytest.mark.parametrize("shuffle", [False, npstream.Shuffle(block="128KiB")])
+def test_threads_request_a_remote_dataset_no_more_than_the_loop_does(tmp_path, limit, shuffle):
+    url = "memory://test-feed/data"
+    rows = 20_000
+    columns = {"x": np.arange(rows), "payload": np.zeros((rows, 128), np.uint8)}
+    npstream.write(url, columns, shard_size="256KiB", mode="w")
+    numbers, nbytes = [], []
+    for threads in (0, 3):
+        cache = tmp_path / f"cache-{threads}"
+        with npstream.open(url, cache=cache, cache_limit=limit) as dataset:
+            batches = dataset.iter(0, 1, batch_size=64, shuffle=shuffle, threads=threads)
+            numbers.append(np.concatenate([batch["x"] for batch in batches]))
+            nbytes.append(batches.stats.bytes_requested)
+    assert np.array_equal(*numbers)
+    assert nbytes[1] <= 2 * nbytes[0]  # which chunks are evicted depends on timing
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
