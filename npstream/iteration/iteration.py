@@ -176,7 +176,7 @@ class Iteration(ThreadedIteration):
         feed = self._feed(progress, workers)
         pieces = self._pieces(progress, batches, rows_done, feed.group)
         if self._failures is not None and not self.yields_batches:
-            return self._guarded_samples(progress, pieces)
+            return feed.place(self._guarded_samples(progress, pieces))
         if feed.reads_in_threads:
             items = self._read_in_threads(progress, pieces, feed)
         elif self.yields_batches:

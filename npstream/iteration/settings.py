@@ -133,6 +133,12 @@ class IterationSettings:
                 f"max_errors={self.max_errors}: the first error is raised; give on_error='skip' or "
                 "on_error='replace', too"
             )
+        if self.on_error == "replace" and not self.yields_batches and self.transform_workers:
+            raise ValueError(
+                f"transform_workers={self.transform_workers} with on_error='replace' and without "
+                "batches: a sample whose transform raises is replaced where it was read; leave "
+                "transform_workers out, or give batch_size="
+            )
         if self.on_error == "skip" and not self.yields_batches:
             raise ValueError(
                 "on_error='skip' makes batches shorter, and this iteration yields samples, so that "

@@ -54,6 +54,14 @@ class ThreadedIteration(CachedIteration):
 
         def _guard(self, progress: EpochProgress) -> SampleGuard | None: ...
 
+    @property
+    def _replaces_in_threads(self) -> bool:
+        """Whether threads may replace samples: they look up the replacement where they read.
+
+        Other orders than those of `Epochs` cannot be used in threads.
+        """
+        return self.yields_batches and isinstance(self._epochs, Epochs)
+
     def _feed(self, progress: EpochProgress, workers: int) -> Feed:
         """Return how the items of an iteration are made."""
         settings, plan = self._settings, self._source.plan(self._names)
@@ -73,8 +81,7 @@ class ThreadedIteration(CachedIteration):
             limits.threads > 0
             and not self._decoding
             and not self._is_rowwise(progress)
-            # A replacement is looked up where it is read; other orders cannot be used in threads.
-            and (settings.on_error != "replace" or isinstance(self._epochs, Epochs))
+            and (settings.on_error != "replace" or self._replaces_in_threads)
         )
         transforms_one_by_one = bool(self._transforms) and transforms_in_threads
         is_local = not self._source.remotes

@@ -199,6 +199,15 @@ def test_samples_whose_transform_raises_are_replaced(ds):
     assert reasons[17] == "KeyError: 'a bug'"
 
 
+@pytest.mark.parametrize("threads", [0, 2])
+@pytest.mark.parametrize("batch_size", [None, 10])
+def test_items_become_tensors(ds, batch_size, threads):
+    torch = pytest.importorskip("torch")
+    settings = {"on_error": "replace", "to": "torch", "threads": threads}
+    items = ds.iter(0, 1, batch_size=batch_size, **settings)
+    assert all(isinstance(item["label"], torch.Tensor) for item in items)
+
+
 def jpeg(seed: int) -> bytes:
     from PIL import Image
 
@@ -248,6 +257,7 @@ def test_images_that_cannot_be_decoded(images, crop):
         ({"on_error": "skip"}, "ranks would differ"),
         ({"on_error": "skip", "batch_size": 2, "batched": False}, "ranks would differ"),
         ({"on_error": "replace", "max_errors": -1}, "max_errors"),
+        ({"on_error": "replace", "transform": double, "transform_workers": 2}, "replaced where"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(ds, arguments, text):
