@@ -7,12 +7,8 @@ python benchmarks/reports/speed.py [--data DIRECTORY] [--only WORD] [--rounds N]
 from __future__ import annotations
 
 import argparse
-import datetime
-import os
-import platform
 import sys
 import tempfile
-from importlib import metadata
 from pathlib import Path
 
 # The benchmarks are in the parent directory, and import each other by name.
@@ -34,9 +30,9 @@ import bench_statistics
 import bench_streaming_orders
 import bench_torch
 import bench_writing
-import npstream
 from data import Data
 from figures import Figure, Result, Unavailable, measure
+from machine import describe_machine
 from page import fill_in
 
 FIGURES: list[Figure] = [
@@ -80,28 +76,6 @@ def verdict(result: Result) -> str:
     return "yes" if result.is_reached else "**no**"
 
 
-def machine() -> str:
-    """Return a description of this machine."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
-    packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("numpy", "numba"))
-    return (
-        f"{processor()}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()} "
-        f"{platform.release()}; Python {platform.python_version()}, {packages}, npstream "
-        f"{npstream.__version__}; {datetime.date.today()}, load average "
-        f"{os.getloadavg()[0]:.1f} at the start.\n"
-    )
-
-
-def processor() -> str:
-    """Return the name of the CPU."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -120,7 +94,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
 
-    table, about = HEAD, machine()
+    table, about = HEAD, describe_machine()
     data = Data(arguments.data)
     for figure in remote_figures() if arguments.remote else FIGURES:
         if arguments.only not in figure.title:
