@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from npstream._core.arguments import quantity
 from npstream._core.typing import Int64
 
 
@@ -81,5 +82,7 @@ def _wrap(numbers: Int64, size: int) -> Int64:
     invalid = (numbers < -size) | (numbers >= size)
     if invalid.any():
         number = int(numbers[invalid.argmax()])
-        raise IndexError(f"index {number} is out of bounds for a dataset of {size} samples")
+        raise IndexError(
+            f"index {number} is out of bounds for a dataset of {quantity(size, 'sample')}"
+        )
     return np.where(numbers < 0, numbers + size, numbers)

@@ -147,8 +147,8 @@ def _warn_of_repeats(dataset: IterableSamples, order: StreamingOrder, world: Wor
     largest, block = int(dataset.samples_per_shard.max()), order.block_size(world)
     if order.shuffle and order.shuffle_algo == "py1e" and block < largest:
         warnings.warn(
-            f"shuffle_block_size={block} is less than the {largest} samples of a shard, whose "
-            "samples are then not mixed with those of other shards: use larger blocks",
+            f"shuffle_block_size={block} is less than a shard of {quantity(largest, 'sample')}, "
+            "whose samples are then not mixed with those of other shards: use larger blocks",
             stacklevel=4,
         )
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from npstream._core.arguments import quantity
 from npstream._core.arrays import group_positions
 from npstream._core.typing import Int64, Sample
 from npstream.mixture.source import MixedSource
@@ -122,7 +123,7 @@ class StreamSamples:
         starts = self.starts
         if not 0 <= number < starts[-1]:
             raise IndexError(
-                f"index {number} is out of bounds for a dataset of {starts[-1]} samples"
+                f"index {number} is out of bounds for a dataset of {quantity(starts[-1], 'sample')}"
             )
         if len(readers) == 1:
             return readers[0](number)

@@ -294,7 +294,7 @@ def test_fewer_samples_than_ranks_warn(numbers, set_rank):
 
 def test_small_blocks_warn(numbers):
     ds = StreamingDataset(local=numbers, batch_size=4, shuffle=True, shuffle_block_size=9)
-    with pytest.warns(UserWarning, match="shuffle_block_size=9 is less than the 10 samples"):
+    with pytest.warns(UserWarning, match="shuffle_block_size=9 is less than a shard of 10 samples"):
         assert sorted(ids(ds)) == list(range(100))
 
 
