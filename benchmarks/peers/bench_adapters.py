@@ -65,7 +65,7 @@ def test_the_table_marks_the_best_of_each_column() -> None:
             packages[1].add(column, value / factor)
     packages[0].add("samples", 4e-6)
     lines = table("T", 300, packages).splitlines()
-    assert lines[0] == "### Tokens: 300 samples of `tokens` uint16[1024] and `id`"
+    assert lines[0] == "## Tokens: 300 samples of `tokens` uint16[1024] and `id`"
     assert lines[4].startswith("| npstream 1 | 2 us | 2.0 MiB | 4 us | 6 us | **4 us** | 1000 ms |")
     assert lines[5].startswith("| webdataset 2 | **0.5 us** | **0.5 MiB** | **1 us** |")
     assert "none" in lines[5]

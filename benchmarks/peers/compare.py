@@ -49,8 +49,8 @@ COLUMNS = {
 TASKS = ["write", "order", "shuffled", "samples", "first"]
 
 TITLES = {
-    "T": "### Tokens: {count:,} samples of `tokens` uint16[1024] and `id`\n",
-    "S": "### Text: {count:,} samples of `id`, `label` and `text` (20 to 200 letters)\n",
+    "T": "## Tokens: {count:,} samples of `tokens` uint16[1024] and `id`\n",
+    "S": "## Text: {count:,} samples of `id`, `label` and `text` (20 to 200 letters)\n",
 }
 
 
