@@ -127,7 +127,7 @@ def __getattr__(name: str) -> Any:
 
 def _hint(name: str) -> str:
     """Return a suggestion for an unknown name, as the end of an error message."""
-    if name in ("torch", "testing"):
+    if name in ("torch", "testing", "streaming"):
         return f": write import {__name__}.{name}"
     if name.startswith("_"):
         return ""

@@ -17,6 +17,7 @@ from npstream.iteration.counter import EpochCursor
 from npstream.orders.streaming.order import StreamingOrder
 from npstream.orders.streaming.settings import StreamingRun
 from npstream.streaming.array import Array
+from npstream.streaming.base.stream import streams_registry
 from npstream.streaming.base.util import bytes_to_int, number_abbrev_to_int
 from npstream.streaming.epoch import iterate_epoch
 from npstream.streaming.position import RunPosition, detect_world
@@ -89,9 +90,10 @@ default: "random"
     replication : int, optional
         Number of consecutive ranks that read the same samples.
     stream_name : str, default: "stream"
-        Only "stream": subclasses of `Stream` are passed in `streams`.
+        The name of the class of the stream that `remote` and `local` describe, in
+        ``npstream.streaming.base.stream.streams_registry``.
     stream_config : dict, optional
-        More arguments of the `Stream` that `remote` and `local` describe.
+        More arguments of this class.
 
     Raises
     ------
@@ -418,8 +420,7 @@ def _check_predownload(predownload: int | None, batch_size: int | None) -> int:
         return 8 * batch_size if batch_size is not None else 64
     if batch_size is not None and predownload < batch_size:
         warnings.warn(
-            f"predownload={predownload} is less than batch_size={batch_size}: batches may be "
-            "slow; give at least the batch size",
+            f"predownload < batch_size ({predownload} < {batch_size}): give at least as many",
             stacklevel=3,
         )
     return predownload
@@ -434,12 +435,9 @@ def _make_streams(
     """Return the streams, with the settings of the dataset where they have none."""
     if bool(streams) == bool(default["remote"] or default["local"]):
         raise ValueError("give either streams=, or remote= or local=, and not both")
-    if stream_name != "stream":
-        raise ValueError(
-            f"stream_name={stream_name!r}: there is no registry of streams; pass streams=[...]"
-        )
+    make_stream = streams_registry.get(stream_name)
     if not streams:
-        streams = [Stream(**(stream_config or {}), **default)]
+        streams = [make_stream(**{**(stream_config or {}), **default})]
     for stream in streams:
         stream.apply_default(default)
     if default["keep_zip"]:

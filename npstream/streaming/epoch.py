@@ -129,24 +129,29 @@ def _resolve_settings(
 
 
 def _warn_of_repeats(dataset: IterableSamples, order: StreamingOrder, world: World) -> None:
-    """Warn if there are too few samples for the nodes or ranks, or too small blocks."""
+    """Warn if there are too few samples for the nodes or ranks, or too small blocks.
+
+    The messages begin as Streaming's do, since programs may filter them by their first words.
+    """
     if this_worker()[0]:
         return
     size, lanes = sum(order.stream_samples()[0]), order.lanes(world)
     if size < lanes or (size == lanes and lanes < world.nodes):
         warnings.warn(
-            f"{quantity(size, 'sample')} for num_canonical_nodes={lanes}: samples are repeated; "
-            "use fewer canonical nodes",
+            f"Trying to partition {quantity(size, 'sample')} over "
+            f"{quantity(lanes, 'canonical node')}: samples are repeated; use fewer canonical nodes",
             stacklevel=4,
         )
-    elif size // world.nodes < world.ranks_per_node:
+    elif (per_node := size // world.nodes) < world.ranks_per_node:
         warnings.warn(
-            f"{quantity(size, 'sample')} for {quantity(world.ranks, 'rank')}: samples are repeated",
+            f"Attempting to partition {quantity(per_node, 'sample')} per physical node over "
+            f"{quantity(world.ranks_per_node, 'rank')}: samples are repeated",
             stacklevel=4,
         )
     largest, block = int(dataset.samples_per_shard.max()), order.block_size(world)
     if order.shuffle and order.shuffle_algo == "py1e" and block < largest:
         warnings.warn(
+            "Shuffle block size was smaller than shard size for some shards: "
             f"shuffle_block_size={block} is less than a shard of {quantity(largest, 'sample')}, "
             "whose samples are then not mixed with those of other shards: use larger blocks",
             stacklevel=4,

@@ -96,7 +96,7 @@ def test_golden_orders(case, tmp_path, set_rank, monkeypatch):
     work = arrays(f"orders/{case['file']}")[f"{case['id']}.work"]
     work = work.reshape(-1, *work.shape[2:])
     replication = params["replication"] or 1
-    for rank in range(0, world, max(1, world // 3)):
+    for rank in range(0, world, max(1, world // 2)):
         for worker, slots in enumerate(work[rank // replication]):
             ds, numbers = read(rank, worker)
             np.testing.assert_array_equal(numbers, slots[slots >= 0])
@@ -275,26 +275,26 @@ def test_an_absent_dataset_is_a_file_not_found_error(tmp_path):
 
 
 def test_a_small_predownload_warns(numbers):
-    with pytest.warns(UserWarning, match="predownload=3 is less than batch_size=4"):
+    with pytest.warns(UserWarning, match=r"predownload < batch_size \(3 < 4\)"):
         StreamingDataset(local=numbers, batch_size=4, predownload=3)
 
 
 def test_fewer_samples_than_canonical_nodes_warn(numbers):
     ds = StreamingDataset(local=numbers, batch_size=4, num_canonical_nodes=128)
-    with pytest.warns(UserWarning, match="100 samples for num_canonical_nodes=128"):
+    with pytest.warns(UserWarning, match="Trying to partition 100 samples over 128"):
         assert len(ids(ds)) == 128
 
 
 def test_fewer_samples_than_ranks_warn(numbers, set_rank):
     set_rank(3, 128, 128)
     ds = StreamingDataset(local=numbers, batch_size=4)
-    with pytest.warns(UserWarning, match="100 samples for 128 ranks"):
+    with pytest.warns(UserWarning, match="Attempting to partition 100 samples per"):
         assert ids(ds) == [3]
 
 
 def test_small_blocks_warn(numbers):
     ds = StreamingDataset(local=numbers, batch_size=4, shuffle=True, shuffle_block_size=9)
-    with pytest.warns(UserWarning, match="shuffle_block_size=9 is less than a shard of 10 samples"):
+    with pytest.warns(UserWarning, match="Shuffle block size was smaller than shard size"):
         assert sorted(ids(ds)) == list(range(100))
 
 

@@ -9,6 +9,7 @@ import pytest
 
 import npstream
 from npstream.streaming import Stream, StreamingDataset
+from npstream.streaming.base.stream import StreamsRegistry, streams_registry
 
 
 @pytest.fixture
@@ -134,3 +135,22 @@ def test_shards_are_numbered_over_all_streams(mixed):
         ds.prepare_shard(shard)
     with pytest.raises(IndexError, match="no shard of the number"):
         ds.prepare_shard(7)
+
+
+def test_registered_streams(write):
+    class Tagged(Stream):
+        def __init__(self, tag, **arguments):
+            super().__init__(**arguments)
+            self.tag = tag
+
+    registry = StreamsRegistry()
+    assert registry.register("tagged", func=Tagged) is registry.get("tagged") is Tagged
+    assert streams_registry.get("stream") is Stream
+    streams_registry.register("tagged", func=Tagged)
+    ds = StreamingDataset(
+        local=write("a", x=np.arange(5)), stream_name="tagged", stream_config={"tag": 7}
+    )
+    assert isinstance(ds.streams[0], Tagged)
+    assert (ds.streams[0].tag, ds.size) == (7, 5)
+    with pytest.raises(ValueError, match="stream_name='odd': expected one of 'stream', 'tagged'"):
+        StreamingDataset(local="x", stream_name="odd")
