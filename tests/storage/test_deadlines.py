@@ -451,7 +451,7 @@ def test_a_read_of_a_mixture_has_one_deadline(
         mixed = npstream.mix({"one": dataset, "other": other})
         failure(lambda: mixed[:1000].load())
         assert len(exhausted) == 1
-        failure(lambda: next(iter(mixed.iter(0, 1, batch_size=50))))
+        failure(lambda: next(iter(mixed.iter(0, 1, batch_size=50, threads=0))))
         assert len(exhausted) == 2
 
 
