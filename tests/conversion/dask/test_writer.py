@@ -28,9 +28,18 @@ THREADS = 2
 
 
 @pytest.fixture(autouse=True)
+def threads():
+    with dask.config.set(scheduler="threads"):
+        yield
+
+
+@pytest.fixture
 def pool():
-    """Return the threads that run the tasks where no client is passed."""
-    with ThreadPoolExecutor(THREADS) as pool, dask.config.set(scheduler="threads", pool=pool):
+    """Return the threads that run the tasks where no client is passed.
+
+    Dask cannot send them to a worker that it starts again.
+    """
+    with ThreadPoolExecutor(THREADS) as pool, dask.config.set(pool=pool):
         yield pool
 
 
