@@ -126,7 +126,7 @@ class PinnedBuffer:
 
 
 class PinnedRing:
-    """Pinned buffers, of which each is used again when its last copy is done.
+    """Pinned buffers. Each buffer is used again when its last copy is done.
 
     Parameters
     ----------

@@ -222,7 +222,7 @@ def test_outputs_of_training(pages):
         "two ranks, until the kill: 1 to 46",
         "three ranks: 41 to 100",
         "same samples in each step: True",
-        "samples of the first epoch: 6000 of which distinct: 6000",
+        "samples of the first epoch: 6000 distinct samples: 6000",
         "losses differ by less than 0.0001: True",
     ]
     statuses = [output(pages, "training", c, "text/plain") for c in ("whole", "killed", "resumed")]

@@ -87,7 +87,7 @@ class ExpandedOrder:
             snapshots = Snapshots.draw(state, offsets[:-1], offsets[1:])
             shuffles.append(snapshots)
             moves.append(np.empty_like(snapshots.states))
-            # Its time depends on the number of pieces, each of which takes as long as many rows.
+            # A piece takes as long as many rows, so the size here is the number of rows.
             _skip_moves.for_size(int(offsets[-1] - offsets[0]))(
                 state, np.diff(offsets), width_stop - min_width, snapshots.runs, moves[-1]
             )
