@@ -54,7 +54,10 @@ _MARGIN_DIVISOR = 32
 """Without a limit, eviction frees more bytes than necessary: the maximum divided by this number."""
 
 _REMEMBERED_DIVISOR = 64
-"""Between scans, at most the limit divided by this number is evicted, in bytes."""
+"""Files that a scan has found are evicted later without another scan.
+
+Their bytes are at most the limit divided by this number.
+"""
 
 _RESERVATION_NAME = re.compile(r"\.[0-9a-f]{16}\.reserved")
 
@@ -288,8 +291,9 @@ class EvictionQueue:
     def __init__(self, priorities: Priorities, nbytes: int) -> None:
         self._remaining = nbytes
         self._unused = deque(priorities.unused)
-        # The next uses of several iterations are compared in epochs from the position of each. Only
-        # a scan finds these positions.
+        # The files of several iterations are compared by the epochs from the present position of
+        # the iteration to the next use. Only a scan finds these positions, so the queue then has no
+        # files of iterations.
         ordered = priorities.ordered if priorities.groups == 1 else []
         self._origin = ordered[-1] if ordered else None
         self._ordered = [(-positions_apart(file, ordered[-1]), file) for file in ordered]

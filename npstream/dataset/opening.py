@@ -182,6 +182,7 @@ class DatasetOpening(NamedTuple):
     store, sidecar_store : LocalStore or RemoteStore
         The store of the index, and that of the side-car if it is not next to the index.
     cache_settings : CacheSettings
+        The arguments `cache` and `cache_limit` of the call.
     verify, columns, allow_pickle, limit
         As for `open_dataset`; `limit` is ``implicit_read_limit`` in bytes.
     version : str, optional
@@ -219,7 +220,7 @@ class DatasetOpening(NamedTuple):
         return Dataset(source, Selection.all(source.index.samples), names)
 
     def open(self, version: str | None = None) -> tuple[Source, tuple[str, ...]]:
-        """Open a version with the other arguments; return its source and its columns."""
+        """Open a version with the call's other arguments; return its source and its columns."""
         store, settings, verify = self.store, self.cache_settings, self.verify
         shard_cache = open_cache(store, settings)
         read_groups = start_reading_groups(store, shard_cache)

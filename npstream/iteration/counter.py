@@ -191,7 +191,10 @@ class EpochCounter:
         return self._advance_cursor(self._read(_NEXT), iterations, iterations + shift)
 
     def number(self, worker: int, workers: int) -> int:
-        """Return the number of the last iteration of a worker; of the main process if 0 workers."""
+        """Return the number of the last iteration of a worker.
+
+        If `workers` is 0, return that of the main process.
+        """
         if not workers:
             return int(self._words[_BASE])
         _, iterations, _ = self._worker_slot(worker, workers)

@@ -194,7 +194,8 @@ class Epochs:
     def nodes_per_chunk(self, nodes: int) -> int:
         """Return how many of `nodes` nodes read each chunk; 1 for orders without lanes.
 
-        It is also 1 for balanced batches. All nodes read their chunks, with any number of lanes.
+        It is also 1 for balanced batches, although all nodes read every chunk: another number of
+        lanes would not change that.
         """
         if self._costs is not None:
             return 1

@@ -101,7 +101,8 @@ class Iteration(ThreadedIteration):
     ) -> None:
         super().__init__(source, selection, names, epochs, settings)
         self._start_stats = os.getpid(), source.read_stats() if source.remotes else None
-        # The newer versions that were reported. None before the first loop, which looks for none.
+        # The newer versions that were reported. None before the first loop, which does not look for
+        # newer versions.
         self._reported_versions: set[str] | None = None
         self._counts = PrefetchCounts()
         if settings.yields_batches and (view_transform is not None or source.has_transforms):
@@ -240,8 +241,8 @@ class Iteration(ThreadedIteration):
             Numbers of steps (global batches) in the epoch, counted from 0. For a step that was not
             read yet, the result has the samples that this iteration will read.
         epoch : int, optional
-            Number of the epoch. By default that of the current loop, or outside of loops, of the
-            next loop.
+            Number of the epoch. By default the epoch of the current loop; outside of loops, that of
+            the next loop.
 
         Returns
         -------
@@ -250,7 +251,7 @@ class Iteration(ThreadedIteration):
         Raises
         ------
         ValueError
-            If the step was read before the loaded state, and the state does not know it.
+            If the step is before the first step that the loaded state knows.
         IndexError
             If the epoch has no such step, or a number is negative.
         TypeError
@@ -275,7 +276,7 @@ class Iteration(ThreadedIteration):
 
     def __getstate__(self) -> dict[str, Any]:
         if is_spawning():
-            self._check_reader(has_workers=True)  # workers cannot see the main process's reader
+            self._check_reader(has_workers=True)  # workers cannot see Accelerate's loader
             for name, transform in self._transforms:
                 require_importable(name, transform)
             for options in self._decoding.values():
@@ -479,7 +480,7 @@ class Iteration(ThreadedIteration):
                 order.end()
 
     def _decoded(self, progress: EpochProgress, reads: Iterator[_Read]) -> Iterator[_Read]:
-        """Yield reads with decoded images; the images of the next one are decoded meanwhile."""
+        """Yield reads with decoded images; the images of the next read are decoded meanwhile."""
         guard = self._guard(progress)
         for read, decoded in self._decode_ahead(progress, reads):
             if guard is not None and decoded.error is not None:

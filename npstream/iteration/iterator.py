@@ -67,9 +67,9 @@ class EpochProgress:
 
         `position` minus the origin is the number of positions that the loop has read.
         `Resumable.skip` keeps this number, but gives the loop a new part, which starts at the
-        loop's position. So the origin can be before the start of this part. It can even be negative
-        if the loop skips batches that it has already yielded, because skipped samples no longer
-        have unskipped positions.
+        loop's position. So the origin can be before the start of this part. If the loop skips
+        batches that it has already yielded, `position` becomes smaller, because skipped samples
+        have no unskipped positions. So the origin can even be negative.
         """
         return self.part.start if self.loop_start is None else self.loop_start
 

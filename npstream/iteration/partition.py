@@ -173,7 +173,10 @@ class Partition:
         return rows[is_sample], is_repeated[is_sample], positions[is_sample]
 
     def _epoch_positions(self, positions: Int64) -> Int64:
-        """Convert positions to epoch positions, in place; those from `size` on repeat earlier."""
+        """Convert positions to epoch positions, in place.
+
+        Positions from `size` on repeat earlier ones.
+        """
         is_repeated = positions >= self.size
         if is_repeated.any():
             excess = positions[is_repeated] - self.size
@@ -218,7 +221,7 @@ class BalancedPartition(Partition):
         firsts = np.cumsum(sizes) - sizes
         positions = np.repeat(starts - firsts, sizes) + np.arange(sizes.sum())
         costs = self.costs(self._epoch_positions(positions.copy()))
-        # Ranks are counted by their first position in a global batch, as `_offset` does.
+        # `assign_ranks` numbers ranks by their first position in a global batch: `_offset`.
         mine = [np.empty(0, np.int64)]
         for first, size in zip(firsts.tolist(), sizes.tolist(), strict=True):
             capacities = (size - np.arange(min(self.world, size)) - 1) // self.world + 1

@@ -37,8 +37,8 @@ def require_importable(name: str, function: T) -> T:
     Raises
     ------
     TypeError
-        If multiprocessing pickles the function, and the new process could not import it, or a
-        function that it holds, by its name.
+        If multiprocessing pickles the function, and the new process could not import it by its
+        name. The same holds for each function that `function` holds, such as that of a partial.
 
     Examples
     --------

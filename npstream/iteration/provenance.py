@@ -109,7 +109,7 @@ class StepHistory:
         self.ranges = tuple(sorted(ranges))
 
     def with_loop(self, cursor: EpochCursor, batches: StepRange) -> StepHistory:
-        """Return the history with a loop that begins.
+        """Return the history with a loop added that begins at `cursor`.
 
         Parameters
         ----------

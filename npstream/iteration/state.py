@@ -262,7 +262,7 @@ def _hash_value(digest: hashlib.blake2b, value: Any) -> None:
             _hash_value(digest, part)
     elif isinstance(value, Mask | Selection | Concatenation):
         _hash_value(digest, value.__reduce__()[1])
-    elif hasattr(value, "identity"):  # an order, which its identity determines
+    elif hasattr(value, "identity"):  # an order, which is determined by its identity
         digest.update(f"{value.identity()};".encode())
     else:  # a number, a range or a str
         digest.update(f"{value!r};".encode())

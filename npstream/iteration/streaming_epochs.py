@@ -103,7 +103,8 @@ class StreamingEpochs:
         world, restart = _world(ranks), cursor.restart
         order, global_batch = self._order(_run(cursor), batch_size), world.ranks * batch_size
         # An epoch can resume and skip only at multiples of `unit`. A relaxed partition is made for
-        # another number of nodes: only its global batches are the same, so the unit is one of them.
+        # another number of nodes. Only its global batches are the same as for this number of nodes,
+        # so the unit is a global batch.
         unit = world.ranks
         if order.is_relaxed(world) and not self._settings.is_batched:
             unit = global_batch
@@ -194,7 +195,7 @@ class StreamingEpochs:
                 if state.get(key) is not None:
                     read_count(state, key, -1 if key == "epoch" else 0, 1 << 63)
             order, number, position = self._order(None).resume(state, _world(ranks))
-            if state["epoch"] < 0:
+            if state["epoch"] < 0:  # saved before the first epoch
                 return EpochCursor(0)
             run = StreamingRun(*(getattr(order, name) for name in StreamingRun._fields))
             return EpochCursor(number, position, restart=position, context=run.pack())
@@ -253,7 +254,10 @@ def _streams(source: Source, selection: Selection) -> tuple[list[str], list[Int6
 
 
 def _samples(epoch: Epoch, node: int, rank: int, restart: int, positions: Int64) -> Int64:
-    """Return a rank's samples at its positions, or -1; `epoch` begins at position `restart`."""
+    """Return a rank's samples at its positions; -1 for a position without a sample.
+
+    `epoch` begins at position `restart`.
+    """
     return epoch.samples(node, rank, (positions - restart) // epoch.world.ranks)
 
 

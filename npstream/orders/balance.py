@@ -27,10 +27,14 @@ _BUCKETS_LEVEL = 5
 """The `level` in `make_key` for the order of buckets."""
 
 MAX_SWAPS = 4
-"""Maximum number of swaps for each rank of a global batch."""
+"""Maximum number of swaps in a global batch, divided by the number of ranks."""
 
 MIN_GAP = 1 << 9
-"""Samples are swapped only while loads differ by more than 1/512 of the largest load."""
+"""Samples are swapped only while the largest and the smallest load differ enough.
+
+The load of a rank is the sum of its costs. The difference must be more than the largest load
+divided by this number.
+"""
 
 _MAX_WINDOWS = 3
 """Maximum number of windows whose rows a `BucketOrder` keeps."""
@@ -91,7 +95,7 @@ def make_costs(values: Any, load: Callable[[str], Any], shape: tuple[int, ...]) 
     TypeError
         If the values are not real numbers.
     ValueError
-        If there is not one for each row, or one is negative or not finite.
+        If there is not one value for each row, or a value is negative or not finite.
 
     Examples
     --------
@@ -133,8 +137,9 @@ def assign_ranks(costs: AnyArray, capacities: Int64) -> Int64:
 
     Notes
     -----
-    Without the numbers of samples it is the rule "longest processing time first" of R. L. Graham,
-    Bounds on Multiprocessing Timing Anomalies, SIAM J. Appl. Math. 17 (1969).
+    Without swaps, and without a number of samples for each rank, this is the rule "longest
+    processing time first" of R. L. Graham, Bounds on Multiprocessing Timing Anomalies, SIAM J.
+    Appl. Math. 17 (1969).
 
     Examples
     --------
@@ -214,7 +219,7 @@ def _swap(
         gap = loads[high] - loads[low]
         if gap * MIN_GAP <= loads[high]:
             return
-        best, best_high, best_low = gap, -1, -1  # the distance of the two loads after the swap
+        best, best_high, best_low = gap, -1, -1  # best: the difference of the loads after a swap
         for k in range(starts[high], starts[high] + capacities[high]):
             for m in range(starts[low], starts[low] + capacities[low]):
                 distance = abs(gap - 2 * (costs[members[k]] - costs[members[m]]))

@@ -1,13 +1,15 @@
 """Provide `OrderPieces`: how much memory an order needs, and how far its batches are from random.
 
 An order reads its lanes block by block (see `npstream.orders.order`). In a block, samples come in
-random order. So a batch has a random number of samples of each chunk. The batch is drawn from
-certain blocks. The mean and the variance of the number follow from the numbers of samples that
-these blocks have of the chunk. No sample is looked up.
+random order. So a batch has a random number of samples of each chunk. It is known from which
+blocks a batch is drawn, and how many samples of the chunk each block has. The mean and the variance
+of the random number follow from this. No sample is looked up.
 
-The formulas are Theorems 2.1 and 2.2 of W. G. Cochran, Sampling Techniques, 3rd ed., Wiley 1977. If
-k of the w samples of a block are drawn without replacement, the sum of their values has the mean
-``k * mean`` and the variance ``k * variance * (w - k) / (w - 1)``, where `mean` and `variance` are
+A *place* is an index into the layout, which has one lane after the other.
+
+The formulas are Theorems 2.1 and 2.2 of W. G. Cochran, Sampling Techniques, 3rd ed., Wiley 1977.
+Let k of the w samples of a block be drawn without replacement. The sum of their values has the mean
+``k * mean`` and the variance ``k * variance * (w - k) / (w - 1)``. Here `mean` and `variance` are
 those of the w values, and `variance` divides by w.
 """
 
@@ -27,7 +29,10 @@ __all__ = ["OrderPieces", "pieces_of_layout", "sequential_pieces"]
 Float64: TypeAlias = NDArray[np.float64]
 
 _MAX_PARTS = 1 << 21
-"""The most pieces of blocks that are examined, over all sampled batches."""
+"""Maximum number of parts that are examined, over all sampled batches.
+
+A part is a piece of a block from which a batch is drawn.
+"""
 
 _MAX_BATCHES = 256
 """The most batches that are examined; they are evenly spaced over the epoch."""
@@ -43,7 +48,7 @@ class _Draws(NamedTuple):
     start, stop : ndarray of int64
         The first place of the block, and the one after its last.
     drawn : ndarray of int64
-        The number of samples that the batch has of the block.
+        The number of samples that the batch draws from the block.
     """
 
     batch: Int64
@@ -71,6 +76,7 @@ class OrderPieces:
         self._lane_starts = lanes * (blocks.n // blocks.lanes) + np.minimum(
             lanes, blocks.n % blocks.lanes
         )
+        # The lengths of the first blocks of lanes; see `npstream.orders.blocks`.
         self._first_lengths = -(-blocks.block * (lanes[:-1] + 1) // blocks.lanes)
 
     def peak_bytes(self, nbytes: Int64) -> int:
@@ -91,8 +97,8 @@ class OrderPieces:
         lane_starts, lanes = self._lane_starts[lane], self.blocks.lanes
         begins = (start - lane_starts) * lanes + lane
         ends = (stop - 1 - lane_starts) * lanes + lane
-        # A piece is in use up to and at its last position. At the position after it, the bytes are
-        # subtracted before those of pieces that begin there are added.
+        # A piece is in use up to and including its last position. At the next position, its bytes
+        # are subtracted before the bytes of pieces that begin there are added.
         times = np.concatenate([begins, ends + 1])
         changes = np.concatenate([nbytes, -nbytes])
         order = np.lexsort((changes, times))

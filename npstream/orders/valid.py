@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from npstream.orders.order import RowOrder
 
 WINDOW = 1 << 14
-"""Positions of the order of all rows whose valid rows are counted together."""
+"""Positions in a window. They count all rows of the order, valid or not."""
 
 _MAX_WINDOWS = 64
 """Maximum number of windows whose valid rows are kept."""
@@ -96,7 +96,7 @@ def make_mask(values: Any, load: Callable[[str], Any], shape: tuple[int, ...]) -
     TypeError
         If the values are not bool.
     ValueError
-        If there is not one for each row.
+        If there is not one value for each row.
 
     Examples
     --------

@@ -4,7 +4,7 @@
 evicts a chunk before its samples are read. Samples are then read one by one (rowwise).
 
 `EvictionOrder` marks each cached chunk with its next use: in the rest of this epoch, or in the next
-epoch. The cache evicts first what is used last.
+epoch. The cache first evicts the chunk whose next use is the latest.
 """
 
 from __future__ import annotations
@@ -297,8 +297,9 @@ class EvictionOrder:
     """Marks the cached chunks of a dataset with the next use by an iteration.
 
     All processes of a node compute the same marks: they depend only on the order. A process marks a
-    chunk when it has fetched it, and when it is past the last use of the chunk by `slack`
-    positions. So a process that is behind by less than that still finds the chunk.
+    chunk when it has fetched the chunk. It marks the chunk again when it is `slack` positions past
+    the last use in the epoch. So a process that is less than `slack` positions behind still finds
+    the chunk.
 
     Parameters
     ----------

@@ -41,7 +41,7 @@ MIN_OPENED = 8
 """At least this number of files of chunks is opened between two releases of evicted files."""
 
 MAX_KEYS = 1 << 12
-"""Cache keys to remember, because every read of a sample needs one."""
+"""Maximum number of cache keys to remember: every read of a sample needs one."""
 
 
 class ChunkOrder(Protocol):
@@ -317,7 +317,10 @@ class RemoteFiles:
             self._open_chunks.pop(chunk, None)
 
     def chunk_slots(self, shard: int, data: CachedFile) -> tuple[Int64, dict[int, CachedFile]]:
-        """Return `slots` and `chunk_files` of a `LoadedShard`, for the files that are open."""
+        """Return `slots` and `chunk_files` of a `LoadedShard`, for the files that are open.
+
+        The slot of a chunk has two addresses: of the bytes of its file, and of its residency byte.
+        """
         count = int(self.chunks[shard])
         slots = np.empty((count, 2), np.int64)
         slots[:, 0] = address_of(data.data)

@@ -100,7 +100,10 @@ class StoreConnection:
 
     @property
     def can_hedge(self) -> bool:
-        """False for a driver with threads: a request that is cancelled takes its session along."""
+        """False for a driver that runs in threads.
+
+        A hedge cancels one of two attempts, and a cancelled request loses its thread's session.
+        """
         return not self._blocking
 
     @property
@@ -155,7 +158,11 @@ class StoreConnection:
         return Request(where, "read this file", call)
 
     def start_request(self, where: str, name: str, nbytes: int) -> Request:
-        """Return a request for the info and the first bytes of a file, or for the info alone."""
+        """Return a request for the info of a file, with an engine also for its first bytes.
+
+        With an engine, the result is a tuple: the info, and up to `nbytes` bytes. There are no
+        bytes if the driver answered.
+        """
         path = self.path(name)
         info_call = self.info_call(path)
 

@@ -246,9 +246,11 @@ def accelerate_mode(dataset: Any) -> tuple[str | None, int]:
     The modes are:
 
     - "shards": Accelerate divides the items among its processes.
-    - "skips": it resumes from a checkpoint. It counts the items before the checkpoint in its epoch,
-      and skips this number of items in the next epoch that is read, which may be another epoch.
-    - "prefetches": it always reads one batch ahead, which saved states would count as yielded.
+    - "skips": Accelerate resumes from a checkpoint. It skips a number of items in the next epoch
+      that is read, which may be another epoch than that of the checkpoint. The number is that of
+      the items before the checkpoint in its epoch.
+    - "prefetches": Accelerate always reads one batch ahead, which saved states would count as
+      yielded.
     - None: Accelerate changes neither the items nor the states.
     """
     loaders: Any = sys.modules.get("accelerate.data_loader")

@@ -41,7 +41,7 @@ class Backend(Protocol):
         """Return pinned memory as a tensor of bytes."""
 
     def send(self, sources: list[torch.Tensor]) -> tuple[list[torch.Tensor], Any]:
-        """Start copies to the device; return the copies, and an event after them."""
+        """Start copies to the device. Return the copies, and an event that is done after them."""
 
     def receive(self, copies: list[torch.Tensor], event: Any) -> None:
         """Make the current stream of the caller wait for `event` on the device."""
@@ -81,7 +81,7 @@ class CudaBackend:
         return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
 
     def send(self, sources: list[torch.Tensor]) -> tuple[list[torch.Tensor], Any]:
-        """Start copies to the device; return the copies, and an event after them."""
+        """Start copies to the device. Return the copies, and an event that is done after them."""
         with torch.cuda.stream(self._stream):
             copies = [source.to(self.device, non_blocking=True) for source in sources]
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -195,11 +195,11 @@ class Placer:
         self._device = device
 
     def outputs(self, fields: Iterable[Field], rows: int) -> tuple[dict[str, AnyArray], Any]:
-        """Return arrays to read columns of fixed size into, and the buffer that they are in."""
+        """Return no arrays and no buffer: columns are read into new arrays."""
         return {}, None
 
     def give_back(self, buffer: Any, items: list[Any]) -> None:
-        """Let the buffer of `outputs` be used again, after the copies of `items`."""
+        """Do nothing, because `outputs` returns no buffer."""
 
     def place(self, item: Any, buffer: Any = None) -> Any:
         """Return an item with tensors instead of arrays. Threads call this.
@@ -214,7 +214,7 @@ class Placer:
         return pytree.tree_map(cpu_leaf, item)
 
     def receive(self, item: Any) -> Any:
-        """Return a placed item for the loop. The loop's thread calls this."""
+        """Return a placed item, with its tensors on the device. The loop's thread calls this."""
         if self._device is None:
             return item
         device = self._device
@@ -261,7 +261,7 @@ class PinnedPlacer(Placer):
         return arrays, buffer
 
     def give_back(self, buffer: Any, items: list[Any]) -> None:
-        """Let a buffer be used again, after the copies of `items`."""
+        """Let a buffer be used again, once `items` are copied to the device."""
         if buffer is not None:
             # The stream runs copies in order, so the last event comes after all of them.
             events = [item.event for item in items if isinstance(item, PlacedItem)]

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 Piece: TypeAlias = "tuple[Int64, Bools, Int64]"
-"""Ids of samples that are read together, True for those that only fill up a batch, and the epoch
-position of each."""
+"""Three arrays for samples that are read together: ids, a mask, and epoch positions. The mask is
+True for samples that only fill up a batch."""
 
 READ_ERRORS = (FormatError, IntegrityError)
 """The errors of samples whose stored bytes are damaged. Errors of a store are not among them."""
@@ -36,7 +36,10 @@ NOT_OF_A_SAMPLE = (MissingDependencyError, MemoryError)
 """Errors of functions that take a sample, which do not come from the sample."""
 
 NEIGHBORHOOD = 1 << 12
-"""A replacement is one of this number of neighbors in the order. Their chunks are needed anyway."""
+"""Replacements are taken from a block of this number of consecutive epoch positions.
+
+The block contains the failed position. The chunks of the block are needed anyway.
+"""
 
 MAX_ATTEMPTS = 64
 """Maximum number of replacements that are tried for a sample."""
@@ -79,7 +82,9 @@ class SampleGuard:
         open_ahead: Callable[[Iterator[Piece]], Iterator[tuple[Piece, Lookup]]],
         pieces: Iterator[Piece],
     ) -> Iterator[tuple[Piece, Lookup]]:
-        """Yield pieces and their lookups; read on without read-ahead where it fails.
+        """Yield pieces and their lookups. After an error of the read-ahead, begin a new one.
+
+        The pieces that the failed read-ahead had taken are yielded without read-ahead.
 
         Parameters
         ----------
@@ -271,7 +276,7 @@ def _recorded(pieces: Iterator[Piece], window: deque[Piece]) -> Iterator[Piece]:
             piece = next(pieces)
         except StopIteration:
             return
-        except READ_ERRORS as error:  # of the order: no sample can be found without it
+        except READ_ERRORS as error:  # the order itself cannot be read
             raise RuntimeError(f"the order of samples cannot be computed: {error}") from error
         window.append(piece)
         yield piece

@@ -69,7 +69,7 @@ class FailureRecord:
     Parameters
     ----------
     max_errors : int, optional
-        The number of failures after which `add` raises; by default any number.
+        Maximum number of failures; one more makes `add` raise. By default there is no maximum.
     """
 
     def __init__(self, max_errors: int | None = None) -> None:
@@ -94,7 +94,7 @@ class FailureRecord:
         if is_worker:
             self._own, self._owner = [], owner
             self._reset(path)
-        else:  # a copy, which counts for itself
+        else:  # a copy, which records its own failures from here on
             FailureRecord.__init__(self, self._max_errors)
             self._own = [*own]
 

@@ -31,16 +31,22 @@ if TYPE_CHECKING:
     from npstream.shards.remote import RemoteShards
 
 MAX_SAMPLED_RANKS = 32
-"""Ranks of one machine whose reads are simulated to see if the cache can hold their chunks."""
+"""Maximum number of ranks of a machine whose reads are simulated.
+
+The simulation shows if the cache can hold the chunks, and when the chunks are used.
+"""
 
 RANK_SLACK = 16
-"""A chunk is kept until its last batch is this many batches old: other ranks may still read it."""
+"""A chunk is kept for at most this number of global batches after its last use.
+
+Other ranks of the machine may still read it.
+"""
 
 MIN_USE_SAMPLES = 1 << 20
-"""Samples of an epoch that are looked up, at least, to find when its chunks are used."""
+"""Minimum number of samples of an epoch that are looked up to find when its chunks are used."""
 
 SAMPLES_PER_CHUNK = 32
-"""More samples are looked up if there are fewer than this for each chunk."""
+"""Minimum number of samples that are looked up for each chunk, on average."""
 
 
 class _Evictions(NamedTuple):
@@ -127,7 +133,7 @@ class CachedIteration(Resumable):
         return np.concatenate(ids)[np.argsort(np.concatenate(batch_numbers), kind="stable")]
 
     def _smaller_block_hint(self, cursor: EpochCursor, fits: Callable[[ReadOrder], bool]) -> str:
-        """Return the part of an error message that names a shuffle setting the cache can hold."""
+        """Return advice for an error: a smaller block that fits the cache, or the stored order."""
         nbytes = self._source.index.total_nbytes
         while (nbytes := nbytes // 2) and (smaller := self._epochs.with_block(nbytes)):
             epochs, setting = smaller

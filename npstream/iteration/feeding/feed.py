@@ -40,7 +40,7 @@ MAX_NBYTES = 1 << 28
 """Maximum bytes of batches that are made ahead by default."""
 
 MEMORY_FRACTION = 8
-"""By default, batches that are made ahead take at most this fraction of the free memory."""
+"""By default, batches made ahead take at most the free memory divided by this number."""
 
 TASKS_PER_THREAD = 2
 """Batches, or groups of batches, that are made ahead by default, for each thread."""
@@ -63,7 +63,7 @@ def choose_limits(
     processors : int
         Processors of this process.
     is_worthwhile : bool
-        Whether threads start by default.
+        Whether threads start if `threads` is None.
     """
     if threads is None:
         # One processor is left to the caller.
@@ -93,7 +93,8 @@ class Feed:
     transforms : sequence of (str, callable)
         Functions to apply to each item.
     transform_items : callable, optional
-        Applies them in threads, perhaps by worker processes; None to apply them in the loop.
+        Applies the transforms in threads, perhaps by worker processes. None to apply them in the
+        loop.
     stop_workers : callable, optional
         Ends the worker processes that `transform_items` uses.
     counts : PrefetchCounts
@@ -169,7 +170,10 @@ class Feed:
             after(pieces.pop(0))
 
     def transform(self, items: Iterator[Any]) -> Iterator[Any]:
-        """Yield items after the transforms, which threads apply if they do not do so in `read`."""
+        """Yield transformed items. Items that `read` has already transformed stay as they are.
+
+        If `transforms_in_threads`, threads apply the transforms.
+        """
         if not self.transforms or (self.reads_in_threads and self.transforms_in_threads):
             yield from items
         elif self.transforms_in_threads:
@@ -228,7 +232,7 @@ MAX_SHOWN_SAMPLES = 8
 
 
 def sample_bytes(source: Source, plan: Plan, rows: int) -> int:
-    """Return the bytes of `rows` samples of average size, with those of joined sources."""
+    """Return the bytes of `rows` samples of average size, joined sources included."""
     samples = max(source.index.samples, 1)
     return source.estimate_read_bytes(plan) * rows // samples
 

@@ -38,16 +38,16 @@ class AnyPlacer(Protocol):
     """Makes tensors of items; `npstream.torch.device` has the placers."""
 
     def outputs(self, fields: Iterable[Field], rows: int) -> tuple[dict[str, AnyArray], Any]:
-        """Return arrays to read columns of fixed size into, and the buffer that they are in."""
+        """Return arrays for reading columns of fixed size, and the buffer that holds the arrays."""
 
     def give_back(self, buffer: Any, items: list[Any]) -> None:
-        """Let the buffer of `outputs` be used again, after the copies of `items`."""
+        """Let the buffer of `outputs` be used again, once `items` are copied to the device."""
 
     def place(self, item: Any, buffer: Any = None) -> Any:
-        """Make tensors of an item's arrays; `receive` returns the item."""
+        """Make tensors of an item's arrays, and return an object for `receive`."""
 
     def receive(self, item: Any) -> Any:
-        """Return a placed item for the loop."""
+        """Return the item of an object that `place` returned. The loop's thread calls this."""
 
 
 TransformItems: TypeAlias = "Callable[[list[Any]], tuple[list[Any], Exception | None]]"

@@ -56,9 +56,9 @@ class ThreadedIteration(CachedIteration):
 
     @property
     def _replaces_in_threads(self) -> bool:
-        """Whether threads may replace samples: they look up the replacement where they read.
+        """Whether threads may replace samples. A thread looks up the replacement in the order.
 
-        Other orders than those of `Epochs` cannot be used in threads.
+        Threads cannot use other orders than those of `Epochs`.
         """
         return self.yields_batches and isinstance(self._epochs, Epochs)
 

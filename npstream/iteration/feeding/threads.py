@@ -79,7 +79,7 @@ class PrefetchCounts:
         self._window = window
 
     def count_wait(self, seconds: float | None, results: int) -> None:
-        """Count results that were ready (None), or that took some seconds of waiting."""
+        """Count results. `seconds` is the caller's wait for them, or None if they were ready."""
         if seconds is None:
             self.hits += results
         else:
@@ -198,11 +198,12 @@ def map_ahead(
     limits : PrefetchLimits
         The limits; `threads` is at least 1.
     estimate : callable
-        Returns the bytes of an item's result, estimated, and how many batches or samples it has.
+        Returns an estimate of the bytes of an item's result, and the number of batches or samples
+        in the result.
     counts : PrefetchCounts
         Counts what is made ahead.
     stop : callable, optional
-        Makes the requests fail that some threads wait for.
+        Called with the threads when they must end. It makes the requests fail that they wait for.
     """
     window: deque[_Task[Item, Result]] = deque()
     threads: _Threads[Item, Result] = _Threads(function, limits.threads)

@@ -1,8 +1,8 @@
 """Provide `TransformProcesses`, which apply transforms in worker processes.
 
-Items and results are pickled into memory files that have no name, whose descriptors go through a
-socket. The bytes of arrays are copied into the file once, and the other process maps them. So a
-process that is killed leaves nothing behind.
+Items and results are pickled into memory files. The files have no names, so a process that is
+killed leaves nothing behind. The descriptor of a file goes through a socket. The bytes of arrays
+are copied into the file once, and the other process maps them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _ALIGNMENT = 64
 _NUMBER = struct.Struct("<q")
 
 _STOP_SECONDS = 0.3
-"""Seconds until a process that has not ended by itself is ended."""
+"""Seconds that a process has to end by itself, before it is killed."""
 
 
 class TransformProcesses:
@@ -91,7 +91,10 @@ class TransformProcesses:
             self._idle.put(process)
 
     def close(self, threads: list[threading.Thread] | None = None) -> None:
-        """End the processes; threads that wait for them get an error."""
+        """End the processes; threads that wait for them get an error.
+
+        `threads` is not used. `map_ahead` passes it to each of its `stop` functions.
+        """
         if self._is_closed:
             return
         self._is_closed = True
@@ -137,7 +140,7 @@ class _Process:
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def end(self) -> None:
-        """Wait for the process, and end it if it is still in a transform."""
+        """Wait for the process, and kill it if it is still in a transform."""
         self._process.join(_STOP_SECONDS)
         if self._process.exitcode is None:
             self._process.kill()
@@ -181,7 +184,7 @@ def _serve(connection: socket.socket, importable: _ImportableTransforms) -> None
 
 
 def _portable(error: UserError) -> UserError:
-    """Return an error that another process can read, with its traceback as a note."""
+    """Return an error that another process can unpickle, with its traceback as a note."""
     raised = error.error
     text = "".join(traceback.format_exception(raised))
     raised.add_note(f"in a process of transform_workers=:\n{text}")

@@ -52,7 +52,7 @@ _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 _URL = "https://storage.googleapis.com"
 
 _ZONAL = "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"
-"""The variable by which gcsfs reads zonal buckets, which obstore cannot."""
+"""The environment variable with which gcsfs reads zonal buckets. obstore cannot read them."""
 
 
 def gcs_target(bucket: str, options: Mapping[str, Any]) -> Target:
@@ -125,6 +125,7 @@ class _GoogleCredentials:
         """Return the current token; gcsfs renews it before it expires."""
         self._google.maybe_refresh()
         # obstore calls this again if a token expires within five minutes, at most ten times a
-        # second. With one minute, obstore always calls again, and gcsfs decides when to renew.
+        # second. `expires_at` is only one minute ahead, so obstore always calls again, and gcsfs
+        # decides when to renew the token.
         expires_at = datetime.now(UTC) + timedelta(minutes=1)
         return {"token": self._google.credentials.token, "expires_at": expires_at}

@@ -68,7 +68,7 @@ _loops: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
 """The event loops that await results of obstore."""
 
 _DRAIN_ROUNDS = 10
-"""The handling of a result takes a few iterations of the event loop."""
+"""Iterations of an event loop to wait for: the handling of a result takes a few."""
 
 _THREAD_NAME = "tokio-rt-worker"
 
@@ -150,7 +150,8 @@ def _stop_workers() -> None:
 def _drain_loops() -> None:
     """Wait until the event loops have handled the results that had arrived.
 
-    They call obstore, which calls Python, so their threads could be ended in the same way.
+    The loops call obstore, which calls Python. So the interpreter could end the loops' threads in
+    the same way as those of obstore.
     """
     for loop in [loop for loop in _loops if loop.is_running()]:
         for _ in range(_DRAIN_ROUNDS):

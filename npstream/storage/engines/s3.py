@@ -213,7 +213,7 @@ def s3_target(bucket: str, options: Mapping[str, Any]) -> Target:
 
 
 def _settings(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings. As in s3fs, options precede the environment, and then the profile."""
+    """Return the settings, in the precedence of s3fs: options, environment variables, profile."""
     own = _OPTIONS.translate(options)
     client = _CLIENT.translate(own.pop("client", {}), "client_kwargs.")
     config = _CONFIG.translate(own.pop("config", {}), "config_kwargs.")
@@ -386,8 +386,8 @@ class _BotocoreCredentials:
         expires_at = None
         if hasattr(self._credentials, "refresh_needed"):
             # obstore calls this again if keys expire within five minutes, at most ten times a
-            # second. With one minute, obstore always calls again, and botocore decides when to
-            # renew the keys.
+            # second. `expires_at` is only one minute ahead, so obstore always calls again, and
+            # botocore decides when to renew the keys.
             expires_at = datetime.now(UTC) + timedelta(minutes=1)
         return {
             "access_key_id": frozen.access_key,

@@ -31,9 +31,10 @@ _MEDIAN_PERIOD = 8
 """A median is computed again after this number of new latencies."""
 
 _MIN_CLASS_BITS = 12
-"""Class 0 has the requests of less than 2 ** 13 bytes, 8 KiB: their bytes take no time.
+"""Class 0 has the requests of less than 2 ** (this number + 1) bytes, which is 8 KiB.
 
-Each further class ends at four times the size: 32 KiB, 128 KiB and so on.
+In this class, the transfer of the bytes takes no time. Each further class ends at four times the
+size: 32 KiB, 128 KiB and so on.
 """
 
 _MIN_SIZE_RATIO = 16
