@@ -8,12 +8,19 @@ from types import ModuleType
 
 import pytest
 from servers import SERVER_KINDS, RemoteDirectory, Servers
+from started import forget_earlier
 
 from npstream._core import jit as _jit
 from npstream._core.typing import Span
 from npstream.shards import point_reads
 from npstream.shards import remote as remote_shards
 from npstream.storage.remote import RemoteStore
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Begin a test: what earlier tests started does not count."""
+    forget_earlier()
 
 
 @pytest.fixture(params=["compiled", "python"])

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import multiprocessing
 from importlib import import_module
 
 import numpy as np
 import pytest
+from started import started_children
 
 import npstream
 from npstream.conversion import parquet
@@ -166,7 +166,7 @@ def test_workers_start_before_a_remote_source_is_opened(source, tmp_path, upload
     processes = []
 
     def find(*arguments):
-        processes.append(len(multiprocessing.active_children()))
+        processes.append(len(started_children()))
         return find_files(*arguments)
 
     monkeypatch.setattr(convert_module, "find_files", find)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
+from started import started_threads
 
 import npstream
 from npstream.conversion.files import find_files
@@ -76,7 +77,7 @@ def test_a_thread_reads_ahead_and_stops_when_the_reader_does():
     assert next(reader) == 0
     reader.close()
     assert closed.wait(60)
-    assert "npstream-source" not in [thread.name for thread in threading.enumerate()]
+    assert not started_threads("npstream-source")
 
 
 def test_an_exception_of_the_thread_is_raised_in_its_place():

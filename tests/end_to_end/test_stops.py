@@ -14,6 +14,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 from stalling import Stalling
+from started import started_threads
 
 import npstream
 from npstream.errors import StorageError
@@ -42,7 +43,7 @@ def columns():
 
 def prefetch_threads():
     """Return the running prefetch threads."""
-    return [t for t in threading.enumerate() if t.name == "npstream-ahead" and t.is_alive()]
+    return started_threads("npstream-ahead")
 
 
 def assert_threads_end():

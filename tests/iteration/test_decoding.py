@@ -6,11 +6,11 @@ import gc
 import io
 import os
 import pickle
-import threading
 
 import numpy as np
 import pytest
 from PIL import Image
+from started import started_threads
 
 import npstream
 from npstream.errors import FormatError
@@ -49,10 +49,6 @@ def ds(tmp_path):
     return write(tmp_path / "ds", shard_size=1 << 12)
 
 
-def decoding_threads():
-    return [t for t in threading.enumerate() if t.name.startswith("npstream-images")]
-
-
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_batches_have_the_images_of_their_samples(ds, shuffle):
     plain = [*ds.iter(0, 1, batch_size=7, shuffle=shuffle)]
@@ -63,7 +59,7 @@ def test_batches_have_the_images_of_their_samples(ds, shuffle):
         np.testing.assert_array_equal(a.repeated, b.repeated)
         np.testing.assert_array_equal(a["n"], b["n"])
         np.testing.assert_array_equal(b["image"], PICTURES[b.ids])
-    assert not decoding_threads()
+    assert not started_threads("npstream-images")
 
 
 def test_samples_have_their_images(ds):
@@ -155,7 +151,7 @@ def test_a_damaged_image_fails_its_batch_and_the_loop_goes_on(tmp_path):
     assert "sample 40" in errors[1]
     assert "shard.00000.mds" in errors[0]
     assert "column 'image'" in errors[0]
-    assert not decoding_threads()
+    assert not started_threads("npstream-images")
 
 
 def test_a_damaged_image_fails_its_sample_and_the_loop_goes_on(tmp_path):
@@ -181,7 +177,7 @@ def test_threads_end_with_the_loop(ds, end):
     loop = ds.iter(0, 1, batch_size=4, decode={"image": {"transform": fail_late}})
     iterator = iter(loop)
     next(iterator)
-    assert decoding_threads()
+    assert started_threads("npstream-images")
     if end == "close":
         iterator.close()
     elif end == "exception":
@@ -194,7 +190,7 @@ def test_threads_end_with_the_loop(ds, end):
     else:
         del iterator
         gc.collect()
-    assert not decoding_threads()
+    assert not started_threads("npstream-images")
 
 
 def test_one_batch_is_decoded_ahead(ds):
@@ -372,7 +368,7 @@ def test_an_interruption_repeats_the_batch(ds, monkeypatch):
     seen = [next(iterator)["n"][0] for _ in range(2)]
     with pytest.raises(KeyboardInterrupt):
         next(iterator)
-    assert not decoding_threads()
+    assert not started_threads("npstream-images")
     seen += [batch["n"][0] for batch in iterator]
     assert seen == [*range(0, COUNT, 6)]
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import shutil
 
 import numpy as np
 import pytest
 from resumed_writes import count_steps, kill_at_step, local_files
+from started import started_children
 from tokenizing import expected_blocks, letters, letters_of_texts, texts, word_tokenizer
 
 import npstream
@@ -128,16 +128,16 @@ def test_an_error_names_its_document_and_ends_the_workers(tmp_path, workers):
         write(tmp_path / "out", data, fails, 8, workers=workers)
     assert any("sample 250 of data" in note for note in raised.value.__notes__)
     del raised
-    assert multiprocessing.active_children() == []
+    assert not started_children()
 
 
 def test_workers_end_after_the_last_block(tmp_path):
     data = token_blocks(TEXTS, word_tokenizer(), 8, workers=2)
-    assert len(multiprocessing.active_children()) == 2
+    assert len(started_children()) == 2
     npstream.write(tmp_path / "out", data)
-    assert multiprocessing.active_children() == []
+    assert not started_children()
     npstream.write(tmp_path / "again", data)  # the workers start again
-    assert multiprocessing.active_children() == []
+    assert not started_children()
 
 
 def texts_in_parts(opened=None):

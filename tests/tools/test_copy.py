@@ -9,12 +9,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 
 import golden_data as golden
 import numpy as np
 import pytest
 from destinations import names
+from started import started_threads
 
 import npstream
 from npstream.__main__ import main
@@ -376,7 +376,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(StorageError, match="No space left"):
         npstream.copy(npstream.open(tmp_path / "a"), tmp_path / "b")
     assert not (tmp_path / "b").exists()
-    assert not [t for t in threading.enumerate() if t.name.startswith("npstream-write")]
+    assert not started_threads("npstream-write")
 
 
 # Dies while it stores the fourth shard. Threads store shards: a copy that can resume first waits

@@ -26,6 +26,7 @@ from destinations import (
     names,
     write,
 )
+from started import started_threads
 
 import npstream
 from npstream.errors import StorageError
@@ -499,10 +500,6 @@ def test_files_get_their_names_once_all_are_on_the_disk(tmp_path, monkeypatch):
 COLUMNS = {f"c{number}": np.arange(20) for number in range(40)}
 
 
-def sync_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "npstream-sync"]
-
-
 @pytest.mark.parametrize("failing_call", [2, 20, 42])
 def test_a_full_disk_at_one_of_many_files(failing_call, tmp_path, monkeypatch):
     count, sync = itertools.count(1), os.fsync
@@ -515,7 +512,7 @@ def test_a_full_disk_at_one_of_many_files(failing_call, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(StorageError, match=r"No space left.*cannot create this file.*index\."):
         npstream.write(tmp_path / "new", COLUMNS)
-    assert sync_threads() == []
+    assert not started_threads("npstream-sync")
     assert os.listdir(tmp_path) == []
 
 
@@ -551,7 +548,7 @@ def test_threads_that_cannot_be_started(max_threads, tmp_path, monkeypatch):
     monkeypatch.setattr(threading.Thread, "start", refuse)
     npstream.write(tmp_path / "new", COLUMNS)
     assert len(started) == max_threads
-    assert sync_threads() == []
+    assert not started_threads("npstream-sync")
     assert npstream.open(tmp_path / "new")["c39"][-1] == 19
 
 

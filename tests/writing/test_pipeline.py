@@ -11,6 +11,7 @@ import threading
 import numpy as np
 import pytest
 from destinations import assert_no_files, names
+from started import started_threads
 
 import npstream
 from npstream.errors import StorageError
@@ -172,7 +173,7 @@ def test_an_exception_of_the_source_waits_for_threads(tmp_path, replace_compress
     with pytest.raises(Failure):
         npstream.write(tmp_path / "out", source(), shard_size=SHARD, compression="zstd")
     assert_no_files(str(tmp_path / "out"))
-    assert not [thread for thread in threading.enumerate() if "npstream-write" in thread.name]
+    assert not started_threads("npstream-write")
 
 
 def test_a_writer_that_is_garbage_collected_while_threads_store(tmp_path, replace_compression):

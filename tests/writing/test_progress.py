@@ -7,6 +7,7 @@ import sys
 import threading
 
 import pytest
+from started import started_threads
 
 import npstream
 from npstream._core import progress
@@ -105,7 +106,7 @@ def test_an_exception_ends_the_display(tmp_path, monkeypatch):
 
     with pytest.raises(LookupError):
         npstream.write(tmp_path / "out", failing(), progress=True)
-    assert not [t for t in threading.enumerate() if t.name == "npstream-progress"]
+    assert not started_threads("npstream-progress")
 
 
 def test_a_process_without_standard_error(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ import pytest
 from destinations import assert_no_files
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from started import started_children
 
 import npstream
 from npstream.errors import ColumnError
@@ -184,7 +185,7 @@ def test_an_exception_of_map_publishes_nothing_and_names_the_sample(bad, workers
         assert trace.startswith("in a worker process:\nTraceback")
         assert 'raise LookupError("not there")' in trace
     assert_no_files(str(tmp_path / "out"))
-    assert not multiprocessing.active_children()
+    assert not started_children()
 
 
 def test_an_exception_of_a_generator_of_map(workers, tmp_path):
@@ -235,7 +236,7 @@ def test_an_exception_of_the_source(workers, tmp_path):
         npstream.write(tmp_path / "out", source(), workers=workers)
     assert any("sample 40" in note for note in caught.value.__notes__)
     assert_no_files(str(tmp_path / "out"))
-    assert not multiprocessing.active_children()
+    assert not started_children()
 
 
 @pytest.mark.parametrize("bad", [0, 1, 333])
@@ -268,7 +269,7 @@ def test_a_worker_that_is_killed_is_an_error(bad, tmp_path):
     with pytest.raises(RuntimeError, match=r"worker process .* killed by SIGKILL"):
         npstream.write(tmp_path / "out", range(10**6), map=fail, workers=2)
     assert_no_files(str(tmp_path / "out"))
-    assert not multiprocessing.active_children()
+    assert not started_children()
 
 
 def test_a_worker_that_exits_is_an_error(tmp_path):

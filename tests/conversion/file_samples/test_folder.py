@@ -7,11 +7,11 @@ import json
 import os
 import subprocess
 import sys
-import threading
 
 import numpy as np
 import pytest
 from PIL import Image
+from started import started_threads
 
 import npstream
 from npstream.conversion.file_samples import folder
@@ -327,7 +327,7 @@ def test_threads_read_ahead_in_bounded_memory_and_end(tmp_path, monkeypatch):
     reader = folder.read_files(files)
     next(reader)
     reader.close()
-    assert not [t for t in threading.enumerate() if t.name.startswith("npstream-source")]
+    assert not started_threads("npstream-source")
 
 
 def test_parts_are_found_again_only_if_the_files_are_the_same(tmp_path, monkeypatch):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import signal
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import threading
 
 import numpy as np
 import pytest
+from started import started_threads
 
 import npstream
 from npstream.iteration.feeding.feed import MAX_NBYTES, choose_limits
@@ -205,10 +205,9 @@ def test_ctrl_c_ends_the_loop_and_the_process(ds):
 
 
 def test_threads_end_with_the_loop(ds):
-    gc.collect()  # iterators of earlier tests, which tracebacks refer to
     for _ in ds.iter(0, 1, batch_size=10, threads=2):
         break
-    assert not [t for t in threading.enumerate() if t.name == "npstream-batches"]
+    assert not started_threads("npstream-batches")
 
 
 def test_batches_of_a_group_share_no_elements(ds):

@@ -9,6 +9,7 @@ import weakref
 
 import numpy as np
 import pytest
+from started import started_threads
 
 from npstream.iteration.feeding.threads import (
     PrefetchCounts,
@@ -24,10 +25,6 @@ LIMITS = PrefetchLimits(threads=2, tasks=4, nbytes=1 << 30)
 def run(function, items, limits=LIMITS, size=1, counts=None, stop=None):
     counts = PrefetchCounts() if counts is None else counts
     return map_ahead(function, iter(items), limits, lambda item: (size, 1), counts, stop)
-
-
-def own_threads() -> list[threading.Thread]:
-    return [t for t in threading.enumerate() if t.name == "npstream-batches"]
 
 
 def test_results_come_in_order_although_the_first_is_made_last():
@@ -84,7 +81,7 @@ def test_an_error_comes_after_the_results_before_it():
     assert [next(results) for _ in range(7)] == list(range(7))
     with pytest.raises(KeyError, match="7"):
         next(results)
-    assert not own_threads()
+    assert not started_threads("npstream-batches")
 
 
 def test_an_error_of_the_items_comes_after_the_results_before_it():
@@ -100,19 +97,19 @@ def test_an_error_of_the_items_comes_after_the_results_before_it():
 
 def test_threads_end_with_the_iterator():
     assert list(run(str, range(3))) == ["0", "1", "2"]
-    assert not own_threads()
+    assert not started_threads("npstream-batches")
 
 
 @pytest.mark.parametrize("end", ["close", "del"])
 def test_threads_end_when_the_iterator_is_closed_or_freed(end):
     results = run(str, range(1000))
     next(results)
-    assert own_threads()
+    assert started_threads("npstream-batches")
     if end == "close":
         results.close()
     del results
     gc.collect()
-    assert not own_threads()
+    assert not started_threads("npstream-batches")
 
 
 def test_closing_does_not_wait_for_a_function_that_hangs():
@@ -128,11 +125,11 @@ def test_closing_does_not_wait_for_a_function_that_hangs():
     next(results)
     assert is_begun.wait(TIMEOUT)
     results.close()
-    threads = own_threads()
+    threads = started_threads("npstream-batches")
     assert len(threads) == 1  # it is still in the function
     may_return.set()
     threads[0].join(TIMEOUT)
-    assert not own_threads()
+    assert not started_threads("npstream-batches")
 
 
 def test_closing_stops_the_requests_of_the_threads():
@@ -158,9 +155,9 @@ def test_an_interrupted_wait_ends_the_threads(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         next(results)
     may_return.set()
-    for thread in own_threads():
+    for thread in started_threads("npstream-batches"):
         thread.join(TIMEOUT)
-    assert not own_threads()
+    assert not started_threads("npstream-batches")
 
 
 def test_results_that_the_caller_has_freed_are_freed():

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import socket
 
 import numpy as np
 import pytest
+from started import started_children
 
 import npstream
 from npstream.iteration.feeding.workers import receive_value, send_value
@@ -60,10 +60,6 @@ def ds(tmp_path_factory):
     return npstream.open(path)
 
 
-def children():
-    return [p for p in multiprocessing.active_children() if p.name == "npstream-transform"]
-
-
 def open_descriptors():
     return len(os.listdir("/dev/fd"))
 
@@ -73,7 +69,7 @@ def test_workers_transform_batches_in_order(ds):
     assert [batch["ids"][0] for batch in batches] == list(range(0, ROWS, 10))
     assert all(np.array_equal(batch["twice"], 2 * batch["ids"]) for batch in batches)
     assert os.getpid() not in {batch["process"] for batch in batches}
-    assert not children()
+    assert not started_children("npstream-transform")
     batches[0]["twice"][:] = 0  # results are writable
 
 
@@ -89,7 +85,7 @@ def test_an_error_in_a_worker_names_the_samples_and_the_loop_continues(ds):
     assert "in fail" in notes
     assert next(batches).ids[0] == 40
     batches.close()
-    assert not children()
+    assert not started_children("npstream-transform")
 
 
 @pytest.mark.parametrize(
@@ -109,7 +105,7 @@ def test_transforms_that_a_worker_cannot_import_are_refused(ds):
     batches = ds.iter(0, 1, batch_size=10, transform=lambda batch: batch, transform_workers=1)
     with pytest.raises(TypeError, match="transform="):
         iter(batches)
-    assert not children()
+    assert not started_children("npstream-transform")
 
 
 def test_closing_ends_workers_that_hang(ds):
@@ -118,7 +114,7 @@ def test_closing_ends_workers_that_hang(ds):
     )
     next(batches)
     batches.close()
-    assert not children()
+    assert not started_children("npstream-transform")
 
 
 class HangSecond:

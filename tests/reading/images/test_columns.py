@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from started import started_threads
 
 import npstream
 from npstream.errors import FormatError
@@ -354,7 +355,7 @@ def test_threads_end_with_the_read(tmp_path):
     column.decode()
     with pytest.raises(ZeroDivisionError):
         column.decode(transform=lambda image: 1 // 0)
-    assert not [t for t in threading.enumerate() if t.name.startswith("npstream-images")]
+    assert not started_threads("npstream-images")
 
 
 def test_the_first_damaged_row_is_named_for_any_number_of_threads():

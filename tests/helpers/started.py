@@ -1,0 +1,40 @@
+"""The threads and child processes that a test itself started.
+
+An earlier test may have left others, which end at an unknown time: a traceback can refer to an
+iterator whose thread waits, and a cluster closes its processes in the background.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from multiprocessing.process import BaseProcess
+from weakref import WeakSet
+
+__all__ = ["forget_earlier", "started_children", "started_threads"]
+
+_EARLIER: WeakSet[threading.Thread | BaseProcess] = WeakSet()
+
+
+def forget_earlier() -> None:
+    """Leave out what runs now from later results. It is called before each test."""
+    _EARLIER.update(threading.enumerate())
+    _EARLIER.update(multiprocessing.active_children())
+
+
+def started_threads(prefix: str) -> list[threading.Thread]:
+    """Return the running threads that this test started and whose name starts with `prefix`."""
+    return [
+        thread
+        for thread in threading.enumerate()
+        if thread not in _EARLIER and thread.name.startswith(prefix)
+    ]
+
+
+def started_children(prefix: str = "") -> list[BaseProcess]:
+    """Return the running child processes of this test whose name starts with `prefix`."""
+    return [
+        process
+        for process in multiprocessing.active_children()
+        if process not in _EARLIER and process.name.startswith(prefix)
+    ]
