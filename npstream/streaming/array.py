@@ -1,4 +1,4 @@
-"""Provide `Array`, the indexing that Streaming's datasets have: lists of samples.
+"""Provide `Array`, the base class of datasets that are indexed like Streaming's.
 
 Tested in tests/streaming/test_dataset.py.
 """

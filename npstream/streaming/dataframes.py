@@ -29,10 +29,10 @@ def dataframe_to_mds(
     dataframe : pyspark.sql.DataFrame
         The rows. Each partition is written by one task.
     merge_index : bool, default: True
-        Only True: the dataset always has one index.
+        Must be True: the dataset always has one index.
     mds_kwargs : dict, optional
-        Arguments of `MDSWriter`. ``out`` is required, and ``columns`` with `udf_iterable`. The
-        default of ``compression`` is "zstd".
+        Arguments of `MDSWriter`. ``out`` is required. With `udf_iterable`, ``columns`` is required,
+        too. The default of ``compression`` is "zstd". ``keep_local`` is not used.
     udf_iterable : callable, optional
         Called with DataFrames of pandas, one for each batch of rows; returns the samples to write.
     udf_kwargs : dict, optional
@@ -41,7 +41,8 @@ def dataframe_to_mds(
     Returns
     -------
     (str, str)
-        The local directory and the remote one where the dataset was written; "" for none.
+        The local directory and the URL of the dataset. Only one of the two is written; the other
+        one is "".
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Provide `StreamingDataLoader`, torch's DataLoader with the states of Streaming's.
+"""Provide `StreamingDataLoader`, torch's DataLoader with the states of Streaming's DataLoader.
 
 Tested in tests/streaming/test_states.py.
 """
@@ -57,7 +57,7 @@ class StreamingDataLoader(TorchDataLoader[Any]):
         Returns
         -------
         dict or None
-            None if the dataset is no StreamingDataset.
+            None if the dataset is not a StreamingDataset.
 
         Examples
         --------

@@ -52,8 +52,8 @@ class StreamingDataset(Array, TorchIterableDataset[Any]):
     download_timeout : float, default: 60
         Seconds that a request may take, including its retries.
     validate_hash : str, optional
-        Name of a hash to check everywhere, such as "sha1". By default, the recorded hashes of
-        fetched chunks are checked.
+        Name of a hash to check in each read, such as "sha1", as for ``npstream.open(verify=...)``.
+        By default, the recorded hashes of fetched chunks are checked.
     keep_zip : bool, default: False
         Not used: npstream keeps compressed shards compressed in the cache.
     epoch_size : int or str, optional
@@ -63,7 +63,8 @@ class StreamingDataset(Array, TorchIterableDataset[Any]):
     cache_limit : int or str, optional
         Maximum bytes of the cache, such as "100gb".
     sampling_method : {"balanced", "fixed"}, default: "balanced"
-        Whether each epoch picks other samples of a stream that it does not take as a whole.
+        Which samples an epoch picks if it does not take all samples of a stream. With "balanced",
+        each epoch picks other samples. With "fixed", all epochs pick the same.
     sampling_granularity : int, default: 1
         Consecutive samples that are picked together.
     partition_algo : {"relaxed", "orig"}, default: "relaxed"
@@ -90,7 +91,7 @@ default: "random"
     replication : int, optional
         Number of consecutive ranks that read the same samples.
     stream_name : str, default: "stream"
-        The name of the class of the stream that `remote` and `local` describe, in
+        The class of the stream that `remote` and `local` describe, by its name in
         ``npstream.streaming.base.stream.streams_registry``.
     stream_config : dict, optional
         More arguments of this class.
@@ -448,7 +449,11 @@ def _make_streams(
 def _open_streams(
     streams: Sequence[Stream], cache_limit: int | None, allow_pickle: bool
 ) -> list[Dataset]:
-    """Open the datasets of streams. With a limit, all use one cache, so that it holds for all."""
+    """Open the datasets of streams.
+
+    With `cache_limit`, all streams share one cache, so that the limit holds for all of them
+    together.
+    """
     directories = [stream._npstream_local for stream in streams if stream.remote]
     shared = next(filter(None, directories), None) if cache_limit else None
     datasets = []

@@ -60,7 +60,7 @@ class RankWork(NamedTuple):
     place : (int, int)
         The node, and the rank on it.
     batches : range
-        Numbers of the rank's batches.
+        Numbers of the batches that the worker reads, among the batches of the rank.
     """
 
     epoch: Epoch
@@ -68,7 +68,7 @@ class RankWork(NamedTuple):
     batches: range
 
     def pieces(self, size: int) -> Iterator[Int64]:
-        """Yield the numbers of the samples, at most `size` together."""
+        """Yield the numbers of the samples, in arrays of at most `size` numbers."""
         step = self.epoch.lookup_batches(self.batches.step)
         for start in range(0, len(self.batches), step):
             numbers = self.epoch.ids(*self.place, self.batches[start : start + step]).reshape(-1)
@@ -114,7 +114,10 @@ def iterate_epoch(dataset: IterableSamples) -> Iterator[Any]:
 def _resolve_settings(
     dataset: IterableSamples, cursor: EpochCursor, world: World
 ) -> StreamingOrder:
-    """Set the settings that a state or the ranks give, and return the order with all settings."""
+    """Return the order of the samples, with the settings of a loaded state if there is one.
+
+    The dataset gets the settings of the state, and the defaults that depend on the ranks.
+    """
     if cursor.context:
         run = StreamingRun.unpack(cursor.context)
         dataset.num_canonical_nodes, dataset.shuffle_seed = (
@@ -129,7 +132,7 @@ def _resolve_settings(
 
 
 def _warn_of_repeats(dataset: IterableSamples, order: StreamingOrder, world: World) -> None:
-    """Warn if there are too few samples for the nodes or ranks, or too small blocks.
+    """Warn if there are too few samples for the nodes or ranks, or if blocks are too small.
 
     The messages begin as Streaming's do, since programs may filter them by their first words.
     """
@@ -161,7 +164,8 @@ def _warn_of_repeats(dataset: IterableSamples, order: StreamingOrder, world: Wor
 def _overridden(dataset: IterableSamples, numbers: Int64, lookup: Any) -> Iterator[Any]:
     """Yield ``dataset[number]`` for each number.
 
-    All samples are read at once before. The dataset's own `get_item` takes them from there.
+    All samples are read at once before the first call. Each sample is then put into
+    `_npstream_ahead`, from where `StreamingDataset.get_item` takes it.
     """
     ahead = dataset._npstream_ahead
     samples: list[Any]

@@ -17,11 +17,11 @@ from npstream.tools.merge import merge
 INDEX_NAME = "index.json"
 
 Place: TypeAlias = "str | tuple[str, str]"
-"""A directory or URL; or a local directory, and a remote one with the same files."""
+"""A directory or URL; or a pair of a local directory and a URL with the same files."""
 
 
 def merge_index(*args: Any, **kwargs: Any) -> None:
-    """Write one index for several datasets, as `npstream.merge`.
+    """Write one index for several datasets, as `npstream.merge` does.
 
     There are two forms: ``merge_index(index_file_urls, out, keep_local, download_timeout)``, and
     ``merge_index(out, keep_local, download_timeout)``, which finds all indexes below `out`.

@@ -1,4 +1,4 @@
-"""Provide `PartialCopyStore`: a remote store, some of whose files are in a local directory.
+"""Provide `PartialCopyStore`: a remote store with local copies of some of its files.
 
 Tested in tests/streaming/test_places.py.
 """
@@ -14,7 +14,7 @@ from npstream.storage.remote import RemoteStore
 
 
 class PartialCopyStore(RemoteStore):
-    """A remote store that reads from local files what they have, and requests the rest.
+    """A remote store that reads byte ranges from local copies, and requests all other ranges.
 
     Parameters
     ----------

@@ -24,7 +24,8 @@ class RunPosition:
         self._has_begun = False
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy has the next epoch, but no loop.
+        # Only a process that is being spawned continues the loop. Any other copy begins its first
+        # loop at the next epoch.
         return {**self.__dict__, "_has_begun": self._has_begun and is_spawning()}
 
     def begin(self) -> EpochCursor:

@@ -1,6 +1,7 @@
 """Provide `StreamSamples`, which reads the samples of several datasets by one numbering.
 
-The streams of Streaming may have different columns, which those of `npstream.mix` may not.
+Streams may have different columns. A sample of `npstream.mix` has only the columns that all its
+datasets have.
 
 Tested in tests/streaming/test_streams.py.
 """
@@ -152,7 +153,7 @@ class StreamSamples:
         pieces : iterable of ndarray of int64
             Numbers of samples that are read together.
         is_rowwise : bool, default: False
-            Whether samples are fetched one by one, as `is_rowwise` returns.
+            Whether samples are fetched one by one: the result of the method `is_rowwise`.
         """
         plan = self._source.plan(self._names)
         return self._source.read_ahead(pieces, _identity, plan, is_rowwise=is_rowwise)

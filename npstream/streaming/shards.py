@@ -1,4 +1,4 @@
-"""Provide `ShardInfo`, the facts about a shard that Streaming's readers of shards have.
+"""Provide `ShardInfo`, with the attributes and sizes that Streaming's shard readers provide.
 
 Tested in tests/streaming/test_dataset.py.
 """

@@ -34,8 +34,7 @@ WEIGHT_NAMES = ("proportion", "repeat", "choose")
 class Stream:
     """A dataset that a `StreamingDataset` reads, alone or with others.
 
-    After a `StreamingDataset` was made of it, it has all three weights: `proportion`, `repeat` and
-    `choose`.
+    A `StreamingDataset` sets all three weights of its streams: `proportion`, `repeat` and `choose`.
 
     Parameters
     ----------
@@ -170,9 +169,9 @@ class CacheChoice(NamedTuple):
 def open_stream(stream: Stream, cache: CacheChoice, allow_pickle: bool) -> Dataset:
     """Open the dataset of a stream whose settings are complete.
 
-    What Streaming has downloaded to `local` is read there. If something is missing, the parts that
-    are read are cached in `local`: from the files of Streaming if they have them, and else from
-    `remote`.
+    If Streaming has downloaded all files to `local`, they are read in place. If it has downloaded
+    only some of them, the data that are read are cached in `local`. They are then read from the
+    downloaded files if these have them, and otherwise from `remote`.
     """
     settings: dict[str, Any] = {
         "verify": stream.validate_hash or "auto", "allow_pickle": allow_pickle,
@@ -247,7 +246,8 @@ def apply_weights(
     epoch_size : int, optional
         Samples in an epoch; by default the weights and the sizes give it.
     seed : int
-        Seed of the choice of streams that get the samples which rounding left over.
+        Seed of the random choice of streams: the chosen streams get the samples that rounding
+        leaves over.
     """
     weights = [stream.weight for stream in streams]
     counts, proportions = samples_per_stream(weights, sizes, epoch_size, seed)

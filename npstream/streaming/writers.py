@@ -166,7 +166,7 @@ class MDSWriter(_StreamingWriter):
     compression : str, optional
         The codec, such as "zstd" or "zstd:7".
     hashes : sequence of str, optional
-        Hashes of each file that the index records, in alphabetical order.
+        Names of the hashes that the index records for each file, in alphabetical order.
     size_limit : int, str or None, default: 67108864
         Maximum bytes of a shard; None for a single shard. A kb has 1,024 bytes.
     **kwargs : Any

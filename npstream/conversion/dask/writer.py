@@ -94,7 +94,7 @@ def write(
     compression : str, optional
         The codec of the shards, such as ``"zstd"``. By default shards are not compressed.
     hashes : iterable of str, default: ()
-        Hashes of each file that the index records, such as ``"xxh3_64"``.
+        Hashes that the index records for each file, such as ``"xxh3_64"``.
     storage_options : mapping, optional
         Options of the storage driver. They are sent to the workers.
     timeout : float, default: 60.0

@@ -33,8 +33,9 @@ def read(
 ) -> Any:
     """Return a DataFrame of Spark that reads a dataset, with a partition for each shard.
 
-    The DataFrame is lazy: executors read the shards, so they need access to the path or URL. If the
-    samples of a view neither ascend nor descend, its partitions have the average size of a shard.
+    The DataFrame is lazy: executors read the shards, so they need access to the path or URL. If
+    the sample ids of a view are neither ascending nor descending, partitions do not follow the
+    shards. They then have the average number of rows of a shard.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Provide `streams_registry`, the classes of streams that `stream_name` names.
+"""Provide `streams_registry`, which maps each valid `stream_name` to a class of streams.
 
 Tested in tests/streaming/test_streams.py.
 """

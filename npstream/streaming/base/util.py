@@ -71,7 +71,7 @@ def bytes_to_int(bytes_str: int | float | str) -> int:
         return int(_number(text[:-2], bytes_str, "b, " + ", ".join(_BYTES)) * 2**bits)
     digits = text.removesuffix("b")
     if not digits.isdecimal():
-        _number("", bytes_str, "b, " + ", ".join(_BYTES))
+        _number("", bytes_str, "b, " + ", ".join(_BYTES))  # raises
     return int(digits)
 
 
@@ -103,7 +103,7 @@ def number_abbrev_to_int(abbrev_str: int | float | str) -> int:
     if (factor := _COUNTS.get(text[-1:])) is not None:
         return int(_number(text[:-1], abbrev_str, ", ".join(_COUNTS)) * factor)
     if not text.isdecimal():
-        _number("", abbrev_str, ", ".join(_COUNTS))
+        _number("", abbrev_str, ", ".join(_COUNTS))  # raises
     return int(text)
 
 
