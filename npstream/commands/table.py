@@ -52,8 +52,9 @@ def format_table(
         Maximum width of a line, in terminal cells. By default that of ``COLUMNS`` or of the
         terminal, or 80. The first two columns are always shown.
     left_columns : int, optional
-        Number of the first columns that are aligned to the left; by default, numbers are aligned
-        to the right.
+        Number of columns that are aligned to the left, from the first on; the others are aligned
+        to the right. By default columns of numbers are aligned to the right, and others to the
+        left.
 
     Examples
     --------

@@ -144,7 +144,7 @@ def to_dask_array(column: Any, source: Source, selection: Selection) -> Any:
     ValueError
         If the column has several axes of rows.
     TypeError
-        If the values vary in size, or are no numbers.
+        If the values vary in size, or are not numbers, bools or times.
     """
     dask = import_optional("dask.array", "dask", "dask")
     name, dtype = column.name, column.dtype
@@ -219,7 +219,8 @@ def _shard_rows(source: Source, size: int) -> Int64:
 class _EagerColumn:
     """A column whose parts are read when they are indexed, in a task of Dask.
 
-    Dask copies an array of one block that has the method `copy`, which would read a whole column.
+    It has no method `copy`. Dask would call the method when it makes the collection, and so read
+    the whole column.
     """
 
     def __init__(self, column: Any) -> None:

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 _ColumnsArgument = Sequence[str] | Mapping[str, Any] | None
 """The argument `columns` of `npstream.open`."""
 
-_SHOWN_NAMES = 3
-
 
 def start_reading_groups(
     store: Store, cache: ShardCache | None
@@ -169,9 +167,9 @@ def open_joined(
     for (number, added_names), fetchers in zip(group_names.items(), group_fetchers, strict=True):
         part_columns = _restrict(columns, added_names.__contains__) or added_names
         arguments = part_columns, allow_pickle, limit
-        table = _table(groups[number], index, fetchers, added_names, arguments)
-        joined.append(table)
-        fields |= {name: table.field(name)._replace(table=len(joined)) for name in added_names}
+        added = _group_source(groups[number], index, fetchers, added_names, arguments)
+        joined.append(added)
+        fields |= {name: added.field(name)._replace(table=len(joined)) for name in added_names}
     column_errors = {**source.column_errors, **errors}
     return Source(fetcher, fields, column_errors, limit, joined), names
 
@@ -245,7 +243,7 @@ def _open_groups(
     return [[wait() for wait in group_waits] for group_waits in waits]
 
 
-def _table(
+def _group_source(
     group: ColumnGroup,
     index: Index,
     fetchers: Sequence[Fetcher],

@@ -95,7 +95,7 @@ def begins_with(index: Index, former: Index) -> bool:
 def is_unchanged(source: Source) -> bool:
     """Return True if a dataset's newest index is certainly the one that was opened.
 
-    False also if this is not known, such as when the store does not answer.
+    Return False also if this is not known, for instance because the store does not answer.
     """
     shards: LocalShards = source.fetcher.shards  # type: ignore[assignment]
     snapshot = shards.snapshot

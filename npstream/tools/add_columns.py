@@ -114,7 +114,7 @@ def add_columns(
     compression : str, optional
         The codec of the shards, as for `npstream.write`. By default they are not compressed.
     hashes : iterable of str, default: ()
-        Hashes of each file that are recorded, such as ``"xxh3_64"`` and ``"sha256"``.
+        Hashes to record for each file, such as ``"xxh3_64"`` and ``"sha256"``.
     sidecar : bool, default: True
         Whether to write a side-car of the columns.
     resume : bool, default: False
@@ -424,7 +424,8 @@ class _Addition:
             text = json.dumps([*facts, number])
             path = f"{COLUMNS_FOLDER}/{digest('xxh3_64', text.encode())[:12]}"
             index, work = (self._store.exists(f"{path}/{name}") for name in (INDEX, WORK))
-            # Another process may be about to publish a part that is complete.
+            # A complete part, which has an index and no work file, is not used: another process may
+            # be about to publish it.
             if path not in published and (work or not index):
                 return path
             number += 1

@@ -81,7 +81,7 @@ def copy(
         The codec of the shards, as for `write`; None for no compression. By default that of the
         source.
     hashes : iterable of str, default: "source"
-        Hashes of each file that the index records; an empty list for none. By default those of the
+        Hashes that the index records for each file; an empty list for none. By default those of the
         source.
     resume : bool, default: False
         Whether to keep the stored shards if the copy fails or the process is killed, and to

@@ -1,1 +1,1 @@
-"""What a read or an epoch costs, before it is read."""
+"""Costs of an epoch, which are estimated before any sample is read."""

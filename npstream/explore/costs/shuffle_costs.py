@@ -1,4 +1,4 @@
-"""Provide `ShuffleCosts`: what an epoch costs in orders with blocks of several sizes.
+"""Provide `ShuffleCosts`: the costs of an epoch in orders with blocks of several sizes.
 
 The costs follow from the index and from the orders. No sample is read.
 """
@@ -34,16 +34,16 @@ if TYPE_CHECKING:
 __all__ = ["ShuffleCost", "ShuffleCosts", "estimate_costs"]
 
 _DEFAULT_SHARES = (1024, 256, 64, 16, 4)
-"""By default, blocks are the data divided by each of these numbers."""
+"""By default, the sizes of blocks are the bytes of the data, divided by each of these numbers."""
 
 _MAX_EPOCHS = 16
-"""The variance of given values is the mean over this number of epochs.
+"""Maximum number of epochs whose variances of given values are averaged.
 
-It depends on which chunks come together in a block, so it varies from epoch to epoch.
+The variance depends on the chunks that come together in a block, so it varies from epoch to epoch.
 """
 
 _MAX_LOOKUPS = 1 << 26
-"""The most values to look up over all these epochs."""
+"""Maximum number of values that are looked up in all these epochs together."""
 
 _HEADERS = [
     "block", "lanes", "reads", "requests", "bytes", "memory", "first batch", "variance"
@@ -52,7 +52,7 @@ _HEADERS = [
 
 @dataclass(frozen=True, slots=True)
 class ShuffleCost:
-    """What an epoch in an order costs one reader of all samples, who begins with an empty cache.
+    """The cost of an epoch in one order, for one reader of all samples with an empty cache.
 
     Attributes
     ----------
@@ -97,9 +97,9 @@ class ShuffleCost:
 
 
 class ShuffleCosts(Sequence[ShuffleCost]):
-    """What an epoch costs with blocks of several sizes: the result of ``ds.shuffle_costs()``.
+    """The costs of an epoch with blocks of several sizes: the result of ``ds.shuffle_costs()``.
 
-    A sequence of `ShuffleCost`, one for each block, in the order in which they were given.
+    A sequence of `ShuffleCost`, one for each block, in the order of the argument `blocks`.
 
     Parameters
     ----------
@@ -200,8 +200,8 @@ def estimate_costs(
     cache_limit : int or None
         Bytes of the cache; None for a cache that holds all data.
     values : ndarray of float64 or None
-        A value for each row of the view, whose means are compared. None for a value that is random
-        for each chunk.
+        A value for each row of the view. The variance is that of the mean of a batch's values. If
+        None, all samples of a chunk have the same value, which is random for each chunk.
     """
     if isinstance(blocks, str | int | Shuffle):
         raise TypeError(f"blocks={blocks!r}: expected a sequence of sizes, such as [{blocks!r}]")
@@ -264,7 +264,8 @@ def _estimate_cost(
         refetched = data.refetched_bytes(order, cache_limit)
     first = np.unique(data.chunks_of(order.rows(0, batch_size)))
     first_batch, reads = int(data.chunk_bytes[first].sum()), "chunks"
-    # A chunk that is cut into pieces stays in a cache that holds all data.
+    # If the cache holds all data, each chunk is fetched once, although the order may cut it into
+    # several pieces.
     fetched = np.unique(piece_chunks) if is_kept else piece_chunks
     requests, nbytes = data.epoch_requests(fetched, is_sequential=setting.block == 0)
     if refetched > REQUEST_BYTES:
@@ -354,7 +355,7 @@ class _StoredView:
         Parameters
         ----------
         chunks : ndarray of int64
-            The chunks that are fetched; a chunk that is fetched twice is there twice.
+            The chunks that are fetched. A chunk that is fetched twice is listed twice.
         is_sequential : bool
             Whether chunks that are stored one after the other are fetched together.
         """
@@ -385,15 +386,16 @@ class _StoredView:
     def _header_requests(self, shards: Int64, is_sequential: bool) -> Int64:
         """Return the requests for the header and the offsets of each shard.
 
-        Samples of one size need no offsets, so the header is fetched together with the first chunk
-        if the two are fetched at the same time.
+        Samples of one size need no offsets. Their header needs no request of its own if the shard
+        has one chunk, or if the epoch reads shards in sequence: the request for the first chunk
+        then includes the header.
         """
         index, remote = self.source.index, self.source.remote
         schemas = index.schema_ids[shards]
         is_fixed = np.array([bool(a and a.stride) for a in layouts_of(index)], bool)[schemas]
         is_text = np.array([s.format != "mds" for s in index.schemas], bool)[schemas]
         is_alone = self._chunks_of_shard[shards] == 1
-        # Without a side-car, a request finds out where the samples begin.
+        # Without a side-car, one more request finds out where the samples begin.
         offsets = 1 if remote is None or remote.files.sidecar is not None else 2
         fixed = np.where(is_alone | is_sequential, 0, 1)
         return np.where(is_text, 1, np.where(is_fixed, fixed, offsets))

@@ -24,8 +24,8 @@ class _Run:
         The number of the first row's input sample, and how many outputs of `map=` for that sample
         come before the row.
     is_one_sample : bool or None
-        Which of the two rules holds; True for the first. None for a run of one row, which can
-        become either.
+        True if all rows come from one sample. False if each row is the first output of the next
+        sample. None for a run of one row, which can become either.
     numbers, outputs : sequence of int
         `number` and `output` of every row; empty if the other attributes are sufficient.
     """
@@ -88,7 +88,7 @@ class InputTracker:
         self._runs.append(run)
 
     def add_batch(self, row: int, numbers: Sequence[int], outputs: Sequence[int]) -> None:
-        """Record the input sample of each of the next rows, and its number among the outputs."""
+        """Record, for each of the next rows, its input sample and its number among the outputs."""
         self._add(_Run(row, 0, numbers=numbers, outputs=outputs))
 
     def add_reject(self, number: int, output: int, reject_state: tuple[int, int]) -> None:

@@ -52,7 +52,8 @@ class Checkpoint:
     output : int
         How many outputs of `map=` for that sample come before the last row.
     part : tuple of (str, int) or None
-        The position of that sample in an input made of parts.
+        The position of that sample in an input made of parts: the name of the part, and the number
+        of samples before the sample in this part.
     row_hash : str
         The hash of the last row's bytes. It is "" if another encoding of the same values may give
         other bytes, as with pickle.

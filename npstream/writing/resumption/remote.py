@@ -118,7 +118,7 @@ class ResumableUrl(RemoteDestination):
             raise self._finished_error() from None
 
     def _finished_error(self) -> StorageError:
-        """Return the error for a write that another process has finished; remove the own lock."""
+        """Remove this process's lock; return the error for a write that another has finished."""
         name = lock_name(self._lock_number)
         self._store.remove(name)
         self._lock_number = -1

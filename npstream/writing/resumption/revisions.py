@@ -65,7 +65,8 @@ class _ResumableRevision(Revision):
     def publish_revision(self, revise: Revise) -> None:
         """Publish as a Revision does, and then remove the files that a resumed write would need.
 
-        Before that, the index is read again, because `_try_publish` must record the newest one.
+        The current index is read again before the publication, because `_try_publish` must record
+        the newest index.
         """
         assert self.saved is None or not self.saved.index
         recorded = self.saved and self.saved.publication
