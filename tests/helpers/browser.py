@@ -1,6 +1,6 @@
 """Chromium without a window, controlled through a pipe by the Chrome DevTools Protocol.
 
-Nothing leaves the machine: the browser resolves no names of hosts.
+Nothing leaves the machine: the browser resolves no host names.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TIMEOUT = 120
 
 OPTIONS = [
     "--headless",
-    "--no-sandbox",  # which root cannot use
+    "--no-sandbox",  # root cannot use the sandbox
     "--disable-gpu",
     "--disable-dev-shm-usage",  # in containers, /dev/shm may be too small
     "--disable-background-networking",
@@ -46,7 +46,7 @@ def find_browser() -> str | None:
 
 
 class Browser:
-    """A page of Chromium. A context manager, which ends the browser.
+    """A page of Chromium. As a context manager, it ends the browser at the end of the block.
 
     Parameters
     ----------
@@ -64,7 +64,8 @@ class Browser:
         self._received = b""
         commands, self._commands = os.pipe()
         self._answers, answers = os.pipe()
-        # Higher numbers than 3 and 4, which the browser uses, and which DUP2 would close.
+        # The browser uses the descriptors 3 and 4, and DUP2 closes any files with these numbers.
+        # So the ends of the pipes are first copied to numbers from 10 on.
         source, target = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (commands, answers))
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         try:
@@ -173,7 +174,7 @@ class Browser:
         return answer["result"].get("value")
 
     def screenshot(self, x: float, y: float, width: float, height: float) -> bytes:
-        """Return a part of the page as a PNG file; its place is in pixels of CSS."""
+        """Return a part of the page as a PNG file; the parameters are in pixels of CSS."""
         clip = {"x": x, "y": y, "width": width, "height": height, "scale": 1}
         answer = self.call(
             "Page.captureScreenshot", format="png", clip=clip, captureBeyondViewport=True

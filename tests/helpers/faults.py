@@ -1,7 +1,7 @@
 """A proxy in front of a server that logs requests, adds latency, and injects faults.
 
-The proxy is a separate process: it takes no time from the tested interpreter, and a fork of that
-interpreter inherits none of its sockets::
+The proxy is a separate process. So it takes no time from the tested interpreter, and a fork of that
+interpreter inherits none of the proxy's sockets::
 
     with Proxy(port) as proxy:
         proxy.faults = [status(503, times=2)]

@@ -23,8 +23,8 @@ SPAN = (NAME, 1000, 250_000)
 
 PART = DATA[1000:251_000]
 
-HANG = 60.0  # seconds after a deadline that can only mean a hang, on the slowest machine
-MIDDLE = 100_000  # a byte within the answer: SFTP first sends some bytes for the login
+HANG = 60.0  # a read this many seconds after its deadline hangs, even on the slowest machine
+MIDDLE = 100_000  # an offset in the body; the body of SFTP includes the bytes of the login
 READERS = [*SERVER_KINDS, *ENGINE_KINDS]
 
 WEB = [name for name in READERS if name != "sftp"]

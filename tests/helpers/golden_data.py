@@ -1,7 +1,7 @@
 """Golden data: datasets that Streaming wrote, and the values that it read.
 
 ``golden/README.md`` describes the files. A *tagged* value is the JSON form of a Python value.
-`value` decodes a tagged value, and `assert_same` compares a value with one exactly.
+`value` decodes a tagged value. `assert_same` compares any value exactly with a tagged one.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def _image(tagged: Tagged) -> Any:
 
 
 def _jpeg_file(data: bytes) -> Path:
-    """Write a JPEG file, because a writer stores the file from which PIL image an image."""
+    """Write a JPEG file, because a writer stores the file from which PIL has read an image."""
     path = _scratch_directory() / f"{hashlib.sha256(data).hexdigest()}.jpg"
     if not path.exists():
         path.write_bytes(data)

@@ -1,10 +1,11 @@
 """A fake Hugging Face Hub, with repositories in memory.
 
 Responses and names of errors follow the source of the client huggingface_hub, not the real server.
-Small files are sent directly. JSON files redirect to the Hub's cache. Shards redirect to another
-origin, like the Hub's CDN, with signed URLs that accept no token. Xet, the Hub's storage for large
-files, is not implemented. Usage: ``python hf_fake.py PORT TOKENS``, where TOKENS is JSON that maps
-each token to its rights.
+Small files are sent directly. Requests for JSON files are redirected to the Hub's cache. Requests
+for shards are redirected to another origin, like the Hub's CDN, with signed URLs that accept no
+token. Xet, the Hub's storage for large files, is not implemented.
+
+Usage: ``python hf_fake.py PORT TOKENS``, where TOKENS is JSON that maps each token to its rights.
 """
 
 from __future__ import annotations

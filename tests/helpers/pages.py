@@ -221,7 +221,8 @@ def _run_console(block: Block) -> str:
         timeout=250,
         check=True,
     )
-    # An interactive shell prints only the word, and this one also its line and the process.
+    # If a command is killed, an interactive shell prints only "Killed" or "Terminated". This shell
+    # also prints the line of the script, the process id and the command.
     text = KILLED.sub(r"\1", process.stdout)
     output = _hide_directory(text).split(f"\n{END}\n")
     lines = []

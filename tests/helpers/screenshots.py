@@ -25,7 +25,7 @@ SCALE = 1.5
 """Pixels of an image for each pixel of CSS."""
 
 COLORS = 256
-"""Colors of an image, which keep its file small."""
+"""Number of colors of an image; few colors keep the file small."""
 
 OUTPUTS = """
 (() => {
@@ -48,7 +48,7 @@ OUTPUTS = """
 
 @dataclass(frozen=True)
 class Shot:
-    """A screenshot: its name, and the outputs of which cells of a notebook it shows."""
+    """A screenshot: its name, its notebook, and the cells whose outputs it shows."""
 
     name: str
     notebook: str

@@ -18,9 +18,9 @@ from npstream.tools.index_builder import build_index
 
 
 def publish_repeated_shard(directory: Path, shards: int, upload: Callable[[Path], str]) -> str:
-    """Publish a dataset of one shard as one with many, whose side-car has their hashes.
+    """Publish a dataset of one shard as a dataset with many shards, and return the URL.
 
-    Returns its URL in a store in memory.
+    The side-car has the hashes of all shards. The URL is in a store in memory.
     """
     build_index(directory, columns=[])
     document = json.loads((directory / "index.json").read_text())

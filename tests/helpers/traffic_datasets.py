@@ -17,7 +17,7 @@ SAMPLES = 20_000
 def serve_numbers(
     servers: Servers, name: str, path: Path, samples: int = SAMPLES
 ) -> tuple[RemoteDirectory, Proxy]:
-    """Serve a dataset whose sample i has the 64 numbers from i on, 512 bytes."""
+    """Serve a dataset whose sample i has the 64 numbers from i on, each in 8 bytes."""
     values = np.arange(samples)[:, None] + np.arange(64)
     npstream.write(path / "numbers", {"value": values}, shard_size="4MB")
     proxy = servers.proxy(name)

@@ -25,7 +25,7 @@ def set_rank(monkeypatch):
 
 @pytest.fixture
 def numbers(tmp_path):
-    """Return the directory of 100 samples in shards of about 10."""
+    """Return the directory of 100 samples in shards of 10."""
     path = tmp_path / "numbers"
     arrays = np.arange(300, dtype=np.float32).reshape(100, 3)
     columns = {"id": np.arange(100), "name": [f"n{i}" for i in range(100)], "array": arrays}

@@ -85,7 +85,7 @@ def test_pairs(tmp_path, keep_local, is_listed):
 
 
 def test_pairs_with_an_empty_remote_part(tmp_path):
-    """So `dataframe_to_mds` of Streaming calls it for a local directory."""
+    """Streaming's `dataframe_to_mds` passes such pairs for a local directory."""
     pairs = [(url, "") for url in write_parts(tmp_path)]
     merge_index(pairs, str(tmp_path))
     assert numbers(tmp_path) == list(range(12))

@@ -1,4 +1,4 @@
-"""`remote` and `local`: reading in place, copying, caching and going on with files of Streaming."""
+"""`remote` and `local`: reading in place, copying, caching, and files that Streaming downloaded."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def test_an_absent_remote_dataset(tmp_path):
             StreamingDataset(remote=place, local=str(tmp_path / "local"))
 
 
-# The option of `npstream.open`
+# The option `copy` of `npstream.open`
 
 
 def test_open_copies_a_path_to_the_cache(remote, tmp_path):

@@ -1,6 +1,7 @@
-"""Programs as on the pages of Streaming's documentation run after the `sed` of the migration page.
+"""Programs like those in Streaming's documentation run with npstream.
 
-They are written anew, with less data, and with a store in memory in place of a cloud.
+Their imports are changed by the `sed` command of the migration page. The programs are rewritten:
+they have less data, and use a store in memory instead of a cloud.
 """
 
 from __future__ import annotations

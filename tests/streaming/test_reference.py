@@ -21,7 +21,7 @@ import npstream.streaming
 
 pytestmark = [
     pytest.mark.reference,
-    pytest.mark.filterwarnings("ignore"),  # of the real package, about its dependencies
+    pytest.mark.filterwarnings("ignore"),  # the real package warns about its dependencies
 ]
 
 CHECKPOINTS = GOLDEN / "checkpoints" / "data"
@@ -30,7 +30,7 @@ CHECKPOINTS = GOLDEN / "checkpoints" / "data"
 @pytest.fixture(scope="module")
 def real():
     """Return the real package; empty modules stand in for torchvision, which only images need."""
-    importlib.import_module("transformers")  # it looks for torchvision
+    importlib.import_module("transformers")  # looks for torchvision, so before the empty modules
     if importlib.util.find_spec("torchvision") is None:
         vision, datasets = ModuleType("torchvision"), ModuleType("torchvision.datasets")
         transforms = ModuleType("torchvision.transforms")
@@ -71,7 +71,7 @@ def test_what_streaming_writes(case, real, tmp_path):
 
 
 def test_what_npstream_writes(real, tmp_path):
-    """One dataset reads all: the real package keeps files of each dataset open until it exits."""
+    """One dataset reads all cases: Streaming keeps each dataset's files open until the end."""
     for case in WRITTEN:
         write(npstream.streaming, case, tmp_path / case["name"])
     streams = [real.Stream(local=str(tmp_path / case["name"])) for case in WRITTEN]

@@ -1,4 +1,4 @@
-"""Checkpoints of Streaming resume through its classes, and ours have its content."""
+"""Streaming's checkpoints resume with npstream's classes, whose states have the same content."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def write(tmp_path):
 
 @pytest.fixture
 def mixed(write):
-    """Return the directories of streams with other columns, and of one with other encodings."""
+    """Return the directories of three streams, which differ in their columns and encodings."""
     return [
         write("a", x=np.arange(10), name=[f"a{i}" for i in range(10)]),
         write("b", x=np.arange(10, 16, dtype=np.int32)),
@@ -76,7 +76,7 @@ def test_shuffled_streams_with_different_columns(mixed):
 
 
 def test_streams_can_be_used_again(mixed):
-    """Their given weights stay, although all three are set."""
+    """The weights that the user gave still apply, although a dataset sets all three weights."""
     streams = [Stream(local=mixed[0], repeat=2), Stream(local=mixed[2])]
     first = StreamingDataset(streams=streams, batch_size=4)
     second = StreamingDataset(streams=streams[:1], batch_size=4)

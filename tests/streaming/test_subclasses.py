@@ -13,7 +13,7 @@ from npstream.streaming import LocalDataset, Stream, StreamingDataLoader, Stream
 
 
 class Tokens(StreamingDataset):
-    """As a pretraining dataset: arrays of bytes become tensors of a length."""
+    """Like a pretraining dataset: stored bytes become tensors of at most `length` numbers."""
 
     def __init__(self, *, length, **arguments):
         super().__init__(**arguments)
@@ -27,7 +27,7 @@ class Tokens(StreamingDataset):
 
 
 class Images(StreamingDataset):
-    """As a captioning dataset: a transform of a column in place, and another length."""
+    """Like a captioning dataset: changes a column in place, and yields tuples instead of dicts."""
 
     def __init__(self, transform, **arguments):
         super().__init__(**arguments)
@@ -47,7 +47,7 @@ class Items(StreamingDataset):
 
 
 class Scaled(Tokens):
-    """As a dataset of packed samples: its loader counts packed ones."""
+    """Like a dataset of packed samples: the loader counts packs of two samples."""
 
     def state_dict(self, num_samples, from_beginning):
         return super().state_dict(num_samples=num_samples * 2, from_beginning=from_beginning)
@@ -175,7 +175,7 @@ def test_a_method_may_read_other_samples(numbers):
 
 
 def test_private_names_of_users_do_not_collide():
-    """Private names here begin with the name of the package."""
+    """Private names of the classes begin with the name of the package."""
     for cls in (StreamingDataset, LocalDataset, Stream):
         for base in cls.__mro__:
             if base.__module__.startswith("npstream."):

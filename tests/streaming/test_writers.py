@@ -166,7 +166,7 @@ NAMES = {"column_names": ["a", "b"], "column_encodings": ["int", "str"]}
     ],
 )
 def test_configurations(writer, arguments, config, tmp_path):
-    """They are those of Streaming's writers, which stand in each of its shards."""
+    """They equal the settings that Streaming's index records for each shard."""
     result = writer(
         columns={"b": "str", "a": "int"}, out=str(tmp_path / "out"), compression="zstd",
         hashes=["sha1"], size_limit="1.5kb", **arguments,
