@@ -163,7 +163,7 @@ def epoch_of_streaming(data: Data) -> Pair:
     path = data.jpegs_dataset()
 
     class Images(streaming.StreamingDataset):  # type: ignore[misc, name-defined]
-        """J, decoded as npstream decodes it. An epoch has as many images as that of npstream."""
+        """J, decoded as npstream decodes it. Its epochs and those of npstream have equal sizes."""
 
         def __getitem__(self, row: Any) -> Any:
             body = super().__getitem__(row)["image"]

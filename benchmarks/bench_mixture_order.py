@@ -33,7 +33,7 @@ def chunk_function(shards: int) -> Any:
 
 
 def mixture_reader(smallest: float) -> Any:
-    """Return a function that computes the batch for 1,000 sources, which share all shards.
+    """Return a function that computes the batch for 1,000 sources that together have all shards.
 
     Relative to the mean, the smallest source has the size `smallest`, and the largest has
     ``2 - smallest``.

@@ -123,7 +123,7 @@ def from_generator(rows: Rows) -> Callable[[Path], object]:
     fingerprints = itertools.count()
 
     def write(path: Path) -> None:
-        # Without a fingerprint it would first pickle and hash the generator.
+        # Without a fingerprint, `datasets` would first pickle and hash the generator.
         datasets.Dataset.from_generator(
             rows.samples, features=features, cache_dir=str(path),
             fingerprint=f"{os.getpid()}-{next(fingerprints)}",

@@ -104,7 +104,7 @@ def node_ids(samples: int, lanes: int) -> Iterator[np.ndarray[Any, Any]]:
 
 
 def node_rows(samples: int, lanes: int) -> list[np.ndarray[Any, Any]]:
-    """Return the first node's rows of each of its lanes: only the shuffle."""
+    """Return the rows of the first node, lane by lane, and not in batches: only the shuffle."""
     batching = node_epoch(samples, lanes).batching
     assert isinstance(batching, Samples)
     assert batching.shuffle is not None

@@ -1,4 +1,4 @@
-"""Batches of single samples from a store of whose answers 1 % take 100 times as long.
+"""Batches of samples that are read one by one from a store with a few very slow responses.
 
 ``python benchmarks/bench_tails.py`` prints the batch times with and without hedged requests, and
 the requests that the server has seen. The store is SeaweedFS behind the proxy of the tests, which
@@ -34,10 +34,10 @@ SAMPLES = 60_000
 WARMUP_BATCHES = 2
 
 MAX_RATIO = 2.0
-"""The largest 99th percentile of the batch times, as a multiple of the median."""
+"""Maximum 99th percentile of the batch times, divided by the median."""
 
 MAX_REQUESTS = 1.03
-"""The most requests of a sample."""
+"""Maximum number of requests for each sample."""
 
 
 @dataclass
@@ -104,7 +104,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batches", type=int, default=100)
     arguments = parser.parse_args()
-    remote_shards.SPARSE_READS = 1 << 30  # so that each batch is read by single samples
+    remote_shards.SPARSE_READS = 1 << 30  # so that batches never fetch whole chunks
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as directory:
         runs = compare(Path(directory), arguments.batches, SAMPLES)
     for hedge, run in runs.items():

@@ -312,7 +312,7 @@ def to_litdata(source: Path, target: Path) -> None:
     litdata.optimize(
         parquet_rows, [str(source)], str(target), num_workers=1, chunk_bytes="64MB", verbose=False
     )
-    multiprocessing.set_start_method(start_method, force=True)  # litdata changes it for all
+    multiprocessing.set_start_method(start_method, force=True)  # litdata has changed it
     assert (target / "index.json").exists()  # a worker that fails raises no exception
 
 

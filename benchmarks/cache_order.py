@@ -2,8 +2,9 @@
 
 ``python benchmarks/cache_order.py`` writes a dataset to an S3 server on this machine, and prints a
 table. The ranks are processes that take their batches in step, as in a training. A proxy counts
-the bytes of epochs 2 to 4. The reference is the data times (1 - fraction): each epoch uses each
-chunk once, so no rule can keep more than the cache holds from one epoch to the next.
+the bytes of epochs 2 to 4. The reference is the data times (1 - fraction), where fraction is the
+size of the cache divided by that of the data. Each epoch uses each chunk once, so no rule can keep
+more than the cache holds from one epoch to the next.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class Adapter:
     Parameters
     ----------
     samples : Samples
-        What is written. Reading uses only its kind and count.
+        The samples to write. Reading uses only their kind and their number.
     path : Path
         The directory of the dataset.
     """
@@ -269,7 +269,7 @@ class HuggingFace(Adapter):
         dataset = self._open()
         if shuffled:
             dataset = dataset.shuffle(seed=SEED, keep_in_memory=True)
-        # Its NumPy format would make int64 of all integers.
+        # The NumPy format of `datasets` would convert all integers to int64.
         return map(from_arrow, dataset.with_format("arrow").iter(batch_size=BATCH))
 
 
@@ -333,7 +333,7 @@ class Zarr(Adapter):
         count = self.samples.count
         kinds = {"id": "int64", "tokens": "uint16", "label": "int32", "text": "str"}
         start = 0
-        # Blocks of whole shards: a part of a shard would be read and written again.
+        # Write whole shards: to write a part of a shard, Zarr would read it and write it again.
         for batch in in_batches(iter(self.samples), self.shard):
             for name, values in batch.items():
                 array = np.asarray(values)
@@ -397,7 +397,7 @@ class Columns:
 
 
 class OnlyFirst:
-    """The first sample of a stream, which has no other items."""
+    """The first sample of a stream, for packages without random access."""
 
     def __init__(self, samples: Iterator[Sample]) -> None:
         self.samples = samples

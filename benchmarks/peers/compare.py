@@ -6,8 +6,8 @@ python benchmarks/peers/compare.py --environments DIRECTORY [--data DIRECTORY]
     [--count T=N S=N]
 
 Each measurement is a process of its own, in the environment of the package. In each round, all
-packages do a task one after the other, in another order. The tables have the medians of the rounds.
-With --only, the tables are printed, and the page stays as it is.
+packages do each task, one after the other. Each round begins with another package. The tables have
+the medians of the rounds. With --only, the tables are printed, and the page stays as it is.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Comparison:
 
 
 def environment(name: str, work: Path) -> dict[str, str]:
-    """Return the variables of a process: only npstream's own may come from PYTHONPATH."""
+    """Return the environment variables of a process; only npstream's process has PYTHONPATH."""
     variables = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(work / "home")}
     if name != "npstream":
         variables.pop("PYTHONPATH", None)

@@ -1,7 +1,7 @@
 """Samples that all packages write and read.
 
-This module needs only NumPy, so that it works in the environment of each package. T are the first
-samples of the tokens of `benchmarks/data.py`, and S those of its small samples.
+This module needs only NumPy, so that it works in the environment of each package. T and S are here
+the first samples of the datasets T and S of `benchmarks/data.py`.
 """
 
 from __future__ import annotations

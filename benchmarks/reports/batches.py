@@ -42,7 +42,11 @@ WORLDS = (1, 2, 3, 8)
 
 
 def longest_first(costs: Any, ranks: int) -> float:
-    """Return the largest sum if each sample goes to the rank with the smallest one."""
+    """Return the largest sum of a rank after greedy assignment.
+
+    The samples are assigned from the longest to the shortest, each to the rank with the smallest
+    sum.
+    """
     heap = [0.0] * ranks
     for cost in np.sort(costs)[::-1].tolist():
         heapq.heapreplace(heap, heap[0] + cost)
@@ -157,10 +161,10 @@ class End:
     """Marks the time after a value is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return facts, ()
+        return usage, ()
 
 
-def facts() -> tuple[float, int]:
+def usage() -> tuple[float, int]:
     """Return the time, and the private bytes of this process."""
     with open("/proc/self/smaps_rollup") as file:
         fields = dict(line.split(":", 1) for line in file if "kB" in line)
@@ -169,13 +173,13 @@ def facts() -> tuple[float, int]:
 
 
 def start(modules: list[str]) -> tuple[float, int]:
-    """Import modules, and return `facts`."""
+    """Import modules, and return the result of `usage`."""
     for module in modules:
         importlib.import_module(module)
-    return facts()
+    return usage()
 
 
-def send_facts(before: tuple[float, int], _: Any, after: tuple[float, int], pipe: Any) -> None:
+def send_usage(before: tuple[float, int], _: Any, after: tuple[float, int], pipe: Any) -> None:
     """Send the seconds and the private bytes of unpickling, in a started process."""
     pipe.send((after[0] - before[0], after[1] - before[1]))
     pipe.close()
@@ -192,7 +196,10 @@ class NoProcess:
 
 
 def workers() -> None:
-    """Print the pickle of a dataset of 10**9 rows, and what a worker takes to be ready."""
+    """Print the cost of sending a dataset of 10**9 rows to a worker.
+
+    The cost is the size of the pickle, and the time and the memory that unpickling takes.
+    """
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory)
         npstream.write(path / "one", {"x": np.arange(SHARD_ROWS)})
@@ -215,7 +222,7 @@ def workers() -> None:
             for _ in range(5):
                 receiver, sender = context.Pipe(duplex=False)
                 arguments = Start(), value, End(), sender
-                process = context.Process(target=send_facts, args=arguments)
+                process = context.Process(target=send_usage, args=arguments)
                 process.start()
                 results.append(receiver.recv())
                 process.join()

@@ -1,4 +1,4 @@
-"""Write S with Dask and with Spark, and with what they are compared to; print the ratios.
+"""Write S with Dask and with Spark; print the times relative to those of other writers.
 
 python benchmarks/reports/clusters.py --data DIRECTORY [--rounds N]
 

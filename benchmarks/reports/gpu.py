@@ -2,8 +2,8 @@
 
 python benchmarks/reports/gpu.py [--data DIRECTORY] [--threads N] [--gigabytes N]
 
-The script makes its data, and needs no network: only torch and what the tests of the array need. It
-prints a table, and exits with the status of the tests.
+The script makes its data, and needs no network. It needs only torch and the packages of the tests.
+It prints a table, and exits with the status of the tests.
 """
 
 from __future__ import annotations

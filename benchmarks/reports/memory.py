@@ -3,8 +3,8 @@
 python benchmarks/reports/memory.py [--directory DIRECTORY] [--nbytes N] [--only WORD]
 
 Each operation runs in a process of its own. A first run on little data imports packages and starts
-threads. The memory before the second run is subtracted. This process samples the memory, so that
-the samples do not wait for the GIL of the other one.
+threads. The memory before the second run is subtracted. The parent process samples the memory, so
+that the samples do not wait for the GIL of the operation's process.
 """
 
 from __future__ import annotations

@@ -37,10 +37,10 @@ SAMPLES = CHUNKS * CHUNK_SAMPLES
 HELD_OUT = 1 << 15
 BATCH, EPOCHS, RATE, MOMENTUM = 128, 2, 0.002, 0.9
 SHARES = (16, 64, 256, 1024)
-"""Blocks are the data divided by each of these numbers."""
+"""The sizes of blocks are the bytes of the data, divided by each of these numbers."""
 
 CACHE_SHARE = 8
-"""The cache holds this fraction of the data: one in 8."""
+"""The size of the cache is the bytes of the data, divided by this number."""
 
 HEAD = """\
 | stored | block | requests | memory MiB | variance | logistic regression | network |
