@@ -254,8 +254,8 @@ class Downloads:
         spans = [(part, span) for part in parts for span in part.spans()]
         remaining = {id(part): len(part.spans()) for part in parts}  # requests of each part
         for part in parts:
-            if not remaining[id(part)]:
-                part.file.commit(part.pieces)  # pieces without bytes
+            if not remaining[id(part)]:  # pieces without bytes
+                yield from _commit_sound(part, lease)
         stream = self.store.stream(span for _, span in spans)
         try:
             for number, data in stream:
@@ -266,14 +266,19 @@ class Downloads:
                     remaining[id(part)] = -1  # never 0 again, so the part is never committed
                 remaining[id(part)] -= 1
                 if remaining[id(part)] == 0:
-                    wrong = _find_damaged(part, part.file.data)
-                    yield from piece_ranges(part, wrong)
-                    sound = [piece for piece in part.pieces if piece not in wrong]
-                    part.file.commit(sound)
+                    yield from _commit_sound(part, lease)
                     reserved.release(disk_bytes(part.bounds[0], part.bounds[-1]))
-                    lease.drop((part.file.path, piece) for piece in sound)
         finally:
             stream.close()
+
+
+def _commit_sound(part: PieceRange, lease: Lease) -> list[PieceRange]:
+    """Mark the pieces whose hashes are right as present; return the others, as ranges."""
+    wrong = _find_damaged(part, part.file.data)
+    sound = [piece for piece in part.pieces if piece not in wrong]
+    part.file.commit(sound)
+    lease.drop((part.file.path, piece) for piece in sound)
+    return piece_ranges(part, wrong)
 
 
 def _find_damaged(part: PieceRange, data: Bytes) -> list[int]:

@@ -447,10 +447,12 @@ class RemoteFiles:
 
     def offsets(self, shard: int) -> NDArray[np.uint32] | None:
         """Return the offsets of a shard; None if they are not cached."""
-        if not self._is_piece_readable(shard, 0, meta=self.has_meta(shard)):
-            return None
         header = self.header_file(shard)
-        return None if header is None else _offsets_of(header.data, self.sample_count(shard))
+        # The offsets must be those of the file that was tested. If it is evicted after the test, a
+        # second look-up returns a new file, whose offsets are holes.
+        if header is None or not self._is_readable_in(header, shard, 0, self.has_meta(shard)):
+            return None
+        return _offsets_of(header.data, self.sample_count(shard))
 
     def row_bounds(self, shard: int, rows: Int64) -> tuple[Int64, Int64] | None:
         """Return where rows of a shard begin and end; None if a request must fetch offsets."""

@@ -592,3 +592,30 @@ def test_a_shard_that_is_evicted_before_it_is_opened_is_skipped(compression, tmp
     assert evicted == [True]
     del shards.files.is_ready
     assert ds["x"].load().tolist() == values.tolist()
+
+
+@pytest.mark.parametrize("has_meta", [False, True])
+def test_offsets_are_read_from_the_file_that_was_tested(has_meta, tmp_path, upload, small_chunks):
+    """Another process evicts the file after this one saw that its offsets are present."""
+    texts = [f"{i}" * (i % 40) for i in range(SAMPLES)]
+    if has_meta:
+        write_jsonl(tmp_path / "data", [{"text": text} for text in texts], {"text": "str"})
+    else:
+        npstream.write(tmp_path / "data", {"text": texts}, shard_size="16KB")
+    ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache")
+    ds["text"].load()
+    files = ds._source.fetcher.shards.files
+    assert files.has_meta(0) == has_meta
+    expected, is_readable, answers = files.offsets(0).tolist(), files._is_readable_in, []
+
+    def evict(*args):
+        answers.append(is_readable(*args))
+        npstream.cache.clear(tmp_path / "cache")
+        return answers[-1]
+
+    files._is_readable_in = evict
+    assert files.offsets(0).tolist() == expected
+    assert files.offsets(0) is None  # there is a new file, without offsets
+    assert answers == [True, False]
+    del files._is_readable_in
+    assert list(ds["text"].load()) == texts
