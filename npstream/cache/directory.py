@@ -104,12 +104,12 @@ def resolve(directory: str | os.PathLike[str] | None) -> str:
 
 
 def make_directory(path: str) -> None:
-    """Make the directory with mode 0700 if it is absent, and check that this user owns it.
+    """Make the directory with mode 0700 if it is absent, and check that this user or root owns it.
 
     Raises
     ------
     StorageError
-        If the path cannot be a cache: it is a file, or it belongs to another user.
+        If the path cannot be a cache: it is a file, or another user except root owns it.
     """
     try:
         os.makedirs(path, mode=0o700, exist_ok=True)

@@ -186,8 +186,8 @@ os.register_at_fork(after_in_child=_after_fork)
 def _begin_excess(path: str, timeout: float) -> bool:
     """Let this thread exceed a cache's limit, and return True.
 
-    Only one thread may do so at a time. Return False if another thread still may at the timeout.
-    Return False at once if this thread already may.
+    Only one thread may exceed the limit at a time. Return False if another thread has not ended its
+    excess within `timeout` seconds. Return False at once if this thread already may exceed it.
     """
     if _excess_owners.get(path) == threading.get_ident():
         return False
@@ -269,8 +269,9 @@ def _evict(
                 break
             if not file.is_pinned and file.path not in keep:
                 sparse.evict(file.path)
-                # `evict` leaves files that are not the cache's. They are subtracted, too: otherwise
-                # they could exceed the limit by themselves, and nothing could be reserved.
+                # `evict` does not remove a file without the cache's footer. Its bytes are
+                # subtracted, too. Otherwise such files alone could exceed the limit, and nothing
+                # could be reserved.
                 in_use -= file.nbytes
     if refusal is None and in_use + nbytes > max_bytes:
         refusal = Refusal.CROWDED
@@ -291,9 +292,9 @@ class EvictionQueue:
     def __init__(self, priorities: Priorities, nbytes: int) -> None:
         self._remaining = nbytes
         self._unused = deque(priorities.unused)
-        # The files of several iterations are compared by the epochs from the present position of
-        # the iteration to the next use. Only a scan finds these positions, so the queue then has no
-        # files of iterations.
+        # If there are several iterations, their files cannot be compared without the present
+        # position of each iteration. Only a scan finds these positions. So the queue then has only
+        # files that no iteration uses.
         ordered = priorities.ordered if priorities.groups == 1 else []
         self._origin = ordered[-1] if ordered else None
         self._ordered = [(-positions_apart(file, ordered[-1]), file) for file in ordered]
@@ -310,8 +311,8 @@ class EvictionQueue:
     def evict(self, nbytes: int, keep: Collection[str]) -> int:
         """Evict files until `nbytes` are freed, and return the bytes that were freed.
 
-        These may be fewer, if there are too few files or if the next scan is due before. Files that
-        were used or pinned since the last scan are left for the next one.
+        Fewer bytes are freed if there are too few files, or if a scan is due before `nbytes` are
+        freed. Files that were used or pinned since the last scan are left for the next scan.
         """
         freed = 0
         while freed < min(nbytes, self._remaining) and (self._unused or self._ordered):
@@ -416,7 +417,7 @@ def count_files(path: str) -> tuple[int, int]:
 
 
 def remove_files(path: str, timeout: float, only: Collection[str] | None = None) -> int:
-    """Remove every file of the cache, or only those with some paths; return their bytes.
+    """Remove every file of the cache, or only files with a path in `only`; return their bytes.
 
     Raises
     ------

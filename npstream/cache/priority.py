@@ -39,7 +39,10 @@ FINISHED_AGE = 1 << 30
 """The last use of a finished file is set back by this many seconds: it is evicted first."""
 
 GROUPS = 10**9
-"""The `group` of an iteration is below this, because the nanoseconds of a time store it."""
+"""The number of possible values of `group`, the number that identifies an iteration.
+
+The nanoseconds of a modification time store it.
+"""
 
 RECENT = 60.0
 """Files used within this number of seconds are evicted last: a process may be writing them."""
@@ -166,8 +169,8 @@ def sort_by_priority(entries: Iterable[Entry]) -> Priorities:
 
     First come files that no iteration uses, the least recently used first. The files of an ended
     iteration belong to these. Then come the files that iterations will use, the one with the latest
-    next use first. The next uses of different iterations are compared in epochs from now. Recently
-    used files that no iteration has marked are last.
+    next use first. Files of different iterations are compared by the epochs between an iteration's
+    present position and the next use. Recently used files that no iteration has marked are last.
 
     Examples
     --------
@@ -212,8 +215,9 @@ def sort_by_priority(entries: Iterable[Entry]) -> Priorities:
 def _sort_by_next_use(group: list[Entry]) -> list[Entry]:
     """Return the files of an iteration, the one with the latest next use first.
 
-    Positions are encoded modulo 1024 epochs, so the latest one need not have the largest date. The
-    order begins after the largest gap between consecutive dates.
+    Positions are encoded modulo 1024 epochs, so the latest position need not have the largest date.
+    The next uses of an iteration are close together. So the largest gap between neighboring dates
+    separates the earliest use from the latest one.
     """
     files = sorted(group, reverse=True)
     gaps = [a.last_use - b.last_use for a, b in pairwise(files)]

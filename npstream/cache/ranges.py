@@ -78,7 +78,7 @@ class CachedRanges:
         return self._sizes[name]
 
     def ranges(self, spans: Iterable[Span]) -> list[bytes]:
-        """Return byte ranges of files in the order of `spans`: name, first byte, length."""
+        """Return the bytes of each span. A span has the name of a file, first byte and length."""
         spans = list(spans)
         with shared_deadline():
             self.fetch(spans)
@@ -101,6 +101,8 @@ class CachedRanges:
         for name, begin, nbytes in spans:
             if name in self._in_memory:
                 continue
+            # Without the size or the cached file, `_absent_parts` would send a request, or create
+            # the file. All bytes of the span count as absent then.
             has_size = name in self._sizes or self._cache.load(self._key(name, "size")) is not None
             if has_size and self._cache.has_file(self._key(name)):
                 file, parts = self._absent_parts(name, begin, nbytes)
@@ -121,6 +123,7 @@ class CachedRanges:
         """Keep a file from eviction, or let it be evicted again; return False if that failed."""
         if is_pinned and self._file(name) is None:
             return False
+        # `ShardCache.pin` returns the keys that failed.
         return name in self._in_memory or not self._cache.pin([self._key(name)], is_pinned)
 
     def _read_cached(self, name: str, begin: int, nbytes: int) -> bytes | None:
@@ -136,7 +139,11 @@ class CachedRanges:
     def _absent_parts(
         self, name: str, begin: int, nbytes: int
     ) -> tuple[CachedFile | None, list[PieceRange]]:
-        """Return a file, or None if the cache cannot hold it, and the absent parts of a range."""
+        """Return a cached file, and the parts of a byte range that it does not have yet.
+
+        If the content is in `in_memory`, or the cache cannot hold the file, the file is None and
+        there are no parts.
+        """
         if name in self._in_memory or (file := self._file(name)) is None:
             return None, []
         pieces, size = _pieces(begin, nbytes), len(file.data)

@@ -34,7 +34,7 @@ The operators can compare a number to text, for which the ufuncs raise.
 """
 
 REDUCTION_METHODS = {ufunc: name for name, ufunc in UFUNCS.items()}
-"""Ufuncs whose ``reduce`` equals a method, such as ``np.add.reduce``, and the method's name."""
+"""Ufunc -> the method of `Column` that equals its ``reduce``: `np.add` -> "sum"."""
 
 _METHOD_OPTIONS: dict[str, set[str]] = {
     "sum": {"initial", "dtype"}, "prod": {"initial", "dtype"}, "min": {"initial"},
@@ -66,8 +66,8 @@ def defers_to(other: Any, dtype: np.dtype[Any]) -> bool:
         return not hasattr(other, "_rows_first")  # only columns have this attribute
     if hasattr(other, "__array_ufunc__") or is_tensor(other):
         return False
-    # `times_to_numpy` converts pandas's times, except for NaT (other != other): pandas must decide
-    # whether that is a time or a duration.
+    # `times_to_numpy` converts pandas's times, so the column implements their operators. NaT, which
+    # does not equal itself, is left to pandas: pandas decides if NaT is a time or a duration.
     is_converted = dtype.kind in "mM" and is_time(other) and other == other
     return getattr(other, "__array_priority__", 0) > 0 and not is_converted
 
@@ -112,7 +112,8 @@ for _name in (*_BINARY, *(f"r{name}" for name in _BINARY), "lt", "le", "gt", "ge
 def times_to_numpy(inputs: tuple[Any, ...], dtype: np.dtype[Any]) -> tuple[Any, ...]:
     """Return a ufunc's inputs with pandas's times and durations converted to NumPy's.
 
-    Arrays would let pandas implement the operator, but pandas does not treat a column as an array.
+    The inputs must be converted, because pandas cannot compute with a column. If the column were an
+    ndarray, pandas's time would implement the operator.
     """
     if dtype.kind not in "mM":
         return inputs
@@ -125,10 +126,10 @@ def times_to_numpy(inputs: tuple[Any, ...], dtype: np.dtype[Any]) -> tuple[Any, 
 
 
 def blockwise_shape(inputs: Sequence[Any], options: Mapping[str, Any]) -> tuple[int, ...] | None:
-    """Return the broadcast shape of a ufunc's inputs if it can be computed in blocks of rows.
+    """Return the shape of a ufunc's result if the ufunc can be computed in blocks of rows.
 
-    Return None if it cannot: for arrays of other libraries, and for arguments that make rows depend
-    on each other.
+    Return None for arrays of other libraries, and for arguments that make rows depend on each
+    other.
 
     Parameters
     ----------
@@ -189,7 +190,11 @@ def _is_supported(item: Any) -> bool:
 
 
 def _has_rows(item: Any, shape: tuple[int, ...]) -> bool:
-    """Return True if an input has a row for each row of the result, without broadcasting."""
+    """Return True if each row of the result needs only the same row of an input.
+
+    An input that is broadcast along the rows is needed whole by each block. Return False, too, if
+    the result has only one row: there is nothing to divide.
+    """
     return np.ndim(item) == len(shape) and np.shape(item)[0] == shape[0] != 1
 
 
@@ -246,7 +251,7 @@ def _block(rows: Any) -> Any:
 
 
 def matrix_product(left: Any, right: Any, bounds: Callable[[Any], Iterable[Any]]) -> Any:
-    """Multiply a column and a matrix, or two columns, by blocks of the column's rows.
+    """Multiply a column and a matrix, or two columns, one block of the column's rows at a time.
 
     Parameters
     ----------
@@ -265,8 +270,8 @@ def matrix_product(left: Any, right: Any, bounds: Callable[[Any], Iterable[Any]]
     shapes = np.shape(left), np.shape(right)
     if not all(shapes) or any(0 in shape for shape in shapes):
         return NotImplemented
-    # The contracted axes: the last one on the left, and on the right the last but one, or the only
-    # one.
+    # The product sums over the last axis of `left` and the second-to-last axis of `right`, or over
+    # the only axis of `right`. These axes must have equal lengths.
     lengths = shapes[0][-1], shapes[1][-2:][0]
     if lengths[0] != lengths[1]:
         # Raises NumPy's exception before the column is read.
@@ -309,7 +314,10 @@ def _sum_of_products(left: Any, right: Any, bounds: Iterable[Any]) -> Any:
 def text_operand(
     ufunc: np.ufunc, inputs: tuple[Any, ...], options: Mapping[str, Any], kind: str
 ) -> bytes | None:
-    """Return the text to which a comparison compares a column of text, or None for other calls."""
+    """Return the bytes of the text that ``==`` or ``!=`` compares with a column of text.
+
+    Return None for other calls. `kind` is the kind of the column's encoding.
+    """
     expected: Any = {"str": str, "bytes": bytes}.get(kind)
     if expected is None or ufunc not in EQUALITY or options:
         return None

@@ -30,10 +30,10 @@ MAX_SWAPS = 4
 """Maximum number of swaps in a global batch, divided by the number of ranks."""
 
 MIN_GAP = 1 << 9
-"""Samples are swapped only while the largest and the smallest load differ enough.
+"""Samples are swapped only while the gap exceeds the largest load divided by this number.
 
-The load of a rank is the sum of its costs. The difference must be more than the largest load
-divided by this number.
+The load of a rank is the sum of its costs. The gap is the difference between the largest and the
+smallest load.
 """
 
 _MAX_WINDOWS = 3
@@ -137,9 +137,9 @@ def assign_ranks(costs: AnyArray, capacities: Int64) -> Int64:
 
     Notes
     -----
-    Without swaps, and without a number of samples for each rank, this is the rule "longest
-    processing time first" of R. L. Graham, Bounds on Multiprocessing Timing Anomalies, SIAM J.
-    Appl. Math. 17 (1969).
+    If there were no swaps, and ranks could take any number of samples, this would be the rule
+    "longest processing time first" of R. L. Graham, Bounds on Multiprocessing Timing Anomalies,
+    SIAM J. Appl. Math. 17 (1969).
 
     Examples
     --------
@@ -149,7 +149,8 @@ def assign_ranks(costs: AnyArray, capacities: Int64) -> Int64:
     owners = np.empty(len(costs), np.int64)
     order = np.argsort(-costs, kind="stable")
     loads, heap = np.zeros(len(capacities)), np.arange(len(capacities))
-    # A swap examines about 16 times as many numbers as an assignment.
+    # `for_size` expects the amount of work in rows. The swaps examine about 16 times more numbers
+    # than the assignment.
     size = len(costs) << 4
     _assign.for_size(size)(order, costs, capacities.copy(), loads, heap, owners)
     if len(capacities) > 1:

@@ -52,7 +52,8 @@ def to_arrow_array(name: str, values: Any, has_stable_type: bool = False) -> Any
     values : ndarray or Ragged
         Rows along the first axis.
     has_stable_type : bool, default: False
-        True if the type must not depend on which axes of a Ragged have one length in all rows.
+        By default, an axis of a Ragged becomes a list of fixed size if all rows have the same
+        length along it. If True, such an axis becomes a list of variable size, as other axes do.
     """
     pa = import_optional("pyarrow", "pyarrow", "arrow")
     if isinstance(values, Ragged):

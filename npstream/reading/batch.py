@@ -232,7 +232,7 @@ class Batch(dict[str, Any]):
         return f"Batch: {quantity(self._row_count(), 'sample')}, {size_text(nbytes)}"
 
     def _row_count(self) -> int:
-        """Return `n`, or 0 if a user put something into the batch that has no rows."""
+        """Return `n`, or 0 if the first column is an object without a length."""
         try:
             return self.n
         except TypeError:

@@ -125,7 +125,7 @@ def _gather(
 ) -> dict[str, RawColumn]:
     """Read columns of samples of any number of schemas."""
     index = fetcher.index
-    if plan.is_empty:
+    if plan.is_empty:  # no columns, or only parts without elements
         return {f.name: (out or {}).get(f.name, f.allocate(len(ids))) for f in plan.fields}
     if len(index.schemas) <= 1:
         return _gather_schema(fetcher, 0, plan, ids, out or {}, is_prefetched)
@@ -323,10 +323,11 @@ def _gather_spans(values: _VariableColumn, out: AnyArray | None) -> RawColumn:
         return _gather_elements(values, lengths, offsets, encoding.dtype)
     data = values.allocate(int(offsets[-1]), np.dtype(np.uint8))
     values.copy(offsets, data)
-    return Ragged(data, offsets, encoding.kind if encoding.kind in _TEXT_KINDS else "bytes")
+    return Ragged(data, offsets, encoding.kind if encoding.kind in _RAGGED_KINDS else "bytes")
 
 
-_TEXT_KINDS = ("str", "bytes", "image")
+_RAGGED_KINDS = ("str", "bytes", "image")
+"""Kinds of encodings that a Ragged of bytes also has. Other encodings are gathered as "bytes"."""
 
 
 def _gather_declared_fixed(
@@ -522,7 +523,7 @@ def _check_lines(
     fetcher: Fetcher, schema: Schema, ids: Int64, address: Int64, nbytes: Int64
 ) -> None:
     """Raise FormatError unless each span is one whole line."""
-    guard = text.guard_nbytes(schema)
+    guard = text.guard_nbytes(schema)  # bytes of the newline before an XSV line; 0 for JSONL
     for sample, begin, length in zip(ids.tolist(), address.tolist(), nbytes.tolist(), strict=True):
         if not text.is_complete_line(schema, ctypes.string_at(begin - guard, length + guard)):
             fetcher.raise_damaged(sample, "it is not one whole line")
@@ -665,7 +666,8 @@ def line_parser(
 ) -> Callable[[int, bytes], dict[str, Any]]:
     """Return a function that parses a sample, given its number and its line.
 
-    The line includes its guard bytes; see `text.guard_nbytes`.
+    The line begins with its guard bytes, see `text.guard_nbytes`: for XSV the newline that ends the
+    previous line, for JSONL none.
     """
     text_schema = fetcher.index.schemas[schema]
     parse = text.parser(text_schema, names)

@@ -1,4 +1,4 @@
-"""The base of the sources of arrays.
+"""Provide `ArraySource`, the base class of sources whose files contain arrays.
 
 Each array is a column, and all arrays have the same number of rows. A part has some of the rows.
 
@@ -191,7 +191,7 @@ def _values(rows: Any, encoding: str) -> Iterable[Any]:
     return list(rows)
 
 
-def array_fields(name: str, array: StoredArray, is_only: bool) -> dict[str, ArrayField]:
+def array_fields(name: str, array: StoredArray, has_short_names: bool) -> dict[str, ArrayField]:
     """Return the columns of an array: one, or one for each field of a structured array.
 
     Parameters
@@ -199,8 +199,8 @@ def array_fields(name: str, array: StoredArray, is_only: bool) -> dict[str, Arra
     name : str
         The name of the array.
     array : StoredArray
-    is_only : bool
-        Whether a field of a structured array becomes a column ``field``, and not ``name.field``.
+    has_short_names : bool
+        True to name the column of a structured array's field ``field``; False for ``name.field``.
 
     Raises
     ------
@@ -226,7 +226,7 @@ def array_fields(name: str, array: StoredArray, is_only: bool) -> dict[str, Arra
             shape = array.shape[1:] + field_dtype.shape
             if field_dtype.base.names or field_dtype.base.hasobject:
                 raise TypeError(f"its field {field!r} has fields or objects of its own")
-            column = field if is_only else f"{name}.{field}"
+            column = field if has_short_names else f"{name}.{field}"
             columns[column] = ArrayField(array, _encoding(field_dtype.base, shape), field)
         return columns
     except NpstreamError:
@@ -253,9 +253,9 @@ def _encoding(dtype: np.dtype[Any], shape: tuple[int, ...]) -> str:
 
 
 class ArraySource(InputSource):
-    """The base of the kinds whose files have arrays.
+    """The base class of sources whose files contain arrays.
 
-    A class for a kind defines `_named_arrays`, which returns the arrays of all tables.
+    A subclass for a file format defines `_named_arrays`, which returns the arrays of all tables.
     """
 
     column_hint: ClassVar[str] = "[...]"

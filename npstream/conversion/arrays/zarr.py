@@ -87,7 +87,7 @@ class ZarrSource(ArraySource):
 
     @classmethod
     def recognizes(cls, files: FileList) -> bool:
-        """Return True for a directory that has the metadata of an array or group."""
+        """Return True for a directory with the metadata of an array or group, or ``*.zarr.zip``."""
         if files.root is None:
             return len(files.files) == 1 and files.files[0].name.endswith(".zarr.zip")
         if "zarr.json" in files.names():

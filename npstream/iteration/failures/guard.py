@@ -33,7 +33,7 @@ READ_ERRORS = (FormatError, IntegrityError)
 """The errors of samples whose stored bytes are damaged. Errors of a store are not among them."""
 
 NOT_OF_A_SAMPLE = (MissingDependencyError, MemoryError)
-"""Errors of functions that take a sample, which do not come from the sample."""
+"""Errors that a function of a sample may raise although the sample is not the cause."""
 
 NEIGHBORHOOD = 1 << 12
 """Replacements are taken from a block of this number of consecutive epoch positions.
@@ -75,6 +75,7 @@ class SampleGuard:
     ) -> None:
         self._replaces, self._seed, self._epoch = replaces, seed, epoch
         self._part, self._look_up, self._record = part, look_up, record
+        # All epoch positions. `part.size` does not count those in gaps.
         self._size = part.size + sum(stop - start for start, stop in part.gaps)
 
     def read_ahead(
@@ -122,7 +123,11 @@ class SampleGuard:
         return self._look_up(piece[0])
 
     def replacement(self, position: int, attempt: int) -> int | None:
-        """Return the sample that replaces the one at a position; None if this attempt has none."""
+        """Return the sample that replaces the sample at `position`.
+
+        Each `attempt` draws a position from the neighborhood. Return None if the position has no
+        sample.
+        """
         start = position - position % NEIGHBORHOOD
         neighbors = min(start + NEIGHBORHOOD, self._size) - start - 1
         if not neighbors:
@@ -206,6 +211,8 @@ class GuardedPiece:
         transform: Callable[[Any], Any],
     ) -> Iterator[Any]:
         """Yield the transformed samples of the piece; replace those whose transform raises.
+
+        The guard must replace samples, not leave them out.
 
         Parameters
         ----------

@@ -98,7 +98,11 @@ class PrefetchCounts:
 
 
 class _Task(Generic[Item, Result]):
-    """An item, and its result or error once the lock `done` is released."""
+    """An item, and its result or error once the lock `done` is released.
+
+    `estimate` is the expected number of bytes of the result. `count` is the number of batches or
+    samples in the result.
+    """
 
     __slots__ = ("count", "done", "error", "estimate", "is_done", "item", "nbytes", "result")
 
