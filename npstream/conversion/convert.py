@@ -411,12 +411,12 @@ def _convert_tokens(
     If `is_lazy` is True, the source is opened after the worker processes have started.
     """
     choice.as_samples = True
-    choice.maps_parts = choice.map is not None and tokens.block is not None
     if choice.map is None:
         choice.row_fill = check_fill(choice.fill)
     if dry_run:
         plan = _plan(open_source(), choice)
         return replace(plan, columns=tokens.planned_columns(plan.columns, columns, choice.map))
+    choice.maps_parts = choice.map is not None and tokens.block is not None
     encodings: Any
     source = None if is_lazy else open_source()
     data = _LazyParts(open_source, choice) if source is None else _Parts(source, choice)
@@ -554,7 +554,7 @@ class _Parts(PartedInput):
     last: str | None = None
 
     def __init__(self, source: InputSource, choice: Choice) -> None:
-        self._transform, self._choice = choice.transform(), choice
+        self._source, self._transform, self._choice = source, choice.transform(), choice
         self._transform.may_reuse = isinstance(source, ObjectSource)
         self._transform.keeps_incomplete = not choice.as_samples
         keeps_count = choice.where is None and not choice.maps_parts
@@ -585,7 +585,10 @@ class _Parts(PartedInput):
         if isinstance(error, StorageError):
             return  # it names the file, which may belong to the dataset and not to the source
         if self.last is not None and not any(self.last in text for text in texts):
-            error.add_note(f"in part {self.last!r} of the source")
+            place = ""
+            if not self._choice.maps_parts:
+                place = self._transform.place(str(error), self.last, self.position, self._source)
+            error.add_note(f"in part {self.last!r} of the source{place}")
 
 
 class _LazyParts(_Parts):

@@ -26,6 +26,12 @@ __all__ = ["CsvSource"]
 CSV_BLOCK = 1 << 22
 """Bytes of text that are parsed together. The first block decides the types of columns."""
 
+_READ_BLOCK = 1 << 20
+"""Bytes of text that are parsed together once the types are known.
+
+pyarrow reads 32 blocks ahead. Longer rows need `CSV_BLOCK`.
+"""
+
 _PARSE_OPTIONS = ("delimiter", "quote_char", "escape_char", "newlines_in_values")
 _CONVERT_OPTIONS = (
     "null_values", "strings_can_be_null", "true_values", "false_values", "decimal_point",
@@ -87,6 +93,19 @@ class CsvSource(InputSource):
             for file, header in zip(self._files, self._headers, strict=True)
         ]
 
+    def locate(self, part: str, row: int) -> str:
+        """Return the number of a row in its file, as pyarrow counts it in its messages."""
+        return f"row {row + self._first_row}"
+
+    @property
+    def _first_row(self) -> int:
+        """The number that pyarrow gives to the first row of values.
+
+        It counts from 1. It also counts the line of names and skipped lines.
+        """
+        options = self.request.options
+        return int(options.get("skip_rows", 0)) + ("names" not in options) + 1
+
     def _open(self, file: SourceFile, header: list[str]) -> Iterator[Any]:
         return read_in_thread(self._batches(file, header))
 
@@ -95,9 +114,29 @@ class CsvSource(InputSource):
         names = [name for name in self._columns.encodings if name in header]
         types = {name: self._types.get(name, pa.string()) for name in names}
         cast = self._columns.caster(pa.schema(list(types.items())))
-        with self._arrow_errors(file, header), file.decompressed() as opened:
-            for batch in self._reader(file, opened, column_types=types, include_columns=names):
+        options = {"column_types": types, "include_columns": names}
+        with self._arrow_errors(file, header):
+            for batch in self._short_blocks(file, options):
                 yield batch if cast is None else cast(batch)
+
+    def _short_blocks(self, file: SourceFile, options: dict[str, Any]) -> Iterator[Any]:
+        """Yield record batches of short blocks, and of long ones from the first long row on."""
+        pa = import_optional("pyarrow", "pyarrow", "arrow")
+        rows = 0
+        try:
+            with file.decompressed() as opened:
+                for batch in self._reader(file, opened, _READ_BLOCK, **options):
+                    yield batch
+                    rows += len(batch)
+            return
+        except pa.ArrowInvalid as error:
+            if "block size" not in str(error):
+                raise
+        with file.decompressed() as opened:
+            for batch in self._reader(file, opened, **options):
+                if rows < len(batch):
+                    yield batch.slice(rows)
+                rows = max(rows - len(batch), 0)
 
     def _column_types(self, names: Sequence[str]) -> dict[str, Any]:
         """Return the Arrow type of each column.
@@ -147,11 +186,8 @@ class CsvSource(InputSource):
             texts = next(
                 iter(self._reader(file, opened, column_types=types, include_columns=floats))
             )
-        options = self.request.options
-        # pyarrow counts rows from 1. It also counts the line of names and skipped lines.
-        first = options.get("skip_rows", 0) + ("names" not in options) + 1
         for name in floats:
-            for row, text in enumerate(texts.column(name).to_pylist(), first):
+            for row, text in enumerate(texts.column(name).to_pylist(), self._first_row):
                 if text and _LONG_INTEGER.fullmatch(text) and int(float(text)) != int(text):
                     raise ValueError(
                         f"{file.where}: row {row}: column {name!r}: {text} exceeds int64, and "
@@ -173,8 +209,8 @@ class CsvSource(InputSource):
                 )
         return names
 
-    def _reader(self, file: SourceFile, opened: Any, **convert_options: Any) -> Any:
-        """Return pyarrow's reader of record batches, with some of its `ConvertOptions`."""
+    def _reader(self, file: SourceFile, opened: Any, block: int = 0, **convert_options: Any) -> Any:
+        """Return pyarrow's reader of record batches of `block` bytes, by default of `CSV_BLOCK`."""
         csv = import_optional("pyarrow.csv", "pyarrow", "arrow")
         options = self.request.options
         is_tsv = split_extension(file.name)[0] == ".tsv"
@@ -190,7 +226,9 @@ class CsvSource(InputSource):
         return csv.open_csv(
             opened,
             # With threads, errors of pyarrow do not have the number of the row.
-            read_options=csv.ReadOptions(use_threads=False, block_size=CSV_BLOCK, **read_options),
+            read_options=csv.ReadOptions(
+                use_threads=False, block_size=min(block or CSV_BLOCK, CSV_BLOCK), **read_options
+            ),
             parse_options=csv.ParseOptions(**parse_options),
             convert_options=csv.ConvertOptions(**convert_options),
         )

@@ -113,6 +113,17 @@ class JsonLinesSource(InputSource):
         """Return a part for each file that is not empty."""
         return [Part(file.name, partial(self._open, file)) for file in self._files]
 
+    def locate(self, part: str, row: int) -> str:
+        """Return the number of a sample's line; the file is read, as blank lines do not count."""
+        file = next(file for file in self._files if file.name == part)
+        for line, block in self._file_blocks(file):
+            for number, text in enumerate(block.split(b"\n"), line):
+                if text.strip():
+                    if not row:
+                        return f"line {number}"
+                    row -= 1
+        return ""
+
     def _open(self, file: SourceFile) -> Iterator[Any]:
         return read_in_thread(self._tables(file)) if self._uses_arrow else self._samples(file)
 

@@ -120,6 +120,10 @@ class ParquetSource(InputSource):
             for (file, footer), partition in zip(self._files, self._partitions, strict=True)
         ]
 
+    def locate(self, part: str, row: int) -> str:
+        """Return the number of a row in its file, counted from 0."""
+        return f"row {row}, counted from 0"
+
     def _open(
         self, file: SourceFile, footer: _Footer, partition: Mapping[str, Any]
     ) -> Iterator[Any]:

@@ -146,6 +146,13 @@ class InputSource(ABC):
         The name of a part is the same in every run, and so is the order of its samples.
         """
 
+    def locate(self, part: str, row: int) -> str:
+        """Return the place of a part's row in its file, such as "line 7", for error messages.
+
+        By default it returns "", as nothing is known about places.
+        """
+        return ""
+
     def data_files(self) -> tuple[SourceFile, ...]:
         """Return the files to read: those with the kind's extensions, or all if none has one.
 

@@ -7,9 +7,11 @@ Tested in tests/conversion/test_convert.py.
 
 from __future__ import annotations
 
+import re
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import chain
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -21,6 +23,9 @@ from npstream.explore.expression import Expression, parse
 from npstream.writing.inputs.bad_value import bad_value_in
 from npstream.writing.inputs.recognition import as_mapping, iterate
 
+if TYPE_CHECKING:
+    from npstream.conversion.source import InputSource
+
 __all__ = ["Condition", "PartTransform", "is_arrow_table", "parse_condition"]
 
 Condition: TypeAlias = "Callable[[dict[str, Any]], object]"
@@ -28,6 +33,12 @@ Condition: TypeAlias = "Callable[[dict[str, Any]], object]"
 
 _GROUP = 64
 """Maximum number of samples that are filtered together."""
+
+_SAMPLE = re.compile(r"sample (\d+): ")
+"""The beginning of an error message about a sample."""
+
+_KEPT_GROUPS = 4
+"""Number of filtered tables, or groups of samples, whose rows `PartTransform.place` finds."""
 
 _IMMUTABLE = {bool, int, float, complex, str, bytes, type(None), *np.sctypeDict.values()} - {
     np.void
@@ -86,6 +97,66 @@ class PartTransform:
         self.columns = columns
         self.rename = dict(rename)
         self.where = where
+        self._rows_read = self._rows_kept = 0
+        # The last masks of `where`, each with the numbers of rows read and kept before it.
+        self._masks: deque[tuple[int, int, Bools]] = deque(maxlen=_KEPT_GROUPS)
+
+    def place(
+        self,
+        message: str,
+        part: str,
+        position: Callable[[int], tuple[str, int]],
+        source: InputSource,
+    ) -> str:
+        """Return the place in its file of the sample that an error message names.
+
+        Parameters
+        ----------
+        message : str
+            It begins with the number of the sample; otherwise the place is unknown.
+        part : str
+            The part that was opened last.
+        position : callable
+            `PartedInput.position`.
+        source : InputSource
+            The source of the parts.
+
+        Returns
+        -------
+        str
+            Such as ", line 7"; "" if the place is unknown.
+        """
+        match = _SAMPLE.match(message)
+        if match is None:
+            return ""
+        try:
+            name, row = position(int(match[1]))
+        except ValueError:  # only the positions of later samples are known
+            return ""
+        source_row = self._source_row(row)
+        if name != part or source_row is None:
+            return ""
+        place = source.locate(name, source_row)
+        return f", {place}" if place else ""
+
+    def _source_row(self, row: int) -> int | None:
+        """Return the row before the filter of a row of the part that was opened last.
+
+        Return None if `where` was evaluated for it too long ago, or not for a group of rows.
+        """
+        if self.where is None:
+            return row
+        for read, kept, mask in self._masks:
+            if 0 <= row - kept < np.count_nonzero(mask):
+                return read + int(np.flatnonzero(mask)[row - kept])
+        return None
+
+    def _keep_mask(self, mask: Bools) -> Bools:
+        """Record a mask for `_source_row`, and return it."""
+        self._masks.append((self._rows_read, self._rows_kept, mask))
+        self._rows_read += len(mask)
+        self._rows_kept += int(np.count_nonzero(mask))
+        return mask
 
     def new_name(self, name: str) -> str:
         """Return the name that a column of the source gets."""
@@ -98,6 +169,8 @@ class PartTransform:
 
     def apply(self, data: Any) -> Any:
         """Transform the content of a part: a table, or an iterator of tables or samples."""
+        self._rows_read = self._rows_kept = 0
+        self._masks.clear()
         if self.is_identity:
             return data
         if isinstance(data, Dataset):
@@ -127,7 +200,8 @@ class PartTransform:
         if self.rename:
             table = table.rename_columns(names)
         if self.where is not None:
-            mask = self._mask({name: table.column(name) for name in names}, table.to_pylist)
+            columns = {name: table.column(name) for name in names}
+            mask = self._keep_mask(self._mask(columns, table.to_pylist))
             if not mask.all():
                 table = _filter_table(table, mask)
         kept = self._kept_names(names)
@@ -216,6 +290,7 @@ class PartTransform:
             mask[[bad is None for bad in bad_values]] = self._mask(
                 _columns_of(good, self.where), lambda: good
             )
+        self._keep_mask(mask)
         for sample, bad, is_kept in zip(samples, bad_values, mask.tolist(), strict=True):
             if is_kept:
                 # With the bad value in all columns, the writer refuses the sample, even if the

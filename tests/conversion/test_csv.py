@@ -213,3 +213,24 @@ def test_a_fill_that_is_no_day_is_refused_before_a_dry_run(tmp_path, day):
     for dry_run in (True, False):
         with pytest.raises((TypeError, ValueError), match="'day'"):
             npstream.convert(tmp_path / "a.csv", tmp_path / "o", fill={"day": day}, dry_run=dry_run)
+
+
+@pytest.mark.parametrize(("where", "sample"), [(None, 40), ("n != 3", 39), (lambda s: True, 40)])
+def test_a_missing_value_names_its_row(tmp_path, monkeypatch, where, sample):
+    monkeypatch.setattr(csv, "CSV_BLOCK", 64)
+    rows = [f"{n},{'' if n == 40 else n}\n" for n in range(60)]
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_text("n,x\n" + "".join(rows if name == "b.csv" else rows[:7]))
+    first = 6 if where == "n != 3" else 7  # the samples of a.csv
+    with pytest.raises(ValueError, match=rf"sample {first + sample}: column 'x'") as caught:
+        npstream.convert(tmp_path / "*.csv", tmp_path / "out", where=where)
+    # Row 1 has the names, and row 2 the number 0.
+    assert "in part 'b.csv' of the source, row 42" in caught.value.__notes__
+
+
+def test_rows_that_are_longer_than_a_block(convert, monkeypatch):
+    monkeypatch.setattr(csv, "_READ_BLOCK", 64)
+    texts = ["short"] * 30 + ["long" * 50] + ["short"] * 30 + ["longer" * 50, "end"]
+    ds = convert("n,text\n" + "".join(f"{n},{text}\n" for n, text in enumerate(texts)))
+    assert list(ds["text"]) == texts
+    assert ds["n"].load().tolist() == list(range(len(texts)))

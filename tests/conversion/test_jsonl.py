@@ -174,3 +174,16 @@ def test_a_value_that_arrow_cannot_hold_raises_with_its_line(convert, value, wor
     rows = [{"x": good}] * 299 + [{"x": value}] + [{"x": good}] * 100
     with pytest.raises(ValueError, match=words):
         convert(lines(rows))
+
+
+@pytest.mark.parametrize("where", [None, "id != 3", lambda sample: sample["id"] != 3])
+@pytest.mark.parametrize("rows", [FLAT, NESTED], ids=["flat", "nested"])
+def test_a_null_names_its_line(tmp_path, monkeypatch, rows, where):
+    monkeypatch.setattr(jsonl, "JSON_BLOCK", 400)
+    written = [dict(row) for row in rows[:60]]
+    written[40]["id"] = None
+    (tmp_path / "a.jsonl").write_text(lines(written[:30]) + "\n \n" + lines(written[30:]))
+    with pytest.raises((TypeError, ValueError), match=r"sample (39|40): column 'id'") as caught:
+        npstream.convert(tmp_path / "a.jsonl", tmp_path / "out", where=where)
+    # Line 1 has the number 0, and two lines are blank.
+    assert "in part 'a.jsonl' of the source, line 43" in caught.value.__notes__

@@ -248,3 +248,14 @@ def test_remote_files(tmp_path, servers):
         out = tmp_path / f"out{number}"
         npstream.convert(source, out, source_options=remote_dir.storage_options)
         check(out, TABLE.slice(0, 300))
+
+
+@pytest.mark.parametrize("where", [None, "n != 3"])
+def test_a_null_names_its_row(tmp_path, where):
+    numbers = list(range(60))
+    pq.write_table(pa.table({"n": numbers, "x": numbers}), tmp_path / "a.parquet")
+    with_null = [None if number == 40 else number for number in numbers]
+    pq.write_table(pa.table({"n": numbers, "x": with_null}), tmp_path / "b.parquet")
+    with pytest.raises(ValueError, match="column 'x': 1 null") as caught:
+        npstream.convert(tmp_path / "*.parquet", tmp_path / "out", where=where)
+    assert "in part 'b.parquet' of the source, row 40, counted from 0" in caught.value.__notes__

@@ -170,3 +170,15 @@ def test_arguments_that_exclude_each_other_raise(source):
 def test_without_a_tokenizer_the_separator_is_that_of_the_format(tmp_path):
     npstream.convert([{"x": 1, "y": 2}], tmp_path / "out", format="xsv", separator=" | ")
     assert "1 | 2" in (tmp_path / "out" / "shard.00000.xsv").read_text()
+
+
+def test_a_dry_run_of_blocks_counts_the_texts_before_map(tmp_path):
+    """The number of samples is that of the source, also if `map` returns several for each."""
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"text": "{text}"}}\n' for text in TEXTS[:9]))
+    arguments = {
+        "tokenizer": word_tokenizer(), "block": 64,
+        "map": lambda sample: [{"text": sample["text"]}] * 2,
+    }  # fmt: skip
+    plan = npstream.convert(tmp_path / "a.jsonl", "no", dry_run=True, **arguments)
+    assert plan.samples == 9
+    assert plan.columns == {"tokens": "ndarray:uint16:64"}
