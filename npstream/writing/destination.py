@@ -332,25 +332,38 @@ class LocalDestination(Destination):
 
     def publish(self, index: bytes, files: Iterable[tuple[str, Iterable[Body]]]) -> None:
         """Store the last files, and then the index."""
-        self._put_all(files)
-        self._sync()
-        self.put(INDEX, [index])
-        self._sync()
+        with ExitStack() as index_stack:
+            with ExitStack() as stack:
+                drafts = self._write_drafts(stack, files)
+                (index_draft,) = self._write_drafts(index_stack, [(INDEX, [index])])
+                self._store.sync_all([*drafts, index_draft], "create")
+                for name, draft in drafts:
+                    self._link(name, draft)
+            self._sync()
+            self._link(*index_draft)
+        self._store.sync(self.path)
         self._created.clear()
         self._folders.clear()
         self._wait_for_jobs()
 
     def _put_all(self, files: Iterable[tuple[str, Iterable[Body]]]) -> None:
         """Store new files, which get their names once all are complete and on the disk."""
-        self.check_process()
         with ExitStack() as stack:
-            drafts: list[tuple[str, Draft]] = []
-            for name, pieces in files:
-                draft_context = self._store.draft(name, pieces, self._token, self._folders)
-                drafts.append((name, stack.enter_context(draft_context)))
+            drafts = self._write_drafts(stack, files)
             self._store.sync_all(drafts, "create")
             for name, draft in drafts:
                 self._link(name, draft)
+
+    def _write_drafts(
+        self, stack: ExitStack, files: Iterable[tuple[str, Iterable[Body]]]
+    ) -> list[tuple[str, Draft]]:
+        """Write new files under hidden names, which are removed when `stack` is closed."""
+        self.check_process()
+        drafts = []
+        for name, pieces in files:
+            draft_context = self._store.draft(name, pieces, self._token, self._folders)
+            drafts.append((name, stack.enter_context(draft_context)))
+        return drafts
 
     def _link(self, name: str, draft: Draft) -> None:
         """Give a file its name."""

@@ -290,7 +290,7 @@ class LocalRevision(Revision, LocalDestination):
                 self._put(INDEX, index)
         except (FileExistsError, FileNotFoundError):
             return False
-        self._sync()
+        self._store.sync(self.path)
         return True
 
 
