@@ -236,8 +236,9 @@ def _gather(client: Any, tasks: Sequence[Any]) -> list[PartitionResult]:
     try:
         completed = distributed.as_completed(futures, with_results=True)
         return [result for _, result in completed]
-    finally:
+    except BaseException:
         client.cancel(futures)
+        raise
 
 
 def _partitions(data: Any) -> Sequence[Any]:
