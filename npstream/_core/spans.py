@@ -18,6 +18,7 @@ from npstream._core.jit import (
     copy_u32,
     copy_u64,
     kernel,
+    load_i64,
     load_u8,
     lowest_bit,
     match_mask,
@@ -66,8 +67,8 @@ def copy_spans(address: Int64, nbytes: Int64, offsets: Int64, destination: int) 
 
 
 @kernel
-def join_columns(count: int, columns: Int64, spans: Int64, destination: int) -> None:
-    """Write `count` rows back to back, each with its value of every column.
+def join_columns(count: int, columns: Int64, destination: int) -> None:
+    """Write `count` rows back to back: the sizes of values, then the value of every column.
 
     Parameters
     ----------
@@ -75,26 +76,29 @@ def join_columns(count: int, columns: Int64, spans: Int64, destination: int) -> 
         Number of rows.
     columns : ndarray of int64, shape (columns, 3)
         ``(-1, address, size)`` describes a contiguous array of values of `size` bytes.
-        ``(v, 0, 0)`` describes a column of varying sizes: value k is at the address
-        ``spans[v, 0, k]`` and has ``spans[v, 1, k]`` bytes.
-    spans : ndarray of int64, shape (columns of varying sizes, 2, count)
-        The addresses and the sizes of their values.
+        ``(0, addresses, sizes)`` describes separate values: `addresses` is the address of an array
+        of int64 with the address of each value, and `sizes` is that of an array of int64 with the
+        size of each value. ``(1, addresses, sizes)`` describes values whose sizes are written, too:
+        all these sizes precede the first value of the row, as uint32.
     destination : int
         The address of the first row.
     """
     target = destination
     for k in range(count):
         for c in range(columns.shape[0]):
-            v = columns[c, 0]
-            if v < 0:
+            if columns[c, 0] == 1:
+                copy_u32(target, columns[c, 2] + 8 * k)  # the low bytes come first
+                target += 4
+        for c in range(columns.shape[0]):
+            if columns[c, 0] < 0:
                 size = columns[c, 2]
                 copy_short(target, columns[c, 1] + k * size, size)
             else:
                 row = k + PREFETCH_DISTANCE
                 if row < count:
-                    prefetch_cache_line(spans[v, 0, row])
-                size = spans[v, 1, k]
-                copy(target, spans[v, 0, k], size)
+                    prefetch_cache_line(load_i64(columns[c, 1] + 8 * row))
+                size = load_i64(columns[c, 2] + 8 * k)
+                copy(target, load_i64(columns[c, 1] + 8 * k), size)
             target += size
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from npstream._core.arguments import quantity
 from npstream._core.jit import kernel, load_u32
-from npstream._core.memory import address_of, ensure_fits
+from npstream._core.memory import address_of, ensure_fits, huge_empty
 from npstream._core.spans import copy_short
 from npstream._core.typing import AnyArray, Body, Bytes, Int64
 from npstream.errors import FormatError
@@ -75,9 +75,9 @@ _MAX_NUMPY_SAMPLES = 1 << 24
 NumPy splits this number in about half a second.
 """
 
-ColumnExtractor = Callable[[memoryview, Int64, int], dict[str, AnyArray]]
-"""Extracts columns from consecutive samples, given their bytes, their offsets in these bytes, and
-the row of the first sample."""
+ColumnExtractor = Callable[[memoryview, Int64, int, Scalars], None]
+"""Extracts columns from consecutive samples, given their bytes, their offsets in these bytes, the
+row of the first sample, and an array for the values of each column."""
 
 
 class Scan:
@@ -135,10 +135,10 @@ class Scan:
             schema, samples, dict(columns), compressed, nbytes, meta, extract, submit
         )
         self._needed = next(self._pieces)
-        self._buffer = bytearray()
+        self._buffer = _new_buffer(0)
         # With `submit`, a thread processes one piece while the next one is fed. So the two pieces
         # need two buffers.
-        self._spare_buffer = bytearray() if submit is not None else None
+        self._spare_buffer = _new_buffer(0) if submit is not None else None
         self._filled = 0
         self._total = 0
         self._result: ScanResult | None = None
@@ -156,12 +156,12 @@ class Scan:
         """
         count = min(nbytes, self._needed - self._filled)
         self._grow_buffer(self._filled + count)
-        return memoryview(self._buffer)[self._filled : self._filled + count]
+        return self._buffer[self._filled : self._filled + count]
 
     def feed(self, body: Body) -> None:
         """Process the next bytes of the shard."""
         unread = memoryview(body)
-        is_in_place = unread.obj is self._buffer
+        is_in_place = unread.obj is self._buffer.obj
         self._total += len(unread)
         while self._result is None:
             if self._spare_buffer is None and not self._filled and len(unread) >= self._needed:
@@ -175,7 +175,7 @@ class Scan:
                 self._filled, unread = self._filled + count, unread[count:]
                 if self._filled < self._needed:
                     return
-                piece = memoryview(self._buffer)[: self._needed]
+                piece = self._buffer[: self._needed]
             try:
                 self._needed = self._pieces.send(piece)
             except StopIteration as stop:
@@ -198,7 +198,7 @@ class Scan:
         if nbytes > len(self._buffer):
             size = min(self._needed, max(2 * nbytes, _MIN_BUFFER))
             ensure_fits(size, "a piece of a shard")
-            old, self._buffer = self._buffer, bytearray(size)  # views of the old one may exist
+            old, self._buffer = self._buffer, _new_buffer(size)  # views of the old one may exist
             self._buffer[: self._filled] = old[: self._filled]
 
     def finish(self) -> ScanResult:
@@ -213,6 +213,10 @@ class Scan:
         if self._collector is not None:
             return replace(self._result, statistics=self._collector.finish())
         return self._result
+
+
+def _new_buffer(nbytes: int) -> memoryview:
+    return huge_empty(nbytes, np.uint8).data
 
 
 def _scan_pieces(
@@ -249,13 +253,15 @@ def _scan_pieces(
     ).tolist()
     rows = piece_rows(samples, count)
     bounds = piece_bounds(rows, begin, end, None if stride else words[1:]).tolist()
-    hashes, extracted = [xxh3(head)], [{name: np.empty(0, t) for name, t in columns.items()}]
+    hashes = [xxh3(head)]
+    values = {name: np.empty(samples, dtype) for name, dtype in columns.items()}
 
     def process(data: memoryview, first: int, last: int) -> None:
         hashes.append(xxh3(data))
         if samples:
             offsets = words[1:][first : last + 1].astype(np.int64)
-            extracted.append(extract(data, offsets - offsets[0], first))
+            offsets -= offsets[0]
+            extract(data, offsets, first, {name: each[first:last] for name, each in values.items()})
 
     job: Future[None] | None = None
     for chunk in range(count):
@@ -272,7 +278,6 @@ def _scan_pieces(
     if job is not None:
         yield 0  # an empty piece: the caller continues while the thread processes the last chunk
         job.result()
-    values = {name: np.concatenate([part[name] for part in extracted]) for name in columns}
     return ScanResult(begin, np.array(hashes, np.uint64), xxh3(meta) if meta else 0, values)
 
 
@@ -297,18 +302,18 @@ def _column_extractor(
         return _line_extractor(schema, columns, parse_all, collector)
     assert not isinstance(collector, TextCollector)
     layout = mds.sample_layout(schema)
+    positions = _PositionMemory()
 
-    def extract(data: memoryview, offsets: Int64, first: int) -> dict[str, AnyArray]:
+    def extract(data: memoryview, offsets: Int64, first: int, scalars: Scalars) -> None:
         body: Bytes = np.frombuffer(data, np.uint8)
         if layout.stride:
-            scalars = record_scalars(body, layout, columns)
+            record_scalars(body, layout, scalars)
             if collector is not None:
                 collector.add(record_chunk(body, layout), scalars)
-            return scalars
-        chunk, scalars = split_samples(body, offsets, layout, columns, first)
+            return
+        chunk = split_samples(body, offsets, layout, scalars, first, positions)
         if collector is not None:
             collector.add(chunk, scalars)
-        return scalars
 
     return extract
 
@@ -339,13 +344,12 @@ def _line_extractor(
                 return
         collector.add(values, len(lines))
 
-    def extract(data: memoryview, offsets: Int64, first: int) -> dict[str, AnyArray]:
+    def extract(data: memoryview, offsets: Int64, first: int, scalars: Scalars) -> None:
         lines = bytes(data)
-        scalars: Scalars = {}
         if parse_all or columns:
-            scalars = line_scalars(lines, offsets, parse, columns, first)
+            for name, values in line_scalars(lines, offsets, parse, columns, first).items():
+                scalars[name][:] = values
         collect(lines, offsets, first)
-        return scalars
 
     return extract
 
@@ -385,27 +389,40 @@ def _scalars(schema: Schema) -> dict[str, np.dtype[Any]]:
     return scalars
 
 
-def record_scalars(
-    data: Bytes, layout: SampleLayout, columns: Mapping[str, np.dtype[Any]]
-) -> Scalars:
-    """Return scalar columns of MDS samples of a schema without variable columns."""
-    records = data.reshape(-1, layout.stride)
-    scalars = {}
-    for name, dtype in columns.items():
+def record_scalars(data: Bytes, layout: SampleLayout, scalars: Scalars) -> None:
+    """Extract scalar columns from MDS samples of a schema without variable columns.
+
+    `scalars` has the arrays for the values.
+    """
+    for name, values in scalars.items():
         offset = layout.columns[name].offset
-        body = records[:, offset : offset + dtype.itemsize].copy()
-        scalars[name] = body.view(dtype)[:, 0]
-    return scalars
+        values[:] = np.ndarray(len(values), values.dtype, data, offset, (layout.stride,))
+
+
+class _PositionMemory:
+    """Memory for the positions of columns. The chunks of a shard use it one after the other."""
+
+    def __init__(self) -> None:
+        self._memory = np.empty(0, np.int64)
+
+    def take(self, rows: int, count: int) -> Int64:
+        """Return an array of shape (rows, count), which is valid until the next call."""
+        if rows * count > len(self._memory):
+            # Chunks of one shard differ by one sample.
+            self._memory = huge_empty(rows * (count + 1), np.int64)
+        array: Int64 = self._memory[: rows * count].reshape(rows, count)
+        return array
 
 
 def split_samples(
     data: Bytes,
     offsets: Int64,
     layout: SampleLayout,
-    columns: Mapping[str, np.dtype[Any]],
+    scalars: Scalars,
     first: int = 0,
-) -> tuple[ChunkColumns, Scalars]:
-    """Return the positions of columns and the values of scalar columns in MDS samples.
+    positions: _PositionMemory | None = None,
+) -> ChunkColumns:
+    """Return the positions of columns in MDS samples, and extract scalar columns.
 
     The schema has variable columns, so samples vary in size.
 
@@ -415,15 +432,12 @@ def split_samples(
     offsets : ndarray of int64, shape (n + 1,)
         First byte of each sample in `data`, ascending, followed by the length of `data`.
     layout : SampleLayout
-    columns : mapping of str to dtype
-        The scalar columns to extract.
+    scalars : dict of str to ndarray, shape (n,)
+        Output: the values of scalar columns.
     first : int
         Row of the first sample in its shard, for messages.
-
-    Returns
-    -------
-    chunk : ChunkColumns
-    scalars : dict of str to ndarray
+    positions : _PositionMemory, optional
+        Memory for the result; by default new memory.
 
     Raises
     ------
@@ -435,10 +449,11 @@ def split_samples(
     if not find_columns.is_loaded and _samples_in_numpy < _MAX_NUMPY_SAMPLES:
         _samples_in_numpy += count
         chunk = _split_in_numpy(data, offsets, layout, first)
-        return chunk, {n: _numbers_at(data, chunk.begins[n], t) for n, t in columns.items()}
-    begins = np.empty((len(layout.columns), count), np.int64)
-    sizes = np.empty((layout.nvariable, count), np.int64)
-    scalars = {name: np.empty(count, dtype) for name, dtype in columns.items()}
+        for name, values in scalars.items():
+            values[:] = _numbers_at(data, chunk.begins[name], values.dtype)
+        return chunk
+    memory = (positions or _PositionMemory()).take(len(layout.columns) + layout.nvariable, count)
+    begins, sizes = memory[: len(layout.columns)], memory[len(layout.columns) :]
     table = np.zeros((len(layout.columns), 3), np.int64)
     for row, (name, column) in zip(table, layout.columns.items(), strict=True):
         row[0] = -1 if column.size is None else column.size
@@ -449,7 +464,7 @@ def split_samples(
         raise _sizes_error(first + valid)
     variable = [name for name, column in layout.columns.items() if column.size is None]
     begins_by_name = dict(zip(layout.columns, begins, strict=True))
-    return ChunkColumns(data, begins_by_name, dict(zip(variable, sizes, strict=True))), scalars
+    return ChunkColumns(data, begins_by_name, dict(zip(variable, sizes, strict=True)))
 
 
 @kernel

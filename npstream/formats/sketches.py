@@ -177,20 +177,33 @@ class FrequentValues:
         return pairs[:limit]
 
 
-def largest_counts(counts: Int64) -> tuple[Int64, int]:
-    """Return the positions of the values to keep, and the number to subtract from their counts.
+def largest_runs(values: AnyArray) -> tuple[Int64, Int64, int]:
+    """Return the runs of equal values to keep in sorted values: the most frequent values.
 
-    At most `COUNTERS` values are kept, as in `FrequentValues.merge`.
+    At most `COUNTERS` runs are kept, as in `FrequentValues.merge`.
+
+    Returns
+    -------
+    begins, counts : ndarray of int64
+        Where each kept run begins, and the number of its values minus `cut`.
+    cut : int
+        The number to subtract from all counts.
 
     Examples
     --------
-    >>> largest_counts(np.array([1, 5]))
-    (array([0, 1]), 0)
+    >>> largest_runs(np.array([3, 3, 7]))
+    (array([0, 2]), array([2, 1]), 0)
+    >>> largest_runs(np.arange(100))
+    (array([], dtype=int64), array([], dtype=int64), 1)
     """
+    if len(values) > COUNTERS and (values[1:] != values[:-1]).all():  # such as ids
+        return np.empty(0, np.int64), np.empty(0, np.int64), 1
+    begins, counts = find_runs(values)
     if len(counts) <= COUNTERS:
-        return np.arange(len(counts)), 0
+        return begins, counts, 0
     cut = int(np.partition(counts, len(counts) - COUNTERS - 1)[len(counts) - COUNTERS - 1])
-    return np.flatnonzero(counts > cut), cut
+    largest = np.flatnonzero(counts > cut)
+    return begins[largest], counts[largest] - cut, cut
 
 
 def find_runs(values: AnyArray) -> tuple[Int64, Int64]:

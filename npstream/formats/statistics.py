@@ -21,7 +21,7 @@ import numpy as np
 
 from npstream._core.jit import Kernel, kernel
 from npstream._core.typing import AnyArray, Bytes, Int64
-from npstream.formats.sketches import FrequentValues, QuantileSketch, find_runs, largest_counts
+from npstream.formats.sketches import CAPACITY, FrequentValues, QuantileSketch, largest_runs
 
 __all__ = [
     "ColumnStatistics",
@@ -294,17 +294,18 @@ def _add_numbers(
     numbers = _drop_missing(statistics.dtype, numbers)
     if not len(numbers):
         return
-    # Some columns are sorted already, such as ids. They are copied, because the chunk's memory is
-    # reused.
-    numbers = np.sort(numbers) if (numbers[1:] < numbers[:-1]).any() else numbers.copy()
+    # Some columns are sorted already, such as ids. The sketch keeps an array that is short. So this
+    # is a copy, because the chunk's memory is reused.
+    if (numbers[1:] < numbers[:-1]).any():
+        numbers = np.sort(numbers)
+    elif len(numbers) <= CAPACITY:
+        numbers = numbers.copy()
     statistics.examined += len(numbers)
     quantiles = QuantileSketch()
     quantiles.add(numbers, level)
     statistics.quantiles.merge(quantiles)
-    begins, counts = find_runs(numbers)
-    largest, cut = largest_counts(counts)
-    weights = ((counts[largest] - cut) << level).tolist()
-    pairs = zip(numbers[begins[largest]].tolist(), weights, strict=True)
+    begins, counts, cut = largest_runs(numbers)
+    pairs = zip(numbers[begins].tolist(), (counts << level).tolist(), strict=True)
     statistics.frequent.merge(FrequentValues(dict(pairs), cut << level))
 
 
@@ -564,11 +565,9 @@ def _frequent_bodies(data: Bytes, begins: Int64, nbytes: Int64, level: int) -> F
     begins, nbytes = begins[rows], nbytes[rows]
     hashes = _hash_bodies(data, begins, nbytes)
     sorted_hashes = np.sort(hashes)
-    firsts, counts = find_runs(sorted_hashes)
-    largest, cut = largest_counts(counts)
-    frequent_hashes, weights = sorted_hashes[firsts[largest]], (counts[largest] - cut).tolist()
+    firsts, counts, cut = largest_runs(sorted_hashes)
     body_counts = {}
-    for hash_, weight in zip(frequent_hashes, weights, strict=True):
+    for hash_, weight in zip(sorted_hashes[firsts], counts.tolist(), strict=True):
         row = int((hashes == hash_).argmax())
         body = data[begins[row] : begins[row] + nbytes[row]].tobytes()
         body_counts[body] = weight << level

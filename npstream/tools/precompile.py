@@ -46,7 +46,7 @@ def precompile() -> None:
     masked = large.select(np.arange(len(large)) % 2 == 0)
     assert isinstance(masked, Selection)
     masked.at(np.arange(len(masked)))
-    join_columns(0, np.zeros((1, 3), np.int64), np.zeros((0, 2, 0), np.int64), 0)
+    join_columns(0, np.zeros((1, 3), np.int64), 0)
     _precompile_scans()
     _precompile_streaming()
 

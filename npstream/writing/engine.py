@@ -642,13 +642,8 @@ class WriterEngine:
 
     def _append(self, data: Bytes | Bodies, nbytes: Int64) -> None:
         """Add encoded samples; `nbytes` has the size of each."""
-        layout = self._shards.layout
-        costs = nbytes + layout.sample_bytes
         self._row_bytes = -(-int(nbytes.sum()) // max(len(nbytes), 1))
-        if layout.size_limit:  # a sample that does not fit starts a new shard
-            layout.check_ends(layout.empty_bytes + costs, self._shards.samples)
-        else:
-            layout.check_ends(self._shards.nbytes + np.cumsum(costs), self._shards.samples)
+        self._shards.check_rows(nbytes)
         with self._discard_on_error():
             self._shards.add_rows(data, nbytes)
 

@@ -186,12 +186,28 @@ class ShardPipeline:
         """Whether `add_rows` takes Bodies, which are copied only when their shard is stored."""
         return self._destination.is_local and self.layout.compression is None
 
+    def check_rows(self, nbytes: Int64) -> None:
+        """Raise ValueError if a shard cannot hold the next samples; `nbytes` has their sizes."""
+        layout = self.layout
+        # With a size limit, a sample that does not fit starts a new shard.
+        begin = layout.empty_bytes if layout.size_limit else self.nbytes
+        if begin + int(nbytes.sum()) + self.sample_bytes * len(nbytes) > layout.max_bytes:
+            costs = nbytes + self.sample_bytes
+            ends = costs if layout.size_limit else np.cumsum(costs)
+            layout.check_ends(begin + ends, self.samples)
+
     def add_rows(self, data: Bytes | Bodies, nbytes: Int64) -> None:
         """Add encoded samples, contiguous or as Bodies; `nbytes` has the size of each."""
-        ends = np.concatenate([[0], np.cumsum(nbytes)])
-        costs = ends + self.sample_bytes * np.arange(len(ends))
         self._join_rows()
         row, count, limit = 0, len(nbytes), self.layout.max_bytes
+        cost = int(nbytes.sum()) + self.sample_bytes * count
+        fits = self.shard_samples is None or self._samples + count <= self.shard_samples
+        if count and fits and self.nbytes + cost <= limit:
+            self._add_block(data if isinstance(data, Bodies) else data.data, nbytes, cost)
+            row = count
+        else:
+            ends = np.concatenate([[0], np.cumsum(nbytes)])
+            costs = ends + self.sample_bytes * np.arange(len(ends))
         while row < count:
             max_cost = int(costs[row]) + limit - self.nbytes
             stop = int(np.searchsorted(costs, max_cost, side="right")) - 1
@@ -205,27 +221,32 @@ class ShardPipeline:
                     continue
                 stop = min(stop, row + self.shard_samples - self._samples)
             if isinstance(data, Bodies):
-                self._blocks.append(data.part(row, stop))
+                block: Body | Bodies = data.part(row, stop)
             else:
-                self._blocks.append(data[int(ends[row]) : int(ends[stop])].data)
-            self._sizes.append(nbytes[row:stop])
-            self._samples += stop - row
-            self.nbytes += int(costs[stop] - costs[row])
+                block = data[int(ends[row]) : int(ends[stop])].data
+            self._add_block(block, nbytes[row:stop], int(costs[stop] - costs[row]))
             row = stop
         self._joined_bytes = self.nbytes
         self._set_soft_limit(self.nbytes, self._samples)
+
+    def _add_block(self, block: Body | Bodies, nbytes: Int64, cost: int) -> None:
+        """Add samples to the shard, which then has `cost` more bytes."""
+        self._blocks.append(block)
+        self._sizes.append(nbytes)
+        self._samples += len(nbytes)
+        self.nbytes += cost
 
     def flush(self) -> None:
         """Store the samples of the last shard, if there are any."""
         self._join_rows()
         if not self._samples:
             return
-        sizes, blocks = np.concatenate(self._sizes), self._blocks
+        ends, blocks = np.concatenate(self._sizes), self._blocks
+        last_row = b"" if self._session is None else _tail(blocks[-1], int(ends[-1]))
+        np.cumsum(ends, out=ends)
         self._sizes, self._blocks, self._samples = [], [], 0
-        ends = np.cumsum(sizes)
         pieces, meta = _pieces(self.layout.head(ends), blocks), self.layout.meta(ends)
-        last_row = b"" if self._session is None else _tail(blocks[-1], int(sizes[-1]))
-        self._store(pieces, len(sizes), self.nbytes, meta=meta, last_row=last_row)
+        self._store(pieces, len(ends), self.nbytes, meta=meta, last_row=last_row)
         self._begin_shard()
 
     def extend_sidecar(self, sidecar: Sidecar | None) -> None:
@@ -517,7 +538,7 @@ def _store_file(
     return StoredFile(raw, zipped)
 
 
-def _pieces(head: bytes, blocks: list[Body | Bodies]) -> Iterable[Body]:
+def _pieces(head: Body, blocks: list[Body | Bodies]) -> Iterable[Body]:
     """Return the content of a shard.
 
     If all blocks are Bodies, their samples are copied chunk by chunk, when a chunk is requested.
@@ -529,7 +550,7 @@ def _pieces(head: bytes, blocks: list[Body | Bodies]) -> Iterable[Body]:
     return [head, *(b.copy().data if isinstance(b, Bodies) else b for b in blocks)]
 
 
-def _copied_pieces(head: bytes, samples: Bodies) -> Iterator[Body]:
+def _copied_pieces(head: Body, samples: Bodies) -> Iterator[Body]:
     """Yield the head of a shard, then copies of its chunks; each overwrites the one before."""
     yield head
     ends = np.concatenate([[0], np.cumsum(samples.nbytes)])

@@ -266,7 +266,7 @@ class ShardFormat(ABC):
         """
 
     @abstractmethod
-    def head(self, ends: Int64) -> bytes:
+    def head(self, ends: Int64) -> Body:
         """Return the bytes before the first sample. Sample k ends ``ends[k]`` bytes after these."""
 
     def meta(self, ends: Int64) -> bytes | None:
@@ -434,48 +434,51 @@ class MdsFormat(ShardFormat):
             if not isinstance(part, np.ndarray | Bodies):
                 part = self.bodies(name, part, number)
             parts.append(part)
-        sizes = [
-            _sizes(part, encoding)
-            for part, encoding in zip(parts, self.columns.values(), strict=True)
-        ]
-        variable_sizes = [
-            size
-            for size, encoding in zip(sizes, self.columns.values(), strict=True)
-            if encoding.size is None
-        ]
-        head = 4 * len(variable_sizes)
-        nbytes: Int64 = np.full(len(parts[0]), head, np.int64) + sum(sizes)
+        varies = [encoding.size is None for encoding in self.columns.values()]
+        nbytes = self._sample_sizes(parts)
         if len(nbytes) and (largest := int(nbytes.max())) > MAX_SHARD_BYTES:
             raise self._too_long(largest, number + int(nbytes.argmax()))
-        ensure_fits(
-            int(nbytes.sum()), f"{quantity(len(nbytes), 'sample')} that are written at once"
-        )
-        if variable_sizes:  # a sample starts with the sizes of its values of variable size
-            parts.insert(0, np.stack(variable_sizes, axis=1).astype("<u4"))
-            sizes.insert(0, np.full(len(nbytes), head, np.int64))
+        total = int(nbytes.sum())
+        ensure_fits(total, f"{quantity(len(nbytes), 'sample')} that are written at once")
         # Until this process has imported Numba, Python joins arrays and lists. It also copies the
         # first spans.
         has_bodies = any(isinstance(part, Bodies) for part in parts)
         if not has_bodies and not copy_spans.is_loaded:
-            return _join_in_python(parts), nbytes
-        data: Bytes = huge_empty(int(nbytes.sum()), np.uint8)
+            return _join_in_python(_with_sizes(parts, varies)), nbytes
+        data: Bytes = huge_empty(total, np.uint8)
         if join_columns.is_loaded or _spans_in_python > _MAX_PYTHON_SPANS:
-            _join_columns(parts, address_of(data))
+            _join_columns(parts, varies, address_of(data))
             return data, nbytes
         offsets = _offsets(nbytes)[:-1]
-        for part, size in zip(parts, sizes, strict=True):
+        for part in _with_sizes(parts, varies):
             spans = _as_bodies(part)
-            _copy_spans(spans.address, size, offsets, address_of(data))
-            offsets = offsets + size
+            _copy_spans(spans.address, spans.nbytes, offsets, address_of(data))
+            offsets = offsets + spans.nbytes
         return data, nbytes
 
-    def head(self, ends: Int64) -> bytes:
+    def _sample_sizes(self, parts: Sequence[AnyArray | Bodies | list[bytes]]) -> Int64:
+        """Return the bytes of each sample, given its encoded columns."""
+        sizes = [encoding.size for encoding in self.columns.values()]
+        fixed = sum(
+            4 if size is None else size
+            for part, size in zip(parts, sizes, strict=True)
+            if size is None or isinstance(part, np.ndarray)
+        )
+        nbytes: Int64 = np.full(len(parts[0]), fixed, np.int64)
+        for part in parts:
+            if not isinstance(part, np.ndarray):
+                nbytes += _sizes(part)
+        return nbytes
+
+    def head(self, ends: Int64) -> Body:
         """Return the offsets and the configuration."""
         begin = self.empty_bytes + 4 * len(ends)
-        words = np.empty(len(ends) + 2, "<u4")
+        head = memoryview(bytearray(begin))
+        words = np.frombuffer(head, "<u4", len(ends) + 2)
         words[:2] = len(ends), begin
         np.add(ends, begin, out=words[2:], casting="unsafe")
-        return words.tobytes() + self._configuration
+        head[words.nbytes :] = self._configuration
+        return head
 
     def records(
         self,
@@ -544,14 +547,20 @@ def _offsets(nbytes: Int64) -> Int64:
     return ends
 
 
-def _sizes(part: AnyArray | Bodies | list[bytes], encoding: Encoding) -> Int64:
-    """Return the bytes of each row."""
+def _sizes(part: Bodies | list[bytes]) -> Int64:
+    """Return the bytes of each encoded value."""
     if isinstance(part, Bodies):
         return part.nbytes
-    if isinstance(part, list):
-        return np.fromiter(map(len, part), np.int64, len(part))
-    assert encoding.size is not None
-    return np.full(len(part), encoding.size, np.int64)
+    return np.fromiter(map(len, part), np.int64, len(part))
+
+
+def _with_sizes(
+    parts: Sequence[AnyArray | Bodies | list[bytes]], varies: Sequence[bool]
+) -> list[AnyArray | Bodies | list[bytes]]:
+    """Insert the sizes of values of variable size, which are the beginning of a sample."""
+    columns = zip(parts, varies, strict=True)
+    sizes = [_sizes(part) for part, is_variable in columns if is_variable]  # type: ignore[arg-type]
+    return [np.stack(sizes, axis=1).astype("<u4"), *parts] if sizes else list(parts)
 
 
 def _stored_form(array: AnyArray) -> AnyArray:
@@ -583,24 +592,23 @@ def _as_bodies(part: AnyArray | Bodies | list[bytes]) -> Bodies:
     return Bodies(address_of(values) + offsets, np.full(len(values), size, np.int64), values)
 
 
-def _join_columns(parts: Sequence[AnyArray | Bodies | list[bytes]], destination: int) -> None:
+def _join_columns(
+    parts: Sequence[AnyArray | Bodies | list[bytes]], varies: Sequence[bool], destination: int
+) -> None:
     """Write the contiguous rows of all columns to the address `destination`."""
-    # The layout of `columns` and of the spans is that of `join_columns`.
-    columns = np.zeros((len(parts), 3), np.int64)
-    spans: list[tuple[Int64, Int64]] = []
+    columns = np.zeros((len(parts), 3), np.int64)  # `join_columns` describes the layout
     owners: list[object] = []  # keep the memory alive
-    for column, part in zip(columns, parts, strict=True):
+    for column, part, is_variable in zip(columns, parts, varies, strict=True):
         if isinstance(part, np.ndarray):
             values = _stored_form(part)
             column[:] = -1, address_of(values), values.itemsize * prod(values.shape[1:])
             owners.append(values)
         else:
             bodies = _as_bodies(part)
-            column[0] = len(spans)
-            spans.append((bodies.address, bodies.nbytes))
-            owners.append(bodies)
-    address_and_size: Int64 = np.array(spans, np.int64).reshape(len(spans), 2, len(parts[0]))
-    join_columns(len(parts[0]), columns, address_and_size, destination)
+            spans = [np.ascontiguousarray(a, np.int64) for a in (bodies.address, bodies.nbytes)]
+            column[:] = is_variable, *map(address_of, spans)
+            owners += [bodies, *spans]
+    join_columns(len(parts[0]), columns, destination)
 
 
 def _copy_spans(address: Int64, nbytes: Int64, offsets: Int64, destination: int) -> None:

@@ -5,10 +5,11 @@ Tested in tests/tools/test_index_builder.py.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain
 from typing import IO, TYPE_CHECKING, Any
@@ -25,7 +26,6 @@ from npstream.formats.scan import ScanResult
 from npstream.formats.sidecar.blocks import HASH_BLOCK, xxh3
 from npstream.formats.sidecar.catalog import smallest_uint
 from npstream.formats.sidecar.sidecar import (
-    NPY_HEADER_BYTES,
     ColumnFile,
     IndexDigest,
     Sidecar,
@@ -90,7 +90,7 @@ class SidecarBuilder:
     - the bounds of each column
     - the values of each column
 
-    A fifth file is reused for the content of each column's final file.
+    `finish` reuses a fifth file for the content of each column's final file.
 
     Parameters
     ----------
@@ -127,13 +127,13 @@ class SidecarBuilder:
         self._value_bytes = sum(column.dtype.itemsize for column in self.columns)  # of a sample
         self._hashes: dict[str, AnyArray] = {}
         try:
-            for name in ("heads", "pieces", "bounds", "values", "column"):
+            for name in ("heads", "pieces", "bounds", "values"):
                 with self._storage_errors():
                     self._files.append(_open(directory, name))
         except BaseException:
             self.close()
             raise
-        self._heads, self._pieces, self._bounds_file, self._values, self._column = self._files
+        self._heads, self._pieces, self._bounds_file, self._values = self._files
         self._hashers = [hasher(_HASH) for _ in range(4)]
         self._statistics: dict[str, ColumnStatistics] = {}
         self._shards = 0
@@ -157,11 +157,11 @@ class SidecarBuilder:
                 values = scan.columns[column.name]
                 for bound in bounds(values):
                     self._write(_BOUNDS, bound.tobytes())
-                self._write(_VALUES, values.tobytes())
+                self._write(_VALUES, values.view(np.uint8).data)
             for file in self._files:
                 file.flush()  # or a forked process would write its copy of the buffers at exit
 
-    def _write(self, file: int, body: bytes) -> None:
+    def _write(self, file: int, body: Body) -> None:
         self._hashers[file].update(body)
         self._files[file].write(body)
 
@@ -238,22 +238,57 @@ class SidecarBuilder:
 
         The content is an open file at position 0. The next iteration overwrites it.
         """
+        with self._storage_errors(), _open(self._directory, "column") as file:
+            for name, pieces in self.column_contents(index):
+                file.seek(0)
+                file.truncate()
+                file.writelines(pieces)
+                file.flush()
+                file.seek(0)
+                yield name, file
+
+    def column_contents(self, index: Index) -> Iterator[tuple[str, Iterator[Body]]]:
+        """Yield the name of each column's file, and the pieces of its content.
+
+        Each piece must be used before the next one is requested, and all pieces before the next
+        column.
+        """
         counts = np.diff(index.starts)
         preceding_bytes = 0  # of a sample's values in the columns before
         for column in self.columns:
             begins = index.starts[:-1] * self._value_bytes + counts * preceding_bytes
             preceding_bytes += column.dtype.itemsize
+            spans = zip(begins.tolist(), (counts * column.dtype.itemsize).tolist(), strict=True)
+            yield column.file, self._column_pieces(column, index.samples, spans)
+
+    def _column_pieces(
+        self, column: ColumnFile, samples: int, spans: Iterable[tuple[int, int]]
+    ) -> Iterator[Body]:
+        """Yield the content of a column's file, and record the hash of each block.
+
+        `spans` has the first byte and the size of each shard's values.
+        """
+        yield npy_header(column.dtype, samples)
+        block, filled, hashes = memoryview(bytearray(HASH_BLOCK)), 0, []
+        for begin, nbytes in spans:
             with self._storage_errors():
-                self._column.seek(0)
-                self._column.truncate()
-                self._column.write(npy_header(column.dtype, index.samples))
-                for begin, count in zip(begins.tolist(), counts.tolist(), strict=True):
-                    self._values.seek(begin)
-                    self._column.write(self._values.read(count * column.dtype.itemsize))
-                self._column.flush()
-            self._hashes[f"column/{column.name}"] = _block_hashes(self._column)
-            self._column.seek(0)
-            yield column.file, self._column
+                self._values.seek(begin)
+            while nbytes:
+                with self._storage_errors():
+                    target = block[filled : filled + nbytes]
+                    count = self._values.readinto(target)  # type: ignore[attr-defined]
+                    if not count:
+                        raise OSError(errno.EIO, "a temporary file was truncated")
+                nbytes -= count
+                filled += count
+                if filled == HASH_BLOCK:
+                    hashes.append(xxh3(block))
+                    yield block
+                    filled = 0
+        if filled:
+            hashes.append(xxh3(block[:filled]))
+            yield block[:filled]
+        self._hashes[f"column/{column.name}"] = np.array(hashes, np.uint64)
 
     def append_to(
         self, new_index: Index, sidecar: Sidecar, index: Index, write_id: str
@@ -351,8 +386,7 @@ def sidecar_files(
 ) -> Iterator[tuple[str, Iterator[Body]]]:
     """Yield the names and contents of the side-car's files, and close the builder."""
     index = parse_index(text, INDEX, trusted=True)
-    for name, file in sidecar_builder.finish(index):
-        yield name, read_pieces(file)
+    yield from sidecar_builder.column_contents(index)
     yield SIDECAR_FILE, sidecar_builder.sidecar(index, digest_index(text))
     sidecar_builder.close()
 
@@ -389,8 +423,7 @@ def revised_sidecar_files(
         new_index = parse_index(json.dumps(new_document).encode(), INDEX, trusted=True)
         builder = sidecar_builder.append_to(new_index, sidecar, index, write_id)
     try:
-        for column, file in builder.finish(revised):
-            yield column, read_pieces(file)
+        yield from builder.column_contents(revised)
         yield name, builder.sidecar(revised, digest_index(text))
     finally:
         if builder is not sidecar_builder:
@@ -481,8 +514,3 @@ def _piece_counts(index: Index) -> AnyArray:
     """Return the number of pieces of each shard."""
     samples = np.diff(index.starts)
     return chunk_counts(samples, index.nbytes, index.compressed, index.chunk_bytes) + 1
-
-
-def _block_hashes(file: IO[bytes]) -> AnyArray:
-    file.seek(NPY_HEADER_BYTES)
-    return np.fromiter(map(xxh3, iter(lambda: file.read(HASH_BLOCK), b"")), np.uint64)

@@ -38,7 +38,8 @@ def split(data, offsets, compiled, monkeypatch, first=0):
     is_loaded = property(lambda self: compiled)
     monkeypatch.setattr(type(scan.find_columns), "is_loaded", is_loaded)
     monkeypatch.setattr(scan, "_MAX_NUMPY_SAMPLES", 1 << 60)
-    return scan.split_samples(data, offsets, sample_layout(SCHEMA), DTYPES, first)
+    scalars = {name: np.empty(len(offsets) - 1, dtype) for name, dtype in DTYPES.items()}
+    return scan.split_samples(data, offsets, sample_layout(SCHEMA), scalars, first), scalars
 
 
 NUMBERS = st.tuples(

@@ -376,30 +376,31 @@ def test_copy_spans_copies_to_the_offsets_only(run, parts, gap):
 
 @given(
     st.integers(0, 12),
-    st.lists(st.one_of(st.none(), st.sampled_from([1, 2, 4, 8, 3, 20])), min_size=1, max_size=4),
+    st.lists(st.sampled_from([None, "sizes", 1, 2, 4, 8, 3, 20]), min_size=1, max_size=4),
     st.data(),
 )
 def test_join_columns_joins_the_values_of_each_row(run, count, sizes, data):
-    """A size of None is that of a column whose values vary in size."""
-    columns, spans, values, owners = [], [], [], []
+    """A size of None is that of a column whose values vary in size; "sizes" writes these, too."""
+    columns, values, heads, owners = [], [], [], []
     for size in sizes:
-        lengths = (
-            st.binary(max_size=20) if size is None else st.binary(min_size=size, max_size=size)
-        )
+        varies = size in (None, "sizes")
+        lengths = st.binary(max_size=20) if varies else st.binary(min_size=size, max_size=size)
         parts = data.draw(st.lists(lengths, min_size=count, max_size=count))
         values.append(parts)
-        if size is None:
-            address, nbytes, parts = spans_of(parts)
-            columns.append((len(spans), 0, 0))
-            spans.append((address, nbytes))
+        if varies:
+            if size == "sizes":
+                heads.append([struct.pack("<I", len(part)) for part in parts])
+            address, nbytes, bodies = spans_of(parts)
+            spans = [guarded_array(each.tobytes()) for each in (address, nbytes)]
+            columns.append((size == "sizes", *map(address_of, spans)))
+            owners.append((spans, bodies))
         else:
             parts = guarded_array(b"".join(parts))
             columns.append((-1, address_of(parts), size))
-        owners.append(parts)
-    rows = b"".join(map(b"".join, zip(*values, strict=True)))
+            owners.append(parts)
+    rows = b"".join(map(b"".join, zip(*heads, *values, strict=True)))
     output, is_intact = canary_array(len(rows))
-    all_spans = np.array(spans, np.int64).reshape(len(spans), 2, count)
-    run(join_columns)(count, np.array(columns, np.int64), all_spans, address_of(output))
+    run(join_columns)(count, np.array(columns, np.int64), address_of(output))
     assert is_intact()
     assert output.tobytes() == rows
 

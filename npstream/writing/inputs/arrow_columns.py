@@ -419,9 +419,9 @@ def _bodies(array: Any, missing: Bools) -> Bodies:
         return Bodies(address, np.full(count, width, np.int64), array)
     large = types.is_large_string(arrow_type) or types.is_large_binary(arrow_type)
     offsets = _offsets(buffers[1], np.dtype(np.int64 if large else np.int32), first, count)
-    data = buffers[2]
-    address = offsets[:-1] + (0 if data is None else data.address)
-    return Bodies(address, np.diff(offsets), array)
+    nbytes, data = np.diff(offsets), buffers[2]
+    offsets += 0 if data is None else data.address
+    return Bodies(offsets[:-1], nbytes, array)
 
 
 def _offsets(buffer: Any, dtype: np.dtype[Any], first: int, count: int) -> Int64:
