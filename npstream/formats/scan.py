@@ -143,10 +143,10 @@ class Scan:
         self._total = 0
         self._result: ScanResult | None = None
 
-    def tee(self, parts: Iterable[Body]) -> Iterator[Body]:
+    def tee(self, parts: Iterable[Body], *, is_stable: bool = False) -> Iterator[Body]:
         """Feed each part of a shard to this scan, and yield the part unchanged."""
         for part in parts:
-            self.feed(part)
+            self.feed(part, is_stable=is_stable)
             yield part
 
     def allocate(self, nbytes: int) -> memoryview:
@@ -158,13 +158,18 @@ class Scan:
         self._grow_buffer(self._filled + count)
         return self._buffer[self._filled : self._filled + count]
 
-    def feed(self, body: Body) -> None:
-        """Process the next bytes of the shard."""
+    def feed(self, body: Body, *, is_stable: bool = False) -> None:
+        """Process the next bytes of the shard.
+
+        If `is_stable` is True, the memory of `body` does not change until the scan has ended. Then
+        whole pieces are not copied, also with `submit`.
+        """
         unread = memoryview(body)
         is_in_place = unread.obj is self._buffer.obj
         self._total += len(unread)
         while self._result is None:
-            if self._spare_buffer is None and not self._filled and len(unread) >= self._needed:
+            can_use = is_stable or self._spare_buffer is None
+            if can_use and not self._filled and len(unread) >= self._needed:
                 # No copy is needed: the piece is processed before the caller can change it.
                 piece, unread = unread[: self._needed], unread[self._needed :]
             else:

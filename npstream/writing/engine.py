@@ -625,7 +625,10 @@ class WriterEngine:
     ) -> Iterator[dict[str, AnyArray]]:
         """Yield rows of fixed columns as arrays; `number` is that of the first sample."""
         assert self._format is not None
-        for block in table.blocks(self._bounds(table, start, stop), self._format.columns):
+        bounds = self._bounds(table, start, stop)
+        if table.chunk == 1 and len(self._format.columns) == 1:
+            bounds = self._shards.chunk_bounds(start, stop)
+        for block in table.blocks(bounds, self._format.columns):
             yield {name: self._array(name, part, number) for name, part in block.items()}
             number += len(next(iter(block.values())))
 

@@ -334,6 +334,8 @@ class ShardPipeline:
         summary = FileSummary(name, self.layout.hashes)
         if scan is None:
             pieces = self.layout.records(blocks, samples)
+        elif len(self.layout.columns) == 1:
+            pieces = scan.tee(self.layout.records(blocks, samples), is_stable=True)
         else:
             pieces = scan.tee(self.layout.records(blocks, samples, scan.allocate))
         publish = self._destination.write_draft(name, summary.tee(pieces))
@@ -345,6 +347,19 @@ class ShardPipeline:
             self._collect(stored)
         else:
             self._submit(record, _publish_draft, publish, entry, scan)
+
+    def chunk_bounds(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Return the rows of each chunk of a shard that has the rows `start` to `stop`.
+
+        The scan of a shard does not copy a block that is a chunk.
+        """
+        samples = stop - start
+        sample_bytes = sum(encoding.size or 0 for encoding in self.layout.columns.values())
+        nbytes = self.layout.empty_bytes + samples * (sample_bytes + self.sample_bytes)
+        counts = chunk_counts(
+            np.array([samples]), np.array([nbytes]), np.array([False]), CHUNK_BYTES
+        )
+        return pairwise((start + piece_rows(samples, int(counts[0]))).tolist())
 
     def _new_shard(
         self,

@@ -290,7 +290,7 @@ class ShardFormat(ABC):
         allocate : callable, optional
             Returns writable memory for the next piece. Its argument is the maximum number of bytes.
             The memory may be shorter, but holds whole samples. By default each piece overwrites the
-            one before.
+            one before; the array of a single column is not copied.
         """
         raise TypeError(f"samples of format {self._name!r} have no fixed size")
 
@@ -491,6 +491,10 @@ class MdsFormat(ShardFormat):
             [("", e.dtype.newbyteorder("<"), e.shape or ()) for e in self.columns.values()]
         )
         yield self.head(record.itemsize * np.arange(1, count + 1))
+        if allocate is None and len(self.columns) == 1:
+            for block in blocks:
+                yield _stored_form(block[self.schema.names[0]]).reshape(-1).view(np.uint8).data
+            return
         step = max(1, _PIECE_BYTES // record.itemsize)
         buffer = memoryview(bytearray(0 if allocate else min(step, count) * record.itemsize))
         for block in blocks:

@@ -256,6 +256,38 @@ def test_arrays_are_stored_as_their_rows_are(columns, compression, sidecar, tmp_
         assert path.is_dir() or path.read_bytes() == (tmp_path / "rows" / name).read_bytes()
 
 
+@pytest.mark.parametrize("is_aligned", [True, False])
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(25 * ROWS, dtype=np.uint16).reshape(ROWS, 25),
+        np.arange(50 * ROWS, dtype=np.uint16).reshape(ROWS, 50)[:, ::2],
+        np.arange(25 * ROWS).reshape(ROWS, 25).astype(">u2"),
+        np.arange(ROWS).astype("datetime64[D]"),
+    ],
+    ids=["contiguous", "strided", "big-endian", "dates"],
+)
+def test_a_single_array_is_stored_without_a_copy_of_its_chunks(
+    array, is_aligned, tmp_path, monkeypatch
+):
+    """The blocks are the chunks of the scan, or blocks of other sizes."""
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 500)
+    if is_aligned:
+        monkeypatch.setattr(pipeline, "CHUNK_BYTES", 500)
+    npstream.write(tmp_path / "array", {"x": array}, shard_size=SHARD)
+    native = array.astype(array.dtype.newbyteorder("="))
+    encoding = npstream.open(tmp_path / "array")._encodings()
+    samples = ({"x": row} for row in native)
+    npstream.write(tmp_path / "rows", samples, columns=encoding, shard_size=SHARD)
+    assert npstream.verify_dataset(tmp_path / "array").problems == ()
+    stored = [file for file in tmp_path.glob("array/**/*") if file.is_file()]
+    assert len(stored) > 2
+    for file in stored:
+        path = tmp_path / "rows" / file.relative_to(tmp_path / "array")
+        assert file.read_bytes() == path.read_bytes()
+    assert (npstream.open(tmp_path / "array")["x"].load() == array).all()
+
+
 def test_a_shard_of_arrays_is_synced_while_the_next_one_is_written(tmp_path, monkeypatch):
     """The first sync runs until another shard has been written."""
     synced, second, sync = [], threading.Event(), os.fsync
