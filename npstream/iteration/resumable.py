@@ -324,7 +324,8 @@ class Resumable(RankEpochs):
         -------
         dict
             It holds only values that JSON can represent. After the last batch of an epoch, it is
-            the state of the beginning of the next epoch.
+            the state of the beginning of the next epoch. Its structure is always the same, as
+            `torch.distributed.checkpoint` needs it.
 
         Examples
         --------
@@ -345,7 +346,8 @@ class Resumable(RankEpochs):
         if self._progress is not None:
             self._progress.saved_position = self._progress.position
         state = self._encode_state(cursor)
-        state[STEPS] = [steps.to_json() for steps in self._history.ranges]
+        # A tuple: torch.distributed.checkpoint would take a list of dicts apart.
+        state[STEPS] = tuple(steps.to_json() for steps in self._history.ranges)
         if self._trainer_offset is not None:
             state[TRAINER_EPOCH] = cursor.epoch - self._trainer_offset
         return state

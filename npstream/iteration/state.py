@@ -10,6 +10,7 @@ Tested in tests/iteration/test_resumable.py.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,13 @@ _VERSIONS = (1, STATE_VERSION)
 
 OPTIONAL_SETTINGS = ("valid", "balance")
 """Keys that only the states of iterations with these settings have."""
+
+SETTINGS_HASH = "settings_hash"
+"""The key of the hash of the settings of a state.
+
+`torch.distributed.checkpoint` loads only keys that are also in the state of the new run. If the old
+run had more settings, the hash differs.
+"""
 
 TRAINER_EPOCH = "trainer_epoch"
 """The key of the trainer's own number for the epoch of a state."""
@@ -112,6 +120,7 @@ def make_state(settings: Mapping[str, Any], cursor: EpochCursor) -> dict[str, An
     return {
         "version": STATE_VERSION,
         **settings,
+        SETTINGS_HASH: _hash_settings(settings),
         "epoch": cursor.epoch,
         "position": cursor.position,
         "skipped": [list(gap) for gap in cursor.gaps],
@@ -136,7 +145,8 @@ def read_cursor(
         If the state is of an iteration over another view, or in another order.
     """
     version = state_version(state)
-    expected = {"version": version, **settings_of_version(version)}
+    settings = settings_of_version(version)
+    expected = {"version": version, **settings}
     keys = [key for key in expected if key not in OPTIONAL_SETTINGS]
     require_keys(state, (*keys, "epoch", "position", "skipped"))
     for key, current in expected.items():
@@ -145,6 +155,14 @@ def read_cursor(
     for key in OPTIONAL_SETTINGS:
         if state.get(key) is not None and key not in expected:
             raise ValueError(difference_message(key, state[key], None))
+    if version == STATE_VERSION and state.get(SETTINGS_HASH) not in (
+        None,
+        _hash_settings(settings),
+    ):
+        raise ValueError(
+            "the state is of an iteration with other settings, and does not hold all of them: give "
+            "the settings of the run that saved the state, such as valid= and balance="
+        )
     epoch, position = (read_count(state, key) for key in ("epoch", "position"))
     gaps = merge_gaps(read_gaps(state))
     if len(gaps) > MAX_GAPS:
@@ -153,6 +171,12 @@ def read_cursor(
             "be skipped"
         )
     return EpochCursor(epoch, position, gaps)
+
+
+def _hash_settings(settings: Mapping[str, Any]) -> str:
+    """Return a hash of the settings that a state holds."""
+    text = json.dumps(settings, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def require_within_epoch(cursor: EpochCursor, size: int) -> None:

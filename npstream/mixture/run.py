@@ -223,6 +223,8 @@ class MixtureRun:
     def to_json(self) -> dict[str, Any]:
         """Return the run as plain JSON."""
         data: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        # Tuples: torch.distributed.checkpoint would take lists of dicts apart.
+        data |= {name: tuple(data[name]) for name in ("sources", "stretches")}
         return {"version": list(STREAM_VERSION), **data}
 
     @classmethod
@@ -276,7 +278,7 @@ class MixtureRun:
 
 def _list_in(data: Mapping[str, Any], key: str) -> list[Any]:
     """Return a list of a state; raise ValueError if it is empty or no list."""
-    if not isinstance(data[key], list) or not data[key]:
+    if not isinstance(data[key], list | tuple) or not data[key]:
         raise ValueError(
             f"this state is damaged: {key} is {short_repr(data[key])}; expected a list"
         )
