@@ -102,8 +102,14 @@ class ExampleItem(pytest.Item):
         self._request._fillfixtures()
 
     def runtest(self) -> None:
+        for name in self.example.missing:
+            pytest.skip(f"could not import {name!r}")
         names = self.example.fixtures
-        pages.check(self.example, {name: self._request.getfixturevalue(name) for name in names})
+        fixtures = {name: self._request.getfixturevalue(name) for name in names}
+        try:
+            pages.check(self.example, fixtures)
+        except ModuleNotFoundError as error:
+            pytest.skip(f"could not import {error.name!r}")  # an optional package
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         if isinstance(excinfo.value, pages.Mismatch):

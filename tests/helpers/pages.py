@@ -5,6 +5,7 @@ The languages of the fenced blocks that it runs:
 - `python` begins an example, in an empty directory. `python continuation` goes on with it.
 - `python file=NAME` writes the block to a file in the directory of the example.
 - `python fixture:NAME` has a fixture of pytest as a global of this name.
+- `python needs:PACKAGE` is skipped, with its example, if the package is not installed.
 - `text`, right after Python code, is what the code prints. Three dots stand for any text, as in
   doctest.
 - `console` has commands after "$ ", run by bash in the directory of the example. The lines after
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import doctest
+import importlib.util
 import io
 import os
 import re
@@ -60,6 +62,11 @@ class Block:
         return [option[8:] for option in self.options if option.startswith("fixture:")]
 
     @property
+    def packages(self) -> list[str]:
+        """Names of optional packages that the block needs."""
+        return [option[6:] for option in self.options if option.startswith("needs:")]
+
+    @property
     def file(self) -> str | None:
         """Name of the file that the block is written to, if any."""
         names = [option[5:] for option in self.options if option.startswith("file=")]
@@ -79,6 +86,12 @@ class Example:
     def fixtures(self) -> list[str]:
         """Names of the fixtures that the blocks use."""
         return sorted({name for block in self.blocks for name in block.fixtures})
+
+    @property
+    def missing(self) -> list[str]:
+        """Optional packages that the blocks need, and that are not installed."""
+        packages = sorted({name for block in self.blocks for name in block.packages})
+        return [name for name in packages if importlib.util.find_spec(name) is None]
 
     @property
     def line(self) -> int:
