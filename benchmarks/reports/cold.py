@@ -1,9 +1,10 @@
-"""Measure cold starts: T and I in an S3 server of the tests, against Lance and obstore by hand.
+r"""Measure cold starts: T and I in an S3 server of the tests, against others and obstore by hand.
 
 Each measurement is a process of its own with an empty cache. The sides alternate, and a table shows
-the medians. Lance is installed in another environment, whose Python is an argument::
+the medians. Lance and Streaming are installed in other environments, whose Pythons are arguments::
 
-    python benchmarks/reports/cold.py --lance ~/lance/bin/python --data ~/data --rounds 9
+    python benchmarks/reports/cold.py --data ~/data --rounds 9 \
+        --lance ~/lance/bin/python --streaming ~/streaming/bin/python
 """
 
 from __future__ import annotations
@@ -43,7 +44,10 @@ def open_dataset():
     )
 if settings["imported"]:
     npstream.write("memory://imports", {"x": np.arange(9)})
-    npstream.open("memory://imports", cache=settings["cache"] + "-imports")[[1, 2]].load()
+    small = npstream.open("memory://imports", cache=settings["cache"] + "-imports")
+    small[[1, 2]].load()
+    for _ in small.iter(0, 1, batch_size=3, last="short"):
+        pass
     import obstore.store
     if settings["work"] == "epoch":
         npstream.precompile()
@@ -79,6 +83,19 @@ elapsed = time.perf_counter() - start
 print(json.dumps({"seconds": elapsed, "cpu": time.process_time() - cpu}))
 """
 
+STREAMING = """
+import json, os, sys
+settings = json.load(sys.stdin)
+os.environ.update(settings["environment"])
+from streaming import StreamingDataset
+dataset = StreamingDataset(
+    remote=settings["url"], local=settings["cache"], shuffle=False, batch_size=1
+)
+sample = dataset[settings["rows"][0]]
+assert sample["id"] is not None
+print(json.dumps({}), flush=True)
+"""
+
 BY_HAND = """
 import asyncio, json, os, sys, time
 settings = json.load(sys.stdin)
@@ -107,26 +124,41 @@ async def sample(shards, starts, row):
     words = np.frombuffer(await offsets[key], "<u4")
     begin, end = words[row % 4096 : row % 4096 + 2].tolist()
     return await get(name, begin, end)
-offsets = {}
+async def fetch_shards(shards):
+    slots = asyncio.Semaphore(8)
+    async def part(file, name, begin, end):
+        async with slots:
+            body = await get(name, begin, end)
+        file.seek(begin)
+        file.write(body)
+    parts = []
+    for shard in shards:
+        name, nbytes = shard["raw_data"]["basename"], shard["raw_data"]["bytes"]
+        file = open(f"{settings['cache']}-{name}", "wb")
+        files.append(file)
+        for begin in range(0, nbytes, settings["chunk_bytes"]):
+            end = min(begin + settings["chunk_bytes"], nbytes)
+            parts.append(part(file, name, begin, end))
+    await asyncio.gather(*parts)
+files, offsets = [], {}
 async def main():
     response = await obstore.get_async(store, f"{folder}/index.json")
     shards = json.loads(bytes(await response.bytes_async()))["shards"]
     starts = np.cumsum([0, *(shard["samples"] for shard in shards)])
+    if settings["work"] in ("epoch", "whole"):
+        await fetch_shards(shards)
     if settings["work"] == "epoch":
-        slots = asyncio.Semaphore(8)
-        async def part(file, name, begin, end):
-            async with slots:
-                body = await get(name, begin, end)
-            file.seek(begin)
-            file.write(body)
-        parts = []
-        for shard in shards:
-            name, nbytes = shard["raw_data"]["basename"], shard["raw_data"]["bytes"]
-            file = open(f"{settings['cache']}-{name}", "wb")
-            for begin in range(0, nbytes, settings["chunk_bytes"]):
-                end = min(begin + settings["chunk_bytes"], nbytes)
-                parts.append(part(file, name, begin, end))
-        await asyncio.gather(*parts)
+        return
+    if settings["work"] == "whole":
+        row_bytes, rows = settings["row_bytes"], np.array(settings["rows"])
+        out = np.empty((len(rows), row_bytes), np.uint8)
+        shard_of = np.searchsorted(starts, rows, side="right") - 1
+        for number, file in enumerate(files):
+            file.flush()
+            end, count = shards[number]["raw_data"]["bytes"], shards[number]["samples"]
+            data = np.memmap(file.name, np.uint8, "r", end - count * row_bytes, (count, row_bytes))
+            is_here = shard_of == number
+            out[is_here] = data[rows[is_here] - starts[number]]
         return
     await asyncio.gather(*(sample(shards, starts, row) for row in settings["rows"]))
 asyncio.run(main())
@@ -143,16 +175,16 @@ class Bench:
     ----------
     data : Path
         The directory of the benchmarks' datasets.
-    lance : str or None
-        The Python that has Lance; None leaves Lance out.
+    lance, streaming : str or None
+        The Pythons that have Lance and Streaming; None leaves a side out.
     names : sequence of str
         The datasets to store: "T", "I" or both.
     """
 
-    def __init__(self, data: Path, lance: str | None, names: str) -> None:
+    def __init__(self, data: Path, lance: str | None, streaming: str | None, names: str) -> None:
         from servers import Servers
 
-        self.lance = lance
+        self.lance, self.streaming = lance, streaming
         self.folder = Path(tempfile.mkdtemp(prefix="cold-", dir=data))
         self.servers = Servers(self.folder)
         self.server, self.proxy = self.servers["s3"], self.servers.proxy("s3")
@@ -206,6 +238,8 @@ class Bench:
         python, code = {
             "npstream": (sys.executable, NPSTREAM),
             "by hand": (sys.executable, BY_HAND),
+            "whole chunks by hand": (sys.executable, BY_HAND),
+            "Streaming": (self.streaming, STREAMING),
             "Lance": (self.lance, LANCE),
         }[side]
         self.proxy.latency = latency
@@ -220,10 +254,14 @@ class Bench:
                 "columns": {"image": "bytes"} if name == "I" else None,
                 "cache": str(cache / "cache"),
                 "imported": work != "sample",
-                "work": work,
+                "work": "whole" if side == "whole chunks by hand" else work,
                 "rows": rows,
                 "row_bytes": 2056 if name == "T" else 0,
                 "chunk_bytes": 1 << 22,
+                "environment": {
+                    **remote_dir.env,
+                    "S3_ENDPOINT_URL": options["endpoint_url"],
+                },
                 "lance": f"{remote_dir.url}.lance",
                 "lance_options": {
                     "endpoint": options["endpoint_url"],
@@ -279,10 +317,16 @@ def write_parquet(dataset: Any, path: Path) -> None:
 FIGURES: list[tuple[str, str, str, int, tuple[tuple[str, float], ...]]] = [
     ("open + 100 random samples of T", "T", "rows", SAMPLES, (("Lance", 0.9), ("by hand", 1.5))),
     ("open + 100 random samples of I", "I", "rows", SAMPLES, (("Lance", 1.0), ("by hand", 1.5))),
-    ("process start to the first sample of T", "T", "sample", 1, (("Lance", 1.0),)),
-    ("first 8,192 random rows of T", "T", "rows", ROWS, (("by hand", 1.2),)),
+    (
+        "process start to the first sample of T", "T", "sample", 1,
+        (("Lance", 1.0), ("Streaming", 0.2)),
+    ),
+    (
+        "first 8,192 random rows of T", "T", "rows", ROWS,
+        (("by hand", 1.2), ("whole chunks by hand", 1.2)),
+    ),
     ("CPU time of an epoch of T", "T", "epoch", 0, (("by hand", 1.3),)),
-]
+]  # fmt: skip
 """Title, dataset, work, number of rows, and each reference with the factor to reach."""
 
 
@@ -295,7 +339,8 @@ def measure(
 ) -> None:
     """Measure a figure with alternating sides, and show a line for each reference."""
     title, name, work, row_count, references = figure
-    sides = ["npstream", *(s for s, _ in references if s != "Lance" or bench.lance)]
+    absent = {name for name in ("Lance", "Streaming") if not getattr(bench, name.lower())}
+    sides = ["npstream", *(side for side, _ in references if side not in absent)]
     times: dict[str, list[float]] = {side: [] for side in sides}
     for number in range(rounds):
         generator = np.random.default_rng(number)
@@ -317,12 +362,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--lance", help="a Python that has pylance")
+    parser.add_argument("--streaming", help="a Python that has mosaicml-streaming")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--latencies", default="0,0.01,0.03")
     parser.add_argument("--only", default="", help="a part of the titles")
     options = parser.parse_args()
     figures = [figure for figure in FIGURES if options.only in figure[0]]
-    bench = Bench(options.data, options.lance, "".join(sorted({f[1] for f in figures})))
+    names = "".join(sorted({figure[1] for figure in figures}))
+    bench = Bench(options.data, options.lance, options.streaming, names)
     try:
         print("| what | latency | reference | npstream | reference | ratio | must reach |")
         print("|---|---|---|---|---|---|---|")
