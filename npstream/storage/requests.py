@@ -252,8 +252,8 @@ def _run(
     next_completion: Callable[[], _Completion],
 ) -> Generator[tuple[int, Any]]:
     tasks: dict[int, asyncio.Task[Any]] = {}  # only the loop's thread uses it
-    in_flight: dict[int, int] = {}  # the number of each request -> its bytes
-    in_flight_requests: dict[int, Request] = {}  # by number
+    in_flight: dict[int, Request] = {}  # by number
+    nbytes_in_flight = 0
     process = os.getpid()
 
     def start(batch: list[tuple[int, Request]], wait_start: float) -> None:
@@ -272,7 +272,7 @@ def _run(
             task.cancel()
 
     def may_start(request: Request) -> bool:
-        free = _MAX_BYTES_IN_FLIGHT - sum(in_flight.values())
+        free = _MAX_BYTES_IN_FLIGHT - nbytes_in_flight
         return not in_flight or (len(in_flight) < width() and request.nbytes <= free)
 
     numbered = enumerate(requests)
@@ -282,8 +282,8 @@ def _run(
             batch = []
             while upcoming is not None and may_start(upcoming[1]):
                 number, request = upcoming
-                in_flight[number] = request.nbytes
-                in_flight_requests[number] = request
+                in_flight[number] = request
+                nbytes_in_flight += request.nbytes
                 batch.append(upcoming)
                 upcoming = next(numbered, None)
             if batch:
@@ -292,8 +292,8 @@ def _run(
                 number, result, error = next_completion()
             if error is not None:
                 raise error
-            del in_flight[number]
-            request = in_flight_requests.pop(number)
+            request = in_flight.pop(number)
+            nbytes_in_flight -= request.nbytes
             if is_reporting() and isinstance(result, bytes | bytearray | memoryview):
                 age = time.monotonic() - request.start - request.seconds
                 report("fetch", request.seconds, len(result), request.where, age)
