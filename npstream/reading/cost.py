@@ -232,9 +232,10 @@ def _shards_cost(usage: ChunkUsage, plan: Plan | None) -> Cost:
         return Cost(usage.size, shard_count, len(chunks), len(chunks), 0, 0)
     pairs = list(zip(shards.tolist(), chunks.tolist(), strict=True))
     is_cached = np.array([remote.files.is_cached(*chunk) for chunk in pairs], bool)
+    is_bulk = remote.is_bulk(int(counts[~is_cached].sum()))
     is_dense = np.array(
         [
-            remote.is_dense(chunk[0], count) or remote.is_hot(chunk)
+            remote.is_dense(chunk[0], count, is_bulk) or remote.is_hot(chunk)
             for chunk, count in zip(pairs, counts.tolist(), strict=True)
         ],
         bool,

@@ -25,7 +25,7 @@ from npstream.shards.base import FetchResult, RemotePart
 from npstream.shards.local import LocalShards
 from npstream.shards.point_reads import PointReader
 from npstream.shards.snapshot import explain_replacement
-from npstream.storage.coalesce import parts_are_cheaper, transfer_cost
+from npstream.storage.coalesce import REQUEST_BYTES, parts_are_cheaper, transfer_cost
 from npstream.storage.deadlines import shared_deadline
 
 if TYPE_CHECKING:
@@ -53,6 +53,9 @@ _ABSENT_ERRNOS = (errno.ENOENT, errno.EACCES)
 
 Amazon and Google deny access to an absent file if the user may not list the bucket.
 """
+
+BULK_SAMPLES = 1 << 10
+"""A read of more samples fetches chunks that cost less than a request for each of their samples."""
 
 SPARSE_READS = 2
 """Sparse reads in a chunk before the next one fetches the chunk."""
@@ -182,10 +185,11 @@ class RemoteShards(LocalShards):
             return []
         ready: list[Chunk] = []
         absent: list[Chunk] = []
+        is_bulk = self.is_bulk(len(ids))
         for (shard, chunk), count in self.count_chunks(ids, shard_of):
             file = self.files.peek(shard)  # a sparse read creates no file
             if file is None or not self.files.is_readable(shard, chunk):
-                is_dense = self.is_dense(shard, count)
+                is_dense = self.is_dense(shard, count, is_bulk)
                 is_in_flight = is_leased(self.files.piece_key(shard, chunk))
                 if is_in_flight and not is_dense and self._within_budget(shard, count):
                     continue  # single samples arrive sooner than the chunk
@@ -202,11 +206,22 @@ class RemoteShards(LocalShards):
             self.fetch_chunks(absent)
         return ready
 
-    def is_dense(self, shard: int, count: int) -> bool:
-        """Return True if a read of `count` samples of a chunk fetches the chunk."""
-        nbytes = self.chunk_bytes(shard)
-        whole = self.index.compressed[shard] or self.verify is True or nbytes <= SMALL_CHUNK
-        return bool(whole) or DENSE_FRACTION * count * self.sample_bytes(shard) >= nbytes
+    def is_bulk(self, count: int) -> bool:
+        """Return True if a read of `count` samples compares the costs of requests and of chunks."""
+        return count > BULK_SAMPLES and not self.files.splits_shards
+
+    def is_dense(self, shard: int, count: int, is_bulk: bool = False) -> bool:
+        """Return True if a read of `count` samples of a chunk fetches the chunk.
+
+        `is_bulk` is the result of the method `is_bulk` for all samples of the read.
+        """
+        chunk_bytes, nbytes = self.chunk_bytes(shard), count * self.sample_bytes(shard)
+        whole = self.index.compressed[shard] or self.verify is True or chunk_bytes <= SMALL_CHUNK
+        if whole or DENSE_FRACTION * nbytes >= chunk_bytes:
+            return True
+        request_bytes = self.traffic.merging(0).measured_gap or REQUEST_BYTES
+        single_cost = nbytes + count * request_bytes
+        return is_bulk and not parts_are_cheaper(single_cost, chunk_bytes + request_bytes)
 
     def _within_budget(self, shard: int, count: int) -> bool:
         """Return True if samples are read on their own although their chunk is being fetched."""

@@ -20,8 +20,9 @@ from npstream.cache.leases import is_leased
 from npstream.errors import CostError, FormatError, IntegrityError, NpstreamError, StorageError
 from npstream.shards import readahead
 from npstream.shards.readahead import ChunkReadAhead
-from npstream.shards.remote import RemoteShards
+from npstream.shards.remote import BULK_SAMPLES, RemoteShards
 from npstream.storage.remote import RemoteStore
+from npstream.storage.traffic.latency import MIN_REQUESTS
 
 READABLE = [case["name"] for case in golden.cases() if case["readable"] is True]
 BAD = [case["name"] for case in golden.cases() if case["name"].startswith("bad_")]
@@ -188,6 +189,34 @@ def test_the_third_sparse_read_fetches_the_chunk(tmp_path, upload, requests, sma
     for row in range(6):
         assert ds[row]["id"] == row
     assert len(requests) == 3
+
+
+@pytest.mark.parametrize("case", ["many", "fewer", "cheap requests", "small cache"])
+def test_many_samples_at_once_fetch_chunks_that_cost_less(
+    case, upload, tmp_path, requests, monkeypatch
+):
+    monkeypatch.setattr("npstream.formats.chunks.CHUNK_BYTES", 1 << 18)
+    n = 40_000
+    values = np.arange(n * 16).reshape(n, 16)
+    npstream.write(tmp_path / "data", {"x": values}, shard_size="4MB")
+    count = BULK_SAMPLES if case == "fewer" else 2 * BULK_SAMPLES
+    rows = np.random.default_rng(0).permutation(n)[:count]
+    limit = values.nbytes // 2 if case == "small cache" else None
+    options = {"cache": tmp_path / "cache", "cache_limit": limit}
+    with npstream.open(upload(tmp_path / "data"), **options) as ds:
+        if case == "cheap requests":  # a request takes the time of 100 bytes
+            for nbytes in [1_000] * MIN_REQUESTS + [1 << 22] * MIN_REQUESTS:
+                ds._source.remote.traffic.count_answer(1.0, 0.001 + nbytes / 1e5, nbytes)
+        cost = ds[rows].explain()
+        requests.clear()
+        np.testing.assert_array_equal(ds[rows]["x"], values[rows])
+    assert (cost.requests, cost.nbytes) == (len(requests), sum(size for _, _, size in requests))
+    if case == "many":
+        assert len(requests) < 40
+        assert cost.nbytes >= values.nbytes
+    else:
+        assert len(requests) > count / 2
+        assert cost.nbytes < values.nbytes / 4
 
 
 @pytest.mark.parametrize("variable", [False, True], ids=["fixed", "variable"])
