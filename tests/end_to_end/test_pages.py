@@ -139,3 +139,13 @@ def test_fixtures_of_blocks_are_globals(tmp_path, monkeypatch):
     (example,) = pages.examples(path)
     assert example.fixtures == ["place"]
     pages.check(example, {"place": "here"})
+
+
+def test_an_example_names_the_packages_that_are_missing(tmp_path):
+    path = tmp_path / "page.md"
+    path.write_text(
+        "```python needs:numpy\n```\n\n```python file=run.py needs:no_such_package\n```\n\n"
+        "```python\n```\n"
+    )
+    first, second = pages.examples(path)
+    assert (first.missing, second.missing) == (["no_such_package"], [])
