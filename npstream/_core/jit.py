@@ -22,9 +22,6 @@ import types
 from collections.abc import Callable
 from typing import Any, Generic, ParamSpec, SupportsInt, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from npstream._core.log import log, warn
 
 P = ParamSpec("P")
@@ -355,9 +352,9 @@ def prefetch_cache_line(address: int) -> None:
     """Prefetch a byte's cache line, and its page table entry, without waiting."""
 
 
-def load_acquire(array: NDArray[np.int64], row: int) -> int:
-    """Read ``array[row, 0]`` with acquire order: later reads see the writer's earlier writes."""
-    return int(array[row, 0])
+def load_i64_acquire(address: int) -> int:
+    """Read an aligned int64 with acquire order: later reads see the writer's earlier writes."""
+    return load_i64(address)
 
 
 def load_u8_acquire(address: int) -> int:
@@ -482,7 +479,6 @@ def _memory_primitives() -> dict[Callable[..., Any], Any]:
     from llvmlite import ir
     from numba.core import cgutils
     from numba.core import types as nb
-    from numba.extending import intrinsic
 
     def emit_copy(context: Any, builder: Any, target: Any, source: Any, nbytes: Any) -> None:
         target, source = _pointer(builder, target), _pointer(builder, source)
@@ -504,9 +500,13 @@ def _memory_primitives() -> dict[Callable[..., Any], Any]:
 
         return emit
 
-    def emit_acquire(context: Any, builder: Any, address: Any) -> Any:
-        value = builder.load_atomic(_pointer(builder, address), "acquire", align=1)
-        return builder.zext(value, ir.IntType(64))
+    def emit_acquire(bits: int) -> Callable[..., Any]:
+        def emit(context: Any, builder: Any, address: Any) -> Any:
+            pointer = _pointer(builder, address, bits)
+            value = builder.load_atomic(pointer, "acquire", align=bits // 8)
+            return builder.zext(value, ir.IntType(64))
+
+        return emit
 
     def emit_prefetch(context: Any, builder: Any, address: Any) -> None:
         pointer, word = _pointer(builder, address), ir.IntType(32)
@@ -514,17 +514,6 @@ def _memory_primitives() -> dict[Callable[..., Any], Any]:
         function = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], signature)
         for_reading, keep_close, data = (ir.Constant(word, code) for code in (0, 3, 1))
         builder.call(function, [pointer, for_reading, keep_close, data])
-
-    @intrinsic  # type: ignore[untyped-decorator]
-    def acquire_cell(typingctx: Any, array: Any, row: Any) -> Any:
-        def lower(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            struct = context.make_array(array)(context, builder, args[0])
-            stride = cgutils.unpack_tuple(builder, struct.strides)[0]
-            start = builder.ptrtoint(struct.data, ir.IntType(64))
-            address = builder.add(start, builder.mul(args[1], stride))
-            return builder.load_atomic(_pointer(builder, address, 64), "acquire", align=8)
-
-        return nb.int64(array, nb.int64), lower
 
     load, move = nb.int64(nb.int64), nb.void(nb.int64, nb.int64)
     loads = {load_u8: 8, load_u32: 32, load_i64: 64}
@@ -535,8 +524,8 @@ def _memory_primitives() -> dict[Callable[..., Any], Any]:
         copy_u32: _intrinsic(move, emit_move(32)),
         copy_u64: _intrinsic(move, emit_move(64)),
         **{f: _intrinsic(load, emit_load(bits)) for f, bits in loads.items()},
-        load_u8_acquire: _intrinsic(load, emit_acquire),
-        load_acquire: acquire_cell,
+        load_u8_acquire: _intrinsic(load, emit_acquire(8)),
+        load_i64_acquire: _intrinsic(load, emit_acquire(64)),
         prefetch_cache_line: _intrinsic(nb.void(nb.int64), emit_prefetch),
     }
 

@@ -329,9 +329,12 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], OrderMethods["Dataset"], D
                 from npstream.reading.images.columns import load_decoded
 
                 columns, encodings = load_decoded(self._source, plan, ids, shape, out, decode)
-                return Batch(columns, ids.reshape(shape), encodings=encodings)
-            columns = reading.load(self._source, plan, ids, shape, out)
-            return Batch(columns, ids.reshape(shape), encodings=plan.encodings)
+            else:
+                columns = reading.load(self._source, plan, ids, shape, out)
+                encodings = plan.encodings
+            if len(shape) != 1:
+                ids = ids.reshape(shape)
+            return Batch(columns, ids, encodings=encodings)
 
     def take(
         self,

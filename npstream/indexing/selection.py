@@ -27,6 +27,8 @@ MAX_MASK_AS_POSITIONS = 1 << 13
 
 _NO_ROWS = range(0)
 
+_INT64 = np.dtype(np.int64)  # NumPy takes a dtype in less time than a type
+
 
 class PositionMap(Protocol):
     """A mapping of positions to other positions, such as a `Permutation` or an `Order`."""
@@ -278,7 +280,7 @@ class Selection:
         # NumPy lets a mask of length 0 fit an axis of any length.
         if kind not in ("i", "u") and not (kind == "b" and key.shape == (0,)):
             self._raise_index_error(index)
-        positions, n = key.astype(np.int64, order="C"), self.size
+        positions, n = key.astype(_INT64, "C"), len(self._rows)
         if out_of_bounds(positions, n):
             positions[positions < 0] += n
             if out_of_bounds(positions, n):

@@ -100,12 +100,14 @@ def gather(
     is_prefetched : bool, default: False
         True if the pages of the samples were prefetched.
     """
-    if not is_reporting():
-        return _gather(fetcher, plan, ids, out, is_prefetched)
-    start = time.perf_counter()
-    columns = _gather(fetcher, plan, ids, out, is_prefetched)
-    nbytes = sum(map(_array_nbytes, columns.values()))
-    report("gather", time.perf_counter() - start, nbytes, fetcher.shards.root)
+    start = time.perf_counter() if is_reporting() else None
+    if len(fetcher.index.schemas) <= 1 and not plan.is_empty:
+        columns = _gather_schema(fetcher, 0, plan, ids, out or {}, is_prefetched)
+    else:
+        columns = _gather_schemas(fetcher, plan, ids, out or {}, is_prefetched)
+    if start is not None:
+        nbytes = sum(map(_array_nbytes, columns.values()))
+        report("gather", time.perf_counter() - start, nbytes, fetcher.shards.root)
     return columns
 
 
@@ -116,25 +118,23 @@ def _array_nbytes(column: RawColumn) -> int:
     return 0 if isinstance(column, list) else int(column.nbytes)
 
 
-def _gather(
+def _gather_schemas(
     fetcher: Fetcher,
     plan: Plan,
     ids: Int64,
-    out: Mapping[str, AnyArray] | None,
+    out: Mapping[str, AnyArray],
     is_prefetched: bool,
 ) -> dict[str, RawColumn]:
     """Read columns of samples of any number of schemas."""
     index = fetcher.index
     if plan.is_empty:  # no columns, or only parts without elements
-        return {f.name: (out or {}).get(f.name, f.allocate(len(ids))) for f in plan.fields}
-    if len(index.schemas) <= 1:
-        return _gather_schema(fetcher, 0, plan, ids, out or {}, is_prefetched)
+        return {f.name: out.get(f.name, f.allocate(len(ids))) for f in plan.fields}
     shards = np.searchsorted(index.starts, ids, side="right") - 1
     schema_ids = index.schema_ids[shards]
     schemas = np.unique(schema_ids).tolist()
     if len(schemas) <= 1:
         schema = schemas[0] if schemas else 0
-        return _gather_schema(fetcher, schema, plan, ids, out or {}, is_prefetched)
+        return _gather_schema(fetcher, schema, plan, ids, out, is_prefetched)
     rows = [np.flatnonzero(schema_ids == schema) for schema in schemas]
     # Fixed columns are read schema by schema into one array, which then only needs reordering.
     fixed = {f.name: f.allocate(len(ids)) for f in plan.fields if f.encoding.kind == "fixed"}
@@ -146,17 +146,22 @@ def _gather(
         start = stop
     order = np.argsort(np.concatenate(rows), kind="stable")
     return {
-        f.name: _merge([piece[f.name] for piece in pieces], order, fixed.get(f.name))
+        f.name: _merge([p[f.name] for p in pieces], order, fixed.get(f.name), out.get(f.name))
         for f in plan.fields
     }
 
 
-def _merge(pieces: list[RawColumn], order: Int64, column: AnyArray | None) -> RawColumn:
-    """Concatenate pieces, unless `column` already holds them, and put the rows in order."""
+def _merge(
+    pieces: list[RawColumn], order: Int64, column: AnyArray | None, out: AnyArray | None
+) -> RawColumn:
+    """Concatenate pieces, unless `column` already holds them, and put the rows in order.
+
+    If all pieces are arrays, the result is `out`, unless that is None.
+    """
     arrays = [piece for piece in pieces if isinstance(piece, np.ndarray)]
     if len(arrays) == len(pieces):
         rows_by_schema: AnyArray = np.concatenate(arrays) if column is None else column
-        return rows_by_schema[order]
+        return rows_by_schema.take(order, 0, out, "clip")
     # A Ragged without a kind holds arrays, whose dtypes may differ between pieces.
     raggeds = [piece for piece in pieces if isinstance(piece, Ragged) and piece.kind is not None]
     if len(raggeds) == len(pieces):
@@ -184,26 +189,28 @@ def _gather_schema(
     columns: dict[str, Any] = {}
     blocks: list[Int64] = []
     owners: list[object] = []  # keep the memory of the spans alive
-    fixed = split.arguments.fixed.copy()  # its last column has the addresses of the outputs
-    for number, f in enumerate(split.fixed):
+    columns_to_read, variable = split.arguments
+    arguments = columns_to_read.copy()  # receives the addresses of the outputs
+    for number, f in enumerate(split.fixed, 1):
         column = out.get(f.name)
         if column is None:
             column = f.allocate(len(ids))
         columns[f.name] = column
-        fixed[number, 3] = memory.writable_address(column)
+        arguments[number, 3] = memory.writable_address(column)
     partial_read = plan.partial_read(schema, layout) if fetcher.remotes and len(ids) else None
     # If samples can be read in parts, no column varies in size, and there are no spans to gather.
     if partial_read is None or not _copy_parts(fetcher, split, partial_read, ids, columns):
         for start in range(0, len(ids), KERNEL_ROWS):
-            block_ids = ids[start : start + KERNEL_ROWS]
-            spans, owner = fetcher.read(block_ids, split.arguments, fixed, is_prefetched)
+            block_ids = ids[start : start + KERNEL_ROWS] if len(ids) > KERNEL_ROWS else ids
+            spans, owner = fetcher.read(block_ids, arguments, variable, is_prefetched)
             blocks.append(spans)
             owners.append(owner)
-            if len(block_ids) < len(ids):
-                fixed[:, 3] += len(block_ids) * fixed[:, 2]
+            if block_ids is not ids:
+                outputs = arguments[1 : 1 + len(split.fixed)]
+                outputs[:, 3] += len(block_ids) * outputs[:, 2]
     for f in split.opaque:
         columns[f.name] = _rows_of_bytes(columns[f.name])
-    for number, f in enumerate(split.variable):
+    for number, f in enumerate(split.variable, 1):
         values = _VariableColumn(fetcher, f, ids, [block[number] for block in blocks])
         columns[f.name] = _gather_spans(values, out.get(f.name))
     del owners  # the spans were in use until here
@@ -246,11 +253,12 @@ def _copy_parts(
                         target[positions, target_byte : target_byte + nbytes] = values[rows]
         missing = np.flatnonzero(is_missing)
         for start in range(0, len(missing), KERNEL_ROWS):
-            positions, fixed = missing[start : start + KERNEL_ROWS], split.arguments.fixed.copy()
+            positions = missing[start : start + KERNEL_ROWS]
+            arguments = split.arguments.columns.copy()
             block = {f.name: f.allocate(len(positions)) for f in split.fixed}
-            for number, f in enumerate(split.fixed):
-                fixed[number, 3] = memory.writable_address(block[f.name])
-            fetcher.read(ids[positions], split.arguments, fixed)
+            for number, f in enumerate(split.fixed, 1):
+                arguments[number, 3] = memory.writable_address(block[f.name])
+            fetcher.read(ids[positions], arguments, split.arguments.variable)
             for name, column in block.items():
                 columns[name][positions] = column
     return True
@@ -607,9 +615,8 @@ def apply_to_spans(
         block_ids = ids[start : start + KERNEL_ROWS]
         block = results[start : start + KERNEL_ROWS]
         if layout is not None:
-            arguments = plan.split(0, layout).arguments
-            spans, owner = fetcher.read(block_ids, arguments, arguments.fixed)
-            address, nbytes = spans[0]
+            spans, owner = fetcher.read(block_ids, *plan.split(0, layout).arguments)
+            address, nbytes = spans[1]
             function(address, nbytes, block)
             del owner  # the addresses were in use until here
         else:

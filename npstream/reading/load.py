@@ -71,15 +71,18 @@ def load(
             f"out is of type {type(out).__name__}: expected a mapping from names of columns to "
             "arrays, as in out={'x': array}"
         )
-    flat = {name: _target(plan, name, shape, out[name]) for name in out} if out else {}
-    columns: dict[str, Any] = source.columns(plan, source.look_up(ids), flat)
+    targets = {}
+    for name in out or ():
+        assert out is not None
+        targets[name] = _target(plan, name, shape, out[name])
+    columns: dict[str, Any] = source.columns(plan, source.look_up(ids), targets)
     if len(shape) != 1:
         for name, column in columns.items():
             if not isinstance(column, Ragged):
                 columns[name] = column.reshape(shape + column.shape[1:])
-    for name, target in flat.items():
+    for name, target in targets.items():
         assert out is not None
-        if target.base is None and target is not out[name]:  # a temporary array of `_target`
+        if target is not out[name] and target.base is None:  # a temporary array of `_target`
             np.asarray(out[name])[...] = columns[name]
         columns[name] = out[name]
     return columns
@@ -146,15 +149,17 @@ def _read_blocks_ahead(
 def _target(plan: Plan, name: str, shape: tuple[int, ...], out: Any) -> AnyArray:
     """Return an array with one axis of rows to read a column into: `out`, or a temporary one."""
     field = _find_field(plan, name)
-    if field.encoding.kind != "fixed":
+    encoding = field.encoding
+    if encoding.kind != "fixed":
         raise TypeError(
             f"out for column {name!r}: its values vary in size, so it is read into a new Ragged"
         )
-    assert field.shape is not None
-    array = output_array(out, name, shape + field.shape, field.encoding.dtype)
+    value_shape = field.shape
+    assert value_shape is not None
+    array = output_array(out, name, shape + value_shape, encoding.dtype)
     if not array.flags.c_contiguous:
-        return np.empty((prod(shape), *field.shape), array.dtype)
-    return array if len(shape) == 1 else array.reshape(prod(shape), *field.shape)
+        return np.empty((prod(shape), *value_shape), array.dtype)
+    return array if len(shape) == 1 else array.reshape(prod(shape), *value_shape)
 
 
 def iterate_samples(

@@ -325,18 +325,15 @@ class Plan:
             column = layout.columns[f.name]
             if column.size is None:
                 variable.append(f)
-                variable_rows.append((column.variable_before, column.offset))
+                variable_rows.append((column.variable_before, column.offset, 0, 0))
             else:
                 first, stop = (f.part.first, f.part.stop) if f.part else (0, column.size)
                 fixed.append(f)
                 offset = column.offset + first
                 # The 0 stands for the output's address, which each read sets.
                 fixed_rows.append((column.variable_before, offset, stop - first, 0))
-        arguments = SplitArguments(
-            layout.nvariable,
-            layout.fixed_nbytes,
-            np.array(fixed_rows, np.int64).reshape(-1, 4),
-            np.array(variable_rows, np.int64).reshape(-1, 2),
-        )
+        first_row = (layout.nvariable, layout.fixed_nbytes, len(fixed), 0)
+        columns = np.array([first_row, *fixed_rows, *variable_rows], np.int64)
+        arguments = SplitArguments(columns, len(variable))
         opaque = [f for f in fixed if f.encoding.kind != "fixed"]
         return SampleSplit(arguments, fixed, variable, opaque)

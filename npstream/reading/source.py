@@ -305,11 +305,12 @@ class Source:
         self, plan: Plan, lookup: Lookup, out: Mapping[str, AnyArray]
     ) -> dict[str, AnyArray | Ragged]:
         """Read columns from the source's own shards."""
-        stored = gather(self.fetcher, plan, lookup.samples, out, lookup.is_prefetched)
-        return {
-            f.name: batch_column(self.fetcher, f, stored[f.name], lookup.samples, out.get(f.name))
-            for f in plan.fields
-        }
+        fetcher, samples, columns = self.fetcher, lookup.samples, {}
+        stored = gather(fetcher, plan, samples, out, lookup.is_prefetched)
+        for f in plan.fields:
+            name = f.name
+            columns[name] = batch_column(fetcher, f, stored[name], samples, out.get(name))
+        return columns
 
     def _sidecar_values(self, field: Field, first: int, stop: int) -> AnyArray | None:
         """Read a slice of a side-car column; return None, with a warning, if it cannot be read."""

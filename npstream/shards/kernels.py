@@ -9,12 +9,15 @@ Common arguments, for n samples and S shards:
 
 ============  ==========  =========================================================
 ids           int64[n]    sample numbers, each in [0, starts[S])
+table         int64[4]    the addresses of `starts`, `guide` and `entries`, and `shift`
 starts        int64[S+1]  first sample of each shard
 guide, shift              see `npstream.formats.index.shard_lookup_table`
 entries       int64[S,7]  for each shard, the row described below
 address       int64[n]    first byte of each span
 nbytes        int64[n]    length of each span
 ============  ==========  =========================================================
+
+`table` has addresses, because each array that Python passes to a kernel takes time.
 
 Columns of `entries`, for a shard:
 
@@ -40,8 +43,8 @@ from __future__ import annotations
 from npstream._core.jit import (
     copy,
     kernel,
-    load_acquire,
     load_i64,
+    load_i64_acquire,
     load_u8,
     load_u8_acquire,
     load_u32,
@@ -51,12 +54,15 @@ from npstream._core.jit import (
 from npstream._core.spans import PREFETCH_DISTANCE, copy_short, prefetch_span
 from npstream._core.typing import Int64
 
-_OFFSETS, _BEGIN, _END, _STRIDE, _SLOTS, _CHUNKS = range(1, 7)
-"""Columns of `entries`, after column 0.
+_OFFSETS, _BEGIN, _END, _STRIDE, _SLOTS, _CHUNKS = range(8, 56, 8)
+"""The columns of `entries` after column 0, as byte offsets in a row.
 
 Another thread writes column 0 last. A kernel reads it with acquire order, so a kernel that finds an
 address also finds the other columns.
 """
+
+ENTRY_COLUMNS = 7
+"""Number of columns of `entries`."""
 
 LONG_VALUE = 1 << 10
 """`split` uses `copy_long_values` for a single column whose values have this many bytes or more."""
@@ -73,15 +79,7 @@ LONG_VALUE_LINES = 6
 
 
 @kernel
-def locate(
-    ids: Int64,
-    starts: Int64,
-    guide: Int64,
-    shift: int,
-    entries: Int64,
-    address: Int64,
-    nbytes: Int64,
-) -> int:
+def locate(ids: Int64, table: Int64, address: Int64, nbytes: Int64) -> int:
     """Find the addresses and lengths of samples.
 
     Returns 0 if all samples are in memory and intact. Returns the number of samples whose shard
@@ -89,22 +87,26 @@ def locate(
     -1 - k if the offsets of sample k are damaged.
     """
     absent = 0
+    starts, guide, entries, shift = int(table[0]), int(table[1]), int(table[2]), int(table[3])
     for k in range(ids.size):
-        i = ids[k]
-        low = guide[i >> shift]
-        high = guide[(i >> shift) + 1]
+        i = int(ids[k])
+        guess = guide + 8 * (i >> shift)
+        low, high = load_i64(guess), load_i64(guess + 8)
         while low < high:  # binary search for the last shard that starts at or before i
             middle = (low + high + 1) >> 1
-            if starts[middle] <= i:
+            if load_i64(starts + 8 * middle) <= i:
                 low = middle
             else:
                 high = middle - 1
-        base = load_acquire(entries, low)
-        row = i - starts[low]
-        if base and entries[low, _SLOTS]:
+        entry, start = entries + 8 * ENTRY_COLUMNS * low, load_i64(starts + 8 * low)
+        base = load_i64_acquire(entry)
+        row = i - start
+        slots = load_i64(entry + _SLOTS)
+        if base and slots:
             # The last chunk whose first row, ``chunk * rows // chunks``, is at most `row`.
-            chunk = ((row + 1) * entries[low, _CHUNKS] - 1) // (starts[low + 1] - starts[low])
-            slot = entries[low, _SLOTS] + 16 * chunk
+            rows = load_i64(starts + 8 * low + 8) - start
+            chunk = ((row + 1) * load_i64(entry + _CHUNKS) - 1) // rows
+            slot = slots + 16 * chunk
             base = load_i64(slot)
             if base and load_u8_acquire(load_i64(slot + 8)) != 1:
                 base = 0
@@ -113,14 +115,14 @@ def locate(
             nbytes[k] = low
             absent += 1
             continue
-        stride = entries[low, _STRIDE]
+        stride, first = load_i64(entry + _STRIDE), load_i64(entry + _BEGIN)
         if stride:
-            begin = entries[low, _BEGIN] + row * stride
+            begin = first + row * stride
             end = begin + stride
         else:
-            begin = load_u32(entries[low, _OFFSETS] + 4 * row)
-            end = load_u32(entries[low, _OFFSETS] + 4 * row + 4)
-        if begin < entries[low, _BEGIN] or end < begin or end > entries[low, _END]:
+            offset = load_i64(entry + _OFFSETS) + 4 * row
+            begin, end = load_u32(offset), load_u32(offset + 4)
+        if begin < first or end < begin or end > load_i64(entry + _END):
             return -1 - k
         address[k] = base + begin
         nbytes[k] = end - begin
@@ -216,31 +218,26 @@ LOCATE, SPLIT = 1, 2
 
 
 @kernel
-def read(
-    steps: int,
-    ids: Int64,
-    starts: Int64,
-    guide: Int64,
-    shift: int,
-    entries: Int64,
-    samples: Int64,
-    nvariable: int,
-    fixed_nbytes: int,
-    fixed: Int64,
-    variable: Int64,
-    spans: Int64,
-) -> int:
+def read(steps: int, ids: Int64, table: Int64, columns: Int64, spans: Int64) -> int:
     """Run `locate`, `split`, or both; return the status of the first that fails.
 
-    The rows of `samples` are `address` and `nbytes`: one array, because each array argument of a
-    call takes time. Python calls only this kernel, so `locate` and `split` are compiled once.
+    Row 0 of `columns` has the arguments `nvariable` and `fixed_nbytes` of `split`, and the number
+    of columns to copy. The rows of `fixed` follow, then those of `variable`, with two unused
+    numbers at their end.
+
+    ``spans[0]`` has the addresses and the lengths of the samples. `locate` fills it, and `split`
+    fills the rest: ``spans[1 + c]`` for variable column c.
+
+    Python calls only this kernel, so `locate` and `split` are compiled once.
     """
     status = 0
-    address, nbytes = samples[0], samples[1]
+    address, nbytes = spans[0, 0], spans[0, 1]
     if steps & LOCATE:
-        status = locate(ids, starts, guide, shift, entries, address, nbytes)
+        status = locate(ids, table, address, nbytes)
     if status == 0 and steps & SPLIT:
-        status = split(address, nbytes, nvariable, fixed_nbytes, fixed, variable, spans)
+        stop = 1 + columns[0, 2]
+        fixed, variable = columns[1:stop], columns[stop:]
+        status = split(address, nbytes, columns[0, 0], columns[0, 1], fixed, variable, spans[1:])
     return status
 
 

@@ -28,6 +28,7 @@ from npstream.storage.deadlines import inherit_deadline, shared_deadline
 from npstream.storage.traffic.events import report
 
 if TYPE_CHECKING:
+    from npstream.formats.index import Index
     from npstream.shards.base import LoadedShard, RemotePart, Shards
     from npstream.shards.readahead import ChunkReadAhead, SampleReadAhead, SampleRequest
     from npstream.shards.remote import RemoteShards
@@ -54,43 +55,52 @@ MIN_MAPS = 1 << 10
 class ShardTable:
     """The loaded shards, and their addresses for kernels.
 
-    Attributes
+    Parameters
     ----------
+    index : Index
+        The index of the shards.
     entries : ndarray of int64, shape (shards, 7)
-        The table for kernels. `npstream.shards.kernels` describes its columns.
+        A row for each shard, which `npstream.shards.kernels` describes.
     loaded : dict of int to LoadedShard
         The loaded shards by number. They own the memory.
     buffer_bytes : dict of int to int
         The bytes of the shards that are in buffers instead of maps, oldest first.
-    """
-
-    __slots__ = ("buffer_bytes", "entries", "loaded")
-
-    def __init__(
-        self, entries: Int64, loaded: dict[int, LoadedShard], buffer_bytes: dict[int, int]
-    ) -> None:
-        self.entries, self.loaded, self.buffer_bytes = entries, loaded, buffer_bytes
-
-
-class SplitArguments(NamedTuple):
-    """How to split samples: arguments of the kernel `split`.
 
     Attributes
     ----------
-    nvariable : int
-        The number of variable columns of the dataset.
-    fixed_nbytes : int
-        The bytes of all fixed columns of a sample.
-    fixed : ndarray of int64, shape (fixed columns to read, 4)
-        As `split` describes. The addresses of the outputs, in the last column, are not set.
-    variable : ndarray of int64, shape (variable columns to read, 2)
-        As `split` describes.
+    addresses : ndarray of int64, shape (4,)
+        The argument `table` of kernels. The table keeps the memory of these addresses.
     """
 
-    nvariable: int
-    fixed_nbytes: int
-    fixed: Int64
-    variable: Int64
+    __slots__ = ("addresses", "buffer_bytes", "entries", "index", "loaded")
+
+    def __init__(
+        self,
+        index: Index,
+        entries: Int64,
+        loaded: dict[int, LoadedShard],
+        buffer_bytes: dict[int, int],
+    ) -> None:
+        self.index, self.entries = index, entries
+        self.loaded, self.buffer_bytes = loaded, buffer_bytes
+        starts, guide, rows = map(memory.address_of, (index.starts, index.guide, entries))
+        self.addresses = np.array([starts, guide, rows, index.shift], np.int64)
+
+
+class SplitArguments(NamedTuple):
+    """How to split samples into columns.
+
+    Attributes
+    ----------
+    columns : ndarray of int64, shape (1 + columns to read, 4)
+        The argument `columns` of the kernel `read`. The addresses of outputs, which are the last
+        numbers of the rows of fixed columns, are not set.
+    variable : int
+        The number of variable columns to read.
+    """
+
+    columns: Int64
+    variable: int
 
 
 class Fetcher:
@@ -111,9 +121,8 @@ class Fetcher:
         self._pages = paging.PagePrefetcher()
         self._readers: WeakSet[ChunkReadAhead | SampleReadAhead] = WeakSet()
         self._loads_since_sweep = 0
-        self._lookup = (self.index.starts, self.index.guide, self.index.shift)
-        entries = np.zeros((max(len(self.index), 1), 7), np.int64)
-        self.table: ShardTable | None = ShardTable(entries, {}, {})
+        entries = np.zeros((max(len(self.index), 1), kernels.ENTRY_COLUMNS), np.int64)
+        self.table: ShardTable | None = ShardTable(self.index, entries, {}, {})
 
     def reset_process_state(self) -> None:
         """Replace the locks in a forked process: threads of the parent may have held them."""
@@ -153,12 +162,18 @@ class Fetcher:
         owner : object
             The owner of that memory. Keep it alive while the addresses are in use.
         """
-        samples, owner = self._locate(ids)
+        samples = np.empty((2, len(ids)), np.int64)
+        owner = self._locate(ids, samples)
         return samples[0], samples[1], owner
 
-    def _locate(self, ids: Int64) -> tuple[Int64, object]:
-        """Return the addresses and lengths of samples as the rows of one array, and the owner."""
-        samples = np.empty((2, len(ids)), np.int64)
+    def _locate(self, ids: Int64, samples: Int64) -> object:
+        """Fill the rows of `samples`: the addresses and the lengths of samples.
+
+        Returns
+        -------
+        object
+            The owner of that memory. Keep it alive while the addresses are in use.
+        """
         table = self.current_table()
         status = self._locate_loaded(ids, table, samples)
         owners: list[object] = [table]
@@ -169,7 +184,7 @@ class Fetcher:
             self.raise_damaged(int(ids[-1 - status]), "its offsets do not fit the shard")
         if self.remotes:
             self._count_use(ids, samples[1])
-        return samples, owners
+        return owners
 
     @contextmanager
     def _time_wait(self) -> Iterator[None]:
@@ -234,9 +249,8 @@ class Fetcher:
             The number of absent samples, or -1 - k if the offsets of sample k are damaged.
         """
         return kernels.read.for_size(len(ids))(
-            kernels.LOCATE, ids, *self._lookup, table.entries, samples,
-            0, 0, _NO_COLUMNS, _NO_COLUMNS, _NO_SPANS,
-        )  # fmt: skip
+            kernels.LOCATE, ids, table.addresses, _NO_COLUMNS, samples[np.newaxis]
+        )
 
     def use_counter(self, shard: int) -> Callable[[], None]:
         """Return a function that counts the use of a sample, with the mean size of its shard."""
@@ -254,47 +268,42 @@ class Fetcher:
         return address, nbytes, owner
 
     def read(
-        self, ids: Int64, split: SplitArguments, fixed: Int64, is_prefetched: bool = False
+        self, ids: Int64, columns: Int64, variable: int, is_prefetched: bool = False
     ) -> tuple[Int64, object]:
         """Copy the fixed columns of MDS samples, and locate the values of variable columns.
 
         Parameters
         ----------
         ids : ndarray of int64, shape (n,)
-        split : SplitArguments
-        fixed : ndarray of int64
-            A copy of ``split.fixed`` with the addresses of the outputs.
+        columns : ndarray of int64
+            A copy of `SplitArguments.columns` with the addresses of the outputs.
+        variable : int
+            The number of variable columns to read.
         is_prefetched : bool, default: False
             True if `prefetch` has requested the pages of these samples.
 
         Returns
         -------
-        spans : ndarray of int64, shape (variable columns, 2, n)
-            Address and length of each value.
+        spans : ndarray of int64, shape (1 + variable columns, 2, n)
+            Address and length of each sample, and then of each value of the variable columns.
         owner : object
             The owner of that memory. Keep it alive while the addresses are in use.
         """
-        n, columns = len(ids), len(split.variable)
-        spans = np.empty((columns, 2, n), np.int64) if columns else _NO_SPANS
+        n = len(ids)
+        spans = np.empty((1 + variable, 2, n), np.int64)
+        kernel = kernels.read.for_size(n)
         if is_prefetched or self._pages.is_resident:
             table = self.current_table()
-            samples = np.empty((2, n), np.int64)
-            status = kernels.read.for_size(n)(
-                kernels.LOCATE | kernels.SPLIT, ids, *self._lookup, table.entries, samples,
-                split.nvariable, split.fixed_nbytes, fixed, split.variable, spans,
-            )  # fmt: skip
+            status = kernel(kernels.LOCATE | kernels.SPLIT, ids, table.addresses, columns, spans)
             if not is_prefetched:
                 self._pages.count_rows(n)
             if status == 0:
                 if self.remotes:
-                    self._count_use(ids, samples[1])
+                    self._count_use(ids, spans[0, 1])
                 return spans, table
-        samples, owner = self._locate(ids)
-        self._pages.prefetch(samples[0], samples[1])
-        status = kernels.read.for_size(n)(
-            kernels.SPLIT, ids, *self._lookup, _NO_ENTRIES, samples,
-            split.nvariable, split.fixed_nbytes, fixed, split.variable, spans,
-        )  # fmt: skip
+        owner = self._locate(ids, spans[0])
+        self._pages.prefetch(spans[0, 0], spans[0, 1])
+        status = kernel(kernels.SPLIT, ids, _NO_TABLE, columns, spans)
         if status < 0:
             sample = int(ids[-1 - status])
             self.raise_damaged(sample, "the sizes of its columns do not add up to its length")
@@ -582,7 +591,8 @@ class Fetcher:
 
     def _remove_shards(self, table: ShardTable, shards: list[int]) -> ShardTable:
         """Replace the table by one without `shards`, and return it."""
-        table = ShardTable(table.entries.copy(), dict(table.loaded), dict(table.buffer_bytes))
+        loaded, buffer_bytes = dict(table.loaded), dict(table.buffer_bytes)
+        table = ShardTable(self.index, table.entries.copy(), loaded, buffer_bytes)
         for shard in shards:
             table.buffer_bytes.pop(shard, None)
             del table.loaded[shard]
@@ -621,7 +631,7 @@ class RenamedFetcher(Fetcher):
         self.index = fetcher.index.renamed(names)
         self.layouts = layouts_of(self.index)
         self.shards, self.remotes = fetcher.shards, fetcher.remotes
-        self._pages, self._readers, self._lookup = fetcher._pages, fetcher._readers, fetcher._lookup
+        self._pages, self._readers = fetcher._pages, fetcher._readers
 
     def __getattr__(self, name: str) -> Any:
         if name == "_fetcher":  # not set before `__init__`: a lookup would recurse without end
@@ -654,9 +664,8 @@ def _count_nothing() -> None:
 
 
 _NO_SAMPLES: Int64 = np.empty(0, np.int64)
-_NO_ENTRIES: Int64 = np.empty((0, 7), np.int64)
+_NO_TABLE: Int64 = np.zeros(4, np.int64)
 _NO_COLUMNS: Int64 = np.empty((0, 4), np.int64)
-_NO_SPANS: Int64 = np.empty((0, 2, 0), np.int64)
 
 
 def _buffer_limit(table: ShardTable) -> int:

@@ -81,6 +81,11 @@ class Shards:
             self.owners += [offsets, data]
             self.bodies += [data[a:b].tobytes() for a, b in itertools.pairwise(ends.tolist())]
 
+    @property
+    def addresses(self):
+        arrays = self.starts, self.guide, self.entries
+        return np.array([*map(address_of, arrays), self.shift])
+
     def unload(self, shard):
         self.entries[shard] = 0
 
@@ -101,9 +106,7 @@ class Shards:
     def locate(self, run, ids):
         ids = np.asarray(ids, np.int64)
         address, nbytes = np.full((2, len(ids) + 2), -7, np.int64)
-        status = run(kernels.locate)(
-            ids, self.starts, self.guide, self.shift, self.entries, address[1:-1], nbytes[1:-1]
-        )
+        status = run(kernels.locate)(ids, self.addresses, address[1:-1], nbytes[1:-1])
         assert {*address[[0, -1]], *nbytes[[0, -1]]} == {-7}
         return status, address[1:-1], nbytes[1:-1]
 
@@ -329,18 +332,14 @@ def test_read_in_one_call_equals_locate_and_split_in_two(run, shards):
 
     def read_in(*calls):
         output, is_intact = canary_array(2 * n)
-        samples = np.zeros((2, n), np.int64)
-        spans = np.zeros((1, 2, n), np.int64)
+        columns = np.array([(1, 2, 1, 0), (1, 0, 2, address_of(output)), (0, 0, 0, 0)])
+        spans = np.zeros((2, 2, n), np.int64)
         for steps in calls:
-            status = run(kernels.read)(
-                steps, np.arange(n), table.starts, table.guide, table.shift, table.entries,
-                samples, 1, 2, np.array([(1, 0, 2, address_of(output))]),
-                np.array([(0, 0)]), spans,
-            )  # fmt: skip
+            status = run(kernels.read)(steps, np.arange(n), table.addresses, columns, spans)
             if status:
                 break
         assert is_intact()
-        return status, output.tobytes(), spans
+        return status, output.tobytes(), spans[1:]
 
     def read():
         one_call = read_in(kernels.LOCATE | kernels.SPLIT)

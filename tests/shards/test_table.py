@@ -186,7 +186,7 @@ def test_evicting_buffers_leaves_the_old_table_unchanged(monkeypatch, tmp_path):
 
 def test_the_buffer_limit_is_a_quarter_of_the_memory_free_without_buffers(monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda: 1000)
-    table = shard_table.ShardTable(np.zeros((1, 7), np.int64), {}, {0: 100, 3: 500})
+    table = SimpleNamespace(buffer_bytes={0: 100, 3: 500})
     assert shard_table._buffer_limit(table) == 400
 
 
