@@ -23,6 +23,7 @@ from hypothesis import given
 
 from npstream._core import jit as _jit
 from npstream._core.jit import draw as draw_number
+from npstream._core.jit import draw_short
 from npstream.orders import permutation
 from npstream.orders.permutation import MAX_LENGTH, MAX_TABLE_LENGTH, Permutation, make_key
 
@@ -376,3 +377,10 @@ print("numba" in sys.modules)
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
     )
     assert (result.stderr, result.stdout) == ("", "False\n")
+
+
+@given(st.integers(0, 2**63 - 1), st.integers(1, 2**32 - 1) | st.just(2**32 - 1))
+def test_short_draws_equal_draws(counter, bound):
+    expected = draw(counter, bound)
+    assert draw_short.compiled()(counter, bound) == expected
+    assert draw_short.py_func(counter, bound) == expected
