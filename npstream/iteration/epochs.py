@@ -170,10 +170,10 @@ class Epochs:
         )  # fmt: skip
         if self._costs is None:
             rows = partial(self.at, cursor.epoch)
-            return Partition(*arguments, gaps=cursor.gaps, rows=rows)
+            return Partition(*arguments, gaps=cursor.gaps, rows=rows, grows_lookups=True)
         if self._buckets is not None:
             rows = partial(self._at_in_buckets, cursor.epoch, ranks.world * batch_size)
-            return Partition(*arguments, gaps=cursor.gaps, rows=rows)
+            return Partition(*arguments, gaps=cursor.gaps, rows=rows, grows_lookups=True)
         rows, costs = (partial(f, cursor.epoch) for f in (self.at, self._costs_at))
         return BalancedPartition(*arguments, gaps=cursor.gaps, rows=rows, costs=costs)
 

@@ -590,16 +590,16 @@ class Iteration(ThreadedIteration):
         A piece has up to `group` batches. The first pieces are smaller, so that they are read soon.
         """
         part = progress.part
-        step = part.lookup_batches(batches.step)
         plan = self._source.plan(self._names)
         rows = min(LOOKUP_SAMPLES, self._source.estimate_read_rows(_READ_BYTES, plan))
         if self.yields_batches:
             rows = part.batch_size
         max_rows = rows * group
-        for start in range(0, len(batches), step):
-            looked_up = part.lookup_with_positions(batches[start : start + step])
-            ids, repeated, positions = looked_up
-            row = rows_done
+        start = 0
+        while start < len(batches):
+            stop = start + part.lookup_batches(batches.step, start)
+            ids, repeated, positions = part.lookup_with_positions(batches[start:stop])
+            start, row = stop, rows_done
             while row < len(ids):
                 span = slice(row, row + rows)
                 yield ids[span], repeated[span], positions[span]

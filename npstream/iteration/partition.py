@@ -26,6 +26,15 @@ from npstream.orders.balance import assign_ranks
 LOOKUP_SAMPLES = 1 << 10
 """Samples whose rows are looked up together."""
 
+MAX_LOOKUP_SAMPLES = 1 << 13
+"""Samples whose rows are looked up together in a long loop. Each look-up has a fixed time, too."""
+
+LOOKUP_FRACTION = 16
+"""A loop looks up at most this fraction of the samples before, if they exceed `LOOKUP_SAMPLES`.
+
+So a short loop computes few rows in vain, and needs no compiled kernel.
+"""
+
 LAST_BATCH_MODES = ("repeat", "drop", "short")
 """How the last global batch is made if too few samples are left; see `Partition`."""
 
@@ -73,6 +82,8 @@ class Partition:
         it. A negative row stands for no sample, and is left out. By default rows equal positions.
     lookup_samples : int, default: 1024
         Maximum number of samples of the rank in one look-up. One batch may have more.
+    grows_lookups : bool, default: False
+        Whether look-ups later in a loop may have more samples, up to `MAX_LOOKUP_SAMPLES`.
     lookup_span : int, optional
         Maximum distance from the first to the last position in one look-up. One batch may exceed
         it. By default any distance.
@@ -99,6 +110,7 @@ class Partition:
     gaps: Gaps = ()
     rows: Callable[[Int64], Int64] = field(default=_unshuffled_rows, repr=False)
     lookup_samples: int = LOOKUP_SAMPLES
+    grows_lookups: bool = False
     lookup_span: int | None = None
 
     @property
@@ -183,9 +195,21 @@ class Partition:
             positions[is_repeated] = self.repeat_start + excess % (self.size - self.repeat_start)
         return to_epoch_positions(positions, self.gaps)
 
-    def lookup_batches(self, step: int) -> int:
-        """Return how many batches to look up together, if a worker reads every `step`-th one."""
-        batches = self.lookup_samples // self.batch_size
+    def lookup_batches(self, step: int, done: int = 0) -> int:
+        """Return how many batches to look up together.
+
+        Parameters
+        ----------
+        step : int
+            A worker reads every `step`-th batch.
+        done : int, default: 0
+            The number of batches that the loop has looked up.
+        """
+        samples = self.lookup_samples
+        if self.grows_lookups:
+            samples = max(samples, done * self.batch_size // LOOKUP_FRACTION)
+            samples = min(samples, MAX_LOOKUP_SAMPLES)
+        batches = samples // self.batch_size
         if self.lookup_span is not None:
             batches = min(batches, self.lookup_span // (self.global_batch * step))
         return max(1, batches)

@@ -202,6 +202,18 @@ def test_lookup_handles_gaps_repeats_and_missing_samples(settings, repeat_start)
         assert list(zip(*(column.tolist() for column in columns), strict=True)) == expected
 
 
+def test_look_ups_of_a_long_loop_grow():
+    part = Partition(10**6, 0, 1, 256, grows_lookups=True)
+    done, looked_up = 0, []
+    while done < 1000:
+        looked_up.append(part.lookup_batches(1, done))
+        done += looked_up[-1]
+    assert looked_up[:16] == [4] * 16
+    assert looked_up == sorted(looked_up)
+    assert looked_up[-1] == 32
+    assert Partition(10**6, 0, 1, 256).lookup_batches(1, 1000) == 4
+
+
 def test_number_of_batches_that_are_looked_up_together():
     part = Partition(10**6, 0, 4, 8, lookup_samples=100, lookup_span=800)
     assert [part.lookup_batches(step) for step in (1, 2, 3, 9)] == [12, 12, 8, 2]

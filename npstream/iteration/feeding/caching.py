@@ -212,7 +212,9 @@ class CachedIteration(Resumable):
         for rank in range(first, first + ranks.per_node, rank_step):
             part = self._part_of(cursor, ranks._replace(rank=rank), self._epochs)
             batches = range(0, part.batches, step)
-            block = part.lookup_batches(step)
-            for start in range(0, len(batches), block):
-                rows, _, positions = part.lookup_with_positions(batches[start : start + block])
+            start = 0
+            while start < len(batches):
+                stop = start + part.lookup_batches(step, start)
+                rows, _, positions = part.lookup_with_positions(batches[start:stop])
                 yield rows, positions
+                start = stop
