@@ -42,7 +42,7 @@ SHELL_BLOCKS = {
         "needs root",
     ],
     "docs/exploring.md": ["needs a browser"],
-    "docs/guides/launch.md": ["needs several machines", "needs SLURM"],
+    "docs/guides/launch.md": ["needs several machines", "tests/end_to_end/test_launch.py runs it"],
     "docs/peers.md": ["makes eight environments"],
     "docs/releasing.md": ["a step of .ci/run"],
     "docs/streaming.md": ["tests/streaming runs it"],
