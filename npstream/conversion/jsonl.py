@@ -1,4 +1,4 @@
-"""Files of JSON lines as a source, compressed or not.
+"""Read samples from files of JSON lines. The files may be compressed.
 
 If all columns hold numbers, booleans or text, pyarrow parses blocks of lines. Python parses other
 files line by line: in a column of nested objects, Arrow would add missing keys with null.
@@ -106,7 +106,7 @@ class JsonLinesSource(InputSource):
 
     @classmethod
     def recognizes(cls, files: FileList) -> bool:
-        """Return True also for a single .json file; other files are recognized by `extensions`."""
+        """Return True for a single .json file. `recognize_kind` finds others by `extensions`."""
         return len(files.files) == 1 and split_extension(files.files[0].name)[0] == ".json"
 
     def parts(self) -> Sequence[Part]:
@@ -183,7 +183,8 @@ class JsonLinesSource(InputSource):
         unexpected = "error" if self.request.columns is None else "ignore"
         options = pj.ParseOptions(schema, unexpected_field_behavior=unexpected)
         for line, block in self._file_blocks(file):
-            # With a larger block size, pyarrow does not split `block`, which could cut a line.
+            # pyarrow splits data that is larger than its block size, and a split could cut a line.
+            # So the block size is larger than `block`.
             reading = pj.ReadOptions(use_threads=False, block_size=len(block) + 1)
             try:
                 table = pj.read_json(pa.BufferReader(block), reading, options)

@@ -133,9 +133,10 @@ class InputSource(ABC):
 
     @classmethod
     def recognizes(cls, files: FileList) -> bool:
-        """Return True if the files are of this kind, before any extension is compared.
+        """Return True if the files are of this kind, by other signs than `extensions`.
 
-        By default it returns False, and `recognize_kind` compares the extensions of the files.
+        `recognize_kind` calls this for all kinds first. If all return False, as they do by default,
+        it compares the extensions of the files.
         """
         return False
 
@@ -169,7 +170,8 @@ class InputSource(ABC):
     def select_columns(self, names: Iterable[str], where: str) -> list[str]:
         """Return the columns to read, in the requested order.
 
-        A requested column that the source lacks and ``fill=`` has is left out.
+        If the source lacks a requested column, and ``fill=`` has a value for it, the result does
+        not have this column.
 
         Parameters
         ----------

@@ -92,7 +92,7 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], OrderMethods["Dataset"], D
 
     @property
     def dtypes(self) -> dict[str, np.dtype[Any]]:
-        """Dtype of each column's elements, which is StringDType for text and may be object."""
+        """Dtype of each column's elements: StringDType for text, object if NumPy has no dtype."""
         return {name: self[name].dtype for name in self._names}
 
     @property
@@ -406,9 +406,9 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], OrderMethods["Dataset"], D
 
     @property
     def stats(self) -> ReadStats:
-        """What reads of the whole dataset have taken from object stores, in this process.
+        """Counts and times of this process's reads of the whole dataset from object stores.
 
-        The numbers begin when the dataset is opened. A worker process has its own.
+        Counting begins when the dataset is opened. Each worker process counts its own reads.
 
         Examples
         --------
@@ -423,15 +423,15 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], OrderMethods["Dataset"], D
         Parameters
         ----------
         pin : bool, default: False
-            Whether the cache keeps them until `unpin`, for all processes, also after this one has
-            ended. The cache keeps whole files: a chunk each if the dataset exceeds the cache's
-            limit, else a shard each.
+            Whether the cache keeps the chunks until `unpin`. They are kept for all processes, even
+            after this process ends. The cache pins whole files. A file holds one chunk if the
+            dataset exceeds the cache's limit; otherwise it holds one shard.
 
         Raises
         ------
         ValueError
-            If the cache cannot hold them all at once. With `pin`, also if it cannot hold them
-            together with everything else that is pinned.
+            If the cache cannot hold all these chunks at once. With `pin`, also if it cannot hold
+            them together with everything else that is pinned.
         StorageError
             With `pin`, if the cache is not writable, or other reads fill it meanwhile.
 
@@ -577,12 +577,14 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], OrderMethods["Dataset"], D
         threads : int, optional
             Threads that read, and apply transforms to, the next batches while the loop uses a
             batch. The order of batches stays the same. 0 reads each batch when the loop asks for
-            it. By default one fewer than this process's processors, at most 8, which only read; and
-            0 for single samples, in workers of a DataLoader, and for less than 4 MiB.
+            it. The default is one fewer than this process's processors, but at most 8; these
+            threads read, but do not apply transforms. The default is 0 for single samples, in
+            workers of a DataLoader, and if an epoch reads less than 4 MiB.
         prefetch : int or str, optional
             Maximum number of batches to make ahead, or their maximum bytes as text such as
-            "256MiB". By default two groups of batches for each thread, and at most 256 MiB or an
-            eighth of the free memory.
+            "256MiB". By default two batches for each thread, or two groups if small batches are
+            read in groups. All together take at most 256 MiB, and at most an eighth of the free
+            memory.
         transform_workers : int, default: 0
             Processes that apply transforms, started with "spawn". The order stays the same.
         to : {"torch"}, optional
@@ -590,7 +592,7 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], OrderMethods["Dataset"], D
             tensor. By default, arrays.
         device : torch.device, str or int, optional
             Copy the tensors to this device. For CUDA, threads copy through pinned buffers on a side
-            stream, and the stream of the loop waits on the device.
+            stream. The CUDA stream of the loop waits for each copy; the loop itself does not.
         valid : str or array_like of bool, optional
             A flag for each row of the view, or the name of a column of bool. An epoch leaves out
             rows whose flag is False. The others keep the order that they have without `valid`.
@@ -603,10 +605,10 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], OrderMethods["Dataset"], D
             small: this number of consecutive global batches is sorted together, such as 256.
         on_error : {"raise", "skip", "replace"}, default: "raise"
             What to do with a sample whose stored bytes are damaged, whose image cannot be decoded,
-            or whose transform raises. "skip" makes its batch shorter. "replace" reads a neighbor
-            in the order, which depends only on the seed, the epoch and the position of the sample.
-            Both leave the number of batches. ``failures`` of the result lists these samples. An
-            exception in a transform of a batch is raised.
+            or whose transform raises. "skip" makes its batch shorter. "replace" reads a neighbor in
+            the order instead. The choice of the neighbor depends only on the seed, the epoch and
+            the position of the sample. Neither changes the number of batches. ``failures`` of the
+            result lists these samples. An exception in a transform of a batch is raised.
         max_errors : int, optional
             The number of failed samples after which an error is raised; by default any number.
 

@@ -160,7 +160,7 @@ class ViewMethods(Generic[View]):
             columns = {name: view[name] for name in dict.fromkeys(names)}
             for column in columns.values():
                 _require_order(column)
-            # Of a column that is named twice, the first flag counts.
+            # If a column is named twice, its first flag determines the direction.
             order = sort_order(
                 {name: column.load() for name, column in columns.items()},
                 dict(zip(reversed(names), reversed(flags), strict=True)),
@@ -374,7 +374,7 @@ class ViewMethods(Generic[View]):
         Returns
         -------
         Dataset
-            A 1-d view, in the view's order.
+            A 1-d view. The samples keep their order.
 
         Raises
         ------
@@ -387,7 +387,7 @@ class ViewMethods(Generic[View]):
         ArithmeticError
             If an integer overflows, or is divided by zero.
         CostError
-            If the columns of a remote dataset take more bytes than the limit of implicit reads.
+            If a column of a remote dataset takes more bytes than the limit of implicit reads.
 
         Examples
         --------
@@ -483,8 +483,8 @@ class ViewMethods(Generic[View]):
     def to_polars(self) -> Any:
         """Read the view into a DataFrame of polars.
 
-        Polars converts the result of `to_arrow`, which determines the types. It does not copy the
-        data where that is possible.
+        Polars converts the result of `to_arrow`, which determines the types. Polars copies only the
+        data that it cannot share with the Arrow table.
 
         Returns
         -------
@@ -546,9 +546,12 @@ class ViewMethods(Generic[View]):
             return to_hugging_face(self._source, self._selection, self._names)
 
     def to_dask_dataframe(self) -> Any:
-        """Return a lazy DataFrame of Dask, whose partitions are along the shards.
+        """Return a lazy DataFrame of Dask, in partitions that follow the shards.
 
-        Each partition is read when Dask computes it. Partitions have the types of `to_pandas`.
+        A partition has the view's rows of one shard, or of several consecutive shards. If the
+        sample ids of the view are in neither ascending nor descending order, partitions do not
+        follow the shards. Each partition is read when Dask computes it. Partitions have the types
+        of `to_pandas`.
 
         Returns
         -------

@@ -1,4 +1,4 @@
-"""Statistics of columns as objects with text, HTML and pandas forms: results of ``describe``.
+"""Provide the results of ``describe``: statistics that are shown as text, HTML or pandas tables.
 
 Tested in tests/explore/test_describe.py.
 """
@@ -57,8 +57,8 @@ class ColumnSummary:
     quantiles : dict of float to scalar
         Quantiles of these numbers, by probability.
     rank_error : float
-        Estimated maximum error of `quantiles`: each is the exact quantile of a probability that
-        differs by at most this number. 0 if they are exact.
+        Estimated maximum error of the probabilities of `quantiles`. With an error of 0.01, the
+        value for 0.5 is the exact quantile of a probability from 0.49 to 0.51. 0 if all are exact.
     distinct : int or None
         Number of distinct values.
     top : list of tuple
@@ -69,7 +69,8 @@ class ColumnSummary:
     lengths : tuple or None
         Minimum, mean and maximum length of values that vary in length.
     unit : str
-        The unit of `lengths`: ``"bytes"``, or ``"rows"`` of arrays along their first axis.
+        The unit of `lengths`: ``"bytes"``, or ``"rows"`` for arrays. The rows of an array are
+        counted along its first axis.
     image_sizes : tuple or None
         Minimum width, maximum width, minimum height and maximum height in pixels, of the images
         that were opened.
@@ -109,7 +110,7 @@ class ColumnSummary:
         Returns
         -------
         dict
-            Without unknown statistics.
+            The known statistics. Unknown statistics have no key.
         """
         top, freq = self.top[0] if self.top else (None, None)
         low, mean, high = self.lengths or (None, None, None)
@@ -185,7 +186,10 @@ class ColumnSummary:
         return f"all {rows}" + (", by the side-car" if self.origin == "side-car" else "")
 
     def numbers(self) -> list[str]:
-        """Return the cells of a row of the table of numbers, without name and type."""
+        """Return the cells of a column with numbers, in its row of the table.
+
+        The cells of the name and the type are left out.
+        """
         distinct = "" if self.distinct is None else f"{self.distinct:,}"
         prefix = "~" if self.rank_error else ""
         quantiles = [
@@ -196,7 +200,10 @@ class ColumnSummary:
         return [f"{self.missing:,}", distinct, *cells, *quantiles, _number_text(self.max)]
 
     def others(self) -> list[str]:
-        """Return the cells of a row of the table of other values, without name and type."""
+        """Return the cells of a column without numbers, in its row of the table.
+
+        The cells of the name and the type are left out.
+        """
         distinct = "" if self.distinct is None else f"{self.distinct:,}"
         sizes = self.sizes_text()
         lengths = ", ".join(text for text in (self.lengths_text(), sizes) if text)
@@ -260,6 +267,7 @@ class Description(Mapping[str, ColumnSummary]):
     rows : int
         Number of rows of the view.
     columns : sequence of ColumnSummary
+        The statistics of each column, in the order of the view.
 
     Examples
     --------

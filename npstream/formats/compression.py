@@ -34,7 +34,10 @@ _ALIASES |= {"bzip2": "bz2", "lz4": "zstd:1", "lzma": "zstd:19", "xz": "zstd:19"
 """Names that users may try -> the codec to suggest."""
 
 _MAX_BLOCK = 1 << 20
-"""Maximum bytes that decoders yield at once, approximately; zstd compresses as many at once."""
+"""Approximate maximum bytes of a block from a decoder, except snappy, which yields all at once.
+
+zstd also compresses blocks of this size.
+"""
 
 _FIRST_INPUT_BYTES = 1 << 12
 """A decoder of a stream gets this much input first; see `_decode_streams`."""

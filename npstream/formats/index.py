@@ -104,7 +104,8 @@ class Schema(NamedTuple):
     keys: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        # Fingerprints are hashes of this text, which must never change, nor depend on `keys`.
+        # Fingerprints include a hash of this text. The text must never change for a schema, and
+        # must not depend on `keys`.
         return (
             f"Schema(format={self.format!r}, names={self.names!r}, encodings={self.encodings!r}, "
             f"sizes={self.sizes!r}, newline={self.newline!r}, separator={self.separator!r})"
@@ -129,7 +130,8 @@ class Annotations(NamedTuple):
     order : tuple of str
         The columns in the order of the writer's input; empty if the stored order is the same.
     sidecar : str
-        The file name of the side-car that was written with this index; empty for the usual name.
+        The file name of the side-car that was written with this index; empty if that name is
+        ``index.msgpack``.
     """
 
     dtypes: Mapping[str, str]
@@ -239,7 +241,8 @@ class Index:
     where : str
         The path or URL of the index, for messages.
     chunk_bytes : int
-        Maximum average size of the chunks of a shard; see `npstream.formats.chunks`.
+        An uncompressed shard is divided into chunks whose average size is at most this number of
+        bytes. Chunks of large samples may be larger; see `npstream.formats.chunks`.
     original : Index
         The index before `renamed` replaced names of columns; this index if no names are replaced.
     """
@@ -293,8 +296,8 @@ class Index:
     def fingerprint(self) -> str:
         """Return a hash of the dataset's content and sample order.
 
-        It covers sample counts, sizes, schemas, dtypes and recorded hashes. It does not depend on
-        file names or on compressed sizes.
+        It covers sample counts, sizes, schemas, dtypes, recorded hashes, and which shards are
+        compressed. It does not depend on file names or on compressed sizes.
         """
         return self._catalog.fingerprint(self.original)
 
@@ -323,8 +326,8 @@ def check_size(nbytes: int, where: str) -> None:
     Raises
     ------
     FormatError
-        If `nbytes` is at least `MAX_INDEX_BYTES`, or if free memory cannot hold the index twice, as
-        bytes and as text. `estimate_parsed_size` estimates what parsing takes in addition.
+        If `nbytes` is at least `MAX_INDEX_BYTES`, or if free memory cannot hold the index both as
+        bytes and as text. `parse_index` later checks the memory for parsing a large index.
     """
     if nbytes >= MAX_INDEX_BYTES:
         raise FormatError(
@@ -534,7 +537,7 @@ def shard_lookup_table(starts: Int64) -> tuple[Int64, int]:
         ``guide[c]`` is the last shard that starts at or before sample ``c << shift``. The shard of
         sample i is therefore in ``[guide[i >> shift], guide[(i >> shift) + 1]]``.
     shift : int
-        Chosen so that the table has about two elements for each shard.
+        Chosen so that the table has about one to two elements for each shard.
     """
     shards, samples = len(starts) - 1, int(starts[-1])
     shift = max(samples // max(shards, 1), 1).bit_length() - 1

@@ -22,7 +22,7 @@ BATCH_POSITIONS = 1 << 20
 DENSE_BITS = 64
 """Up to this number of bits per rank, `Mask.at_range` unpacks all bits from first to last position.
 
-`Mask.at` takes as long for a position as unpacking takes for 60 to 190 bits.
+In the time in which `Mask.at` finds one position, 60 to 190 bits can be unpacked.
 """
 
 DENSE_BLOCKS = 16

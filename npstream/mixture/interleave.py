@@ -11,9 +11,9 @@ a window would be equally likely.
 
 A unit may be drawn only if all other units can still meet their deadlines. They can if, for every
 D, the number of unplaced units with deadlines up to D is at most the number of free slots before D.
-(The starts of windows need no check.) The difference of the two numbers is the *slack* of D. A
-deadline without slack is *tight*. A tree over deadlines finds the first tight one, and units with
-later deadlines must wait.
+(The starts of windows need no check: a range of slots never contains more whole windows than
+slots.) The difference of the two numbers is the *slack* of D. A deadline without slack is *tight*.
+A tree over deadlines finds the first tight one, and units with later deadlines must wait.
 
 Placing the unit with the earliest deadline in each slot would be valid, too. But its patterns are
 almost periodic, so a reader of every tenth slot might see only one source.
@@ -27,7 +27,7 @@ from npstream._core.jit import draw, kernel
 from npstream._core.typing import AnyArray, Int64
 
 PATTERN_VERSION = 1
-"""Version of the patterns; it must change whenever this module computes others."""
+"""Version of the patterns. It must change if this module computes other patterns for any input."""
 
 _CLASSES = 24
 """Number of classes of sources with similar chances.
@@ -75,9 +75,10 @@ def interleave_sources(counts: Int64, key: int, sources: AnyArray) -> None:
             index_of[source] = sizes[class_index]
             members[class_index, sizes[class_index]] = source
             sizes[class_index] += 1
-            # Set the slot at which to determine the class again. If the window shares this slot
-            # with the one before (see `_chance`), it is the next slot. Otherwise it is the slot in
-            # which the chance, which grows from slot to slot, exceeds 2**-class_index.
+            # Set the slot at which to determine the class of the source again. If the window before
+            # shares the current slot (see `_chance`), determine the class at the next slot.
+            # Otherwise the chance grows from slot to slot. Determine the class at the slot in which
+            # the chance exceeds 2**-class_index.
             if slot * count < next_units[source] * length:
                 _add_to_slot(source, slot + 1, heads, next_source, previous_source, slot_of)
             elif class_index:
@@ -167,9 +168,9 @@ def _chance(slot: int, count: int, number: int, length: int) -> tuple[int, int]:
 def _make_slack_tree(counts: Int64, length: int) -> tuple[AnyArray, AnyArray]:
     """Return a segment tree over deadlines, as two arrays of nodes: sums and minimum prefix sums.
 
-    There is a leaf for each deadline: 1 minus the number of unplaced units with this deadline. A
-    node has the sum of its leaves, and the minimum of their prefix sums. The slack of a deadline D
-    is the sum of the leaves from the next slot to D.
+    Leaf k belongs to deadline k + 1. Its value is 1 minus the number of unplaced units with this
+    deadline. A node has the sum of its leaves, and the minimum of their prefix sums. The slack of a
+    deadline D is the sum of the leaves from the first unfilled slot to D - 1.
     """
     size = 1
     while size < length:

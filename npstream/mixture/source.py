@@ -123,7 +123,7 @@ class MixedSource(ConcatenatedSource):
         return source
 
     def field(self, name: str) -> Field:
-        """Return the column of that name; the error says why some views lack it."""
+        """Return the column of that name, or raise an error that says why some views lack it."""
         if name in self.column_errors and name not in self.fields:
             raise ColumnError.saying(self.column_errors[name])
         return super().field(name)
@@ -146,7 +146,7 @@ class MixedSource(ConcatenatedSource):
 
     @property
     def has_transforms(self) -> bool:
-        """Whether sources have transforms, which apply before that of a view."""
+        """Whether sources have transforms. These run before the transform of a mixture's view."""
         return self._has_transforms
 
 

@@ -31,7 +31,7 @@ Cipher: TypeAlias = Kernel[[int, int, int, int, Int64], None]
 """Enciphers or deciphers numbers in place. Parameters: n, a, b, key, and the numbers."""
 
 PERMUTATION_VERSION = 1
-"""Version of the permutations; it must change whenever this module computes others."""
+"""Version of the permutations. It must change if any key gives another permutation."""
 
 MAX_TABLE_LENGTH = 1 << 15
 """Maximum number of elements of a permutation that is computed as a table."""
@@ -47,8 +47,8 @@ def make_key(seed: int, epoch: int = 0, lane: int = 0, level: int = 0) -> int:
     """Hash the arguments to the key of a permutation, a number in range(2**63).
 
     The arguments are any integers, also large or negative ones. They are hashed as a tuple, so
-    that (seed 0, epoch 1) and (seed 1, epoch 0) are independent. `level` stands for a purpose, such
-    as the assignment of chunks. `lane` is the number of a permutation among those of one purpose.
+    that (seed 0, epoch 1) and (seed 1, epoch 0) are independent. Each purpose of permutations, such
+    as the assignment of chunks, has its own `level`. `lane` numbers the permutations of one level.
 
     >>> make_key(0, epoch=1) == make_key(1, epoch=0)
     False
@@ -120,8 +120,9 @@ class Permutation:
     @functools.cached_property
     def _table(self) -> AnyArray:
         table = np.empty(self._n, np.uint16)
-        # The largest table takes about 30 ms in plain Python: less than loading Numba. Up to
-        # 1 << 10 rows, `for_size` does not import Numba, so 1 << 5 elements count as one row.
+        # The largest table takes about 30 ms in plain Python: less than loading Numba. `for_size`
+        # runs plain Python for up to 1 << 10 units of work, which it calls rows. So that it does
+        # not import Numba even for the largest table, 1 << 5 elements count as one row.
         shuffle.for_size(self._n >> 5)(self._key, table)
         return table
 

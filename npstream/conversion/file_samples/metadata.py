@@ -30,18 +30,18 @@ FILE_NAME = "file_name"
 
 _INTEGER = re.compile(r"0|-?[1-9][0-9]*")
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]*)?([eE][+-]?[0-9]+)?")
-"""Numbers such as "007" and "1_000" stay text."""
+"""Text that becomes a number. Text such as "007" or "1_000" does not match, and stays text."""
 
 
 class Metadata:
-    """The rows of all metadata files, by the path of the file that they describe.
+    """The rows of all metadata files. Each row describes one file, whose path is its key.
 
     Parameters
     ----------
     where : str
         The paths or URLs of the metadata files, for messages.
     rows : mapping of str to mapping
-        The values of each file, by column.
+        Path of a file -> the values of its row, by column.
 
     Attributes
     ----------

@@ -92,9 +92,10 @@ class IndexDigest:
 
 
 def _is_same_version(version: str, other: str) -> bool:
-    """Return True if two version texts are the same, or if only the last part of one is absent.
+    """Return True if two version texts are the same, or differ only by an upload time.
 
-    Versions of Google's storage formerly ended with the time of the upload.
+    A version of an object in Google's storage is ``size:generation``. Earlier versions of npstream
+    appended the time of the upload, after another colon.
     """
     short, long = sorted((version, other), key=len)
     return long == short or (short.count(":") == 1 and long.startswith(f"{short}:"))
@@ -135,9 +136,11 @@ def encode_sidecar(
     Parameters
     ----------
     index : Index
+        The index of the dataset.
     digest : IndexDigest
         The digest of ``index.json``.
     columns : sequence of ColumnFile
+        The scalar columns whose values are in column files.
     sections : mapping of str to ndarray
         Sections in addition to those that follow from `index`.
     """
@@ -329,7 +332,10 @@ class Sidecar:
         return values.read(start, stop)
 
     def column_spans(self, name: str, start: int, stop: int) -> list[tuple[str, int, int]]:
-        """Return the byte ranges that `column` reads if `start` is less than `stop`."""
+        """Return the byte ranges that `column` reads if `start` is less than `stop`.
+
+        Each range is the file name, the first byte, and the number of bytes.
+        """
         column = self._column(name)
         begin, end = start * column.dtype.itemsize, stop * column.dtype.itemsize
         block_begin = begin - begin % HASH_BLOCK
@@ -424,7 +430,8 @@ class Sidecar:
         """Position of each shard's first piece in the section, followed by the number of pieces."""
         arrays = self._shard_arrays
         counts = chunk_counts(arrays.samples, arrays.nbytes, arrays.compressed, chunks.CHUNK_BYTES)
-        return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts + 1)])
+        piece_counts = counts + 1  # the header is a piece, too
+        return np.concatenate([np.zeros(1, np.int64), np.cumsum(piece_counts)])
 
 
 _BOUNDS = ("min", "max")

@@ -41,7 +41,10 @@ class PieceOrder(Protocol):
         """Number of positions to compute together: fewer take nearly the same time."""
 
     def rows(self, start: int, stop: int) -> AnyArray:
-        """Return the numbers at positions `start` to `stop`: at least one, all in one lane."""
+        """Return the numbers at positions `start` to `stop`.
+
+        The range must not be empty, and must lie in one lane: a range of positions of the order.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +196,8 @@ class CachedOrder:
     ----------
     order : PieceOrder
     lanes : ndarray
-        The bounds of equal lanes.
+        The first position of each lane, followed by the end of the last lane. The sizes of lanes
+        differ by at most one.
     """
 
     def __init__(self, order: PieceOrder, lanes: Int64) -> None:
@@ -297,8 +301,8 @@ def _sort_by_lane(
 ) -> None:
     """Sort positions by lane; the positions of a lane keep their order.
 
-    Write the lane of each position, the indices that sort the positions, the sorted positions, and
-    the end of each lane's positions among these. `ends` must be zeros.
+    Write the lane of each position, the indices that sort the positions, and the sorted positions.
+    In the sorted positions, those of lane k end before index ``ends[k]``. `ends` must be zeros.
     """
     count = ends.size
     density = count / lanes[count]
@@ -364,11 +368,11 @@ def shuffle_runs(state: State, values: AnyArray, starts: Int64, stops: Int64) ->
 
 
 @kernel
-def _skip_runs(state: State, sizes: Int64, snapshots: Int64, states: State) -> None:
-    """Advance the state like a shuffle of runs; write states before `snapshots`."""
+def _skip_runs(state: State, sizes: Int64, snapshot_runs: Int64, states: State) -> None:
+    """Advance the state like a shuffle of runs; save the states before the runs `snapshot_runs`."""
     snapshot = 0
     for k in range(sizes.size):
-        if snapshot < snapshots.size and snapshots[snapshot] == k:
+        if snapshot < snapshot_runs.size and snapshot_runs[snapshot] == k:
             save_state(state, snapshot, states)
             snapshot += 1
         skip_shuffle(state, sizes[k])
