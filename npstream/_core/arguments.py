@@ -227,7 +227,7 @@ def _count_from_text(name: str, text: str) -> int:
     if digits[-1:] in _POWERS:
         try:
             return int(float(digits[:-1]) * 1000 ** _POWERS[digits[-1]])
-        except (ValueError, OverflowError):  # not a number; infinity
+        except (ValueError, OverflowError):  # OverflowError: the number is infinite
             pass
     raise ValueError(
         f"{name}={text!r}: expected a number, or one of thousands (k), millions (M), "

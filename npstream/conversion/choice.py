@@ -146,8 +146,9 @@ class Choice:
     ) -> dict[str, str | Encoding] | None:
         """Return the encodings to write; None if the first sample decides.
 
-        Encodings that the user named are strings. The others are of type Encoding, or strings if
-        `is_encoded` is True.
+        Encodings that the user named are strings. The others are of type Encoding. If any is of
+        type Encoding, `write` encodes values of type `bytes`. If `is_encoded` is True, all
+        encodings are strings. Then `write` stores `bytes` unchanged.
 
         Parameters
         ----------

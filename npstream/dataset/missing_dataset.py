@@ -59,7 +59,7 @@ _CONVERTIBLE = _IMAGE_SUFFIXES | {
 }
 """Suffixes of files that `npstream.convert` reads."""
 
-_SHARDS = (".mds", ".mds.zstd", ".mds.gz", ".mds.bz2", ".mds.br", ".mds.snappy")
+_SHARD_SUFFIXES = (".mds", ".mds.zstd", ".mds.gz", ".mds.bz2", ".mds.br", ".mds.snappy")
 
 
 def explain_missing_dataset(
@@ -145,7 +145,7 @@ def _describe_file(path: str) -> str:
         return _describe_index(folder)
     if os.path.isfile(os.path.join(folder, INDEX)):
         return f"it is a file of the dataset in {folder!r}: give that directory"
-    if name.endswith(_SHARDS):
+    if name.endswith(_SHARD_SUFFIXES):
         return (
             f"it is a shard without an {INDEX}: give the directory that holds shards and index, "
             "or write the dataset anew"
@@ -230,7 +230,7 @@ def _describe_directory(root: str, names: Sequence[str], datasets: Sequence[str]
         )
     if any(name == f"{INDEX}.lock" or name.startswith(f".{INDEX}") for name in names):
         return f"a write is under way, or was interrupted: {INDEX} is stored last"
-    shards = [name for name in names if name.endswith(_SHARDS)]
+    shards = [name for name in names if name.endswith(_SHARD_SUFFIXES)]
     if shards:
         count = quantity(len(shards), "shard")
         return (

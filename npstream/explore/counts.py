@@ -231,7 +231,11 @@ def _word_dtype(values: AnyArray) -> np.dtype[Any]:
 def split_repeated(
     unique: AnyArray, counts: Int64, repeated_unique: AnyArray, repeated_counts: Int64
 ) -> None:
-    """Move the values with a count of 1 to the end of `unique`, and copy the others, in order."""
+    """Move the values with a count of 1 to the end of `unique`.
+
+    Copy the other values and their counts to `repeated_unique` and `repeated_counts`. Both groups
+    keep their order.
+    """
     single, repeated = unique.size, repeated_unique.size
     for k in range(unique.size - 1, -1, -1):
         if counts[k] == 1:
@@ -362,9 +366,10 @@ class _SortedCounts:
         self._ascending: list[AnyArray] = []
 
     def add_ascending(self, values: AnyArray) -> bool:
-        """Add strictly ascending values that are above the earlier ones; return False for others.
+        """Add strictly ascending values that are above the values of earlier calls; return True.
 
-        Sample ids and log times are usually ascending. They need no sort.
+        For other values, add nothing and return False. Sample ids and log times are usually
+        ascending. They need no sort.
         """
         if self._ascending and not values[0] > self._ascending[-1][-1]:
             return False

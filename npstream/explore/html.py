@@ -78,5 +78,6 @@ def _preview_table(title: str, encodings: Mapping[str, str], preview: Preview, f
     indices = {"row": labels}
     if ids != labels and len(ids) == len(labels):
         indices["id"] = ids
+    # A title is the first line of a `repr`, which begins with "<".
     types = {name: type_text(encoding) for name, encoding in encodings.items()}
     return rows_table(title.removeprefix("<"), indices, preview.columns, types, encodings, footer)

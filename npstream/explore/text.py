@@ -49,11 +49,12 @@ TEXT_TYPES = (str, bytes)
 
 
 def text_bytes(value: Any, kind: str, name: str) -> bytes:
-    """Return an argument as the bytes of a value of a column.
+    """Return an argument in the form in which a column stores its values: as bytes.
 
     Parameters
     ----------
     value : str or bytes
+        The argument, such as a text to search for.
     kind : {"str", "bytes"}
         The kind of the column.
     name : str

@@ -189,8 +189,8 @@ class Scan:
                 self._buffer, self._spare_buffer = self._spare_buffer, self._buffer
             self._filled = 0
             if not self._needed and len(body) and not len(unread):
-                # An empty piece is left to the next call. After the last chunk, sending it would
-                # wait for the thread that processes this chunk.
+                # The next piece is empty, and the next call of `feed` sends it. After the last
+                # chunk, sending it here would wait for the thread that processes this chunk.
                 return
         self._filled += len(unread)  # bytes after the end of the shard: `finish` raises
 
@@ -388,8 +388,8 @@ def _scalars(schema: Schema) -> dict[str, np.dtype[Any]]:
         except ValueError:
             continue  # reading the column reports the error
         is_scalar = parsed.kind == "fixed" and parsed.shape == ()
-        has_size = parsed.size == size or schema.format != "mds"
-        if is_scalar and has_size and parsed.dtype.itemsize <= MAX_SCALAR_BYTES:
+        has_expected_size = parsed.size == size or schema.format != "mds"
+        if is_scalar and has_expected_size and parsed.dtype.itemsize <= MAX_SCALAR_BYTES:
             scalars[name] = parsed.dtype.newbyteorder("<")
     return scalars
 
@@ -532,16 +532,16 @@ def _split_in_numpy(
     data: Bytes, offsets: Int64, layout: SampleLayout, first: int = 0
 ) -> ChunkColumns:
     begins, lengths = offsets[:-1], np.diff(offsets)
-    body = 4 * layout.nvariable
-    _check_sizes(lengths >= body + layout.fixed_nbytes, first)
+    head_nbytes = 4 * layout.nvariable
+    _check_sizes(lengths >= head_nbytes + layout.fixed_nbytes, first)
     sizes = np.stack(
         [_numbers_at(data, begins + 4 * k, np.dtype("<u4")) for k in range(layout.nvariable)]
     ).astype(np.int64)
-    _check_sizes(body + layout.fixed_nbytes + sizes.sum(axis=0) == lengths, first)
+    _check_sizes(head_nbytes + layout.fixed_nbytes + sizes.sum(axis=0) == lengths, first)
     # Row v has the total size of the first v variable columns of each sample.
     totals = np.concatenate([np.zeros((1, len(begins)), np.int64), np.cumsum(sizes, axis=0)])
     body_begins = {
-        name: begins + body + column.offset + totals[column.variable_before]
+        name: begins + head_nbytes + column.offset + totals[column.variable_before]
         for name, column in layout.columns.items()
     }
     variable = [name for name, column in layout.columns.items() if column.size is None]

@@ -67,8 +67,8 @@ _MAX_EXACT = 1 << 19
 _LARGEST_SUMMED = 1 << 31
 """Magnitude up to which `sum_integers` is exact for up to 2**31 integers."""
 
-_LIMB = 22
-"""Larger integers are split into parts of this number of bits.
+_LIMB_BITS = 22
+"""Integers beyond `_MAX_EXACT` are split into parts of this number of bits.
 
 The sum of `_BLOCK` products of two parts fits in int64.
 """
@@ -492,12 +492,12 @@ def _int_sums(values: AnyArray, low: int, high: int) -> tuple[int, int]:
 def _large_sums(block: AnyArray) -> tuple[int, int]:
     negative = block < 0
     magnitudes = np.where(negative, np.negative(block.astype(np.uint64)), block.astype(np.uint64))
-    mask = np.uint64((1 << _LIMB) - 1)
-    parts = [((magnitudes >> np.uint64(_LIMB * k)) & mask).astype(np.int64) for k in range(3)]
+    mask = np.uint64((1 << _LIMB_BITS) - 1)
+    parts = [((magnitudes >> np.uint64(_LIMB_BITS * k)) & mask).astype(np.int64) for k in range(3)]
     signs = np.where(negative, np.int64(-1), np.int64(1))
-    total = sum(int(signs.dot(part)) << _LIMB * k for k, part in enumerate(parts))
+    total = sum(int(signs.dot(part)) << _LIMB_BITS * k for k, part in enumerate(parts))
     squares = sum(
-        int(one.dot(other)) << _LIMB * (k + m)
+        int(one.dot(other)) << _LIMB_BITS * (k + m)
         for k, one in enumerate(parts)
         for m, other in enumerate(parts)
     )
@@ -534,7 +534,7 @@ def add_values(
     frequent : bool, default: True
         Whether to count the most frequent values.
     null : bytes, default: b""
-        The bytes of a missing value.
+        The bytes of a missing value. If it is empty and `frequent` is False, no value is missing.
     """
     if not len(begins):
         return
@@ -598,7 +598,7 @@ def _hash_bodies(data: Bytes, begins: Int64, nbytes: Int64) -> AnyArray:
     return hashes
 
 
-# As a section of the side-car
+# Encoding of statistics as a section of the side-car
 
 
 def encode_statistics(columns: Mapping[str, ColumnStatistics]) -> bytes:

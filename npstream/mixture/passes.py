@@ -19,10 +19,10 @@ from npstream.orders.order import Order
 from npstream.orders.permutation import MAX_TABLE_LENGTH
 
 _SCRATCH_BLOCKS = Blocks(MAX_TABLE_LENGTH + 1, 1, MAX_TABLE_LENGTH + 1, 0)
-"""The sizes for which the buffers are made that all orders share.
+"""The sizes of an order with large blocks, for which the shared buffers are made.
 
-All orders with blocks of more than `MAX_TABLE_LENGTH` rows need equal buffers. Smaller ones need
-none.
+All orders with blocks of more than `MAX_TABLE_LENGTH` rows need buffers of the same size. Orders
+with smaller blocks need no buffers.
 """
 
 
@@ -96,7 +96,11 @@ class Passes:
         values: Int64,
         look_up: Callable[[Order, Int64], Int64],
     ) -> Int64:
-        """Look up values in the orders of sources and passes; each order is called once."""
+        """Look up places or rows in the orders of sources and passes.
+
+        `look_up` is called once for each order. It is `Order.at` for places, and `Order.find` for
+        rows. The values of sources without a shuffle are returned unchanged.
+        """
         result = np.empty_like(values)
         if not result.size:
             return result
@@ -160,7 +164,7 @@ def find_passes(
     passes: Int64,
     places: Int64,
 ) -> None:
-    """Find the pass of each sample through its source, and its place in this pass.
+    """Find the pass that reads each sample of a source, and the place of the sample in this pass.
 
     A unit is a sample, or a batch of samples of one source; see `npstream.mixture.stream`.
 

@@ -1,8 +1,9 @@
 """Map elements of lanes to rows, and rows to elements, through the shuffled blocks of each lane.
 
-Lane j of C lanes is cut into blocks of w elements. Two blocks of a lane are shorter: the first has
-``ceil(w * (j + 1) / C)`` elements, and the last has the rest. Each block is permuted like a
-`Permutation` of its length.
+Lane j of C lanes is cut into blocks of w elements. Two blocks of a lane may be shorter: the first
+has ``ceil(w * (j + 1) / C)`` elements, and the last has the rest. Each block is permuted like a
+`Permutation` of its length. A block of at most `MAX_TABLE_LENGTH` elements is small; other blocks
+are large. `npstream.orders.layout` explains lanes, pieces, slots and places.
 
 A *stretch* is a cached range of consecutive elements of a lane. The first look-up in a lane
 computes one element only; a reader that continues gets a stretch at a time. The stretch of a small
@@ -44,7 +45,7 @@ _MAX_STRETCH = 1 << 11
 """Maximum number of elements in a stretch."""
 
 MAX_READAHEAD_STEP = 16
-"""Maximum step, exclusive, between look-ups in a large block that are taken for a sequential read.
+"""Look-ups in a large block are a sequential read if the step between them is less than this.
 
 For a sequential read, a stretch is cached instead of one element.
 """
@@ -159,7 +160,7 @@ def look_up(positions: Int64, blocks: Blocks, layout: Layout, cache: Cache, rows
 
     If `positions` has only one element, it is the first of ``rows.size`` consecutive positions.
     Return the number of rows written. It is less than ``rows.size`` if the cache has no free
-    stretch, and may grow.
+    stretch, but is below its limit. Then the caller can grow the cache.
     """
     if positions.size == 1:
         return _look_up_run(int(positions[0]), blocks, layout, cache, rows)
@@ -210,7 +211,7 @@ def _look_up_run(position: int, blocks: Blocks, layout: Layout, cache: Cache, ro
 def _fill(lane: int, element: int, blocks: Blocks, layout: Layout, cache: Cache) -> bool:
     """Cache an element of a lane, or a stretch that contains it.
 
-    Return False if this needs a stretch and none is free.
+    Return False if this needs a stretch, none is free, and the cache is below its limit.
     """
     if not layout.is_permuted[lane]:
         permute_lane(layout, lane)
@@ -256,7 +257,7 @@ def _fill(lane: int, element: int, blocks: Blocks, layout: Layout, cache: Cache)
 
 @kernel
 def _claim(lane: int, cache: Cache) -> bool:
-    """Give a lane a stretch; return False if none is free, and the cache may grow.
+    """Give a lane a stretch; return False if none is free and the cache is below its limit.
 
     A cache at its limit takes the oldest stretch away from its lane.
     """

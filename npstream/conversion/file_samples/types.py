@@ -75,7 +75,7 @@ class FileType:
 
 
 def file_type(extension: str) -> FileType:
-    """Return the type of the files with an extension; bytes for one that is not known.
+    """Return the type of the files with an extension; type "bytes" if it is not known.
 
     Parameters
     ----------
@@ -154,7 +154,7 @@ def image_format(body: bytes) -> str | None:
 
 
 def array_encoding(array: np.ndarray[Any, Any]) -> str:
-    """Return the encoding of a column whose first value is an array of a file.
+    """Return the encoding of a column whose first value is an array from a file.
 
     Raises
     ------
@@ -258,7 +258,7 @@ def _parse_msgpack(body: bytes) -> Any:
     try:
         return msgpack.unpackb(body)
     except Exception as error:
-        # The parser may raise any exception for damaged data, ValueError without a message too.
+        # The parser may raise any exception for damaged data. A ValueError may have no message.
         raise ValueError(f"not MessagePack: {error or type(error).__name__}") from error
 
 

@@ -55,9 +55,9 @@ class _Chunk:
 class LitDataSource(InputSource):
     """The samples of a directory that `litdata.optimize` wrote.
 
-    Keys of nested dicts, and positions in lists and tuples, are joined by dots to the name of a
-    column. If samples are single values, the column is ``value``, or ``tokens`` if the index names
-    the TokensLoader.
+    The name of a column is the path to its value in a sample: the keys of nested dicts, and the
+    positions in lists and tuples, joined by dots. If samples are single values, the column is
+    ``value``, or ``tokens`` if the index names the TokensLoader.
     """
 
     kind = "litdata"
@@ -149,7 +149,10 @@ class LitDataSource(InputSource):
     # Samples that are stored as serialized values
 
     def _set_leaves(self) -> None:
-        """Set the leaves of a sample, the names of those to read, and the columns."""
+        """Set the leaves of a sample, and the columns.
+
+        `_leaves` has all leaves; `_selection` has the names of the leaves to read.
+        """
         formats = self._config.get("data_format")
         spec = self._config.get("data_spec")
         if not isinstance(formats, list) or not all(isinstance(each, str) for each in formats):
@@ -182,7 +185,10 @@ class LitDataSource(InputSource):
         }
 
     def _with_requested_encoding(self, leaf: Leaf) -> Leaf:
-        """Return a leaf whose parser makes values of the encoding that the user chose."""
+        """Return a leaf with a parser for the encoding that the user chose.
+
+        If the leaf needs no other parser, it is returned unchanged.
+        """
         requested = self.request.encodings.get(leaf.name)
         if requested is None or requested == leaf.encoding:
             return leaf

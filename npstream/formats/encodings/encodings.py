@@ -1,9 +1,9 @@
 """Encodings of MDS columns, and their lookup by name.
 
-``index.json`` names the encoding of each column; `parse` converts this name to an `Encoding`. A
-column whose dtype the format lacks has two names. One is the encoding in the index, such as
-``"uint8"``. The other names the dtype, such as ``"bool"``; `column_type` accepts both. The index
-records this dtype in its annotations; `with_dtype` combines the two.
+``index.json`` names the encoding of each column; `parse` converts this name to an `Encoding`. The
+format lacks some dtypes, such as bool. The encoding of a column of such a dtype has two names: the
+name in the index, such as ``"uint8"``, and the name of the dtype, such as ``"bool"``. `column_type`
+accepts both. The index records the dtype in its annotations; `with_dtype` combines the two names.
 
 Bodies are untrusted input. A decoder accepts any bytes. It returns a value or raises ValueError,
 and allocates at most a small multiple of the body's size.
@@ -429,7 +429,8 @@ def _view_as_dtype(encoding: Encoding, dtype: np.dtype[Any]) -> Encoding:
         return _view_fixed(encoding, encoding.size, dtype)
     name = f"ndarray:{_dtype_string(dtype)}"
     if _has_heads(encoding):
-        # A head stores the shape of the stored numbers; a complex element is two of these.
+        # A head stores the shape of the stored numbers. A complex element is stored as two numbers.
+        # So the sizes of stored numbers are compared, not the sizes of elements.
         old_dtype, new_dtype = parse(encoding.stored_name).dtype, storage_dtype(dtype) or dtype
         if old_dtype == _OBJECT or old_dtype.itemsize != new_dtype.itemsize:
             raise _view_error(encoding, dtype, "their heads count elements of another size")

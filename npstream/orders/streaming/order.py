@@ -1,8 +1,9 @@
 """Provide Streaming's orders, bit for bit, so that runs can resume from Streaming's checkpoints.
 
-`StreamingOrder` holds the settings that an order depends on, under Streaming's names. An epoch
-needs memory for its shards, not for its samples: a rank's samples are computed when they are read.
-Before that, one pass draws the random numbers of the epoch.
+`StreamingOrder` holds the settings that an order depends on, under Streaming's names. Without
+"naive", an epoch needs memory for its shards, not for its samples: a rank's samples are computed
+when they are read. Before that, one pass over the random numbers of the epoch keeps snapshots of
+the generator. "naive" keeps a table of all samples.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class StreamingOrder:
     Parameters
     ----------
     shards : sequence of ndarray
-        For each stream, the number of samples of each shard. Ids count the samples of all streams.
+        For each stream, the number of samples of each shard. Sample ids are consecutive
+        numbers over all streams, in this order.
     weights : sequence of Weight, optional
         The weight of each stream; by default an epoch takes each sample once.
     batch_size : int
@@ -59,7 +61,8 @@ class StreamingOrder:
     epoch_size, partition_algo, num_canonical_nodes, initial_physical_nodes : optional
     shuffle, shuffle_algo, shuffle_seed, shuffle_block_size : optional
     sampling_method, sampling_granularity, batching_method : optional
-        As in Streaming, with its defaults.
+        As in Streaming, with its defaults. `StreamingShuffle` describes them, except two:
+        `epoch_size` is the number of samples in an epoch, and `shuffle` turns the shuffle on.
 
     Examples
     --------
@@ -127,7 +130,10 @@ class StreamingOrder:
         return max(4_000_000 // self.lanes(world), 1 << 18)
 
     def is_relaxed(self, world: World) -> bool:
-        """Return True if batches are made for the initial nodes, and divided among other nodes."""
+        """Return True if the partition is made for `initial_physical_nodes` nodes.
+
+        The nodes of `world` then divide each global batch of this partition.
+        """
         initial = self.initial_physical_nodes
         return is_relaxed(self.partition_algo, self.lanes(world), world, initial)
 
@@ -235,9 +241,10 @@ class StreamingOrder:
 
     def _picks(self, number: int, shards: Sequence[Int64], stream_samples: list[int]) -> Picks:
         """Return the samples that an epoch takes of the streams with these shards."""
-        seed = self.shuffle_seed + (number if self.sampling_method == "balanced" else 0)
+        sample_seed = self.shuffle_seed + (number if self.sampling_method == "balanced" else 0)
         arrays = [np.asarray(sizes, np.int64) for sizes in shards]
-        return Picks(arrays, stream_samples, self.sampling_granularity, self._seed(number), seed)
+        shard_seed, granularity = self._seed(number), self.sampling_granularity
+        return Picks(arrays, stream_samples, granularity, shard_seed, sample_seed)
 
     def _partition(
         self, size: int, world: World, partition_world: World, batch_size: int, drop_first: int = 0
@@ -329,6 +336,17 @@ class Epoch:
 
     The batches of a rank are numbered. DataLoader workers take them in turn, so a rank's samples do
     not depend on its number of workers.
+
+    Parameters
+    ----------
+    world : World
+        The nodes and ranks that share the epoch.
+    batch_size : int
+        Samples of one rank in a batch.
+    batching : Batching
+        The samples in the slots of the epoch. `npstream.orders.streaming.partition` defines slots.
+    first_batch : int, default: 0
+        Number of batches in `batching` that are skipped at the start.
     """
 
     world: World
@@ -365,7 +383,10 @@ class Epoch:
         return self.batching.ids(slots.reshape(-1)).reshape(slots.shape)
 
     def samples(self, node: int, rank: int, numbers: Int64) -> Int64:
-        """Return the ids of a rank's samples by their numbers in its sequence of batches, or -1."""
+        """Return the ids of a rank's samples by their numbers in its sequence of batches.
+
+        The id is -1 for a number without a sample, in the last batch.
+        """
         return self.batching.ids(self._slots(node, rank, numbers))
 
     def count(self, node: int, rank: int) -> int:

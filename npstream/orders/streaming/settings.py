@@ -41,7 +41,7 @@ class StreamingRun(NamedTuple):
 
     @classmethod
     def unpack(cls, packed: bytes) -> StreamingRun:
-        """Return the settings of a result of `pack`."""
+        """Return the settings that `pack` converted to bytes."""
         lanes, seed, nodes = _PACKED_RUN.unpack(packed)
         return cls(lanes, seed, nodes or None)
 
@@ -69,12 +69,15 @@ class StreamingShuffle:
         several nodes share one. By default, a loaded state sets the number. Without a state, it is
         64 for each node with "py1s" and "py2s", else 1 for each node.
     shuffle_block_size : int, optional
-        Samples that are shuffled together, in orders with blocks. By default
+        A number of samples; only "py1br" and "py1e" use it. "py1br" shuffles blocks of about this
+        size. "py1e" moves a sample in a range of about this width. By default
         ``max(4_000_000 // num_canonical_nodes, 262_144)``.
     shuffle_seed : int, optional
         The seed of the order. By default, a loaded state sets it; without a state, it is 9176.
     partition_algo : {"relaxed", "orig"}, default: "relaxed"
-        "relaxed" allows a run to resume on any number of nodes that divides its global batch.
+        With "orig", the number of nodes must be a multiple or a divisor of `num_canonical_nodes`.
+        With "relaxed", a run can also resume on another number of nodes that divides its global
+        batch.
     initial_physical_nodes : int, optional
         The number of nodes with which the run began. A loaded state sets it if it is not given.
     sampling_method : {"balanced", "fixed"}, default: "balanced"
