@@ -88,7 +88,7 @@ def chunk_of(ds, ids):
 def test_later_epochs_fetch_what_the_cache_cannot_hold(order, tmp_path, url, requests, monkeypatch):
     limit = NBYTES // 2
     if order == "some batches":  # as in a large dataset, only some are looked up
-        monkeypatch.setattr("npstream.iteration.feeding.caching.MIN_USE_SAMPLES", 1)
+        monkeypatch.setattr("npstream.iteration.feeding.eviction.MIN_USE_SAMPLES", 1)
         order = "blocks"
     with (
         npstream.open(url, cache=tmp_path / "cache", cache_limit=limit) as ds,

@@ -8,12 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from npstream.cache.priority import GROUPS
-from npstream.formats.hashes import digest
+from npstream.iteration.feeding.eviction import MAX_SAMPLED_RANKS, EpochReads, EvictionPlan
 from npstream.iteration.resumable import Resumable
 from npstream.shards.locality import ReadOrder
 
@@ -26,45 +25,7 @@ if TYPE_CHECKING:
     from npstream.iteration.ranks import Ranks
     from npstream.iteration.settings import IterationSettings
     from npstream.reading.source import Source
-    from npstream.shards.base import RemotePart
-    from npstream.shards.locality import ChunkUses, EvictionOrder
-    from npstream.shards.remote import RemoteShards
-
-MAX_SAMPLED_RANKS = 32
-"""Maximum number of ranks of a machine whose reads are simulated.
-
-The simulation shows if the cache can hold the chunks, and when the chunks are used.
-"""
-
-RANK_SLACK = 16
-"""A chunk is kept for at most this number of global batches after its last use.
-
-Other ranks of the machine may still read it.
-"""
-
-MIN_USE_SAMPLES = 1 << 20
-"""Minimum number of samples of an epoch that are looked up to find when its chunks are used."""
-
-SAMPLES_PER_CHUNK = 32
-"""Minimum number of samples that are looked up for each chunk, on average."""
-
-
-class _Evictions(NamedTuple):
-    """The order in which caches that cannot hold all data of an iteration evict chunks.
-
-    Attributes
-    ----------
-    epochs : AnyEpochs
-        The epochs for which `orders` and `uses` were made.
-    orders : list of EvictionOrder
-        One for each dataset.
-    uses : dict of int to list of ChunkUses
-        For the current epoch and the next one, the uses of chunks of each dataset.
-    """
-
-    epochs: AnyEpochs
-    orders: list[EvictionOrder]
-    uses: dict[int, list[ChunkUses]]
+    from npstream.shards.locality import EvictionOrder
 
 
 class CachedIteration(Resumable):
@@ -94,7 +55,7 @@ class CachedIteration(Resumable):
         # The step between the rows that are read one after the other; 0 if they are shuffled.
         self._step = selection.step if epochs.is_view_order else 0
         self._rowwise: bool | None = None
-        self._evictions: _Evictions | None = None
+        self._evictions: tuple[AnyEpochs, EvictionPlan] | None = None
 
     def _is_rowwise(self, progress: EpochProgress) -> bool:
         """Return True if samples are read one by one, because the cache cannot hold the chunks."""
@@ -149,57 +110,27 @@ class CachedIteration(Resumable):
         list of EvictionOrder
             One for each dataset that does not fit its cache.
         """
-        sources = self._source.sources_of(self._source.plan(self._names))
-        pairs = [(source, part) for source in sources for part in source.fetcher.shards.remotes]
-        if not pairs:
-            return []
-        from npstream.shards.locality import EvictionOrder, split_large_datasets
-
-        split = split_large_datasets(part for _, part in pairs)
-        datasets = [(source, part) for source, part in pairs if part in split]
-        if not datasets:
-            return []
         cursor = progress.cursor.epoch_start
-        if self._evictions is None or self._evictions.epochs is not self._epochs:
-            state = self._epochs.state(cursor._replace(epoch=0), self._merged_ranks())
-            text = json.dumps(state, sort_keys=True, default=str)
-            group = int(digest("xxh3_64", text.encode()), 16) % GROUPS
-            orders = [EvictionOrder(part.shards, group) for _, part in datasets]
-            self._evictions = _Evictions(self._epochs, orders, {})
-        next_cursor = cursor._replace(epoch=cursor.epoch + 1).epoch_start
-        found, uses = self._evictions.uses, {}
-        for epoch_cursor in (cursor, next_cursor):
-            number = epoch_cursor.epoch
-            uses[number] = found.get(number) or self._chunk_uses(epoch_cursor, datasets)
-        self._evictions = self._evictions._replace(uses=uses)
-        part = self._part(cursor)
-        slack = min(RANK_SLACK * part.global_batch, part.size >> 8)
-        for k, order in enumerate(self._evictions.orders):
-            now, later = uses[cursor.epoch][k], uses[next_cursor.epoch][k]
-            order.begin(cursor.epoch, part.size, now, later, slack)
-        return self._evictions.orders
-
-    def _chunk_uses(
-        self, cursor: EpochCursor, datasets: list[tuple[Source, RemotePart[RemoteShards]]]
-    ) -> list[ChunkUses]:
-        """Return when the ranks of this machine use the chunks of each dataset in an epoch."""
-        from npstream.shards.locality import ChunkUses
-
-        chunks = sum(int(part.shards.files.chunks.sum()) for _, part in datasets)
-        samples = max(MIN_USE_SAMPLES, SAMPLES_PER_CHUNK * chunks)
-        ranks = min(self._merged_ranks().per_node, MAX_SAMPLED_RANKS)
-        step = max(1, ranks * self._part(cursor).samples // samples)
-        return [
-            ChunkUses.find(
-                part,
-                (
-                    (source.sample_ids(rows), positions)
-                    for rows, positions in self._sample_epoch(cursor, step)
-                ),
-                is_complete=step == 1,
+        if self._evictions is None or self._evictions[0] is not self._epochs:
+            plan = EvictionPlan(
+                self._source, self._source.plan(self._names), partial(self._run_text, cursor)
             )
-            for source, part in datasets
-        ]
+            self._evictions = self._epochs, plan
+        return self._evictions[1].begin(cursor.epoch, partial(self._epoch_reads, cursor))
+
+    def _run_text(self, cursor: EpochCursor) -> str:
+        """Return text that identifies the order, the same in all processes that read with it."""
+        state = self._epochs.state(cursor._replace(epoch=0), self._merged_ranks())
+        return json.dumps(state, sort_keys=True, default=str)
+
+    def _epoch_reads(self, cursor: EpochCursor, epoch: int) -> EpochReads:
+        """Return what ranks of this machine read in an epoch; `cursor` is that of the loop."""
+        if epoch != cursor.epoch:
+            cursor = cursor._replace(epoch=epoch).epoch_start
+        part = self._part(cursor)
+        ranks = min(self._merged_ranks().per_node, MAX_SAMPLED_RANKS)
+        sample_batches = partial(self._sample_epoch, cursor)
+        return EpochReads(part.size, part.global_batch, ranks * part.samples, sample_batches)
 
     def _sample_epoch(self, cursor: EpochCursor, step: int) -> Iterator[tuple[Int64, Int64]]:
         """Yield rows that ranks of this machine read in an epoch, and their epoch positions.
