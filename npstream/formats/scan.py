@@ -22,7 +22,7 @@ from npstream.errors import FormatError
 from npstream.formats import chunks, mds, text
 from npstream.formats.chunks import chunk_counts, piece_bounds, piece_rows
 from npstream.formats.collector import ChunkColumns, StatisticsCollector, TextCollector
-from npstream.formats.encodings.encodings import parse
+from npstream.formats.encodings.encodings import own_encoding, parse
 from npstream.formats.sidecar.blocks import xxh3
 
 if TYPE_CHECKING:
@@ -382,13 +382,14 @@ def scalar_columns(schemas: Sequence[Schema]) -> dict[str, np.dtype[Any]]:
 def _scalars(schema: Schema) -> dict[str, np.dtype[Any]]:
     scalars = {}
     sizes = schema.sizes or (None,) * len(schema.names)
+    is_mds = schema.format == "mds"
     for name, encoding, size in zip(schema.names, schema.encodings, sizes, strict=True):
         try:
-            parsed = parse(encoding if schema.format == "mds" else _TEXT_DTYPES.get(encoding, ""))
+            parsed = parse(encoding) if is_mds else own_encoding(_TEXT_DTYPES.get(encoding, ""))
         except ValueError:
             continue  # reading the column reports the error
         is_scalar = parsed.kind == "fixed" and parsed.shape == ()
-        has_expected_size = parsed.size == size or schema.format != "mds"
+        has_expected_size = parsed.size == size or not is_mds
         if is_scalar and has_expected_size and parsed.dtype.itemsize <= MAX_SCALAR_BYTES:
             scalars[name] = parsed.dtype.newbyteorder("<")
     return scalars

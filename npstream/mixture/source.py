@@ -14,7 +14,7 @@ import numpy as np
 
 from npstream._core.typing import Bools, Int64, Sample
 from npstream.errors import ColumnError, stop_iteration_error
-from npstream.formats.encodings.encodings import parse
+from npstream.formats.encodings.encodings import own_encoding
 from npstream.iteration.pickling import require_importable
 from npstream.joins.concatenated import ConcatenatedSource, RowReader
 from npstream.reading.batch import Ragged
@@ -95,7 +95,7 @@ class MixedSource(ConcatenatedSource):
         self._has_transforms = any(member.transform is not None for member in members)
         if names_column is not None:
             names = SourceNames([member.name for member in members], self.rows)
-            computed = Field(names_column, parse("str"), computation=names)
+            computed = Field(names_column, own_encoding("str"), computation=names)
             self.fields = {**fields, names_column: computed}
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from npstream._core.optional import import_optional
-from npstream.formats.encodings.encodings import parse
+from npstream.formats.encodings.encodings import own_encoding
 from npstream.reading.arrow import TEXT_WRITERS, arrow_type, no_arrow_type, record_batch
 from npstream.reading.cost_limit import check_cost
 from npstream.reading.plan import Plan
@@ -33,9 +33,9 @@ def arrow_field(field: Field) -> Field:
     """
     encoding = field.encoding
     if encoding.kind in ("image", "bytes"):
-        return field._replace(encoding=parse("bytes"))
+        return field._replace(encoding=own_encoding("bytes"))
     if encoding.name in TEXT_WRITERS:
-        return field._replace(encoding=parse("str"))
+        return field._replace(encoding=own_encoding("str"))
     if encoding.kind == "object" or (encoding.kind == "ndarray" and encoding.dtype == object):
         raise no_arrow_type(field.name, f"{encoding.name} values")
     arrow_type(field.name, encoding.dtype)

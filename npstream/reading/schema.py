@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from npstream.errors import FormatError, MissingDependencyError
-from npstream.formats.encodings.encodings import Encoding, is_unsafe, parse, with_dtype
+from npstream.formats.encodings.encodings import (
+    Encoding,
+    is_unsafe,
+    own_encoding,
+    parse,
+    with_dtype,
+    with_size,
+)
 from npstream.formats.text import CASTS
 from npstream.reading.plan import Field
 from npstream.reading.source import Source
@@ -159,10 +166,10 @@ def schema_fields(schema: Schema, where: str) -> dict[str, Field]:
                     f"{where}: column {name!r} has encoding {encoding!r}; "
                     f"{schema.format} columns are {', '.join(CASTS)}"
                 )
-            fields[name] = Field(name, parse(_TEXT_ENCODINGS[encoding]))
+            fields[name] = Field(name, own_encoding(_TEXT_ENCODINGS[encoding]))
             continue
         try:
-            parsed = parse(encoding)
+            parsed = with_size(parse(encoding), size)
         except ValueError as error:
             raise FormatError(f"{where}: column {name!r}: {error}") from error
         if parsed.size != size:

@@ -19,7 +19,7 @@ import numpy as np
 from npstream._core.typing import Bytes, Int64
 from npstream.errors import MissingDependencyError
 from npstream.formats.encodings import arrays, objects
-from npstream.formats.encodings.encodings import parse
+from npstream.formats.encodings.encodings import own_encoding
 from npstream.formats.index import Schema
 from npstream.formats.text import CASTS
 from npstream.writing.shard import Bodies, ColumnBlock, ShardFormat, ShardOptions, StoredFile
@@ -103,7 +103,7 @@ def parse_text_type(name: str) -> Encoding:
     """
     if name not in CASTS:
         raise ValueError(f"unknown encoding {name!r}: columns of text are {', '.join(CASTS)}")
-    encoding = copy(parse(_MDS_ENCODINGS[name]))
+    encoding = copy(own_encoding(_MDS_ENCODINGS[name]))
     encoding.name = name
     return encoding
 
@@ -113,7 +113,7 @@ def infer_text_type(encoding: Encoding) -> Encoding:
 
     Examples
     --------
-    >>> infer_text_type(parse("uint8")).name, infer_text_type(parse("float16")).name
+    >>> infer_text_type(own_encoding("uint8")).name, infer_text_type(own_encoding("float16")).name
     ('int', 'float')
     """
     kinds = {"str": "str", "int_text": "int", "float_text": "float"}

@@ -141,6 +141,29 @@ PROGRAMS = {
                 out.write(sample)
         assert [sample["words"] for sample in LocalDataset("mds")] == [s["words"] for s in samples]
     """,
+    # Basic dataset conversion: an encoding of the user
+    "encoding": """
+        from typing import Any
+        import numpy as np
+        from streaming import LocalDataset, MDSWriter, StreamingDataset
+        from streaming.base.format.mds.encodings import Encoding, _encodings
+
+        class Complex128(Encoding):
+            def encode(self, obj: Any) -> bytes:
+                return np.complex128(obj).tobytes()
+
+            def decode(self, data: bytes) -> Any:
+                return np.frombuffer(data, np.complex128)[0]
+
+        _encodings["complex128"] = Complex128
+        with MDSWriter(out="numbers", columns={"z": "complex128"}) as out:
+            for i in range(20):
+                out.write({"z": i + 2j})
+        assert [sample["z"] for sample in LocalDataset("numbers")] == [i + 2j for i in range(20)]
+        dataset = StreamingDataset(local="numbers", batch_size=4)
+        assert [sample["z"] for sample in dataset] == [i + 2j for i in range(20)]
+        del _encodings["complex128"]
+    """,
     # Parallel dataset conversion
     "parallel": """
         import os

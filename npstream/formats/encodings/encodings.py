@@ -220,10 +220,17 @@ def column_type(name: str) -> Encoding:
     >>> column_type("bool").stored_name, column_type("ndarray:complex64:3").stored_name
     ('uint8', 'ndarray:float32:3,2')
     """
+    return _ENCODINGS[name] if name in _ENCODINGS else own_encoding(name)
+
+
+def own_encoding(name: str) -> Encoding:
+    """Return the encoding that `column_type` returns if no user has replaced any encoding."""
+    if name in _BUILT_IN:
+        return _BUILT_IN[name]
     dtype, shape = name, ""
     if is_array := name.startswith("ndarray:"):
         dtype, _, shape = name.removeprefix("ndarray:").partition(":")
-    if name in _ENCODINGS or dtype in DTYPES or not is_column_dtype(dtype):
+    if dtype in DTYPES or not is_column_dtype(dtype):
         return parse(name)
     if is_array and not shape:
         return _ragged_encoding(name, dtype_of(dtype))
@@ -246,12 +253,13 @@ def with_dtype(stored_encoding: Encoding, dtype: str) -> Encoding:
     'ndarray:datetime64[s]:3'
     """
     column_dtype = dtype_of(dtype)
-    encoding = stored_encoding
+    # The dtype says how npstream has stored the values, even if a user has replaced the encoding.
+    encoding = stored_encoding = _BUILT_IN.get(stored_encoding.name, stored_encoding)
     if stored_encoding.kind == "fixed" and stored_encoding.shape is not None:
         shape = stored_encoding.shape
         encoding = type_of_array(column_dtype, shape[:-1] if column_dtype.kind == "c" else shape)
     elif stored_encoding.kind == "ndarray":
-        encoding = column_type(f"ndarray:{dtype}")
+        encoding = own_encoding(f"ndarray:{dtype}")
     if encoding.stored_name != stored_encoding.name or not encoding.annotated_dtype:
         raise ValueError(f"{dtype} is not stored as {stored_encoding.name!r}")
     return encoding
@@ -272,7 +280,7 @@ def type_of_array(dtype: np.dtype[Any], shape: tuple[int, ...]) -> Encoding:
     """
     if storage_dtype(dtype) is None:
         arrays.checked_array(np.empty(1, dtype))  # raises
-    return column_type(f"ndarray:{dtype.name}:{_dims(shape)}" if shape else dtype.name)
+    return own_encoding(f"ndarray:{dtype.name}:{_dims(shape)}" if shape else dtype.name)
 
 
 def is_unsafe(name: str) -> bool:
@@ -352,10 +360,35 @@ def register_encoding(
     >>> parse("complex").decode(parse("complex").encode(1 + 2j))
     (1+2j)
     """
-    if not name or ":" in name or name in _BUILT_IN_NAMES or is_column_dtype(name):
-        raise ValueError(
-            f"cannot register {name!r}: the name is empty, has a colon, or is npstream's own"
-        )
+    if name in _BUILT_IN or is_column_dtype(name):
+        raise ValueError(f"cannot register {name!r}: the name is npstream's own")
+    set_encoding(name, encode, decode, size=size)
+
+
+def set_encoding(
+    name: str,
+    encode: Callable[[Any], bytes],
+    decode: Callable[[bytes], Any],
+    *,
+    size: int | None = None,
+) -> None:
+    r"""Register an encoding as `register_encoding`, or replace one of npstream's own.
+
+    The new encoding is valid in this process. It reads and writes the columns whose encoding has
+    the name. If their index records a size, this size is valid, and not `size`. Columns with a
+    dtype that only npstream records, such as ``"bool"``, keep npstream's encoding.
+
+    Examples
+    --------
+    >>> set_encoding("uint8", lambda image: image.tobytes(), lambda body: np.frombuffer(body, "u1"))
+    >>> parse("uint8").decode(b"abc"), column_type("bool").decode(b"\1")
+    (array([97, 98, 99], dtype=uint8), np.True_)
+    >>> reset_encoding("uint8")
+    >>> parse("uint8").decode(b"a")
+    np.uint8(97)
+    """
+    if not name or ":" in name:
+        raise ValueError(f"cannot register {name!r}: the name is empty or has a colon")
     if size is not None and not 0 < operator.index(size) <= _MAX_SIZE:
         raise ValueError(f"cannot register {name!r} of size {size}: it must be 1 to {_MAX_SIZE}")
     _ENCODINGS[name] = Encoding(
@@ -363,6 +396,24 @@ def register_encoding(
         partial(_encode_custom, name, encode),
         partial(_decode_custom, name, size, decode),
     )
+
+
+def reset_encoding(name: str) -> None:
+    """Remove an encoding of the user; one that it has replaced is valid again."""
+    if name in _BUILT_IN:
+        _ENCODINGS[name] = _BUILT_IN[name]
+    else:
+        _ENCODINGS.pop(name, None)
+
+
+def with_size(encoding: Encoding, size: int | None) -> Encoding:
+    """Return an encoding with the size that an index records, if a user has replaced it."""
+    if encoding.size == size or encoding is _BUILT_IN.get(encoding.name, encoding):
+        return encoding
+    result = copy(encoding)
+    name, _, decode = result.decode.args  # type: ignore[attr-defined]
+    result.size, result.decode = size, partial(_decode_custom, name, size, decode)
+    return result
 
 
 def view_as(encoding: Encoding, meaning: str | DTypeLike) -> Encoding:
@@ -599,7 +650,8 @@ def _built_in_encodings() -> list[Encoding]:
 
 
 _ENCODINGS = {encoding.name: encoding for encoding in _built_in_encodings()}
-_BUILT_IN_NAMES = frozenset(_ENCODINGS)
+_BUILT_IN = dict(_ENCODINGS)
+"""npstream's own encodings, which `set_encoding` may replace in `_ENCODINGS`."""
 
 _TYPES: dict[type, str] = {
     **{bool: "bool", int: "int", float: "float64", complex: "complex128"},
