@@ -1,8 +1,8 @@
 """Write the partitions of a cluster's collection, each as a dataset, and merge these datasets.
 
 The driver calls `begin_write`, which creates the work file. Each task calls `write_partition`, in
-another process or on another machine. The driver then calls `merge_partitions`, or
-`discard_partitions` after a failure. Both remove the work file.
+another process or on another machine. The driver then calls `merge_partitions` or
+`keep_partitions`, or `discard_partitions` after a failure. Each removes the work file.
 
 A task may run several times: after a failure, after the loss of its worker, or as a speculative
 duplicate. Each run writes to a directory of its own, with a random part in its name. Dask or Spark
@@ -36,6 +36,7 @@ __all__ = [
     "PartitionedWrite",
     "begin_write",
     "discard_partitions",
+    "keep_partitions",
     "merge_partitions",
     "write_partition",
 ]
@@ -225,6 +226,19 @@ def merge_partitions(
     _remove_others(started, [result.directory for result in written])
     rejected = sum(result.rejected for result in results)
     return replace(report, seconds=time.perf_counter() - begin, rejected=rejected)
+
+
+def keep_partitions(started: PartitionedWrite, results: Iterable[PartitionResult]) -> list[str]:
+    """End a write without an index of all partitions: each is a dataset of its own.
+
+    Returns
+    -------
+    list of str
+        The directories or URLs of the partitions that have samples, in the order of their numbers.
+    """
+    directories = [r.directory for r in sorted(results, key=lambda r: r.number) if r.directory]
+    _remove_others(started, directories)
+    return [join_url(started.url, directory) for directory in directories]
 
 
 def discard_partitions(started: PartitionedWrite, error: BaseException) -> None:

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
-from npstream.conversion.spark.writer import write, write_dataframe
+from npstream.conversion.spark.types import column_encodings
+from npstream.conversion.spark.writer import write_dataframe, write_separate_datasets
 from npstream.streaming.base.util import bytes_to_int
 
 _IGNORED = {"keep_local", "progress_bar", "max_workers"}
@@ -29,7 +30,8 @@ def dataframe_to_mds(
     dataframe : pyspark.sql.DataFrame
         The rows. Each partition is written by one task.
     merge_index : bool, default: True
-        Must be True: the dataset always has one index.
+        If False, no index joins the datasets that the tasks write, each in a directory of its
+        own. `merge_index` joins them later.
     mds_kwargs : dict, optional
         Arguments of `MDSWriter`. ``out`` is required. With `udf_iterable`, ``columns`` is required,
         too. The default of ``compression`` is "zstd". ``keep_local`` is not used.
@@ -63,8 +65,6 @@ def dataframe_to_mds(
         raise ValueError("the DataFrame is empty")
     if "out" not in settings:
         raise ValueError("mds_kwargs needs out=, the directory or URL of the dataset")
-    if not merge_index:
-        raise ValueError("merge_index=False: a dataset without an index cannot be read")
     if udf_iterable is not None and "columns" not in settings:
         raise ValueError("with udf_iterable, mds_kwargs needs columns=, the encodings of samples")
     out = settings.pop("out")
@@ -80,11 +80,14 @@ def dataframe_to_mds(
     connection = {"storage_options": None, "timeout": 60.0, "retries": settings.pop("retry", 4)}
     if unknown := settings.keys() - _IGNORED:
         raise ValueError(f"mds_kwargs has unknown arguments: {', '.join(sorted(unknown))}")
-    if udf_iterable is None:
-        write(remote or local, dataframe, **options, **connection)
-    else:
-        samples = partial(_samples, udf_iterable, udf_kwargs or {})
-        write_dataframe(remote or local, dataframe, connection, options, samples)
+    samples = None if udf_iterable is None else partial(_samples, udf_iterable, udf_kwargs or {})
+    if samples is None:
+        columns = column_encodings(dataframe, options["columns"])
+        options["columns"] = columns
+        if list(columns) != dataframe.columns:
+            dataframe = dataframe.select(*(f"`{name}`" for name in columns))
+    write_all = write_dataframe if merge_index else write_separate_datasets
+    write_all(remote or local, dataframe, connection, options, samples)
     return ("", remote) if remote else (local, "")
 
 

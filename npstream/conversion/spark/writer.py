@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from npstream._core.optional import import_optional
 from npstream.conversion.partitions import (
@@ -13,6 +13,7 @@ from npstream.conversion.partitions import (
     PartitionResult,
     begin_write,
     discard_partitions,
+    keep_partitions,
     merge_partitions,
     write_partition,
 )
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from npstream.writing.writer import WriteReport
 
 __all__ = ["write"]
+
+T = TypeVar("T")
 
 _RESULT = "number int, directory string, columns map<string,string>, samples bigint, " + (
     "rejected bigint, error string"
@@ -166,10 +169,43 @@ def write_dataframe(
         default the rows are written.
     """
     begin = time.perf_counter()
+
+    def merge(started: PartitionedWrite, results: list[PartitionResult]) -> WriteReport:
+        return merge_partitions(started, results, begin)
+
+    return _write_partitions(path, dataframe, connection, options, samples_of, merge)
+
+
+def write_separate_datasets(
+    path: str | PathLike[str],
+    dataframe: Any,
+    connection: Mapping[str, Any],
+    options: Mapping[str, Any],
+    samples_of: Callable[[Any], Iterable[Any]] | None = None,
+) -> list[str]:
+    """Write each partition of a DataFrame as `write_dataframe`, without an index of all of them.
+
+    Returns
+    -------
+    list of str
+        The directories or URLs of the partitions that have samples.
+    """
+    return _write_partitions(path, dataframe, connection, options, samples_of, keep_partitions)
+
+
+def _write_partitions(
+    path: str | PathLike[str],
+    dataframe: Any,
+    connection: Mapping[str, Any],
+    options: Mapping[str, Any],
+    samples_of: Callable[[Any], Iterable[Any]] | None,
+    end: Callable[[PartitionedWrite, list[PartitionResult]], T],
+) -> T:
+    """Write the partitions of a DataFrame; return what `end` returns for the results of tasks."""
     started = begin_write(path, connection, options)
     try:
         rows = dataframe.mapInArrow(_task(started, samples_of), _RESULT).collect()
-        return merge_partitions(started, list(_results(rows)), begin)
+        return end(started, list(_results(rows)))
     except BaseException as error:
         discard_partitions(started, error)
         raise

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 import npstream
 from npstream.streaming.base.converters import dataframe_to_mds
+from npstream.streaming.base.util import merge_index
 
 pytest.importorskip("pyspark.sql")
 
@@ -48,11 +50,30 @@ def test_a_function_of_batches(spark, tmp_path):
     assert len(npstream.open(out)) < 20
 
 
+@pytest.mark.parametrize("function", [None, pairs])
+def test_without_an_index_of_all_partitions(spark, tmp_path, function):
+    out = tmp_path / "out"
+    settings = {"out": str(out), "columns": {"sum": "int64"}} if function else {"out": str(out)}
+    settings = {
+        "mds_kwargs": settings, "udf_iterable": function,
+        "udf_kwargs": function and {"step": 1}, "merge_index": False,
+    }  # fmt: skip
+    assert dataframe_to_mds(frame(spark), **settings) == (str(out), "")
+    assert not (out / "index.json").exists()
+    assert not (out / "partitions.work").exists()
+    parts = sorted(out.iterdir())
+    name = "sum" if function else "n"
+    columns = [npstream.open(part)[name].load() for part in parts]
+    assert np.concatenate(columns).tolist() == list(range(20))
+    assert len(parts) == 3
+    merge_index(str(out))
+    assert npstream.open(out)[name].load().tolist() == list(range(20))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"mds_kwargs": {}}, "needs out="),
-        ({"mds_kwargs": {"out": "x"}, "merge_index": False}, "merge_index=False"),
         ({"mds_kwargs": {"out": "x"}, "udf_iterable": pairs}, "needs columns="),
         ({"mds_kwargs": {"out": "x", "odd": 1}}, "unknown arguments: odd"),
     ],
