@@ -17,13 +17,14 @@ from npstream.iteration.counter import EpochCursor
 from npstream.orders.streaming.order import StreamingOrder
 from npstream.orders.streaming.settings import StreamingRun
 from npstream.streaming.array import Array
+from npstream.streaming.base.spanner import Spanner
 from npstream.streaming.base.stream import streams_registry
 from npstream.streaming.base.util import bytes_to_int, number_abbrev_to_int
 from npstream.streaming.epoch import iterate_epoch
 from npstream.streaming.position import RunPosition, detect_world
 from npstream.streaming.samples import StreamSamples
-from npstream.streaming.shards import ShardInfo, shard_infos
-from npstream.streaming.stream import CacheChoice, Stream, apply_weights, open_stream
+from npstream.streaming.shards import ShardInfo, ShardPreparation, shard_infos
+from npstream.streaming.stream import CacheChoice, Stream, open_hooked_stream
 from npstream.torch import TorchIterableDataset
 
 if TYPE_CHECKING:
@@ -165,11 +166,11 @@ default: "random"
         self._npstream_order(shards=[])  # raises for invalid settings, before anything is read
         detect_world(replication)  # raises if `replication` does not fit
         datasets = _open_streams(self.streams, self.cache_limit, allow_unsafe_types)
-        self._npstream_samples = StreamSamples(datasets)
+        self._npstream_samples = StreamSamples(datasets, _shard_preparation(self.streams, datasets))
         self._npstream_ahead: dict[int, Any] = {}
         self._npstream_position = RunPosition()
         self.num_samples = self._npstream_samples.starts[-1]
-        self.epoch_size = apply_weights(
+        self.epoch_size = Stream.apply_weights(
             self.streams, self.samples_per_stream, self._npstream_epoch_size, shuffle_seed
         )
 
@@ -231,6 +232,11 @@ default: "random"
     def shards(self) -> list[ShardInfo]:
         """The shards of all streams."""
         return [shard for index in self._npstream_samples.indexes for shard in shard_infos(index)]
+
+    @cached_property
+    def spanner(self) -> Spanner:
+        """The shard of each sample, and the number of the sample in it: ``ds.spanner[sample]``."""
+        return Spanner(self.samples_per_shard)
 
     # Samples
 
@@ -295,7 +301,9 @@ default: "random"
         >>> report = npstream.write(path, {"x": np.arange(10)})
         >>> StreamingDataset(local=path).prepare_shard(0)  # a local shard is there already
         """
-        self._npstream_samples.shard_view(operator.index(shard_id)).prefetch()
+        shard = operator.index(shard_id)
+        stream, _ = self._npstream_samples.find_shard(shard)
+        self.streams[stream].prepare_shard(self.shards[shard])
 
     def evict_shard(self, shard_id: int) -> None:
         """Remove a shard from the cache. Files of a dataset that is read in place stay.
@@ -459,7 +467,17 @@ def _open_streams(
     datasets = []
     for stream in streams:
         cache = CacheChoice(shared or stream._npstream_local, cache_limit)
-        datasets.append(open_stream(stream, cache, allow_pickle))
+        datasets.append(open_hooked_stream(stream, cache, allow_pickle))
         if not len(datasets[-1]):
             raise RuntimeError(f"{stream!r} has no samples: leave it out")
     return datasets
+
+
+def _shard_preparation(
+    streams: Sequence[Stream], datasets: Sequence[Dataset]
+) -> ShardPreparation | None:
+    """Return what calls `prepare_shard` before samples are read; None if no class overrides it."""
+    hooked = [s if type(s).prepare_shard is not Stream.prepare_shard else None for s in streams]
+    if not any(hooked):
+        return None
+    return ShardPreparation(hooked, [ds._source.index for ds in datasets])

@@ -7,20 +7,24 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
 from npstream._core.arguments import quantity
 from npstream._core.typing import Int64
+from npstream.iteration.counter import EpochCursor  # noqa: TC001 - a NamedTuple's field
+from npstream.iteration.feeding.eviction import MAX_SAMPLED_RANKS, EpochReads
 from npstream.iteration.ranks import this_worker
-from npstream.orders.streaming.order import Epoch  # noqa: TC001 - a NamedTuple's field
+from npstream.orders.streaming.order import (  # noqa: TC001 - fields of a NamedTuple
+    Epoch,
+    StreamingOrder,
+)
 from npstream.orders.streaming.settings import StreamingRun
 from npstream.streaming.position import detect_world
 
 if TYPE_CHECKING:
-    from npstream.iteration.counter import EpochCursor
-    from npstream.orders.streaming.order import StreamingOrder
     from npstream.orders.streaming.partition import World
     from npstream.streaming.position import RunPosition
     from npstream.streaming.samples import StreamSamples
@@ -61,11 +65,17 @@ class RankWork(NamedTuple):
         The node, and the rank on it.
     batches : range
         Numbers of the batches that the worker reads, among the batches of the rank.
+    order : StreamingOrder
+        The order of all epochs.
+    cursor : EpochCursor
+        Where the loop began.
     """
 
     epoch: Epoch
     place: tuple[int, int]
     batches: range
+    order: StreamingOrder
+    cursor: EpochCursor
 
     def pieces(self, size: int) -> Iterator[Int64]:
         """Yield the numbers of the samples, in arrays of at most `size` numbers."""
@@ -82,6 +92,45 @@ class RankWork(NamedTuple):
         work = self._replace(batches=batches)
         return np.concatenate([np.empty(0, np.int64), *work.pieces(n or 1)])
 
+    @property
+    def run_text(self) -> str:
+        """Text that identifies the order; it is the same in all processes of a run."""
+        return repr((self.order.state(self.epoch.world, 0, 0), self.epoch.batch_size))
+
+    def position(self, samples: int) -> int:
+        """Return the position in the epoch after this worker has read a number of samples."""
+        return self.cursor.position + samples * self.epoch.world.ranks * self.batches.step
+
+    def epoch_reads(self, number: int) -> EpochReads:
+        """Return what the ranks of this node read in an epoch: in this one, or in the next one."""
+        epoch, start = self.epoch, self.cursor.position
+        if number != self.cursor.epoch:
+            try:
+                epoch, start = self.order.epoch(number, epoch.world, 0), 0
+            except ValueError:  # raised when the next epoch begins
+                return EpochReads(0, 1, 0, lambda _: iter(()))
+        world = epoch.world
+        global_batch = world.ranks * epoch.batch_size
+        samples = epoch.batches * epoch.batch_size * min(world.ranks_per_node, MAX_SAMPLED_RANKS)
+        sample_batches = partial(_sample_batches, epoch, self.place[0], start)
+        return EpochReads(
+            start + epoch.batches * global_batch, global_batch, samples, sample_batches
+        )
+
+
+def _sample_batches(
+    epoch: Epoch, node: int, start: int, step: int
+) -> Iterator[tuple[Int64, Int64]]:
+    """Yield the numbers and positions of samples in every `step`-th batch of a node's ranks."""
+    per_node, block = epoch.world.ranks_per_node, epoch.lookup_batches(step)
+    for rank in range(0, per_node, -(-per_node // MAX_SAMPLED_RANKS)):
+        for first in range(0, epoch.batches, block * step):
+            batches = range(first, min(first + block * step, epoch.batches), step)
+            numbers = epoch.ids(node, rank, batches)
+            positions = start + np.array(batches) * (epoch.world.ranks * epoch.batch_size)
+            is_sample = numbers >= 0  # -1 fills up the last batch
+            yield numbers[is_sample], np.broadcast_to(positions[:, None], numbers.shape)[is_sample]
+
 
 def begin_epoch(dataset: IterableSamples) -> RankWork:
     """Begin the next epoch of a dataset, and return what this rank and worker read of it."""
@@ -97,18 +146,27 @@ def begin_epoch(dataset: IterableSamples) -> RankWork:
     epoch = order.epoch(cursor.epoch, world, cursor.position)
     worker, workers = this_worker()
     batches = range(worker, epoch.batches, workers or 1)
-    return RankWork(epoch, world.node_and_rank(rank), batches)
+    return RankWork(epoch, world.node_and_rank(rank), batches, order, cursor)
 
 
 def iterate_epoch(dataset: IterableSamples) -> Iterator[Any]:
     """Yield the samples of the next epoch for this rank and worker."""
     work, samples = begin_epoch(dataset), dataset._npstream_samples
     is_rowwise = samples.is_rowwise(work.first_numbers, 1 / work.epoch.world.nodes)
-    for numbers, lookup in samples.read_ahead(work.pieces(samples.samples_per_read), is_rowwise):
-        if dataset._npstream_reads_itself:
-            yield from samples.samples(lookup)
-        else:
-            yield from _overridden(dataset, numbers, lookup)
+    orders = [] if is_rowwise else samples.begin_eviction(work)
+    pieces, done = work.pieces(samples.samples_per_read), 0
+    try:
+        for numbers, lookup in samples.read_ahead(pieces, is_rowwise):
+            if dataset._npstream_reads_itself:
+                yield from samples.samples(lookup)
+            else:
+                yield from _overridden(dataset, numbers, lookup)
+            done += len(numbers)
+            for order in orders:
+                order.advance(work.position(done))
+    finally:
+        for order in orders:
+            order.end()
 
 
 def _resolve_settings(

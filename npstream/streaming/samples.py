@@ -11,13 +11,14 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from npstream._core.arguments import quantity
 from npstream._core.arrays import group_positions
 from npstream._core.typing import Int64, Sample
+from npstream.iteration.feeding.eviction import EvictionPlan
 from npstream.mixture.source import MixedSource
 from npstream.reading.schema import common_columns
 from npstream.reading.source import Member
@@ -26,14 +27,33 @@ from npstream.shards.locality import ReadOrder
 if TYPE_CHECKING:
     from npstream.dataset.dataset import Dataset
     from npstream.formats.index import Index
+    from npstream.iteration.counter import EpochCursor
+    from npstream.iteration.feeding.eviction import EpochReads
     from npstream.reading.gather import Lookup
     from npstream.reading.source import Reader, Source
+    from npstream.shards.locality import EvictionOrder
+    from npstream.streaming.shards import ShardPreparation
 
 PIECE_BYTES = 1 << 22
 """Bytes of samples that are read together."""
 
 MAX_READ_SAMPLES = 1 << 13
 """Samples that are read together, at most."""
+
+
+class EpochWork(Protocol):
+    """What `StreamSamples.begin_eviction` needs of the part of an epoch that a rank reads."""
+
+    @property
+    def cursor(self) -> EpochCursor:
+        """Where the loop began."""
+
+    @property
+    def run_text(self) -> str:
+        """Text that identifies the order; it is the same in all processes of a run."""
+
+    def epoch_reads(self, number: int) -> EpochReads:
+        """Return what the ranks of this node read in an epoch."""
 
 
 class StreamSamples:
@@ -43,6 +63,8 @@ class StreamSamples:
     ----------
     datasets : sequence of Dataset
         Whole datasets, none empty.
+    preparation : ShardPreparation, optional
+        Called with the numbers of samples before they are read.
 
     Attributes
     ----------
@@ -50,14 +72,17 @@ class StreamSamples:
         Number of the first sample of each dataset, followed by the number of all samples.
     """
 
-    def __init__(self, datasets: Sequence[Dataset]) -> None:
-        self.datasets = tuple(datasets)
+    def __init__(
+        self, datasets: Sequence[Dataset], preparation: ShardPreparation | None = None
+    ) -> None:
+        self.datasets, self._preparation = tuple(datasets), preparation
         self.starts = [*accumulate(map(len, self.datasets), initial=0)]
         self._make_source()
 
     def _make_source(self) -> None:
         """Join the sources. The joined source reads the samples if all have the same columns."""
         self._readers: list[Reader] | None = None
+        self._evictions: tuple[str, EvictionPlan] | None = None
         # Streaming's samples have their columns in alphabetical order.
         self._columns = [tuple(sorted(ds.columns)) for ds in self.datasets]
         self._source: Source = self.datasets[0]._source
@@ -71,31 +96,29 @@ class StreamSamples:
         self._names = tuple(fields)
         self._has_same_columns = all(columns == self._names for columns in self._columns)
 
-    def __getstate__(self) -> tuple[Dataset, ...]:
-        return self.datasets
+    def __getstate__(self) -> tuple[tuple[Dataset, ...], ShardPreparation | None]:
+        return self.datasets, self._preparation
 
-    def __setstate__(self, datasets: tuple[Dataset, ...]) -> None:
-        self.datasets = datasets
-        self.starts = [*accumulate(map(len, datasets), initial=0)]
-        self._make_source()
+    def __setstate__(self, state: tuple[tuple[Dataset, ...], ShardPreparation | None]) -> None:
+        StreamSamples.__init__(self, *state)
 
     @property
     def indexes(self) -> list[Index]:
         """The index of each dataset."""
         return [ds._source.index for ds in self.datasets]
 
-    def shard_view(self, shard: int) -> Dataset:
-        """Return the samples of a shard, which is numbered over all datasets."""
-        dataset, number = self._find_shard(shard)
-        starts = dataset._source.index.starts
-        return dataset[int(starts[number]) : int(starts[number + 1])]
+    def find_shard(self, shard: int) -> tuple[int, int]:
+        """Return the dataset of a shard, and the number of the shard in it.
 
-    def _find_shard(self, shard: int) -> tuple[Dataset, int]:
-        """Return the dataset of a shard, and the number of the shard in it."""
+        Raises
+        ------
+        IndexError
+            If there is no such shard.
+        """
         number = shard
-        for ds, index in zip(self.datasets, self.indexes, strict=True):
+        for dataset, index in enumerate(self.indexes):
             if 0 <= number < len(index):
-                return ds, number
+                return dataset, number
             number -= len(index)
         raise IndexError(f"there is no shard of the number {shard}")
 
@@ -107,8 +130,8 @@ class StreamSamples:
 
     def evict(self, shard: int) -> None:
         """Remove the cached files of a shard, which is numbered over all datasets."""
-        dataset, number = self._find_shard(shard)
-        if (remote := dataset._source.remote) is not None:
+        dataset, number = self.find_shard(shard)
+        if (remote := self.datasets[dataset]._source.remote) is not None:
             files = remote.files
             chunks = range(int(files.chunks[number]))
             files.cache.evict({key for chunk in chunks for key in files.unit_keys(number, chunk)})
@@ -126,6 +149,8 @@ class StreamSamples:
             raise IndexError(
                 f"index {number} is out of bounds for a dataset of {quantity(starts[-1], 'sample')}"
             )
+        if self._preparation is not None:
+            self._preparation.prepare(np.array([number]))
         if len(readers) == 1:
             return readers[0](number)
         stream = bisect_right(starts, number) - 1
@@ -156,7 +181,14 @@ class StreamSamples:
             Whether samples are fetched one by one: the result of the method `is_rowwise`.
         """
         plan = self._source.plan(self._names)
+        if self._preparation is not None:
+            pieces = map(self._prepare, pieces)
         return self._source.read_ahead(pieces, _identity, plan, is_rowwise=is_rowwise)
+
+    def _prepare(self, numbers: Int64) -> Int64:
+        assert self._preparation is not None
+        self._preparation.prepare(numbers)
+        return numbers
 
     def is_rowwise(self, first_numbers: Callable[[int], Int64], fraction: float) -> bool:
         """Return True if the cache cannot hold the chunks of an order.
@@ -170,6 +202,24 @@ class StreamSamples:
         """
         order = ReadOrder(first_numbers, fraction)
         return self._source.is_rowwise(order, self._source.plan(self._names))
+
+    def begin_eviction(self, work: EpochWork) -> list[EvictionOrder]:
+        """Tell caches that cannot hold all data when an epoch and the next one use each chunk.
+
+        Returns
+        -------
+        list of EvictionOrder
+            One for each dataset that does not fit its cache. The caller advances and ends them.
+        """
+        text = work.run_text
+        if self._evictions is None or self._evictions[0] != text:
+
+            def run_text() -> str:
+                return repr((text, [index.fingerprint for index in self.indexes]))
+
+            plan = EvictionPlan(self._source, self._source.plan(self._names), run_text)
+            self._evictions = text, plan
+        return self._evictions[1].begin(work.cursor.epoch, work.epoch_reads)
 
     def samples(self, lookup: Lookup) -> Iterable[Sample]:
         """Read the samples of a lookup of `read_ahead`."""

@@ -15,11 +15,15 @@ from npstream._core.log import warn
 from npstream._core.typing import Int64
 from npstream.cache.directory import default_directory
 from npstream.dataset.opening import DatasetOpening, copied_url, open_dataset
+from npstream.formats.encodings.encodings import is_unsafe
 from npstream.formats.index import INDEX
-from npstream.orders.streaming.sampling import Weight, samples_per_stream
+from npstream.orders.streaming import sampling
+from npstream.orders.streaming.sampling import Weight
 from npstream.storage.local import open_store
 from npstream.storage.urls import join_url, scheme_of
+from npstream.streaming.base.world import World
 from npstream.streaming.partial_store import PartialCopyStore
+from npstream.streaming.shards import ShardInfo, shard_infos
 
 if TYPE_CHECKING:
     from npstream.dataset.dataset import Dataset
@@ -29,6 +33,21 @@ DOWNLOAD_SETTINGS = ("split", "download_retry", "download_timeout", "validate_ha
 """The settings of a stream that default to those of its `StreamingDataset`."""
 
 WEIGHT_NAMES = ("proportion", "repeat", "choose")
+
+
+class CacheChoice(NamedTuple):
+    """The cache of a stream's remote data.
+
+    Attributes
+    ----------
+    directory : str or None
+        None for npstream's own directory.
+    limit : int or None
+        The bytes that it may take; None for npstream's default.
+    """
+
+    directory: str | None
+    limit: int | None
 
 
 class Stream:
@@ -111,6 +130,8 @@ class Stream:
         self.validate_hash, self.keep_zip = validate_hash, keep_zip
         self._npstream_local = local
         self._npstream_weight: Weight | None = None
+        self._npstream_cache = CacheChoice(local, None)
+        self._npstream_dataset: Dataset | None = None
 
     def __repr__(self) -> str:
         places = {"remote": self.remote, "local": self._npstream_local, "split": self.split or None}
@@ -121,7 +142,8 @@ class Stream:
     def weight(self) -> Weight:
         """The weight that a user gave the stream, before a dataset has set all three weights."""
         if self._npstream_weight is None:
-            given = {name: vars(self)[name] for name in WEIGHT_NAMES if name in vars(self)}
+            # A subclass may give its weight as an attribute of the class.
+            given = {name: getattr(self, name) for name in WEIGHT_NAMES if hasattr(self, name)}
             self._npstream_weight = Weight(**given)
         return self._npstream_weight
 
@@ -150,23 +172,167 @@ class Stream:
             if getattr(self, name) is None:
                 setattr(self, name, default[name])
 
+    def get_shards(self, world: Any, allow_unsafe_types: bool) -> list[ShardInfo]:
+        """Open the dataset of the stream, and return its shards.
 
-class CacheChoice(NamedTuple):
-    """The cache of a stream's remote data.
+        A subclass may prepare `local` or change `remote` before it calls this method. It returns
+        the same shards.
 
-    Attributes
-    ----------
-    directory : str or None
-        None for npstream's own directory.
-    limit : int or None
-        The bytes that it may take; None for npstream's default.
+        Parameters
+        ----------
+        world : npstream.streaming.base.world.World
+            The ranks of this run.
+        allow_unsafe_types : bool
+            Whether columns may be unpickled.
+
+        Returns
+        -------
+        list of ShardInfo
+
+        Raises
+        ------
+        FileNotFoundError
+            If the stream does not exist.
+        ValueError
+            If a column is pickled, and `allow_unsafe_types` is False.
+
+        Examples
+        --------
+        >>> path = str(getfixture("tmp_path"))
+        >>> report = npstream.write(path, {"x": np.arange(10)})
+        >>> ds = npstream.streaming.StreamingDataset(streams=[Stream(local=path)])
+        >>> [shard.samples for shard in ds.streams[0].get_shards(None, False)]
+        [10]
+        """
+        self._npstream_dataset = ds = open_stream(self, self._npstream_cache, allow_unsafe_types)
+        return list(shard_infos(ds._source.index))
+
+    def prepare_shard(self, shard: ShardInfo) -> int:
+        """Fetch a shard into the cache, unless it is there.
+
+        If a subclass overrides this method, it is called in each process, once for each shard
+        before its samples are read. Files that it puts in `local` are read from there.
+
+        Parameters
+        ----------
+        shard : ShardInfo
+            A shard of this stream.
+
+        Returns
+        -------
+        int
+            0. In Streaming it is the change in the bytes of the cache.
+
+        Raises
+        ------
+        ValueError
+            If the stream does not belong to a StreamingDataset.
+
+        Examples
+        --------
+        >>> path = str(getfixture("tmp_path"))
+        >>> report = npstream.write(path, {"x": np.arange(10)})
+        >>> ds = npstream.streaming.StreamingDataset(streams=[Stream(local=path)])
+        >>> ds.streams[0].prepare_shard(ds.shards[0])
+        0
+        """
+        if self._npstream_dataset is None:
+            raise ValueError(f"{self!r} is not open: give it to a StreamingDataset first")
+        starts = self._npstream_dataset._source.index.starts
+        self._npstream_dataset[int(starts[shard.number]) : int(starts[shard.number + 1])].prefetch()
+        return 0
+
+    @classmethod
+    def apply_weights(
+        cls,
+        streams: Sequence[Stream],
+        samples_per_stream: Int64,
+        choose_per_epoch: int | None,
+        seed: int,
+    ) -> int:
+        """Set the three weights of each stream, and return the number of samples in an epoch.
+
+        Parameters
+        ----------
+        streams : sequence of Stream
+            The streams.
+        samples_per_stream : ndarray of int64
+            The samples of each stream.
+        choose_per_epoch : int or None
+            Samples in an epoch; by default the weights and the sizes give it.
+        seed : int
+            Seed of the random choice of streams: the chosen streams get the samples that rounding
+            leaves over.
+
+        Returns
+        -------
+        int
+
+        Examples
+        --------
+        >>> streams = [Stream(local="a", proportion=1), Stream(local="b", proportion=3)]
+        >>> Stream.apply_weights(streams, np.array([50, 50]), 80, 0)
+        80
+        >>> [stream.choose for stream in streams]
+        [20, 60]
+        """
+        weights = [stream.weight for stream in streams]
+        sizes = np.asarray(samples_per_stream)
+        counts, proportions = sampling.samples_per_stream(weights, sizes, choose_per_epoch, seed)
+        repeats = np.asarray(counts) / sizes
+        for stream, proportion, repeat, choose in zip(
+            streams, proportions.tolist(), repeats.tolist(), counts.tolist(), strict=True
+        ):
+            stream.proportion, stream.repeat, stream.choose = proportion, repeat, choose
+        return int(counts.sum())
+
+
+NOT_CALLED = ("set_up_local", "_download_file", "_prepare_shard_part", "_decompress_shard_part")
+"""Methods of Streaming's class that have no meaning here, so a subclass cannot override them."""
+
+
+def open_hooked_stream(stream: Stream, cache: CacheChoice, allow_pickle: bool) -> Dataset:
+    """Open the dataset of a stream, by its `get_shards` if its class overrides that.
+
+    Raises
+    ------
+    TypeError
+        If the class overrides methods that are not called, or `get_shards` returns other shards.
     """
-
-    directory: str | None
-    limit: int | None
+    name = type(stream).__name__
+    for method in NOT_CALLED:
+        if hasattr(type(stream), method):
+            raise TypeError(
+                f"{name} has a method {method}, which npstream does not call: override "
+                "prepare_shard, or give the stream a remote= that npstream.open can read"
+            )
+    if type(stream).get_shards is Stream.get_shards:
+        stream._npstream_dataset = open_stream(stream, cache, allow_pickle)
+        return stream._npstream_dataset
+    stream._npstream_cache, earlier = cache, stream._npstream_dataset
+    shards, ds = stream.get_shards(World.detect(), allow_pickle), stream._npstream_dataset
+    if ds is None or ds is earlier or list(shards) != list(shard_infos(ds._source.index)):
+        raise TypeError(
+            f"{name}.get_shards returned other shards than Stream.get_shards: npstream can read "
+            "only whole datasets with an index.json; call super().get_shards and return its result"
+        )
+    return ds
 
 
 def open_stream(stream: Stream, cache: CacheChoice, allow_pickle: bool) -> Dataset:
+    """Open the dataset of a stream whose settings are complete, and check for pickled columns."""
+    ds = _open_dataset(stream, cache)
+    fields = ds._source.fields
+    pickled = [name for name in ds.columns if is_unsafe(fields[name].encoding.name)]
+    if pickled and not allow_pickle:
+        raise ValueError(
+            f"{stream!r}: column {pickled[0]!r} is pickled, and loading it can run code: give "
+            "StreamingDataset allow_unsafe_types=True if you trust the data"
+        )
+    return ds
+
+
+def _open_dataset(stream: Stream, cache: CacheChoice) -> Dataset:
     """Open the dataset of a stream whose settings are complete.
 
     If Streaming has downloaded all files to `local`, they are read in place. If it has downloaded
@@ -174,7 +340,7 @@ def open_stream(stream: Stream, cache: CacheChoice, allow_pickle: bool) -> Datas
     downloaded files if these have them, and otherwise from `remote`.
     """
     settings: dict[str, Any] = {
-        "verify": stream.validate_hash or "auto", "allow_pickle": allow_pickle,
+        "verify": stream.validate_hash or "auto", "allow_pickle": True,
         "timeout": stream.download_timeout, "retries": stream.download_retry,
         "implicit_read_limit": None,
     }  # fmt: skip
@@ -231,29 +397,3 @@ def _open_partial_copy(
         settings["allow_pickle"], None,
     )  # fmt: skip
     return opening.open_dataset()
-
-
-def apply_weights(
-    streams: Sequence[Stream], sizes: Int64, epoch_size: int | None, seed: int
-) -> int:
-    """Set the three weights of each stream, and return the number of samples in an epoch.
-
-    Parameters
-    ----------
-    streams : sequence of Stream
-    sizes : ndarray of int64
-        The samples of each stream.
-    epoch_size : int, optional
-        Samples in an epoch; by default the weights and the sizes give it.
-    seed : int
-        Seed of the random choice of streams: the chosen streams get the samples that rounding
-        leaves over.
-    """
-    weights = [stream.weight for stream in streams]
-    counts, proportions = samples_per_stream(weights, sizes, epoch_size, seed)
-    repeats = np.asarray(counts) / sizes
-    for stream, proportion, repeat, choose in zip(
-        streams, proportions.tolist(), repeats.tolist(), counts.tolist(), strict=True
-    ):
-        stream.proportion, stream.repeat, stream.choose = proportion, repeat, choose
-    return int(counts.sum())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib
 import json
 import pickle
 import subprocess
@@ -19,6 +21,7 @@ import npstream
 import npstream.streaming
 from npstream.iteration.counter import EpochCursor
 from npstream.streaming import Stream, StreamingDataset
+from npstream.streaming.base.spanner import Spanner
 from npstream.streaming.epoch import begin_epoch
 
 CASES = [c for c in golden.cases() if c["readable"] is True or c.get("unsafe")]
@@ -130,6 +133,31 @@ def test_attributes(numbers):
     assert ds.streams[0].local == numbers
     assert ds.predownload == 32
     assert StreamingDataset(local=numbers).predownload == 64
+
+
+def test_the_shard_of_a_sample(numbers):
+    ds = StreamingDataset(local=numbers)
+    assert [ds.spanner[sample] for sample in (0, 9, 10, np.int64(99))] == [
+        (0, 0), (0, 9), (1, 0), (9, 9),
+    ]  # fmt: skip
+    for sample in (-1, 100):
+        with pytest.raises(IndexError, match=f"index {sample} is out of bounds for 100 samples"):
+            ds.spanner[sample]
+    assert Spanner(np.array([2, 0, 3]))[2] == (2, 0)
+
+
+def test_files_of_shards(tmp_path):
+    rows = [{"x": i, "text": "t"} for i in range(9)]
+    settings = {"columns": {"x": "int", "text": "str"}, "hashes": ["sha1"], "shard_samples": 5}
+    npstream.write(tmp_path / "text", rows, format="jsonl", compression="zstd", **settings)
+    first, second = StreamingDataset(local=str(tmp_path / "text")).shards
+    assert (first.number, second.number) == (0, 1)
+    for raw, zipped in second.file_pairs:
+        assert zipped.basename == f"{raw.basename}.zstd"
+        content = (tmp_path / "text" / zipped.basename).read_bytes()
+        assert zipped.bytes == len(content)
+        assert zipped.hashes == {"sha1": hashlib.sha1(content).hexdigest()}
+    assert len(second.file_pairs) == 2
 
 
 def test_sizes_of_compressed_shards(tmp_path):
@@ -261,7 +289,7 @@ def test_invalid_arguments_raise_before_anything_is_read(arguments, message):
 
 def test_pickled_columns_need_permission(tmp_path):
     npstream.write(tmp_path, [{"x": {1}}], columns={"x": "pkl"})
-    with pytest.raises(ValueError, match="allow_pickle"):
+    with pytest.raises(ValueError, match=r"column 'x' is pickled.*allow_unsafe_types=True"):
         StreamingDataset(local=str(tmp_path))
     assert StreamingDataset(local=str(tmp_path), allow_unsafe_types=True)[0] == {"x": {1}}
 
@@ -313,4 +341,10 @@ def test_unknown_names_raise():
     with pytest.raises(AttributeError, match="no attribute 'nothing'; it has CSVWriter"):
         npstream.streaming.base.nothing  # noqa: B018
     assert npstream.streaming.base.StreamingDataset is StreamingDataset
+    for name, module in [
+        ("StreamingDataset", "dataset"), ("StreamingDataLoader", "dataloader"),
+        ("LocalDataset", "local"), ("Array", "array"), ("MDSWriter", "format"),
+    ]:  # fmt: skip
+        value = getattr(importlib.import_module(f"npstream.streaming.base.{module}"), name)
+        assert value is getattr(npstream.streaming, name, value)
     assert set(npstream.streaming.__all__) <= set(dir(npstream.streaming))

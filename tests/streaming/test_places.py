@@ -92,6 +92,49 @@ def test_the_limit_holds_for_all_streams(remote, tmp_path):
     assert not (tmp_path / "b").exists()
 
 
+ORDERS = {
+    "sequential": {},
+    "shuffled": {"shuffle": True, "shuffle_algo": "py1br", "shuffle_block_size": 64},
+    "two lanes": {"num_canonical_nodes": 2},
+}
+
+
+@pytest.mark.parametrize(
+    ("order", "second"), [*((order, "noise") for order in ORDERS), ("sequential", "other")]
+)
+def test_the_cache_keeps_the_chunks_that_are_used_first(
+    tmp_path, upload, requests, monkeypatch, order, second
+):
+    """Half of the chunks fit. If the least recently used ones went, an epoch would fetch all."""
+    monkeypatch.setattr("npstream.formats.chunks.CHUNK_BYTES", 1 << 17)
+    monkeypatch.setattr("npstream.streaming.samples.PIECE_BYTES", 1 << 17)
+    noise = np.random.default_rng(0).random((2048, 1024))
+    limit = noise.nbytes // 2
+    parts = {
+        "a": {"id": np.arange(1024), "noise": noise[:1024]},
+        "b": {"id": np.arange(1024, 2048), second: noise[1024:]},
+    }
+    streams = []
+    for name, part in parts.items():
+        npstream.write(tmp_path / name, part, shard_size="512KiB", sidecar=False)
+        local = str(tmp_path / f"{name}-cache")
+        streams.append(Stream(remote=upload(tmp_path / name), local=local))
+    ds = StreamingDataset(streams=streams, cache_limit=limit, batch_size=8, **ORDERS[order])
+    fetched = []
+    for _ in range(4):
+        requests.clear()
+        assert sorted(ids(ds)) == list(range(2048))
+        fetched.append(sum(span[2] for span in requests if span[0].startswith("shard")))
+        assert ds.cache_usage <= limit
+    assert fetched[0] >= noise.nbytes
+    assert max(fetched[1:]) < 0.8 * noise.nbytes
+    # A loop that resumes in mid-epoch reads the rest.
+    rest = iter(ds)
+    first = ids(next(rest) for _ in range(64))
+    ds.load_state_dict(ds.state_dict(64, True))
+    assert sorted(first + ids(ds)) == list(range(2048))
+
+
 def test_a_limit_that_is_too_low_raises(remote, tmp_path):
     with pytest.raises(ValueError, match="cache_limit"):
         StreamingDataset(remote=remote[0], local=str(tmp_path / "local"), cache_limit="10kb")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pickle
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+from torch.utils.data import DataLoader
 
 import npstream
 from npstream.streaming import Stream, StreamingDataset
@@ -145,6 +148,7 @@ def test_registered_streams(write):
 
     registry = StreamsRegistry()
     assert registry.register("tagged", func=Tagged) is registry.get("tagged") is Tagged
+    assert registry.register("again")(Tagged) is registry.get("again") is Tagged
     assert streams_registry.get("stream") is Stream
     streams_registry.register("tagged", func=Tagged)
     ds = StreamingDataset(
@@ -154,3 +158,81 @@ def test_registered_streams(write):
     assert (ds.streams[0].tag, ds.size) == (7, 5)
     with pytest.raises(ValueError, match="stream_name='odd': expected one of 'stream', 'tagged'"):
         StreamingDataset(local="x", stream_name="odd")
+
+
+def test_a_class_may_have_a_weight(write):
+    class Half(Stream):
+        proportion = 0.5
+
+    class Rest(Stream):
+        proportion = 1.5
+
+    paths = [write(name, x=np.arange(10)) for name in "ab"]
+    streams = [Half(local=paths[0]), Rest(local=paths[1])]
+    ds = StreamingDataset(streams=streams, batch_size=4, epoch_size=8)
+    assert [stream.choose for stream in streams] == [2, 6]
+    assert ds.epoch_size == 8
+
+
+class Prepared(Stream):
+    """Puts the index and the shards into its directory when they are needed."""
+
+    def __init__(self, source, **arguments):
+        super().__init__(**arguments)
+        self.source, self.prepared = source, []
+
+    def get_shards(self, world, allow_unsafe_types):
+        if world.is_local_leader:
+            Path(self.local).mkdir(exist_ok=True)
+            shutil.copy(Path(self.source) / "index.json", self.local)
+        return super().get_shards(world, allow_unsafe_types)
+
+    def prepare_shard(self, shard):
+        for raw, _ in shard.file_pairs:
+            shutil.copy(Path(self.source) / raw.basename, self.local)
+        self.prepared.append(shard.number)
+        return shard.raw_bytes
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_methods_of_a_subclass_bring_the_data(write, tmp_path, workers):
+    paths = [write("a", x=np.arange(10)), write("b", x=np.arange(10, 20))]
+    stream = Prepared(paths[1], local=str(tmp_path / "local"))
+    ds = StreamingDataset(streams=[Stream(local=paths[0]), stream], batch_size=5)
+    assert stream.prepared == []
+    assert ds[3]["x"] == 3
+    assert stream.prepared == []
+    assert ds[19]["x"] == 19
+    assert stream.prepared == [2]
+    assert not (tmp_path / "local" / "shard.00000.mds").exists()
+    loader = DataLoader(ds, batch_size=5, num_workers=workers)
+    assert sorted(x for batch in loader for x in batch["x"].tolist()) == list(range(20))
+    if not workers:
+        assert sorted(stream.prepared) == [0, 1, 2]
+    shutil.rmtree(tmp_path / "local")
+    (tmp_path / "local").mkdir()
+    ds.prepare_shard(4)
+    assert (tmp_path / "local" / "shard.00001.mds").exists()
+
+
+def test_methods_that_are_not_called_raise(write):
+    class Fewer(Stream):
+        def get_shards(self, world, allow_unsafe_types):
+            return super().get_shards(world, allow_unsafe_types)[1:]
+
+    class Own(Stream):
+        def get_shards(self, world, allow_unsafe_types):
+            return []
+
+    class Downloads(Stream):
+        def _download_file(self, from_basename, to_basename=None):
+            raise AssertionError
+
+    path = write("a", x=np.arange(10))
+    for cls in (Fewer, Own):
+        with pytest.raises(TypeError, match=f"{cls.__name__}.get_shards returned other shards"):
+            StreamingDataset(streams=[cls(local=path)])
+    with pytest.raises(TypeError, match="Downloads has a method _download_file, which npstream"):
+        StreamingDataset(streams=[Downloads(local=path)])
+    with pytest.raises(ValueError, match="is not open: give it to a StreamingDataset first"):
+        Stream(local=path).prepare_shard(None)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
+from npstream.streaming.base.format import get_index_basename
 from npstream.streaming.base.util import (
     bytes_to_int,
     clean_stale_shared_memory,
     get_list_arg,
     number_abbrev_to_int,
 )
+from npstream.streaming.base.world import World
 
 
 @pytest.mark.parametrize(
@@ -55,3 +58,30 @@ def test_list_arguments():
 
 def test_there_is_no_shared_memory_to_clean():
     assert clean_stale_shared_memory() is None
+
+
+def test_the_name_of_the_index():
+    assert get_index_basename() == "index.json"
+
+
+def test_the_place_of_a_rank(set_rank):
+    set_rank(11, 16, 8)
+    world = World.detect()
+    assert (world.num_nodes, world.node, world.is_multinode) == (2, 1, True)
+    assert (world.rank, world.num_ranks, world.rank_of_node, world.ranks_per_node) == (11, 16, 3, 8)
+    assert (world.worker, world.num_workers, world.is_leader) == (11, 16, False)
+    assert not world.is_local_leader
+    assert world.replicate(4).to_json() == World(1, 4, 1, 2).to_json()
+    with pytest.raises(ValueError, match="replication=3"):
+        world.replicate(3)
+
+
+@pytest.mark.parametrize("worker", range(24))
+def test_the_place_of_a_worker(worker):
+    world = World(num_nodes=2, ranks_per_node=3, workers_per_rank=4, worker=worker)
+    place = (world.node, world.rank_of_node, world.worker_of_rank)
+    assert place == np.unravel_index(worker, (2, 3, 4))
+    assert world.worker_of_node == worker % 12
+    assert world.is_local_leader == (worker in (0, 12))
+    assert world.is_leader == (worker == 0)
+    assert (world.num_workers, world.workers_per_node, world.workers_per_rank) == (24, 12, 4)

@@ -6,6 +6,7 @@ Tested in tests/streaming/test_streams.py.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from npstream.streaming.stream import Stream
 
@@ -18,8 +19,12 @@ class StreamsRegistry:
     def __init__(self) -> None:
         self._classes: dict[str, Callable[..., Stream]] = {}
 
-    def register(self, name: str, *, func: Callable[..., Stream]) -> Callable[..., Stream]:
-        """Register a class under a name, and return the class."""
+    def register(
+        self, name: str, *, func: Callable[..., Stream] | None = None
+    ) -> Callable[..., Any]:
+        """Register a class under a name, and return it; without `func`, return a decorator."""
+        if func is None:
+            return lambda cls: self.register(name, func=cls)
         self._classes[name] = func
         return func
 
