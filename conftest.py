@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import multiprocessing
 import os
 import re
@@ -29,6 +30,9 @@ hypothesis.settings.load_profile("repeat")
 
 # They hold no examples, and two modules cannot both be imported as `conftest`.
 collect_ignore_glob = ["*/conftest.py"]
+
+if importlib.util.find_spec("triton") is None:
+    collect_ignore = ["npstream/torch/gather_kernel.py"]
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 

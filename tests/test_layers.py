@@ -27,7 +27,11 @@ TESTS = sorted(ROOT.glob("tests/**/test_*.py"))
 SOLE_IMPORTERS = {
     "numba": {"_core.jit"},
     "llvmlite": {"_core.jit"},
-    "torch": {"torch.__init__", "torch.device"},
+    "torch": {
+        *("torch.__init__", "torch.cuda_gather", "torch.device", "torch.device_gather"),
+        *("torch.gather_columns", "torch.gather_kernel"),
+    },
+    "triton": {"torch.gather_kernel"},
     "hypothesis": {"testing"},
     "fsspec": {"storage.connection", "storage.drivers", "storage.remote", "storage.uploads"},
     "pickle": {"formats.encodings.encodings", "iteration.feeding.workers"},

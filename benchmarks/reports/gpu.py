@@ -1,5 +1,7 @@
 """Run the tests that need a GPU, and compare `ds.iter(device="cuda")` with pinned copies.
 
+Threads gather the rows in one loop, and the GPU itself gathers them in another (`gather="device"`).
+
 python benchmarks/reports/gpu.py [--data DIRECTORY] [--threads N] [--gigabytes N]
 
 The script makes its data, and needs no network. It needs only torch and the packages of the tests.
@@ -14,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +27,8 @@ import torch
 ROW_BYTES = 2048
 BATCH_BYTES = 16 << 20
 ROUNDS = 7
-TARGET = 0.45
+TARGETS = {None: 0.45, "device": 0.88}
+"""What `gather` is, and the share of the rate of pinned copies that the loop must reach."""
 
 
 def make_dataset(directory: Path, gigabytes: int) -> npstream.Dataset:
@@ -50,11 +54,11 @@ def copy_limit() -> float:
     return copies * BATCH_BYTES / (time.perf_counter() - start)
 
 
-def loop_rate(dataset: npstream.Dataset, threads: int) -> float:
+def loop_rate(dataset: npstream.Dataset, threads: int, gather: str | None) -> float:
     """Return the bytes a second that arrive on the device in a shuffled epoch."""
     batches = dataset.iter(
         0, 1, batch_size=BATCH_BYTES // ROW_BYTES, shuffle=True, last="drop",
-        threads=threads, device="cuda",
+        threads=threads, device="cuda", gather=gather,
     )  # fmt: skip
     nbytes = 0
     torch.cuda.synchronize()
@@ -78,17 +82,24 @@ def main() -> None:
     code = subprocess.call(pytest, cwd=Path(__file__).parents[2])
     arguments.data.mkdir(parents=True, exist_ok=True)
     dataset = make_dataset(arguments.data, arguments.gigabytes)
-    loop_rate(dataset, arguments.threads)  # warm-up: page cache, kernels, pinned memory
-    pairs = [(loop_rate(dataset, arguments.threads), copy_limit()) for _ in range(ROUNDS)]
-    ours, limit = (statistics.median(side) for side in zip(*pairs, strict=True))
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {arguments.threads} threads")
     print("| what | npstream | pinned copies | ratio | at least | reached |")
     print("|---|---|---|---|---|---|")
-    verdict = "yes" if ours >= TARGET * limit else "**no**"
-    print(
-        f'| `device="cuda"`, batches of 16 MiB of rows of 2 KB, shuffled | {ours / 1e9:.1f} GB/s '
-        f"| {limit / 1e9:.1f} GB/s | {ours / limit:.2f} | {TARGET} | {verdict} |"
-    )
+    # Without the warning, a fallback would pass for a figure of the GPU.
+    warnings.simplefilter("error", RuntimeWarning)
+    for gather, target in TARGETS.items():
+        for _ in range(2):  # warm-up: page cache, kernels, pinned memory, registered shards
+            loop_rate(dataset, arguments.threads, gather)
+        pairs = [
+            (loop_rate(dataset, arguments.threads, gather), copy_limit()) for _ in range(ROUNDS)
+        ]
+        ours, limit = (statistics.median(side) for side in zip(*pairs, strict=True))
+        verdict = "yes" if ours >= target * limit else "**no**"
+        option = '`device="cuda"`' if gather is None else f'`device="cuda"`, `gather="{gather}"`'
+        print(
+            f"| {option}, batches of 16 MiB of rows of 2 KB, shuffled | {ours / 1e9:.1f} GB/s "
+            f"| {limit / 1e9:.1f} GB/s | {ours / limit:.2f} | {target} | {verdict} |"
+        )
     sys.exit(code)
 
 

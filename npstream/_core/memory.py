@@ -118,10 +118,23 @@ def map_file(path: str) -> Bytes:
     """Return a file's bytes as a read-only array over its pages."""
     descriptor = open_file(path)
     try:
-        mapped = FileMap(descriptor, path)
+        mapped = _map_pages(descriptor, path)
     finally:
         os.close(descriptor)
     return np.asarray(mapped) if mapped.nbytes else np.empty(0, np.uint8)
+
+
+def _map_pages(descriptor: int, path: str) -> FileMap:
+    """Return a map of a file's pages in the page cache.
+
+    A shared map, because Linux copies the pages of a private one when CUDA locks them in memory.
+    """
+    try:
+        return FileMap(descriptor, path, _MAP_SHARED)
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise
+    return FileMap(descriptor, path)  # a FUSE file system without page cache
 
 
 def map_shared(descriptor: int, path: str) -> Bytes:

@@ -514,6 +514,7 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], OrderMethods["Dataset"], D
         transform_workers: int = 0,
         to: str | None = None,
         device: Any = None,
+        gather: str | None = None,
         valid: str | ArrayLike | None = None,
         balance: str | ArrayLike | None = None,
         buckets: int | None = None,
@@ -593,6 +594,10 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], OrderMethods["Dataset"], D
         device : torch.device, str or int, optional
             Copy the tensors to this device. For CUDA, threads copy through pinned buffers on a side
             stream. The CUDA stream of the loop waits for each copy; the loop itself does not.
+        gather : {"device"}, optional
+            Let a CUDA device copy the rows of batches from local or cached shards by itself, over
+            the bus, if samples have one size. Needs Triton. Batches for which that is impossible
+            are read by threads, and a warning says why once. By default, threads read all batches.
         valid : str or array_like of bool, optional
             A flag for each row of the view, or the name of a column of bool. An epoch leaves out
             rows whose flag is False. The others keep the order that they have without `valid`.
@@ -638,7 +643,7 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], OrderMethods["Dataset"], D
                 batched=batched, shuffle=shuffle, seed=seed, epoch=epoch, epoch_size=epoch_size,
                 last=last, ranks_per_node=ranks_per_node, replication=replication,
                 decode=decode, transform=transform, threads=threads, prefetch=prefetch,
-                transform_workers=transform_workers, to=to, device=device,
+                transform_workers=transform_workers, to=to, device=device, gather=gather,
                 valid=mask, balance=costs, buckets=buckets,
                 on_error=on_error, max_errors=max_errors,
             )

@@ -125,12 +125,17 @@ def this_worker() -> tuple[int, int]:
 def decoding_threads(per_node: int | None) -> int:
     """Return the number of threads that decode images in this process.
 
-    The ranks and the workers of a machine share its processors. By default, `per_node` is
-    LOCAL_WORLD_SIZE of the environment, or else 1.
+    The ranks and the workers of a machine share its processors.
     """
-    if per_node is None:
-        per_node = _environment_integer("LOCAL_WORLD_SIZE", 1)
-    return thread_count(per_node * max(1, this_worker()[1]))
+    return thread_count(machine_ranks(per_node) * max(1, this_worker()[1]))
+
+
+def machine_ranks(per_node: int | None) -> int:
+    """Return how many ranks share this machine.
+
+    By default, `per_node` is LOCAL_WORLD_SIZE of the environment, or else 1.
+    """
+    return _environment_integer("LOCAL_WORLD_SIZE", 1) if per_node is None else per_node
 
 
 def _environment_integer(name: str, default: int) -> int:

@@ -53,6 +53,7 @@ class IterationSettings:
     transform_workers: int = 0
     to: str | None = None
     device: Any = None
+    gather: str | None = None
     valid: RowMask | None = None
     balance: RowCosts | None = None
     buckets: int | None = None
@@ -77,6 +78,7 @@ class IterationSettings:
             raise ValueError(f"to={self.to!r}: expected 'torch', or None for NumPy arrays")
         self._check_balance()
         self._check_errors()
+        self._check_gather()
         for name, minimum in _MINIMUM.items():
             number = getattr(self, name)
             if name == "prefetch" and isinstance(number, str):
@@ -93,6 +95,28 @@ class IterationSettings:
                 raise ValueError(
                     f"{name}={count} with prefetch=0: they make batches ahead; give a larger "
                     f"prefetch, or {name}=0"
+                )
+
+    def _check_gather(self) -> None:
+        """Raise ValueError unless `gather` fits the other settings."""
+        if self.gather is None:
+            return
+        if self.gather != "device":
+            raise ValueError(
+                f"gather={self.gather!r}: expected 'device', or None to gather on the CPU"
+            )
+        if self.device is None:
+            raise ValueError("gather='device' needs a device: give device='cuda', too")
+        if not self.yields_batches:
+            raise ValueError(
+                "gather='device' gathers batches, and this iteration yields samples: give "
+                "batch_size= without batched=False"
+            )
+        for name, limit in (("threads", self.threads), ("prefetch", self.prefetch_limit)):
+            if limit in (0, (0,)):
+                raise ValueError(
+                    f"gather='device' with {name}={getattr(self, name)!r}: threads start the work "
+                    f"of the device ahead of the loop; leave {name} out"
                 )
 
     @property

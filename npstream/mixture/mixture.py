@@ -263,6 +263,7 @@ class Mixture(Dataset):
         transform_workers: int = 0,
         to: str | None = None,
         device: Any = None,
+        gather: str | None = None,
         valid: str | ArrayLike | None = None,
         balance: str | ArrayLike | None = None,
         buckets: int | None = None,
@@ -319,6 +320,8 @@ class Mixture(Dataset):
             Yield tensors instead of arrays.
         device : torch.device, str or int, optional
             Copy the tensors to this device.
+        gather : {"device"}, optional
+            Let a CUDA device copy the rows of batches from local or cached shards by itself.
         valid, balance, buckets : optional
             Not for mixtures: a value other than None raises ValueError.
         on_error : {"raise", "skip", "replace"}, default: "raise"
@@ -353,7 +356,7 @@ class Mixture(Dataset):
                 batched=batched, shuffle=shuffle, seed=seed, epoch=epoch, epoch_size=epoch_size,
                 last=last, ranks_per_node=ranks_per_node, replication=replication,
                 decode=decode, transform=transform, threads=threads, prefetch=prefetch,
-                transform_workers=transform_workers, to=to, device=device,
+                transform_workers=transform_workers, to=to, device=device, gather=gather,
                 on_error=on_error, max_errors=max_errors,
             )
         )  # fmt: skip

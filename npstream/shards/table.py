@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, TypeVar
 from weakref import WeakSet
 
 import numpy as np
@@ -103,6 +103,13 @@ class SplitArguments(NamedTuple):
     variable: int
 
 
+class MemoryUser(Protocol):
+    """An object that uses the maps of loaded shards in other ways than by reads."""
+
+    def close(self) -> None:
+        """End the use of the maps."""
+
+
 class Fetcher:
     """Loads the shards of one dataset, or of several, when they are first used.
 
@@ -120,6 +127,7 @@ class Fetcher:
         renew_in_child(self)
         self._pages = paging.PagePrefetcher()
         self._readers: WeakSet[ChunkReadAhead | SampleReadAhead] = WeakSet()
+        self._users: WeakSet[MemoryUser] = WeakSet()
         self._loads_since_sweep = 0
         entries = np.zeros((max(len(self.index), 1), kernels.ENTRY_COLUMNS), np.int64)
         self.table: ShardTable | None = ShardTable(self.index, entries, {}, {})
@@ -138,9 +146,15 @@ class Fetcher:
         for reader in list(self._readers):
             reader.close()
             reader.stop()
+        for user in list(self._users):
+            user.close()
         self.shards.close()
         with self._lock:
             self.table = None
+
+    def add_user(self, user: MemoryUser) -> None:
+        """Call ``user.close()`` when this fetcher is closed, before it releases its maps."""
+        self._users.add(user)
 
     def stored_name(self, name: str) -> str:
         """Return the name of a column in the shards and in the side-car."""
@@ -183,7 +197,7 @@ class Fetcher:
         if status < 0:
             self.raise_damaged(int(ids[-1 - status]), "its offsets do not fit the shard")
         if self.remotes:
-            self._count_use(ids, samples[1])
+            self.count_use(ids, samples[1])
         return owners
 
     @contextmanager
@@ -198,7 +212,7 @@ class Fetcher:
                 part.shards.traffic.count_wait(seconds)
                 report("wait", seconds, 0, self.shards.root)
 
-    def _count_use(self, ids: Int64, nbytes: Int64) -> None:
+    def count_use(self, ids: Int64, nbytes: Int64) -> None:
         """Count the bytes of samples that a read returns, for the store of each sample."""
         if len(self.remotes) == 1 and self.remotes[0].shards is self.shards:
             self.remotes[0].shards.traffic.count_use(int(nbytes.sum()))
@@ -299,7 +313,7 @@ class Fetcher:
                 self._pages.count_rows(n)
             if status == 0:
                 if self.remotes:
-                    self._count_use(ids, spans[0, 1])
+                    self.count_use(ids, spans[0, 1])
                 return spans, table
         owner = self._locate(ids, spans[0])
         self._pages.prefetch(spans[0, 0], spans[0, 1])

@@ -21,9 +21,20 @@ from npstream._core.typing import AnyArray
 from npstream.reading.ragged import Ragged
 
 if TYPE_CHECKING:
-    from npstream.reading.plan import Field
+    from npstream.reading.gather import Lookup
+    from npstream.reading.plan import Field, Plan
+    from npstream.reading.source import Source
 
-__all__ = ["Backend", "CudaBackend", "PinnedPlacer", "PinnedRing", "Placer", "make_placer"]
+__all__ = [
+    "Backend",
+    "CudaBackend",
+    "GatheredTensor",
+    "PinnedPlacer",
+    "PinnedRing",
+    "Placer",
+    "address_view",
+    "make_placer",
+]
 
 ALIGNMENT = 256
 """Alignment, in bytes, of arrays in a pinned buffer."""
@@ -160,6 +171,26 @@ class PinnedRing:
         self._buffers.put(buffer)
 
 
+def address_view(buffer: PinnedBuffer, count: int) -> torch.Tensor:
+    """Return a tensor over the first bytes of a pinned buffer, for `count` addresses."""
+    return torch.from_numpy(buffer.memory[: 8 * count].view(np.int64))
+
+
+class GatheredTensor:
+    """A column that a device gathers: the leaf of an item, which `Placer.place` replaces.
+
+    Attributes
+    ----------
+    tensor : Tensor
+        The values, on the device, once the side stream has gathered them.
+    """
+
+    __slots__ = ("tensor",)
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+
 class PlacedItem:
     """An item whose tensors are being copied to a device.
 
@@ -193,6 +224,12 @@ class Placer:
 
     def __init__(self, device: torch.device | None = None) -> None:
         self._device = device
+
+    def gather(
+        self, source: Source, plan: Plan, lookup: Lookup, batch_size: int
+    ) -> list[dict[str, Any]]:
+        """Return columns of batches that a device gathers: here, none."""
+        return []
 
     def outputs(self, fields: Iterable[Field], rows: int) -> tuple[dict[str, AnyArray], Any]:
         """Return no arrays and no buffer: columns are read into new arrays."""
@@ -280,7 +317,8 @@ class PinnedPlacer(Placer):
             self.ring.give_back(staged.buffer, event)
         remaining = iter(copies)
         value = pytree.tree_unflatten([_replace(leaf, remaining) for leaf in leaves], structure)
-        return PlacedItem(value, copies, event)
+        gathered = [leaf.tensor for leaf in leaves if isinstance(leaf, GatheredTensor)]
+        return PlacedItem(value, copies + gathered, event)
 
     def _stage(self, sources: list[torch.Tensor], buffer: Any) -> _Staged:
         """Copy tensors that are not in `buffer` to another pinned buffer."""
@@ -363,6 +401,8 @@ def _dense_parts(leaf: Any) -> list[torch.Tensor]:
 
 def _replace(leaf: Any, copies: Any) -> Any:
     """Return a leaf made of the next copies."""
+    if isinstance(leaf, GatheredTensor):
+        return leaf.tensor
     parts = _dense_parts(leaf)
     if not parts:
         return leaf

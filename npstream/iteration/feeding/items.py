@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from npstream._core.typing import AnyArray
     from npstream.iteration.failures.guard import Piece, SampleGuard
     from npstream.reading.gather import Lookup
-    from npstream.reading.plan import Field
+    from npstream.reading.plan import Field, Plan
     from npstream.reading.source import Source
 
 __all__ = [
@@ -36,6 +36,11 @@ Transforms: TypeAlias = "Sequence[tuple[str, Callable[[Any], Any]]]"
 
 class AnyPlacer(Protocol):
     """Makes tensors of items; `npstream.torch.device` has the placers."""
+
+    def gather(
+        self, source: Source, plan: Plan, lookup: Lookup, batch_size: int
+    ) -> list[dict[str, Any]]:
+        """Return the columns of each batch that a device gathers; nothing if it gathers none."""
 
     def outputs(self, fields: Iterable[Field], rows: int) -> tuple[dict[str, AnyArray], Any]:
         """Return arrays for reading columns of fixed size, and the buffer that holds the arrays."""
@@ -201,21 +206,27 @@ class ItemMaker:
         if self._batch_size is None:
             return list(self._source.samples(self._names, lookup))
         if not self._reads_into_buffers:
-            return self._read_batches(piece, lookup, {})
+            return self._read_batches(piece, lookup, self._plan, {})
         assert self._placer is not None
-        out, buffer = self._placer.outputs(self._plan.fields, len(piece[0]))
+        gathered = self._placer.gather(self._source, self._plan, lookup, self._batch_size)
+        plan = self._plan
+        if gathered:
+            plan = self._source.plan(tuple(n for n in self._names if n not in gathered[0]))
+        out, buffer = self._placer.outputs(plan.fields, len(piece[0]))
         items: list[Any] = []
         try:
-            batches = self._read_batches(piece, lookup, out)
+            batches = self._read_batches(piece, lookup, plan, out)
+            for batch, columns in zip(batches, gathered, strict=False):
+                _add_columns(batch, columns, self._names)
             items.extend(self._placer.place(batch, buffer) for batch in batches)
         finally:
             self._placer.give_back(buffer, items)
         return items
 
     def _read_batches(
-        self, piece: Piece, lookup: Lookup, out: Mapping[str, AnyArray]
+        self, piece: Piece, lookup: Lookup, plan: Plan, out: Mapping[str, AnyArray]
     ) -> list[Batch]:
-        columns = self._source.columns(self._plan, lookup, out)
+        columns = self._source.columns(plan, lookup, out)
         ids, repeated, _ = piece
         assert self._batch_size is not None
         if len(ids) <= self._batch_size:
@@ -230,6 +241,13 @@ class ItemMaker:
             for start in range(0, len(ids), self._batch_size)
             for stop in (start + self._batch_size,)
         ]
+
+
+def _add_columns(batch: Batch, columns: Mapping[str, Any], names: tuple[str, ...]) -> None:
+    """Add columns to a batch, and put all of its columns in the order of `names`."""
+    columns = {**columns, **batch}
+    batch.clear()
+    batch.update({name: columns[name] for name in names})
 
 
 def _rows(column: Any, start: int, stop: int) -> Any:

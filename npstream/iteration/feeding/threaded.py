@@ -23,7 +23,7 @@ from npstream.iteration.feeding.feed import (
     sample_bytes,
 )
 from npstream.iteration.feeding.items import transform_items
-from npstream.iteration.ranks import decoding_threads
+from npstream.iteration.ranks import decoding_threads, machine_ranks
 
 if TYPE_CHECKING:
     import threading
@@ -75,6 +75,8 @@ class ThreadedIteration(CachedIteration):
         processors = decoding_threads(settings.ranks_per_node)
         count = settings.transform_workers if self._transforms else 0
         threads = max(settings.threads or 0, count) or settings.threads
+        if settings.gather is not None:  # at least one thread starts the device's work
+            is_worthwhile, processors = True, max(processors, 2)
         limits = choose_limits(threads, settings.prefetch_limit, processors, is_worthwhile)
         transforms_in_threads = threads is not None and limits.threads > 0
         reads_in_threads = (
@@ -91,7 +93,7 @@ class ThreadedIteration(CachedIteration):
             if settings.prefetch is not None:
                 group = min(group, max(1, limits.tasks // 2))
                 limits = limits._replace(tasks=limits.tasks // group)
-        placer = self._placer(workers, limits.threads)
+        placer = self._placer(workers, limits.threads, reads_in_threads)
         apply: TransformItems | None = None
         stop: Callable[[list[threading.Thread]], None] | None = None
         if transforms_in_threads:
@@ -105,7 +107,7 @@ class ThreadedIteration(CachedIteration):
             limits, group, reads_in_threads, self._transforms, apply, stop, self._counts, placer
         )
 
-    def _placer(self, workers: int, threads: int) -> AnyPlacer | None:
+    def _placer(self, workers: int, threads: int, reads_in_threads: bool) -> AnyPlacer | None:
         """Return what makes tensors of the items; None if they stay arrays."""
         settings = self._settings
         if settings.to is None and settings.device is None:
@@ -116,10 +118,29 @@ class ThreadedIteration(CachedIteration):
                 "to the device, and then to another process: loop over the result of ds.iter "
                 "itself, whose threads replace workers; or move the batches in the loop"
             )
-        placer: AnyPlacer = import_optional("npstream.torch.device", "torch", "torch").make_placer(
-            settings.device, threads
-        )
+        placer: AnyPlacer
+        if settings.gather is None:
+            module = import_optional("npstream.torch.device", "torch", "torch")
+            placer = module.make_placer(settings.device, threads)
+        else:
+            module = import_optional("npstream.torch.device_gather", "torch", "torch")
+            placer = module.make_gather_placer(
+                settings.device, threads, self._source, self._source.plan(self._names),
+                machine_ranks(settings.ranks_per_node), self._gather_obstacle(reads_in_threads),
+            )  # fmt: skip
         return placer
+
+    def _gather_obstacle(self, reads_in_threads: bool) -> str | None:
+        """Return why no device can gather the batches of this iteration; None if it perhaps can."""
+        if self._transforms:
+            return "transforms take arrays in the memory of the host"
+        if self._settings.on_error != "raise":
+            return f"on_error={self._settings.on_error!r} reads samples one by one"
+        if self._decoding:
+            return "the processor decodes images"
+        if not reads_in_threads:
+            return "the cache is too small, so that samples are read one by one"
+        return None
 
     def _read_in_threads(
         self, progress: EpochProgress, pieces: Iterator[Piece], feed: Feed
