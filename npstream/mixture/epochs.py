@@ -8,17 +8,25 @@ import zlib
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from npstream._core.arguments import integer, quantity
-from npstream.iteration.partition import Partition, to_unskipped_position
+from npstream.iteration.partition import BalancedPartition, Partition, to_unskipped_position
 from npstream.iteration.ranks import Ranks
 from npstream.iteration.settings import IterationSettings
-from npstream.iteration.state import make_state, read_cursor, require_keys, require_within_epoch
+from npstream.iteration.state import (
+    SETTINGS_HASH,
+    make_state,
+    read_cursor,
+    require_keys,
+    require_within_epoch,
+)
 from npstream.mixture.run import (
     BATCHINGS,
+    COSTS_OF_ANOTHER_MIXTURE,
     Batches,
     MixtureRun,
     assign_lanes,
@@ -32,8 +40,10 @@ from npstream.mixture.stream import EpochOrder, MixtureOrder
 from npstream.orders.order import Shuffle
 
 if TYPE_CHECKING:
+    from npstream._core.typing import AnyArray, Int64
     from npstream.iteration.counter import EpochCursor
     from npstream.mixture.shares import MixtureSpec
+    from npstream.orders.balance import RowCosts
 
 CONTEXT_BYTES = 1 << 20
 """Maximum length of the compressed run of a loaded state, which is shared with workers."""
@@ -93,6 +103,7 @@ class MixtureEpochs:
             self._shuffle = None
         self._seed, self._epoch_size = settings.seed, settings.epoch_samples
         self._batching, self._batches = settings.batching, settings.batches
+        self._costs = settings.balance
         self._last_order: tuple[Any, MixtureRun, MixtureOrder] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -129,6 +140,8 @@ class MixtureEpochs:
         times = [
             nodes // math.gcd(nodes, source.lanes) if source.lanes > 1 else 1 for source in sources
         ]
+        if self._costs is not None:  # all nodes read their chunks, with any number of lanes
+            return 1
         return round(np.average(times, weights=[max(nbytes, 1) for nbytes in self._spec.nbytes]))
 
     def chunk_share(self, nodes: int) -> float:
@@ -169,11 +182,15 @@ class MixtureEpochs:
             batch_size = run.grain // ranks.world
         # Batches of different sizes are looked up one by one: a look-up leaves out the rows that
         # smaller batches lack, so the bounds of several batches would be lost.
-        return Partition(
+        make: Any = Partition
+        if self._costs is not None:
+            make = partial(BalancedPartition, costs=partial(_costs_at, order, self._costs))
+        part: Partition = make(
             size, ranks.rank, ranks.world, batch_size, last, ranks.world // ranks.per_node, start,
             unit, repeat_start=repeat_start, gaps=cursor.gaps, rows=order.at,
             lookup_samples=_lookup_rows(order) if run.is_even else 1,
         )  # fmt: skip
+        return part
 
     def order(self, epoch: int) -> EpochOrder:
         """Return the order of an epoch of a new run."""
@@ -197,6 +214,9 @@ class MixtureEpochs:
         if isinstance(state, Mapping) and "mixture" not in state and "fingerprint" in state:
             raise ValueError("the state is of an iteration over one dataset, and this is a mixture")
         require_keys(state, ("mixture",))
+        if state.get("balance") == COSTS_OF_ANOTHER_MIXTURE and self._costs is not None:
+            # The hash is of the costs of the former mixture.
+            state = {**state, "balance": self._state_settings["balance"], SETTINGS_HASH: None}
         cursor = read_cursor(state, lambda _: self._state_settings)
         fresh_run, _ = self._stream(b"", ranks)
         run = resume_run(load_run(state), fresh_run, self._spec)
@@ -212,7 +232,14 @@ class MixtureEpochs:
         if self._shuffle is not None:
             block, lanes = self._shuffle.block, self._shuffle.lanes
             shuffle = {"order": "mixture", "block": block, "lanes": lanes}
-        return {"seed": self._seed, "shuffle": shuffle, "epoch_size": self._epoch_size}
+        settings = {"seed": self._seed, "shuffle": shuffle, "epoch_size": self._epoch_size}
+        return settings if self._costs is None else settings | {"balance": self._cost_identity}
+
+    @cached_property
+    def _cost_identity(self) -> dict[str, Any]:
+        """The costs in states."""
+        assert self._costs is not None
+        return {"hash": self._costs.identity()}
 
     def _stream(self, context: bytes, ranks: Ranks) -> tuple[MixtureRun, MixtureOrder]:
         """Return a run and its stream: the run in a cursor's context, or a new run without one."""
@@ -239,6 +266,11 @@ class MixtureEpochs:
             )
             self._last_order = cached = key, run, stream
         return cached[1:]
+
+
+def _costs_at(order: EpochOrder, costs: RowCosts, positions: Int64) -> AnyArray:
+    """Return the costs of the samples at positions in an epoch."""
+    return costs.at(order.at(positions))
 
 
 def _lookup_rows(order: EpochOrder) -> int:
@@ -316,14 +348,37 @@ def mixture_settings(
     return settings
 
 
-def refuse_settings(batching: str, on_error: str, **settings: Any) -> None:
-    """Raise ValueError for settings of `npstream.Dataset.iter` that mixtures do not have."""
-    for name, value in settings.items():
-        if value is not None:
-            raise ValueError(
-                f"{name}= is not for mixtures, whose rows are drawn: leave rows of a source out "
-                "before, as in npstream.mix({'a': ds[mask]})"
-            )
+def refuse_settings(
+    batching: str, on_error: str, valid: Any, balance: Any, buckets: Any, sizes: list[BatchSizes]
+) -> None:
+    """Raise ValueError for settings of `npstream.Dataset.iter` that a mixture does not have.
+
+    Parameters
+    ----------
+    batching, on_error, valid, balance, buckets
+        As `npstream.Mixture.iter` takes them.
+    sizes : list of BatchSizes
+        The batch sizes.
+    """
+    if valid is not None:
+        raise ValueError(
+            "valid= is not for mixtures, whose rows are drawn: leave rows of a source out before, "
+            "as in npstream.mix({'a': ds[mask]})"
+        )
+    if buckets is not None:
+        raise ValueError(
+            f"buckets={buckets} is not for mixtures: samples of similar cost are often of one "
+            "source, so that batches would not have the shares of the sources; give balance= alone"
+        )
+    if balance is not None and batching == "device_per_stream":
+        raise ValueError(
+            "balance= with batching='device_per_stream': each rank's batch is of one source, so "
+            "that ranks cannot exchange samples; give batching='per_stream'"
+        )
+    if balance is not None and any(isinstance(size, Mapping) for size in sizes):
+        raise ValueError(
+            "balance= with batch sizes that differ by source: give one size for all sources"
+        )
     if on_error == "replace" and batching in ("per_stream", "device_per_stream"):
         raise ValueError(
             f"on_error='replace' with batching={batching!r}: the replacement may be of another "

@@ -322,8 +322,14 @@ class Mixture(Dataset):
             Copy the tensors to this device.
         gather : {"device"}, optional
             Let a CUDA device copy the rows of batches from local or cached shards by itself.
-        valid, balance, buckets : optional
-            Not for mixtures: a value other than None raises ValueError.
+        valid : None, optional
+            Not for mixtures: another value raises ValueError.
+        balance : str or array_like of int or float, optional
+            The cost of each row of the mixture, or the name of a column of costs. The samples of a
+            global batch are divided among ranks so that all ranks have nearly equal costs. Not with
+            "device_per_stream", nor with batch sizes that differ by source.
+        buckets : None, optional
+            Not for mixtures: another value raises ValueError.
         on_error : {"raise", "skip", "replace"}, default: "raise"
             What to do with a sample that cannot be read. "replace" needs ``batching="random"`` or
             "stratified", because it may read a sample of another source.
@@ -349,7 +355,9 @@ class Mixture(Dataset):
         """
         from npstream.mixture.epochs import mixture_settings, refuse_settings
 
-        refuse_settings(batching, on_error, valid=valid, balance=balance, buckets=buckets)
+        sizes = [batch_size, global_batch_size]
+        refuse_settings(batching, on_error, valid, balance, buckets, sizes)
+        _, costs = self._mask_and_costs(None, balance)
         return self._iterate(
             mixture_settings(
                 self.names, batching, batch_size, global_batch_size, rank=rank, world=world,
@@ -357,7 +365,7 @@ class Mixture(Dataset):
                 last=last, ranks_per_node=ranks_per_node, replication=replication,
                 decode=decode, transform=transform, threads=threads, prefetch=prefetch,
                 transform_workers=transform_workers, to=to, device=device, gather=gather,
-                on_error=on_error, max_errors=max_errors,
+                balance=costs, on_error=on_error, max_errors=max_errors,
             )
         )  # fmt: skip
 

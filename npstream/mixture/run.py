@@ -53,6 +53,10 @@ BATCHINGS = ("random", "stratified", "per_stream", "device_per_stream")
 """How sources are drawn; see `npstream.Mixture.iter`."""
 
 
+COSTS_OF_ANOTHER_MIXTURE = {"hash": None}
+"""What a state has for `balance` that `continue_run` made: the new mixture has costs of its own."""
+
+
 @dataclass(frozen=True, slots=True)
 class Batches:
     """The batch size of each source: samples of one rank, or of all ranks if `is_global`."""
@@ -566,6 +570,8 @@ def continue_run(spec: MixtureSpec, state: Mapping[str, Any]) -> dict[str, Any]:
         size=epoch_size(spec, state["epoch_size"], run),
     )
     updates: dict[str, Any] = {}
+    if state.get("balance") is not None:
+        updates["balance"] = COSTS_OF_ANOTHER_MIXTURE
     if position >= run.size:
         epoch, position = epoch + 1, 0
         updates["skipped"] = []
