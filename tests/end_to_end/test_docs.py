@@ -95,6 +95,13 @@ def test_python_code_fences_have_a_tested_language(document):
             assert re.fullmatch(r"continuation|(file=|fixture:|needs:)\S+", option), block
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=relative)
+def test_examples_print_values_instead_of_assertions(document):
+    for block in pages.parse(document.read_text()):
+        if block.language == "python":
+            assert not re.search(r"^\s*(assert |with pytest\.raises)", block.text, re.MULTILINE)
+
+
 def shell_blocks(document: Path) -> list[pages.Block]:
     return [block for block in pages.parse(document.read_text()) if block.language == "sh"]
 
