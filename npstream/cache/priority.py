@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 __all__ = [
     "FINISHED_AGE",
-    "GROUPS",
+    "MAX_GROUPS",
     "Entry",
     "Priorities",
     "mark_next_use",
@@ -38,7 +38,7 @@ __all__ = [
 FINISHED_AGE = 1 << 30
 """The last use of a finished file is set back by this many seconds: it is evicted first."""
 
-GROUPS = 10**9
+MAX_GROUPS = 10**9
 """The number of possible values of `group`, the number that identifies an iteration.
 
 The nanoseconds of a modification time store it.
@@ -89,7 +89,7 @@ class Entry(NamedTuple):
     def from_status(cls, status: os.stat_result, path: str) -> Entry:
         """Return the entry of a file with this status."""
         return cls(
-            status.st_mtime_ns / 1e9, status.st_blocks * 512, path, status.st_mtime_ns % GROUPS,
+            status.st_mtime_ns / 1e9, status.st_blocks * 512, path, status.st_mtime_ns % MAX_GROUPS,
             status.st_ctime, bool(status.st_mode & stat.S_IXUSR),
         )  # fmt: skip
 
@@ -108,7 +108,7 @@ def mark_next_use(path: str, group: int, position: float) -> Entry | None:
     ----------
     path : str
     group : int
-        Identifies the iteration, in all its processes; below `GROUPS`.
+        Identifies the iteration, in all its processes; below `MAX_GROUPS`.
     position : float
         The position of the next use, in epochs.
 
@@ -118,7 +118,7 @@ def mark_next_use(path: str, group: int, position: float) -> Entry | None:
         The file, if it was marked.
     """
     seconds = _BASE + int(position * _EPOCH_STEPS) % _BASE
-    nanoseconds = seconds * GROUPS + group
+    nanoseconds = seconds * MAX_GROUPS + group
     try:
         entry = Entry.from_status(os.lstat(path), path)
         is_foreign = entry.is_ordered and entry.group != group

@@ -29,7 +29,7 @@ _BUCKETS_LEVEL = 5
 MAX_SWAPS = 4
 """Maximum number of swaps in a global batch, divided by the number of ranks."""
 
-MIN_GAP = 1 << 9
+GAP_DIVISOR = 1 << 9
 """Samples are swapped only while the gap exceeds the largest load divided by this number.
 
 The load of a rank is the sum of its costs. The gap is the difference between the largest and the
@@ -218,7 +218,7 @@ def _swap(
             if loads[rank] < loads[low]:
                 low = rank
         gap = loads[high] - loads[low]
-        if gap * MIN_GAP <= loads[high]:
+        if gap * GAP_DIVISOR <= loads[high]:
             return
         best, best_high, best_low = gap, -1, -1  # best: the difference of the loads after a swap
         for k in range(starts[high], starts[high] + capacities[high]):

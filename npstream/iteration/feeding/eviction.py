@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from npstream.cache.priority import GROUPS
+from npstream.cache.priority import MAX_GROUPS
 from npstream.formats.hashes import digest
 from npstream.shards.locality import ChunkUses, EvictionOrder, split_large_datasets
 
@@ -93,7 +93,7 @@ class EvictionPlan:
         if not datasets:
             return []
         if not self._orders:
-            group = int(digest("xxh3_64", self._run_text().encode()), 16) % GROUPS
+            group = int(digest("xxh3_64", self._run_text().encode()), 16) % MAX_GROUPS
             self._orders = [EvictionOrder(part.shards, group) for _, part in datasets]
         now, uses = reads_of(epoch), {}
         for number in (epoch, epoch + 1):

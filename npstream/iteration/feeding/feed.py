@@ -39,7 +39,7 @@ MAX_READ_THREADS = 8
 MAX_NBYTES = 1 << 28
 """Maximum bytes of batches that are made ahead by default."""
 
-MEMORY_FRACTION = 8
+MEMORY_DIVISOR = 8
 """By default, batches made ahead take at most the free memory divided by this number."""
 
 TASKS_PER_THREAD = 2
@@ -74,7 +74,7 @@ def choose_limits(
     elif prefetch is not None:
         tasks, nbytes = prefetch, 1 << 62
     elif threads:
-        nbytes = min(nbytes, available_memory() // MEMORY_FRACTION)
+        nbytes = min(nbytes, available_memory() // MEMORY_DIVISOR)
     return PrefetchLimits(threads if tasks and nbytes else 0, tasks, nbytes)
 
 
