@@ -40,7 +40,7 @@ def test_mutations_of_local_datasets(python):
 
 @pytest.mark.parametrize(
     ("kind", "count"),
-    [("annotated", 30), ("remote", 25), ("cache", 25), ("work", 50), ("states", 300)],
+    [("annotated", 30), ("remote", 25), ("cache", 25), ("work", 100), ("states", 300)],
 )
 def test_mutations_of_other_kinds(kind, count):
     findings = []

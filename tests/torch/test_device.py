@@ -7,6 +7,7 @@ would be a race on a device is an error here.
 from __future__ import annotations
 
 import threading
+from collections import deque
 
 import numpy as np
 import pytest
@@ -23,9 +24,8 @@ ROWS = 600
 class Event:
     """An event after copies of the stand-in, which take place when something waits for it."""
 
-    def __init__(self, device, copies, sources):
-        self._device, self._pairs = device, list(zip(copies, sources, strict=True))
-        self._lock = threading.Lock()
+    def __init__(self, device, number):
+        self._device, self._number = device, number
         self.is_done = False
 
     def synchronize(self):
@@ -33,18 +33,20 @@ class Event:
         self.complete()
 
     def complete(self):
-        with self._lock:
-            for copy, source in self._pairs:
-                copy.copy_(source)
-            self._pairs, self.is_done = [], True
+        self._device.run_copies(self._number)
+        self.is_done = True
 
 
 class StandIn:
-    """A device whose copies are late: they take place when the loop or a buffer waits for them."""
+    """A device whose copies are late: they take place when the loop or a buffer waits for them.
+
+    As in a stream, they take place in the order in which they were started.
+    """
 
     device = torch.device("cpu")
 
     def __init__(self):
+        self._lock, self._started, self._copies = threading.Lock(), 0, deque()
         self.pinned_sizes, self.host_waits, self.received, self.pinned_ranges = [], [], 0, []
 
     def pinned(self, nbytes):
@@ -60,7 +62,18 @@ class StandIn:
                 a <= begin and end <= b for a, b, _ in self.pinned_ranges
             )
         copies = [torch.full_like(source, 99) for source in sources]
-        return copies, Event(self, copies, sources)
+        with self._lock:
+            self._started += 1
+            self._copies.append((self._started, copies, sources))
+            return copies, Event(self, self._started)
+
+    def run_copies(self, last):
+        """Run all copies up to those with the number `last`."""
+        with self._lock:
+            while self._copies and self._copies[0][0] <= last:
+                _, copies, sources = self._copies.popleft()
+                for copy, source in zip(copies, sources, strict=True):
+                    copy.copy_(source)
 
     def receive(self, copies, event):
         event.complete()
@@ -220,7 +233,7 @@ def test_a_ring_waits_for_the_last_copy_of_a_buffer():
     backend = StandIn()
     ring = PinnedRing(backend, 2)
     first, second = ring.take(10), ring.take(10)
-    event = Event(backend, [], [])
+    _, event = backend.send([])
     ring.give_back(first, event)
     ring.give_back(second, None)
     assert not event.is_done
