@@ -121,6 +121,11 @@ def unranged(**match: object) -> Fault:
     return Fault("unranged", **match)
 
 
+def nameless(**match: object) -> Fault:
+    """Respond to a range request without Content-Range."""
+    return Fault("nameless", **match)
+
+
 def multipart(**match: object) -> Fault:
     """Respond to a range request with 206 multipart and wrong bytes of the right length."""
     return Fault("multipart", **match)
@@ -483,7 +488,7 @@ async def _whole(answer: bytes, reader, entry: list[object], writer) -> None:
     await writer.drain()
 
 
-_REWRITES = ("shift", "unranged", "multipart", "encoded", "flood", "unsized")
+_REWRITES = ("shift", "unranged", "nameless", "multipart", "encoded", "flood", "unsized")
 
 
 async def _rewrite(fault: Fault, answer: bytes, reader, entry: list[object], writer) -> None:
@@ -492,13 +497,15 @@ async def _rewrite(fault: Fault, answer: bytes, reader, entry: list[object], wri
     headers = _headers(["", *lines])
     length = int(headers.pop("content-length", 0))
     body = b"" if entry[0] == "HEAD" else await reader.readexactly(length)
-    if fault.kind != "unsized":
+    if fault.kind not in ("unsized", "nameless"):
         body = bytes(byte ^ 255 for byte in body)
     if fault.kind == "shift" and entry[3] == 206:
         first, last, total = map(int, re.findall(r"\d+", headers["content-range"]))
         headers["content-range"] = f"bytes {first - fault.at}-{last - fault.at}/{total}"
     elif fault.kind == "unranged":
         status, entry[3] = "HTTP/1.1 200 OK", 200
+        headers.pop("content-range", None)
+    elif fault.kind == "nameless":
         headers.pop("content-range", None)
     elif fault.kind == "multipart":
         headers.pop("content-range", None)

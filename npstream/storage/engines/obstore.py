@@ -3,7 +3,7 @@
 obstore reads from the first request on, if it supports all options of the store. Otherwise the
 driver reads. Until obstore has read something, the driver repeats each request that the server
 refuses. If the driver succeeds, it reads this store from then on. The driver always repeats
-requests that fail in obstore for an unknown reason.
+requests that fail in obstore for an unknown reason, or because the server leaves out Content-Range.
 """
 
 from __future__ import annotations
@@ -244,9 +244,10 @@ class _ServerError(Exception):
 
 
 class _UnknownError(ConnectionError):
-    """The request failed for a reason that obstore's exception does not name.
+    """obstore failed where the driver may succeed, or may name the reason.
 
-    Possible reasons are an unknown host, an untrusted certificate, another protocol and a redirect.
+    Possible reasons are an unknown host, an untrusted certificate, another protocol, a redirect,
+    and a response that does not name its range, which obstore always refuses.
     """
 
 
@@ -275,6 +276,6 @@ def _as_driver_error(error: Exception) -> Exception:
     message = ": ".join([text, *_REASON.findall(details)[-1:]])
     if (code := _OS_CODE.search(details)) is not None:
         return OSError(int(code[1]), message)
-    if _UNKNOWN.search(details):
+    if _UNKNOWN.search(details) or "Content-Range header not present" in text:
         return _UnknownError(message)
     return ConnectionError(message)

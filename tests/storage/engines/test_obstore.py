@@ -14,7 +14,7 @@ import time
 
 import pytest
 from children import fork_child, run_in_child, wait_for_child
-from faults import FOR_EVER, stall, status
+from faults import FOR_EVER, nameless, stall, status
 from servers import ENGINE_KINDS, ENGINE_SUFFIX, choose_engine
 
 from npstream.errors import StorageError
@@ -246,6 +246,14 @@ def test_the_driver_reads_if_only_obstore_is_refused(servers, log_messages, code
     assert state(store) == "off"
     assert "is read by fsspec, not obstore" in " ".join(log_messages())
     read(store, 3)
+
+
+def test_the_driver_reads_if_the_server_leaves_out_content_range(servers):
+    proxy = servers.proxy(S3)
+    store = store_at(new_directory(servers, S3, proxy))
+    proxy.faults = [nameless(times=FOR_EVER)]
+    read(store, 3)
+    assert state(store) == "off"
 
 
 def test_obstore_stays_in_use_if_the_driver_is_refused_as_well(servers):
