@@ -172,7 +172,7 @@ def _array_column(
         return block
 
     count = len(array) if order is None else len(order)
-    return ArrayColumn(read, count, array.dtype, array.shape[1:])
+    return ArrayColumn(read, count, array.dtype, array.shape[1:], is_stable=True)
 
 
 def _empty(array: AnyArray, rows: int) -> AnyArray:

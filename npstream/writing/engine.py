@@ -596,6 +596,7 @@ class WriterEngine:
         with self._discard_on_error():
             self._shards.flush()
         layout, samples = self._shards.layout, table.length
+        is_stable = len(layout.columns) == 1 and getattr(table, "has_stable_blocks", False)
         sample_bytes = sum(encoding.size or 0 for encoding in layout.columns.values()) + 4
         per_shard = samples
         if layout.size_limit:
@@ -609,7 +610,10 @@ class WriterEngine:
         )
         for start in range(0, samples, max(per_shard, 1)):
             stop = min(start + per_shard, samples)
-            blocks = self._arrays(table, start, stop, self._shards.samples)
+            bounds = self._bounds(table, start, stop)
+            if is_stable:
+                bounds = self._shards.chunk_bounds(start, stop)
+            blocks = self._arrays(table, bounds, self._shards.samples)
             with self._discard_on_error():
                 nbytes = layout.empty_bytes + (stop - start) * sample_bytes
                 is_last = stop == samples
@@ -617,17 +621,15 @@ class WriterEngine:
                 if self._session is not None:
                     last_row = packed_row(table, layout, stop - 1)
                 self._shards.store_records(
-                    blocks, stop - start, nbytes, is_last=is_last, last_row=last_row
-                )
+                    blocks, stop - start, nbytes,
+                    is_last=is_last, is_stable=is_stable, last_row=last_row,
+                )  # fmt: skip
 
     def _arrays(
-        self, table: InputTable, start: int, stop: int, number: int
+        self, table: InputTable, bounds: Iterator[tuple[int, int]], number: int
     ) -> Iterator[dict[str, AnyArray]]:
         """Yield rows of fixed columns as arrays; `number` is that of the first sample."""
         assert self._format is not None
-        bounds = self._bounds(table, start, stop)
-        if table.chunk == 1 and len(self._format.columns) == 1:
-            bounds = self._shards.chunk_bounds(start, stop)
         for block in table.blocks(bounds, self._format.columns):
             yield {name: self._array(name, part, number) for name, part in block.items()}
             number += len(next(iter(block.values())))

@@ -315,13 +315,15 @@ class ShardPipeline:
         nbytes: int,
         *,
         is_last: bool,
+        is_stable: bool = False,
         last_row: Body = b"",
     ) -> None:
         """Store a shard of fixed columns, given as blocks of arrays.
 
         In a local directory, without compression, this thread writes the file piece by piece, so
         that no shard is in memory. The file is synced to the disk in the background, unless
-        `is_last` says that no other shard of the same table follows.
+        `is_last` says that no other shard of the same table follows. If `is_stable` is True, there
+        is one column, and its arrays stay unchanged, so that the scan may read them later.
         """
         if not self._destination.is_local or self.layout.compression is not None:
             content = _join_records(self.layout, blocks, samples, nbytes)
@@ -334,7 +336,7 @@ class ShardPipeline:
         summary = FileSummary(name, self.layout.hashes)
         if scan is None:
             pieces = self.layout.records(blocks, samples)
-        elif len(self.layout.columns) == 1:
+        elif is_stable:
             pieces = scan.tee(self.layout.records(blocks, samples), is_stable=True)
         else:
             pieces = scan.tee(self.layout.records(blocks, samples, scan.allocate))

@@ -257,6 +257,9 @@ class ArrayColumn:
         Number of rows that the source reads at once.
     fill : Fill
         Replaces NaN and NaT if the target encoding cannot store them.
+    is_stable : bool, default: False
+        Whether the arrays that `read` returns stay unchanged during later calls of `read`. The
+        array of another library may return the same memory again.
     """
 
     is_array = True
@@ -270,8 +273,9 @@ class ArrayColumn:
         source_encoding: str | None = None,
         chunk: int = 1,
         fill: Fill = NO_FILL,
+        is_stable: bool = False,
     ) -> None:
-        self._fill = fill
+        self._fill, self.is_stable = fill, is_stable
         self.length = length
         self.row_bytes: int | None = dtype.itemsize * prod(shape)
         self.chunk = chunk
@@ -496,6 +500,9 @@ class Columns:
         self.chunk = max((column.chunk for column in columns.values()), default=1)
         self.has_array_blocks = all(
             getattr(column, "is_array", False) for column in columns.values()
+        )
+        self.has_stable_blocks = all(
+            getattr(column, "is_stable", False) for column in columns.values()
         )
         self._columns = dict(columns)
         self.available_names = list(columns if available_names is None else available_names)

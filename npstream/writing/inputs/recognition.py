@@ -259,7 +259,7 @@ def _array_column(
         )
     return ArrayColumn(
         lambda start, stop: values[start:stop], values.shape[0], first.dtype, first.shape[1:],
-        source_encoding, _chunk_rows(values), fill,
+        source_encoding, _chunk_rows(values), fill, isinstance(values, np.ndarray),
     )  # fmt: skip
 
 
