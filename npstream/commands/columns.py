@@ -73,6 +73,7 @@ def _run_add_columns(options: argparse.Namespace) -> None:
 
     columns = pairs_to_dict(options.columns)
     if columns is not None and options.key is not None:
+        # `add_columns` matches rows by the key, so the files must be read with this column.
         columns = {options.key: None, **columns}
     settings: dict[str, Any] = {
         name: value

@@ -29,7 +29,7 @@ class Level(NamedTuple):
     values : dict of str to list
         The options that take a value, and their choices. Without choices, the value is a file name.
     arguments : list of str
-        The choices of the argument. Without choices, it is a file name.
+        The choices of the positional arguments. If empty, the next word is a file name.
     """
 
     path: str
@@ -119,6 +119,7 @@ def _bash(levels: list[Level]) -> str:
     with_value = " | ".join(
         f'"{level.path} {option}"' for level in levels for option in level.values
     )
+    # After other options there is no reply, so bash completes a file name (``-o default``).
     lines += [f"        {with_value}) return ;;"] if with_value else []
     lines += ["    esac", '    case "$path" in']
     for level in levels:
@@ -205,7 +206,7 @@ def _fish(levels: list[Level]) -> str:
 
 
 def _quote(text: str) -> str:
-    """Return a text as one word of a shell, the same in zsh and fish."""
+    """Quote a text, so that both zsh and fish read it as one word."""
     return "'" + text.replace("\\", "\\\\").replace("'", "'\\''") + "'"
 
 

@@ -151,7 +151,7 @@ def parse_renaming(text: str) -> tuple[str, str]:
 
 
 def _tokenizer(path: str) -> Any:
-    """Return the tokenizer in a file of the package `tokenizers`."""
+    """Return the tokenizer from a ``tokenizer.json``, which the package `tokenizers` reads."""
     from npstream._core.optional import import_optional
 
     tokenizers = import_optional("tokenizers", "tokenizers", "sources", "--tokenizer")

@@ -120,7 +120,7 @@ def _drop_columns(
         if table_width([headers, *rows]) <= width:
             break
         if name in headers:
-            number = headers.index(name)
-            headers, *rows = [cells[:number] + cells[number + 1 :] for cells in [headers, *rows]]
+            place = headers.index(name)
+            headers, *rows = [cells[:place] + cells[place + 1 :] for cells in [headers, *rows]]
             hidden.append(name)
     return headers, rows, hidden

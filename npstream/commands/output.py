@@ -100,7 +100,8 @@ def _notes(error: BaseException) -> list[str]:
 def run_for_each(urls: Sequence[str], run: Callable[[str], int | None]) -> int:
     """Call a function with each URL, and return the largest exit status.
 
-    With several URLs, an error is printed, and the next URL follows. With one URL, it is raised.
+    With one URL, an exception is raised. With several URLs, the exception is printed, the status
+    becomes 1, and the function is called with the next URL.
     """
     if len(urls) == 1:
         return run(urls[0]) or 0
@@ -137,7 +138,8 @@ def json_text(document: Any) -> str:
 
     encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("_", "-")
     text = json.dumps(json_value(document), ensure_ascii=encoding not in ("utf-8", "utf8"))
-    return text.encode("utf-8", "backslashreplace").decode()  # lone surrogates: "\udc80"
+    # A lone surrogate cannot be encoded, so it becomes its escape in JSON, such as \udc80.
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def json_value(value: Any) -> Any:

@@ -110,7 +110,7 @@ def _show_count(number: int, options: argparse.Namespace) -> None:
 
 
 def _select_columns(view: Dataset, options: argparse.Namespace) -> Dataset:
-    """Return the view of ``--columns``; raise ValueError if ``--row-index`` is one of them."""
+    """Return the view of ``--columns``; raise ValueError if ``--row-index`` names a column."""
     if options.row_index is not None and options.row_index in (options.columns or view.columns):
         raise ValueError(f"--row-index {options.row_index!r}: a column has this name")
     return view if options.columns is None else view[list(dict.fromkeys(options.columns))]
@@ -128,7 +128,8 @@ def _samples(view: Dataset) -> Iterator[tuple[int, dict[str, Any]]]:
 def _show(view: Dataset, total: int, options: argparse.Namespace, suffix: str = "") -> None:
     """Print the samples of a view.
 
-    Below a table, the last line says how many of the `total` samples are shown. `suffix` follows.
+    A line below a table says how many of the `total` samples are shown. It ends with `suffix`, such
+    as " that match".
     """
     view = _select_columns(view, options)
     if options.json:

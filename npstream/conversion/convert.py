@@ -386,7 +386,7 @@ def convert(
         if map is None and fill is not None:
             fill = parse_times(choice.fill, encodings)
         if encodings is None and choice.columns is not None:
-            encodings = list(choice.columns)  # inferred from the first sample
+            encodings = list(choice.columns)  # `write` infers their encodings from the first sample
         try:
             arguments = {"columns": encodings, "map": map, "fill": fill, **options}
             return _write(url, data, arguments, client)
@@ -494,7 +494,7 @@ def _open_source(
     except EmptySourceError:
         if not choice.may_be_empty:
             raise
-        return ObjectSource((), request)  # the dataset knows the columns, if there is one
+        return ObjectSource((), request)  # an append uses the columns of the existing dataset
     if opened.columns is not None:
         for old in choice.rename:
             if old not in opened.columns and request.columns is None:

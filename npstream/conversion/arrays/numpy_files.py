@@ -37,7 +37,11 @@ _NUMBER = re.compile(r"[-_. ]*\d+(?:[-_. ]?of[-_. ]?\d+)?$")
 
 
 class _DecompressionError(Exception):
-    """The bytes of a compressed file are damaged."""
+    """The bytes of a compressed file are damaged.
+
+    The decompressors raise OSError and LZMAError, and a failed read of the store also is an
+    OSError. This class distinguishes damage from failed reads.
+    """
 
 
 _DAMAGE = (ValueError, EOFError, zipfile.BadZipFile, zlib.error, _DecompressionError)
@@ -109,7 +113,10 @@ class NpyArray:
         return np.frombuffer(block, self.dtype).reshape(stop - start, *self.shape[1:])
 
     def _bytes(self, start: int, nbytes: int) -> bytes:
-        """Return bytes of the array. To go back, the file is opened again."""
+        """Return `nbytes` bytes, from byte `start` of the array's values.
+
+        The file cannot seek back. For an earlier position, it is opened again.
+        """
         if not nbytes:
             return b""
         if self._file is None or start < self._position:
@@ -313,6 +320,7 @@ class NpySource(ArraySource):
 def _column_name(file: SourceFile, drops_number: bool) -> str:
     stem = re.sub(r"\.npy(\.\w+)?$", "", os.path.basename(file.name), flags=re.IGNORECASE)
     if drops_number:
+        # If the whole name is a number, as in 00001.npy, the column has the name "x".
         stem = _NUMBER.sub("", stem) or "x"
     return stem
 
