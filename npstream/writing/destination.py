@@ -205,8 +205,8 @@ class Destination(ABC):
     ) -> Callable[[Future[Any] | None], None]:
         """Write a new file under a hidden name in a local directory.
 
-        The returned function syncs the file to the disk. Then it waits for its argument, a future,
-        and gives the file its name.
+        The returned function syncs the file to the disk, waits for its argument, and then gives the
+        file its name. The argument is the future of the dataset's first shard, or None.
         """
         raise TypeError(f"{self.path} is not a local directory")
 
@@ -220,7 +220,7 @@ class Destination(ABC):
         Files of other writes stay, and so do all files that a published index names.
         """
         if os.getpid() != self._process:
-            return ""
+            return ""  # the files belong to the process from which this one was forked
         try:
             self._wait_for_jobs()
             if self._created:
@@ -575,13 +575,14 @@ class RemoteDestination(Destination):
 
     def _published_names(self) -> Container[str]:
         """Return the names of files in an existing index of another write."""
-        has_tried = self._created.pop(INDEX, None) is not None
+        has_tried_index = self._created.pop(INDEX, None) is not None
         try:
             text = self._store.read(INDEX)
         except FileNotFoundError:
             return ()
-        if has_tried and text == self._index_bytes:
-            # The index is removed before all other files, so that no reader finds it without them.
+        if has_tried_index and text == self._index_bytes:
+            # This write has stored the index. It is removed before all other files, so that no
+            # reader finds it without them.
             self._store.remove(INDEX)
             return ()
         index = parse_index(text, self._store.where(INDEX))

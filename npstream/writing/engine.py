@@ -105,21 +105,21 @@ class WriterEngine:
             "format": format, "separator": separator, "newline": newline, "shard_size": shard_size,
             "compression": compression, "hashes": hash_names(hashes),
         }  # fmt: skip
-        # The format of an append is that of the dataset, which is not read yet.
-        has_format = mode != "a"
+        # An append has the format of its dataset, which `_adopt` sets later, in place of "mds".
+        is_format_known = mode != "a"
         self._settings = parse_settings(
             **{**self._arguments, "format": format or "mds"}
-            if has_format
+            if is_format_known
             else {**self._arguments, "format": "mds", "separator": None, "newline": None}
         )
         self._fill = check_fill(fill)
         self._is_inferred = columns is None
         self._selection = check_column_list(columns)
-        self._weakly_typed: frozenset[str] = frozenset()
+        self._weakly_typed: frozenset[str] = frozenset()  # columns of Python values
         self._encoder: SampleEncoder | None = None
         self._encode_dict: Callable[[dict[str, Any]], bytes | None] = encode_none
         self._position: Position | None = None
-        if columns is not None and self._selection is None and has_format:
+        if columns is not None and self._selection is None and is_format_known:
             self._encoder = SampleEncoder(self._settings.new_format(columns), False, self._fill)
         self._rejects = make_rejects(on_error, max_errors, rejects, keep=resume)
 
@@ -138,7 +138,7 @@ class WriterEngine:
         store = open_store(path, storage_options, timeout=timeout, retries=retries)
         self._session: ResumeSession | None = None
         self._report: WriteReport | None = None
-        self._row_bytes = 0
+        self._row_bytes = 0  # average bytes of the rows that `_append` added last
         self._destination: Destination
         if source is None and self._mode == "x":
             self._destination = destination(store)
@@ -182,7 +182,7 @@ class WriterEngine:
         return self._session is not None and self._session.is_complete
 
     def _adopt(self, base: Base | None, saved: Mapping[str, Any]) -> None:
-        """Take the columns and format of the dataset; `saved`: those of an interrupted append."""
+        """Use the dataset's columns and format; `saved` has an interrupted append's settings."""
         self._settings = parse_settings(**arguments_for_append(self._arguments, base, saved))
         if base is None:
             if isinstance(self._columns, Mapping):
@@ -354,6 +354,7 @@ class WriterEngine:
                 return
             if session.last is not None:
                 table, samples = self._skip_input(table, samples, function is not None, by_rows)
+                # With a function, the last stored sample comes again: it may have more outputs.
                 first = session.last.number + (function is None)
         if table is not None and function is not None:
             samples = table_rows(table)
@@ -403,6 +404,7 @@ class WriterEngine:
     def _start_workers(
         self, count: int, function: MapFunction | None, tracks: bool = False
     ) -> WorkerPool:
+        """Start worker processes. If `tracks` is True, they return the input sample of each row."""
         from npstream.writing.workers import Task, WorkerPool
 
         encoding = None if self._encoder is None else (self._encoder.layout, False)
@@ -575,15 +577,12 @@ class WriterEngine:
         """Write samples that are in the format of the shards already."""
         for block in stored.blocks:
             nbytes = block.nbytes
-            is_kept = self._shards.keeps_bodies and stored.are_memory_mapped
-            is_kept &= int(nbytes.sum()) >= MIN_UNCOPIED_BYTES * len(nbytes)
-            self._append(block if is_kept else block.copy(), nbytes)
+            can_wait = self._shards.keeps_bodies and stored.are_memory_mapped
+            can_wait &= int(nbytes.sum()) >= MIN_UNCOPIED_BYTES * len(nbytes)
+            self._append(block if can_wait else block.copy(), nbytes)
 
     def _bounds(self, table: InputTable, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """Yield a pair for each block of rows: its first row, and the row after its last.
-
-        A block has about `BLOCK_BYTES`.
-        """
+        """Yield the first row of each block of about `BLOCK_BYTES`, and the row after its last."""
         while start < stop:
             nbytes = table.row_bytes or self._row_bytes
             rows = min(BLOCK_BYTES // nbytes, BLOCK_ROWS) if nbytes else FIRST_ROWS
@@ -596,8 +595,9 @@ class WriterEngine:
         with self._discard_on_error():
             self._shards.flush()
         layout, samples = self._shards.layout, table.length
+        # The scan of a shard can read the array of a single column later, without a copy.
         is_stable = len(layout.columns) == 1 and getattr(table, "has_stable_blocks", False)
-        sample_bytes = sum(encoding.size or 0 for encoding in layout.columns.values()) + 4
+        sample_bytes = layout.sample_bytes + sum(e.size or 0 for e in layout.columns.values())
         per_shard = samples
         if layout.size_limit:
             per_shard = min(
@@ -692,7 +692,7 @@ class WriterEngine:
 def _remove(destination: Destination) -> None:
     """Remove the files of a Writer that was not closed.
 
-    Garbage collection may run in any thread, which must not wait for requests to a store.
+    Garbage collection may run in any thread. Only the main thread may wait for the requests.
     """
     if threading.current_thread() is threading.main_thread():
         destination.remove()

@@ -79,9 +79,11 @@ class FormatSettings:
         Parameters
         ----------
         columns : mapping of str to (str or Encoding)
-            The names or types that a caller chose, or encodings inferred from values.
+            For each column, the name of an encoding or a type that a caller chose, or an Encoding
+            that was inferred from values.
         inferred : bool, default: False
-            Whether the encodings were inferred, although `columns` has their names.
+            Whether the names in `columns` are those of inferred encodings. If `columns` has an
+            Encoding, all encodings count as inferred.
 
         Raises
         ------

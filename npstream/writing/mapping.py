@@ -39,7 +39,12 @@ _BLOCK_ROWS = 256
 class Position:
     """The position of the sample that is being written.
 
-    It is the number of the input sample, and the number of an output of `map=` for it, from 0.
+    Attributes
+    ----------
+    number : int
+        The number of the input sample.
+    output : int
+        The number of this output among the outputs of `map=` for the input sample, from 0.
     """
 
     number: int = 0
@@ -100,9 +105,10 @@ def _values(part: ColumnBlock, encoding: Encoding) -> Iterable[Any]:
 
 
 def track_position(samples: Iterable[Any], position: Position, number: int = 0) -> Iterator[Any]:
-    """Yield samples, and set `position` to the number of each; `number` is that of the first.
+    """Yield samples, and set ``position.number`` to the number of each.
 
-    An exception of the iterator gets a note with the number.
+    `number` is the number of the first sample. An exception of the iterator gets a note with the
+    number of the sample that did not come.
     """
     iterator = iter(samples)
     while True:

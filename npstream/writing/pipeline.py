@@ -94,10 +94,13 @@ class ShardPipeline:
         self._sidecar_columns: dict[str, np.dtype[Any]] | None = None
         self._is_claimed = False
         self._layout: ShardFormat | None = None
+        # The blocks of the shard that is being filled, without `rows`: their contents, the sizes of
+        # their samples, and the number of their samples.
         self._blocks: list[Body | Bodies] = []
         self._sizes: list[Int64] = []
         self._samples = 0
-        self._joined_bytes = 0
+        self._joined_bytes = 0  # `nbytes` when `rows` was last empty
+        # The earlier shards, which are stored or being stored.
         self._submitted_samples = 0
         self._submitted_bytes = 0
         self._shards = 0
@@ -116,7 +119,7 @@ class ShardPipeline:
                 self._layout = layout
                 self._has_sidecar = record.scan is not None
             if record.scan is not None and layout is not None:
-                # An append has the columns of the dataset's side-car when the append began.
+                # An append keeps the columns that the dataset's side-car had when it began.
                 self._sidecar_columns = {n: v.dtype for n, v in record.scan.columns.items()}
                 if self.sidecar_builder is None:
                     self.sidecar_builder = self._new_sidecar_builder()
@@ -207,10 +210,10 @@ class ShardPipeline:
             row = count
         else:
             ends = np.concatenate([[0], np.cumsum(nbytes)])
-            costs = ends + self.sample_bytes * np.arange(len(ends))
+            total_costs = ends + self.sample_bytes * np.arange(len(ends))
         while row < count:
-            max_cost = int(costs[row]) + limit - self.nbytes
-            stop = int(np.searchsorted(costs, max_cost, side="right")) - 1
+            max_cost = int(total_costs[row]) + limit - self.nbytes
+            stop = int(np.searchsorted(total_costs, max_cost, side="right")) - 1
             if stop <= row and self._samples and self.layout.size_limit:
                 self.flush()
                 continue
@@ -224,7 +227,8 @@ class ShardPipeline:
                 block: Body | Bodies = data.part(row, stop)
             else:
                 block = data[int(ends[row]) : int(ends[stop])].data
-            self._add_block(block, nbytes[row:stop], int(costs[stop] - costs[row]))
+            cost = int(total_costs[stop] - total_costs[row])
+            self._add_block(block, nbytes[row:stop], cost)
             row = stop
         self._joined_bytes = self.nbytes
         self._set_soft_limit(self.nbytes, self._samples)
@@ -241,9 +245,9 @@ class ShardPipeline:
         self._join_rows()
         if not self._samples:
             return
-        ends, blocks = np.concatenate(self._sizes), self._blocks
-        last_row = b"" if self._session is None else _tail(blocks[-1], int(ends[-1]))
-        np.cumsum(ends, out=ends)
+        sizes, blocks = np.concatenate(self._sizes), self._blocks
+        last_row = b"" if self._session is None else _tail(blocks[-1], int(sizes[-1]))
+        ends = np.cumsum(sizes, out=sizes)
         self._sizes, self._blocks, self._samples = [], [], 0
         pieces, meta = _pieces(self.layout.head(ends), blocks), self.layout.meta(ends)
         self._store(pieces, len(ends), self.nbytes, meta=meta, last_row=last_row)

@@ -157,7 +157,7 @@ class Rejects:
     Parameters
     ----------
     path : str or os.PathLike, optional
-        The file, which is replaced. It stays if the write fails.
+        The file, which is replaced. It stays if the write fails. By default there is no file.
     max_errors : int, optional
         Number of samples that may be left out; by default any number.
     keep : bool, default: False

@@ -62,7 +62,10 @@ class ArrowColumn:
         return arrow_encoding(self._arrow_type)
 
     def check(self) -> None:
-        """Raise RowError if there are nulls and no fill."""
+        """Raise RowError if there are nulls and no fill.
+
+        The nulls of a nested type do not raise, because JSON can store them.
+        """
         if not self._fill and not _is_nested(self._arrow_type) and self._array.null_count:
             raise _null_error(self._array, self._array.null_count)
 
@@ -127,8 +130,9 @@ def arrow_encoding(arrow_type: Any) -> Encoding:
 def plain_type(arrow_type: Any) -> Any:
     """Return the type of an array after `plain` has decoded it.
 
-    Dictionaries and run-end encodings become their values, and list views become lists. Extensions
-    except tensors become their storage or booleans. Other types stay.
+    Dictionaries and run-end encodings become their values, and list views become lists. Tensors
+    stay. Of the other extension types, ``arrow.bool8`` becomes bool, and the rest become their
+    storage types. All other types stay.
     """
     pa = import_optional("pyarrow", "pyarrow", "arrow")
     types = pa.types
@@ -243,7 +247,7 @@ def _is_ragged(arrow_type: Any) -> bool:
 
 
 def _is_array(arrow_type: Any) -> bool:
-    """Return True if rows are numbers, or arrays of them of one shape."""
+    """Return True if rows are numbers, or arrays of numbers that all have one shape."""
     types = import_optional("pyarrow.types", "pyarrow", "arrow")
     while types.is_fixed_size_list(arrow_type):
         arrow_type = arrow_type.value_type

@@ -1,7 +1,8 @@
 """Replacement of missing values in samples and tables.
 
 A value is missing if its key is missing, or if it is None, `numpy.ma.masked` or `pandas.NA`. NaN
-and NaT are missing only if the encoding cannot store them, such as one of integers or text.
+and NaT are missing only if the column's encoding cannot store them. For example,
+encodings of integers and of text cannot.
 
 Tested in tests/writing/test_fill.py.
 """
@@ -111,7 +112,7 @@ class _NoneFill(Fill):
         return parse("json")
 
     def values(self, values: Any, target: Encoding) -> list[Any]:
-        """Return the values: the missing ones are None already, or as the user gave them."""
+        """Return the values unchanged, so a missing value stays as the user gave it."""
         return list(values)
 
     def block(self, block: ColumnBlock, missing: Bools, target: Encoding) -> ColumnBlock:

@@ -60,7 +60,7 @@ class PartedInput:
     """Parts that are written one after another.
 
     All parts hold samples, or all hold tables. A part without samples may be either. A part is
-    opened when its first sample is needed, and the content of the former one is dropped before.
+    opened when its first sample is needed. Before that, the previous part's content is dropped.
 
     Parameters
     ----------

@@ -71,7 +71,7 @@ def table_of(
         The columns to write; by default all.
     fill : mapping of str to Fill, optional
         Replaces missing values, by column.
-    check : bool
+    check : bool, default: True
         Whether to raise for missing values now, instead of when their rows are written.
 
     Raises
@@ -577,7 +577,8 @@ def as_mapping(sample: Any, names: Collection[str] | None, number: int) -> Any:
     ----------
     sample : object
     names : collection of str, optional
-        The names of values in tuples and lists.
+        The names of the values in tuples and lists. If there is one name, it also names a sample
+        that is an array.
     number : int
         The number of the sample, for messages.
 
