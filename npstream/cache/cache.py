@@ -101,7 +101,7 @@ class ShardCache:
         By default ``NPSTREAM_CACHE``, or else the user's directory for caches.
     limit : int, float or str, optional
         The bytes that the cache may take, as a number or as text such as "100GB"; "auto" leaves a
-        tenth of the disk free. By default ``NPSTREAM_CACHE_LIMIT``, or else "auto".
+        tenth of the disk free, at most 10 GB. By default ``NPSTREAM_CACHE_LIMIT``, or else "auto".
     timeout : float, default: 60.0
         Seconds to wait for locks of other processes.
 

@@ -50,6 +50,12 @@ _COUNTER = struct.Struct("<Q")
 _FREE_DIVISOR = 10
 """Without a limit, the cache leaves the disk's size divided by this number free."""
 
+_MAX_FREE_BYTES = 10 << 30
+"""Without a limit, the cache leaves at most this many bytes of the disk free.
+
+A tenth of a large disk is more than most people keep free. The cache could then never be used.
+"""
+
 _MARGIN_DIVISOR = 32
 """Without a limit, eviction frees more bytes than necessary: the maximum divided by this number."""
 
@@ -133,7 +139,7 @@ def reserve(
     path : str
         The cache's directory.
     limit : int or None
-        The bytes that the cache may take; None leaves a tenth of the disk free.
+        The bytes that the cache may take; None leaves a tenth of the disk free, at most 10 GB.
     nbytes : int
         The bytes that are about to be written.
     keep : collection of str, default: ()
@@ -146,7 +152,7 @@ def reserve(
         the limit holds again.
     """
     try:
-        if limit is None and _fits_disk(path, nbytes):
+        if limit is None and nbytes <= _usable_bytes(path):
             return Reservation()
     except StorageError as error:
         cache_dir.log_once(path, f"{error.strerror}: reading on without caching")
@@ -258,7 +264,7 @@ def _evict(
         # Eviction would not free enough. If the limit is too small by mistake, eviction could even
         # empty the whole cache.
         return refusal, in_use
-    # Without a limit, eviction keeps a tenth of the disk free, even if the request is refused.
+    # Without a limit, eviction keeps a part of the disk free, even if the request is refused.
     needed = nbytes if refusal is None else 0
     margin = max_bytes // _MARGIN_DIVISOR if limit is None else 0
     if in_use + needed > max_bytes:
@@ -388,13 +394,13 @@ def max_cache_bytes(path: str, limit: int | None, in_use: int) -> int:
     """Return the bytes that the cache may hold; `in_use` of them are in use."""
     if limit is not None:
         return limit
-    free, total = free_and_total(path)
-    return max(in_use + free - total // _FREE_DIVISOR, 0)
+    return max(in_use + _usable_bytes(path), 0)
 
 
-def _fits_disk(path: str, nbytes: int) -> bool:
+def _usable_bytes(path: str) -> int:
+    """Return the free bytes of the disk of `path` that the cache may fill, or a negative number."""
     free, total = free_and_total(path)
-    return nbytes <= free - total // _FREE_DIVISOR
+    return free - min(total // _FREE_DIVISOR, _MAX_FREE_BYTES)
 
 
 def free_and_total(path: str) -> tuple[int, int]:

@@ -64,7 +64,8 @@ def open_dataset(
         ``NPSTREAM_CACHE``, or else the user's cache directory.
     cache_limit : int or str, optional
         Maximum bytes of the cache, such as "100GB". "auto" leaves a tenth of the disk
-        free. By default the environment variable ``NPSTREAM_CACHE_LIMIT``, or else "auto".
+        free, at most 10 GB. By default the environment variable ``NPSTREAM_CACHE_LIMIT``, or else
+        "auto".
     storage_options : mapping, optional
         Options of the store's fsspec driver.
     index : str or os.PathLike, optional

@@ -46,7 +46,7 @@ _BLOCK_ROWS = 1 << 10
 """Rows of a sample that are read at once."""
 
 _MOST_FREQUENT = 10
-"""Most frequent values of a summary."""
+"""Maximum number of the most frequent values that a summary lists."""
 
 _TEXT_TYPES = {"float": "float64"}
 """Type of a CSV or JSON column in the index -> the encoding's name in npstream, if it differs."""
@@ -258,6 +258,7 @@ def describe_rows(column: DescribedColumn, sample: int, seed: int) -> ColumnSumm
     if is_scalar and not source.remotes and column.dtype.kind in "biufmM":
         summary = ColumnSummary(field.name, encoding.name, rows, rows, "rows")
         return _describe_numbers(summary, column._number_blocks(purpose), column.dtype, column.size)
+    # Even if samples are so large that fewer fit in SAMPLE_BYTES, `IMAGES` rows are read.
     limit = min(sample, max(IMAGES, source.estimate_rows(SAMPLE_BYTES)))
     ids = _sample_rows(rows, limit, seed, bool(source.remotes))
     count = rows if ids is None else len(ids)
@@ -311,11 +312,12 @@ def _describe_numbers(
         arrays = [block.reshape(-1) for block in blocks]
         return _describe_array(summary, np.concatenate(arrays) if arrays else np.empty(0, dtype))
     statistics = ColumnStatistics(dtype.name)
-    is_stored = dtype.kind in "iuf"
+    # `add_scalars` takes integers and floats. Bools are passed as uint8, and times as int64.
+    is_number = dtype.kind in "iuf"
     for block in blocks:
         values = block.reshape(-1)
-        stored = values if is_stored else values.view(np.uint8 if dtype.kind == "b" else np.int64)
-        add_scalars(statistics, stored)
+        numbers = values if is_number else values.view(np.uint8 if dtype.kind == "b" else np.int64)
+        add_scalars(statistics, numbers)
     return _add_numbers(summary, statistics)
 
 
@@ -381,7 +383,7 @@ def _add_lengths(summary: ColumnSummary, lengths: Int64, unit: str) -> ColumnSum
 
 
 def _describe_text(summary: ColumnSummary, blocks: Iterable[Any]) -> ColumnSummary:
-    """Add the statistics of text or bytes."""
+    """Add the statistics of text or bytes. An empty value counts as missing."""
     counter: Counter[Any] = Counter()
     lengths: list[Int64] = []
     for block in blocks:

@@ -316,9 +316,9 @@ class _Rows:
         literals = [Operand(item) for item in items.values if item is not None]
         for literal in literals:
             self._comparable(value, literal, items.position)
-        texts = value.kind == "text" and len(literals) > _MAX_COMPARISONS
-        if texts or (len(literals) > _MAX_COMPARISONS and _are_ints(value, literals)):
-            dtype = np.dtypes.StringDType() if texts else None
+        is_long_text_list = value.kind == "text" and len(literals) > _MAX_COMPARISONS
+        if is_long_text_list or (len(literals) > _MAX_COMPARISONS and _are_ints(value, literals)):
+            dtype = np.dtypes.StringDType() if is_long_text_list else None
             candidates = np.array([literal.data for literal in literals], dtype)
             is_in = np.isin(np.broadcast_to(value.values(), self.count), candidates)
             return result | (is_in if value.missing is None else is_in & ~value.missing)

@@ -73,7 +73,7 @@ def histogram(
     -------
     counts : ndarray of int64, shape (bins,)
     edges : ndarray, shape (bins + 1,)
-        For times, of `dtype`.
+        Increasing edges of the bins. If the numbers are times, the edges have the dtype `dtype`.
 
     Examples
     --------

@@ -77,8 +77,8 @@ class CellRenderer:
         value : Any
             The value, or an exception if the value cannot be read.
         encoding : str, default: ""
-            The stored encoding of the value, if known. The bytes of the encoding ``"pil"`` are not
-            an image file, and can only be decoded if it is given.
+            The stored encoding of the value; "" if it is unknown. An image in the encoding
+            ``"pil"`` is not an image file. It is recognized only by this argument.
 
         Returns
         -------

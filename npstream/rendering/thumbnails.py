@@ -27,7 +27,7 @@ MIN_SIDE = 8
 """A uint8 array with a shorter side is not shown as an image."""
 
 MAX_RATIO = 16
-"""A uint8 array is not shown as an image if one side is more than this times the other one."""
+"""Maximum ratio of the long side to the short side of a uint8 array that is shown as an image."""
 
 PIXEL_RATIO = 1.5
 """Pixels of a thumbnail for each CSS pixel, for screens of high resolution."""

@@ -57,8 +57,8 @@ class _TableStart(NamedTuple):
     block : int
         The number of the first block of the table.
     document : int
-        The number in the input of the document that has the last token before the table. For the
-        first table, it is the first document with tokens.
+        The document that has the last token before the table, as its number in the input. For the
+        first table, the first document with tokens.
     part : str
         The name of the document's part of the input.
     offset : int
@@ -99,15 +99,15 @@ class TokenBlocks(PartedInput):
         self.name = name
         encoder = TokenEncoder(tokenizer, dtype, batched)
         self._dtype = encoder.dtype
-        end = None if separator is None else encoder.id_of("separator", separator)
-        self._stream = TokenStream(encoder, column, end)
+        separator_id = None if separator is None else encoder.id_of("separator", separator)
+        self._stream = TokenStream(encoder, column, separator_id)
         if remainder not in ("drop", "pad"):
             raise ValueError(f"remainder={remainder!r}: expected 'drop' or 'pad'")
         self._pad: int | None = None
         if remainder == "pad":
-            if pad is None and end is None:
+            if pad is None and separator_id is None:
                 raise ValueError("remainder='pad' needs the id to fill the last block with: pad=")
-            self._pad = end if pad is None else encoder.id_of("pad", pad)
+            self._pad = separator_id if pad is None else encoder.id_of("pad", pad)
         elif pad is not None:
             raise ValueError("pad= needs remainder='pad'")
         self._workers = check_workers(workers)
@@ -124,8 +124,8 @@ class TokenBlocks(PartedInput):
             self._source = PartedInput([Part("data", lambda: data)])
         parts = self._source.parts
         description = {
-            "block=": str(self.block), "column=": column, "separator=": str(end),
-            "pad=": str(self._pad),
+            "block=": str(self.block), "column=": column,
+            "separator=": str(separator_id), "pad=": str(self._pad),
         }  # fmt: skip
         super().__init__(parts, {**self._source.description, **description})
         self.samples = None
@@ -138,6 +138,7 @@ class TokenBlocks(PartedInput):
     def _start_workers(self) -> None:
         """Start the worker processes, if there are any and they do not run yet."""
         if self._workers and self._pool is None:
+            # A worker returns each document as a stored sample of one column, the bytes of the ids.
             layout = parse_settings("mds", None, None, None, None, ()).new_format({"ids": "bytes"})
             self._pool = WorkerPool(self._workers, Task(self._stream, {}, False, (layout, False)))
 

@@ -53,7 +53,7 @@ class TokenEncoder:
                 "Tokenizer.from_pretrained or transformers.AutoTokenizer.from_pretrained"
             )
         self._batched = bool(batched)
-        count = _vocabulary_size(tokenizer, self._kind)
+        count = _id_count(tokenizer, self._kind)
         if dtype is None:
             dtype = "uint16" if count is not None and count <= 1 << 16 else "uint32"
         self.dtype = np.dtype(dtype)
@@ -161,8 +161,8 @@ def _library(tokenizer: Any) -> str:
     return ""
 
 
-def _vocabulary_size(tokenizer: Any, library: str) -> int | None:
-    """Return the largest id of a tokenizer plus 1, if it is known."""
+def _id_count(tokenizer: Any, library: str) -> int | None:
+    """Return the largest id of a tokenizer plus 1; None for a function, whose ids are unknown."""
     if not library:
         return None
     return max(tokenizer.get_vocab().values(), default=0) + 1

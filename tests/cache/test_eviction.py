@@ -136,6 +136,15 @@ def test_the_automatic_limit_leaves_a_tenth_of_the_disk_free(tmp_path, monkeypat
     assert not file.is_linked
 
 
+def test_the_automatic_limit_leaves_at_most_10_gb_free(tmp_path, monkeypatch):
+    cache = ShardCache(tmp_path, "auto")
+    free = (10 << 30) + 1000
+    monkeypatch.setattr(eviction, "free_and_total", lambda path: (free, 1 << 40))
+    assert cache.info().limit == 1000
+    assert can_reserve(cache, 1000)
+    assert not can_reserve(cache, 1001)
+
+
 def test_a_limit_that_is_too_small_raises_with_the_least_limit(tmp_path):
     cache = ShardCache(tmp_path, "1MB")
     cache.require(1 << 20)
