@@ -41,14 +41,14 @@ class ConcatenatedSource(Source):
     Parameters
     ----------
     members : sequence of Member
-        The views, none empty. Views of the same dataset share its memory. Their transforms are not
-        applied.
+        The views, none empty. Views of the same source share its loaded shards. The transforms of
+        the views are not applied.
     fields : mapping of str to Field
         The columns, which all views have with the same declaration.
     column_errors : mapping of str to str
         For each other column, an error message that says why it cannot be read.
     joined : sequence of Source
-        As for `npstream.reading.source.Source`.
+        Sources with the same rows and other columns: `joined_sources` of `Source`.
 
     Attributes
     ----------
@@ -128,7 +128,7 @@ class ConcatenatedSource(Source):
         return member.source.estimate_bytes(member.selection.size)
 
     def member_chunks(self, number: int) -> AnyArray:
-        """Return the position in a view at which each of its chunks begins, then its size."""
+        """Return the position in a view at which each chunk begins, then the size of the view."""
         member = self._members[number]
         return view_chunks(member.source.chunk_starts(), member.selection)
 
@@ -289,12 +289,17 @@ class RowReader:
 
 
 class PartsSource(ConcatenatedSource):
-    """The source of a group of added columns with several parts. `close` also closes the parts.
+    """The source of a group of added columns whose rows are stored in several parts.
+
+    `close` also closes the sources of the parts.
 
     Parameters
     ----------
     members : sequence of Member
+        The parts in the order of their rows. The last one may repeat a sample for the rows that no
+        part stores.
     fields : mapping of str to Field
+        The columns of the group, which all parts have.
     """
 
     __slots__ = ()

@@ -105,6 +105,7 @@ def is_unchanged(source: Source) -> bool:
         current = shards.store.version(INDEX)
     except StorageError:
         return False
+    # Two indexes written within one second may have the same version, which is then not exact.
     return current == snapshot.version and getattr(current, "is_exact", True)
 
 

@@ -105,19 +105,19 @@ class ChunkUsage:
     source : Source
         The source of the dataset.
     views : sequence of Selection
-        The samples of the view in this dataset.
+        Selections of samples of the dataset. Together they are the view's part of it.
 
     Attributes
     ----------
     source, views
         The parameters. Views without samples are left out.
     size : int
-        The number of these samples.
+        The number of samples in `views`.
     first, last : int
-        The first and the last of these samples.
+        The first and the last sample in `views`.
     starts : ndarray of int64, shape (chunks + 1,)
-        The first sample of each chunk, for the shards from that of `first` to that of `last`. Then
-        the end of the last of these shards.
+        The first sample of each chunk, from the shard of `first` to the shard of `last`. The last
+        element is the end of the last of these shards.
     """
 
     __slots__ = ("_counts", "first", "last", "size", "source", "starts", "views")
@@ -185,7 +185,7 @@ def chunk_usages(source: Source, selection: Selection) -> list[ChunkUsage]:
 
 
 def explain(source: Source, selection: Selection, plan: Plan) -> Cost:
-    """Return the cost of loading a view at once."""
+    """Return the cost of loading a whole view by one read."""
     costs = []
     for part, part_plan in source.split_plan(plan.stored_plan):
         if part_plan.is_empty:
@@ -249,7 +249,8 @@ def _shards_cost(usage: ChunkUsage, plan: Plan | None) -> Cost:
         is_in_parts |= np.isin(shards * remote.files.max_chunks + chunks, remote.chunk_keys(ids))
         costs.append(remote.point_reader.parts_cost(ids, byte_ranges))
     is_dense &= ~is_in_parts
-    # Chunks that do not fit the cache together are read sample by sample.
+    # Chunks that do not fit the cache together are read sample by sample. Compressed shards, and
+    # shards that `verify=True` checks, are always read whole.
     sizes = np.where(is_dense, [remote.chunk_bytes(shard) for shard, _ in pairs], 0)
     limit = remote.files.cache.limit
     if limit is not None and remote.verify is not True:
@@ -266,9 +267,9 @@ def _shards_cost(usage: ChunkUsage, plan: Plan | None) -> Cost:
 def _byte_ranges_by_schema(
     source: Source, plan: Plan | None, shards: Int64
 ) -> Iterator[tuple[Int64, Bools]]:
-    """Yield, for each schema, the byte ranges to read of a sample, and the mask of its shards.
+    """Yield, for each schema, the byte ranges to read of a sample, and the schema's shards.
 
-    Schemas whose samples are read whole are left out.
+    The schema's shards are a mask of `shards`. Schemas whose samples are read whole are left out.
     """
     if plan is None:
         return
@@ -308,7 +309,7 @@ def require_affordable(
     if limit is None:
         return
     parts = [(part, plan) for part, plan in parts if plan is None or not plan.is_empty]
-    # The datasets whose shards are read, because their side-car does not hold the column.
+    # The datasets whose shards are read. Only a plan of one column can be read from a side-car.
     shard_datasets = [
         {
             dataset
@@ -358,7 +359,7 @@ def prefetch(source: Source, selection: Selection, plan: Plan, pin: bool = False
     ValueError
         If the cache cannot hold all these chunks and columns at once.
     StorageError
-        If `pin` is True, and the cache is not writable, or did not keep all the chunks.
+        If `pin` is True, and a file cannot be written or the cache did not keep all the chunks.
     """
     jobs: list[RemoteJob] = []
     caches, bytes_by_cache = {}, Counter[str]()
@@ -485,6 +486,7 @@ def _max_bytes(source: Source, selection: Selection, datasets: set[Source]) -> i
         if dataset in datasets:
             total = dataset.index.total_nbytes
             if view.affine is not None:
+                # The samples that the view spans, and the rest of its first and its last chunk.
                 rows = abs(view.affine[1]) * view.size
                 total = min(total, dataset.estimate_bytes(rows) + 2 * dataset.index.chunk_bytes)
             bound += total
@@ -522,7 +524,9 @@ def _plain_transfers(remote: RemoteShards, shard: int, chunks: list[int]) -> lis
         return [(meta.nbytes, MAX_REQUEST), *_merged_transfers(pieces, sizes)]
     if remote.files.is_fixed(shard):
         return _merged_transfers([0, *pieces], sizes)
-    # If the begin of the samples is not recorded, a request reads it first: it is the first offset.
+    # The header begins with the number of samples, an offset for each sample, and the end of the
+    # last sample, 4 bytes each. If the begin of the samples is not recorded, the first offset is
+    # requested before the header, because it is this begin.
     offsets = 4 * (remote.files.sample_count(shard) + 2)
     header = [(4, 4), (offsets, MAX_REQUEST)] if begin is None else [(begin, MAX_REQUEST)]
     return header + _merged_transfers(pieces, sizes)

@@ -35,8 +35,8 @@ def check_cost(
     plan : Plan, optional
         The columns to read; by default all.
     sample_plan : Plan, optional
-        The columns of a read of whole samples, if `plan` is not given. Only the sources that store
-        these columns count.
+        The columns of the samples to read, if `plan` is not given. The whole samples count, but
+        only those of the sources that store these columns.
 
     Raises
     ------

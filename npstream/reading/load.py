@@ -55,6 +55,7 @@ def load(
     source : Source
     plan : Plan
     ids : ndarray of int64, shape (n,)
+        The rows of the samples, as row numbers of the source.
     shape : tuple of int
         The shape of the view, with n samples.
     out : mapping of str to array_like, optional
@@ -82,7 +83,8 @@ def load(
                 columns[name] = column.reshape(shape + column.shape[1:])
     for name, target in targets.items():
         assert out is not None
-        if target is not out[name] and target.base is None:  # a temporary array of `_target`
+        # Only a temporary array of `_target` has no base. Other targets share the memory of `out`.
+        if target is not out[name] and target.base is None:
             np.asarray(out[name])[...] = columns[name]
         columns[name] = out[name]
     return columns

@@ -252,7 +252,7 @@ class Plan:
         }
 
     def add_computed(self, sample: Sample, row: int) -> Sample:
-        """Return a sample of the stored columns with the computed columns of its row."""
+        """Return `sample`, which has the stored columns, with the computed columns of `row`."""
         computed = self.computed
         return {
             f.name: computed[f.name].value(row) if f.name in computed else sample[f.name]

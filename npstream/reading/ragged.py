@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _TEXT = np.dtypes.StringDType()
 
-_REPR_VALUES = 48  # characters of the values in a repr
+_REPR_CHARACTERS = 48  # maximum characters of the values in a repr
 _MAX_ROWS_SHOWN = 10  # rows in HTML
 
 KINDS = ("str", "bytes", "image")
@@ -256,7 +256,7 @@ class Ragged:
     def __repr__(self) -> str:
         from npstream.rendering.cells import first_values_text
 
-        values = first_values_text(self, _REPR_VALUES) if len(self) else ""
+        values = first_values_text(self, _REPR_CHARACTERS) if len(self) else ""
         return f"<Ragged: {len(self)} {self._summary()}{': ' if values else ''}{values}>"
 
     def _repr_html_(self) -> str:
@@ -362,7 +362,8 @@ class Ragged:
         value : scalar, default: 0
             The fill value.
         length : int or sequence of int, optional
-            The length of each axis of the rows; by default that of the longest row.
+            The length of each axis of the rows; by default the greatest length of the axis in any
+            row.
         side : {"right", "left"}, default: "right"
             The side to pad.
         truncate : bool, default: False
@@ -478,7 +479,7 @@ class Ragged:
         padding : scalar, optional
             Return a tensor padded with this value, see `pad`, instead of a nested one.
         length : int or sequence of int, optional
-            The length to pad to; by default that of the longest row.
+            The length of each axis to pad to, as for `pad`.
 
         Returns
         -------
@@ -505,7 +506,10 @@ class Ragged:
         return optional.to_nested(*self._arrow_levels())
 
     def _arrow_levels(self, regular: bool = True) -> tuple[AnyArray, optional.Levels]:
-        """Return the values, and the list levels of the rows for Arrow, awkward and torch."""
+        """Return the values, and the list levels of the rows for Arrow, awkward and torch.
+
+        If `regular`, a further axis of the same length in all rows becomes a level of a fixed size.
+        """
         values, offsets = self._packed()
         return values, optional.ragged_levels(offsets, self.shapes, regular)
 

@@ -230,14 +230,14 @@ def _body_decoder(
     fetcher : Fetcher
     loaded : LoadedShard
     columns : list of (str, Encoding or None, int or None)
-        Name, encoding and size of each stored column. No encoding: the column is skipped. No size:
-        the size varies.
+        Name, encoding and size of each stored column. A column without an encoding is skipped. The
+        size is None if it varies.
     order : list of str
         The names of the decoded columns, in the order of the sample's keys.
     """
     data = loaded.data.data
     sizes = struct.Struct(f"<{sum(size is None for _, _, size in columns)}I")
-    leading_columns = list(takewhile(_is_number, columns))
+    leading_columns = list(takewhile(_is_number_or_skipped, columns))
     body_columns = [
         (name, None if encoding is None else encoding.decode, size)
         for name, encoding, size in columns[len(leading_columns) :]
@@ -280,7 +280,7 @@ def _body_decoder(
     return decode
 
 
-def _is_number(column: tuple[str, Encoding | None, int | None]) -> bool:
+def _is_number_or_skipped(column: tuple[str, Encoding | None, int | None]) -> bool:
     """Return True for a column of numbers, and for a skipped column of any fixed size."""
     _, encoding, size = column
     if encoding is None:

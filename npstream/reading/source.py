@@ -74,7 +74,7 @@ class Opening(Protocol):
         """The version that the call named; None for the newest."""
 
     def open(self, version: str | None = None) -> tuple[Source, tuple[str, ...]]:
-        """Open a version with the other arguments; return its source and its columns."""
+        """Open a version with the same other arguments; return its source and its columns."""
 
     def renamed(self, names: Mapping[str, str]) -> Opening:
         """Return an opening whose sources are renamed as by `Source.renamed`."""
@@ -212,8 +212,8 @@ class Source:
         if plan.has_only_own_columns:
             return None
         readers = [
-            self.joined_sources[number - 1].reader(tuple(f.name for f in part.fields))
-            for number, part in plan.joined_plans.items()
+            self.joined_sources[number - 1].reader(tuple(f.name for f in joined_plan.fields))
+            for number, joined_plan in plan.joined_plans.items()
         ]
 
         def add_columns(sample: Sample, row: int) -> Sample:
@@ -266,8 +266,8 @@ class Source:
         if plan.has_only_own_columns:
             return self._own_columns(plan, lookup, out)
         columns = self._own_columns(plan.own_plan, lookup, out)
-        for source, part, rows in self.joined_parts(plan, lookup):
-            columns |= source.columns(part, rows, out)
+        for source, joined_plan, joined_lookup in self.joined_parts(plan, lookup):
+            columns |= source.columns(joined_plan, joined_lookup, out)
         for f in plan.fields:
             if f.computation is not None:
                 column = f.computation.column(lookup.rows)
@@ -277,9 +277,10 @@ class Source:
 
     def joined_parts(self, plan: Plan, lookup: Lookup) -> Iterator[tuple[Source, Plan, Lookup]]:
         """Yield the joined sources of a plan, each with its plan and its lookup of the rows."""
-        for number, part in plan.joined_plans.items():
+        for number, joined_plan in plan.joined_plans.items():
             source = self.joined_sources[number - 1]
-            yield source, part, lookup.joined_lookups.get(number) or source.look_up(lookup.rows)
+            joined_lookup = lookup.joined_lookups.get(number) or source.look_up(lookup.rows)
+            yield source, joined_plan, joined_lookup
 
     def _own_columns(
         self, plan: Plan, lookup: Lookup, out: Mapping[str, AnyArray]
@@ -363,8 +364,8 @@ class Source:
         columns = _own_value_lists(self.fetcher, plan.own_plan, lookup)
         if plan.has_only_own_columns:
             return columns
-        for source, part, rows in self.joined_parts(plan, lookup):
-            columns |= source.value_lists(part, rows)
+        for source, joined_plan, joined_lookup in self.joined_parts(plan, lookup):
+            columns |= source.value_lists(joined_plan, joined_lookup)
         for f in plan.fields:
             if f.computation is not None:
                 column = f.computation.column(lookup.rows)
@@ -374,8 +375,8 @@ class Source:
     def bodies(self, plan: Plan, lookup: Lookup) -> dict[str, Bodies]:
         """Locate the stored bytes of columns, for a writer to copy."""
         bodies = find_bodies(self.fetcher, plan.own_plan, lookup.samples)
-        for source, part, rows in self.joined_parts(plan, lookup):
-            bodies |= source.bodies(part, rows)
+        for source, joined_plan, joined_lookup in self.joined_parts(plan, lookup):
+            bodies |= source.bodies(joined_plan, joined_lookup)
         for name, computation in plan.computed.items():
             bodies[name] = column_bodies(computation.column(lookup.rows))
         return bodies
@@ -389,8 +390,8 @@ class Source:
         (field,) = plan.fields
         if field.computation is not None:
             return field.computation.equal(lookup.rows, text)
-        for source, part, rows in self.joined_parts(plan, lookup):
-            return source.equal(part, rows, text)  # the only column is in this joined source
+        for source, joined_plan, joined_lookup in self.joined_parts(plan, lookup):
+            return source.equal(joined_plan, joined_lookup, text)  # the only column is joined
         return equal_text(self.fetcher, plan, lookup.samples, text)
 
     def read_ahead(
@@ -432,10 +433,11 @@ class Source:
         source = self.joined_sources[number - 1]
         # Read-ahead fetches whole samples, so their columns do not matter.
         sample_plan = Plan(list(source.fields.values()))
-        for (item, lookup), rows in source.read_ahead(
+        for (item, lookup), joined_lookup in source.read_ahead(
             pairs, _rows_of_pair, sample_plan, step, is_rowwise
         ):
-            yield item, lookup._replace(joined_lookups={**lookup.joined_lookups, number: rows})
+            joined_lookups = {**lookup.joined_lookups, number: joined_lookup}
+            yield item, lookup._replace(joined_lookups=joined_lookups)
 
     def is_rowwise(
         self,
@@ -443,7 +445,7 @@ class Source:
         plan: Plan,
         suggest: Callable[[Callable[[ReadOrder], bool]], str] | None = None,
     ) -> bool:
-        """Return True if an order is read sample by sample, see `npstream.shards.locality`."""
+        """Return True if an order of rows is read sample by sample, see `locality.is_rowwise`."""
         if not self.remotes:
             return False
         from npstream.shards import locality
@@ -455,7 +457,7 @@ class Source:
             return locality.is_rowwise(source.fetcher.shards, sample_order, suggest)
         from npstream.shards.union import ShardUnion
 
-        # A sample is read from each source: their sample numbers in the union alternate.
+        # Each row is read from every source, so the sources' sample numbers alternate in the union.
         union = ShardUnion([shards for source in sources for shards in source.shard_parts])
         firsts = [0, *accumulate(source.index.samples for source in sources)]
 
@@ -531,14 +533,14 @@ class Source:
 
     def reads_sidecar(self, plan: Plan, first: int, last: int, count: int) -> bool:
         """Return True if `count` values, from `first` to `last`, are read from the side-car."""
-        # A range that takes up to a chunk, if values have 8 bytes, is read even for few values.
+        # A range of up to a chunk's bytes is read even for few values. Values count as 8 bytes.
         is_close = last - first < max(MAX_SIDECAR_SPREAD * count, self.index.chunk_bytes // 8)
         return count > 0 and is_close and self.sidecar_column_name(plan) is not None
 
     # Locations and sizes
 
     def locate(self, ids: int | Int64) -> tuple[Any, Any]:
-        """Return the shard and the row within it, of a sample or of an array of samples."""
+        """Return the shard of each row of this source, and its sample's number in the shard."""
         if isinstance(ids, int):
             return locate_samples(self.index, int(self.sample_ids(np.array([ids]))[0]))
         return locate_samples(self.index, self.sample_ids(ids))
@@ -565,7 +567,7 @@ class Source:
         return max(1, nbytes * self.index.samples // max(self.estimate_read_bytes(plan), 1))
 
     def estimate_read_bytes(self, plan: Plan) -> int:
-        """Return the bytes of all samples in the shards that a read of these columns needs."""
+        """Return the bytes of all samples, in all sources that a read of these columns needs."""
         samples = self.index.samples
         return sum(s.estimate_bytes(samples) for s in self.sources_of(plan))
 

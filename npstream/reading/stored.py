@@ -60,6 +60,7 @@ class StoredTable:
         was declared with another dtype gets the encoding of an array of this dtype.
         """
         encoding = self._fields[name].encoding
+        # A headless encoding stores only the values of an array, without its dtype and shape.
         if encoding.kind == "ndarray" and encoding.headless:
             type_of_array(encoding.dtype, ())  # raises if the dtype cannot be stored
             return column_type(f"ndarray:{encoding.dtype.name}")
@@ -92,7 +93,9 @@ class StoredTable:
         """
         blocks = (self._selection.ids(start, stop) for start, stop in bounds)
         is_rowwise = self._source.is_view_rowwise(self._selection, plan)
-        fetcher, last_sample = self._source.fetcher, 0  # -1: the samples do not ascend
+        # The last sample of the last block that was read; -1 if samples do not ascend.
+        last_sample = 0
+        fetcher = self._source.fetcher
         kept_shards = fetcher.buffered_shards()  # other readers may use these
         for _, lookup in self._source.read_ahead(
             blocks, lambda ids: ids, plan, self._selection.step, is_rowwise

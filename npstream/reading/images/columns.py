@@ -200,7 +200,7 @@ def _decode(
 
 
 def _check_result(result: Any) -> AnyArray:
-    """Return the result of the user's function as an array; raise TypeError if it is none."""
+    """Return the result of the user's function as an array; raise TypeError if it is no array."""
     if not is_array(result):
         raise TypeError(f"it returned a {type(result).__name__}: expected an array")
     array = as_array(result)
@@ -238,6 +238,7 @@ class DecodedColumns:
     Attributes
     ----------
     stacks : dict of str to ImageStack
+        The images of each column.
     rows : int
         The number of rows before the first row that failed; all rows if none failed.
     error : BaseException or None
@@ -249,7 +250,10 @@ class DecodedColumns:
     error: BaseException | None
 
     def errors(self) -> dict[int, BaseException]:
-        """Return the errors of rows; only the first ones, unless stacks decode past errors."""
+        """Return the error of each row that failed.
+
+        If the stacks do not decode past errors, rows after the first error may not be decoded.
+        """
         return {row: error for stack in self.stacks.values() for row, error in stack.errors.items()}
 
     def arrays(self) -> dict[str, AnyArray | list[AnyArray]]:
@@ -288,6 +292,7 @@ def load_decoded(
     Returns
     -------
     columns : dict
+        The columns by name. Images are an array, or a list of arrays if their shapes differ.
     encodings : dict of str to str
         The stored encodings of the columns that are not decoded.
     """
@@ -353,6 +358,7 @@ def decode_ahead(
     Parameters
     ----------
     items : iterator
+        The items, for example batches with their stored images.
     stacks_of : callable
         Returns the images of an item.
     threads : int

@@ -49,7 +49,8 @@ class ImageMethods:
         resize : int or (int, int), optional
             The new length of the shorter side, or height and width.
         crop : {"center", "random"}, optional
-            Where to cut out a part of `crop_size`. A random place depends only on `seed` and on the
+            Where to cut out a part of `crop_size`. The default is "center" if `crop_size` is given;
+            otherwise there is no crop. A random place depends only on `seed` and on the
             position of the image in this column. With `npstream.Dataset.iter`, it depends only on
             the seed, the epoch and the position in the epoch.
         crop_size : int or (int, int), optional
@@ -61,7 +62,8 @@ class ImageMethods:
             "lanczos".
         draft : bool, default: True
             Whether JPEG files are decoded at 1/2, 1/4 or 1/8 of their size, as long as that is at
-            least twice the size after `resize`. This is faster, and changes pixels slightly.
+            least twice the size after `resize`. This is faster, and changes pixels slightly. With
+            ``resample="nearest"``, files are always decoded at their full size.
         transform : callable, optional
             Takes the array of each image, and returns another array. It runs in the threads.
         seed : int, default: 0

@@ -64,7 +64,8 @@ class ImageOptions:
     resize : int or (int, int), optional
         The length of the shorter side, or height and width.
     crop : {"center", "random"}, optional
-        Where to cut out a part of `crop_size`.
+        Where to cut out a part of `crop_size`. The default is "center" if `crop_size` is given;
+        otherwise there is no crop.
     crop_size : int or (int, int), optional
         The size of the crop: the side of a square, or height and width. The default is the value of
         `resize`. If that is a height and a width, the image keeps its aspect ratio: it is resized
@@ -73,7 +74,7 @@ class ImageOptions:
         The filter of `resize`, one of Pillow's, in lower case.
     draft : bool, default: True
         Whether JPEG files are decoded at 1/2, 1/4 or 1/8 of their size if that is at least twice
-        the size after `resize`.
+        the size after `resize`. With ``resample="nearest"``, they are decoded at their full size.
     transform : callable, optional
         Takes the decoded array of an image, and returns another array. Runs in the threads.
 

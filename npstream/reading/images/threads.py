@@ -137,11 +137,11 @@ class ImageStack:
 
     @property
     def errors(self) -> dict[int, BaseException]:
-        """The errors of rows. Read it once the threads are done."""
+        """The error of each row that failed. Read them after the threads are done."""
         return self._errors
 
     def first_error(self) -> tuple[int, BaseException] | None:
-        """Return the first row that failed, and its error. Call it once the threads are done."""
+        """Return the first row that failed, and its error. Call it after the threads are done."""
         return min(self._errors.items(), default=None)
 
     def images(self, stop: int | None = None) -> list[AnyArray]:
