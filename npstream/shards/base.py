@@ -26,8 +26,11 @@ RemoteShardsT = TypeVar("RemoteShardsT", covariant=True)
 """The class `RemoteShards`, which this module does not import."""
 
 Verify = bool | str
-"""The recorded hashes to check. "auto" checks those of decompressed files, True those of mapped
-files too, False none. The name of a hash checks that hash of all files."""
+"""Which recorded hashes to check.
+
+"auto" checks the hashes of decompressed files. True also checks the hashes of mapped files. False
+checks none. The name of a hash checks this hash of all files.
+"""
 
 Chunk: TypeAlias = tuple[int, int]
 """A chunk: the shard number, and the chunk number within the shard."""

@@ -222,8 +222,8 @@ def read(steps: int, ids: Int64, table: Int64, columns: Int64, spans: Int64) -> 
     """Run `locate`, `split`, or both; return the status of the first that fails.
 
     Row 0 of `columns` has the arguments `nvariable` and `fixed_nbytes` of `split`, and the number
-    of columns to copy. The rows of `fixed` follow, then those of `variable`, with two unused
-    numbers at their end.
+    of columns to copy. The rows of `fixed` follow, then those of `variable`. Each row of `variable`
+    ends with two unused numbers.
 
     ``spans[0]`` has the addresses and the lengths of the samples. `locate` fills it, and `split`
     fills the rest: ``spans[1 + c]`` for variable column c.

@@ -38,6 +38,7 @@ class LocalShards:
     ----------
     index : Index
     store : LocalStore or RemoteStore
+        The store of the directory. Only the subclass `RemoteShards` passes a RemoteStore.
     verify : bool or str
         Which hashes to check, as in `npstream.open`.
     snapshot : Snapshot, optional

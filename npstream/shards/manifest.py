@@ -36,7 +36,7 @@ UNREACHABLE = {
 """Error numbers of a store that does not answer."""
 
 _ATTEMPTS = 10
-"""How often an index may be replaced while it is read."""
+"""How many times a read of an index is tried. An append may replace the index during a try."""
 
 _MAX_VERSIONS = 20
 """The most versions that a message lists."""
@@ -156,7 +156,7 @@ def _read_version(
     store: Store, cache: ShardCache | None, opener: _SidecarOpener, name: str, version: str
 ) -> Manifest:
     """Read a version of an index file."""
-    # A side-car may record the version of index.json. Kept copies of it have other versions.
+    # A side-car may record the version of index.json. Kept copies of that file have other versions.
     recorded_version = version if name == INDEX else ""
     sidecar = None
     nbytes = size_in_version(version) or 0
@@ -367,7 +367,8 @@ def _read_cached(
 ) -> bytes:
     """Return a file, or the part of it that `read` returns, from the cache or from the store.
 
-    Cached bytes are returned only if the file's version is exact.
+    Cached bytes are returned only if the file's version is exact, see `Version.is_exact`. Otherwise
+    the file may have been replaced by one with the same version.
     """
     nbytes = size_in_version(version)
     if cache is None:

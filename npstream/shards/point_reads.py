@@ -52,13 +52,17 @@ BUDGET_SAMPLES = 1 << 10
 """Number of samples that may be read on their own although read-ahead is fetching their chunks."""
 
 SPARSE_FRACTION = 32
-"""After the first read, this budget is only for reads of at most 1/32 of a chunk's bytes."""
+"""The first read after `reset_budget` may use the whole budget. Later reads may use it only if
+they take at most 1/32 of a chunk's bytes."""
 
 OFFSETS_RUN_ROWS = 1 << 12
 """Rows whose offsets are read together. Their 16 KiB take hardly longer than one offset."""
 
 OFFSETS_FRACTION = 4
-"""Several runs of offsets are read if their bytes are at most 1/4 of those of the samples."""
+"""Several runs of offsets are read if their bytes are at most 1/4 of those of the samples.
+
+Otherwise, the offsets of each row are read alone.
+"""
 
 MAX_OFFSETS_GAP = 1 << 14
 """Gaps of up to this many bytes between offsets are fetched with them."""
@@ -255,6 +259,7 @@ class PointReader:
             self._fetch_parts(ids[absent], byte_ranges, out)
             if out is not rows:
                 rows[absent] = out
+            # The cache would evict earlier parts at once.
             max_entries = PARTS_CACHE_BYTES // (ENTRY_OVERHEAD + rows.shape[1])
             last = absent[max(len(absent) - max_entries, 0) :]
             self._parts_cache.put([keys[k] for k in last], [rows[k].tobytes() for k in last])

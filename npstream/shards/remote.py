@@ -63,8 +63,8 @@ SPARSE_READS = 2
 MIN_PARTS_COST = 1 << 20
 """The minimum cost of a read of parts, in bytes. It is divided among the chunks of the read.
 
-More reads of parts may follow. With a higher minimum, fewer of them come before one that fetches
-the chunks.
+Each read of parts adds its cost to the sparse reads of a chunk. With a higher minimum, fewer reads
+of parts come before the read that fetches the chunk.
 """
 
 
@@ -208,6 +208,7 @@ class RemoteShards(LocalShards):
 
     def is_bulk(self, count: int) -> bool:
         """Return True if a read of `count` samples compares the costs of requests and of chunks."""
+        # If the cache cannot hold all shards, fetched chunks would evict others.
         return count > BULK_SAMPLES and not self.files.splits_shards
 
     def is_dense(self, shard: int, count: int, is_bulk: bool = False) -> bool:
@@ -219,6 +220,7 @@ class RemoteShards(LocalShards):
         whole = self.index.compressed[shard] or self.verify is True or chunk_bytes <= SMALL_CHUNK
         if whole or DENSE_FRACTION * nbytes >= chunk_bytes:
             return True
+        # The store sends about this many bytes in the time that a request adds.
         request_bytes = self.traffic.merging(0).measured_gap or REQUEST_BYTES
         single_cost = nbytes + count * request_bytes
         return is_bulk and not parts_are_cheaper(single_cost, chunk_bytes + request_bytes)
@@ -497,7 +499,7 @@ class RemoteShards(LocalShards):
                     self.files.is_readable(shard, chunk)
 
     def _mark_fetched(self, chunks_of: dict[int, list[int]]) -> None:
-        """Record the next use of each new chunk by the iteration in progress that uses it first."""
+        """Record when each new chunk is used next, by the iteration that uses the chunk first."""
         if not (orders := self.files.chunk_orders):
             return
         for shard, chunks in chunks_of.items():

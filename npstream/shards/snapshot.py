@@ -19,7 +19,10 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _REPLACEMENT_ERRNOS = {None, errno.ENOENT, errno.EIO, errno.ERANGE, errno.EINVAL}
-"""Error numbers of a file that is absent or has another size than expected."""
+"""Error numbers of a file that is absent or has another size than expected.
+
+None belongs to errors without a number, such as those of a file of another size.
+"""
 
 MEMORY_ADVICE = (
     "write the dataset to a directory, or start workers by fork "
@@ -38,7 +41,8 @@ class Snapshot(NamedTuple):
     version : str
         The version of the file.
     identity : str
-        The result of `identity_of`. Empty if the version is enough, or if the text was not read.
+        The result of `identity_of`. Empty if the version alone shows whether the index was
+        replaced, or if the text was not read.
     process : int
         The id of the process that read the file.
     """

@@ -202,7 +202,10 @@ class Fetcher:
 
     @contextmanager
     def _time_wait(self) -> Iterator[None]:
-        """Count the time in the block as a wait for the first store."""
+        """Count the time in the block as a wait for the first store.
+
+        The stores are awaited concurrently, so the sum over all stores counts this time once.
+        """
         start = time.perf_counter()
         try:
             yield
@@ -578,9 +581,10 @@ class Fetcher:
                 self._remove_shards(table, finished)
 
     def _release_files(self, table: ShardTable) -> ShardTable:
-        """Release files of chunks that were evicted, or half of all if there are too many maps.
+        """Release files of chunks; return a table without the shards that used them.
 
-        Evicted files take disk space as long as they are mapped.
+        If few more files can be mapped, this releases half of all files of chunks. Otherwise, it
+        releases evicted files now and then: they take disk space as long as they are mapped.
         """
         self._loads_since_sweep += 1
         if self.remotes and memory.map_budget() < MIN_MAPS:

@@ -1,7 +1,7 @@
 """Provide `ShardUnion`: the shards of several datasets, numbered one dataset after the other.
 
 Each method calls the parts that the given shards or samples belong to. Each part has its own
-caches. One table serves samples of all parts, and so does one call of a kernel.
+caches. One `ShardTable` has the shards of all parts, so one kernel call reads samples of all parts.
 
 Tested in tests/mixture/test_mixture.py.
 """
