@@ -108,7 +108,7 @@ def compile_encoder(
     ----------
     layout : ShardFormat
     sample : mapping of str to object
-    only_columns : bool
+    only_columns : bool, default: False
         Whether the function returns None for a sample with a key that is not a column.
     filled_columns : container of str
         Columns with a fill value. The function returns None if the value of such a column is

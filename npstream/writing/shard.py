@@ -309,7 +309,7 @@ class ShardFormat(ABC):
     def encode_error(
         self, sample: Mapping[str, Any], name: str, number: int, error: Exception
     ) -> Exception:
-        """Return an exception that names the sample, the column and the value of `error`."""
+        """Return `error` as an exception that names the sample, the column and the value."""
         if name not in sample:
             return ColumnError(name, map(str, sample), f"sample {number}: ")
         value = sample[name]
@@ -338,7 +338,7 @@ class ShardFormat(ABC):
             raise self._too_long(nbytes + self.uncounted_bytes, number)
 
     def check_ends(self, ends: Int64, number: int) -> None:
-        """Call `check_end` for each sample; sample `number + k` ends at ``ends[k]``."""
+        """Raise ValueError if a shard is too long; sample `number + k` ends at ``ends[k]``."""
         if (is_too_long := ends + self.uncounted_bytes > MAX_SHARD_BYTES).any():
             row = int(is_too_long.argmax())
             self.check_end(int(ends[row]), number + row)
@@ -680,14 +680,14 @@ def bodies_of_rows(
     dtype_axes = np.array([stored_shape(dtype, ())], np.int64)
     shapes = np.hstack([shapes, np.repeat(dtype_axes, len(shapes), axis=0)])
     largest = shapes.max(axis=1, initial=0)
-    widths = np.searchsorted([1 << 8, 1 << 16, 1 << 32], largest, side="right")
-    heads = len(code) + 1 + (shapes.shape[1] << widths)
-    ends = _offsets(heads + lengths * dtype.itemsize)
+    widths = np.searchsorted([1 << 8, 1 << 16, 1 << 32], largest, side="right")  # log2 of bytes
+    head_bytes = len(code) + 1 + (shapes.shape[1] << widths)
+    ends = _offsets(head_bytes + lengths * dtype.itemsize)
     data: Bytes = np.empty(int(ends[-1]), np.uint8)
     elements = np.ascontiguousarray(elements, dtype.newbyteorder("<"))
     addresses = address_of(elements) + offsets[:-1] * dtype.itemsize
     target = address_of(data)
-    _copy_spans(addresses, lengths * dtype.itemsize, ends[:-1] + heads, target)
+    _copy_spans(addresses, lengths * dtype.itemsize, ends[:-1] + head_bytes, target)
     # A head is the dtype's code, a byte for the number of axes and the width, and the shape.
     for width in np.unique(widths).tolist():
         rows = np.flatnonzero(widths == width)

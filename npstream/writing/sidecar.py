@@ -97,7 +97,7 @@ class SidecarBuilder:
     columns : mapping of str to dtype
         The scalar columns.
     hashed : bool
-        Whether to store hashes of pieces.
+        Whether to fill the first two of the files, which have the offsets and the hashes.
     directory : str, optional
         The directory of the files, which are created if they do not exist. By default they are
         temporary files.
@@ -137,7 +137,7 @@ class SidecarBuilder:
         self._hashers = [hasher(_HASH) for _ in range(4)]
         self._statistics: dict[str, ColumnStatistics] = {}
         self._shards = 0
-        self._snapshots: list[int] = []
+        self._snapshots: list[int] = []  # the numbers of shards whose statistics are in files
 
     def __del__(self) -> None:
         self.close()
@@ -166,7 +166,7 @@ class SidecarBuilder:
         self._files[file].write(body)
 
     def sync(self) -> list[str]:
-        """Flush the files to the disk, and return the hash of each."""
+        """Flush the files to the disk; return the hash of each, and that of the statistics."""
         with self._storage_errors():
             for file in self._files:
                 file.flush()
@@ -192,12 +192,12 @@ class SidecarBuilder:
         return digest(_HASH, body)
 
     def _snapshot(self, shards: int) -> str:
-        """Return the path of the statistics of the first shards."""
+        """Return the path of the statistics of the first `shards` shards."""
         assert self._directory is not None
         return os.path.join(self._directory, f"statistics.{shards}")
 
     def _read_snapshot(self, shards: int, expected: str) -> dict[str, ColumnStatistics] | None:
-        """Return the statistics of the first shards; None if the file is missing or damaged."""
+        """Return the statistics of the first `shards` shards; None without an intact file."""
         try:
             with open(self._snapshot(shards), "rb") as file:
                 body = file.read()
@@ -344,7 +344,11 @@ class SidecarBuilder:
             yield ScanResult(begin, hashes, meta, values)
 
     def sidecar(self, index: Index, index_digest: IndexDigest) -> Iterator[Body]:
-        """Return the pieces of the side-car; call it after all `add` calls and after `finish`."""
+        """Return the pieces of the side-car.
+
+        Call it after all calls of `add`, and after the result of `finish` or `column_contents` was
+        used up.
+        """
         sections = dict(self._hashes)
         if self._statistics:
             body = encode_statistics(self._statistics)

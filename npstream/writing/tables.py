@@ -38,6 +38,12 @@ class InputColumn(Protocol):
 
     ``row_bytes`` is the approximate size of a row, or None if it is unknown. ``chunk`` is the
     number of rows that the source reads at once; it is 1 for rows in memory.
+
+    A class may also have these members:
+
+    - ``check()`` raises RowError if there is a missing value and no fill.
+    - ``is_array`` is True if blocks for an encoding of a fixed size are never `Bodies`.
+    - ``is_stable`` is True if its arrays stay unchanged while later blocks are read.
     """
 
     length: int
@@ -55,7 +61,8 @@ class InputTable(Protocol):
     """Columns of one length to write; see `InputColumn`.
 
     ``has_array_blocks`` is True if no column of a fixed size yields blocks of encoded values
-    (`Bodies`).
+    (`Bodies`). A class may also have ``has_stable_blocks``, which is True if ``is_stable`` is True
+    for all columns, and ``available_names``, all column names of the user's table for messages.
     """
 
     length: int
@@ -113,8 +120,8 @@ class TableStream:
 class Writable(Protocol):
     """A class of npstream whose rows can be written."""
 
-    def _writer_input(self) -> InputColumn | InputTable | None:
-        """Return a column, or a table; None for samples that are to be written one by one."""
+    def _writer_input(self) -> InputColumn | InputTable | TableStream | None:
+        """Return a column, a table or tables; None for samples that are written one by one."""
 
 
 class ArrowStream(Protocol):

@@ -75,7 +75,7 @@ class Task:
     fill : mapping of str to Fill
         Values of columns for samples that lack them.
     skips : bool
-        Whether samples that cannot be encoded are left out, instead of an exception.
+        Whether samples that cannot be encoded are left out. Otherwise they raise.
     encoding : tuple of (ShardFormat, bool) or None
         The format, and whether keys without a column raise. None if the first sample defines it.
     tracks : bool

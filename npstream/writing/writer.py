@@ -102,6 +102,7 @@ def write(
         worker processes.
     fill : mapping of str to object, optional
         The value of a column for samples that lack its key or have None, and for nulls in tables.
+        It also replaces NaN and NaT in a column that cannot store them, such as one of integers.
     on_error : {"raise", "skip"}, default: "raise"
         Whether a sample that cannot be encoded raises, or is left out.
     max_errors : int, optional
@@ -136,8 +137,8 @@ def write(
         the stored shards are kept. A call with ``resume=True`` continues after them. Its arguments
         and data must be the same as those of the interrupted call. The call skips the samples that
         are stored. The result is that of a write that was not interrupted. Readers do not see an
-        unfinished write. An append or a replacement is published once. A call that has returned
-        is complete, so the next one with ``mode="a"`` appends again.
+        unfinished write. An interrupted append or replacement is never published twice. A call that
+        has returned is complete, so the next one with ``mode="a"`` appends again.
     exclusive : bool, default: False
         Whether the caller guarantees that no other process writes to `path`. An append replaces
         the index only if no other write has changed the index. Some stores cannot check this
@@ -172,10 +173,10 @@ def write(
         If a worker process was killed.
     FileExistsError
         With ``mode="x"``, if `path` holds a dataset or a part of one. A part belongs to another
-        write, which is in progress or was interrupted. With ``resume=True``: if that write is in
-        progress, or was not begun with ``resume=True``. With ``resume=True`` and the other modes:
-        if another such write is in progress, or if the dataset was replaced when an interrupted
-        write was about to be published.
+        write, which is in progress or was interrupted. With ``resume=True``, a part raises only if
+        its write is in progress, or was not begun with ``resume=True``. With ``resume=True`` and
+        another mode: if another write with ``resume=True`` is in progress, or if the dataset was
+        replaced after the interrupted write had begun to publish.
     StorageError
         If a file cannot be stored. The errno is ``EOPNOTSUPP`` if the store needs `exclusive`.
     MissingDependencyError

@@ -8,8 +8,8 @@ The file is a sequence of frames, each a list of a kind and its values:
 - ``["cut", count]``: a resumed write keeps the first `count` shards, and writes the others again.
 - ``["publication", publication]``: before the index is published.
 
-The last frame is ignored if it was not written completely. The process that writes holds a lock of
-the operating system on the file, which ends with the process.
+The last frame is ignored if it was not written completely. The process that writes holds a lock on
+the file. The operating system releases the lock when the process ends.
 
 Tested in tests/writing/resumption/test_records.py.
 """
@@ -71,7 +71,7 @@ class Journal:
     Parameters
     ----------
     path : str
-    create : bool
+    create : bool, default: False
         Whether to create the file. By default it must exist.
 
     Raises

@@ -43,8 +43,9 @@ class ResumableDirectory(LocalDestination):
     settings : dict
         The settings to record, which the caller sets before `begin`.
     totals : dict
-        The number of input samples ("input"), and of samples that were left out ("rejected"). The
-        caller sets it before `publish`.
+        The number of input samples ("input"), and of samples that were left out ("rejected"). For a
+        Revision also the hash of the shards' index entries ("entries"). The caller sets all of them
+        before it publishes.
     """
 
     def __init__(self, store: LocalStore) -> None:
@@ -196,11 +197,13 @@ class ResumableDirectory(LocalDestination):
     def _restore_naming(self, settings: dict[str, Any]) -> None:
         """Take the unique parts of file names from the recorded settings."""
         self._token = settings.pop("token")
-        settings.pop("write_id", None)  # of a write with another mode, which is refused later
+        # Only a Revision records this. In mode "x", `ResumeSession.start` then refuses to resume.
+        settings.pop("write_id", None)
 
     def _whole_shards(self, journal: Journal, content: JournalContent) -> tuple[set[str], int, str]:
-        """Return the files of the whole shards from the first on, and the number of these shards.
+        """Return the files of the whole shards, and the number of these shards.
 
+        A shard is whole if it and all shards before it are recorded, and their files are complete.
         Also return the name of the first recorded file that is missing or truncated; "" if none is.
         """
         whole_files: set[str] = set()

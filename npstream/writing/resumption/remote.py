@@ -55,8 +55,9 @@ class ResumableUrl(RemoteDestination):
     settings : dict
         The settings to record, which the caller sets before `begin`.
     totals : dict
-        The number of input samples ("input"), and of samples that were left out ("rejected"). The
-        caller sets it before `publish`.
+        The number of input samples ("input"), and of samples that were left out ("rejected"). For a
+        Revision also the hash of the shards' index entries ("entries"). The caller sets all of them
+        before it publishes.
     """
 
     def __init__(self, store: RemoteStore) -> None:
@@ -115,6 +116,7 @@ class ResumableUrl(RemoteDestination):
         except FileNotFoundError:
             if sizes.keys() <= dict(self._store.names()).keys():
                 raise
+            # Files have disappeared: another process has finished the write, and cleans up.
             raise self._finished_error() from None
 
     def _finished_error(self) -> StorageError:
@@ -279,7 +281,8 @@ class ResumableUrl(RemoteDestination):
 
     def _restore_naming(self, settings: dict[str, Any]) -> None:
         """Take the unique parts of file names from the recorded settings."""
-        settings.pop("write_id", None)  # of a write with another mode, which is refused later
+        # Only a Revision records this. In mode "x", `ResumeSession.start` then refuses to resume.
+        settings.pop("write_id", None)
 
     def _own_names(self, names: Iterable[str]) -> Iterator[str]:
         """Yield those names that are of this write's files, without its locks."""
@@ -331,6 +334,7 @@ def _process_start(process: int) -> str:
         with open(f"/proc/{process}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            # `fields` begins with field 3. Field 22 is the start, in clock ticks since the boot.
             return f"{file.read().strip()}:{fields[19].decode()}"
     return ""
 

@@ -199,6 +199,7 @@ class ResumeSession:
         """
         columns = [[name, encoding.name] for name, encoding in layout.columns_in_order.items()]
         kinds = layout.columns.values()
+        # Other encodings of objects, such as pickle, may give other bytes for the same value.
         self._has_row_hash = all(e.kind != "object" or e.name == "json" for e in kinds)
         settings = {"columns": columns, "columns are inferred": is_inferred, **self._settings}
         settings = json.loads(json.dumps(settings))
@@ -277,7 +278,8 @@ class ResumeSession:
         row = result.drop((last.number, last.output))
         if row is not None:
             self.check_row(row)
-        elif result.first > last.number or result.numbers:  # all rows come after the last stored
+        elif result.first > last.number or result.numbers:
+            # The workers have passed the position of the last stored row, and no row had it.
             raise self.missing_input_error()
 
     def missing_input_error(self) -> ValueError:
@@ -292,7 +294,7 @@ class ResumeSession:
     # Progress
 
     def add_output(self, row: int, number: int, output: int) -> None:
-        """Record from which output of `map=` the next row comes."""
+        """Record that row `row` is output number `output` of `map=` for input sample `number`."""
         self._tracker.add_output(row, number, output)
 
     def add_batch(self, row: int, numbers: Sequence[int], outputs: Sequence[int]) -> None:

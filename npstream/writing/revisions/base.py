@@ -221,8 +221,11 @@ class Base:
 
     @property
     def can_name_sidecar(self) -> bool:
-        """False if another program uses the key of the annotations."""
-        annotations = self.document.get(ANNOTATIONS_KEY, {"version": INDEX_VERSION})
+        """Whether a new index can name a side-car in its annotations.
+
+        It cannot if another program uses the key of the annotations.
+        """
+        annotations = self.document.get(ANNOTATIONS_KEY, {"version": ANNOTATIONS_VERSION})
         return isinstance(annotations, dict) and "version" in annotations
 
     def files(self) -> set[str]:
@@ -304,6 +307,7 @@ def check_columns(base: Base, layout: ShardFormat) -> None:
                 f"column {name!r} of {where} is {encoding.name!r}, and what is appended has no "
                 "such column: add it to every sample, or give its value in fill="
             )
+        # In an index without shards, a dataset of a text format has MDS encodings.
         if columns[name].name != encoding.name and layout.empty_schema != base.schema:
             raise ValueError(
                 f"column {name!r} of {where} is {encoding.name!r}, and in what is appended it is "

@@ -180,7 +180,7 @@ class Revision(Destination):
         return False
 
     def _has_changed(self) -> bool:
-        """Return True if the store has another index than that which this write has read."""
+        """Return True if the index in the store is no longer the one that this write has read."""
         newest = Base.read(self._store)
         return (newest and newest.tag.content) != (self.base and self.base.tag.content)
 
