@@ -47,7 +47,10 @@ def tensor_rows(value: Any) -> Any:
 
 
 def is_arrow(value: object) -> bool:
-    """Return True for an object that exports Arrow data, except those of pandas and PIL."""
+    """Return True for an object that exports Arrow data, except objects of pandas and PIL.
+
+    pandas objects are converted through ``__array__``. PIL images are not arrays.
+    """
     if type(value).__module__.partition(".")[0] in ("pandas", "PIL"):
         return False
     dtype = getattr(value, "dtype", None)
@@ -109,7 +112,7 @@ def _unmask(array: AnyArray) -> AnyArray:
 
 
 def is_time(value: object) -> bool:
-    """Return True for a date, time or duration of Python or pandas."""
+    """Return True for a date, a date with a time, or a duration, of Python or pandas."""
     return isinstance(value, datetime.date | datetime.timedelta) or _is_nat(value)
 
 
@@ -118,13 +121,14 @@ def _is_nat(value: object) -> bool:
 
 
 def time_array(value: Any, dtype: DType | None = None) -> AnyArray:
-    """Return a date, time or duration of Python or pandas as a 0-d array.
+    """Return a date, a date with a time, or a duration, of Python or pandas, as a 0-d array.
 
     Parameters
     ----------
     value : datetime.date or datetime.timedelta
     dtype : dtype, optional
-        The dtype of the result if `value` is pandas's NaT, which may be a time or a duration.
+        The dtype of the result if `value` is pandas's NaT, which may be a time or a duration. By
+        default, NaT is a time.
 
     Raises
     ------
@@ -166,7 +170,7 @@ def arrow_array(value: Any) -> Any:
 
 
 def arrow_numbers(array: Any) -> AnyArray:
-    """Return an Arrow array of numbers, or of lists with one length, as a NumPy array.
+    """Return an Arrow array of numbers, of fixed-size lists, or of tensors, as a NumPy array.
 
     Raises
     ------
@@ -224,7 +228,8 @@ def check_nulls(array: Any) -> None:
 def decode_arrow(array: Any) -> Any:
     """Return an Arrow array with dictionaries, run ends and list views decoded."""
     pa = import_optional("pyarrow", "pyarrow", "arrow")
-    while (arrow_type := array.type) is not None:
+    while True:
+        arrow_type = array.type
         if pa.types.is_dictionary(arrow_type):
             array = arrow_categories(array)
         elif pa.types.is_run_end_encoded(arrow_type):
@@ -264,7 +269,11 @@ def arrow_categories(array: Any) -> Any:
 
 
 def arrow_rows(array: Any, is_text: bool) -> tuple[AnyArray, AnyArray]:
-    """Return the elements and the row offsets of an Arrow array of lists, text or bytes."""
+    """Return the elements and the row offsets of an Arrow array of lists, text or bytes.
+
+    The offsets of lists start at 0. Those of text and bytes may start later, because the elements
+    are the whole buffer of a sliced array.
+    """
     pa = import_optional("pyarrow", "pyarrow", "arrow")
     check_nulls(array)
     if is_text:

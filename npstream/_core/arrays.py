@@ -22,6 +22,8 @@ Rows: TypeAlias = slice | Int64
 def group_positions(numbers: Int64) -> Iterator[tuple[int, Rows]]:
     """Yield each distinct number in ascending order, with the positions where it occurs.
 
+    If all numbers are equal, the positions are ``slice(None)``.
+
     Examples
     --------
     >>> list(group_positions(np.array([7, 3, 7])))
@@ -35,7 +37,8 @@ def group_positions(numbers: Int64) -> Iterator[tuple[int, Rows]]:
     minimum = int(numbers.min())
     shifted = numbers - minimum
     if shifted.max() < 1 << 16:
-        shifted = shifted.astype(np.uint16)  # NumPy uses a radix sort, in a fifth of the time
+        # NumPy sorts 16-bit integers with a radix sort, which takes a fifth of the time.
+        shifted = shifted.astype(np.uint16)
     order = np.argsort(shifted, kind="stable")
     shifted = shifted[order]
     cuts = [0, *(np.flatnonzero(shifted[1:] != shifted[:-1]) + 1).tolist(), len(order)]

@@ -105,6 +105,7 @@ def storage_dtype(dtype: DType) -> DType | None:
     if (number := NUMBERS.get(name)) is not None:
         return number
     storage = _STORAGE_DTYPES.get(name)
+    # Another package may define a dtype with the name of one of ml_dtypes.
     if storage is None or (name in ML_DTYPES and dtype.type.__module__ != "ml_dtypes"):
         return None
     return storage

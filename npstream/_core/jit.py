@@ -417,7 +417,7 @@ def multiply_high(left: int, right: int) -> int:
 
 
 def multiply_high_short(left: int, right: int) -> int:
-    """Return `multiply_high` for `right` below 2**32; a loop of it can use vector instructions."""
+    """Return `multiply_high` for `right` below 2**32; loops over it can use vector instructions."""
     return left * right >> 64
 
 
@@ -440,7 +440,7 @@ def draw(counter: int, bound: int) -> int:
 def draw_short(counter: int, bound: int) -> int:
     """Return ``draw(counter, bound)`` for a bound below 2**32.
 
-    A loop of it can use vector instructions. It then takes two thirds of the time.
+    A loop over this function can use vector instructions, and takes two thirds of the time.
     """
     x = u64(counter)
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
@@ -638,7 +638,7 @@ def _arithmetic_primitives() -> dict[Callable[..., Any], Any]:
 
 # Kernels that other kernels call. Numba compiles every function to machine code with two wrappers,
 # and compiles it again into each caller. For a callee we skip its own machine code and wrappers,
-# which halves the time. We still optimize its LLVM code: without that, callers run 15% slower.
+# which halves the compilation time. We optimize its LLVM code: otherwise callers run 15% slower.
 
 
 def _callee_options(function: Callable[..., Any]) -> dict[str, Any]:

@@ -127,14 +127,15 @@ def map_file(path: str) -> Bytes:
 def _map_pages(descriptor: int, path: str) -> FileMap:
     """Return a map of a file's pages in the page cache.
 
-    A shared map, because Linux copies the pages of a private one when CUDA locks them in memory.
+    The map is shared: Linux would copy the pages of a private map when CUDA locks them in memory.
     """
     try:
         return FileMap(descriptor, path, _MAP_SHARED)
     except OSError as error:
         if error.errno != errno.ENODEV:
             raise
-    return FileMap(descriptor, path)  # a FUSE file system without page cache
+    # A FUSE file system that bypasses the page cache supports only private maps.
+    return FileMap(descriptor, path)
 
 
 def map_shared(descriptor: int, path: str) -> Bytes:
@@ -199,6 +200,7 @@ def huge_empty(count: int, dtype: DTypeLike) -> np.ndarray[Any, Any]:
     nbytes = count * dtype.itemsize
     if nbytes < _HUGE_PAGE:
         return np.empty(count, dtype)
+    # One page is for the alignment. With the other, the end of the array is in a huge page, too.
     buffer = np.empty(nbytes + 2 * _HUGE_PAGE, np.uint8)
     begin = -address_of(buffer) % _HUGE_PAGE
     return buffer[begin : begin + nbytes].view(dtype)

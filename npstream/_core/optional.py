@@ -40,7 +40,8 @@ def offsets_from_lengths(lengths: ArrayLike) -> Int64:
 def ragged_levels(offsets: Int64, shapes: Int64 | None, regular: bool = True) -> Levels:
     """Return the levels of rows, given their `shapes` and `offsets`.
 
-    The first offset is 0. If `regular` is False, every level is an array of offsets.
+    The first offset is 0. If `shapes` is None, rows are one-dimensional. If `regular` is False,
+    every level is an array of offsets.
     """
     if shapes is None:
         return [offsets]

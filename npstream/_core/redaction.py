@@ -103,7 +103,7 @@ redacted only as whole words.
 _MAX_DEPTH, _MAX_VALUES = 6, 2000
 """Limits of the levels and of the values that are searched in options.
 
-Objects in options may refer to the whole program.
+Without limits, the search could visit the whole program: an object in options may refer to it.
 """
 
 _MAX_CHARACTERS = 1 << 16
@@ -162,7 +162,8 @@ def redact_url(url: str) -> str:
 def _split(url: str) -> tuple[str, str, str, str]:
     """Split a URL into its prefix, scheme, user and address; without a scheme, the prefix is empty.
 
-    The address is the host, the path and the query.
+    The prefix is the scheme with its colon and slashes, such as ``s3://``. The user includes the
+    password. The address is the host, the path and the query.
 
     A password that is not URL-quoted may contain any character, such as a slash. So if the text
     before the first slash has a colon but no port, the user and password end at the last ``@``.
@@ -273,8 +274,9 @@ def _option_secrets(
 ) -> Iterator[str]:
     """Yield the secrets in an option.
 
-    `is_hidden` is True inside a secret option. `from_user` is True for a value that the user wrote.
-    In an object that the user passed, only attributes with a secret name count as secrets.
+    Search at most `depth` levels and ``budget[0]`` values. `is_hidden` is True inside a secret
+    option. `from_user` is True for a value that the user wrote. In an object that the user passed,
+    only attributes with a secret name count as secrets.
     """
     budget[0] -= 1
     if depth == 0 or budget[0] < 0:

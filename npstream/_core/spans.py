@@ -75,11 +75,13 @@ def join_columns(count: int, columns: Int64, destination: int) -> None:
     count : int
         Number of rows.
     columns : ndarray of int64, shape (columns, 3)
-        ``(-1, address, size)`` describes a contiguous array of values of `size` bytes.
-        ``(0, addresses, sizes)`` describes separate values: `addresses` is the address of an array
-        of int64 with the address of each value, and `sizes` is that of an array of int64 with the
-        size of each value. ``(1, addresses, sizes)`` describes values whose sizes are written, too:
-        all these sizes precede the first value of the row, as uint32.
+        The first number of each column is its kind:
+
+        - ``(-1, address, size)``: the values are contiguous, and each has `size` bytes.
+        - ``(0, addresses, sizes)``: the values are separate. `addresses` and `sizes` are the
+          addresses of two arrays of int64, which contain the address and the size of each value.
+        - ``(1, addresses, sizes)``: as for 0, but the size of each value is also written. A row
+          starts with the sizes of all these columns, as uint32.
     destination : int
         The address of the first row.
     """
@@ -87,7 +89,7 @@ def join_columns(count: int, columns: Int64, destination: int) -> None:
     for k in range(count):
         for c in range(columns.shape[0]):
             if columns[c, 0] == 1:
-                copy_u32(target, columns[c, 2] + 8 * k)  # the low bytes come first
+                copy_u32(target, columns[c, 2] + 8 * k)  # little-endian
                 target += 4
         for c in range(columns.shape[0]):
             if columns[c, 0] < 0:
@@ -171,8 +173,8 @@ def contains(address: int, nbytes: int, value: int, size: int) -> bool:
     """Return True if a span contains the `size` bytes at the address `value`.
 
     `MASK_BYTES` positions are tested at once for the first and the last byte of the value. Where
-    both match, the whole value is compared. The last group of positions in a long span overlaps
-    the group before it, so that it is complete.
+    both match, the whole value is compared. In a long span, the last group of positions overlaps
+    the previous group, so that the last group also has `MASK_BYTES` positions.
     """
     if size == 0:
         return True
@@ -230,5 +232,6 @@ def count_characters(address: Int64, nbytes: Int64, lengths: Int64) -> None:
                 mask = int(load_u8(pointer) >> 6 == 2)
             continuations += popcount(u64(mask))
             pointer += min(remaining, MASK_BYTES)
+        # Convert to int64 first: in Numba, int64 minus uint64 is a float.
         lengths[k] = continuations
         lengths[k] = nbytes[k] - lengths[k]

@@ -25,7 +25,7 @@ FORMAT = "npstream columns"
 FORMAT_VERSION = 1
 
 _MAX_COUNT = MAX_FILE_BYTES
-"""Counts of samples and shards are below this; a larger number is damage."""
+"""Counts of samples and shards must be below this number, which is far above any real count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +98,8 @@ class ColumnGroup:
     def applies_to(self, index: Index) -> bool:
         """Return True if `index` is of the base version, or of this version with appended samples.
 
-        Equal fingerprints are not enough: another dataset with the same fingerprint may have
-        replaced the base version.
+        Equal fingerprints are not enough, because a fingerprint does not depend on file names.
+        Another dataset with the same fingerprint may have replaced the base version.
         """
         shards = self.base.shards
         return shards <= len(index) and self.base.digest == shards_digest(index, shards)

@@ -97,7 +97,10 @@ class ChunkColumns:
         return numbers, first // itemsize, self.stride // itemsize, len(begins), size // itemsize
 
     def numbers_at(self, name: str, size: int, dtype: np.dtype[Any], positions: Int64) -> AnyArray:
-        """Return elements of a fixed column; positions count the elements of all samples."""
+        """Return elements of a fixed column.
+
+        `positions` are indices into the concatenated elements of all samples.
+        """
         rows, columns = np.divmod(positions, size // dtype.itemsize)
         offsets = self.begins[name][rows] + columns * dtype.itemsize
         windows = np.ndarray(len(self.data) - dtype.itemsize + 1, dtype, self.data, strides=(1,))
@@ -138,6 +141,7 @@ class StatisticsCollector:
                     encoding = with_dtype(encoding, dtypes[name])
             except (ValueError, MissingDependencyError):
                 continue  # reading the column reports the error
+            # A column with another size than its encoding has no statistics.
             if encoding.size == size:
                 self._encodings[name] = encoding
                 has_numbers = encoding.kind in ("fixed", "ndarray") and encoding.dtype.kind != "O"
@@ -272,7 +276,7 @@ class StatisticsCollector:
         if (value_sizes < 0).any() or (value_sizes % number_dtype.itemsize).any():
             return  # a body is damaged
         values = concatenate_spans(data, begins + head_sizes, value_sizes)
-        # `add_values` has already counted the arrays, so the count here is 0.
+        # `add_values` already counted the arrays, so the count here is 0.
         add_elements(statistics, values.view(number_dtype.newbyteorder("<")), 0)
 
 

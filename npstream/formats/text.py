@@ -146,6 +146,7 @@ def parse_together(schema: Schema, lines: bytes, count: int) -> dict[str, list[A
 
 def _json_parser(schema: Schema, names: Sequence[str]) -> Parser:
     encodings = dict(zip(schema.names, schema.encodings, strict=True))
+    # The objects have the stored names of columns, even if the columns are renamed.
     keys = dict(zip(schema.names, schema.keys or schema.names, strict=True))
 
     def parse(line: bytes) -> dict[str, Any]:

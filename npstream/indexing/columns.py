@@ -105,8 +105,8 @@ def split_index(index: Any, row_axes: int, shape: Shape) -> tuple[Items, Items, 
     if np.ndarray in value_kinds or (int in value_kinds and {np.ndarray, slice} <= row_kinds):
         return row_items, value_items, False
     # If all items are ints, NumPy returns an array only if there is an Ellipsis. Without row axes,
-    # `row_items` is empty, and an empty index returns an element. The Ellipsis makes it an array,
-    # from which `value_items` can select.
+    # `row_items` is empty, and indexing with it would return an element. With an Ellipsis, the
+    # result is an array without axes, from which `value_items` can select.
     one_element = row_kinds | value_kinds <= {int}
     is_array = any(item is Ellipsis for item in index_items) if one_element else not row_items
     return ((..., *row_items) if is_array else row_items), value_items, True

@@ -1,4 +1,4 @@
-"""Lazy indices of a column's values that contain arrays.
+"""Lazy selections of elements of a column's values, for indices that contain arrays.
 
 NumPy selects the same part of each row (``a[:, [0, 1]]``), or a different part of each row
 (``a[[4, 2], [0, 1]]``). A `Mesh` stores both as one array of positions for each axis of a value.
@@ -71,8 +71,8 @@ class Mesh:
         # of the arrays first.
         if width := _width(value_items):
             lead = 0 if _are_adjacent(value_items) else width
-            ends = range(len(row_items), len(row_items) + lead)
-            axis_positions = tuple(np.moveaxis(n, range(lead), ends) for n in axis_positions)
+            targets = range(len(row_items), len(row_items) + lead)
+            axis_positions = tuple(np.moveaxis(n, range(lead), targets) for n in axis_positions)
         return Mesh(axis_positions, _indexed_shape(self.shape, value_items), lead)
 
     def select_jointly(
@@ -97,7 +97,7 @@ class Mesh:
         """
         shape = _indexed_shape(row_shape + self.shape, row_items + value_items)
         slice_count = sum(isinstance(item, slice) for item in value_items)
-        lead = len(shape) - slice_count
+        result_row_axes = len(shape) - slice_count
         if len(row_items) == 1:
             positions = np.asarray(row_items[0])
             positions = positions.nonzero()[0] if positions.dtype == bool else positions
@@ -108,10 +108,12 @@ class Mesh:
         axis_positions = []
         for n in self.axis_positions:
             part = _index(n, row_items, value_items)
-            if set(part.shape[:lead]) - {1}:
-                part = np.broadcast_to(part, shape[:lead] + part.shape[lead:])
+            # An array that varies along one row axis gets the full length of every row axis.
+            if set(part.shape[:result_row_axes]) - {1}:
+                part = np.broadcast_to(part, shape[:result_row_axes] + part.shape[result_row_axes:])
             axis_positions.append(part)
-        return np.broadcast_to(positions, shape[:lead]), Mesh(tuple(axis_positions), shape[lead:])
+        positions = np.broadcast_to(positions, shape[:result_row_axes])
+        return positions, Mesh(tuple(axis_positions), shape[result_row_axes:])
 
     def positions(self, cell: Cell) -> tuple[list[int], ...]:
         """Return the elements' positions along each axis of a value, in ascending order.
@@ -183,8 +185,9 @@ class Mesh:
 def _result_axes(flat: list[Int64]) -> list[int] | None:
     """Return the axis of the result along which each array varies.
 
-    Return None if an array varies along the rows or along several axes, or if two arrays vary along
-    the same axis.
+    For an array that does not vary, the number is that of the axis after the last one. Return None
+    if an array varies along the rows or along several axes, or if two arrays vary along the same
+    axis.
 
     Examples
     --------

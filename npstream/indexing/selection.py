@@ -23,7 +23,10 @@ from npstream._core.typing import AnyArray, Bools, Int64
 from npstream.indexing.mask import BATCH_POSITIONS, Mask, range_values
 
 MAX_MASK_AS_POSITIONS = 1 << 13
-"""Up to this number of samples, a mask is stored as positions, even if bits would be smaller."""
+"""Up to this number of selected samples, a mask is stored as their ids.
+
+A mask of more samples is stored as bits, unless the ids take less memory.
+"""
 
 _NO_ROWS = range(0)
 
@@ -130,7 +133,7 @@ class Selection:
         return self.shape[0]
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
-        # For a few rows of a large mask, pickling their ids takes less than the whole mask.
+        # For a few rows of a large mask, the ids take fewer bytes in a pickle than the mask.
         if self.size * 8 < self.nbytes:
             return Selection._from_ids, (self._dataset_size, self.ids().reshape(self.shape))
         return Selection, (self._dataset_size, self._rows, self._stages, self._ids)

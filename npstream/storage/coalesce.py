@@ -32,7 +32,7 @@ def parts_are_cheaper(parts_cost: Any, whole_cost: Any) -> Any:
 
 
 MAX_MERGED = 4
-"""By `Merging.measured_gap`, ranges are merged into at most this many times its bytes.
+"""Maximum size of a request that is merged by `Merging.measured_gap`, in measured gaps.
 
 The transfer of such a request takes at most 4 times the latency of the store.
 """
@@ -69,10 +69,10 @@ def coalesce_ranges(
     gap, measured_gap, concurrency = merging
     first_ranges = _first_ranges(file_of, begins, ends, gap)
     if measured_gap > gap and len(first_ranges) > concurrency:
-        # Requests that run at the same time take no longer than one. So only as many are merged as
-        # would have to wait for others.
-        parts = np.append(first_ranges[1:], len(file_of)) - 1
-        units = file_of[first_ranges], begins[first_ranges], ends[parts]
+        # Concurrent requests take no longer than one request. So merge further only the requests
+        # that would otherwise have to wait for others.
+        last_ranges = np.append(first_ranges[1:], len(file_of)) - 1
+        units = file_of[first_ranges], begins[first_ranges], ends[last_ranges]
         first_ranges = first_ranges[_merge_units(*units, measured_gap, concurrency)]
     counts = np.diff(np.append(first_ranges, len(file_of)))
     starts, stops = begins[first_ranges], ends[first_ranges + counts - 1]

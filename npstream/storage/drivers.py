@@ -54,7 +54,7 @@ Options = dict[str, Any]
 PARAMIKO_LOG = "npstream.paramiko"
 """The logger of paramiko's connections. It is silent unless the user sets its level."""
 
-_DEFAULT_OPTIONS = {"endpoint_url", "requester_pays"}  # those that change the requests
+_KEPT_DEFAULTS = {"endpoint_url", "requester_pays"}  # defaults that `Route.user_options` keeps
 
 _MAX_ERROR_BYTES = 1 << 16
 """The maximum number of bytes to read of an error response."""
@@ -236,7 +236,7 @@ def find_route(
             merged = _merge(driver.options(settings), options)
     except ImportError as error:
         raise missing_driver(driver, scheme.lower(), error) from error
-    defaults = {name: merged[name] for name in _DEFAULT_OPTIONS & merged.keys()}
+    defaults = {name: merged[name] for name in _KEPT_DEFAULTS & merged.keys()}
     own_url = f"{driver.protocol}://{address}"
     return Route(driver, own_url, merged, defaults | options, scheme.lower())
 

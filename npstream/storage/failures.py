@@ -232,6 +232,7 @@ def _specific_cause(error: BaseException) -> Cause | None:
     if "SSLError" in names and getattr(error, "reason", None) in _NOT_TLS_REASONS:
         return _NOT_TLS
     if "SSHException" in names and "protocol banner" in str(error):
+        # paramiko raises the same exception if the connection fails. Then the cause is the OSError.
         return None if isinstance(inner, OSError) else _WRONG_PROTOCOL
     if "RemoteProtocolError" in names and "illegal status line" in str(error):  # httpx
         return _WRONG_PROTOCOL

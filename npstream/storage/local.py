@@ -252,7 +252,8 @@ class LocalStore:
     def put(self, name: str, data: bytes | str | os.PathLike[str], token: str = "") -> None:
         """Store a file atomically, given as bytes or as the path of another file.
 
-        `token` is a part of the hidden name of the draft, by default a random one.
+        The draft is a temporary file with a hidden name. `token` is a part of that name, by default
+        a random one.
         """
         with (
             self.draft(name, self._pieces(name, data), token or os.urandom(8).hex(), []) as draft,
@@ -280,10 +281,10 @@ class LocalStore:
         return uploads.Tag(self.read(name), {})
 
     def replace(self, name: str, data: bytes, tag: Tag, token: str = "") -> None:
-        """Store a file in place of another one if the other one's content is that of `tag`.
+        """Replace the content of a file with `data` if the file is unchanged since `tag`.
 
         A lock on the file excludes other processes that replace it. The operating system releases
-        it if a process dies. `token` is a part of the hidden name of the draft, by default a
+        the lock if a process dies. `token` is a part of the hidden name of the draft, by default a
         random one.
 
         Raises

@@ -1,8 +1,8 @@
 """Stores of remote files: object stores and other machines, reached through fsspec.
 
-All requests of a process run in fsspec's event loop: drivers with coroutines directly, drivers that
-block in threads. Every wait has a deadline, and a request is retried only until its deadline. No
-driver's exception leaves this module.
+All requests of a process start in fsspec's event loop. Drivers with coroutines run in the loop
+itself. Drivers that block run in threads. Every wait has a deadline, and a request is retried only
+until its deadline. No driver's exception leaves this module.
 """
 
 from __future__ import annotations
@@ -206,8 +206,13 @@ class RemoteStore:
         ----------
         name : str
         nbytes : int
-            The number of bytes to read; fewer if the file has fewer, or 0 if its driver needs
-            another request for them.
+            The maximum number of bytes to read.
+
+        Returns
+        -------
+        version : Version
+        start : bytes
+            The first bytes; empty if the driver needs another request for them.
         """
         connection = self._connect()
         result = self._run_one(connection, connection.start_request(self.where(name), name, nbytes))
@@ -397,7 +402,11 @@ class RemoteStore:
         self.remove_all([name])
 
     def remove_all(self, names: Iterable[str]) -> None:
-        """Remove the files that exist, concurrently unless each removal is a commit."""
+        """Remove the files that exist.
+
+        The requests are concurrent, unless the driver allows only one upload at a time: then each
+        removal is a commit, too.
+        """
         connection = self._connect()
 
         def removal(name: str) -> Request:

@@ -485,7 +485,7 @@ class _RetryState:
             if self._unreached:
                 self._warn_unreached(reason, now)
             return pause
-        # A server that has never been reached is probably a wrong address.
+        # The address of a server that was never reached is probably wrong.
         may_wait = has_answered or not is_unreached
         if not (may_wait and self._deadlines.outage.begin(now, reason)):
             return None
@@ -495,6 +495,7 @@ class _RetryState:
         return pause
 
     def _warn_unreached(self, reason: str, now: float) -> None:
+        """Warn that no server answers: by the outage, which warns when it begins, or here."""
         if self._deadlines.outage.seconds:
             self._deadlines.outage.begin(now, reason)
         elif self._deadlines.should_warn(now, self._timeout):
@@ -514,7 +515,7 @@ async def _attempt(
     -------
     result : object
     start : float
-        The time, on the loop's clock, when the attempt or the hedge began that was answered.
+        The time, on the loop's clock, when the answered call began: the attempt or its hedge.
     """
     nbytes, hedging = request.range_nbytes, None
     delay = traffic.hedge_delay(nbytes) if connection.can_hedge else None

@@ -309,6 +309,7 @@ async def http_info(filesystem: Any, path: str) -> dict[str, Any]:
             raise
     except ResponseError:
         pass  # the server would compress the body; perhaps it compresses no ranges
+    # The status is 416 if the file is empty. Content-Range then has the size 0.
     async with _send(filesystem, "GET", path, {"Range": "bytes=0-0"}, 416) as response:
         return file_info(response.status, response.headers, response.url.path)
 

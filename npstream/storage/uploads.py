@@ -195,7 +195,7 @@ async def replace_azure(filesystem: Any, path: str, data: bytes, tag: Tag) -> No
         await client.upload_blob(
             data,
             overwrite=True,
-            metadata={"is_directory": "false"},
+            metadata={"is_directory": "false"},  # as adlfs marks the files that it uploads
             etag=_version_entry(tag, "etag"),
             match_condition=unmodified,
             **filesystem._timeout_kwargs,

@@ -90,7 +90,8 @@ def scheme_of(text: str) -> str:
     """
     if (match := _SCHEME.match(text) or _ONE_SLASH.match(text)) is not None:
         scheme = match[1].lower()
-        # MosaicML Streaming uses "dbfs:/" for Databricks. Such a URL is not a local path.
+        # MosaicML Streaming uses "dbfs:/" for Databricks. Such a URL is not a local path, and no
+        # driver supports it. So the result is a scheme that no driver has.
         return "dbfs:" if scheme == "dbfs" else scheme
     # A chain of URLs in fsspec, such as "zip://x::s3://y", is not a local path either.
     start, separator, _ = text.partition("://")

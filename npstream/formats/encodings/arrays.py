@@ -222,7 +222,7 @@ def _view_scalar(dtype: DType, body: Body) -> Any:
 def encode_array(dtype: DType | None, shape: tuple[int, ...] | None, value: Any) -> bytes:
     """Return the body of an array.
 
-    `dtype` and `shape` are those in the encoding's name; None if it has none.
+    `dtype` and `shape` are those in the encoding's name, or None if the name contains none.
     """
     array = checked_array(value)
     if dtype is not None and array.dtype != dtype:
@@ -247,16 +247,16 @@ def decode_array(dtype: DType | None, body: Body) -> AnyArray:
     `dtype` is the dtype of the elements; they may be stored as another dtype. If `dtype` is None,
     the body starts with a dtype code.
     """
-    number = None if dtype is None else storage_dtype(dtype) or dtype
-    number, shape, start = parse_array_head(body, number)
+    stored_dtype = None if dtype is None else storage_dtype(dtype) or dtype
+    stored_dtype, shape, start = parse_array_head(body, stored_dtype)
     if dtype is not None and dtype.kind == "c":
         *complex_shape, parts = shape
         if parts != 2 or not complex_shape:
             raise ValueError(
-                f"{dtype} stored as {number} of shape {shape}: the last axis must be 2"
+                f"{dtype} stored as {stored_dtype} of shape {shape}: the last axis must be 2"
             )
         shape = tuple(complex_shape)
-    array = np.ndarray(shape, number if dtype is None else dtype, body, start).copy()
+    array = np.ndarray(shape, stored_dtype if dtype is None else dtype, body, start).copy()
     check_bools(array)
     return array
 

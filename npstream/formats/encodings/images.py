@@ -65,8 +65,8 @@ def decode_pil(body: Body) -> Image:
     mode, pixels = str(body[12 : 12 + length], "utf-8"), body[12 + length :]
     expected = height * -(-width * _bits_per_pixel(mode) // 8)
     # Pillow allocates memory for the width and height in the body, and one pointer for each row,
-    # even if rows have no pixels. So if a side has more than 0xFFFF pixels, it must have at most 8
-    # pixels for each byte.
+    # even if rows have no pixels. So if a side has more than 0xFFFF pixels, it may have at most 8
+    # pixels for each byte of `pixels`.
     if len(pixels) != expected or max(width, height) > max(8 * expected, 0xFFFF):
         raise ValueError(
             f"{quantity(len(pixels), 'byte')} of pixels for an image of {width} x {height} in mode "
@@ -174,6 +174,7 @@ def _require_image(image: Any) -> Image:
 @functools.cache
 def _bits_per_pixel(mode: str) -> int:
     """Return the bits of a raw pixel in an image mode."""
+    # The number of bytes of eight pixels is the number of bits of one pixel.
     try:
         return len(import_pillow().new(mode, (8, 1)).tobytes())
     except ValueError:

@@ -121,7 +121,10 @@ def decode_str_decimal(body: Body) -> Any:
 
 
 def encode_json(value: Any) -> bytes:
-    """Return a value as JSON; tuples and arrays become lists, other values must round-trip."""
+    """Return a value as JSON; a tuple becomes a list, and so does an array that is the whole value.
+
+    Keys must be str, because JSON would silently convert other keys to text.
+    """
     if isinstance(value, np.ndarray):
         array = array_like.as_array(value)
         if array.dtype.kind in "mM" or array.dtype.names is not None:

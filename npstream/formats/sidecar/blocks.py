@@ -67,7 +67,7 @@ class BlockArray:
     name : str
         The name of the file.
     offset : int
-        Offset of the first number.
+        Offset of the first number in the file, in bytes.
     count : int
         Number of elements.
     dtype : dtype
@@ -126,6 +126,7 @@ class BlockArray:
     def _read_blocks(self, first: int, stop: int) -> bytes:
         """Return whole blocks; if a hash is wrong, drop cached copies and read once more."""
         begin, end = first * HASH_BLOCK, min(stop * HASH_BLOCK, self.count * self.dtype.itemsize)
+        # Twice: the responses, and their concatenation.
         ensure_fits(2 * (end - begin), f"reading {self.store.where(self.name)}")
         spans = [
             (self.name, self.offset + start, min(_REQUEST_BYTES, end - start))

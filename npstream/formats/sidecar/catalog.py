@@ -7,7 +7,7 @@ The table of the side-car has two entries for the catalog::
 
     compressions  the distinct compressions
     hashes        for each kind of file: the distinct hash lists; a hash list has a pair
-                  (hash name, bytes of the digest) for each hash of a file
+                  (hash name, length of the digest in bytes) for each hash of a file
 
 The catalog has the following sections. KIND is a kind of file (`FILE_KINDS`). If no shard has a
 file of a kind, this kind has no sections::
@@ -20,7 +20,7 @@ file of a kind, this kind has no sections::
                   If a run has neither number nor text, its shards have no file of this kind
     KIND.ends     for each run: two offsets in KIND.text, the ends of the two texts
     KIND.bytes    for each shard: size of the file; 0 if it has none
-    KIND.digests  for each shard: the digests of its hash list, without gaps
+    KIND.digests  for each shard: its digests, in the order of its hash list, without gaps
     KIND.hashes   for each shard: position of its hash list in the table; this section is absent
                   if the table has only one list
 

@@ -9,8 +9,9 @@ The file is a sequence of msgpack objects, so that any msgpack reader can parse 
     bin 32   an array: little-endian numbers, aligned to 64 bytes
     ...      more padding and arrays
 
-Hashes are 64-bit xxh3. The table has one hash for each block of an array. An array with its name is
-a *section*. The file is untrusted input: a violation of the format raises `FormatError`.
+Hashes are 64-bit xxh3. The table has one hash for each block of an array. Offsets of arrays count
+from the end of the table, rounded up to 64 bytes. An array with its name is a *section*. The file
+is untrusted input: a violation of the format raises `FormatError`.
 
 Tested in tests/formats/sidecar/test_sidecar.py.
 """
@@ -53,8 +54,8 @@ def encode_sections(entries: Mapping[str, Any], arrays: Mapping[str, AnyArray]) 
     import msgpack
 
     sections: list[tuple[str, str, int, int, bytes]] = []
-    # Offsets count from `start`, because the size of the table is not known yet. `end` is the end
-    # of the previous array, plus the msgpack header that directly precedes the next array.
+    # Offsets count from `start`, because the size of the table is not known yet. `end` is where the
+    # next array could begin without alignment: after the previous array and the next header.
     end = _BIN32.size
     little_endian = {
         name: np.ascontiguousarray(a, a.dtype.newbyteorder("<")) for name, a in arrays.items()
