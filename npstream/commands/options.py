@@ -47,8 +47,8 @@ def add_command(
     summary : str
         One line for the list of commands.
     run : callable or None
-        Called with the parsed arguments. It returns the exit status; None is 0. A command that only
-        has subcommands has no `run`.
+        Called with the parsed arguments. It returns the exit status; None stands for 0. For a
+        command that only has subcommands, `run` is None.
     description : str, default: ""
         The text of the command's own help, if it says more than `summary`.
     """

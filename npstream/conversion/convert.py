@@ -430,8 +430,8 @@ def _convert_tokens(
         elif source is None:
             encodings = tokens.user_encodings(columns, function.encoding)
         else:
-            text_encodings = choice.encodings(source.columns, source.is_encoded)
-            encodings = tokens.encodings(text_encodings, columns, function.encoding)
+            source_encodings = choice.encodings(source.columns, source.is_encoded)
+            encodings = tokens.encodings(source_encodings, columns, function.encoding)
         fill = {name: value for name, value in choice.fill.items() if name != tokens.column}
         arguments = {"columns": encodings, "map": function, "fill": fill or None, **options}
         return _write(url, data, arguments, client)
@@ -555,7 +555,9 @@ class _Parts(PartedInput):
 
     def __init__(self, source: InputSource, choice: Choice) -> None:
         self._source, self._transform, self._choice = source, choice.transform(), choice
+        # An iterator of the user may change a value and yield it again.
         self._transform.may_reuse = isinstance(source, ObjectSource)
+        # Without `map` and `tokenizer`, `write` selects the columns and names those that exist.
         self._transform.keeps_incomplete = not choice.as_samples
         keeps_count = choice.where is None and not choice.maps_parts
         parts = [

@@ -29,7 +29,8 @@ CSV_BLOCK = 1 << 22
 _READ_BLOCK = 1 << 20
 """Bytes of text that are parsed together once the types are known.
 
-pyarrow reads 32 blocks ahead. Longer rows need `CSV_BLOCK`.
+pyarrow reads 32 blocks ahead, so short blocks need less memory. A row must fit in a block, so a
+file with a longer row is parsed in blocks of `CSV_BLOCK` bytes.
 """
 
 _PARSE_OPTIONS = ("delimiter", "quote_char", "escape_char", "newlines_in_values")
@@ -72,6 +73,7 @@ class CsvSource(InputSource):
             raise EmptySourceError(f"{files.where}: all files are empty, without a line of names")
         first_where = self._files[0].where
         names = self.select_columns(self._headers[0], first_where)
+        # A column of `fill` is written even if no file has it.
         names += [
             name
             for name in request.fill
@@ -116,11 +118,15 @@ class CsvSource(InputSource):
         cast = self._columns.caster(pa.schema(list(types.items())))
         options = {"column_types": types, "include_columns": names}
         with self._arrow_errors(file, header):
-            for batch in self._short_blocks(file, options):
+            for batch in self._parsed_batches(file, options):
                 yield batch if cast is None else cast(batch)
 
-    def _short_blocks(self, file: SourceFile, options: dict[str, Any]) -> Iterator[Any]:
-        """Yield record batches of short blocks, and of long ones from the first long row on."""
+    def _parsed_batches(self, file: SourceFile, options: dict[str, Any]) -> Iterator[Any]:
+        """Yield the record batches of a file, which is parsed in blocks of `_READ_BLOCK` bytes.
+
+        If a row is longer than such a block, the file is parsed again in blocks of `CSV_BLOCK`
+        bytes. Rows that were already yielded are skipped.
+        """
         pa = import_optional("pyarrow", "pyarrow", "arrow")
         rows = 0
         try:
@@ -273,7 +279,7 @@ def _csv_error(
 
 
 def _arrow_type(encoding: str) -> Any:
-    """Return the type to read a column with, if the user named its encoding."""
+    """Return the Arrow type with which to read a column of an encoding that the user named."""
     pa = import_optional("pyarrow", "pyarrow", "arrow")
     target = column_type(encoding)
     if target.name == "str_int":

@@ -336,13 +336,15 @@ def _expand(source: Location) -> list[str]:
 def _find_all(texts: Sequence[str], options: Mapping[str, Any]) -> list[FileList]:
     """Return the files of each source.
 
-    The sizes of remote files in one directory are requested together.
+    The sizes of remote files in one directory are requested together. `_find` finds the other
+    sources: local paths, globs, HTTP URLs, directories, and files whose size is unknown.
     """
     remote: dict[int, FileList] = {}
     groups: dict[str, list[int]] = {}
     for number, text in enumerate(texts):
         folder, _, name = text.rpartition("/")
         is_plain = name and not is_http(text) and _GLOB.search(text) is None
+        # The folder of a URL such as s3://bucket ends with ":/"; the URL names no file.
         if is_plain and scheme_of(text) not in ("", "file") and not folder.endswith(":/"):
             groups.setdefault(folder, []).append(number)
     for folder, numbers in groups.items():

@@ -121,6 +121,7 @@ class HuggingFaceSource(InputSource):
     def _set_image_encodings(self, schema: Any) -> None:
         """Set the encodings of images: the first image of a column decides."""
         assert self.columns is not None
+        # In FILE_ENCODINGS, images have an empty encoding.
         images = [
             name
             for name, feature in self._features.items()
@@ -143,7 +144,10 @@ class HuggingFaceSource(InputSource):
         return self._batches(file, list(self._features))
 
     def _batches(self, file: SourceFile, names: list[str]) -> Iterator[Any]:
-        """Yield record batches of some columns, with files as bytes and arrays of one shape."""
+        """Yield record batches of some columns.
+
+        The content of files becomes bytes. Arrays of a fixed shape become lists of fixed size.
+        """
         pa = import_optional("pyarrow", "pyarrow", "arrow", _PURPOSE)
         with _open_stream(file) as reader:
             for name in names:

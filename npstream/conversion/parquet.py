@@ -35,9 +35,10 @@ _LOCAL_BUFFER, _REMOTE_BUFFER = 1 << 20, 1 << 23
 """Bytes of a column that are read together."""
 
 _MAX_WHOLE_GROUP = 1 << 26
-"""Maximum mean size, in bytes, of the row groups of a remote file that are fetched one by one.
+"""Maximum mean bytes of the row groups of a remote file that is read one row group at a time.
 
-All columns to read of a row group are then fetched together.
+All selected columns of a row group are then fetched together. The columns of larger row groups are
+read in pieces of `_REMOTE_BUFFER` bytes.
 """
 
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
@@ -109,6 +110,7 @@ class ParquetSource(InputSource):
         for name in images:
             encoding = "png"  # this encoding stores image files of any format
             if first is not None and len(first):
+                # Files must be embedded: a path is on the machine that wrote the Parquet file.
                 files = footer.features[name].convert(first.column(name), is_local=False)
                 encoding = image_encoding(files)
             self._columns.encodings[name] = encoding
@@ -143,6 +145,8 @@ class ParquetSource(InputSource):
         cast = self._columns.caster(_with_partitions(footer.schema, partition))
         rows = min(max(TABLE_BYTES // max(footer.row_bytes, 1), 1), _MAX_ROWS)
         with _arrow_errors(file):
+            # If only columns of the partition are written, a batch still needs its number of rows.
+            # All columns are read for it.
             for batch in _record_batches(file, rows, names or None):
                 arrays = [_column(batch, name, footer) for name in names]
                 arrays += [pa.repeat(value, len(batch)) for value in constants.values()]
@@ -189,13 +193,16 @@ def _column(batch: Any, name: str, footer: _Footer) -> Any:
     if name not in footer.features:
         return array
     try:
-        return footer.features[name].convert(array, False)
+        return footer.features[name].convert(array, is_local=False)
     except (TypeError, ValueError) as error:
         raise with_column(name, error) from None
 
 
 def _open_parquet(file: SourceFile, *, whole_groups: bool = False) -> Any:
-    """Open a file; `whole_groups` fetches all columns to read of a row group together."""
+    """Open a file.
+
+    With `whole_groups`, all selected columns of a row group are fetched together.
+    """
     parquet = import_optional("pyarrow.parquet", "pyarrow", "arrow", "reading Parquet files")
     return parquet.ParquetFile(
         file.path if file.path is not None else file.open(buffered=False),

@@ -81,7 +81,7 @@ class Tokenization:
         return str(self.options.get("name", "tokens"))
 
     def source_columns(self, columns: Any, is_mapped: bool) -> Any:
-        """Return the ``columns=`` of `Choice` for the ``columns=`` of the user.
+        """Convert the ``columns=`` of the user to the ``columns=`` of `Choice`.
 
         The user names the columns to write, with the column of ids. The result names the columns to
         read, with the column of the text. If `is_mapped` is True, the result describes the columns
@@ -124,7 +124,7 @@ class Tokenization:
 
     def encodings(
         self,
-        text_encodings: Mapping[str, str | Encoding] | None,
+        source_encodings: Mapping[str, str | Encoding] | None,
         columns: Any,
         token_encoding: str,
     ) -> dict[str, str | Encoding] | None:
@@ -132,7 +132,7 @@ class Tokenization:
 
         Parameters
         ----------
-        text_encodings : mapping of str to str or Encoding, or None
+        source_encodings : mapping of str to str or Encoding, or None
             The encodings of the columns that are read, including the text.
         columns : iterable of str or None
             The columns of the user. If they name neither the ids nor the text, the ids are the last
@@ -140,18 +140,21 @@ class Tokenization:
         token_encoding : str
             The encoding of the ids.
         """
-        if text_encodings is None:
+        if source_encodings is None:
             return None
-        # If all encodings are strings, `write` takes values of type `bytes` as encoded values.
-        has_strings = all(isinstance(each, str) for each in text_encodings.values())
+        # If all encodings are strings, `write` takes values of type `bytes` as encoded values. So
+        # the encoding of the ids is a string only if all encodings of the source are strings.
+        has_strings = all(isinstance(each, str) for each in source_encodings.values())
         id_encoding = token_encoding if has_strings else column_type(token_encoding)
         if columns is None or not ({self.name, self.column} & set(columns)):
-            order = [name for name in text_encodings if columns is None or name != self.column]
+            order = [name for name in source_encodings if columns is None or name != self.column]
             order += [] if columns is None else [self.name]
         else:
             order = list(columns)
         names = dict.fromkeys(self.name if name == self.column else name for name in order)
-        return {name: id_encoding if name == self.name else text_encodings[name] for name in names}
+        return {
+            name: id_encoding if name == self.name else source_encodings[name] for name in names
+        }
 
     def user_encodings(self, columns: Any, token_encoding: str) -> dict[str, str | Encoding] | None:
         """Return the encodings that the user named, for a source that is not open yet.
@@ -172,14 +175,14 @@ class Tokenization:
         return self.encodings(columns, columns, token_encoding)
 
     def planned_columns(
-        self, text_encodings: Mapping[str, str], columns: Any, map: MapFunction | None
+        self, source_encodings: Mapping[str, str], columns: Any, map: MapFunction | None
     ) -> dict[str, str]:
         """Return the encodings that would be written, given the encodings without a tokenizer."""
         if self.block is not None:
             with closing(self.blocks([], 0)) as blocks:
                 return {self.name: blocks.encoding}
         token_encoding = self.map_function(columns, map).encoding
-        planned = self.encodings(text_encodings, columns, token_encoding) or {}
+        planned = self.encodings(source_encodings, columns, token_encoding) or {}
         return {
             name: each if isinstance(each, str) else each.name for name, each in planned.items()
         }

@@ -134,8 +134,8 @@ def mixture_text(
     sources : sequence of tuple
         The name of each source, its number of samples, and its share of the drawn samples.
     shares_end : int, optional
-        The position in the order at which the shares change. Before it, they are those of
-        `sources`.
+        The position in the order of samples at which the shares change. The shares in `sources`
+        are those before this position.
     preview : Preview, optional
         The first values of the columns.
     """

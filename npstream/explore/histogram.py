@@ -101,7 +101,7 @@ def histogram(
 
 
 def _finite(block: AnyArray) -> AnyArray:
-    """Return the numbers that can be counted; times as integers."""
+    """Return the finite numbers of a block. Times become integers, and NaT is left out."""
     values = block.reshape(-1)
     if values.dtype.kind in "mM":
         numbers: AnyArray = values[~np.isnat(values)].view(np.int64)

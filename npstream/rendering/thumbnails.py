@@ -202,6 +202,7 @@ def _convert_mode(image: Image) -> Image:
     if image.mode in ("L", "RGB", "RGBA"):
         return image.copy()
     if image.mode == "F" or image.mode.startswith("I"):
+        # Pillow would clip these numbers to 0 to 255, so their range is scaled to 0 to 255.
         values = np.asarray(image, np.float64)
         low, high = float(np.nanmin(values)), float(np.nanmax(values))
         scaled = (values - low) * (255 / (high - low or 1))

@@ -21,7 +21,7 @@ _PURPOSE = "reading HDF5 files"
 
 
 class Hdf5Array:
-    """A dataset of an HDF5 file."""
+    """A dataset of an HDF5 file, as a `StoredArray`."""
 
     def __init__(self, where: str, dataset: Any) -> None:
         h5py = import_optional("h5py", "h5py", "sources", _PURPOSE)

@@ -49,7 +49,7 @@ _DAMAGE = (ValueError, EOFError, zipfile.BadZipFile, zlib.error, _DecompressionE
 
 
 class NpyArray:
-    """An array in the ``.npy`` format: a file, or a member of an ``.npz`` file.
+    """An array in the ``.npy`` format: a file, or a member of an ``.npz`` file. A `StoredArray`.
 
     Parameters
     ----------
@@ -369,6 +369,7 @@ class _Archive:
         archive = self._open_zip()
         self.members = [name for name in archive.namelist() if name.endswith(".npy")]
         encrypted = [info.filename for info in archive.infolist() if info.flag_bits & 1]
+        # `ZipFile.close` does not close a file that was passed to it.
         if archive.fp is not None:
             archive.fp.close()
         if encrypted:

@@ -38,7 +38,7 @@ _LOCAL_BATCH = (64, 1 << 21)
 _REMOTE_BATCH = (256, 1 << 25)
 """Maximum files and bytes of a batch, which a thread reads.
 
-The requests for the remote files of a batch are concurrent, so a batch of them is larger.
+A thread requests the remote files of its batch concurrently, so a remote batch is larger.
 """
 
 _MAX_PENDING_BYTES = 1 << 26
@@ -53,7 +53,8 @@ class FolderSource(InputSource):
 
     The option ``labels`` says whether the folders directly in the source are classes. By default
     they are, unless there is a ``metadata.csv`` or ``metadata.jsonl``. If the source has classes, a
-    file outside of them raises ValueError. Without the option, so do folders named like splits.
+    file outside of them raises ValueError. Without the option, the source also raises ValueError if
+    all folders have names of splits.
     """
 
     kind = "folder"
@@ -148,7 +149,11 @@ class FolderSource(InputSource):
         return folder if name == "class" else self._labels[folder]
 
     def _add_metadata(self, sample: dict[str, Any], path: str) -> None:
-        """Add the values of a file's row. If it lacks one that is not filled, add a bad value."""
+        """Add the values of a file's row in the metadata to its sample.
+
+        For a missing value without a fill value, a `BadValue` is added. It raises when the sample
+        is written.
+        """
         assert self._metadata is not None
         assert self.columns is not None
         row = self._metadata.row(path) or {}
@@ -262,7 +267,7 @@ def read_files(files: Sequence[SourceFile]) -> Iterator[bytes]:
                 batch_bytes, future = pending.popleft()
                 pending_bytes -= batch_bytes
                 yield from future.result()
-                del future
+                del future  # frees the content before the next batch is waited for
             pending.append((nbytes, pool.submit(read_whole_files, batch)))
             pending_bytes += nbytes
         while pending:

@@ -24,7 +24,7 @@ from npstream.errors import FormatError, short_repr
 __all__ = ["read_members"]
 
 _BUFFER = 1 << 16
-"""Bytes of the buffer of `tarfile`. Each read copies the rest of the buffer."""
+"""Bytes of the buffer of `tarfile`. Each read copies the rest of the buffer, so it is small."""
 
 _MAX_HEADER = 1 << 20
 """Maximum bytes of an extended header, which holds a long name or attributes."""
@@ -43,6 +43,7 @@ _END_OF_FILE = (
     tarfile.EmptyHeaderError,  # type: ignore[attr-defined]
     tarfile.TruncatedHeaderError,  # type: ignore[attr-defined]
 )
+"""Exceptions of `tarfile` for a file that ends before or within a header."""
 
 _DAMAGE = (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError)
 """Exceptions of `tarfile` for a damaged file. `_Reader` converts those of codecs to `TarError`."""
@@ -80,7 +81,7 @@ def read_members(
                 if is_wanted(info.name):
                     body = _read(archive, info)
                     yield info.name, body
-                    del body
+                    del body  # frees the content before the next member is read
             context = f"after member {short_repr(info.name)}: "
         _check_end(archive)
     except _StorageFailure as error:
@@ -132,7 +133,7 @@ class _Member(tarfile.TarInfo):
             cast("_Archive", archive).has_end = True
             raise
         except tarfile.HeaderError as error:
-            # `TarFile.next` would take it for the end of the archive.
+            # `TarFile.next` ends without an exception at such an error, unless its offset is 0.
             is_end = isinstance(error, _END_OF_FILE) and archive.offset
             raise tarfile.ReadError("the tar is truncated" if is_end else str(error)) from error
 
@@ -148,7 +149,10 @@ class _StorageFailure(Exception):
 
 
 class _Storage:
-    """The stored file. It wraps its exceptions, because codecs raise OSError, too."""
+    """The stored file, for the codecs, which raise OSError for damaged data.
+
+    A failed read raises `_StorageFailure`, so that it is not taken for damage.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

@@ -56,6 +56,7 @@ class WebDatasetSource(InputSource):
         self._files = self.data_files()
         where, (key, bodies) = self._first_sample()
         names = self.select_columns([KEY, *bodies], where)
+        # A column of `fill` is written even if the first sample does not have it.
         names += [name for name in request.fill if name not in names and self._is_requested(name)]
         self._types = {name: self._type(name, bodies) for name in names if name != KEY}
         self.columns = {
@@ -127,8 +128,8 @@ class WebDatasetSource(InputSource):
 
     def _is_wanted(self, name: str) -> bool:
         """Return True for a member to read."""
-        # Without columns=, all members are read. A function of the user gets all of them. If there
-        # is none, `_sample` refuses a sample with a member for which there is no column.
+        # Without columns=, all members are read. With `map`, the function gets all of them. Without
+        # `map`, `_sample` returns bad values for a sample that has a member without a column.
         if self.request.columns is None:
             return True
         match = _NAME.fullmatch(name)

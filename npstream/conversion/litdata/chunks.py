@@ -52,6 +52,7 @@ _FRAME_DTYPE = np.dtype(
 """An entry in the table of frames: its samples, byte range, and size when decompressed."""
 
 _READ_BYTES = 1 << 22
+"""Maximum bytes of one read or of one piece of decompressed data."""
 
 
 def read_items(file: SourceFile, samples: int, *, has_compressed_samples: bool) -> Iterator[bytes]:

@@ -47,7 +47,7 @@ _MAX_NDIM = 32
 _MAX_DEPTH = 100
 
 _TREE_ERRORS = (TypeError, KeyError, IndexError, AttributeError, RecursionError)
-"""What `_leaf_paths` raises for JSON that is not a tree of samples."""
+"""The exceptions of `_leaf_paths` for JSON that is not a tree of samples."""
 
 
 @dataclass(frozen=True, slots=True)
