@@ -261,7 +261,8 @@ class StatisticsMethods:
         if kind in (*text.TEXT_KINDS, "object"):
             rows = (self[start:stop].ravel()._rows() for start, stop in self._bounds(purpose))
             return count_objects(field.name, rows, kind)
-        return count_numbers(field.name, self._number_blocks(purpose), self.dtype, dropna)
+        blocks = self._number_blocks(purpose)
+        return count_numbers(field.name, blocks, self.size, self.dtype, dropna)
 
     def _number_blocks(self, purpose: Any) -> Iterator[AnyArray]:
         """Yield the numbers in blocks of rows.

@@ -328,7 +328,7 @@ def _describe_array(summary: ColumnSummary, values: AnyArray) -> ColumnSummary:
     summary = replace(summary, elements=len(values), missing=len(values) - len(present))
     if not len(present):
         return replace(summary, distinct=0)
-    counts = count_numbers(summary.name, [present], dtype)
+    counts = count_numbers(summary.name, [present], present.size, dtype)
     unique, occurrences = counts.unique[:_MOST_FREQUENT], counts.counts[:_MOST_FREQUENT]
     top = zip(unique, occurrences.tolist(), strict=True)
     probabilities = np.array(PROBABILITIES)

@@ -20,7 +20,9 @@ def expected_counts(values):
     return unique[order], numbers[order]
 
 
-KERNELS = ("count_runs", "move_by_count", "split_repeated", "fill_descending")
+KERNELS = (
+    "count_lengths", "count_runs", "move_by_count", "split_repeated", "fill_descending",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -42,8 +44,8 @@ def test_counts_of_blocks_are_those_of_numpy(limits, dtype, data):
         for name in KERNELS:
             patch.setattr(counts, name, getattr(counts, name).py_func)
         blocks = np.array_split(values, data.draw(st.integers(1, 5)))
-        found = count_numbers("x", blocks, values.dtype)
-        with_missing = count_numbers("x", blocks, values.dtype, dropna=False)
+        found = count_numbers("x", blocks, values.size, values.dtype)
+        with_missing = count_numbers("x", blocks, values.size, values.dtype, dropna=False)
     present = values[values == values]
     unique, numbers = expected_counts(present)
     np.testing.assert_array_equal(found.unique, unique)
@@ -56,25 +58,46 @@ def test_counts_of_blocks_are_those_of_numpy(limits, dtype, data):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int64])
-@pytest.mark.parametrize("bound", [1 << 20, 1 << 23])  # with and without many repeated values
+@pytest.mark.parametrize("bound", [4, 1 << 10, 1 << 20, 1 << 23])  # mostly long to short runs
 def test_compiled_kernels_count_many_values(dtype, bound):
     values = np.random.default_rng(0).integers(-bound, bound, 3 << 20).astype(dtype)
-    found = count_numbers("x", np.array_split(values, 3), values.dtype)
+    found = count_numbers("x", np.array_split(values, 3), values.size, values.dtype)
     unique, numbers = expected_counts(values)
     np.testing.assert_array_equal(found.unique, unique)
     np.testing.assert_array_equal(found.counts, numbers)
 
 
+@pytest.mark.parametrize("sizes", [[40], [7, 33], [10, 10, 20], [1, 38, 1]])
+@pytest.mark.parametrize("distinct", [2, 8, 40])
+def test_values_beyond_the_limit_are_counted(sizes, distinct, monkeypatch):
+    monkeypatch.setattr(counts, "_PENDING_NUMBERS", 10)
+    values = np.random.default_rng(3).permutation(np.arange(40) % distinct - 1.5)
+    blocks = np.split(values.copy(), np.cumsum(sizes)[:-1])
+    found = count_numbers("x", blocks, values.size, values.dtype)
+    unique, numbers = expected_counts(values)
+    np.testing.assert_array_equal(found.unique, unique)
+    np.testing.assert_array_equal(found.counts, numbers)
+    np.testing.assert_array_equal(np.concatenate(blocks), values)  # they are not sorted
+
+
+def test_zeros_of_both_signs_are_one_value():
+    values = np.array([-0.0, 0.0, -0.0, 1.0])
+    found = count_numbers("x", [values], values.size, values.dtype)
+    assert dict(found) == {0.0: 3, 1.0: 1}
+    assert not np.signbit(found.unique).any()
+    assert np.signbit(values).tolist() == [True, False, True, False]
+
+
 def test_uint64_is_counted_exactly():
     values = np.array([2**64 - 1, 2**64 - 3, 2**64 - 1, 0], np.uint64)
-    assert dict(count_numbers("x", [values], values.dtype)) == {
+    assert dict(count_numbers("x", [values], values.size, values.dtype)) == {
         2**64 - 1: 2, 0: 1, 2**64 - 3: 1,
     }  # fmt: skip
 
 
 def test_tables_grow_in_both_directions():
     blocks = [np.array([5, 7]), np.array([1, 2, 5]), np.array([9]), np.array([10**9])]
-    assert dict(count_numbers("x", blocks, np.dtype(int))) == {
+    assert dict(count_numbers("x", blocks, 7, np.dtype(int))) == {
         5: 2, 1: 1, 2: 1, 7: 1, 9: 1, 10**9: 1,
     }  # fmt: skip
 
@@ -88,7 +111,7 @@ def test_objects_without_an_order_are_counted():
 def test_counts_equal_those_of_pandas():
     pandas = pytest.importorskip("pandas")
     values = np.array([3, 1, 3, 2, 2, 3])
-    ours = count_numbers("x", [values], values.dtype).to_pandas()
+    ours = count_numbers("x", [values], values.size, values.dtype).to_pandas()
     pandas.testing.assert_series_equal(ours, pandas.Series(values, name="x").value_counts())
     texts = count_objects("t", [["b", "a", "b"]], "str").to_pandas()
     expected = pandas.Series(["b", "a", "b"], name="t", dtype=object).value_counts()
@@ -96,7 +119,7 @@ def test_counts_equal_those_of_pandas():
 
 
 def test_text_is_one_screen():
-    found = count_numbers("x", [np.arange(50_000)], np.dtype(int))
+    found = count_numbers("x", [np.arange(50_000)], 50_000, np.dtype(int))
     lines = repr(found).splitlines()
     assert lines[0] == "<npstream.ValueCounts: 50,000 distinct values of 'x'"
     assert lines[-1] == "  ... and 49,990 more>"
