@@ -51,7 +51,7 @@ _MAX_EXCESS = 2
 _MAX_ELEMENTWISE_MASK = 64
 """Hypothesis draws each element of masks up to this size; larger masks use a drawn seed."""
 
-_MAX_MASK = 1 << 20
+_MAX_MASK = 1 << 20  # elements
 
 _NUMPY_TYPES = {int: np.int64, float: np.float64}
 """Python type in a sample -> the equivalent NumPy type in an array."""
@@ -74,11 +74,11 @@ def assert_same_as_numpy(
         ``__getitem__`` and ``__array__``.
     reference : ndarray or mapping of str to ndarray
         The expected content of `actual`: an array, or for a Dataset one array for each column. The
-        first axes of these arrays are the axes of the view.
+        first axes of these arrays are the axes of the Dataset.
     index : object, default: Ellipsis
-        Any index. An index of a Dataset applies to the axes of the view, or names columns.
+        Any index. An index of a Dataset applies to its axes, or names columns.
     messages : bool, default: False
-        Whether the messages of exceptions must also be equal, up to NumPy's list of shapes.
+        Whether the messages of exceptions must also be equal, except for NumPy's list of shapes.
 
     Returns
     -------
@@ -126,7 +126,7 @@ def assert_same_result(
     reference : ndarray or mapping of str to ndarray
         The expected content of `actual`.
     messages : bool, default: False
-        Whether the messages of exceptions must also be equal, up to NumPy's list of shapes.
+        Whether the messages of exceptions must also be equal, except for NumPy's list of shapes.
 
     Returns
     -------
@@ -152,14 +152,14 @@ def assert_same_result(
 def assert_same(actual: Any, expected: Any) -> None:
     """Assert that two values are equal in type, dtype, shape and elements.
 
-    Columns, Datasets, Batches and Raggeds are read. Elements of object arrays may be arrays.
+    Contents of Columns, Datasets, Batches and Raggeds are compared. Object arrays may hold arrays.
 
     Parameters
     ----------
     actual : object
         The value to check. A Column is read completely, by `numpy.asarray` and by `load`.
     expected : object
-        An array, a scalar, any other value, or (for a Dataset, Batch or sample) a mapping of them.
+        A value of any type; for a Dataset, Batch or sample, a mapping of column names to values.
 
     Raises
     ------
@@ -169,7 +169,7 @@ def assert_same(actual: Any, expected: Any) -> None:
     Notes
     -----
     NaN equals NaN, and NaT equals NaT. A Python int or float equals a NumPy int64 or float64,
-    because samples hold Python numbers. The rows of a `Ragged` are compared with the elements of
+    because samples may hold Python numbers. Rows of a `Ragged` are compared with the elements of
     an array in C order. Images in a `Ragged` are skipped, because a batch holds their stored bytes.
 
     Examples
@@ -231,13 +231,14 @@ def _comparable_message(error: Exception) -> str:
 
 
 def _index_reference(reference: Reference, index: Any, shape: tuple[int, ...]) -> Any:
-    """Index an array, or each column of a mapping; `shape` is the shape of the rows."""
+    """Index an array, or each column of a mapping whose first axes have the given shape."""
     if not isinstance(reference, Mapping) or isinstance(index, str):
         return reference[index]
     if isinstance(index, list) and index and all(isinstance(name, str) for name in index):
         return {name: reference[name] for name in index}
     size = math.prod(shape)
     rows = np.arange(size).reshape(shape)[index]
+    # The Ellipsis keeps 0-d arrays: without it, a 0-d array of rows would give scalars.
     row_index = (rows, ...) if isinstance(rows, np.ndarray) else rows
     return {
         name: values.reshape(size, *values.shape[len(shape) :])[row_index]
@@ -568,7 +569,7 @@ def _slices(n: int, excess: int) -> Any:
 
 @functools.lru_cache(256)
 def _index_arrays(n: int, shape: tuple[int, ...] | None, excess: int) -> Any:
-    """Return a strategy for integer arrays of several dtypes and layouts, of `shape` if given."""
+    """Return a strategy for integer arrays and lists; if `shape` is None, of several shapes."""
     st, npst = _hypothesis("indices")
     shapes = [(0,), (1,), (5,), (40,), (2, 3), (0, 4), (2, 1, 2)] if shape is None else [shape]
 
@@ -625,7 +626,7 @@ def _tuple_index(draw: DrawFn, shape: tuple[int, ...], excess: int) -> tuple[Any
     st, npst = _hypothesis("indices")
     common = draw(st.sampled_from([(1,), (3,), (2, 3)]))
     # At most one item is out of bounds: the order in which NumPy checks items is not specified.
-    # `invalid` is the number of this item. If it is 9, an item is added, which may be one too many.
+    # `invalid` is the number of this item. If it is 9, one item is added, perhaps one too many.
     invalid = draw(st.integers(0, 9)) if excess else -1
     items: list[Any] = []
     axis = 0

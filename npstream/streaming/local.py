@@ -1,4 +1,4 @@
-"""Provide `LocalDataset`, which reads a dataset in a directory by index.
+"""Provide `LocalDataset`, which reads samples of a dataset in a local directory by index.
 
 Tested in tests/streaming/test_local.py.
 """
@@ -23,12 +23,15 @@ from npstream.torch import TorchDataset
 class LocalDataset(Array, TorchDataset[Any]):
     """A dataset in a local directory, for torch's DataLoader and its samplers.
 
+    As in Streaming, columns may be pickled. Loading a pickle can run code, so open only data that
+    you trust.
+
     Parameters
     ----------
     local : str
         The directory of the dataset.
     split : str, optional
-        A subdirectory to read instead, such as "train".
+        A subdirectory of `local` to read instead of it, such as "train".
 
     Raises
     ------
@@ -75,7 +78,7 @@ class LocalDataset(Array, TorchDataset[Any]):
         Returns
         -------
         dict
-            A new one, whose arrays are writable.
+            A new dict, whose arrays are writable.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""Provide the names of ``streaming.base``, which programs import."""
+"""Provide the classes that programs import from ``streaming.base``."""
 
 from __future__ import annotations
 

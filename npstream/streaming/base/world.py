@@ -16,6 +16,9 @@ __all__ = ["World"]
 class World:
     """The nodes, ranks and workers of a run, and the place of this process among them.
 
+    An attribute such as `rank_of_node` is the number of this process's rank among those of its
+    node. All numbers start at 0.
+
     Parameters
     ----------
     num_nodes, ranks_per_node, workers_per_rank : int
@@ -58,7 +61,7 @@ class World:
         """
         world, rank = detect_world(None)
         worker, workers = this_worker()
-        workers = max(workers, 1)
+        workers = max(workers, 1)  # a process without DataLoader workers counts as one worker
         return cls(world.nodes, world.ranks_per_node, workers, rank * workers + worker)
 
     def replicate(self, replication: int) -> World:
@@ -76,16 +79,16 @@ class World:
         Raises
         ------
         ValueError
-            If it does not divide the number of ranks.
+            If `replication` does not divide the number of ranks.
 
         Examples
         --------
         >>> World(2, 8, 1, 9).replicate(2).rank
         4
         """
-        from npstream.orders.streaming.partition import World as Ranks
+        from npstream.orders.streaming.partition import World as PartitionWorld
 
-        world = Ranks(self.num_nodes, self.ranks_per_node).merge_replicas(replication)
+        world = PartitionWorld(self.num_nodes, self.ranks_per_node).merge_replicas(replication)
         rank = self.rank // replication
         worker = rank * self.workers_per_rank + self.worker_of_rank
         return World(world.nodes, world.ranks_per_node, self.workers_per_rank, worker)

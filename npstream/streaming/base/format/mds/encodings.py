@@ -1,7 +1,7 @@
 """Provide the encodings of MDS as classes, and the mapping where users add their own.
 
-A class that is added to `_encodings` is registered as by `npstream.register_encoding`. It is valid
-in the whole process, for `npstream.open`, too.
+Adding a class to `_encodings` registers its encoding, as `npstream.register_encoding` does. The
+encoding is then valid in the whole process, also for `npstream.open`.
 
 Tested in tests/streaming/test_mds_encodings.py.
 """
@@ -34,7 +34,8 @@ __all__ = [
 class Encoding(ABC):
     """The base class of encodings.
 
-    A subclass has no required arguments. Values are encoded and decoded by one instance of it.
+    The constructor of a subclass must not require arguments, because npstream calls it without any.
+    One instance of the subclass encodes and decodes all values.
 
     Attributes
     ----------
@@ -46,11 +47,11 @@ class Encoding(ABC):
 
     @abstractmethod
     def encode(self, obj: Any) -> bytes:
-        """Return the bytes of a value."""
+        """Return the encoded bytes of a value."""
 
     @abstractmethod
     def decode(self, data: bytes) -> Any:
-        """Return the value of bytes."""
+        """Return the value that bytes encode."""
 
     @staticmethod
     def _validate(data: Any, expected_type: Any) -> None:
@@ -59,11 +60,15 @@ class Encoding(ABC):
 
 
 class ValueTypeError(TypeError, AttributeError):
-    """A value has the wrong type. npstream raises TypeError for that, Streaming AttributeError."""
+    """A value has the wrong type.
+
+    npstream raises TypeError for such a value, and Streaming raises AttributeError. This class is
+    both, so programs for either can catch it.
+    """
 
 
 class _OwnEncoding(Encoding):
-    """An encoding of npstream's own; subclasses have its name."""
+    """A built-in encoding of npstream. Each subclass sets the name of its encoding."""
 
     _name: ClassVar[str]
 
@@ -81,8 +86,8 @@ class _OwnEncoding(Encoding):
 
     def encode(self, obj: Any) -> bytes:
         try:
-            is_body = isinstance(obj, bytes) and self._encoding.kind == "bytes"
-            return obj if is_body else self._encoding.encoder(obj)
+            is_stored_as_is = isinstance(obj, bytes) and self._encoding.kind == "bytes"
+            return obj if is_stored_as_is else self._encoding.encoder(obj)
         except TypeError as error:
             raise ValueTypeError(*error.args) from error
 
@@ -192,7 +197,7 @@ class JPEG(_OwnEncoding, name="jpeg"):
 
 
 class JPEGArray(_OwnEncoding, name="jpeg_array"):
-    """The bytes of several JPEG files; they are decoded to images."""
+    """A list of JPEG files. `encode` takes the bytes of each file; `decode` returns images."""
 
 
 class PNG(_OwnEncoding, name="png"):
@@ -227,10 +232,10 @@ _OWN_CLASSES: tuple[type[_OwnEncoding], ...] = (
 
 
 class EncodingClasses(MutableMapping[str, Any]):
-    """The class of each encoding. To set a class registers its encoding in this process.
+    """A mapping from the names of encodings to their classes.
 
-    To delete an entry removes the encoding. If it had replaced one of npstream's own, that one is
-    valid again.
+    Setting an entry registers its encoding in this process. Deleting the entry removes the encoding
+    again. If the encoding had replaced a built-in one of npstream, the built-in one is valid again.
     """
 
     def __init__(self) -> None:
@@ -290,7 +295,7 @@ def get_mds_encodings() -> set[str]:
 
 
 def is_mds_encoding(encoding: str) -> bool:
-    """Return True for the name of an encoding.
+    """Return True if an encoding with a given name exists.
 
     Parameters
     ----------
@@ -314,7 +319,7 @@ def is_mds_encoding(encoding: str) -> bool:
 
 
 def is_mds_encoding_safe(encoding: str) -> bool:
-    """Return False if decoding can run code.
+    """Return True unless decoding can run code from the data.
 
     Parameters
     ----------
@@ -334,7 +339,7 @@ def is_mds_encoding_safe(encoding: str) -> bool:
 
 
 def get_mds_encoded_size(encoding: str) -> int | None:
-    """Return the bytes of each value; None if values differ in size.
+    """Return the number of bytes of each encoded value; None if values differ in size.
 
     Parameters
     ----------
@@ -359,7 +364,7 @@ def get_mds_encoded_size(encoding: str) -> int | None:
 
 
 def mds_encode(encoding: str, obj: Any) -> bytes:
-    r"""Return the bytes of a value; bytes are returned unchanged.
+    r"""Return the encoded bytes of a value; a value of type bytes is returned unchanged.
 
     Parameters
     ----------
@@ -391,14 +396,14 @@ def mds_encode(encoding: str, obj: Any) -> bytes:
 
 
 def mds_decode(encoding: str, data: bytes) -> Any:
-    r"""Return the value of bytes.
+    r"""Return the value that bytes encode.
 
     Parameters
     ----------
     encoding : str
         The name.
     data : bytes
-        What `mds_encode` returns.
+        The encoded bytes of a value, such as those that `mds_encode` returns.
 
     Returns
     -------
