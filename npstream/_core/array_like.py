@@ -266,29 +266,3 @@ def arrow_categories(array: Any) -> Any:
         value_type = pa.large_string() if is_text else pa.large_binary()
     decoded = [chunk.dictionary.cast(value_type).take(chunk.indices) for chunk in chunks]
     return pa.chunked_array(decoded, value_type)
-
-
-def arrow_rows(array: Any, is_text: bool) -> tuple[AnyArray, AnyArray]:
-    """Return the elements and the row offsets of an Arrow array of lists, text or bytes.
-
-    The offsets of lists start at 0. Those of text and bytes may start later, because the elements
-    are the whole buffer of a sliced array.
-    """
-    pa = import_optional("pyarrow", "pyarrow", "arrow")
-    check_nulls(array)
-    if is_text:
-        array = array.cast(pa.large_binary())
-        _, offsets_buffer, data = array.buffers()
-        values = np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
-    else:
-        array = array.cast(pa.large_list(array.type.value_type))
-        _, offsets_buffer, *_ = array.buffers()
-        values = array.values
-    offsets = np.zeros(1, np.int64)
-    if offsets_buffer is not None:
-        offsets = np.frombuffer(offsets_buffer, np.int64)
-    offsets = offsets[array.offset : array.offset + len(array) + 1]
-    if not is_text:
-        first, last = int(offsets[0]), int(offsets[-1])
-        values, offsets = arrow_numbers(values[first:last]), offsets - first
-    return values, offsets

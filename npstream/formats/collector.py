@@ -134,6 +134,7 @@ class StatisticsCollector:
         self.columns: dict[str, ColumnStatistics] = {}
         self._scalar_buffers: dict[str, list[AnyArray]] = {}
         self._encodings: dict[str, Encoding] = {}
+        self._without_numbers: set[str] = set()
         for name, text, size in zip(schema.names, schema.encodings, schema.sizes, strict=True):
             try:
                 encoding = parse(text)
@@ -172,8 +173,7 @@ class StatisticsCollector:
             if encoding.kind == "fixed":
                 self._add_fixed(statistics, encoding, chunk, name, scalars.get(name))
             elif encoding.kind == "ndarray":
-                begins, nbytes = chunk.begins[name], chunk.nbytes[name]
-                self._add_arrays(statistics, encoding, chunk.data, begins, nbytes)
+                self._add_arrays(name, encoding, chunk)
             else:
                 begins, sizes = chunk.begins[name], chunk.nbytes.get(name)
                 if sizes is None:  # a registered encoding of a fixed size
@@ -240,44 +240,51 @@ class StatisticsCollector:
         arguments = chunk.sum_small_arguments(name, size, dtype)
         add_rows(statistics, blocks, len(chunk), elements, take, arguments)
 
-    def _add_arrays(
-        self,
-        statistics: ColumnStatistics,
-        encoding: Encoding,
-        data: Bytes,
-        begins: Int64,
-        nbytes: Int64,
-    ) -> None:
-        """Add arrays of variable shape."""
-        add_values(statistics, data, begins, nbytes, frequent=False)
-        if not len(begins):
+    def _add_arrays(self, name: str, encoding: Encoding, chunk: ChunkColumns) -> None:
+        """Add arrays of variable shape.
+
+        A column has no statistics of numbers if its arrays differ in dtype, or if one is damaged.
+        """
+        begins, nbytes = chunk.begins[name], chunk.nbytes[name]
+        statistics = self.columns[name]
+        add_values(statistics, chunk.data, begins, nbytes, frequent=False)
+        if not len(begins) or encoding.dtype.kind == "c" or name in self._without_numbers:
             return
-        has_codes = encoding.dtype == np.dtype(object)
-        number_dtype: np.dtype[Any] | None
-        if has_codes:
-            codes = data[begins]
-            if (codes != codes[0]).any() or int(codes[0]) not in DTYPE_CODES:
-                statistics.dtype = ""
-                return
-            number_dtype = DTYPE_CODES[int(codes[0])]
-            if statistics.dtype not in ("", number_dtype.name):
-                return
-            statistics.dtype = number_dtype.name
-        else:
-            number_dtype = storage_dtype(encoding.dtype)
-        if number_dtype is None or encoding.dtype.kind == "c":
+        numbers = _array_elements(encoding, chunk.data, begins, nbytes)
+        if numbers is None or statistics.dtype not in ("", numbers[0]):
+            self._without_numbers.add(name)
+            self.columns[name] = statistics.without_numbers()
             return
-        # A body is [dtype code] [shape head] values; see `npstream.formats.encodings.arrays`. The
-        # first byte of the shape head is ndim << 2 | w; ndim dimensions of 2**w bytes follow it.
-        shape_heads = begins + has_codes
-        first_bytes = data[np.minimum(shape_heads, len(data) - 1)].astype(np.int64)
-        head_sizes = has_codes + 1 + ((first_bytes >> 2) << (first_bytes & 3))
-        value_sizes = nbytes - head_sizes
-        if (value_sizes < 0).any() or (value_sizes % number_dtype.itemsize).any():
-            return  # a body is damaged
-        values = concatenate_spans(data, begins + head_sizes, value_sizes)
+        statistics.dtype, elements = numbers
         # `add_values` already counted the arrays, so the count here is 0.
-        add_elements(statistics, values.view(number_dtype.newbyteorder("<")), 0)
+        add_elements(statistics, elements, 0)
+
+
+def _array_elements(
+    encoding: Encoding, data: Bytes, begins: Int64, nbytes: Int64
+) -> tuple[str, AnyArray] | None:
+    """Return the name of the dtype of arrays of variable shape, and their concatenated elements.
+
+    Return None if the arrays differ in dtype, or if one is damaged.
+    """
+    dtype: np.dtype[Any] | None = encoding.dtype
+    has_codes = encoding.dtype == np.dtype(object)
+    if has_codes:
+        codes = data[begins]
+        dtype = DTYPE_CODES.get(int(codes[0])) if (codes == codes[0]).all() else None
+    number_dtype = None if dtype is None else storage_dtype(dtype)
+    if dtype is None or number_dtype is None:
+        return None
+    # A body is [dtype code] [shape head] values; see `npstream.formats.encodings.arrays`. The
+    # first byte of the shape head is ndim << 2 | w; ndim dimensions of 2**w bytes follow it.
+    shape_heads = begins + has_codes
+    first_bytes = data[np.minimum(shape_heads, len(data) - 1)].astype(np.int64)
+    head_sizes = has_codes + 1 + ((first_bytes >> 2) << (first_bytes & 3))
+    value_sizes = nbytes - head_sizes
+    if (value_sizes < 0).any() or (value_sizes % number_dtype.itemsize).any():
+        return None
+    values = concatenate_spans(data, begins + head_sizes, value_sizes)
+    return dtype.name, values.view(number_dtype.newbyteorder("<"))
 
 
 class TextCollector:

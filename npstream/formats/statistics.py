@@ -149,6 +149,12 @@ class ColumnStatistics:
         self.quantiles.merge(other.quantiles)
         self.frequent.merge(other.frequent)
 
+    def without_numbers(self) -> ColumnStatistics:
+        """Return the statistics of the sizes alone."""
+        return ColumnStatistics(
+            count=self.count, shortest=self.shortest, longest=self.longest, nbytes=self.nbytes
+        )
+
     def is_close(self, other: ColumnStatistics) -> bool:
         """Return True if the exact statistics are equal; sums of floats need only be close.
 

@@ -344,12 +344,20 @@ def test_ragged_arrays_with_and_without_a_kernel(long, loaded, tmp_path, monkeyp
         assert (statistics.count, statistics.dtype) == (500, "float32")
 
 
-def test_arrays_of_several_dtypes_have_lengths_only(tmp_path):
-    rows = [np.zeros(3, np.uint8), np.zeros(3, np.int64)]
+@pytest.mark.parametrize("dtypes", ["ui", "uuiiuu", "uiuuuu", "iuu", "uuuuui"])
+@pytest.mark.parametrize("in_one_chunk", [True, False])
+def test_arrays_of_several_dtypes_have_lengths_only(dtypes, in_one_chunk, tmp_path, monkeypatch):
+    if not in_one_chunk:
+        monkeypatch.setattr(collector, "CHUNK_BYTES", 1)
+    numbers = {"u": np.uint8, "i": np.int64}
+    rows = [np.ones(3, numbers[dtype]) for dtype in dtypes]
     npstream.write(tmp_path, [{"x": row} for row in rows], columns={"x": "ndarray"})
     statistics = read(tmp_path)["x"]
-    assert (statistics.count, statistics.elements, statistics.dtype) == (2, 0, "")
-    assert (statistics.shortest, statistics.longest) == (6, 27)
+    assert (statistics.count, statistics.elements, statistics.dtype) == (len(dtypes), 0, "")
+    assert (statistics.minimum, statistics.total, statistics.examined) == (None, 0, 0)
+    nbytes = [3 + row.nbytes for row in rows]
+    assert (statistics.shortest, statistics.longest) == (min(nbytes), max(nbytes))
+    assert statistics.nbytes == sum(nbytes)
 
 
 def test_registered_encodings_have_statistics(tmp_path, monkeypatch):
