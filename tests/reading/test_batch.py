@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from npstream._core import jit
 from npstream._core.spans import copy_spans
 from npstream.errors import ColumnError, FormatError, MissingDependencyError
 from npstream.reading.batch import Batch, Ragged
@@ -107,7 +108,9 @@ def test_attributes_describe_the_rows():
     assert len({ragged, ragged}) == 1
 
 
-def test_gathering_many_rows_compiles_the_loop():
+def test_gathering_many_rows_compiles_the_loop(monkeypatch):
+    # Without these rows, the loop would be compiled only if its code is on disk.
+    monkeypatch.setattr(jit, "_rows_in_python", jit.COMPILE_THRESHOLD)
     index = np.arange(4000) % 4
     assert_rows(Ragged.from_list(ROWS)[index], [ROWS[i] for i in index])
     assert copy_spans._compiled is not None
