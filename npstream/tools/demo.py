@@ -30,6 +30,8 @@ COLUMNS = {
     "size": "int",
 }
 TOKENS = 512
+"""Number of tokens in each sample."""
+
 PADDING = 256
 """The token that pads short files. The other tokens are the first bytes of a file."""
 

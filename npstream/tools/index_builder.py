@@ -143,6 +143,8 @@ def read_index(store: Store) -> tuple[Index, IndexDigest]:
     nbytes = size_in_version(store_version)
     check_size(nbytes or 0, store.where(INDEX))
     text = store.read(INDEX, nbytes)
+    # A local digest has no version, so that it also matches the index in a copy of the dataset. A
+    # copy has another modification time, which is a part of the version.
     version, url = ("", "") if store.is_local else (store_version, store.root)
     return parse_index(text, store.where(INDEX)), digest_index(text, version, url)
 
@@ -225,8 +227,8 @@ def _publish(
         target.put(SIDECAR_FILE, b"".join(sidecar_builder.sidecar(index, index_digest)))
     except BaseException:
         with suppress(StorageError):
-            # Keep the files if a side-car refers to them: the store may have stored it although
-            # its response was lost.
+            # Keep the column files if the new side-car, which refers to them, is in the store. A
+            # store may have stored a side-car although the request for this failed.
             if _remove_outdated_sidecar(target, index_digest) == existing:
                 for name in set(names) - existing:
                     target.remove(name)
@@ -264,7 +266,11 @@ def _remove_outdated_sidecar(target: Store, index_digest: IndexDigest) -> set[st
 
 @contextmanager
 def _locked_work_directory(store: Store, target: Store, index_digest: IndexDigest) -> Iterator[str]:
-    """Create and lock the working directory of a build; raise if another process holds the lock."""
+    """Create and lock the working directory of a build; raise if another process holds the lock.
+
+    The directory is in the target directory. For a remote target, it is in npstream's default cache
+    directory on this machine.
+    """
     if isinstance(target, LocalStore):
         directory = os.path.join(target.root, _WORK_DIRECTORY)
     else:

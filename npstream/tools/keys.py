@@ -54,23 +54,24 @@ def reorder(
     data : object
         Anything that `npstream.write` takes, with the key column.
     key : str
+        The name of the key column.
     columns : mapping of str to str or Encoding, optional
         The columns of `data` to read, and their encodings; by default all columns.
     fill : mapping of str to object
         The values of samples without a row in `data`.
     plan : callable
-        Takes the names of the columns without the key; returns the encodings to write them in, or
-        None for those of `data`.
+        Takes the names of all columns except the key. Returns the encodings in which to write these
+        columns, or None for the encodings of `data`.
     match : callable
-        Takes the column of keys, as an array or a Column; returns for each sample the number of its
-        row, or -1 if there is none.
+        Takes the key column of `data`, as an array or a Column. Returns for each sample the number
+        of its row in `data`, or -1 if there is none.
 
     Yields
     ------
     data : object
-        What `npstream.write` takes, a row for each sample and without the key.
+        An input for `npstream.write`, with one row for each sample and without the key column.
     encodings : mapping of str to str or Encoding
-        The encodings to write it in.
+        The encodings in which to write the columns.
     """
     table = _array_table(data, key, columns, fill, plan, match)
     if table is not None:
@@ -110,8 +111,11 @@ def _array_table(
     plan: Callable[[Sequence[str]], Encodings | None],
     match: Callable[[Any], Int64],
 ) -> tuple[Any, Encodings] | None:
-    """Return reordered arrays, which are read block by block; None for other data."""
-    if not (isinstance(data, Mapping) and all(type(a) in _ARRAYS for a in data.values())):
+    """Return arrays in the order of the samples, as a table that is read block by block.
+
+    Return None if `data` is no mapping of arrays, or if an encoding would convert their values.
+    """
+    if not (isinstance(data, Mapping) and all(type(a) in _ARRAY_TYPES for a in data.values())):
         return None
     if key not in data:
         raise ColumnError(key, data, "data: ")
@@ -144,11 +148,11 @@ def _array_table(
     return PreparedTable(table), target
 
 
-_ARRAYS = (np.ndarray, np.memmap)
+_ARRAY_TYPES = (np.ndarray, np.memmap)
 
 
 def to_encoding(encoding: str | Encoding) -> Encoding:
-    """Return the encoding of a name, or the encoding itself."""
+    """Return the encoding with a given name; return an Encoding unchanged."""
     return column_type(encoding) if isinstance(encoding, str) else encoding
 
 
@@ -180,11 +184,12 @@ def _empty(array: AnyArray, rows: int) -> AnyArray:
 
 
 class PreparedTable:
-    """A table that `npstream.write` takes.
+    """Wraps a table in the internal form, so that `npstream.write` accepts it as data.
 
     Parameters
     ----------
     table : InputTable or TableStream
+        The table in the form that the writer reads.
     """
 
     def __init__(self, table: Any) -> None:
@@ -195,16 +200,18 @@ class PreparedTable:
 
 
 def match_keys(key: str, column: Column, start: int, data_keys: Any, has_fill: bool) -> Int64:
-    """Return, for each sample, the row of `data_keys` with the sample's key, or -1 without one.
+    """Find the row of `data_keys` that has the key of a sample, for each sample from `start` on.
+
+    Return -1 for a sample whose key is not in `data_keys`.
 
     Parameters
     ----------
     key : str
         The name of the key column.
     column : Column
-        The keys of the dataset's samples.
+        The keys of all samples of the dataset.
     start : int
-        The first sample to match.
+        The first sample to match. The samples before it already have values.
     data_keys : ndarray or Column
         The keys of the data's rows.
     has_fill : bool
@@ -215,7 +222,8 @@ def match_keys(key: str, column: Column, start: int, data_keys: Any, has_fill: b
     TypeError
         If keys are not integers, text or bytes, or differ in type.
     ValueError
-        If keys are repeated or missing, or if no sample has a key of the data.
+        If keys are repeated or missing, or if the data has a key that no sample from `start`
+        on has.
     """
     samples = _keys(column, key, "the dataset")
     rows = _keys(data_keys, key, "data")
@@ -238,7 +246,7 @@ def match_keys(key: str, column: Column, start: int, data_keys: Any, has_fill: b
     is_used[order[start:][order[start:] >= 0]] = True
     if not is_used.all():
         unused = [rows[row] for row in np.flatnonzero(~is_used)[:_MAX_LISTED_KEYS]]
-        # Samples before `start` have values already. `is_old`: all unused keys are of such samples.
+        # `is_old` is True if all unused keys are of samples before `start`, which have values.
         has_sample = np.zeros(len(rows), bool)
         has_sample[order[order >= 0]] = True
         is_old = has_sample[~is_used].all()

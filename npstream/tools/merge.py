@@ -1,4 +1,4 @@
-"""Provide `merge`, which joins datasets: it writes one index that names the shards of all.
+"""Provide `merge`, which joins datasets: it writes an index that names the shards of all datasets.
 
 No shard is read or copied. The side-car is joined from those of the datasets.
 """
@@ -86,11 +86,12 @@ def merge(
     timeout: float = 60.0,
     retries: int = 4,
 ) -> WriteReport:
-    """Join datasets to one, without copying their shards.
+    """Join datasets into one, without copying their shards.
 
-    The result is an index in `out` that names the shards where they are. Its samples are those of
-    the first dataset, then those of the second, and so on. The datasets stay as they are, and must
-    not be removed or replaced. Streaming can read the result, too.
+    The result is an index in `out`, which refers to the shards in the directories of the datasets.
+    Its samples are those of the first dataset, then those of the second, and so on. The datasets
+    are not changed. They must not be removed or replaced, because the result reads their shards.
+    Streaming can read the result, too.
 
     Parameters
     ----------
@@ -118,7 +119,7 @@ def merge(
     ------
     ValueError
         If a dataset is not below `out`, is given twice, or has other columns than the first one.
-        If columns were added beside a dataset.
+        If columns were added to a dataset with `npstream.add_columns`.
         Also if `sidecar` is True and a dataset has no side-car.
     TypeError
         If `urls` is a single path or URL.
@@ -488,7 +489,10 @@ def _index_text(parts: Sequence[_Part], entries: Sequence[Mapping[str, Any]]) ->
 
 
 def _have_sidecars(parts: Sequence[_Part], *, is_required: bool | None) -> bool:
-    """Return True if each part with shards has a side-car; raise if one is required and missing."""
+    """Return True if each part with shards has a side-car; raise if one is required and missing.
+
+    Return False if no part has shards.
+    """
     missing = [part for part in parts if len(part.index) and part.sidecar is None]
     if missing and is_required:
         url = missing[0].folder.root

@@ -29,8 +29,8 @@ def precompile() -> None:
     """Compile all kernels now, into Numba's cache.
 
     After this, the first large read of a process takes about one second instead of several. Numba's
-    cache is npstream's own directory if it is writable, otherwise the user's cache directory, or
-    the directory in ``NUMBA_CACHE_DIR``.
+    cache is the directory in ``NUMBA_CACHE_DIR`` if that is set. Otherwise it is in the directory
+    of npstream if that is writable, or else in the user's cache directory.
 
     Examples
     --------
@@ -38,6 +38,8 @@ def precompile() -> None:
     >>> npstream.precompile()
     """
     precompile_reads()
+    # Large enough that the order is not computed as a table, and that the mask is stored as bits:
+    # each of these forms has its own kernels.
     large = Selection.all(1 << 17)
     order = full_order(len(large), 0)
     order.find(order[:])
@@ -77,7 +79,10 @@ def _precompile_scans() -> None:
 
 
 def _precompile_streaming() -> None:
-    """Compute every kind of Streaming order, also with a subset of the samples per epoch."""
+    """Compile the kernels of Streaming's orders: compute every kind of order once.
+
+    Each kind has an epoch of the 64 samples, and an epoch of 90 samples, which repeats some.
+    """
     world = World(1, 1)
     for algorithm, shuffle in (*product(SHUFFLE_ALGORITHMS, [True]), ("naive", False)):
         for epoch_size in (None, 90):

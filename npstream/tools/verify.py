@@ -163,7 +163,7 @@ def verify_dataset(
 def _problems_of_added_columns(
     url: str | PathLike[str], store: Store, storage_options: Mapping[str, Any] | None
 ) -> Iterator[str]:
-    """Yield the problems of the columns that were added beside a dataset."""
+    """Yield the problems of columns that were added to a dataset with `npstream.add_columns`."""
     try:
         groups = read_column_groups(store)
     except NpstreamError as error:
@@ -178,6 +178,7 @@ def _problems_of_added_columns(
             yield str(error)
             continue
         yield from report.problems
+        # A path that is not of a part holds the single sample of fill values.
         if (expected := samples.get(path, 1)) != report.samples:
             yield (
                 f"{report.where}: {quantity(report.samples, 'sample')}; "
@@ -256,14 +257,14 @@ def _readable_shards(store: Store, index: Index, problems: list[str]) -> tuple[B
             form_files = [file for file in form if file is not None]
             sizes = [size_of(file.name) for file in form_files]
             mask[shard] = bool(form_files) and not any(map(_is_absent, sizes))
-            for file, nbytes in zip(form_files, sizes, strict=True):
+            for file, size in zip(form_files, sizes, strict=True):  # an error may replace a size
                 where = f"{store.where(file.name)} (shard {shard})"
-                if _is_absent(nbytes):
-                    absences.append(f"{where}: {nbytes or 'there is no such file'}")
-                elif nbytes not in (UNKNOWN_SIZE, file.nbytes):
-                    problem = str(nbytes)
-                    if isinstance(nbytes, int):
-                        problem = f"{quantity(nbytes, 'byte')}; the index says {file.nbytes:,}"
+                if _is_absent(size):
+                    absences.append(f"{where}: {size or 'there is no such file'}")
+                elif size not in (UNKNOWN_SIZE, file.nbytes):
+                    problem = str(size)
+                    if isinstance(size, int):
+                        problem = f"{quantity(size, 'byte')}; the index says {file.nbytes:,}"
                     problems.append(f"{where}: {problem}")
                     mask[shard] = False
                     absences = []  # this problem already explains why the shard is not readable
