@@ -352,6 +352,10 @@ def prefetch_cache_line(address: int) -> None:
     """Prefetch a byte's cache line, and its page table entry, without waiting."""
 
 
+def prefetch_to_l2(address: int) -> None:
+    """Prefetch a byte's cache line as `prefetch_cache_line` does, but only into the L2 cache."""
+
+
 def load_i64_acquire(address: int) -> int:
     """Read an aligned int64 with acquire order: later reads see the writer's earlier writes."""
     return load_i64(address)
@@ -438,10 +442,7 @@ def draw(counter: int, bound: int) -> int:
 
 @kernel
 def draw_short(counter: int, bound: int) -> int:
-    """Return ``draw(counter, bound)`` for a bound below 2**32.
-
-    A loop over this function can use vector instructions, and takes two thirds of the time.
-    """
+    """Return ``draw(counter, bound)`` for a bound below 2**32; loops use vector instructions."""
     x = u64(counter)
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
     x = (x ^ (x >> 27)) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
@@ -502,8 +503,7 @@ def _memory_primitives() -> dict[Callable[..., Any], Any]:
         cgutils.raw_memcpy(builder, target, source, nbytes, itemsize=1, align=1)
 
     def emit_move(bits: int) -> Callable[..., Any]:
-        # This emits no memcpy: LLVM would merge calls of constant lengths into one call of a
-        # variable length.
+        # This emits no memcpy: LLVM merges calls of constant lengths into one of a variable length.
         def emit(context: Any, builder: Any, target: Any, source: Any) -> None:
             value = builder.load(_pointer(builder, source, bits), align=1)
             builder.store(value, _pointer(builder, target, bits), align=1)
@@ -525,12 +525,12 @@ def _memory_primitives() -> dict[Callable[..., Any], Any]:
 
         return emit
 
-    def emit_prefetch(context: Any, builder: Any, address: Any) -> None:
+    def emit_prefetch(locality: int, context: Any, builder: Any, address: Any) -> None:
         pointer, word = _pointer(builder, address), ir.IntType(32)
         signature = ir.FunctionType(ir.VoidType(), [pointer.type, word, word, word])
         function = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], signature)
-        for_reading, keep_close, data = (ir.Constant(word, code) for code in (0, 3, 1))
-        builder.call(function, [pointer, for_reading, keep_close, data])
+        for_reading, level, data = (ir.Constant(word, code) for code in (0, locality, 1))
+        builder.call(function, [pointer, for_reading, level, data])
 
     load, move = nb.int64(nb.int64), nb.void(nb.int64, nb.int64)
     loads = {load_u8: 8, load_u32: 32, load_i64: 64}
@@ -543,7 +543,9 @@ def _memory_primitives() -> dict[Callable[..., Any], Any]:
         **{f: _intrinsic(load, emit_load(bits)) for f, bits in loads.items()},
         load_u8_acquire: _intrinsic(load, emit_acquire(8)),
         load_i64_acquire: _intrinsic(load, emit_acquire(64)),
-        prefetch_cache_line: _intrinsic(nb.void(nb.int64), emit_prefetch),
+        # Locality 3 is the L1 cache, and 2 is the L2 cache.
+        prefetch_cache_line: _intrinsic(nb.void(nb.int64), functools.partial(emit_prefetch, 3)),
+        prefetch_to_l2: _intrinsic(nb.void(nb.int64), functools.partial(emit_prefetch, 2)),
     }
 
 

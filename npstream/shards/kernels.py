@@ -41,14 +41,13 @@ may be read.
 from __future__ import annotations
 
 from npstream._core.jit import (
-    copy,
     kernel,
     load_i64,
     load_i64_acquire,
     load_u8,
     load_u8_acquire,
     load_u32,
-    prefetch_cache_line,
+    prefetch_to_l2,
     will_need,
 )
 from npstream._core.spans import PREFETCH_DISTANCE, copy_short, prefetch_span
@@ -64,18 +63,21 @@ address also finds the other columns.
 ENTRY_COLUMNS = 7
 """Number of columns of `entries`."""
 
-LONG_VALUE = 1 << 10
-"""`split` uses `copy_long_values` for a single column whose values have this many bytes or more."""
+LONG_SAMPLE = 1 << 9
+"""`split` uses `copy_long_samples` where it copies this number of bytes or more of each sample."""
 
-LONG_VALUE_DISTANCE = 2
-"""While value k is copied, the first lines of value ``k + LONG_VALUE_DISTANCE`` are prefetched.
+LONG_SAMPLE_DISTANCE = 4
+"""While sample k is copied, the lines of sample ``k + LONG_SAMPLE_DISTANCE`` are prefetched.
 
-The page-table lookup of that value is done by then: `PREFETCH_DISTANCE` is larger, so
+The page-table lookup of that sample is done by then: `PREFETCH_DISTANCE` is larger, so
 `prefetch_span` comes earlier.
 """
 
-LONG_VALUE_LINES = 6
-"""The number of cache lines, of 64 bytes each, that are prefetched of a value."""
+MAX_PREFETCH_LINES = 32
+"""The maximum number of cache lines, of 64 bytes each, that are prefetched of a value.
+
+The processor itself prefetches the rest of a longer value.
+"""
 
 
 @kernel
@@ -156,10 +158,8 @@ def split(
     Returns 0, or -1 - k if the column sizes of sample k do not add up to its length.
     """
     header = 4 * nvariable
-    if nvariable == 0 and fixed.shape[0] == 1 and fixed[0, 2] >= LONG_VALUE:
-        return copy_long_values(
-            address, nbytes, fixed_nbytes, fixed[0, 1], fixed[0, 2], fixed[0, 3]
-        )
+    if nvariable == 0 and sum_of_sizes(fixed) >= LONG_SAMPLE:
+        return copy_long_samples(address, nbytes, fixed_nbytes, fixed)
     for k in range(address.size):
         prefetch_span(address, nbytes, k + PREFETCH_DISTANCE)
         source = address[k]
@@ -189,27 +189,36 @@ def split(
 
 
 @kernel
-def copy_long_values(
-    address: Int64, nbytes: Int64, fixed_nbytes: int, before: int, size: int, output: int
-) -> int:
-    """Copy one column of samples that have only fixed columns; return as `split` does.
+def sum_of_sizes(fixed: Int64) -> int:
+    """Return the bytes to copy from each sample."""
+    total = 0
+    for c in range(fixed.shape[0]):
+        total += fixed[c, 2]
+    return total
 
-    The values have `size` bytes each, after `before` bytes of other columns.
+
+@kernel
+def copy_long_samples(address: Int64, nbytes: Int64, fixed_nbytes: int, fixed: Int64) -> int:
+    """Copy columns of samples that have only fixed columns; return as `split` does.
 
     The processor prefetches sequential cache lines, but only after the first misses in each value.
-    With prefetches of the first lines, random values of 2 KiB take 1 % less time if they are in the
-    processor's cache, and 5 % less otherwise. The loop is separate from that of `split`, because
-    one more condition there makes copies of short values slower.
+    With prefetches of whole values, random values of 2 KiB take 15 % less time. They go into the L2
+    cache, because the L1 cache waits for about 16 lines at a time, and the L2 cache for about 48.
+    The loop is separate from that of `split`, because one more condition there makes copies of
+    short values slower.
     """
     for k in range(address.size):
         prefetch_span(address, nbytes, k + PREFETCH_DISTANCE)
-        if k + LONG_VALUE_DISTANCE < address.size:
-            begin = address[k + LONG_VALUE_DISTANCE] + before
-            for line in range(LONG_VALUE_LINES):
-                prefetch_cache_line(begin + 64 * line)
+        if k + LONG_SAMPLE_DISTANCE < address.size:
+            for c in range(fixed.shape[0]):
+                begin = address[k + LONG_SAMPLE_DISTANCE] + fixed[c, 1]
+                for line in range(min((fixed[c, 2] + 63) >> 6, MAX_PREFETCH_LINES)):
+                    prefetch_to_l2(begin + 64 * line)
         if nbytes[k] < fixed_nbytes:
             return -1 - k
-        copy(output + k * size, address[k] + before, size)
+        for c in range(fixed.shape[0]):
+            size = fixed[c, 2]
+            copy_short(fixed[c, 3] + k * size, address[k] + fixed[c, 1], size)
     return 0
 
 

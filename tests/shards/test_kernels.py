@@ -295,18 +295,21 @@ def test_split_rejects_samples_of_another_length(run, drawn, data):
     assert (spans[:, :, k:] == 0).all()  # no span of a damaged sample
 
 
-@pytest.mark.parametrize("size", [kernels.LONG_VALUE - 1, kernels.LONG_VALUE, 2048])
+@pytest.mark.parametrize("size", [kernels.LONG_SAMPLE - 3, kernels.LONG_SAMPLE - 2, 2048])
 @pytest.mark.parametrize("count", [0, 1, 2, 9, 20])
-def test_split_copies_one_long_column(run, count, size):
-    rows = np.random.default_rng(count).integers(0, 256, (count, size + 5), dtype=np.uint8)
+def test_split_copies_columns_of_long_samples(run, count, size):
+    rows = np.random.default_rng(count).integers(0, 256, (count, size + 7), dtype=np.uint8)
     address, nbytes, _owners = spans_of([row.tobytes() for row in rows])
-    output, is_unharmed = canary_array(count * size)
-    fixed = np.array([(0, 3, size, address_of(output))], np.int64)
+    long, is_unharmed = canary_array(count * size)
+    short, is_intact = canary_array(count * 2)
+    fixed = np.array([(0, 3, size, address_of(long)), (0, size + 4, 2, address_of(short))])
     no_variable, no_spans = np.empty((0, 2), np.int64), np.empty((0, 2, count), np.int64)
-    arguments = 0, size + 5, fixed, no_variable, no_spans
+    arguments = 0, size + 7, fixed, no_variable, no_spans
     assert run(kernels.split)(address, nbytes, *arguments) == 0
-    assert (output.reshape(count, size) == rows[:, 3:-2]).all()
+    assert (long.reshape(count, size) == rows[:, 3 : 3 + size]).all()
+    assert (short.reshape(count, 2) == rows[:, size + 4 : size + 6]).all()
     assert is_unharmed()
+    assert is_intact()
     if count:
         nbytes[-1] -= 1
         assert run(kernels.split)(address, nbytes, *arguments) == -count
