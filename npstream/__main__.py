@@ -24,8 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     arguments : sequence of str, optional
-        The command line's arguments. By default those of this process. Only then this function
-        changes the process's streams, hooks and warnings for use in a terminal.
+        The command line's arguments; by default those of this process. If they are omitted, the
+        function also changes the process's streams, hooks and warnings for use in a terminal.
 
     Returns
     -------
@@ -41,11 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _run(words)
         finally:
             if sys.stdout is not None:
-                sys.stdout.flush()  # an error here is shown as any other
+                sys.stdout.flush()  # an error of this call is reported below, too
     except KeyboardInterrupt:
         if is_process:
-            # Python then ends the process by the signal, so a loop in a shell script ends, too.
-            sys.excepthook = _say_interrupted
+            # Python then ends the process by SIGINT, not by an exit status. So a shell also ends
+            # the loop or script that contains the command.
+            sys.excepthook = _show_exception
             raise
         print_message("interrupted")
         return INTERRUPTED
@@ -74,7 +75,7 @@ def _run(words: Sequence[str]) -> int:
 
 
 def _set_up_process() -> None:
-    """Let the streams write any text, and let warnings be one line."""
+    """Escape characters that the streams cannot encode, and show each warning as one line."""
     for stream in (sys.stdout, sys.stderr):
         if reconfigure := getattr(stream, "reconfigure", None):
             reconfigure(errors="backslashreplace")
@@ -84,10 +85,10 @@ def _set_up_process() -> None:
         warnings.formatwarning = lambda message, *_: f"npstream: warning: {message}\n"
 
 
-def _say_interrupted(
+def _show_exception(
     kind: type[BaseException], error: BaseException, traceback: TracebackType | None
 ) -> None:
-    """Show an exception that ends the process: no traceback for Ctrl-C."""
+    """Show an exception that ends the process; for Ctrl-C, show only a message."""
     if issubclass(kind, KeyboardInterrupt) and not shows_tracebacks():
         print_message("interrupted")
     else:
@@ -99,7 +100,7 @@ def _is_reader_gone() -> bool:
     import select
 
     poll = select.poll()
-    with suppress(AttributeError, OSError, ValueError):  # not a file of the system
+    with suppress(AttributeError, OSError, ValueError):  # stdout has no file descriptor
         poll.register(sys.stdout.fileno(), 0)
         return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
     return False

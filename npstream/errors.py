@@ -55,7 +55,8 @@ class StorageError(NpstreamError, OSError):
         kind: type[StorageError] = cls
         if cls is StorageError and len(args) > 1:
             builtin = type(OSError(*args[:2]))
-            kind = next((kind for kind in _KINDS if issubclass(builtin, kind.__bases__[1])), cls)
+            # Each subclass has StorageError and a builtin as its bases.
+            kind = next((k for k in _KINDS if issubclass(builtin, k.__bases__[1])), cls)
         return super().__new__(kind, *args)
 
 
@@ -174,7 +175,7 @@ class ColumnError(NpstreamError, KeyError):
     columns : iterable of str
         The names of the existing columns. The message suggests the most similar one, or lists all.
     where : str, default: ""
-        The beginning of the message, such as the path of the dataset.
+        The beginning of the message, including a separator, such as "/data/train: ".
     """
 
     def __init__(self, name: object, columns: Iterable[str], where: str = "") -> None:
@@ -270,11 +271,12 @@ def _with_message(kind: type[BaseException], args: tuple[str]) -> BaseException:
 
 
 _VARIABLE = "NPSTREAM_TRACEBACK"
-"""The environment variable that disables shorter tracebacks if its value is "full"."""
+"""The environment variable that keeps all frames of tracebacks if its value is "full"."""
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 _MAX_CAUSES = 16
+"""Maximum number of causes that `shorten` visits, because causes can form a cycle."""
 
 
 def shorten(error: BaseException) -> None:
@@ -282,7 +284,8 @@ def shorten(error: BaseException) -> None:
 
     Of consecutive frames of this package, the first and the last remain. At the start of a cause's
     traceback, only the last remains. Frames of other code, such as a user's transform, all remain.
-    A cause that only this package raised is removed if the message repeats its text.
+    A cause is removed if only frames of this package raised it, and the message of the exception
+    that it caused contains its message.
     Call this function in an ``except`` clause that then raises.
 
     Examples

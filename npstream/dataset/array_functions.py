@@ -41,7 +41,7 @@ READ_ONLY_VIEWS: tuple[Any, ...] = (
 """Functions that return read-only views, or views with overlapping elements."""
 
 ELEMENTWISE: tuple[Any, ...] = (np.nan_to_num, np.isin, np.real, np.imag, np.angle)
-"""Elementwise functions whose first argument is the only one with rows."""
+"""Elementwise functions whose other arguments are the same for each block of rows."""
 
 
 def apply(function: Any, args: tuple[Any, ...], keywords: dict[str, Any], column_type: type) -> Any:
@@ -50,10 +50,13 @@ def apply(function: Any, args: tuple[Any, ...], keywords: dict[str, Any], column
     Parameters
     ----------
     function : callable
-    args, keywords
-        Arguments of the function.
+        The NumPy function.
+    args : tuple
+        Positional arguments of the function.
+    keywords : dict
+        Keyword arguments of the function.
     column_type : type
-        The class `Column`.
+        The class `Column`, which this module cannot import, because `Column`'s module imports it.
     """
     if function in SHAPE_FUNCTIONS:
         args = tuple(_replace(item, column_type, _placeholder) for item in args)
@@ -72,7 +75,7 @@ def apply(function: Any, args: tuple[Any, ...], keywords: dict[str, Any], column
     elif function is np.dot and len(args) == 2 and not keywords:
         return _dot(*args)
     elif function is np.copyto and args and isinstance(args[0], np.ndarray):
-        return _copy(*args, **keywords)
+        return _copy_to(*args, **keywords)
     return _call(function, args, keywords, column_type)
 
 
@@ -99,7 +102,7 @@ def _call(function: Any, args: tuple[Any, ...], keywords: dict[str, Any], column
 
 
 def _make_writable(result: Any, arrays: list[AnyArray]) -> None:
-    """Make results that are views of `arrays` writable. No other object uses `arrays`."""
+    """Make results writable that are views of one of `arrays`, which no other object uses."""
     for item in result if isinstance(result, list | tuple) else (result,):
         if isinstance(item, np.ndarray) and any(np.may_share_memory(item, a) for a in arrays):
             item.flags.writeable = True
@@ -203,7 +206,8 @@ def _norm(column: Any, ord: Any = None, axis: Any = None, keepdims: bool = False
     """Compute norms block by block.
 
     If the rows are not a reduced axis, the norms of a block are independent of other blocks.
-    Otherwise, the norm is a root of the sum of powers, or an extreme, of all blocks.
+    Otherwise, the norm is a root of the sum of powers, or the greatest or least magnitude. These
+    sums and extremes are combined from those of the blocks.
     """
     if column.dtype.kind not in "biufc" or not column.size or not column._rows_first:
         return NotImplemented
@@ -244,7 +248,7 @@ def _inner(column: Any, other: Any) -> Any:
     return _concatenate_blocks(column, np.inner, other)
 
 
-def _copy(dst: AnyArray, src: Any, casting: Any = "same_kind", where: Any = True) -> None:
+def _copy_to(dst: AnyArray, src: Any, casting: Any = "same_kind", where: Any = True) -> None:
     """Copy a column into an array, one block of rows at a time."""
     if where is True and getattr(src, "_rows_first", False) and src.shape == dst.shape:
         for start, stop in src._bounds("copying into an array"):
@@ -267,7 +271,7 @@ def _array_equal(column: Any, other: Any, equal_nan: bool = False) -> Any:
 
 
 def _unique(column: Any, *args: Any, **keywords: Any) -> Any:
-    """Merge the distinct values of blocks, so that memory is proportional to their number."""
+    """Merge the distinct values of blocks; memory is proportional to the number of these values."""
     if args or keywords or column.dtype.kind not in "biufc" or not column.size:
         return NotImplemented
     distinct: list[AnyArray] = []
@@ -328,4 +332,8 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     np.bincount: _bincount,
     np.histogram: _histogram,
 }
-"""The implementation of each function, for calls whose first argument is the only column."""
+"""The implementation of each function, for calls whose first argument is the only column.
+
+An implementation returns NotImplemented for arguments that it cannot process block by block. The
+function is then called with the whole column as an array.
+"""

@@ -31,13 +31,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 _PARAMETERS = {
     "args": ("int or tuple of int", "The position; not needed if there is only one element."),
     "axes": ("int or tuple of int", "The order of the axes; by default the reverse."),
-    "axis": ("int or tuple of int", "The axes; by default all, or that of the ravelled column."),
+    "axis": ("int or tuple of int", "The axes to reduce; by default all."),
     "b": ("array_like", "The other array."),
     "casting": ("str", "Which conversions are allowed, as for `numpy.can_cast`."),
     "copy": ("bool", "Whether to always return a new array."),
     "correction": ("float", "An alias of `ddof`."),
     "ddof": ("float", "The divisor is the number of elements minus this."),
-    "decimals": ("int", "Digits after the point."),
+    "decimals": ("int", "Digits after the decimal point."),
     "dtype": ("dtype", "The dtype of the result; by default NumPy's choice."),
     "initial": ("scalar", "An initial value for the reduction; by default none."),
     "keepdims": ("bool", "Whether to keep reduced axes, with length 1."),
@@ -54,7 +54,10 @@ _PARAMETERS = {
     "subok": ("bool", "Accepted for compatibility with NumPy, without effect."),
     "where": ("array_like of bool", "The elements to include."),
 }
-"""Type and description of each parameter."""
+"""Type and description of each parameter of the methods, by name."""
+
+_FLAT_AXIS = ("int", "The axis; by default the only axis of the ravelled column.")
+"""Type and description of an `axis` whose default ravels the column."""
 
 
 def add_sections(
@@ -300,7 +303,7 @@ class ArrayMethods:
         "ndarray or scalar",
         "argmin()",
         "np.int64(0)",
-        axis=("int", "The axis; by default that of the ravelled column."),
+        axis=_FLAT_AXIS,
     )
     def argmin(
         self, axis: int | None = None, out: AnyArray | None = None, *, keepdims: bool = False
@@ -312,7 +315,7 @@ class ArrayMethods:
         "ndarray or scalar",
         "argmax()",
         "np.int64(2)",
-        axis=("int", "The axis; by default that of the ravelled column."),
+        axis=_FLAT_AXIS,
     )
     def argmax(
         self, axis: int | None = None, out: AnyArray | None = None, *, keepdims: bool = False
@@ -320,7 +323,7 @@ class ArrayMethods:
         """Return the position of the greatest element, as `numpy.argmax` does."""
         return _reduce(self, "argmax", axis, out, {"keepdims": keepdims})
 
-    # Methods that read the whole column
+    # Conversions and other functions
 
     @add_sections(
         "ndarray",
@@ -401,7 +404,7 @@ class ArrayMethods:
         return self._array().tolist()
 
     def to_dask(self: ArrayLikeColumn) -> Any:
-        """Return a lazy dask array, whose blocks are along the shards.
+        """Return a lazy dask array whose blocks hold the rows of one or more shards.
 
         Each block is read when Dask computes it. A slice of the array reads only its rows.
 
@@ -430,7 +433,7 @@ class ArrayMethods:
         with short_traceback:
             return to_dask_array(self, self._source, self._selection)
 
-    @add_sections("ndarray", "repeat(2)", "array([0, 0, 1, 1, 2, 2])")
+    @add_sections("ndarray", "repeat(2)", "array([0, 0, 1, 1, 2, 2])", axis=_FLAT_AXIS)
     def repeat(self: ArrayLikeColumn, repeats: ArrayLike, axis: int | None = None) -> AnyArray:
         """Read the column and repeat its elements, as `numpy.repeat` does."""
         return self._array().repeat(cast("Any", repeats), axis)
@@ -468,7 +471,7 @@ class ArrayMethods:
         rounded: AnyArray = _apply_by_rows(self, "round", round_rows, [], options)
         return rounded
 
-    @add_sections("ndarray", "cumsum()", "array([0, 1, 3])")
+    @add_sections("ndarray", "cumsum()", "array([0, 1, 3])", axis=_FLAT_AXIS)
     def cumsum(
         self: ArrayLikeColumn,
         axis: int | None = None,

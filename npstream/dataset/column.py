@@ -154,7 +154,7 @@ class Column(ColumnDisplay, ArrayMethods, ImageMethods, StatisticsMethods, eleme
 
     @property
     def chunks(self) -> tuple[int, ...]:
-        """Shape of a chunk: about as many rows as a stored chunk has, with whole values."""
+        """Shape of a chunk: about the number of rows in a stored chunk, with whole values."""
         rows, *cells = self.shape or (1,)
         return (
             max(1, min(self._source.estimate_rows(self._source.index.chunk_bytes), rows)),
@@ -209,8 +209,8 @@ class Column(ColumnDisplay, ArrayMethods, ImageMethods, StatisticsMethods, eleme
             return self._apply_mesh(selection.select((..., *rows)), mesh.select(rows, cells))
         positions, mesh = mesh.select_jointly(rows, cells, selection.shape)
         column = self._apply_mesh(selection.ravel().select(positions), mesh)
-        # An index with an integer for each row axis selects one value, which is read at once. That
-        # applies even if the index has an array for an axis of the value.
+        # An index with an integer for each row axis selects one value. So the result is read at
+        # once, even if the index has an array for an axis of the value.
         return column.load() if all(isinstance(item, int) for item in rows) else column
 
     def _index_leading_cells(self, index: Any, mesh: Mesh) -> Any:
@@ -313,8 +313,8 @@ class Column(ColumnDisplay, ArrayMethods, ImageMethods, StatisticsMethods, eleme
         Returns
         -------
         ndarray or Ragged
-            A Ragged if the values vary in size. It has a row for each sample, even for an N-d view.
-            An object array if values are not numbers, text or bytes.
+            A Ragged if the values vary in size: one row per sample, and no other axes of rows, even
+            for an N-d view. An object array if the values are not numbers, text or bytes.
 
         Raises
         ------
@@ -464,7 +464,7 @@ class Column(ColumnDisplay, ArrayMethods, ImageMethods, StatisticsMethods, eleme
 
     @property
     def _holds_objects(self) -> bool:
-        """Whether values may not fit a NumPy dtype; Python integers may have any size."""
+        """Whether no NumPy dtype may fit the values: they vary in size, or are Python integers."""
         return self._cell is None or self._field.encoding.name == "int"
 
     def to_torch(self) -> Any:
@@ -516,7 +516,7 @@ class Column(ColumnDisplay, ArrayMethods, ImageMethods, StatisticsMethods, eleme
         if self.size and self._rows_first:
             rows = self._source.block_rows(self._plan, READ_BYTES)
             rows //= max(1, prod(self._selection.shape[1:]))
-        starts = range(0, length, max(1, rows)) or range(1)  # no rows are one empty block
+        starts = range(0, length, max(1, rows)) or range(1)  # without rows, one empty block
         for start in starts if purpose is None else progress(starts, purpose):
             yield start, min(start + starts.step, length)
 
@@ -603,7 +603,7 @@ class Column(ColumnDisplay, ArrayMethods, ImageMethods, StatisticsMethods, eleme
     __hash__ = None  # type: ignore[assignment]
 
     def _compare(self, ufunc: np.ufunc, other: Any) -> Any:
-        """Apply ``==`` or ``!=``, which accept a number and text; the ufuncs do not."""
+        """Apply ``==`` or ``!=``; unlike the ufuncs, they can compare numbers with text."""
         if getattr(other, "__array_ufunc__", ufunc) is None:
             return NotImplemented
         function = elementwise.EQUALITY[ufunc]

@@ -123,7 +123,7 @@ class ColumnDisplay:
         from npstream.explore.preview import Preview, preview_column, row_labels
 
         mesh, selection = self._mesh, self._selection
-        if mesh is not None and mesh.lead:  # the first axis is one of the values, not the rows
+        if mesh is not None and mesh.lead:  # the first axis is not a row axis
             return Preview([], [], {})
         try:
             part = self._first_rows(rows)
@@ -201,7 +201,7 @@ class ColumnDisplay:
         return ImageGrid(title, values, labels, encoding, size=size, columns=columns_per_row)
 
     def _first_rows(self, rows: int) -> Any:
-        """Return the first rows as a column with one row axis, or none if the view has no axes."""
+        """Return the first rows as a column with one row axis, or none for a view without axes."""
         mesh, selection = self._mesh, self._selection
         if mesh is None:
             return type(self)(self._source, self._plan, selection.ravel(), self._cell)[:rows]  # type: ignore[call-arg]

@@ -236,7 +236,8 @@ def _squared_deviations(blocks: Arrays, axes: Axes, dtype: Dtype) -> AnyArray:
         size = math.prod(block.shape[axis] for axis in axes)
         if origin is None:
             origin = _mean(block, axes, dtype, size)
-        # Numbers far from zero would lose digits in the mean, so subtract an estimate of it first.
+        # The mean of numbers far from zero would lose digits. So first subtract an estimate of the
+        # mean: the mean of the first block.
         numbers = block - origin
         center = _mean(numbers, axes, dtype, size)
         squares = squares + np.add.reduce(_square(numbers - center), axis=axes, keepdims=True)
@@ -323,7 +324,7 @@ def reduce_without_nan(
         or (out is not None and not isinstance(out, np.ndarray))
         or (dtype is not None and np.dtype(dtype).kind != "f")
         or isinstance(axis, list)
-        or (name in ("argmin", "argmax") and not _is_position(axis, out))
+        or (name in ("argmin", "argmax") and not _allows_positions(axis, out))
     ):
         options |= {} if out is None else {"out": out}
         return getattr(np, "nan" + name)(
@@ -349,8 +350,8 @@ def reduce_without_nan(
     return result if result.ndim else result[()]
 
 
-def _is_position(axis: Any, out: AnyArray | None) -> bool:
-    """Return True if `axis` and `out` allow positions: one axis or none, and the dtype intp."""
+def _allows_positions(axis: Any, out: AnyArray | None) -> bool:
+    """Return True if `axis` is an int or None, and `out` has the dtype of positions, intp."""
     return (axis is None or isinstance(axis, int)) and (out is None or out.dtype == np.intp)
 
 
@@ -374,7 +375,7 @@ def _extreme_without_nan(name: str, blocks: Arrays, axes: Axes) -> AnyArray:
 
 
 def _position_without_nan(name: str, blocks: Arrays, axis: Any) -> AnyArray:
-    """Return the position of the first extreme; raise ValueError where all elements are NaN."""
+    """Return the position of the first extreme; raise ValueError if a slice contains only NaN."""
     worst = np.inf if name == "argmin" else -np.inf
     reduces_rows = axis is None or axis == 0
     all_nan: list[AnyArray] = []  # one array if rows are reduced, otherwise one for each block
@@ -401,7 +402,10 @@ def _position_without_nan(name: str, blocks: Arrays, axis: Any) -> AnyArray:
 def _moment_without_nan(
     name: str, blocks: Arrays, axes: Axes, dtype: Dtype, ddof: float
 ) -> AnyArray:
-    """Return means or variances without NaN, merged over blocks (Chan et al., 1979)."""
+    """Return means, variances or standard deviations that ignore NaN.
+
+    Those of blocks are merged as by Chan, Golub and LeVeque (1979).
+    """
     sum_dtype = np.result_type(dtype, np.float64)
     moments = _count_and_sum if name == "mean" else _moments
     parts = (moments(block, axes, sum_dtype) for block in blocks if len(block))
@@ -423,14 +427,14 @@ def _moment_without_nan(
 
 
 def _count_and_sum(block: AnyArray, axes: Axes, dtype: Dtype) -> tuple[AnyArray, ...]:
-    """Return the count and the sum of a block's elements without NaN."""
+    """Return the count and the sum of a block's elements, ignoring NaN."""
     is_number = ~np.isnan(block)
     count = is_number.sum(axis=axes, keepdims=True)
     return count, np.add.reduce(block, axis=axes, dtype=dtype, where=is_number, keepdims=True)
 
 
 def _moments(block: AnyArray, axes: Axes, dtype: Dtype) -> tuple[AnyArray, ...]:
-    """Return the count, the sum, and the sum of squared deviations of a block without NaN."""
+    """Return the count, the sum, and the sum of squared deviations of a block, ignoring NaN."""
     count, total = _count_and_sum(block, axes, dtype)
     deviations = np.subtract(block, total / np.maximum(count, 1), dtype=dtype)
     squares = _square(deviations)

@@ -29,8 +29,10 @@ def split_lengths(lengths: Sequence[float], n: int) -> list[int]:
     Parameters
     ----------
     lengths : sequence of int or float
-        Counts that sum to `n`, or fractions that sum to 1. Fractions are rounded down. The
-        remaining samples go to the parts one each, from the first part on, as in torch.
+        Counts that sum to `n`, or fractions that sum to 1. As in torch, counts from fractions are
+        rounded down, and the first parts get one more sample each, until none remain.
+    n : int
+        Number of samples to split.
 
     Examples
     --------
@@ -49,7 +51,7 @@ def split_lengths(lengths: Sequence[float], n: int) -> list[int]:
         for part in range(n - sum(counts)):
             counts[part % len(counts)] += 1
     else:
-        counts = [operator.index(n) for n in lengths if isinstance(n, SupportsIndex)]
+        counts = [operator.index(k) for k in lengths if isinstance(k, SupportsIndex)]
     if len(counts) < len(lengths):
         raise ValueError(f"fractions {lengths} sum to {sum(lengths)}; they must sum to 1")
     if sum(counts) != n:

@@ -37,8 +37,8 @@ _VIEW_ROWS = 1 << 16
 class TextMethods:
     """Methods that search or measure the values of a column of text or bytes: ``ds["text"].str``.
 
-    They read as ``==`` does: block by block, without decoding. A remote column is read up to the
-    limit of implicit reads.
+    They read as ``==`` does: block by block, without decoding. They raise CostError if a remote
+    column would download more than the limit of implicit reads.
 
     Examples
     --------
@@ -78,8 +78,8 @@ class TextMethods:
         from npstream.explore import text
 
         with short_traceback:
-            (body,) = self._bodies(pattern)
-            return self._test(text.has_part(body), bool, "contains")
+            (body,) = self._as_bytes(pattern)
+            return self._apply(text.has_part(body), bool, "contains")
 
     def startswith(self, prefix: str | bytes | tuple[str | bytes, ...]) -> AnyArray:
         """Return True where a value begins with a text, or with one of several.
@@ -107,7 +107,7 @@ class TextMethods:
         from npstream.explore import text
 
         with short_traceback:
-            return self._test(text.has_end(self._bodies(prefix), False), bool, "startswith")
+            return self._apply(text.has_end(self._as_bytes(prefix), False), bool, "startswith")
 
     def endswith(self, suffix: str | bytes | tuple[str | bytes, ...]) -> AnyArray:
         """Return True where a value ends with a text, or with one of several.
@@ -135,7 +135,7 @@ class TextMethods:
         from npstream.explore import text
 
         with short_traceback:
-            return self._test(text.has_end(self._bodies(suffix), True), bool, "endswith")
+            return self._apply(text.has_end(self._as_bytes(suffix), True), bool, "endswith")
 
     def len(self) -> AnyArray:
         """Return the length of each value: characters of text, or bytes.
@@ -154,9 +154,9 @@ class TextMethods:
 
         with short_traceback:
             is_text = self._column._field.encoding.kind == "str"
-            return self._test(text.character_counts if is_text else text.byte_counts, int, "len")
+            return self._apply(text.character_counts if is_text else text.byte_counts, int, "len")
 
-    def _bodies(self, argument: Any) -> list[bytes]:
+    def _as_bytes(self, argument: Any) -> list[bytes]:
         """Return a text, or each text of a tuple, as bytes."""
         from npstream.explore import text
 
@@ -164,7 +164,7 @@ class TextMethods:
         items = argument if isinstance(argument, tuple) else (argument,)
         return [text.text_bytes(item, field.encoding.kind, field.name) for item in items]
 
-    def _test(self, function: Any, dtype: type, method: str) -> AnyArray:
+    def _apply(self, function: Any, dtype: type, method: str) -> AnyArray:
         from npstream.explore import text
 
         column = self._column
@@ -286,7 +286,8 @@ class StatisticsMethods:
         Returns
         -------
         ndarray
-            NaN occurs once, at the end. Values other than numbers and text are objects.
+            NaN occurs once, at the end. Values other than numbers and text are objects. They are
+            not sorted if Python cannot compare them.
 
         Raises
         ------
@@ -345,7 +346,7 @@ class StatisticsMethods:
             return quantiles(np.asarray(self), probabilities)
 
     def _require_numbers(self, method: Any) -> None:
-        """Raise TypeError unless the values are real numbers or times, or arrays of one shape."""
+        """Raise TypeError unless values are real numbers or times, or their arrays of one shape."""
         from npstream.explore import text
 
         field, kind = self._field, self.dtype.kind
@@ -364,8 +365,8 @@ class StatisticsMethods:
         bins : int or sequence, default: 10
             Number of bins of equal width, or their edges.
         ax : matplotlib.axes.Axes, optional
-            The axes to draw on. By default the current axes of pyplot, which are new ones if there
-            are none.
+            The axes to draw on. By default the current axes of pyplot, or new axes if there are no
+            current ones.
         **keywords : Any
             Arguments of `matplotlib.axes.Axes.hist`, such as `color` or `log`.
 
@@ -403,7 +404,8 @@ class StatisticsMethods:
         Parameters
         ----------
         values : iterable
-            The values to search for. A column of text or bytes contains no value of another type.
+            The values to search for. In a column of text or bytes, a value of another type is
+            never found.
 
         Returns
         -------
@@ -476,13 +478,13 @@ class StatisticsMethods:
         with short_traceback:
             _check_sample(sample)
             statistics: Mapping[Any, ColumnStatistics] = {}
-            if self._has_whole_rows:
+            if self._has_plain_rows:
                 statistics = sidecar_statistics(self._source, self._selection)
             return self._describe(statistics, sample, seed)
 
     @property
-    def _has_whole_rows(self) -> bool:
-        """Whether the column has one axis of rows, and whole values."""
+    def _has_plain_rows(self) -> bool:
+        """Whether the column has one axis of rows, and no mesh that selects elements."""
         return len(self._selection.shape) == 1 and self._mesh is None
 
     def _describe(
@@ -492,7 +494,7 @@ class StatisticsMethods:
         from npstream.explore.describe import describe_rows, describe_statistics
 
         field = self._field
-        if statistics and self._has_whole_rows:
+        if statistics and self._has_plain_rows:
             summary = describe_statistics(self._source, field, statistics)
             if summary is not None:
                 return summary

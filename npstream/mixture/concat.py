@@ -32,8 +32,8 @@ def concat(datasets: Iterable[Dataset]) -> Dataset:
     Parameters
     ----------
     datasets : iterable of Dataset
-        One-dimensional datasets or views with the same columns. Functions that a view has from
-        `map` apply to its samples. Empty views add no rows.
+        One-dimensional datasets or views with the same columns. A function that `map` added to a
+        view applies to the view's samples. Empty views add no rows.
 
     Returns
     -------
@@ -44,15 +44,15 @@ def concat(datasets: Iterable[Dataset]) -> Dataset:
     ------
     ValueError
         If there are no datasets, if their columns differ in name or type, or if a view has several
-        axes. Also if a column is the name of each sample's source, which is not stored. Also if a
-        view selects rows of a mixture or concatenation whose parts have functions of their own.
+        axes. If a column contains the names of a mixture's sources, which are not stored. If a view
+        of a mixture or concatenation is not one slice, and its parts have functions of their own.
     TypeError
-        If one is not a Dataset.
+        If an item of `datasets` is not a Dataset.
 
     See Also
     --------
     mix : Draws samples of several datasets by weight.
-    merge : Writes one dataset of several ones.
+    merge : Writes one dataset with the samples of several ones.
 
     Examples
     --------
@@ -143,4 +143,5 @@ def _members_of(number: int, view: Dataset) -> Iterator[Member]:
 def _chain(
     first: Callable[[Any], Any] | None, second: Callable[[Any], Any] | None
 ) -> Callable[[Any], Any] | None:
+    """Return a function that applies two transforms in turn; None if both are None."""
     return first if second is None else chain_transforms(first, second)

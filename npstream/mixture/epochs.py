@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from npstream.orders.balance import RowCosts
 
 CONTEXT_BYTES = 1 << 20
-"""Maximum length of the compressed run of a loaded state, which is shared with workers."""
+"""Maximum bytes of a compressed `MixtureRun`, which workers of a resumed iteration receive."""
 
 _ROWS_PER_SOURCE, _MIN_LOOKUP_ROWS = 8, 1 << 14
 """Rows to look up together: the first number times the sources, but at least the second number."""
@@ -131,8 +131,12 @@ class MixtureEpochs:
         """Return how many of `nodes` nodes read each chunk.
 
         The result is the average over the sources, weighted by their bytes. A source with one lane
-        counts as 1: all nodes read it, but such sources are usually small.
+        counts as 1: all nodes read it, but such sources are usually small. The result is also 1 for
+        balanced batches, although all nodes read every chunk: another number of lanes would not
+        change that.
         """
+        if self._costs is not None:
+            return 1
         block, lanes = resolve_shuffle(self._spec, self._shuffle)
         sources = assign_lanes(
             self._spec, range(len(self._spec.names)), self._shuffle, block, lanes
@@ -140,8 +144,6 @@ class MixtureEpochs:
         times = [
             nodes // math.gcd(nodes, source.lanes) if source.lanes > 1 else 1 for source in sources
         ]
-        if self._costs is not None:  # all nodes read their chunks, with any number of lanes
-            return 1
         return round(np.average(times, weights=[max(nbytes, 1) for nbytes in self._spec.nbytes]))
 
     def chunk_share(self, nodes: int) -> float:
@@ -174,17 +176,18 @@ class MixtureEpochs:
             to_unskipped_position(position, cursor.gaps)
             for position in (run.size, cursor.position, repeat_start)
         )
-        # The grain is a batch of one rank with "device_per_stream", and otherwise a global batch.
+        # The grain is 1 with "random", a batch of one rank with "device_per_stream", and otherwise
+        # a global batch.
         unit = 1
         if self._batching == "device_per_stream":
             unit = batch_size = run.grain
         elif self._batching != "random":
             batch_size = run.grain // ranks.world
-        # Batches of different sizes are looked up one by one: a look-up leaves out the rows that
-        # smaller batches lack, so the bounds of several batches would be lost.
         make: Any = Partition
         if self._costs is not None:
             make = partial(BalancedPartition, costs=partial(_costs_at, order, self._costs))
+        # Batches of different sizes are looked up one by one: a look-up leaves out the rows that
+        # smaller batches lack, so the bounds of several batches would be lost.
         part: Partition = make(
             size, ranks.rank, ranks.world, batch_size, last, ranks.world // ranks.per_node, start,
             unit, repeat_start=repeat_start, gaps=cursor.gaps, rows=order.at,
@@ -237,12 +240,12 @@ class MixtureEpochs:
 
     @cached_property
     def _cost_identity(self) -> dict[str, Any]:
-        """The costs in states."""
+        """The value of "balance" in states: a hash of the costs."""
         assert self._costs is not None
         return {"hash": self._costs.identity()}
 
     def _stream(self, context: bytes, ranks: Ranks) -> tuple[MixtureRun, MixtureOrder]:
-        """Return a run and its stream: the run in a cursor's context, or a new run without one."""
+        """Return a run and its stream: the run in `context`, or a new run if `context` is empty."""
         key, cached = (context, ranks.world), self._last_order
         if cached is None or cached[0] != key:
             if context:

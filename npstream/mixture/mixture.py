@@ -96,7 +96,7 @@ class Mixture(Dataset):
     def weights(self) -> dict[str, float] | list[tuple[int, dict[str, float]]]:
         """Share of each source in the drawn samples, by name; together 1.
 
-        If the shares change during the run, it is a list of pairs ``(position, shares)``.
+        If the shares change during the run, the value is a list of pairs ``(position, shares)``.
         """
         schedule = [
             (position, dict(zip(self.names, shares, strict=True)))
@@ -473,9 +473,9 @@ def mix(
         declaration. "source" is the name of each sample's source.
     block : int, optional
         Number of consecutive samples in which all sources have their exact shares. If each batch is
-        of one source, it counts batches. A number that is not coprime to the number of lanes is
-        raised to the next coprime number. By default at least 4,096, and enough for 32 samples of
-        the rarest source.
+        of one source, `block` is a number of batches. A number that is not coprime to the number of
+        lanes is raised to the next coprime number. By default at least 4,096, and enough for 32
+        samples of the rarest source.
 
     Returns
     -------

@@ -1,14 +1,15 @@
 """Provide the patterns of superblocks: which source is drawn at each place, and its draw number.
 
-A *block* has L places, and C lanes take places in turn. A *superblock* is C consecutive blocks with
-the same pattern, in which each lane meets each slot of the pattern exactly once. There are two
-cases:
+A *pattern* has L *slots*, with a source in each. A *block* has L *places*, and each place has the
+source of one slot. C lanes take places in turn. A *superblock* is C consecutive blocks with the
+same pattern, in which each lane meets each slot of the pattern exactly once. There are two cases:
 
-- L and C are coprime. Place w of block a is slot w, and belongs to lane ``(a * L + w) % C``. So in
-  block a, lane l meets the slots with ``slot % C == (l - a * L) % C``. These slots are a *class*.
+- L and C are coprime. Place ``w`` of block ``a`` has slot ``w``, and belongs to lane
+  ``(a * L + w) % C``. So in block ``a``, lane ``l`` meets the slots with
+  ``slot % C == (l - a * L) % C``. These slots are a *class*.
 - C divides L. This is so if a block is a global batch, with stratified batches. Then a slot would
-  belong to the same lane in every block. So each row of C places is rotated by a places in block a,
-  and lane l meets class ``(l + a) % C``.
+  belong to the same lane in every block. So in block ``a``, each row of C places is rotated by
+  ``a`` places, and lane ``l`` meets class ``(l + a) % C``.
 
 Classes are numbered in the order in which each lane meets them, cyclically. Each lane begins with
 another class.
@@ -36,8 +37,8 @@ class Pattern(NamedTuple):
         The number of lanes and the length of a block. They are coprime, or `lanes` divides
         `length`.
     rotation : int
-        Rows are rotated by ``a * rotation`` places in block a. It is 1 if `lanes` divides `length`,
-        else 0.
+        In block ``a``, each row of `lanes` places is rotated by ``a * rotation`` places. `rotation`
+        is 1 if `lanes` divides `length`, else 0.
     step, inverse_step : int
         Slot q is in class ``q * step % lanes``. The slots of class k have
         ``slot % lanes == k * inverse_step % lanes``.
@@ -75,7 +76,8 @@ def make_pattern(counts: Int64, lanes: int, key: int) -> Pattern:
     Parameters
     ----------
     counts : ndarray of int64
-        Units of each source in a block.
+        Units of each source in a block. A unit is a sample, or a batch if each batch is of one
+        source.
     lanes : int
         A number that is coprime to the length of a block, or divides it.
     key : int
@@ -124,10 +126,11 @@ def _write_cells(pattern: Pattern) -> None:
 
 @kernel
 def look_up_draws(places: Int64, pattern: Pattern, sources: Int64, numbers: Int64) -> None:
-    """Write the source at each place, and its number among the draws of this source in the lane.
+    """Write the source at each place, and the number of the draw at this place.
 
-    Places count through consecutive superblocks with the same pattern. Draws count from the
-    beginning of the first superblock.
+    The number counts the draws of the same source in the same lane. Places count through
+    consecutive superblocks with the same pattern. Draws count from the beginning of the first
+    superblock.
     """
     lanes = pattern.lanes
     length = pattern.length

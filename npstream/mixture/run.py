@@ -44,7 +44,10 @@ if TYPE_CHECKING:
 _CONTINUING_HINT = "load mix.continuing(state) of this mixture to continue with it"
 
 _VERSION_1 = "1:"
-"""Prefix of fingerprints of states of version 1; removed sources keep such fingerprints."""
+"""Prefix that `load_run` adds to fingerprints of states of version 1.
+
+Present sources then get new fingerprints. Removed sources keep the old ones, with the prefix.
+"""
 
 _MAX_LISTED = 5
 """Maximum number of names in a message."""
@@ -54,7 +57,10 @@ BATCHINGS = ("random", "stratified", "per_stream", "device_per_stream")
 
 
 COSTS_OF_ANOTHER_MIXTURE = {"hash": None}
-"""What a state has for `balance` that `continue_run` made: the new mixture has costs of its own."""
+"""The value of "balance" in a state from `continue_run`.
+
+The new mixture has costs of its own, whose hash is not yet known.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +233,7 @@ class MixtureRun:
     def to_json(self) -> dict[str, Any]:
         """Return the run as plain JSON."""
         data: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        # Tuples: torch.distributed.checkpoint would take lists of dicts apart.
+        # These lists become tuples, because torch.distributed.checkpoint splits up lists of dicts.
         data |= {name: tuple(data[name]) for name in ("sources", "stretches")}
         return {"version": list(STREAM_VERSION), **data}
 
@@ -334,9 +340,10 @@ def new_run(
     shuffle : Shuffle, optional
         None reads sources in their own order.
     batching : str
+        One of `BATCHINGS`.
     batches : Batches
     size : int, optional
-        Samples in an epoch.
+        Samples in an epoch; by default those of all sources. `epoch_size` may round it down.
     ranks : Ranks
     """
     block, lanes = resolve_shuffle(spec, shuffle)
@@ -378,10 +385,11 @@ def assign_lanes(
     ----------
     spec : MixtureSpec
     numbers : iterable of int
-        The numbers of the sources.
+        The numbers of the sources in `spec`.
     shuffle : Shuffle, optional
+        None reads sources in their own order.
     block, lanes : int
-        The block and the lanes of the mixture.
+        Bytes that the mixture shuffles together, or 0 for all, and its number of lanes.
     """
     total = max(sum(spec.nbytes), 1)
     # If the user gives a large number of lanes, a lane's part of the block can be smaller than
@@ -409,9 +417,9 @@ def assign_lanes(
 def epoch_size(spec: MixtureSpec, size: int | None, run: MixtureRun) -> int:
     """Return the positions in an epoch.
 
-    If batches must not be split, the result is a multiple of the batch. Otherwise it is `size`, or
-    by default the samples of all sources, rounded down to a multiple of the lanes. The default is
-    not rounded if there are fewer samples than lanes.
+    If batches must not be split, the result is rounded down to a multiple of `run.grain`, but is at
+    least one batch. Otherwise a given `size` is not changed. The default is the samples of all
+    sources, rounded down to a multiple of the lanes unless there are fewer samples than lanes.
     """
     samples = sum(spec.sizes) if size is None else size
     if run.batching == "random":
@@ -585,7 +593,7 @@ def continue_run(spec: MixtureSpec, state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_fingerprints(run: MixtureRun, spec: MixtureSpec) -> MixtureRun:
-    """Return a run with the fingerprints of its sources; removed sources keep theirs."""
+    """Return a run with new fingerprints of the sources in `spec`; other sources keep theirs."""
     fingerprints = dict(zip(spec.names, spec.fingerprints, strict=True))
     sources = [
         replace(source, fingerprint=fingerprints[source.name](STATE_VERSION))

@@ -29,7 +29,7 @@ MAX_BLOCK = 1 << 22
 
 _RAREST_UNITS = 32
 """Units of the rarest source in a default block. Counts are rounded to whole units, so the source's
-share is exact to half a unit, which is 1/64 of it."""
+share is exact to half a unit, which is 1/64 of the share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class MixtureSpec:
         Each returns the bounds of a source's chunks: the first row of each, then the number of
         rows.
     fingerprints : tuple of callable
-        Each takes a version of states, and returns a source's fingerprint in it; see
+        Each takes a version of states, and returns a source's fingerprint in this version; see
         `npstream.iteration.state.ViewFingerprint`.
     schedule : tuple
         See `make_schedule`.
@@ -91,8 +91,9 @@ def make_schedule(
     sizes : sequence of int
         Samples of each source.
     weights : mapping, or sequence of (int, mapping), optional
-        A positive weight of each source, on any scale; or pairs of a position and the weights from
-        it on, with sorted positions from 0. By default weights are ``size ** alpha``.
+        A positive weight of each source, on any scale. Or pairs ``(position, weights)``: these
+        weights apply from the position on. Positions increase, and the first is 0. By default
+        weights are ``size ** alpha``.
     alpha : float
         1 draws from sources in proportion to their sizes, 0 from all equally.
 
@@ -136,7 +137,7 @@ def make_schedule(
 
 
 def block_length(shares: Sequence[float], lanes: int = 1) -> int:
-    """Return the default number of units in a block: a prime that does not divide the lanes.
+    """Return the default number of units in a block: a prime that does not divide `lanes`.
 
     Patterns repeat from block to block. A prime length makes sure that a reader of every n-th unit
     meets every slot of a pattern.

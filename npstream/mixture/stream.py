@@ -35,7 +35,7 @@ from npstream.orders.order import ORDER_VERSION, RowOrder
 from npstream.orders.permutation import make_key
 
 STREAM_VERSION = (1, PATTERN_VERSION, ORDER_VERSION)
-"""Version of the streams; it must change whenever this module computes others."""
+"""Version of the streams; it must change whenever this module computes other streams."""
 
 _STREAM_IDENTITY = "<MixtureOrder: {} sources, {}>"
 _EPOCH_IDENTITY = "<EpochOrder: {} positions from {} on, {}>"
@@ -101,7 +101,7 @@ class _DrawCounts(NamedTuple):
 class _Buffers:
     """Cached patterns, counts and passes.
 
-    A look-up removes its buffers from the order, so that no two threads use the same.
+    A look-up removes its buffers from the order, so that no two threads use the same ones.
     """
 
     def __init__(self, order: MixtureOrder) -> None:
@@ -235,10 +235,10 @@ class MixtureOrder:
         return np.array(present)[np.searchsorted(ends, rows, side="right")]
 
     def _to_stream(self, sources: Int64, lane: Int64, draw: Int64) -> tuple[Int64, Int64, Int64]:
-        """Return the place of each draw in the stream.
+        """Return where each draw is in the stream, as three arrays.
 
-        It is the lane of the stream, the number of the unit among the units of its source in this
-        lane, and the number of the sample in the unit.
+        They contain the lane of the stream, the number of the unit among the units of its source in
+        this lane, and the number of the sample in the unit.
         """
         source_lanes = self._lanes[sources]
         size = self._batches[sources]
@@ -253,7 +253,10 @@ class MixtureOrder:
     # Units and draws
 
     def _draws(self, buffers: _Buffers, units: Int64) -> tuple[Int64, Int64, Int64]:
-        """Return each unit's source, its lane, and its number among the source's draws there."""
+        """Return the source, the lane and the draw number of each unit.
+
+        The number counts the draws of this source in this lane.
+        """
         sources, numbers = np.empty_like(units), np.empty_like(units)
         lanes = units % self.course.lanes
         phases = np.searchsorted(self._starts, units, side="right") - 1
@@ -314,7 +317,7 @@ class MixtureOrder:
         return start - start % self.course.lanes
 
     def _split_units(self, phase: int, units: Any) -> tuple[Any, Any]:
-        """Return the superblocks of units in a phase, and their places there."""
+        """Return the superblocks of units in a phase, and the places of the units in them."""
         superblocks, places = divmod(units - self._row_start(phase), self._superblock_units(phase))
         return superblocks, places
 

@@ -58,7 +58,7 @@ def view_chunks(chunks: AnyArray, selection: Selection) -> AnyArray:
     If the sample ids of the view are monotonic, it is cut where the dataset's chunks begin.
     Otherwise all chunks of the view have the average length of the dataset's chunks. So consecutive
     samples of the view mostly stay together in an order. They are often also stored together, for
-    instance in a list of several slices.
+    instance if the view consists of several slices.
 
     Parameters
     ----------

@@ -57,7 +57,7 @@ _SEQUENTIAL_IDENTITY = "<SequentialOrder: {} rows>"
 MIN_LANE_BLOCK_BYTES = 1 << 24
 """Minimum bytes of a lane's share of a block, when the number of lanes is chosen by default.
 
-These are four chunks of `npstream.formats.chunks.CHUNK_BYTES`.
+It is the size of four chunks; see `npstream.formats.chunks.CHUNK_BYTES`.
 """
 
 _CHUNKS_LEVEL = 2
@@ -74,10 +74,10 @@ class Shuffle:
     Parameters
     ----------
     block : int, str or None, default: "auto"
-        Bytes of data that are shuffled together, over all lanes. About as much data stays in memory
-        or in the cache while the order is read. "auto" is 1/64 of the data, but at least 1 GiB and
-        at most 64 GiB. None shuffles all samples together. 0 shuffles nothing: samples keep the
-        order of the view.
+        Bytes of data that are shuffled together, over all lanes. About this amount of data stays in
+        memory or in the cache while the order is read. "auto" is 1/64 of the data, but at least
+        1 GiB and at most 64 GiB. None shuffles all samples together. 0 shuffles nothing: samples
+        keep the order of the view.
     lanes : int, optional
         Number of sequences of chunks that the order interleaves. If it is a multiple of the number
         of nodes, the nodes read different chunks. Only the few chunks that are cut at the end of a
@@ -299,7 +299,7 @@ class Order(RowOrder):
         return rows
 
     def pieces(self) -> OrderPieces:
-        """Return the pieces of chunks in the lanes of the order, in the order of this epoch."""
+        """Return the pieces of chunks in each lane, in the sequence of this epoch."""
         layout, cache = self._acquire()
         pieces = pieces_of_layout(self._blocks, layout)
         self._free_buffers.append((layout, cache))
@@ -315,7 +315,7 @@ class Order(RowOrder):
         blocks, (layout, cache) = self._blocks, self._acquire()
         kernel = look_up.for_size(self._estimate_work(rows.size, min(rows.size, blocks.lanes)))
         done = kernel(positions, blocks, layout, cache, rows)
-        # The kernel stops when the cache has no free stretch.
+        # The kernel stops when the cache has no memory for another range of rows of a lane.
         while done < rows.size:
             cache = grow_cache(cache, rows.size - done)
             next_positions = positions[done:] if positions.size == rows.size else positions + done
@@ -397,7 +397,7 @@ def _within_bounds(numbers: Int64, n: int) -> Int64:
 
 
 def _is_below_one_byte(block: int | float | str) -> bool:
-    """Return True for a fraction of a byte, which is rounded down to 0 and does not mean 0."""
+    """Return True for a positive size below 1 byte: rounded down to 0, it would shuffle nothing."""
     is_zero = block == 0 or (isinstance(block, str) and set(block).isdisjoint("123456789"))
     return parse_size(block) == 0 and not is_zero
 

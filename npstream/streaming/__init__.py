@@ -1,4 +1,4 @@
-"""Provide the classes of Streaming under their names, so that its programs run with npstream.
+"""Provide the classes of MosaicML Streaming under their names, for programs written for it.
 
 Nothing here imports torch before a class that needs it is used.
 """

@@ -44,9 +44,9 @@ class EpochReads(NamedTuple):
     Attributes
     ----------
     size, global_batch : int
-        The positions of the epoch, and those of a global batch.
+        Number of positions in the epoch, and in a global batch.
     samples : int
-        Samples that the ranks of this machine read.
+        Number of samples that the ranks of this machine read.
     sample_batches : callable
         Takes a step, and yields the rows and the positions of every `step`-th batch of the ranks.
     """
@@ -63,10 +63,12 @@ class EvictionPlan:
     Parameters
     ----------
     source : Source
+        The source that the iteration reads.
     plan : Plan
         The columns that are read.
     run_text : callable
-        Returns text that identifies the order: the same in all processes that read with it.
+        Returns text that identifies the run's order of samples. All processes of the run return the
+        same text, so that they share one group of the cache.
     """
 
     def __init__(self, source: Source, plan: Plan, run_text: Callable[[], str]) -> None:

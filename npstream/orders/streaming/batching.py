@@ -8,7 +8,8 @@
   - "device_per_stream": each batch of a rank is of one stream.
   - "stratified": each global batch has a fixed number of samples of every stream.
 
-A *slot* is an index of a sample in an epoch; see `npstream.orders.streaming.partition`.
+A *slot* is the number of a place in the batches of an epoch; it holds a sample or is empty. See
+`npstream.orders.streaming.partition`.
 
 Tested in tests/orders/streaming/test_order.py.
 """
@@ -224,12 +225,12 @@ class PerStream(_CombinedStreams):
 
 @dataclass(frozen=True, eq=False)
 class PerDevice(_CombinedStreams):
-    """Batches of a rank of one stream each, in an order that is drawn for each node.
+    """Batches of single ranks, each of one stream. Each node has its own random order of batches.
 
     Parameters
     ----------
     streams : list of Samples
-        Their partitions have one node for each lane, and a batch size of 1.
+        Streams whose partitions have one node for each lane, and a batch size of 1.
     world : World
     batch_size : int
         Samples of one rank in a batch.
@@ -246,8 +247,8 @@ class PerDevice(_CombinedStreams):
     @classmethod
     def draw(cls, streams: list[Samples], world: World, batch_size: int, seed: int) -> PerDevice:
         """Draw the order of the full batches of all streams, for each node."""
-        lanes, ranks = streams[0].partition.lanes // world.nodes, world.ranks_per_node
-        counts = [each.partition.samples * lanes * ranks // batch_size for each in streams]
+        node_lanes, ranks = streams[0].partition.lanes // world.nodes, world.ranks_per_node
+        counts = [each.partition.samples * node_lanes * ranks // batch_size for each in streams]
         _require_batches(
             streams, counts, f"a rank's batch of {quantity(batch_size, 'sample')} on each node"
         )
@@ -269,11 +270,11 @@ class PerDevice(_CombinedStreams):
         batch, offset = np.divmod(slots, self.batch_size)
         batch, node = self._node_batches(batch)
         # Convert to slots of the streams' partitions, in which each lane is a node.
-        lanes = self.streams[0].partition.lanes // nodes
+        node_lanes = self.streams[0].partition.lanes // nodes
         index = self.index_in_stream[node, batch] * self.batch_size + offset
         rank_sample, rank = np.divmod(index, ranks)
-        sample, lane = np.divmod(rank_sample, lanes)
-        stream_slots = ((sample * nodes + node) * lanes + lane) * ranks + rank
+        sample, lane = np.divmod(rank_sample, node_lanes)
+        stream_slots = ((sample * nodes + node) * node_lanes + lane) * ranks + rank
         return self.stream_ids(self.batch_streams[node, batch], stream_slots)
 
     def is_filled(self, slots: Int64) -> Bools:

@@ -117,7 +117,7 @@ class StreamingPartition:
 
     @property
     def samples(self) -> int:
-        """Number of samples of each rank; some are repeated, so that this number is equal."""
+        """Number of samples of each rank; some are repeated, so that all ranks have this number."""
         return -(-self._per_node // self.world.ranks_per_node)
 
     @property
@@ -246,6 +246,8 @@ def _positions(
     rows, filler, filler_source, is_cyclic = layout
     lanes = bounds.size - 1
     repeated = -per_node % ranks
+    # A rank's next sample is `ranks * nodes` samples later in the sequence: this number of rows and
+    # lanes.
     row_step = ranks * nodes // lanes
     lane_step = ranks * nodes - row_step * lanes
     # `fast_steps` is the number of next slots whose samples are found without divisions.

@@ -77,17 +77,18 @@ class ExpandedOrder:
 
     @classmethod
     def draw(
-        cls, state: State, pieces: Pieces, lanes: Int64, firsts: Int64, widths: tuple[int, int]
+        cls, state: State, pieces: Pieces, lanes: Int64, firsts: Int64, width_range: tuple[int, int]
     ) -> ExpandedOrder:
         """Draw the random numbers of each lane: for the shuffles of its pieces, then for places."""
-        min_width, width_stop = widths
+        min_width, width_stop = width_range
         shuffles, moves = [], []
         for lane in range(len(lanes) - 1):
             offsets = pieces.offsets[firsts[lane] : firsts[lane + 1] + 1]
             snapshots = Snapshots.draw(state, offsets[:-1], offsets[1:])
             shuffles.append(snapshots)
             moves.append(np.empty_like(snapshots.states))
-            # A piece takes as long as many rows, so the size here is the number of rows.
+            # `for_size` expects an amount of work. The work for a piece is large, so the number of
+            # rows estimates it better than the number of pieces.
             _skip_moves.for_size(int(offsets[-1] - offsets[0]))(
                 state, np.diff(offsets), width_stop - min_width, snapshots.runs, moves[-1]
             )
@@ -186,17 +187,20 @@ class ExpandedOrder:
 
 
 @kernel
-def _skip_moves(state: State, sizes: Int64, widths: int, snapshots: Int64, states: State) -> None:
+def _skip_moves(
+    state: State, sizes: Int64, width_count: int, snapshots: Int64, states: State
+) -> None:
     """Advance the state as if the places of pieces were drawn, but without drawing them.
 
-    The states before the pieces with the numbers `snapshots` are written to `states`.
+    `width_count` is the number of possible widths; see `ExpandedOrder`. The states before the
+    pieces with the numbers `snapshots` are written to `states`.
     """
     snapshot = 0
     for k in range(sizes.size):
         if snapshot < snapshots.size and snapshots[snapshot] == k:
             save_state(state, snapshot, states)
             snapshot += 1
-        draw_below(state, widths)
+        draw_below(state, width_count)
         jump(state, sizes[k])
 
 
@@ -206,8 +210,8 @@ def _move_range(state: State, offset: int, size: int, move: MoveParameters) -> t
 
     The range ends where a sample would leave the lane.
     """
-    lane_size, min_width, widths = move
-    reach = max((min_width + draw_below(state, widths) - size) / 2, 0.0)
+    lane_size, min_width, width_count = move
+    reach = max((min_width + draw_below(state, width_count) - size) / 2, 0.0)
     left = max(-reach, -float(offset))
     return left, min(reach, float(lane_size - offset - size)) - left
 

@@ -1,8 +1,8 @@
 """Provide the samples that an epoch of Streaming takes, and how often it takes each.
 
 A *stream* is one dataset of a mixture. Its weight determines how many samples an epoch takes of it.
-This number is divided among its shards. If it is not a multiple of a shard's size, random samples
-of the shard are picked.
+This number is divided among its shards. If a shard's part is not a multiple of the shard's size,
+random samples of the shard are picked.
 """
 
 from __future__ import annotations
@@ -62,13 +62,13 @@ class Weight:
 def samples_per_stream(
     weights: Sequence[Weight], sizes: Int64, epoch_size: int | None, seed: int
 ) -> tuple[Int64, NDArray[np.float64]]:
-    """Return the number of samples that an epoch takes of each stream, and each proportion.
+    """Return how many samples an epoch takes of each stream, and the stream's part of the epoch.
 
     There are three kinds of weights:
 
     - Proportions of all streams: `epoch_size` is by default the size of all streams together.
     - `repeat` or `choose` of some streams: they give the counts, and `epoch_size` must be None.
-    - None: an epoch takes each sample once, or `epoch_size` samples in proportion to the sizes.
+    - No weights: an epoch takes each sample once, or `epoch_size` samples in proportion to sizes.
 
     >>> weights = [Weight(proportion=3), Weight(proportion=1)]
     >>> samples_per_stream(weights, np.array([50, 60]), 100, seed=0)
@@ -147,6 +147,7 @@ class Picks:
     stream_samples : list of int
         The number of samples that the epoch takes of each stream.
     granularity : int
+        Maximum number of samples that are picked of a random shard at a time.
     shard_seed, sample_seed : int
         Seeds for the choice of shards, and of samples in a shard.
 

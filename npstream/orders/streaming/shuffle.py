@@ -101,8 +101,8 @@ class EpochShuffle:
                 "nodes, or another order"
             )
         min_length, length_stop = self._block_lengths
-        # A draw needs at least one number to choose from. py1e draws lengths, and py1br also draws
-        # staggers below the minimum length.
+        # A draw needs at least one number to choose from. py1e and py1br draw one of `lengths`
+        # numbers. py1br also draws the stagger of each lane, which is below `min_length`.
         lengths = length_stop - min_length
         choices = {"py1e": lengths, "py1br": min(min_length, lengths)}.get(self.algorithm, 1)
         if choices < 1:
