@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 __all__ = ["CudaDriver", "CudaGatherBackend", "find_cuda_obstacle"]
 
 _PORTABLE, _DEVICEMAP, _READ_ONLY = 1, 2, 8
-"""Flags of ``cuMemHostRegister``: for all contexts, readable for devices, and only readable."""
+"""Flags of ``cuMemHostRegister``: valid in all contexts, mapped for devices, and read-only."""
 
 
 def find_cuda_obstacle() -> str | None:
-    """Return why this process cannot gather with CUDA; None if nothing is known."""
+    """Return why this process cannot gather with CUDA; None if no reason is known."""
     if torch.version.cuda is None:
         return "this build of torch has no CUDA"
     if importlib.util.find_spec("triton") is None:
@@ -41,15 +41,15 @@ def find_cuda_obstacle() -> str | None:
 class CudaDriver:
     """Registers memory of the host, by functions of the CUDA driver.
 
-    torch has functions of the CUDA runtime for this. But the runtime remembers an error, and the
-    next call of torch, which has no error, would raise it.
+    torch offers functions of the CUDA runtime for this. But the runtime remembers the error of a
+    failed registration. The next call of torch would raise this error, although that call succeeds.
 
     Parameters
     ----------
     device : int
         The number of the device.
     library : object, optional
-        Has the functions of the driver; by default ``libcuda.so.1``.
+        An object with the functions of the driver; by default ``libcuda.so.1``.
 
     Raises
     ------
@@ -93,7 +93,7 @@ class CudaDriver:
 
     @contextmanager
     def _current_context(self) -> Iterator[None]:
-        """Make torch's context current in this thread, in which it may not be yet."""
+        """Make torch's context current during a block: in this thread, it may not be so yet."""
         self._call("cuCtxPushCurrent_v2", self._context)
         try:
             yield
@@ -120,6 +120,7 @@ class CudaGatherBackend(CudaBackend):
     Attributes
     ----------
     memory : DeviceMemory
+        Registers memory for the device.
 
     Raises
     ------
@@ -147,7 +148,7 @@ class CudaGatherBackend(CudaBackend):
         return outputs
 
     def record_event(self) -> Any:
-        """Return an event after all that was started so far."""
+        """Return an event that completes after all copies that were started so far."""
         with torch.cuda.stream(self._stream):
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record(self._stream)

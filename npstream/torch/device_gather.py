@@ -2,8 +2,8 @@
 
 The processor computes only the addresses of rows. A kernel of the device copies the values of fixed
 size over the bus, from shards that `ShardRegistry` has registered. Threads read the other columns
-into pinned buffers, as `PinnedPlacer` does. If the device cannot gather a batch, or any batch, then
-`PinnedPlacer` reads it, and a warning says why once.
+into pinned buffers, as `PinnedPlacer` does. `PinnedPlacer` also reads all batches that the device
+cannot gather. A warning gives each reason once.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ if TYPE_CHECKING:
 __all__ = ["GatherPlacer", "find_obstacle", "make_gather_placer"]
 
 MEMORY_SHARE = 2
-"""All ranks of a machine together register at most one in this number of its free bytes."""
+"""All ranks of a machine together register at most its available memory divided by this number."""
 
 MAX_REGISTERED_RATIO = 2
-"""Maximum ratio of the bytes that a loop registers and of those that it gathers.
+"""Maximum ratio of the bytes that a loop registers to the bytes that it gathers.
 
-It counts once the loop has registered as many bytes as the limit. Registering a byte takes about as
-long as gathering one.
+The ratio is checked once the loop has registered more bytes than the limit of the registry.
+Registering a byte takes about as long as gathering a byte.
 """
 
 CHECKED_ROWS = 64
-"""Rows of a loop that are compared with those that the processor reads."""
+"""Number of the first rows of a loop that are compared with the rows that the processor reads."""
 
 
 def find_obstacle(device: torch.device, source: Source, plan: Plan) -> str | None:
@@ -83,7 +83,7 @@ class GatherPlacer(PinnedPlacer):
     def gather(
         self, source: Source, plan: Plan, lookup: Lookup, batch_size: int
     ) -> list[dict[str, Any]]:
-        """Start to gather rows; return the columns of each batch, or nothing if that is impossible.
+        """Start to gather rows; return the columns of each batch, or [] if that is impossible.
 
         Parameters
         ----------
@@ -203,7 +203,7 @@ class GatherPlacer(PinnedPlacer):
 
 
 def _with_dtype(values: torch.Tensor, column: ColumnBytes) -> torch.Tensor:
-    """Return a tensor of bytes as one of a column's values."""
+    """View a tensor of bytes as a tensor of values, in the dtype and shape of a column."""
     dtype = tensors.to_tensor(np.empty(0, column.dtype)).dtype
     return values.view(dtype).view(len(values), *column.shape)
 
@@ -215,6 +215,8 @@ def _bytes_of_array(values: Any) -> bytes:
 
 _warned: set[str] = set()
 _registry: tuple[int, ShardRegistry] | None = None
+"""The number of a device, and the registry of this process for this device."""
+
 _registry_lock = threading.Lock()
 
 
@@ -237,7 +239,7 @@ def process_registry(device: int, memory: DeviceMemory, ranks: int) -> ShardRegi
     device : int
         The number of the device.
     memory : DeviceMemory
-        For a new registry.
+        Registers memory for the device. Only a new registry uses it.
     ranks : int
         Ranks on this machine, which share its memory.
     """
@@ -266,7 +268,7 @@ def make_gather_placer(
     ranks : int
         Ranks on this machine.
     obstacle : str or None
-        Why the iteration does not allow it.
+        Why the iteration does not allow that the device gathers; None if it does.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Provide `column_bytes`, the columns that a device can gather, and what it asks of the device.
+"""Provide `column_bytes`, which finds the columns that a device can gather, and `GatherBackend`.
 
 Tested in tests/torch/test_device_gather.py.
 """
@@ -28,7 +28,7 @@ class GatherError(RuntimeError):
 
 
 class ColumnBytes(NamedTuple):
-    """The bytes of a column in samples of one size.
+    """The position, the dtype and the shape of a column's value in samples that have equal sizes.
 
     Attributes
     ----------
@@ -50,7 +50,7 @@ class ColumnBytes(NamedTuple):
 
 
 class GatherBackend(Backend, Protocol):
-    """What a placer asks of a device that gathers."""
+    """The calls of a placer to a device that gathers. `memory` registers memory for the device."""
 
     memory: DeviceMemory
 
@@ -61,7 +61,7 @@ class GatherBackend(Backend, Protocol):
         """
 
     def record_event(self) -> Any:
-        """Return an event after all that was started so far."""
+        """Return an event that completes after all copies that were started so far."""
 
 
 def column_bytes(fields: Iterable[Field], layout: SampleLayout | None) -> list[ColumnBytes]:

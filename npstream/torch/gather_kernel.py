@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["gather_values"]
 
 MAX_WORDS = 512
-"""Maximum number of words that a program loads at once."""
+"""Maximum number of words of 8 bytes that a program loads at once."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -32,7 +32,8 @@ def _copy_value(  # type: ignore[no-untyped-def]
 ):
     """Copy one value: the `nbytes` bytes that are `offset` bytes after an address.
 
-    Program k copies value k to the bytes of `output` from ``k * nbytes`` on.
+    Program k copies value k to the bytes of `output` from ``k * nbytes`` on. It loads `WORDS` words
+    at once, `PASSES` times.
     """
     row = tl.program_id(0).to(tl.int64)
     begin = tl.load(addresses + row) + offset
@@ -63,7 +64,8 @@ def gather_values(addresses: torch.Tensor, offset: int, output: torch.Tensor) ->
     rows, nbytes = output.shape
     if not output.numel():
         return
-    overlapped = (nbytes + 14) // 8  # if a value begins at the last byte of a word
+    # A value overlaps the largest number of words if it begins at the last byte of a word.
+    overlapped = (nbytes + 14) // 8
     words = min(MAX_WORDS, triton.next_power_of_2(overlapped))
     kernel: Any = _copy_value
     kernel[(rows,)](addresses, output, offset, nbytes, PASSES=-(-overlapped // words), WORDS=words)

@@ -1,8 +1,9 @@
 """Provide `ShardRegistry`: the mapped shards that a device may read, within a limit of bytes.
 
-CUDA locks the pages of registered memory, so that a device can read them over the bus. The shards
-of the oldest uses are unregistered to make room for others. Each use has a number and an event. A
-shard stays registered, and mapped, until the events of all uses up to its last one have happened.
+CUDA locks the pages of registered memory, so that a device can read them over the bus. A *use* of
+shards gathers the rows of one or more batches. Each use has a number, and an event that completes
+after its reads. The shards whose last use is the oldest are unregistered to make room for others. A
+shard stays registered, and mapped, until the events of all uses up to its last use have completed.
 
 A process has one registry, because CUDA refuses to register an address twice.
 """
@@ -42,10 +43,10 @@ would wait until all of them are read from the disk and registered.
 """
 
 SWEEP_USES = 64
-"""After this number of uses, shards are unregistered whose files a cache has evicted."""
+"""Once in this number of uses, shards whose files a cache has evicted are unregistered."""
 
 FREED_FRACTION = 16
-"""If the limit is reached, one in this number of its bytes is freed at once."""
+"""If the limit is reached, the limit divided by this number is freed beyond the needed bytes."""
 
 
 class DeviceMemory(Protocol):
@@ -97,7 +98,7 @@ class RegisteredShards:
         self.loaded: dict[int, LoadedShard] = {}
 
     def close(self) -> None:
-        """Unregister all shards, after the uses of them."""
+        """Wait until all uses of the shards have completed, and unregister the shards."""
         self._registry.release(self)
 
 
@@ -107,6 +108,7 @@ class ShardRegistry:
     Parameters
     ----------
     memory : DeviceMemory
+        Registers memory for the device.
     limit : int
         Maximum bytes of registered pages.
 
@@ -147,7 +149,7 @@ class ShardRegistry:
                 shards = RegisteredShards(self, len(fetcher.index))
                 self._by_dataset[dataset] = shards
                 self._shards.append(shards)
-                # The end of the process frees all.
+                # The end of the process unregisters all shards, so `atexit` is not needed.
                 finalize(dataset, self._abandon, shards).atexit = False
         fetcher.add_user(shards)
         return shards
@@ -161,7 +163,7 @@ class ShardRegistry:
         return self._uses
 
     def end_use(self, event: Any) -> None:
-        """Record the event after the reads of the current use."""
+        """Record the event that completes after the reads of the current use."""
         self._events.append((self._uses, event))
         while self._events and self._events[0][1].query():
             self._events.popleft()
@@ -176,7 +178,7 @@ class ShardRegistry:
         shards : RegisteredShards
         fetcher : Fetcher
         numbers : ndarray of int64
-            Distinct shards.
+            Numbers of distinct shards.
 
         Returns
         -------
@@ -229,7 +231,7 @@ class ShardRegistry:
         registered = self._ranges.get(first)
         if registered is None:
             self._make_room(stop - first)
-            # Without this, the driver would cause one page fault after the other.
+            # Read ahead: otherwise the driver would wait for one page fault after the other.
             memory.will_need(loaded.data)
             device_address = self._memory.register(first, stop - first)
             registered = _Range(stop - first, device_address, 0)
@@ -249,26 +251,26 @@ class ShardRegistry:
             return
         target = self.limit - nbytes - self.limit // FREED_FRACTION
         oldest = sorted(
-            (int(shards.last_use[number]), order, number)
-            for order, shards in enumerate(self._shards)
+            (int(shards.last_use[number]), dataset, number)
+            for dataset, shards in enumerate(self._shards)
             for number in shards.loaded
         )
-        for use, order, number in oldest:
+        for use, dataset, number in oldest:
             if use == self._uses or self.nbytes <= max(target, 0):
                 break
-            self._unregister(self._shards[order], number)
+            self._unregister(self._shards[dataset], number)
 
     # Releases
 
     def release(self, shards: RegisteredShards) -> None:
-        """Unregister all shards of a dataset, after the uses of them."""
+        """Wait until all uses of a dataset's shards have completed, and unregister the shards."""
         with self.lock:
             self._release_abandoned()
             for number in list(shards.loaded):
                 self._unregister(shards, number)
 
     def _unregister(self, shards: RegisteredShards, number: int) -> None:
-        """Unregister a shard, after the uses of it, and release its map."""
+        """Wait until all uses of a shard have completed, unregister it, and release its map."""
         for use, event in list(self._events):
             if use <= shards.last_use[number]:
                 event.synchronize()
