@@ -636,11 +636,11 @@ class Column(ColumnDisplay, ArrayMethods, ImageMethods, StatisticsMethods, eleme
         options: dict[str, Any],
     ) -> Any:
         """Apply a ufunc, or its operator, one block of rows at a time if possible."""
-        inputs = elementwise.times_to_numpy(inputs, self.dtype)
         text = elementwise.text_operand(ufunc, inputs, options, self._field.encoding.kind)
         if method == "__call__" and text is not None:
             equal = elementwise.equals_text(text, self._source, self._plan, self._selection)
             return equal if ufunc is np.equal else ~equal
+        inputs = elementwise.scalars_to_numpy(inputs, self.dtype, self._field.encoding.kind)
         result = self._apply_in_blocks(ufunc, method, function, inputs, options)
         if result is not NotImplemented:
             return result

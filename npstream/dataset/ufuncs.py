@@ -66,8 +66,8 @@ def defers_to(other: Any, dtype: np.dtype[Any]) -> bool:
         return not hasattr(other, "_rows_first")  # only columns have this attribute
     if hasattr(other, "__array_ufunc__") or is_tensor(other):
         return False
-    # `times_to_numpy` converts pandas's times, so the column implements their operators. NaT, which
-    # does not equal itself, is left to pandas: pandas decides if NaT is a time or a duration.
+    # `scalars_to_numpy` converts pandas's times, so the column implements their operators. NaT,
+    # which does not equal itself, is left to pandas: pandas decides if NaT is a time or a duration.
     is_converted = dtype.kind in "mM" and is_time(other) and other == other
     return getattr(other, "__array_priority__", 0) > 0 and not is_converted
 
@@ -109,20 +109,33 @@ for _name in (*_BINARY, *(f"r{name}" for name in _BINARY), "lt", "le", "gt", "ge
     setattr(Operators, f"__{_name}__", _operator(_name))
 
 
-def times_to_numpy(inputs: tuple[Any, ...], dtype: np.dtype[Any]) -> tuple[Any, ...]:
-    """Return a ufunc's inputs with pandas's times and durations converted to NumPy's.
+def scalars_to_numpy(inputs: tuple[Any, ...], dtype: np.dtype[Any], kind: str) -> tuple[Any, ...]:
+    """Return a ufunc's inputs with those scalars converted that NumPy would convert wrongly.
 
-    The inputs must be converted, because pandas cannot compute with a column. If the column were an
-    ndarray, pandas's time would implement the operator.
+    Pandas's times and durations become NumPy's, because pandas cannot compute with a column. If the
+    column were an ndarray, pandas's time would implement the operator. NumPy would convert a str or
+    bytes to a dtype of fixed width, which drops NULs at the end.
+
+    Parameters
+    ----------
+    inputs : tuple
+    dtype : dtype
+        That of the column.
+    kind : str
+        The kind of the column's encoding.
     """
-    if dtype.kind not in "mM":
-        return inputs
-    return tuple(
-        time_array(item, dtype)
-        if is_time(item) and hasattr(item, "to_numpy") and getattr(item, "tzinfo", None) is None
-        else item
-        for item in inputs
-    )
+    return tuple(_scalar_to_numpy(item, dtype, kind) for item in inputs)
+
+
+def _scalar_to_numpy(item: Any, dtype: np.dtype[Any], kind: str) -> Any:
+    if dtype.kind in "mM":
+        is_converted = hasattr(item, "to_numpy") and getattr(item, "tzinfo", None) is None
+        return time_array(item, dtype) if is_converted and is_time(item) else item
+    if kind == "str" and isinstance(item, str) and item.endswith("\0"):
+        return np.asarray(item, np.dtypes.StringDType())
+    if kind == "bytes" and isinstance(item, bytes) and item.endswith(b"\0"):
+        return np.asarray(item, object)
+    return item
 
 
 def blockwise_shape(inputs: Sequence[Any], options: Mapping[str, Any]) -> tuple[int, ...] | None:

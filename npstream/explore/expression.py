@@ -337,7 +337,7 @@ class _Rows:
                 f"in needs a list, such as [1, 2], or a text that contains a text; got "
                 f"{text.describe()}",
             )
-        contains = np.strings.find(_text_array(text), _text_array(part)) >= 0
+        contains = _contains(text, part, self.count)
         missing = _any_missing(part, text)
         result = np.broadcast_to(contains, self.count).copy()
         return result if missing is None else result & ~missing
@@ -431,7 +431,21 @@ def _compare_values(
     is_text_order = left.kind == "text" and compare not in (operator.eq, operator.ne)
     if is_direct and not is_text_order:
         return np.asarray(compare(left.data, right.data), bool)
-    return np.broadcast_to(np.asarray(compare(left.values(), right.values()), bool), count).copy()
+    if left.kind == right.kind == "text":  # NumPy drops NULs at the end of a str operand
+        values = compare(_text_array(left), _text_array(right))
+    else:
+        values = compare(left.values(), right.values())
+    return np.broadcast_to(np.asarray(values, bool), count).copy()
+
+
+def _contains(text: Operand, part: Operand, count: int) -> Bools:
+    """Return whether `text` contains `part`, for each row."""
+    literals = [part.data] if part.is_scalar else part.values()
+    # `numpy.strings.find` ignores NULs at the end of the part.
+    if any(literal.endswith("\0") for literal in literals):
+        pairs = zip(_objects(text, count), _objects(part, count), strict=True)
+        return np.fromiter((part in text for text, part in pairs), bool, count)
+    return np.asarray(np.strings.find(_text_array(text), _text_array(part)) >= 0)
 
 
 def _objects(operand: Operand, count: int) -> Any:

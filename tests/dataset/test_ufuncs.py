@@ -374,3 +374,15 @@ def test_reduce_accepts_the_options_of_the_ufunc(ds, ufunc, options):
     expected = result_or_error(lambda: ufunc.reduce(VALUES["label"], **options))
     assert got == expected
     assert type(got) is type(expected)
+
+
+@pytest.mark.parametrize("compare", [operator.lt, operator.le, operator.gt, operator.ge])
+def test_order_of_text_and_bytes_counts_nuls_at_the_end(tmp_path, compare):
+    texts = ["\0", "a", "a\0", "", "\0\0", "a\0b"]
+    npstream.write(tmp_path, {"text": texts, "data": [text.encode() for text in texts]})
+    ds = npstream.open(tmp_path)
+    for name, values in (("text", texts), ("data", [text.encode() for text in texts])):
+        for other in values:
+            expected = [compare(value, other) for value in values]
+            assert compare(ds[name], other).tolist() == expected
+            assert compare(other, ds[name]).tolist() == [compare(other, value) for value in values]

@@ -363,3 +363,20 @@ def test_the_right_operand_is_evaluated_only_for_open_rows(lazy):
 def test_no_rows():
     arrays = {"x": np.empty(0, np.int64), "t": np.empty(0, np.dtypes.StringDType())}
     assert parse("x // 1 == 1 and len(t) > 2 and t in ['a']").evaluate(arrays).shape == (0,)
+
+
+def test_text_with_nuls_at_the_end(tmp_path):
+    rows = {
+        "t": ["\0", "a", "a\0", "", "\0\0", "a\0b"],
+        "part": ["\0", "a\0", "", "b", "\0", "\0b"],
+    }
+    npstream.write(tmp_path, rows)
+    ds = npstream.open(tmp_path)
+    arrays = {name: np.array(values, np.dtypes.StringDType()) for name, values in rows.items()}
+    for text in (
+        r"t == 'a\0'", r"t > 'a\0'", r"t <= '\0'", r"'\0' <= t", r"'\0' in t", r"'a\0' not in t",
+        "part in t", r"t + '\0' == 'a\0'", r"'\0' + t >= '\0\0'", "t < part",
+    ):  # fmt: skip
+        expected = python_rows(text, rows)
+        assert parse(text).evaluate(arrays).tolist() == expected
+        assert np.array_equal(ds.query(text)["t"].load(), arrays["t"][expected])
