@@ -39,7 +39,7 @@ BATCH, EPOCHS, RATE, MOMENTUM = 128, 2, 0.002, 0.9
 SHARES = (16, 64, 256, 1024)
 """The sizes of blocks are the bytes of the data, divided by each of these numbers."""
 
-CACHE_SHARE = 8
+CACHE_DIVISOR = 8
 """The size of the cache is the bytes of the data, divided by this number."""
 
 HEAD = """\
@@ -153,7 +153,7 @@ def lines(ds: npstream.Dataset) -> Iterator[str]:
     """Yield the lines of the table."""
     task, nbytes = Task(), int(ds.shards["bytes"].sum())
     blocks = [None, *(nbytes // share for share in SHARES), 0]
-    costs = ds.shuffle_costs(BATCH, blocks, cache_limit=nbytes // CACHE_SHARE)
+    costs = ds.shuffle_costs(BATCH, blocks, cache_limit=nbytes // CACHE_DIVISOR)
     for by in ("label", "cluster"):
         x, y = task.samples(SAMPLES, 5, by)
         held_out = task.samples(HELD_OUT, 6, by)

@@ -29,8 +29,8 @@ LOOKUP_SAMPLES = 1 << 10
 MAX_LOOKUP_SAMPLES = 1 << 13
 """Samples whose rows are looked up together in a long loop. Each look-up has a fixed time, too."""
 
-LOOKUP_FRACTION = 16
-"""A loop looks up at most this fraction of the samples before, if they exceed `LOOKUP_SAMPLES`.
+LOOKUP_DIVISOR = 16
+"""A loop looks up at most 1/16 of the samples before it, if they exceed `LOOKUP_SAMPLES`.
 
 So a short loop computes few rows in vain, and needs no compiled kernel.
 """
@@ -207,7 +207,7 @@ class Partition:
         """
         samples = self.lookup_samples
         if self.grows_lookups:
-            samples = max(samples, done * self.batch_size // LOOKUP_FRACTION)
+            samples = max(samples, done * self.batch_size // LOOKUP_DIVISOR)
             samples = min(samples, MAX_LOOKUP_SAMPLES)
         batches = samples // self.batch_size
         if self.lookup_span is not None:

@@ -51,14 +51,14 @@ BUDGET_BYTES = 1 << 24
 BUDGET_SAMPLES = 1 << 10
 """Number of samples that may be read on their own although read-ahead is fetching their chunks."""
 
-SPARSE_FRACTION = 32
+SPARSE_DIVISOR = 32
 """The first read after `reset_budget` may use the whole budget. Later reads may use it only if
 they take at most 1/32 of a chunk's bytes."""
 
 OFFSETS_RUN_ROWS = 1 << 12
 """Rows whose offsets are read together. Their 16 KiB take hardly longer than one offset."""
 
-OFFSETS_FRACTION = 4
+OFFSETS_DIVISOR = 4
 """Several runs of offsets are read if their bytes are at most 1/4 of those of the samples.
 
 Otherwise, the offsets of each row are read alone.
@@ -109,7 +109,7 @@ class PointReader:
         chunk_bytes : int
             The bytes of their chunk.
         """
-        if not (self._is_first_read or SPARSE_FRACTION * nbytes <= chunk_bytes):
+        if not (self._is_first_read or SPARSE_DIVISOR * nbytes <= chunk_bytes):
             return False
         if self._budget_bytes < nbytes or self._budget_samples < samples:
             return False
@@ -491,7 +491,7 @@ def offset_runs(index: Index, shard_of: Int64, rows: Int64) -> tuple[OffsetRuns,
     stop = np.minimum(first + OFFSETS_RUN_ROWS, counts[first_index])
     runs = OffsetRuns(shard_of[first_index], first, stop, keys)
     sample_bytes = (index.nbytes[shard_of] // counts).sum()
-    if len(keys) > 1 and OFFSETS_FRACTION * (runs.ends - runs.begins).sum() > sample_bytes:
+    if len(keys) > 1 and OFFSETS_DIVISOR * (runs.ends - runs.begins).sum() > sample_bytes:
         return OffsetRuns(shard_of, rows, rows + 1, None), np.arange(len(rows))
     return runs, run_of
 

@@ -48,11 +48,11 @@ MAX_SAMPLE_THREADS = 4
 WINDOW_BYTES = 1 << 28
 """Bytes of chunks that may be requested before their samples are read."""
 
-CACHE_FRACTION = 4
+CACHE_DIVISOR = 4
 """The window is at most 1/4 of the cache's limit."""
 
 
-ORDERED_FRACTION = 32
+ORDERED_DIVISOR = 32
 """The window is at most 1/32 of the limit if the cache evicts chunks in the order of their use.
 
 Chunks that are fetched earlier than necessary take the place of chunks for the next epoch.
@@ -88,8 +88,8 @@ class ChunkReadAhead(Lease):
         for part in shards.remotes:
             files = part.shards.files
             if files.cache.limit is not None:
-                fraction = ORDERED_FRACTION if files.chunk_orders else CACHE_FRACTION
-                self.max_bytes = min(self.max_bytes, files.cache.limit // fraction)
+                divisor = ORDERED_DIVISOR if files.chunk_orders else CACHE_DIVISOR
+                self.max_bytes = min(self.max_bytes, files.cache.limit // divisor)
         renew_in_child(self)
         for part in shards.remotes:
             part.shards.point_reader.reset_budget()

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 SMALL_CHUNK = 1 << 16
 """Any read of a chunk of at most this many bytes fetches the chunk."""
 
-DENSE_FRACTION = 4
+DENSE_DIVISOR = 4
 """A read of at least 1/4 of a chunk's bytes fetches the chunk."""
 
 _ABSENT_ERRNOS = (errno.ENOENT, errno.EACCES)
@@ -218,7 +218,7 @@ class RemoteShards(LocalShards):
         """
         chunk_bytes, nbytes = self.chunk_bytes(shard), count * self.sample_bytes(shard)
         whole = self.index.compressed[shard] or self.verify is True or chunk_bytes <= SMALL_CHUNK
-        if whole or DENSE_FRACTION * nbytes >= chunk_bytes:
+        if whole or DENSE_DIVISOR * nbytes >= chunk_bytes:
             return True
         # The store sends about this many bytes in the time that a request adds.
         request_bytes = self.traffic.merging(0).measured_gap or REQUEST_BYTES
@@ -308,7 +308,7 @@ class RemoteShards(LocalShards):
         chunk_bytes = self.index.nbytes[shards] // self.files.chunks[shards]
         is_dense = np.array(list(map(self.is_dense, shards.tolist(), counts.tolist())), bool)
         whole_cost = np.where(is_dense, transfer_cost(1, chunk_bytes), whole_cost)
-        is_chosen = (DENSE_FRACTION * nbytes < chunk_bytes) & parts_are_cheaper(cost, whole_cost)
+        is_chosen = (DENSE_DIVISOR * nbytes < chunk_bytes) & parts_are_cheaper(cost, whole_cost)
         is_chosen &= (chunk_bytes > SMALL_CHUNK) & ~self.index.compressed[shards]
         costs = {}
         for k in np.flatnonzero(is_chosen).tolist():

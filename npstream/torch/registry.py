@@ -45,7 +45,7 @@ would wait until all of them are read from the disk and registered.
 SWEEP_USES = 64
 """Once in this number of uses, shards whose files a cache has evicted are unregistered."""
 
-FREED_FRACTION = 16
+FREED_DIVISOR = 16
 """If the limit is reached, the limit divided by this number is freed beyond the needed bytes."""
 
 
@@ -249,7 +249,7 @@ class ShardRegistry:
         """
         if self.nbytes + nbytes <= self.limit:
             return
-        target = self.limit - nbytes - self.limit // FREED_FRACTION
+        target = self.limit - nbytes - self.limit // FREED_DIVISOR
         oldest = sorted(
             (int(shards.last_use[number]), dataset, number)
             for dataset, shards in enumerate(self._shards)

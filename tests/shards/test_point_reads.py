@@ -46,7 +46,7 @@ def point_reads_only(monkeypatch):
         (point_reads, "MAX_OFFSETS_GAP", 0),
         (point_reads, "MAX_SAMPLE_GAP", 0),
         (remote_shards, "SMALL_CHUNK", 0),
-        (remote_shards, "DENSE_FRACTION", 0),
+        (remote_shards, "DENSE_DIVISOR", 0),
         (remote_shards, "SPARSE_READS", 1 << 30),
     ):
         monkeypatch.setattr(module, name, value)
@@ -155,13 +155,13 @@ def test_samples_in_any_order_take_the_estimated_requests(url, tmp_path, request
 
 def test_several_runs_are_read_only_if_they_are_small(ds, requests, monkeypatch):
     """Otherwise only the offsets of the samples are read."""
-    monkeypatch.setattr(point_reads, "OFFSETS_FRACTION", 1 << 20)
+    monkeypatch.setattr(point_reads, "OFFSETS_DIVISOR", 1 << 20)
     two_runs = [STARTS[5], STARTS[5] + 9]
     check(ds, two_runs)
     offsets = [span for span in requests if is_offsets(span)]
     assert [nbytes for *_, nbytes in offsets] == [8, 8]
     requests.clear()
-    monkeypatch.setattr(point_reads, "OFFSETS_FRACTION", 0)
+    monkeypatch.setattr(point_reads, "OFFSETS_DIVISOR", 0)
     three_runs = [STARTS[6], STARTS[6] + 9, STARTS[6] + 63]
     check(ds, three_runs)
     offsets = [span for span in requests if is_offsets(span)]
