@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GatherPlacer", "find_obstacle", "make_gather_placer"]
 
-MEMORY_DIVISOR = 2
+_MEMORY_DIVISOR = 2
 """All ranks of a machine together register at most its available memory divided by this number."""
 
 MAX_REGISTERED_RATIO = 2
@@ -246,7 +246,7 @@ def process_registry(device: int, memory: DeviceMemory, ranks: int) -> ShardRegi
     global _registry
     with _registry_lock:
         if _registry is None:
-            limit = available_memory() // (MEMORY_DIVISOR * max(ranks, 1))
+            limit = available_memory() // (_MEMORY_DIVISOR * max(ranks, 1))
             _registry = device, ShardRegistry(memory, limit)
         owner, registry = _registry
     return registry if owner == device else None
