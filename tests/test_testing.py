@@ -148,7 +148,7 @@ def test_arrays_and_scalars_are_compared_directly():
         testing.assert_same_as_numpy(VALUES, VALUES[:5])
 
 
-def test_exceptions_are_compared_by_type_and_with_messages_by_message():
+def test_exceptions_are_compared_by_type_and_optionally_by_message():
     class Terse(ArrayLike):
         def __getitem__(self, index):
             raise IndexError("no")

@@ -59,7 +59,11 @@ def lengths(n: int, sigma: float, seed: int = 0) -> Any:
 
 
 def balance() -> None:
-    """Print the quality and the time of balanced batches of 64 ranks."""
+    """Print the quality and the time of balanced batches of 64 ranks.
+
+    The quality is the largest sum of a rank by `longest_first`, divided by the largest sum by
+    `assign_ranks`. Above 100 %, `assign_ranks` is better.
+    """
     jit.always_compile()
     print("| sigma | batch of a rank | of longest-first | worst | ms for a global batch |")
     print("|---|---|---|---|---|")
@@ -83,6 +87,7 @@ def balance() -> None:
         for buckets in (64, 256):
             costs = lengths(8 * RANKS * 256, sigma)
             rows, start = np.arange(len(costs)), time.process_time()
+            # np.copy returns the rows at positions of an epoch that is not shuffled.
             order = BucketOrder(np.copy, len(costs), RowCosts(costs), 8 * RANKS, buckets, 0, 0)
             batches = rows.reshape(-1, 8 * RANKS)
             rows = np.concatenate([order.at(batch) for batch in batches])
@@ -150,7 +155,11 @@ def break_samples(path: Path, samples: set[int]) -> None:
 
 
 class Start:
-    """Marks the time before a value is unpickled, after its imports."""
+    """Is unpickled as the usage before the next value is unpickled, but after its imports.
+
+    A process unpickles its arguments in order. With `Start`, a value and `End` as arguments, the
+    function thus receives the usage before and after the value.
+    """
 
     def __reduce__(self) -> tuple[Any, ...]:
         modules = [name for name in sys.modules if name.split(".")[0] in ("npstream", "numpy")]
@@ -158,7 +167,7 @@ class Start:
 
 
 class End:
-    """Marks the time after a value is unpickled."""
+    """Is unpickled as the usage after the previous value is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return usage, ()
@@ -186,7 +195,11 @@ def send_usage(before: tuple[float, int], _: Any, after: tuple[float, int], pipe
 
 
 class NoProcess:
-    """Takes the place of a process that is being started."""
+    """Stands for a process that is being started, so that a pickle for a worker can be measured.
+
+    While a process is being started, `SharedArrays` pickles the numbers of shared files instead of
+    the values.
+    """
 
     def duplicate_for_child(self, file: int) -> int:
         """Return the number of a file."""

@@ -2,6 +2,8 @@
 
 python benchmarks/reports/speed.py [--data DIRECTORY] [--only WORD] [--rounds N] [--no-cold]
     [--remote]
+
+With --only, the rows are printed, and the page is not written.
 """
 
 from __future__ import annotations

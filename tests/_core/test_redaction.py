@@ -37,7 +37,7 @@ from npstream.storage.local import local_path, open_store
 from npstream.storage.remote import RemoteStore
 
 SECRET = "-".join(["Sw0rd", "FISH", "77"])
-HALVES = ["Sw0rdFish", "Xyl0phone"]
+OTHER_SECRETS = ["Sw0rdFish", "Xyl0phone"]
 
 
 @pytest.mark.parametrize(
@@ -177,9 +177,9 @@ def test_the_search_in_objects_is_limited():
 
 def test_secrets_of_the_environment_are_redacted(monkeypatch, tmp_path):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    monkeypatch.setenv("HTTPS_PROXY", f"http://me:{HALVES[0]}@proxy:1")
+    monkeypatch.setenv("HTTPS_PROXY", f"http://me:{OTHER_SECRETS[0]}@proxy:1")
     monkeypatch.setenv("SOME_KEY_FILE", str(tmp_path))
-    text = Redactor("s3://bucket", {})(f"{SECRET}, {HALVES[0]}, {tmp_path}")
+    text = Redactor("s3://bucket", {})(f"{SECRET}, {OTHER_SECRETS[0]}, {tmp_path}")
     assert text == f"***, ***, {tmp_path}"
 
 
@@ -256,7 +256,7 @@ class LeakingUrlOptions(fsspec.AbstractFileSystem):
 
 URLS = [
     f"leaking://key:{SECRET}@bucket/corpus",
-    f"leaking://key:{HALVES[0]}/{HALVES[1]}@bucket/corpus",
+    f"leaking://key:{OTHER_SECRETS[0]}/{OTHER_SECRETS[1]}@bucket/corpus",
     f"leaking://bucket/corpus?sig={SECRET}",
     f"leaking://bucket/corpus#{SECRET}",
     f"leaking://bucket/corpus;token={SECRET}",
@@ -264,8 +264,8 @@ URLS = [
 OPTIONS = {
     "key": "me",
     "secret": SECRET,
-    "nested": {"deep": [{"headers": {"X-Any": HALVES[0]}}]},
-    "endpoint_url": f"user:{HALVES[1]}@host:9000",
+    "nested": {"deep": [{"headers": {"X-Any": OTHER_SECRETS[0]}}]},
+    "endpoint_url": f"user:{OTHER_SECRETS[1]}@host:9000",
 }
 
 
@@ -291,7 +291,7 @@ def failure(do: Callable[[], object]) -> Exception:
 
 
 def has_secret(text: str) -> bool:
-    return any(secret.lower() in text.lower() for secret in (SECRET, *HALVES))
+    return any(secret.lower() in text.lower() for secret in (SECRET, *OTHER_SECRETS))
 
 
 def operations(url: str, tmp_path: Path) -> dict[str, Callable[[], object]]:
@@ -404,7 +404,7 @@ def test_no_repr_file_or_log_of_a_dataset_contains_secrets(url, tmp_path, output
 
 
 def parts_with_url(ds: npstream.Dataset) -> list[object]:
-    """Return the objects of a dataset that hold its URL or options."""
+    """Return objects that hold a URL or options: those of a dataset, and a route with settings."""
     shards = ds._source.fetcher.shards
     connection = shards.remote_store._connect()
     parts = [shards, shards.remote_store, shards.files, shards.files.cache, connection]
@@ -421,26 +421,26 @@ def test_a_pickled_store_shows_no_secrets(tmp_path):
 
 CLOSED = "127.0.0.1:1"
 REAL = {
-    "s3": (f"s3://KEY:{HALVES[0]}@bucket/x", {
+    "s3": (f"s3://KEY:{OTHER_SECRETS[0]}@bucket/x", {
         "endpoint_url": f"http://{CLOSED}", "key": "me", "secret": SECRET,
     }),
-    "s3-query": (f"s3://bucket/x?X-Amz-Signature={HALVES[0]}", {
-        "endpoint_url": f"http://me:{HALVES[1]}@{CLOSED}", "key": "me", "secret": SECRET,
+    "s3-query": (f"s3://bucket/x?X-Amz-Signature={OTHER_SECRETS[0]}", {
+        "endpoint_url": f"http://me:{OTHER_SECRETS[1]}@{CLOSED}", "key": "me", "secret": SECRET,
     }),
-    "gs": (f"gs://bucket/x?sig={HALVES[0]}", {
+    "gs": (f"gs://bucket/x?sig={OTHER_SECRETS[0]}", {
         "endpoint_url": f"http://{CLOSED}", "token": {
             "type": "authorized_user", "client_id": "x", "client_secret": SECRET,
-            "refresh_token": HALVES[1], "token_uri": f"http://{CLOSED}/token",
+            "refresh_token": OTHER_SECRETS[1], "token_uri": f"http://{CLOSED}/token",
         },
     }),
-    "az": (f"az://box/x?sv=1&sig={HALVES[0]}", {
+    "az": (f"az://box/x?sv=1&sig={OTHER_SECRETS[0]}", {
         "connection_string": f"DefaultEndpointsProtocol=http;AccountName=me;AccountKey={SECRET}"
         f";BlobEndpoint=http://{CLOSED}/me",
     }),
     "sas": ("az://box/x", {
         "account_name": "me", "account_host": CLOSED, "sas_token": f"sv=1&sig={SECRET}",
     }),
-    "oci": (f"oci://bucket@ns/x?{HALVES[0]}", {
+    "oci": (f"oci://bucket@ns/x?{OTHER_SECRETS[0]}", {
         "config": {"user": "u", "tenancy": "t", "fingerprint": "f", "region": "us-ashburn-1",
                    "key_content": SECRET},
         "config_kwargs": {"service_endpoint": f"http://{CLOSED}"},
@@ -448,11 +448,11 @@ REAL = {
     "sftp": (f"sftp://me:{SECRET}@{CLOSED}/x", {}),
     "sftp-port": (f"sftp://me:a/{SECRET}@{CLOSED}/x", {}),
     "sftp-option": (f"sftp://{CLOSED}/x", {"username": "me", "password": SECRET}),
-    "https": (f"http://me:{HALVES[0]}@{CLOSED}/x?sig={SECRET}", {
-        "headers": {"Authorization": f"Bearer {HALVES[1]}"},
+    "https": (f"http://me:{OTHER_SECRETS[0]}@{CLOSED}/x?sig={SECRET}", {
+        "headers": {"Authorization": f"Bearer {OTHER_SECRETS[1]}"},
     }),
-    "hf": (f"hf://datasets/a/b/{'x'}?sig={HALVES[0]}", {
-        "token": f"hf_{SECRET}", "endpoint": f"http://me:{HALVES[1]}@{CLOSED}",
+    "hf": (f"hf://datasets/a/b/{'x'}?sig={OTHER_SECRETS[0]}", {
+        "token": f"hf_{SECRET}", "endpoint": f"http://me:{OTHER_SECRETS[1]}@{CLOSED}",
     }),
 }  # fmt: skip
 

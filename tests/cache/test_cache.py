@@ -93,6 +93,7 @@ def test_a_full_disk_keeps_cached_pieces_and_rejects_new_ones(small_disk, caplog
         assert cache.open(OTHER, len(CONTENT), PIECES) is None
         assert not cache.store(OTHER, bytes(10_000))
         assert open_file(cache).resident.tolist() == [1, 0, 0, 0]
+        # Without the counter in the lock file, a reservation scans the files.
         os.truncate(directory / ".lock", 0)
         assert can_reserve(cache, 1)
     assert caplog.text.count("No space left on device") == 1
@@ -187,6 +188,9 @@ def test_info_and_clear_report_the_bytes_of_a_cache(tmp_path, monkeypatch, capsy
     assert npstream.cache.info().files == 0
 
 
+# Fetch locks
+
+
 def test_one_thread_at_a_time_fetches_an_object(tmp_path):
     cache = ShardCache(tmp_path / "cache")
     inside, most = [0], [0]
@@ -195,10 +199,10 @@ def test_one_thread_at_a_time_fetches_an_object(tmp_path):
         with cache.fetch_lock(key):
             inside[0] += 1
             most[0] = max(most[0], inside[0])
-            wait_a_moment.wait(0.01)
+            never_set.wait(0.01)
             inside[0] -= 1
 
-    wait_a_moment = threading.Event()
+    never_set = threading.Event()
     threads = [threading.Thread(target=fetch, args=("00" * 8,)) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -219,7 +223,7 @@ def test_objects_are_stored_while_another_one_is_fetched(tmp_path):
     assert cache.load("11" * 8) == b"stored meanwhile"
 
 
-def test_a_fetch_lock_that_is_never_released_costs_half_of_the_timeout(tmp_path):
+def test_a_fetch_lock_that_is_not_released_is_ignored_after_a_timeout(tmp_path):
     cache = ShardCache(tmp_path / "cache", timeout=0.02)
     entered = []
     with cache.fetch_lock("00" * 8), cache.fetch_lock("00" * 8):

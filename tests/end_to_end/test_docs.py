@@ -52,14 +52,14 @@ SHELL_BLOCKS = {
 """Page -> why each of its ``sh`` blocks does not run in the tests; `console` blocks do."""
 
 TESTS = "python -m pip install -e '.[test]' && python -m pytest -n 2 --dist loadfile"
-MAIN_JOB = "python -m pip install -e . && python -m npstream demo"
+DEMO = "python -m pip install -e . && python -m npstream demo"
 
 
 def relative(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("command", [TESTS, MAIN_JOB])
+@pytest.mark.parametrize("command", [TESTS, DEMO])
 def test_ci_runs_the_commands_in_the_readme(command):
     for file in ("README.md", ".ci/run"):
         lines = [line.strip() for line in (ROOT / file).read_text().splitlines()]
@@ -86,7 +86,7 @@ def test_pages_list_all_environment_variables(page):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=relative)
-def test_python_code_fences_have_a_tested_language(document):
+def test_code_blocks_have_known_languages_and_options(document):
     for block in pages.parse(document.read_text()):
         languages = ("", "console", "json", "python", "sh", "text", "{eval-rst}")
         assert block.language in languages, block
@@ -168,10 +168,11 @@ def test_the_reference_has_every_public_object():
     for name in [*modules, "streaming", "testing"]:
         module = importlib.import_module(f"npstream.{name}")
         expected |= {f"{name}.{member}" for member in module.__all__}
+    # `streaming.base` is a module. It has the classes of `streaming` under Streaming's own paths.
     assert expected - {"streaming.base"} <= listed
 
 
-def test_the_site_needs_no_network():
+def test_the_site_needs_no_network_and_ci_builds_it():
     settings = (ROOT / "docs" / "conf.py").read_text()
     assert "http" not in settings
     assert "python -m sphinx -W" in (ROOT / ".ci" / "run").read_text()

@@ -1,6 +1,6 @@
-"""Runner of the code in Markdown pages, which compares what it prints with what the page shows.
+"""Run the code in Markdown pages, and compare its output with the output that they show.
 
-The languages of the fenced blocks that it runs:
+The languages of the fenced blocks that run:
 
 - `python` begins an example, in an empty directory. `python continuation` goes on with it.
 - `python file=NAME` writes the block to a file in the directory of the example.

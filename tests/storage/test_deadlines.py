@@ -204,12 +204,12 @@ def failing_prefetch() -> Iterator[tuple[FailingShards, SampleReadAhead]]:
     part = SimpleNamespace(shards=shards, first_shard=0, first_sample=0)
     parts = [(part, slice(None))]
     union = SimpleNamespace(remotes=[part], split=lambda shard_of: parts, root="memory://x")
-    with SampleReadAhead(union) as rows:
-        yield shards, rows
+    with SampleReadAhead(union) as readahead:
+        yield shards, readahead
 
 
 @pytest.fixture
-def events(
+def prefetch_fails_while_its_reader_waits(
     monkeypatch: pytest.MonkeyPatch, failing_prefetch: tuple[FailingShards, SampleReadAhead]
 ) -> None:
     """Make a prefetch fail only after a reader has begun to wait for it."""
@@ -225,24 +225,24 @@ def events(
 SAMPLE_AND_SHARD = (np.zeros(1, np.int64), np.zeros(1, np.int64))
 
 
-@pytest.mark.usefixtures("events")
+@pytest.mark.usefixtures("prefetch_fails_while_its_reader_waits")
 def test_a_reader_that_waits_for_a_prefetch_does_not_wait_again(
     failing_prefetch: tuple[FailingShards, SampleReadAhead],
 ):
-    _, rows = failing_prefetch
-    request = rows.request(SAMPLE_AND_SHARD)
+    _, readahead = failing_prefetch
+    request = readahead.request(SAMPLE_AND_SHARD)
     with pytest.raises(StorageError, match="silent"):
-        next(rows.wait_for("piece", request))
+        next(readahead.wait_for("piece", request))
 
 
 def test_a_prefetch_that_failed_before_its_reader_came_is_repeated(
     failing_prefetch: tuple[FailingShards, SampleReadAhead],
 ):
-    shards, rows = failing_prefetch
-    request = rows.request(SAMPLE_AND_SHARD)
+    shards, readahead = failing_prefetch
+    request = readahead.request(SAMPLE_AND_SHARD)
     shards.may_fail.set()
     assert request.done.wait(HANG)
-    assert next(rows.wait_for("piece", request)) == "piece"
+    assert next(readahead.wait_for("piece", request)) == "piece"
 
 
 @pytest.fixture
@@ -286,7 +286,8 @@ def failure(read: Callable[[], object]) -> StorageError:
 @pytest.mark.parametrize("slots", [0, 1])
 def test_a_read_that_has_waited_for_its_deadline_sends_no_request(slots: int):
     request = Request("x", "read this file", lambda filesystem: None, 1, 1)
-    connection = SimpleNamespace(slots=asyncio.Semaphore(slots))  # which cannot perform anything
+    # The connection has no method that sends a request: an attempt would raise AttributeError.
+    connection = SimpleNamespace(slots=asyncio.Semaphore(slots))
 
     async def run() -> None:
         start = asyncio.get_running_loop().time() - 60.0
@@ -349,7 +350,7 @@ SAMPLES = 100_000
 
 @pytest.fixture(scope="module")
 def dataset_location(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> RemoteDirectory:
-    """Return the location of a dataset of many chunks, whose offsets are not cached."""
+    """Return the location of a dataset without a side-car: its reads fetch offsets, too."""
     directory = tmp_path_factory.mktemp("data")
     columns = {"value": np.arange(SAMPLES), "text": [str(i) * (i % 7) for i in range(SAMPLES)]}
     npstream.write(directory, columns, shard_size="256KiB")
@@ -462,7 +463,7 @@ def test_an_iteration_fails_when_its_server_falls_silent(
     exhausted: set[object],
     monkeypatch: pytest.MonkeyPatch,
 ):
-    proxy = servers.proxy("http")
+    proxy = servers.proxy("http")  # clears the faults of `dataset`: the first batch arrives
     monkeypatch.setattr("npstream.shards.readahead.WINDOW_BYTES", 1 << 18)
     batches = iter(dataset.iter(0, 1, batch_size=50))
     next(batches)

@@ -1,4 +1,4 @@
-"""Values in files by extension: those that `webdataset` decodes, and what is refused."""
+"""Files are parsed by their extension, to the values of `webdataset`; bad files raise."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_arrays_are_those_of_numpy(dtype, shape, order):
     np.testing.assert_array_equal(read, array)
 
 
-def test_damaged_arrays_raise():
+def test_damaged_arrays_raise_value_error_or_are_read():
     body = npy(np.arange(6.0).reshape(2, 3))
     for stop in range(len(body)):
         with pytest.raises(ValueError, match="not an array of NumPy"):
@@ -76,6 +76,8 @@ def test_damaged_arrays_raise():
     huge = body.replace(b"(2, 3)", b"(2, 1000000000000)".ljust(6))
     with pytest.raises(ValueError, match="not an array of NumPy"):
         parse_npy(huge)
+    # A changed byte of the header raises ValueError, or describes another array. It must not raise
+    # anything else. The header is all but the 48 bytes of the values.
     for seed in range(300):
         generator = np.random.default_rng(seed)
         damaged = bytearray(body)
@@ -142,7 +144,7 @@ def test_the_encoding_of_the_user_decides_how_files_are_parsed(extension, encodi
         ("dat", "pil", "not an image"),
     ],
 )
-def test_files_that_no_chosen_encoding_fits_raise(extension, encoding, words):
+def test_files_that_do_not_fit_the_chosen_encoding_raise(extension, encoding, words):
     with pytest.raises(ValueError, match=words):
         choose_type(extension, encoding).parse(b"x?")
 

@@ -1,4 +1,4 @@
-"""Tars that `webdataset` wrote, as datasets."""
+"""Tars that `webdataset` wrote are converted to datasets."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ COLUMNS = {
 
 
 def check(path) -> None:
-    """Compare a dataset with what `webdataset` reads from the tars."""
+    """Compare a dataset with the samples that `source` wrote to the tars."""
     ds = npstream.open(path)
     assert len(ds) == SAMPLES
     for number, row in enumerate(ds):
@@ -154,7 +154,7 @@ def test_columns_are_chosen_typed_and_renamed(source, tmp_path):
     assert np.array_equal(np.asarray(ds[0]["picture"]), np.asarray(stored))
 
 
-def test_a_map_gets_samples_that_may_differ(tmp_path):
+def test_a_map_accepts_samples_with_different_extensions(tmp_path):
     write(
         tmp_path / "s.tar", [{"__key__": "0", "jpg": image(0)}, {"__key__": "1", "png": image(1)}]
     )
@@ -202,6 +202,8 @@ def test_bad_samples_are_refused_or_skipped(tmp_path, samples, words):
         assert (report.samples, report.rejected) == (1, 1)
         (line,) = (tmp_path / "rejects").read_text().splitlines()
         assert words in json.loads(line)["reason"]
+    # The function raises KeyError for the first sample. But both samples are read in one batch
+    # before it is called, so a member that cannot be parsed raises first.
     with pytest.raises(FormatError) if "member" in words else pytest.raises(KeyError):
         npstream.convert(source, tmp_path / "map", map=lambda each: {"x": each["nothing"]})
 
@@ -243,7 +245,7 @@ def test_the_error_for_an_array_that_no_column_stores_names_a_fix(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["left.jpg", "LEFT.JPG"])
-def test_files_with_one_name_in_a_sample_raise(tmp_path, name):
+def test_two_files_with_the_same_extension_in_a_sample_raise(tmp_path, name):
     with tarfile.open(tmp_path / "s.tar", "w") as archive:
         for each in ("k.left.jpg", f"k.{name}"):
             archive.addfile(tarfile.TarInfo(each), io.BytesIO())
@@ -314,7 +316,9 @@ def test_a_write_goes_on_in_the_tar_where_it_stopped(tmp_path, monkeypatch):
     opened.clear()
     fails[0] = False
     npstream.convert(tmp_path / "*.tar", tmp_path / "out", **arguments)
-    assert opened == ["0.tar", "1.tar", "2.tar"]  # the first one for the columns
+    # Only two shards were complete, and their last sample is in 1.tar. 0.tar is opened only to find
+    # the columns.
+    assert opened == ["0.tar", "1.tar", "2.tar"]
     assert npstream.open(tmp_path / "out")["cls"].load().tolist() == list(range(30))
     npstream.convert(tmp_path / "*.tar", tmp_path / "whole", shard_samples=8)
     for path in (tmp_path / "whole").glob("*.*"):
