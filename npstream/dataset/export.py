@@ -157,9 +157,9 @@ def to_dask_array(column: Any, source: Source, selection: Selection) -> Any:
             f"column {name!r} holds values of dtype {dtype} and not of one size, as a dask array "
             "needs: read tables with ds.to_dask_dataframe()"
         )
-    cells = column.shape[1:]
+    value_shape = column.shape[1:]
     bounds = block_bounds(source, selection, _MIN_BLOCK_BYTES)
-    chunks = (tuple((bounds[1:] - bounds[:-1]).tolist()) or (0,), *((n,) for n in cells))
+    chunks = (tuple((bounds[1:] - bounds[:-1]).tolist()) or (0,), *((n,) for n in value_shape))
     meta = np.empty((0,) * column.ndim, dtype)
     return dask.from_array(_EagerColumn(column), chunks, name=False, asarray=False, meta=meta)
 
@@ -189,7 +189,9 @@ def to_dask_frame(view: Any, source: Source, selection: Selection) -> Any:
 
 
 def block_bounds(source: Source, selection: Selection, min_bytes: int = 0) -> Int64:
-    """Return the bounds of ranges of rows from whole shards.
+    """Return the bounds that cut a view into ranges, each with the rows of one or more shards.
+
+    `partition_bounds` describes the result, also for a view whose order does not follow the shards.
 
     Parameters
     ----------

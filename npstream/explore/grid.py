@@ -160,7 +160,8 @@ class ImageGrid:
             else:
                 # A character of Pillow's default font takes at most about 7 pixels.
                 draw.multiline_text((x, y), _wrap(tile, self._size // 7), (180, 30, 40))
-            # Without FreeType, Pillow's default font raises for characters outside of Latin-1.
+            # Without FreeType, Pillow's default font raises for characters outside of Latin-1. So
+            # characters outside of ASCII become question marks.
             text = label.encode("ascii", "replace").decode()
             draw.text((x, y + self._size), text, (90, 90, 90))
         return canvas

@@ -1,4 +1,4 @@
-"""Provide `Field`, a column to read, and `Plan`, which splits samples into columns.
+"""Provide `Field`, a column to read, and `Plan`, which prepares reads of several columns.
 
 Tested in tests/reading/test_plan.py.
 """
@@ -42,6 +42,9 @@ class Computation(Protocol):
 
 class ValuePart(NamedTuple):
     """A part of each value of a fixed column.
+
+    A computed column has no stored bytes. Its `first`, `stop` and `shape` are those of the whole
+    value, and `is_contiguous` is False.
 
     Attributes
     ----------

@@ -53,7 +53,8 @@ class CacheChoice(NamedTuple):
 class Stream:
     """A dataset that a `StreamingDataset` reads, alone or with others.
 
-    A `StreamingDataset` sets all three weights of its streams: `proportion`, `repeat` and `choose`.
+    A stream is given at most one of the three weights `proportion`, `repeat` and `choose`. Its
+    `StreamingDataset` then sets all three from the weights and sizes of all streams.
 
     Parameters
     ----------
@@ -148,14 +149,14 @@ class Stream:
         return self._npstream_weight
 
     def apply_default(self, default: Mapping[str, Any]) -> None:
-        """Replace settings that were not given by those of a `StreamingDataset`.
+        """Set each setting that was not given to its value in `default`.
 
         For `npstream.streaming` only.
 
         Parameters
         ----------
         default : mapping
-            The settings by name.
+            The settings of the `StreamingDataset`, by name.
 
         Raises
         ------
@@ -175,8 +176,8 @@ class Stream:
     def get_shards(self, world: Any, allow_unsafe_types: bool) -> list[ShardInfo]:
         """Open the dataset of the stream, and return its shards.
 
-        A subclass may prepare `local` or change `remote` before it calls this method. It returns
-        the same shards.
+        A subclass may prepare `local` or change `remote` before it calls this method. Its
+        own `get_shards` must return the shards that this method returns.
 
         Parameters
         ----------
@@ -336,8 +337,8 @@ def _open_dataset(stream: Stream, cache: CacheChoice) -> Dataset:
     """Open the dataset of a stream whose settings are complete.
 
     If Streaming has downloaded all files to `local`, they are read in place. If it has downloaded
-    only some of them, the data that are read are cached in `local`. They are then read from the
-    downloaded files if these have them, and otherwise from `remote`.
+    only some of them, bytes are read from these files, and all other bytes from `remote`. Both are
+    cached in `cache`.
     """
     settings: dict[str, Any] = {
         "verify": stream.validate_hash or "auto", "allow_pickle": True,

@@ -105,7 +105,8 @@ class ExpandedOrder:
         """Number of positions to compute together.
 
         It is several times `reach`, because each part also draws the places of the samples that are
-        up to `reach` away from it.
+        up to `reach` away from it. It is also several times the size of the largest piece, because
+        a piece that lies partly in the part is shuffled as a whole.
         """
         return 4 * max(self.reach, int(self.pieces.sizes.max()))
 
@@ -208,7 +209,7 @@ def _skip_moves(
 def _move_range(state: State, offset: int, size: int, move: MoveParameters) -> tuple[float, float]:
     """Draw the range of the moves of a piece's samples; return its start (at most 0) and length.
 
-    The range ends where a sample would leave the lane.
+    The range is limited so that no sample leaves the lane.
     """
     lane_size, min_width, width_count = move
     reach = max((min_width + draw_below(state, width_count) - size) / 2, 0.0)

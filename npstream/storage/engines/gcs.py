@@ -111,7 +111,7 @@ def _credentials(project: str | None, access: str, token: Any) -> _GoogleCredent
 
 
 class _GoogleCredentials:
-    """obstore's credential provider for all sources of gcsfs.
+    """obstore's credential provider for all kinds of credentials that gcsfs supports.
 
     Parameters
     ----------

@@ -235,6 +235,7 @@ def _settings(options: Mapping[str, Any]) -> dict[str, Any]:
         raise UnsupportedOptionError("s3.addressing_style")
     settings["style"] = style
     # All credentials are from the first source that has any: a profile does not add a missing one.
+    # If a profile is given, botocore ignores the credentials in environment variables.
     for source in ({**own, **client}, _environment_keys() if "profile" not in own else {}, profile):
         if source.keys() & {"access_key", "secret_key", "token"}:
             keys = {name: source.get(name) for name in ("access_key", "secret_key", "token")}
@@ -294,6 +295,7 @@ def _read_profile(name: str | None) -> dict[str, Any]:
             parser.read(file, encoding="utf-8")
         except (ConfigError, OSError, UnicodeDecodeError):
             raise UnsupportedOptionError("AWS's configuration file") from None
+        # The config file has the sections "profile NAME", and "default" without the prefix as well.
         for section in (profile, prefix + profile) if profile == "default" else (prefix + profile,):
             if parser.has_section(section):
                 has_profile = True
