@@ -126,6 +126,7 @@ class SourceFile:
                 with _decoder(file, codec, self.where) as decoded:
                     yield decoded
             except (OSError, EOFError, lzma.LZMAError) as error:
+                # An error with `errno` comes from reading the file, not from damaged data.
                 if isinstance(error, StorageError) or getattr(error, "errno", None) is not None:
                     raise
                 raise FormatError(f"{self.where}: cannot be decompressed: {error}") from error

@@ -65,9 +65,10 @@ class AnyEpochs(Protocol):
         """Return True if `ranks` are valid only for iterations that have loaded a state."""
 
     def nodes_per_chunk(self, nodes: int) -> int:
-        """Return how many of `nodes` nodes read each chunk.
+        """Return how many of `nodes` nodes read each chunk, for a warning about the lanes.
 
-        The result is 1 if `nodes` divides the number of lanes, and for orders without lanes.
+        The result is 1 if `nodes` divides the number of lanes. It is also 1 for orders without
+        lanes, although all nodes then read every chunk.
         """
 
     def chunk_share(self, nodes: int) -> float:
@@ -192,10 +193,10 @@ class Epochs:
         return False
 
     def nodes_per_chunk(self, nodes: int) -> int:
-        """Return how many of `nodes` nodes read each chunk; 1 for orders without lanes.
+        """Return how many of `nodes` nodes read each chunk, for a warning about the lanes.
 
-        It is also 1 for balanced batches, although all nodes read every chunk: another number of
-        lanes would not change that.
+        The result is also 1 for orders without lanes and for balanced batches, although all nodes
+        then read every chunk. For balanced batches, another number of lanes would not change that.
         """
         if self._costs is not None:
             return 1
@@ -231,16 +232,21 @@ class Epochs:
         """Return the samples at positions in an epoch. Each position is below `size`."""
         return self._selection.at(self._view_rows(epoch, positions))
 
-    def _at_in_buckets(self, epoch: int, bucket: int, positions: Int64) -> Int64:
-        """Return the samples at positions in an epoch that is sorted into buckets."""
+    def _at_in_buckets(self, epoch: int, bucket_size: int, positions: Int64) -> Int64:
+        """Return the samples at positions in an epoch that is sorted into buckets.
+
+        `bucket_size` is the number of samples in a bucket, which is a global batch.
+        """
         assert self._costs is not None
         assert self._buckets is not None
-        key = epoch, bucket
+        key = epoch, bucket_size
         last = self._last_buckets
         if last is None or last[0] != key:
             rows = partial(self._view_rows, epoch)
             seed = None if self.shuffle is None else self._seed
-            order = BucketOrder(rows, self.size, self._costs, bucket, self._buckets, seed, epoch)
+            order = BucketOrder(
+                rows, self.size, self._costs, bucket_size, self._buckets, seed, epoch
+            )
             self._last_buckets = last = key, order
         return self._selection.at(last[1].at(positions))
 

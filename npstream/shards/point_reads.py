@@ -259,7 +259,7 @@ class PointReader:
             self._fetch_parts(ids[absent], byte_ranges, out)
             if out is not rows:
                 rows[absent] = out
-            # The cache would evict earlier parts at once.
+            # Put only the last parts that fit: the cache would evict all earlier ones at once.
             max_entries = PARTS_CACHE_BYTES // (ENTRY_OVERHEAD + rows.shape[1])
             last = absent[max(len(absent) - max_entries, 0) :]
             self._parts_cache.put([keys[k] for k in last], [rows[k].tobytes() for k in last])
@@ -283,6 +283,7 @@ class PointReader:
         """Return where samples of one size begin and end in their shards."""
         index, shard_of = self._shards.index, self._shard_of(ids)
         stride = self._files.strides[index.schema_ids[shard_of]]
+        # The samples are the last bytes of a shard, so count from its end.
         begins = index.nbytes[shard_of] - (index.starts[shard_of + 1] - ids) * stride
         return begins, begins + stride
 

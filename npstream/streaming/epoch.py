@@ -50,7 +50,9 @@ class IterableSamples(Protocol):
     @property
     def _npstream_position(self) -> RunPosition: ...
     @property
-    def _npstream_reads_itself(self) -> bool: ...
+    def _npstream_reads_itself(self) -> bool:
+        """True if no subclass overrides how the dataset reads a sample."""
+
     def _npstream_order(self, batch_size: int | None = None) -> StreamingOrder: ...
     def __getitem__(self, at: Any) -> Any: ...
 
@@ -107,7 +109,7 @@ class RankWork(NamedTuple):
         if number != self.cursor.epoch:
             try:
                 epoch, start = self.order.epoch(number, epoch.world, 0), 0
-            except ValueError:  # raised when the next epoch begins
+            except ValueError:  # the next epoch raises this error again when it begins
                 return EpochReads(0, 1, 0, lambda _: iter(()))
         world = epoch.world
         global_batch = world.ranks * epoch.batch_size
@@ -121,7 +123,10 @@ class RankWork(NamedTuple):
 def _sample_batches(
     epoch: Epoch, node: int, start: int, step: int
 ) -> Iterator[tuple[Int64, Int64]]:
-    """Yield the numbers and positions of samples in every `step`-th batch of a node's ranks."""
+    """Yield the numbers and positions of samples in every `step`-th batch of ranks of a node.
+
+    If the node has more than `MAX_SAMPLED_RANKS` ranks, only some of them are included.
+    """
     per_node, block = epoch.world.ranks_per_node, epoch.lookup_batches(step)
     for rank in range(0, per_node, -(-per_node // MAX_SAMPLED_RANKS)):
         for first in range(0, epoch.batches, block * step):
@@ -153,7 +158,7 @@ def iterate_epoch(dataset: IterableSamples) -> Iterator[Any]:
     """Yield the samples of the next epoch for this rank and worker."""
     work, samples = begin_epoch(dataset), dataset._npstream_samples
     is_rowwise = samples.is_rowwise(work.first_numbers, 1 / work.epoch.world.nodes)
-    orders = [] if is_rowwise else samples.begin_eviction(work)
+    eviction_orders = [] if is_rowwise else samples.begin_eviction(work)
     pieces, done = work.pieces(samples.samples_per_read), 0
     try:
         for numbers, lookup in samples.read_ahead(pieces, is_rowwise):
@@ -162,11 +167,11 @@ def iterate_epoch(dataset: IterableSamples) -> Iterator[Any]:
             else:
                 yield from _overridden(dataset, numbers, lookup)
             done += len(numbers)
-            for order in orders:
-                order.advance(work.position(done))
+            for eviction_order in eviction_orders:
+                eviction_order.advance(work.position(done))
     finally:
-        for order in orders:
-            order.end()
+        for eviction_order in eviction_orders:
+            eviction_order.end()
 
 
 def _resolve_settings(

@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
 __all__ = ["ShuffleCost", "ShuffleCosts", "estimate_costs"]
 
-_DEFAULT_SHARES = (1024, 256, 64, 16, 4)
+_DEFAULT_DIVISORS = (1024, 256, 64, 16, 4)
 """By default, the sizes of blocks are the bytes of the data, divided by each of these numbers."""
 
 _MAX_EPOCHS = 16
-"""Maximum number of epochs whose variances of given values are averaged.
+"""If values are given, the variance is averaged over at most this number of epochs.
 
 The variance depends on the chunks that come together in a block, so it varies from epoch to epoch.
 """
@@ -207,7 +207,7 @@ def estimate_costs(
         raise TypeError(f"blocks={blocks!r}: expected a sequence of sizes, such as [{blocks!r}]")
     data = _StoredView(source, selection)
     if blocks is None:
-        sizes = [data.nbytes // share for share in _DEFAULT_SHARES]
+        sizes = [data.nbytes // divisor for divisor in _DEFAULT_DIVISORS]
         blocks = [0, *dict.fromkeys(size for size in sizes if size), None]
     settings = [block if isinstance(block, Shuffle) else Shuffle(block) for block in blocks]
     nbytes = source.estimate_bytes(selection.size)
@@ -268,6 +268,7 @@ def _estimate_cost(
     # several pieces.
     fetched = np.unique(piece_chunks) if is_kept else piece_chunks
     requests, nbytes = data.epoch_requests(fetched, is_sequential=setting.block == 0)
+    # A request for a single sample costs as much as `REQUEST_BYTES` bytes.
     if refetched > REQUEST_BYTES:
         reads = "samples" if data.has_sample_reads else "nothing"
         samples = len(order) if data.has_sample_reads else 0
@@ -288,7 +289,8 @@ def _estimate_cost(
 def _pieces_of(order: RowOrder, setting: Shuffle, chunks: AnyArray) -> OrderPieces:
     """Return the pieces of an order.
 
-    The order of the view and a full shuffle have one lane, with the chunks in stored order.
+    The order of the view and a full shuffle are described as one lane of all chunks, with blocks of
+    one sample and of all samples.
     """
     if setting.block is not None and isinstance(order, Order) and len(order):
         return order.pieces()
