@@ -302,8 +302,10 @@ def _read_profile(name: str | None) -> dict[str, Any]:
                 options.update(parser.items(section))
     if chosen and not has_profile:
         raise UnsupportedOptionError("a profile that does not exist")
-    for key in options.keys() & _CREDENTIAL_SOURCES:
-        del options[key]
+    if sources := options.keys() & _CREDENTIAL_SOURCES:
+        # botocore decides whether the sources or the keys of such a profile take precedence.
+        for key in (*sources, "aws_access_key_id", "aws_secret_access_key", "aws_session_token"):
+            options.pop(key, None)
     if "s3" in options:
         options["s3"] = _nested(options["s3"])
     return _PROFILE.translate(options, "profile: ")

@@ -171,6 +171,12 @@ aws_secret_access_key = secret
 region = us-west-2
 s3 =
     addressing_style = path
+[profile process]
+aws_access_key_id = CK
+aws_secret_access_key = secret
+credential_process = echo '{"Version": 1, "AccessKeyId": "TK", "SecretAccessKey": "secret"}'
+[profile keys]
+credential_process = false
 """
 CREDENTIALS = """
 [default]
@@ -180,10 +186,15 @@ aws_secret_access_key = secret
 aws_access_key_id = OK
 aws_secret_access_key = secret
 region = sa-east-1
+[keys]
+aws_access_key_id = FK
+aws_secret_access_key = secret
 """
 
 
-@pytest.mark.parametrize("profile", [None, "default", "mine", "styled", "other"])
+@pytest.mark.parametrize(
+    "profile", [None, "default", "mine", "styled", "other", "process", "keys"]
+)
 @pytest.mark.parametrize("has_keys", [False, True])
 def test_profiles_are_those_of_s3fs(monkeypatch, tmp_path, profile, has_keys):
     (tmp_path / "config").write_text(PROFILES)
@@ -196,6 +207,19 @@ def test_profiles_are_those_of_s3fs(monkeypatch, tmp_path, profile, has_keys):
     if profile is not None:
         monkeypatch.setenv("AWS_PROFILE", profile)
         assert obstore_request("a-bucket", {}) == s3fs_request("a-bucket", {})
+
+
+def test_the_role_of_a_profile_takes_precedence_over_its_keys(monkeypatch, tmp_path):
+    role = "role_arn = arn:aws:iam::123456789012:role/reader\nsource_profile = default\n"
+    (tmp_path / "config").write_text(f"[default]\n{role}")
+    (tmp_path / "credentials").write_text(CREDENTIALS)
+    temporary = {"AccessKeyId": "RK", "SecretAccessKey": "secret", "SessionToken": "rt"}
+    monkeypatch.setattr(
+        "botocore.credentials.AssumeRoleCredentialFetcher._get_credentials",
+        lambda fetcher: {"Credentials": temporary | {"Expiration": "2100-01-01T00:00:00Z"}},
+    )
+    _, key, _, token, _ = obstore_request("a-bucket", {})
+    assert (key, token) == ("RK", "rt")
 
 
 @pytest.mark.parametrize(
