@@ -284,9 +284,8 @@ def shorten(error: BaseException) -> None:
 
     Of consecutive frames of this package, the first and the last remain. At the start of a cause's
     traceback, only the last remains. Frames of other code, such as a user's transform, all remain.
-    A cause is removed if only frames of this package raised it, and the message of the exception
-    that it caused contains its message.
-    Call this function in an ``except`` clause that then raises.
+    A cause is removed if only this package raised it, and the next exception repeats the cause's
+    message. Call this function in an ``except`` clause that then raises.
 
     Examples
     --------
@@ -312,7 +311,7 @@ def shorten(error: BaseException) -> None:
 
 
 def _is_repeated(cause: BaseException, error: BaseException) -> bool:
-    """Return True if this package raised a cause, and the error's message has the cause's text."""
+    """Return True if only this package raised a cause, and `error` repeats the cause's message."""
     frame = cause.__traceback__
     return is_own_frame(frame) and _next(frame) is None and str(cause) in str(error)
 

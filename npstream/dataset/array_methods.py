@@ -345,7 +345,8 @@ class ArrayMethods:
                 f"Cannot cast array data from {self.dtype!r} to {np.dtype(dtype)!r} according to "
                 f"the rule {casting!r}"
             )
-        # Values without a NumPy dtype can only be read as objects. NumPy converts other values.
+        # For dtype object the column itself makes the objects, because NumPy has no dtype for some
+        # values. NumPy converts to any other dtype.
         array = np.asarray(self, np.dtype(dtype) if np.dtype(dtype) == object else None)
         return array.astype(dtype, cast("Any", order), cast("Any", casting), subok, copy=False)
 

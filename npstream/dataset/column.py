@@ -222,8 +222,7 @@ class Column(ColumnDisplay, ArrayMethods, ImageMethods, StatisticsMethods, eleme
         items += (slice(None),) * (self.ndim - len(items))
         stop = mesh.lead + self._selection.ndim
         rows, cells = items[mesh.lead : stop], items[: mesh.lead] + items[stop:]
-        selected = self._selection.select(rows)
-        return self._apply_mesh(selected, mesh.select(rows, cells))
+        return self._apply_mesh(self._selection.select(rows), mesh.select(rows, cells))
 
     def _apply_mesh(self, selected: int | Selection, mesh: Mesh) -> Any:
         """Return a column of the mesh's elements, or for one sample, read these elements."""
@@ -233,6 +232,7 @@ class Column(ColumnDisplay, ArrayMethods, ImageMethods, StatisticsMethods, eleme
         if isinstance(selected, int):
             values = np.asarray(self._value(selected, cell))
             return mesh.take(values[None], np.zeros(1, np.int64), 0, 0)[0].copy()[()]
+        # Only remote shards are read in byte ranges that leave out unneeded elements.
         elements = mesh.positions(cell) if self._source.remotes else None
         field = self._field.restrict(cell, elements)
         return Column(self._source, Plan([field]), selected, cell, mesh)
@@ -464,7 +464,7 @@ class Column(ColumnDisplay, ArrayMethods, ImageMethods, StatisticsMethods, eleme
 
     @property
     def _holds_objects(self) -> bool:
-        """Whether no NumPy dtype may fit the values: they vary in size, or are Python integers."""
+        """Whether the values vary in size or are Python integers, which may fit no NumPy dtype."""
         return self._cell is None or self._field.encoding.name == "int"
 
     def to_torch(self) -> Any:

@@ -201,7 +201,10 @@ class ColumnDisplay:
         return ImageGrid(title, values, labels, encoding, size=size, columns=columns_per_row)
 
     def _first_rows(self, rows: int) -> Any:
-        """Return the first rows as a column with one row axis, or none for a view without axes."""
+        """Return the first rows as a column with one row axis.
+
+        For a view without axes, a column with a mesh is returned as it is, without a row axis.
+        """
         mesh, selection = self._mesh, self._selection
         if mesh is None:
             return type(self)(self._source, self._plan, selection.ravel(), self._cell)[:rows]  # type: ignore[call-arg]

@@ -404,7 +404,7 @@ def _moment_without_nan(
 ) -> AnyArray:
     """Return means, variances or standard deviations that ignore NaN.
 
-    Those of blocks are merged as by Chan, Golub and LeVeque (1979).
+    The sums of blocks are merged by the method of Chan, Golub and LeVeque (1979).
     """
     sum_dtype = np.result_type(dtype, np.float64)
     moments = _count_and_sum if name == "mean" else _moments

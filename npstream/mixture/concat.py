@@ -44,8 +44,8 @@ def concat(datasets: Iterable[Dataset]) -> Dataset:
     ------
     ValueError
         If there are no datasets, if their columns differ in name or type, or if a view has several
-        axes. If a column contains the names of a mixture's sources, which are not stored. If a view
-        of a mixture or concatenation is not one slice, and its parts have functions of their own.
+        axes. If a column contains the names of a mixture's sources, which are not stored. If parts
+        of a mixture or concatenation have functions from `map`, and a view of it is not one slice.
     TypeError
         If an item of `datasets` is not a Dataset.
 

@@ -132,8 +132,8 @@ class MixtureEpochs:
 
         The result is the average over the sources, weighted by their bytes. A source with one lane
         counts as 1: all nodes read it, but such sources are usually small. The result is also 1 for
-        balanced batches, although all nodes read every chunk: another number of lanes would not
-        change that.
+        balanced batches. They make all nodes read every chunk, with any number of lanes, so a
+        warning about the lanes would not help.
         """
         if self._costs is not None:
             return 1
@@ -218,7 +218,7 @@ class MixtureEpochs:
             raise ValueError("the state is of an iteration over one dataset, and this is a mixture")
         require_keys(state, ("mixture",))
         if state.get("balance") == COSTS_OF_ANOTHER_MIXTURE and self._costs is not None:
-            # The hash is of the costs of the former mixture.
+            # The state's hash covers the costs of the former mixture, so it is not compared.
             state = {**state, "balance": self._state_settings["balance"], SETTINGS_HASH: None}
         cursor = read_cursor(state, lambda _: self._state_settings)
         fresh_run, _ = self._stream(b"", ranks)

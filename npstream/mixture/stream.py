@@ -89,9 +89,9 @@ class _DrawCounts(NamedTuple):
     """The numbers of draws of each source in each lane, at the start of a phase.
 
     `total` counts the draws before the phase. A phase can start in the middle of a row of `lanes`
-    units, but its patterns begin with this row. `offset` is `total` minus the draws of these
-    patterns before the start. A draw's number in the patterns, plus `offset`, is its number in the
-    stream.
+    units, but its patterns begin with this row. So the patterns have draws before the start, and
+    `offset` is `total` minus these. A draw's number in the patterns, plus `offset`, is its number
+    in the stream.
     """
 
     total: Int64

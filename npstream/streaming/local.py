@@ -96,6 +96,7 @@ class LocalDataset(Array, TorchDataset[Any]):
 
     @property
     def _npstream_reads_itself(self) -> bool:  # type: ignore[override]
+        """Whether no subclass overrides how samples are read."""
         cls = type(self)
         return cls.__getitem__ is LocalDataset.__getitem__ and cls.get_item is LocalDataset.get_item
 

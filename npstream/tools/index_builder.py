@@ -227,8 +227,8 @@ def _publish(
         target.put(SIDECAR_FILE, b"".join(sidecar_builder.sidecar(index, index_digest)))
     except BaseException:
         with suppress(StorageError):
-            # Keep the column files if the new side-car, which refers to them, is in the store. A
-            # store may have stored a side-car although the request for this failed.
+            # Keep the column files if the new side-car, which refers to them, is in the store. Even
+            # a failed request may have stored it.
             if _remove_outdated_sidecar(target, index_digest) == existing:
                 for name in set(names) - existing:
                     target.remove(name)

@@ -38,8 +38,8 @@ def precompile() -> None:
     >>> npstream.precompile()
     """
     precompile_reads()
-    # Large enough that the order is not computed as a table, and that the mask is stored as bits:
-    # each of these forms has its own kernels.
+    # With this length, the order is not computed as a table, and the mask is stored as bits. Both
+    # have kernels of their own.
     large = Selection.all(1 << 17)
     order = full_order(len(large), 0)
     order.find(order[:])

@@ -178,7 +178,7 @@ def _problems_of_added_columns(
             yield str(error)
             continue
         yield from report.problems
-        # A path that is not of a part holds the single sample of fill values.
+        # A path that belongs to no part is the dataset of the fill values, which has one sample.
         if (expected := samples.get(path, 1)) != report.samples:
             yield (
                 f"{report.where}: {quantity(report.samples, 'sample')}; "

@@ -268,7 +268,7 @@ def make_gather_placer(
     ranks : int
         Ranks on this machine.
     obstacle : str or None
-        Why the iteration does not allow that the device gathers; None if it does.
+        Why no device can gather the batches of the iteration; None if one perhaps can.
 
     Raises
     ------

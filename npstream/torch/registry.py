@@ -251,14 +251,14 @@ class ShardRegistry:
             return
         target = self.limit - nbytes - self.limit // FREED_DIVISOR
         oldest = sorted(
-            (int(shards.last_use[number]), dataset, number)
-            for dataset, shards in enumerate(self._shards)
+            (int(shards.last_use[number]), index, number)
+            for index, shards in enumerate(self._shards)
             for number in shards.loaded
         )
-        for use, dataset, number in oldest:
+        for use, index, number in oldest:
             if use == self._uses or self.nbytes <= max(target, 0):
                 break
-            self._unregister(self._shards[dataset], number)
+            self._unregister(self._shards[index], number)
 
     # Releases
 

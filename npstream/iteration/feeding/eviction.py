@@ -97,14 +97,14 @@ class EvictionPlan:
         if not self._orders:
             group = int(digest("xxh3_64", self._run_text().encode()), 16) % MAX_GROUPS
             self._orders = [EvictionOrder(part.shards, group) for _, part in datasets]
-        now, uses = reads_of(epoch), {}
+        current, uses = reads_of(epoch), {}
         for number in (epoch, epoch + 1):
-            reads = now if number == epoch else reads_of(number)
+            reads = current if number == epoch else reads_of(number)
             uses[number] = self._uses.get(number) or _chunk_uses(reads, datasets)
         self._uses = uses
-        slack = min(RANK_SLACK * now.global_batch, now.size >> 8)
+        slack = min(RANK_SLACK * current.global_batch, current.size >> 8)
         for k, order in enumerate(self._orders):
-            order.begin(epoch, now.size, uses[epoch][k], uses[epoch + 1][k], slack)
+            order.begin(epoch, current.size, uses[epoch][k], uses[epoch + 1][k], slack)
         return self._orders
 
     def _large_datasets(self) -> list[tuple[Source, RemotePart[RemoteShards]]]:

@@ -202,8 +202,8 @@ def make_partition(
     """Return the partition of an epoch of `size` samples among the ranks of `world`.
 
     "relaxed" lets a run resume on a number of nodes that does not fit its lanes. Then the partition
-    is made for `initial_nodes` nodes, with another batch size of a rank. The size of a global batch
-    stays the same as in `world`. So slots also stay the same.
+    is made for `initial_nodes` nodes, with another batch size of a rank. The size of a global
+    batch, and so its range of slots, stays the same as in `world`.
 
     Raises
     ------
@@ -246,8 +246,8 @@ def _positions(
     rows, filler, filler_source, is_cyclic = layout
     lanes = bounds.size - 1
     repeated = -per_node % ranks
-    # A rank's next sample is `ranks * nodes` samples later in the sequence: this number of rows and
-    # lanes.
+    # A rank's next sample is `ranks * nodes` samples later in the sequence: `row_step` rows and
+    # `lane_step` lanes.
     row_step = ranks * nodes // lanes
     lane_step = ranks * nodes - row_step * lanes
     # `fast_steps` is the number of next slots whose samples are found without divisions.

@@ -188,27 +188,27 @@ class Picks:
         """The ids of the samples of each unit."""
         state = state_from_seed(self.sample_seed)
         sizes, begins = self.sizes, self.sizes.cumsum() - self.sizes
-        times, pick_counts = np.divmod(self.counts, np.maximum(sizes, 1))
-        (picked_shards,) = pick_counts.nonzero()
-        ends = pick_counts.cumsum()
+        times, picked_samples = np.divmod(self.counts, np.maximum(sizes, 1))
+        (picked_shards,) = picked_samples.nonzero()
+        ends = picked_samples.cumsum()
         # `_choose` writes one element beyond the last pick.
         picks = np.empty(int(ends[-1]) + 1, number_dtype(int(sizes.sum())))
         is_chosen = np.zeros(int(sizes[picked_shards].max(initial=0)), bool)
         _choose.for_size(picks.size)(
             state,
             sizes[picked_shards],
-            pick_counts[picked_shards],
+            picked_samples[picked_shards],
             begins[picked_shards],
             is_chosen,
             picks,
         )
         # The whole shard comes first, as often as it is taken, then the samples picked of it.
-        repeats = times + (pick_counts > 0)
+        repeats = times + (picked_samples > 0)
         last = repeats.cumsum()[picked_shards] - 1
         unit_sizes, starts = sizes.repeat(repeats), begins.repeat(repeats)
-        unit_sizes[last] = pick_counts[picked_shards]
+        unit_sizes[last] = picked_samples[picked_shards]
         # A negative start is an index of `picks`, from the end; see `Pieces`.
-        starts[last] = (ends - pick_counts)[picked_shards] - ends[-1]
+        starts[last] = (ends - picked_samples)[picked_shards] - ends[-1]
         return Pieces.concatenate(unit_sizes, starts, picks[:-1])
 
     def ids(self, numbers: Int64) -> Int64:

@@ -101,10 +101,10 @@ class EpochShuffle:
                 "nodes, or another order"
             )
         min_length, length_stop = self._block_lengths
-        # A draw needs at least one number to choose from. py1e and py1br draw one of `lengths`
+        # A draw needs at least one number to choose from. py1e and py1br draw one of `count`
         # numbers. py1br also draws the stagger of each lane, which is below `min_length`.
-        lengths = length_stop - min_length
-        choices = {"py1e": lengths, "py1br": min(min_length, lengths)}.get(self.algorithm, 1)
+        count = length_stop - min_length
+        choices = {"py1e": count, "py1br": min(min_length, count)}.get(self.algorithm, 1)
         if choices < 1:
             raise ValueError(
                 f"shuffle_block_size={self.block_size}: {self.algorithm} needs larger blocks"
