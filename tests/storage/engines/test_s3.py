@@ -192,9 +192,7 @@ aws_secret_access_key = secret
 """
 
 
-@pytest.mark.parametrize(
-    "profile", [None, "default", "mine", "styled", "other", "process", "keys"]
-)
+@pytest.mark.parametrize("profile", [None, "default", "mine", "styled", "other", "process", "keys"])
 @pytest.mark.parametrize("has_keys", [False, True])
 def test_profiles_are_those_of_s3fs(monkeypatch, tmp_path, profile, has_keys):
     (tmp_path / "config").write_text(PROFILES)
