@@ -22,6 +22,7 @@ from npstream.orders.permutation import Permutation
 from npstream.orders.streaming.order import StreamingOrder
 from npstream.orders.streaming.partition import World
 from npstream.orders.streaming.shuffle import SHUFFLE_ALGORITHMS
+from npstream.reading.images.resize import resize_pixels
 from npstream.writing.writer import write
 
 
@@ -51,6 +52,7 @@ def precompile() -> None:
     join_columns(0, np.zeros((1, 3), np.int64), 0)
     _precompile_scans()
     _precompile_streaming()
+    resize_pixels(np.zeros((1, 1, 4), np.uint8), (0, 0, 1, 1), np.zeros((1, 1, 3), np.uint8))
 
 
 def precompile_reads() -> None:

@@ -1,7 +1,8 @@
 """Provide `decode_image`, which decodes one image with simplejpeg or Pillow.
 
 If simplejpeg is installed, it decodes gray and color JPEG files. Pillow decodes all other images.
-Both give the same pixels, because both use libjpeg-turbo with the same settings.
+Both give the same pixels, because both use libjpeg-turbo with the same settings. Pillow resizes, or
+a kernel that gives the same pixels.
 
 Tested in tests/reading/images/test_columns.py.
 """
@@ -16,6 +17,7 @@ import numpy as np
 
 from npstream._core.typing import AnyArray, Body
 from npstream.formats.encodings import images
+from npstream.reading.images.resize import Box, resize_pixels, use_kernel
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["decode_image", "import_decoders"]
 
 Slot: TypeAlias = "Callable[[tuple[int, ...], np.dtype[Any]], AnyArray | None]"
-"""Takes the shape and the dtype of an image; returns an array to fill, or None."""
+"""Takes the shape and the dtype of an image; returns a contiguous array to fill, or None."""
 
 _UINT8 = np.dtype(np.uint8)
 _DRAFTS = (8, 4, 2)
@@ -136,6 +138,11 @@ def _decode_jpeg(
     min_height, min_width = 0, 0
     if divisor > 1:
         min_height, min_width = -(-height // divisor), -(-width // divisor)
+    box = None
+    if is_final and colors == "RGB" and options.resample == "bilinear":
+        size = (min_height, min_width) if divisor > 1 else (height, width)
+        box = _kernel_box(size, geometry)
+        colors = "RGB" if box is None else "RGBX"
     try:
         pixels: AnyArray = jpeg.decode_jpeg(
             body, colors, min_height=min_height, min_width=min_width, buffer=target,
@@ -145,6 +152,12 @@ def _decode_jpeg(
         return None  # Pillow accepts some damage, and describes other damage
     if is_final and is_whole:
         return pixels if target is None else target
+    if box is not None:
+        shape = (geometry.height, geometry.width, 3)
+        target = slot(shape, _UINT8)
+        target = np.empty(shape, _UINT8) if target is None else target
+        resize_pixels(pixels, box, target)
+        return target
     if is_final and geometry.size == pixels.shape[:2]:
         return _copy_to_slot(_crop(pixels, geometry), slot)
     image = images.import_pillow().fromarray(pixels[..., 0] if decodes_gray else pixels)
@@ -167,19 +180,31 @@ def _finish(image: Image, geometry: Geometry, options: ImageOptions, slot: Slot)
     height, width = geometry.size
     if (width, height) == image.size:
         return _copy_to_slot(_crop(_pixels(image), geometry), slot)
-    # Resize only the crop: `box` is the crop in the pixels of the image before the resize.
-    x_scale, y_scale = image.width / width, image.height / height
-    left, top = geometry.left, geometry.top
-    right, bottom = left + geometry.width, top + geometry.height
-    box = (
-        left * x_scale,
-        top * y_scale,
-        min(right * x_scale, image.width),
-        min(bottom * y_scale, image.height),
-    )
+    box = _box((image.height, image.width), geometry)
     resample = getattr(images.import_pillow().Resampling, options.resample.upper())
     resized = image.resize((geometry.width, geometry.height), resample, box=box)
     return _copy_to_slot(_pixels(resized), slot)
+
+
+def _box(size: tuple[int, int], geometry: Geometry) -> Box:
+    """Return the crop in the pixels of the image of this size, before the resize."""
+    y_scale, x_scale = size[0] / geometry.size[0], size[1] / geometry.size[1]
+    left, top = geometry.left, geometry.top
+    right, bottom = left + geometry.width, top + geometry.height
+    return (
+        left * x_scale,
+        top * y_scale,
+        min(right * x_scale, size[1]),
+        min(bottom * y_scale, size[0]),
+    )
+
+
+def _kernel_box(size: tuple[int, int], geometry: Geometry) -> Box | None:
+    """Return the part of an image to resize with the kernel; None if the kernel is not used."""
+    if geometry.size == size:
+        return None
+    box = _box(size, geometry)
+    return box if use_kernel(size, box, (geometry.height, geometry.width)) else None
 
 
 def _crop(pixels: AnyArray, geometry: Geometry) -> AnyArray:

@@ -1,0 +1,199 @@
+"""Provide `resize_pixels`, which gives the pixels of Pillow's bilinear resize in less time.
+
+Pillow first copies the pixels to memory of its own, and copies the result out of it. The kernel
+here reads the pixels of the decoder, and writes to the array of the batch. It does the arithmetic
+of Pillow's Resample.c: weights have 22 fractional bits, and rows are resized first, to bytes.
+
+Versions of Pillow resize some images in the other order, which gives other pixels. So the kernel
+resizes only images of a geometry for which it gave the pixels of Pillow in a trial.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from npstream._core.jit import kernel, u64
+from npstream._core.typing import AnyArray, Int64
+from npstream.formats.encodings import images
+
+__all__ = ["Box", "resize_pixels", "use_kernel"]
+
+Box = tuple[float, float, float, float]
+"""The part of an image that is resized: left, top, right and bottom, in pixels."""
+
+_MAX_TAPS = 1024
+"""Maximum number of pixels in a weighted sum. Sums of more could exceed 255 by rounding."""
+
+_MIN_PIXELS = 1024
+"""Minimum number of pixels of the result. With fewer, a trial could succeed by chance."""
+
+_MAX_IMAGES_IN_PILLOW = 2048
+"""After this number of images, the kernel is worth its compilation."""
+
+_MAX_TRIALS = 1024
+"""Maximum number of geometries that are kept together with the result of their trial."""
+
+_images_in_pillow = 0
+"""The number of images for which `use_kernel` returned False while the kernel was not loaded."""
+
+_is_ready = False
+"""Whether the kernel is loaded, or is worth its compilation."""
+
+_trials: dict[tuple[int | float, ...], bool | None] = {}
+"""Geometry -> the result of its trial; None after the first image."""
+
+
+def use_kernel(in_size: tuple[int, int], box: Box, out_size: tuple[int, int]) -> bool:
+    """Return True if the kernel should resize the next image, and False if Pillow should.
+
+    Parameters
+    ----------
+    in_size : tuple of int
+        Height and width of the image.
+    box : tuple of float
+        The part to resize.
+    out_size : tuple of int
+        Height and width of the result.
+    """
+    global _images_in_pillow, _is_ready
+    scales = (box[2] - box[0]) / out_size[1], (box[3] - box[1]) / out_size[0]
+    if 2 * max(scales) > _MAX_TAPS or out_size[0] * out_size[1] < _MIN_PIXELS:
+        return False
+    # Threads may count an image or a trial twice or not at all, which does not matter.
+    if not _is_ready:
+        _images_in_pillow += 1
+        is_loaded = fill_weights.is_loaded and resize_rows_and_columns.is_loaded
+        _is_ready = is_loaded or _images_in_pillow > _MAX_IMAGES_IN_PILLOW
+        if not _is_ready:
+            return False
+    geometry = (*in_size, *box, *out_size)
+    result = _trials.get(geometry)
+    if result is None:
+        # A trial takes longer than a resize, so images of many sizes should not cause trials.
+        is_first = geometry not in _trials
+        result = None if is_first else _has_pixels_of_pillow(in_size, box, out_size)
+        if len(_trials) >= _MAX_TRIALS:
+            _trials.clear()
+        _trials[geometry] = result
+    return bool(result)
+
+
+def _has_pixels_of_pillow(in_size: tuple[int, int], box: Box, out_size: tuple[int, int]) -> bool:
+    """Resize noise with the kernel and with Pillow; return True if the pixels are equal."""
+    pillow = images.import_pillow()
+    pixels = np.random.default_rng(0).integers(0, 256, (*in_size, 4), np.uint8)
+    ours = np.empty((*out_size, 3), np.uint8)
+    resize_pixels(pixels, box, ours)
+    image = pillow.fromarray(np.ascontiguousarray(pixels[..., :3]))
+    theirs = image.resize(out_size[::-1], pillow.Resampling.BILINEAR, box=box)
+    return np.array_equal(ours, np.asarray(theirs))
+
+
+def resize_pixels(pixels: AnyArray, box: Box, out: AnyArray) -> None:
+    """Resize a part of an image, with the filter "bilinear".
+
+    Parameters
+    ----------
+    pixels : ndarray of uint8, shape (height, width, 4)
+        The image. The fourth channel is ignored.
+    box : tuple of float
+        The part to resize.
+    out : ndarray of uint8, shape (height, width, 3)
+        Receives the result. It is contiguous.
+    """
+    height, width, _ = out.shape
+    words = pixels.view(np.uint32)[..., 0]
+    columns, column_weights = _weights(words.shape[1], box[0], box[2], width)
+    rows, row_weights = _weights(words.shape[0], box[1], box[3], height)
+    first_row = int(rows[0])
+    needed = words[first_row : int(rows[-1]) + row_weights.shape[1]]
+    narrow = np.empty((len(needed), 3 * width), np.uint8)
+    sums = np.empty(3 * width, np.int32)
+    resize_rows_and_columns(
+        needed, columns, column_weights, narrow, rows - first_row, row_weights, sums,
+        out.reshape(height, 3 * width),
+    )  # fmt: skip
+
+
+def _taps(scale: float, in_size: int) -> int:
+    """Return the maximum number of pixels in the weighted sum of a pixel of the result."""
+    return min(math.ceil(2 * max(scale, 1.0)), in_size)
+
+
+def _weights(in_size: int, begin: float, end: float, out_size: int) -> tuple[Int64, Int64]:
+    """Return the first pixel and the weights of the sum for each pixel of the result."""
+    # Pillow computes the size of the box in 32 bits.
+    first, last = np.float32(begin), np.float32(end)
+    scale = float(last - first) / out_size
+    firsts = np.empty(out_size, np.int64)
+    weights = np.empty((out_size, _taps(scale, in_size)), np.int64)
+    fill_weights(in_size, float(first), scale, firsts, weights)
+    return firsts, weights
+
+
+@kernel
+def fill_weights(in_size: int, begin: float, scale: float, firsts: Int64, weights: Int64) -> None:
+    """Compute the weights of one axis, as Pillow's `precompute_coeffs` does.
+
+    Each sum has the same number of pixels, so some weights are 0.
+    """
+    support = max(scale, 1.0)
+    inverse = 1.0 / support
+    taps = weights.shape[1]
+    for k in range(firsts.size):
+        center = begin + (k + 0.5) * scale
+        first = max(int(center - support + 0.5), 0)
+        stop = min(int(center + support + 0.5), in_size)
+        total = 0.0
+        for position in range(first, stop):
+            total += max(1.0 - abs((position - center + 0.5) * inverse), 0.0)
+        firsts[k] = min(first, in_size - taps)
+        for tap in range(taps):
+            position = firsts[k] + tap
+            weight = 0.0
+            if first <= position < stop:
+                weight = max(1.0 - abs((position - center + 0.5) * inverse), 0.0)
+            weights[k, tap] = int(0.5 + weight / total * 4194304.0)  # 22 fractional bits
+
+
+@kernel
+def resize_rows_and_columns(
+    pixels: AnyArray,
+    columns: Int64,
+    column_weights: Int64,
+    narrow: AnyArray,
+    rows: Int64,
+    row_weights: Int64,
+    sums: AnyArray,
+    out: AnyArray,
+) -> None:
+    """Resize the rows of `pixels` to `narrow`, and the columns of `narrow` to `out`."""
+    byte, red_and_blue, channels = u64(255), u64(0xFF00FF), u64(3)
+    half, halves, one, two = u64(1 << 21), u64(1 << 53 | 1 << 21), u64(1), u64(2)
+    for y in range(u64(pixels.shape[0])):
+        target = u64(0)
+        for x in range(u64(columns.size)):
+            # The low half of `outer` has the sum of red, and its high half that of blue.
+            outer, green = halves, half
+            first = u64(columns[x])
+            for tap in range(u64(column_weights.shape[1])):
+                pixel, weight = u64(pixels[y, first + tap]), u64(column_weights[x, tap])
+                pair = pixel & red_and_blue
+                outer += ((pair | pair << u64(16)) & u64(0xFF000000FF)) * weight
+                green += (pixel >> u64(8) & byte) * weight
+            narrow[y, target] = outer >> u64(22) & byte
+            narrow[y, target + one] = green >> u64(22) & byte
+            narrow[y, target + two] = outer >> u64(54) & byte
+            target += channels
+    for y in range(rows.size):
+        for k in range(sums.size):
+            sums[k] = 1 << 21
+        for tap in range(row_weights.shape[1]):
+            weight = row_weights[y, tap]
+            row = narrow[rows[y] + tap]
+            for k in range(sums.size):
+                sums[k] += row[k] * weight
+        for k in range(sums.size):
+            out[y, k] = sums[k] >> 22
