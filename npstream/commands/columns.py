@@ -82,7 +82,7 @@ def _run_add_columns(options: argparse.Namespace) -> None:
     }
     try:
         data, encodings = open_input_files(
-            options.source,
+            options.source if len(options.source) > 1 else options.source[0],
             kind=options.kind,
             columns=columns,
             rename=pairs_to_dict(options.rename),

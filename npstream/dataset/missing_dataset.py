@@ -97,8 +97,12 @@ def _describe_local(store: LocalStore) -> str:
     root = store.root
     if os.path.isfile(root):
         return _describe_file(root)
-    if not os.path.isdir(root):
+    if os.path.islink(root) and not os.path.exists(root):
+        return f"it is a link to {os.readlink(root)!r}, which does not exist"
+    if not os.path.exists(root):
         return _describe_missing(root)
+    if not os.path.isdir(root):
+        return f"it is a device, pipe or socket, and a dataset is a directory with an {INDEX}"
     try:
         names = [name.rstrip("/") for name in store.entries()]
     except StorageError as error:

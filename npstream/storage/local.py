@@ -95,7 +95,7 @@ def open_store(
     Raises
     ------
     ValueError
-        If the scheme is unknown.
+        If the scheme is unknown, or the URL has nothing after its scheme.
 
     Examples
     --------
@@ -131,6 +131,11 @@ def open_store(
         raise ValueError(
             f"{redact_url(text)!r}: unknown scheme {scheme!r}; {hint}expected a local path, or a "
             f"URL of one of {', '.join(_SCHEMES)}, or of another scheme of fsspec"
+        )
+    is_named = scheme == "memory" or text.partition(":")[2].strip("/")
+    if scheme in (*_SCHEMES, "http") and not is_named:
+        raise ValueError(
+            f"{argument}: {text!r} names no bucket or host: give a URL such as {scheme}://name/path"
         )
     return RemoteStore(text, storage_options, timeout, retries, hedge, outage)
 

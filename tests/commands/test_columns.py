@@ -43,6 +43,12 @@ def test_rows_by_key(capsys):
     assert list(npstream.open("ds")["label"]) == ["none", "bad", "none", "good"]
 
 
+def test_the_columns_of_another_dataset():
+    npstream.write("scores", {"id": [8, 7, 6, 5], "score": [0.8, 0.7, 0.6, 0.5]})
+    assert main(["add-columns", "ds", "scores", "--key", "id"]) == 0
+    assert npstream.open("ds")["score"].load().tolist() == [0.5, 0.6, 0.7, 0.8]
+
+
 def test_columns_are_renamed_replaced_and_removed(capsys):
     np.save("a.npy", np.arange(4))
     np.save("b.npy", np.arange(4) * 2)

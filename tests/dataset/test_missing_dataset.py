@@ -75,6 +75,12 @@ def test_a_file_of_a_dataset_names_the_directory_to_open(splits):
     assert "it holds 1 shard ('shard.00000.mds'), but no index.json" in open_error(train)
 
 
+def test_a_device_and_a_link_to_nothing_are_named(tmp_path):
+    assert "no dataset is here; it is a device, pipe or socket" in open_error("/dev/null")
+    (tmp_path / "link").symlink_to("nowhere")
+    assert "it is a link to 'nowhere', which does not exist" in open_error(tmp_path / "link")
+
+
 def test_an_empty_directory_suggests_to_write_a_dataset(tmp_path):
     assert "the directory is empty: npstream.write" in open_error(tmp_path)
 

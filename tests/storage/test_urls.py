@@ -96,6 +96,14 @@ def test_urls_that_lost_a_slash_are_refused(url):
             function(url)
 
 
+@pytest.mark.parametrize("url", ["s3://", "gs:///", "az://", "https://", "http:///", "hf://"])
+def test_urls_without_a_bucket_or_host_are_refused(url):
+    with pytest.raises(ValueError, match=r"url: '.*/' names no bucket or host: give a URL such as"):
+        npstream.open(url)
+    with pytest.raises(ValueError, match="names no bucket or host"):
+        npstream.write(url, {"x": [1]})
+
+
 def test_an_existing_directory_named_like_a_scheme_is_accepted(tmp_path, monkeypatch):
     (tmp_path / "s3:" / "x").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
