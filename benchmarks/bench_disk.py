@@ -19,18 +19,19 @@ import pytest
 
 import npstream
 from data import RECORD, TOKENS, Data, sync
-from figures import SIDES, Figure, Pair, check, figure
+from figures import SIDES, Figure, Pair, compare_and_time, figure
 
-ROW = 2 * TOKENS
+ROW_BYTES = 2 * TOKENS
 
 
 def cold_rows(data: Data, threads: int) -> Pair:
     flat, dataset = data.cold_file(), data.cold_dataset()
-    rows = flat.stat().st_size // ROW
+    rows = flat.stat().st_size // ROW_BYTES
     batches, batch = 4, min(1000, rows // 16)
     count = batches * batch
+    # Half of the bytes is a safe minimum: a row can be drawn twice, and two rows can share a page.
     # The small file of a test may be on tmpfs, whose pages cannot be dropped.
-    min_bytes = count * ROW // 2 if data.cold_bytes >= 1 << 30 else 0
+    min_bytes = count * ROW_BYTES // 2 if data.cold_bytes >= 1 << 30 else 0
 
     def pick(number: int) -> np.ndarray:
         return np.random.default_rng(number).integers(0, rows, count)
@@ -54,7 +55,7 @@ def cold_rows(data: Data, threads: int) -> Pair:
 
     def read(descriptor: int, rows: list[int]) -> None:
         for row in rows:
-            os.pread(descriptor, ROW, row * ROW)
+            os.pread(descriptor, ROW_BYTES, row * ROW_BYTES)
 
     return Pair(ours, reference, lambda left, right: None, calls=count, returns_value=True)
 
@@ -199,17 +200,17 @@ def cold_32_threads(data: Data) -> Pair:
     return cold_rows(data, threads=32)
 
 
-FIGURES = [
-    cold_one_thread, cold_32_threads, open_10_000_shards, open_100_000_shards, write_arrays,
-    write_arrow_table,
-]  # fmt: skip
+# Only Linux has /proc/self/io, and macOS and Windows have no posix_fadvise.
+COLD_FIGURES = [cold_one_thread, cold_32_threads]
+WARM_FIGURES = [open_10_000_shards, open_100_000_shards, write_arrays, write_arrow_table]
+FIGURES = [*COLD_FIGURES, *WARM_FIGURES]
 
 
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize(
     "figure",
-    FIGURES if sys.platform == "linux" else FIGURES[1:],
+    FIGURES if sys.platform == "linux" else WARM_FIGURES,
     ids=lambda figure: figure.prepare.__name__,
 )
 def test_disk(figure: Figure, side: str, benchmark: Any, data: Data) -> None:
-    check(figure, side, benchmark, data)
+    compare_and_time(figure, side, benchmark, data)

@@ -10,19 +10,19 @@ import pytest
 
 import npstream
 from data import Data
-from figures import SIDES, Figure, Pair, Unavailable, check, figure
+from figures import SIDES, Figure, Pair, Unavailable, compare_and_time, figure
 
 LOOP = "`bytes.find` as a Numba loop over the loaded text"
 UNIQUE = "`np.unique(array, return_counts=True)`"
 MOMENTS = "`min`, `max`, `mean`, `std` and `quantile` of the array"
 PATTERN = "qzx"
-COPIES = 10
-"""Each benchmark of scalars has this number of rows for each row of S."""
+ROWS_FACTOR = 10
+"""Rows of the dataset of scalars, divided by the rows of S."""
 
 
 def scalars(data: Data) -> npstream.Dataset:
     """Return a dataset of labels and scores, and nothing else."""
-    rows = COPIES * data.small
+    rows = ROWS_FACTOR * data.small
     random = np.random.default_rng(5)
 
     def make(path: Path) -> None:
@@ -36,6 +36,7 @@ def scalars(data: Data) -> npstream.Dataset:
 
 
 def find_loop() -> Any:
+    """Return a compiled loop that marks the texts that contain a pattern."""
     import numba
 
     @numba.njit(nogil=True)
@@ -83,7 +84,7 @@ def contains_arrow(data: Data) -> Pair:
     )
 
 
-def value_counts(name: str, data: Data) -> Pair:
+def value_counts_pair(name: str, data: Data) -> Pair:
     column = scalars(data)[name]
     array = column.load()
 
@@ -102,15 +103,15 @@ def value_counts(name: str, data: Data) -> Pair:
 
 @figure("`value_counts` of 10,000,000 labels", UNIQUE, factor=1.5, rounds=5)
 def label_counts(data: Data) -> Pair:
-    return value_counts("label", data)
+    return value_counts_pair("label", data)
 
 
 @figure("`value_counts` of 10,000,000 floats", UNIQUE, factor=1.5, rounds=5)
 def score_counts(data: Data) -> Pair:
-    return value_counts("score", data)
+    return value_counts_pair("score", data)
 
 
-def description(name: str, data: Data) -> Pair:
+def description_pair(name: str, data: Data) -> Pair:
     column = scalars(data)[name]
     array = column.load()
 
@@ -120,6 +121,8 @@ def description(name: str, data: Data) -> Pair:
 
     def compare(ours: Any, theirs: Any) -> None:
         assert (ours.min, ours.max) == theirs[:2]
+        # The sides add numbers in different orders. Quantiles are not compared: `describe` can
+        # estimate them.
         np.testing.assert_allclose([ours.mean, ours.std], theirs[2:4], rtol=1e-3, atol=1e-3)
 
     return Pair(lambda number: column.describe(), reference, compare)
@@ -127,12 +130,12 @@ def description(name: str, data: Data) -> Pair:
 
 @figure("`describe` of 10,000,000 labels", MOMENTS, factor=1.5, rounds=5)
 def label_description(data: Data) -> Pair:
-    return description("label", data)
+    return description_pair("label", data)
 
 
 @figure("`describe` of 10,000,000 floats", MOMENTS, factor=1.5, rounds=5)
 def score_description(data: Data) -> Pair:
-    return description("score", data)
+    return description_pair("score", data)
 
 
 FIGURES = [
@@ -143,4 +146,4 @@ FIGURES = [
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.prepare.__name__)
 def test_exploring(figure: Figure, side: str, benchmark: Any, data: Data) -> None:
-    check(figure, side, benchmark, data)
+    compare_and_time(figure, side, benchmark, data)

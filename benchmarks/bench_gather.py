@@ -12,15 +12,15 @@ import pytest
 
 import npstream
 from data import TOKENS, Data
-from figures import SIDES, Figure, Pair, check, figure, warm
+from figures import SIDES, Figure, Pair, compare_and_time, figure, warm
 
-ROUNDS = 64
-"""Number of distinct index arrays, used in turn."""
+INDEX_ARRAYS = 64
+"""Number of different index arrays: round k uses number ``k % INDEX_ARRAYS``."""
 
 
 def indices(samples: int, count: int, seed: int = 0) -> list[np.ndarray]:
     generator = np.random.default_rng(seed)
-    return [generator.integers(0, samples, count) for _ in range(ROUNDS)]
+    return [generator.integers(0, samples, count) for _ in range(INDEX_ARRAYS)]
 
 
 @figure(
@@ -34,8 +34,8 @@ def tokens(data: Data) -> Pair:
     column = dataset["tokens"]
     picks = indices(data.tokens, 10_000)
     return Pair(
-        lambda number: column[picks[number % ROUNDS]].load(),
-        lambda number: flat[picks[number % ROUNDS]],
+        lambda number: column[picks[number % INDEX_ARRAYS]].load(),
+        lambda number: flat[picks[number % INDEX_ARRAYS]],
         np.testing.assert_array_equal,
     )
 
@@ -63,7 +63,7 @@ def tokens_with_out(data: Data) -> Pair:
             dataset[pick].load(out=ours)
         return ours["tokens"]
 
-    return Pair(load, reference, np.testing.assert_array_equal, calls=ROUNDS)
+    return Pair(load, reference, np.testing.assert_array_equal, calls=INDEX_ARRAYS)
 
 
 @figure(
@@ -91,7 +91,7 @@ def small_pair(data: Data, gather: Callable[..., None]) -> Pair:
     picks = indices(data.small, 10_000)
 
     def reference(number: int) -> tuple[np.ndarray, ...]:
-        pick = picks[number % ROUNDS]
+        pick = picks[number % INDEX_ARRAYS]
         lengths = offsets[pick + 1] - offsets[pick] - 12
         ends = np.cumsum(lengths)
         texts = np.empty(ends[-1], np.uint8)
@@ -104,7 +104,7 @@ def small_pair(data: Data, gather: Callable[..., None]) -> Pair:
         np.testing.assert_array_equal(batch["label"], expected[1])
         np.testing.assert_array_equal(batch["text"].values, expected[2])
 
-    return Pair(lambda number: dataset[picks[number % ROUNDS]].load(), reference, compare)
+    return Pair(lambda number: dataset[picks[number % INDEX_ARRAYS]].load(), reference, compare)
 
 
 @functools.cache
@@ -146,10 +146,11 @@ def images(data: Data) -> Pair:
     warm(dataset, flat)
     lengths = data.image_lengths()
     picks = indices(data.images, min(10_000, data.images))
+    # In a test, images that are picked more than once can make a batch larger than the file.
     totals = [min(int(lengths[pick].sum()), len(flat)) for pick in picks]
 
     def reference(number: int) -> np.ndarray:
-        total = totals[number % ROUNDS]
+        total = totals[number % INDEX_ARRAYS]
         target = np.empty(total, np.uint8)
         # One large copy would take twice as long, because libc then bypasses the CPU caches.
         for start in range(0, total, 1 << 22):
@@ -159,9 +160,10 @@ def images(data: Data) -> Pair:
         return target
 
     def compare(batch: Any, _copy: np.ndarray) -> None:
+        # The sides are compared in round 0, which loads `picks[0]`.
         assert batch["image"].lengths.tolist() == lengths[picks[0]].tolist()
 
-    return Pair(lambda number: dataset[picks[number % ROUNDS]].load(), reference, compare)
+    return Pair(lambda number: dataset[picks[number % INDEX_ARRAYS]].load(), reference, compare)
 
 
 FIGURES = [tokens, tokens_with_out, small, small_limit, images]
@@ -170,4 +172,4 @@ FIGURES = [tokens, tokens_with_out, small, small_limit, images]
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.prepare.__name__)
 def test_gather(figure: Figure, side: str, benchmark: Any, data: Data) -> None:
-    check(figure, side, benchmark, data)
+    compare_and_time(figure, side, benchmark, data)

@@ -1,7 +1,7 @@
 """Decoding of images in batches, compared with bare loops and with torch's DataLoader.
 
-The row of Streaming needs the package mosaicml-streaming, which asks for other versions of some
-packages: install it in a venv of its own.
+The figure `epoch_of_streaming` needs the package mosaicml-streaming. This package needs other
+versions of some packages than npstream's tests: install both in a venv of their own.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from PIL import Image
 
 import npstream
 from data import Data
-from figures import SIDES, Figure, Pair, check, figure, require, warm
+from figures import SIDES, Figure, Pair, compare_and_time, figure, require, warm
 from npstream.reading.images import decoders
 from npstream.reading.images.options import ImageOptions
 
@@ -191,4 +191,4 @@ INSTALLED = FIGURES if find_spec("streaming") else FIGURES[:-1]
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("figure", INSTALLED, ids=lambda figure: figure.prepare.__name__)
 def test_images(figure: Figure, side: str, benchmark: Any, data: Data) -> None:
-    check(figure, side, benchmark, data)
+    compare_and_time(figure, side, benchmark, data)

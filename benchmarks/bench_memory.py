@@ -19,7 +19,7 @@ LOCAL = [
 
 
 @pytest.mark.parametrize("operation", LOCAL, ids=lambda operation: operation.title)
-def test_memory_of(
+def test_operation_writes_samples(
     operation: memory.Operation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(memory.options, "shard_size", NBYTES // memory.SHARDS)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data import Data
-from figures import SIDES, Figure, Pair, check, figure
+from figures import SIDES, Figure, Pair, compare_and_time, figure
 from npstream._core.typing import Int64
 from npstream.mixture.epochs import MixtureEpochs, MixtureSettings
 from npstream.mixture.shares import MixtureSpec, make_schedule
@@ -23,6 +23,7 @@ PER_SHARD, SHARDS = 10**5, 10**5
 
 SAMPLES = PER_SHARD * SHARDS
 BATCH = np.arange(SAMPLES // 10 * 9, SAMPLES // 10 * 9 + 256)
+"""The positions of a batch of 256 samples after 90 % of an epoch."""
 
 
 def chunk_function(shards: int) -> Any:
@@ -33,7 +34,7 @@ def chunk_function(shards: int) -> Any:
 
 
 def mixture_reader(smallest: float) -> Any:
-    """Return a function that computes the batch for 1,000 sources that together have all shards.
+    """Return a function that computes `BATCH` for 1,000 sources that together have all shards.
 
     Relative to the mean, the smallest source has the size `smallest`, and the largest has
     ``2 - smallest``.
@@ -47,7 +48,7 @@ def mixture_reader(smallest: float) -> Any:
         sizes=sizes,
         nbytes=tuple(count * 64 * MIB for count in shards),
         chunks=tuple(map(chunk_function, shards)),
-        fingerprints=(str,) * 1000,
+        fingerprints=(str,) * 1000,  # orders do not call these functions
         schedule=make_schedule(names, sizes),
     )
 
@@ -59,9 +60,10 @@ def mixture_reader(smallest: float) -> Any:
 
 
 def read_one_dataset(seed: int) -> Int64:
-    """Return the batch for one dataset with all shards, with default settings."""
+    """Return `BATCH` for one dataset with all shards, with default settings."""
     settings = Shuffle().resolve(SHARDS * 64 * MIB)
     lanes = settings.lanes or 1
+    # The samples of a block in each lane; `settings.block` has the bytes of a block in all lanes.
     block = -(-int(settings.block or 0) * SAMPLES // (SHARDS * 64 * MIB * lanes))
     return Order(SAMPLES, chunk_function(SHARDS), seed, block=block, lanes=lanes).at(BATCH)
 
@@ -111,4 +113,4 @@ FIGURES = [
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.title)
 def test_mixture_order(figure: Figure, side: str, benchmark: Any, data: Data) -> None:
-    check(figure, side, benchmark, data)
+    compare_and_time(figure, side, benchmark, data)

@@ -12,7 +12,7 @@ import pytest
 
 import npstream
 from data import Data
-from figures import SIDES, Figure, Pair, check, figure
+from figures import SIDES, Figure, Pair, compare_and_time, figure
 from npstream.orders.chunks import shard_chunks
 from npstream.orders.order import Order, Shuffle
 
@@ -47,6 +47,7 @@ def billion_rows(shards: int, epoch: int = 7) -> Order:
     chunks = functools.partial(shard_chunks, starts, nbytes, np.zeros(shards, bool), 4 * MIB)
     settings = Shuffle().resolve(shards * 64 * MIB)
     lanes = settings.lanes or 1
+    # The samples of a block in each lane; `settings.block` has the bytes of a block in all lanes.
     block = -(-int(settings.block or 0) * BILLION // (shards * 64 * MIB * lanes))
     return Order(BILLION, chunks, 0, epoch, block=block, lanes=lanes)
 
@@ -77,6 +78,7 @@ FIGURES = [
         "nothing",
         margin=0.020,
     )(first_batch(20_000)),
+    # A shard of 64 MiB has 16 chunks.
     figure("the same in 1,000,000 chunks", "nothing", margin=0.020)(first_batch(62_500)),
 ]
 
@@ -99,7 +101,7 @@ def provenance(data: Data) -> Pair:
     state = batches.state_dict()
     del iterator
     return Pair(
-        lambda number: ds.provenance(state, steps=340 + number),
+        lambda number: ds.provenance(state, steps=340 + number),  # another step in each round
         lambda number: None,
         lambda ours, theirs: None,
     )
@@ -126,4 +128,4 @@ FIGURES.append(provenance)
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.title)
 def test_order(figure: Figure, side: str, benchmark: Any, data: Data) -> None:
-    check(figure, side, benchmark, data)
+    compare_and_time(figure, side, benchmark, data)

@@ -22,7 +22,7 @@ import pytest
 import npstream
 from bench_writing import Samples, sync_file
 from data import Data, sync
-from figures import SIDES, Figure, Pair, check, figure, require
+from figures import SIDES, Figure, Pair, compare_and_time, figure, require
 
 
 def write_pair(
@@ -76,30 +76,30 @@ def token_rows(data: Data, part: int = 1) -> Rows:
     tokens = np.array(data.records()["tokens"][: data.tokens // part])
     width, pack = tokens.shape[1], struct.Struct("<q").pack
     return Rows(
-        lambda: ({"id": number, "tokens": row} for number, row in enumerate(tokens)),
-        len(tokens),
-        {"id": "int", "tokens": f"ndarray:uint16:{width}"},
-        lambda datasets: {
+        samples=lambda: ({"id": number, "tokens": row} for number, row in enumerate(tokens)),
+        count=len(tokens),
+        columns={"id": "int", "tokens": f"ndarray:uint16:{width}"},
+        features=lambda datasets: {
             "id": datasets.Value("int64"),
             "tokens": datasets.List(datasets.Value("uint16"), length=width),
         },
-        lambda pa: pa.schema({"id": pa.int64(), "tokens": pa.list_(pa.uint16(), width)}),
-        lambda sample: pack(sample["id"]) + sample["tokens"].tobytes(),
+        schema=lambda pa: pa.schema({"id": pa.int64(), "tokens": pa.list_(pa.uint16(), width)}),
+        encode=lambda sample: pack(sample["id"]) + sample["tokens"].tobytes(),
     )
 
 
 def small_rows(data: Data, part: int = 1) -> Rows:
     samples, pack = data.small_samples()[: data.small // part], struct.Struct("<qi").pack
     return Rows(
-        lambda: iter(samples),
-        len(samples),
-        {"id": "int", "label": "int32", "text": "str"},
-        lambda datasets: {
+        samples=lambda: iter(samples),
+        count=len(samples),
+        columns={"id": "int", "label": "int32", "text": "str"},
+        features=lambda datasets: {
             name: datasets.Value(kind)
             for name, kind in (("id", "int64"), ("label", "int32"), ("text", "string"))
         },
-        lambda pa: pa.schema({"id": pa.int64(), "label": pa.int32(), "text": pa.string()}),
-        lambda sample: pack(sample["id"], sample["label"]) + sample["text"].encode(),
+        schema=lambda pa: pa.schema({"id": pa.int64(), "label": pa.int32(), "text": pa.string()}),
+        encode=lambda sample: pack(sample["id"], sample["label"]) + sample["text"].encode(),
     )
 
 
@@ -161,12 +161,16 @@ def lance_table(table: Any) -> Callable[[Path], object]:
 
 
 Peer = Callable[[Rows], Callable[[Path], object]]
+"""Function that returns the writer of another package: a function of the path to write."""
 
 
 def peer_figure(
     name: str, make: Callable[[Data, int], Rows], peer: Peer, reference: str, part: int = 1
 ) -> Figure:
-    """Return the figure of writing samples, or the first part of them, against another package."""
+    """Return the figure of writing samples against another package.
+
+    Both sides write the first 1 / `part` of the samples of `make`.
+    """
 
     def prepare(data: Data) -> Pair:
         rows = make(data, part)
@@ -222,4 +226,4 @@ INSTALLED = [
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("figure", INSTALLED, ids=lambda figure: figure.prepare.__name__)
 def test_peers(figure: Figure, side: str, benchmark: Any, data: Data) -> None:
-    check(figure, side, benchmark, data)
+    compare_and_time(figure, side, benchmark, data)

@@ -10,7 +10,7 @@ import pytest
 
 import npstream
 from data import Data
-from figures import SIDES, Figure, Pair, check, figure
+from figures import SIDES, Figure, Pair, compare_and_time, figure
 
 LOADED = "the NumPy expression on loaded columns"
 
@@ -24,7 +24,7 @@ def label_and_text(data: Data) -> Pair:
     dataset = npstream.open(data.small_dataset())
     label, text = dataset["label"].load(), dataset["text"].to_numpy()
     return Pair(
-        lambda number: rows(dataset, "label == 3 and len(text) > 100"),
+        lambda number: query_rows(dataset, "label == 3 and len(text) > 100"),
         lambda number: (label == 3) & (np.strings.str_len(text) > 100),
         same_rows,
     )
@@ -35,7 +35,7 @@ def text_and_label(data: Data) -> Pair:
     dataset = npstream.open(data.small_dataset())
     label, text = dataset["label"].load(), dataset["text"].to_numpy()
     return Pair(
-        lambda number: rows(dataset, "len(text) > 100 and label < 500"),
+        lambda number: query_rows(dataset, "len(text) > 100 and label < 500"),
         lambda number: (np.strings.str_len(text) > 100) & (label < 500),
         same_rows,
     )
@@ -51,7 +51,7 @@ def numbers(data: Data) -> Pair:
     dataset = npstream.open(data.small_dataset())
     label, ids = dataset["label"].load(), dataset["id"].load()
     return Pair(
-        lambda number: rows(dataset, "label == 3 and id > 100"),
+        lambda number: query_rows(dataset, "label == 3 and id > 100"),
         lambda number: (label == 3) & (ids > 100),
         same_rows,
     )
@@ -67,6 +67,7 @@ def numbers_of_rows(data: Data) -> Pair:
     path = data.small_dataset()
     dataset, loop = npstream.open(path), number_loop()
     files = [np.memmap(file, np.uint8, "r") for file in sorted(path.glob("shard.*.mds"))]
+    # A shard begins with the number of its samples, and the offset of each sample.
     counts = [int(file[:4].view(np.uint32)[0]) for file in files]
     offsets = [f[4 : 4 + 4 * count].view(np.uint32) for f, count in zip(files, counts, strict=True)]
 
@@ -76,7 +77,7 @@ def numbers_of_rows(data: Data) -> Pair:
             loop(np.asarray(file), np.asarray(begins), mask)
         return np.concatenate(masks)
 
-    return Pair(lambda number: rows(dataset, "label == 3 and id > 100"), reference, same_rows)
+    return Pair(lambda number: query_rows(dataset, "label == 3 and id > 100"), reference, same_rows)
 
 
 def number_loop() -> Any:
@@ -96,8 +97,8 @@ def number_loop() -> Any:
     return compare
 
 
-def rows(dataset: npstream.Dataset, text: str) -> np.ndarray:
-    """Return the rows of a query."""
+def query_rows(dataset: npstream.Dataset, text: str) -> np.ndarray:
+    """Return the row numbers that a query selects."""
     return dataset.query(text)._selection.ids()
 
 
@@ -107,4 +108,4 @@ FIGURES = [label_and_text, text_and_label, numbers, numbers_of_rows]
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.prepare.__name__)
 def test_query(figure: Figure, side: str, benchmark: Any, data: Data) -> None:
-    check(figure, side, benchmark, data)
+    compare_and_time(figure, side, benchmark, data)

@@ -42,11 +42,11 @@ SAMPLES = 32
 BATCH = 256
 
 
-def count(value: float) -> str:
+def format_count(value: float) -> str:
     return f"{value:g}"
 
 
-def nbytes(value: float) -> str:
+def format_nbytes(value: float) -> str:
     return size_text(round(value))
 
 
@@ -62,7 +62,9 @@ def measure_figure(
     if delay:
         title += f", {delay * 1000:g} ms of latency"
     if measure != "seconds":
-        delay, target["format_value"] = 0.0, {"requests": count, "nbytes": nbytes}[measure]
+        # Only the proxy counts requests and bytes, and a delay of None would leave the proxy out.
+        delay = 0.0
+        target["format_value"] = {"requests": format_count, "nbytes": format_nbytes}[measure]
     make_figure = figure(title, reference, rounds=5, **target)
     return make_figure(lambda data: make(remote(data), delay, attrgetter(measure)))
 
@@ -78,6 +80,7 @@ def both_latencies(
 
 
 Select = Callable[[Any], float]
+"""Function that returns one measure of a `Usage`."""
 
 
 def value_pair(
@@ -104,6 +107,7 @@ def read_samples(
         calls = min(SAMPLES, len(starts) - 2)
 
         def pick(number: int) -> list[int]:
+            # Seeds must not be negative, and the reference picks with negative numbers.
             generator = np.random.default_rng(number + (1 << 32))
             parts = generator.permutation(len(starts) - 1)[: calls + 1]
             return generator.integers(starts[parts], starts[parts + 1]).tolist()
@@ -118,7 +122,7 @@ def read_samples(
             return select(usage)
 
         def reference(number: int) -> float:
-            store.remote_dir(name, delay)
+            store.remote_dir(name, delay)  # sets the latency of the proxy
             # Samples other than npstream's, because the server may have cached these.
             ids = np.array(pick(-1 - number))
             first, *others = store.sample_ranges(name, ids)
@@ -166,7 +170,7 @@ def read_100_samples(store: Remote, delay: float | None, select: Select) -> Pair
         return select(usage)
 
     def reference(number: int) -> float:
-        store.remote_dir("I", delay)
+        store.remote_dir("I", delay)  # sets the latency of the proxy
         get(filesystem, root, store.sample_ranges("I", np.array([0]))[0])
         spans = store.sample_ranges("I", np.sort(pick(number)))
         with store.measure(delay) as usage:
@@ -232,7 +236,7 @@ def read_planes(store: Remote, delay: float | None, select: Select) -> Pair:
         return select(usage)
 
     def reference(number: int) -> float:
-        store.remote_dir("V", delay)
+        store.remote_dir("V", delay)  # sets the latency of the proxy
         get(filesystem, root, store.sample_ranges("V", np.array([len(local) - 1]))[0])
         samples = store.sample_ranges("V", np.arange(len(local))[pick(number)])
         spans = [(name, begin, begin + plane) for name, begin, _ in samples]
@@ -390,6 +394,7 @@ def open_and_shuffle(store: Remote, delay: float | None, select: Select) -> Pair
         with store.measure(delay) as usage:
             filesystem, root = store.filesystem("T", delay, width)
             filesystem.info(f"{root}/index.json")
+            # As many requests as for an index and a side-car; a part of the files is enough.
             for name in ("index.json", "index.msgpack"):
                 get_ranges(filesystem, root, [(name, 0, 1000)], 1)
             get_ranges(filesystem, root, spans, width)
@@ -445,8 +450,11 @@ print(max(peak[0] - before, 0))
 """
 
 
-def readers(store: Remote, number: int, shuffle: bool, window: int) -> list[int]:
-    """Read T in processes that share a new cache; return the growth of memory of each."""
+def read_in_processes(store: Remote, number: int, shuffle: bool, window: int) -> list[int]:
+    """Read T in `number` processes that share a new cache.
+
+    Return the growth of the memory of each process in bytes. `window` is the bytes to read ahead.
+    """
     remote_dir = store.remote_dir("T", 0.0)
     with store.directory() as cache:
         paths = str(cache), str(store.paths["T"])
@@ -463,7 +471,7 @@ def readers(store: Remote, number: int, shuffle: bool, window: int) -> list[int]
 @figure(
     "2 processes, one cache, one shuffled epoch of T: chunks fetched",
     "1 process",
-    format_value=count,
+    format_value=format_count,
     rounds=3,
 )
 def shared_cache(data: Data) -> Pair:
@@ -473,15 +481,15 @@ def shared_cache(data: Data) -> Pair:
 
     def count_fetches(processes: int) -> float:
         before = len(store.proxy.log)
-        readers(store, processes, True, ahead.WINDOW_BYTES)
-        times = Counter(
+        read_in_processes(store, processes, True, ahead.WINDOW_BYTES)
+        fetches = Counter(
             chunk
             for file, begin, end in store.requested_ranges(store.proxy.log[before:])
             for chunk in chunks
             if chunk[0] == file and begin <= chunk[1] and chunk[2] <= end
         )
-        assert set(times) == set(chunks)
-        return times.total()
+        assert set(fetches) == set(chunks)
+        return fetches.total()
 
     return value_pair(lambda number: count_fetches(2), lambda number: count_fetches(1))
 
@@ -490,7 +498,8 @@ def memory_figure(window: int) -> Figure:
     def prepare(data: Data) -> Pair:
         store = remote(data)
         return value_pair(
-            lambda number: readers(store, 1, False, window)[0], lambda number: float(at_once)
+            lambda number: read_in_processes(store, 1, False, window)[0],
+            lambda number: float(at_once),
         )
 
     # The factor of 2.5 allows for the parts of a response and their concatenation.
@@ -499,7 +508,7 @@ def memory_figure(window: int) -> Figure:
         "memory at its peak, the cache's pages apart, of an epoch of T that reads "
         f"{size_text(window)} ahead",
         "what it fetches at once",
-        format_value=nbytes,
+        format_value=format_nbytes,
         factor=2.5,
         rounds=5,
     )(prepare)
@@ -613,5 +622,6 @@ def test_remote(figure: Figure, store: Remote) -> None:
     pair = figure.prepare(store.data)
     ours, theirs = (run_once(pair, side, 0) for side in SIDES)
     assert min(ours, theirs) >= 0
-    if figure.format_value is count:
+    # On small data, only numbers of requests are the same in each run.
+    if figure.format_value is format_count:
         assert ours <= figure.factor * theirs

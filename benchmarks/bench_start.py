@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from data import TOKENS, Data
-from figures import SIDES, Figure, Pair, check, figure
+from figures import SIDES, Figure, Pair, compare_and_time, figure
 
 
-def process(code: str, **settings: str) -> None:
+def run_process(code: str, **settings: str) -> None:
     """Run code in a process that may write .pyc files, as installation does.
 
     BLAS gets one thread: its waiting threads would spin, and so add CPU time.
@@ -37,7 +37,7 @@ def wall_time(code: str) -> Callable[[int], float]:
 
     def run(_number: int) -> float:
         start = time.perf_counter()
-        process(code)
+        run_process(code)
         return time.perf_counter() - start
 
     return run
@@ -52,7 +52,7 @@ def cpu_time(code: str, **settings: str) -> Callable[[int], float]:
 
     def run(_number: int) -> float:
         start = children_time()
-        process(code, **settings)
+        run_process(code, **settings)
         return children_time() - start
 
     return run
@@ -84,6 +84,7 @@ def memmap(data: Data, index: str) -> str:
     "`import npstream` and `npstream.open`, CPU time", "`import numpy`", margin=0.060, rounds=15
 )
 def import_npstream(data: Data) -> Pair:
+    # The attribute `npstream.open` is loaded when it is first used.
     return value_pair(cpu_time("import numpy, npstream\nnpstream.open"), cpu_time("import numpy"))
 
 
@@ -179,4 +180,4 @@ FIGURES = [
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.prepare.__name__)
 def test_start(figure: Figure, side: str, benchmark: Any, data: Data) -> None:
-    check(figure, side, benchmark, data)
+    compare_and_time(figure, side, benchmark, data)

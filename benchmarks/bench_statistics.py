@@ -14,7 +14,7 @@ import pytest
 
 import npstream
 from data import Data, sync
-from figures import SIDES, Figure, Pair, check, figure
+from figures import SIDES, Figure, Pair, compare_and_time, figure
 from npstream.formats.scan import Scan
 from npstream.writing import pipeline
 
@@ -69,4 +69,4 @@ FIGURES = [arrays, rows]
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.prepare.__name__)
 def test_statistics(figure: Figure, side: str, benchmark: Any, data: Data) -> None:
-    check(figure, side, benchmark, data)
+    compare_and_time(figure, side, benchmark, data)

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from data import Data
-from figures import SIDES, Figure, Pair, check, figure
+from figures import SIDES, Figure, Pair, compare_and_time, figure
 from npstream._core import jit as _jit
 from npstream.orders.streaming.batching import Samples
 from npstream.orders.streaming.order import Epoch, StreamingOrder
@@ -104,7 +104,10 @@ def node_ids(samples: int, lanes: int) -> Iterator[np.ndarray[Any, Any]]:
 
 
 def node_rows(samples: int, lanes: int) -> list[np.ndarray[Any, Any]]:
-    """Return the rows of the first node, lane by lane, and not in batches: only the shuffle."""
+    """Return the rows of the first node, lane by lane.
+
+    This is the cost of the shuffle alone: the rows are not arranged in batches.
+    """
     batching = node_epoch(samples, lanes).batching
     assert isinstance(batching, Samples)
     assert batching.shuffle is not None
@@ -114,14 +117,17 @@ def node_rows(samples: int, lanes: int) -> list[np.ndarray[Any, Any]]:
     for lane in range(0, lanes, NODES):
         for start in range(bounds[lane], bounds[lane + 1], order.lookup_size):
             rows = order.rows(start, min(start + order.lookup_size, bounds[lane + 1]))
+            # With fewer lanes than nodes, the nodes take the rows of a lane in turn. The copy lets
+            # the rows of the other nodes be freed.
             parts.append(rows if lanes >= NODES else rows[-start % NODES :: NODES].copy())
     return parts
 
 
 def numpy_order(samples: int, lanes: int) -> np.ndarray[Any, Any]:
     """Return the order of all samples; NumPy cannot compute the part of one node alone."""
-    block_size = max(4_000_000 // lanes, 1 << 18)
-    return numpy_py1e([SHARD] * (samples // SHARD), lanes, 9176, 0, block_size)
+    block_size = max(4_000_000 // lanes, 1 << 18)  # Streaming's default
+    seed = StreamingOrder.shuffle_seed
+    return numpy_py1e([SHARD] * (samples // SHARD), lanes, seed, 0, block_size)
 
 
 def select_node(order: np.ndarray[Any, Any], lanes: int) -> np.ndarray[Any, Any]:
@@ -234,7 +240,7 @@ FIGURES = [*(py1e(lanes) for lanes in LANES), mixture]
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("figure", FIGURES, ids=[*(f"{lanes} lanes" for lanes in LANES), "mixture"])
 def test_streaming_orders(figure: Figure, side: str, benchmark: Any, data: Data) -> None:
-    check(figure, side, benchmark, data)
+    compare_and_time(figure, side, benchmark, data)
 
 
 def cost(run: Callable[[], Any]) -> tuple[float, float, float]:

@@ -1,4 +1,4 @@
-"""Batches of samples that are read one by one from a store with a few very slow responses.
+"""Batches that need a request for each sample, from a store with a few very slow responses.
 
 ``python benchmarks/bench_tails.py`` prints the batch times with and without hedged requests, and
 the requests that the server has seen. The store is SeaweedFS behind the proxy of the tests, which

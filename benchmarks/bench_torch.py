@@ -10,7 +10,7 @@ import pytest
 
 import npstream
 from data import TOKENS, Data
-from figures import SIDES, Figure, Pair, check, figure, warm
+from figures import SIDES, Figure, Pair, compare_and_time, figure, warm
 
 torch = pytest.importorskip("torch")
 BATCH = 256
@@ -112,4 +112,4 @@ FIGURES = [epoch, dataloader_epoch, resumption]
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.prepare.__name__)
 def test_torch(figure: Figure, side: str, benchmark: Any, data: Data) -> None:
-    check(figure, side, benchmark, data)
+    compare_and_time(figure, side, benchmark, data)

@@ -18,7 +18,7 @@ import pytest
 
 import npstream
 from data import Data, sync
-from figures import SIDES, Figure, Pair, check, figure, warm
+from figures import SIDES, Figure, Pair, compare_and_time, figure, warm
 
 Samples = Callable[[], Iterator[dict[str, Any]]]
 
@@ -132,7 +132,7 @@ def write_zstd(data: Data) -> Pair:
     rounds=15,
 )
 def copy_tenth(data: Data) -> Pair:
-    data.jpegs()
+    data.jpegs()  # makes the files of J
     source = data.directory / f"J-{data.images}"
     begins = np.load(source / "ends.npy").tolist()
     dataset = npstream.open(data.jpegs_dataset())
@@ -239,7 +239,7 @@ def random_embeddings(data: Data) -> Pair:
 
 
 def first_embeddings(ds: npstream.Dataset) -> np.ndarray:
-    """Iterate over a dataset, and return a number of each batch."""
+    """Iterate over a dataset, and return the first number of each batch."""
     return np.array(
         [batch["embedding"][0, 0] for batch in ds.iter(0, 1, batch_size=256, last="short")]
     )
@@ -376,4 +376,4 @@ FIGURES = [
 def test_writing(figure: Figure, side: str, benchmark: Any, data: Data) -> None:
     if figure is write_zstd and side == "reference" and shutil.which("zstd") is None:
         pytest.skip("there is no command zstd")
-    check(figure, side, benchmark, data)
+    compare_and_time(figure, side, benchmark, data)

@@ -1,8 +1,8 @@
 """Datasets of the benchmarks, created once and kept outside the repository.
 
-T has tokens, S has small mixed samples, I has images, V has volumes, and J has JPEG files. For each
-dataset, plain files with the same bytes exist for the reference measurements. The images of I are
-random bytes with the size of a typical JPEG, because no benchmark decodes them.
+T has tokens, S has small mixed samples, I has images, V has volumes, J has JPEG files, and E has
+embeddings. The reference measurements read plain files with the same bytes as a dataset. The images
+of I are random bytes with the size of a typical JPEG, because no benchmark decodes them.
 """
 
 from __future__ import annotations
@@ -26,15 +26,21 @@ RECORD = np.dtype([("id", "<i8"), ("tokens", "<u2", TOKENS)])
 
 @dataclass(frozen=True)
 class Data:
-    """The directory of all datasets, and the number of samples in each."""
+    """The directory of all datasets, and their sizes."""
 
     directory: Path
     tokens: int = 200_000
+    """Samples of T."""
     small: int = 1_000_000
+    """Samples of S."""
     images: int = 20_000
+    """Samples of I, and of J."""
     volumes: int = 2_000
+    """Samples of V."""
     cold_bytes: int = 4 << 30
+    """Bytes of `cold_file`."""
     shards: tuple[int, ...] = (10_000, 100_000)
+    """Numbers of shards, each for a dataset of `index_only`."""
 
     def path(self, name: str, make: Callable[[Path], None]) -> Path:
         """Return the path of a file or directory; if it is missing, `make` creates it."""
@@ -169,7 +175,7 @@ class Data:
         return path / "rows", np.load(path / "offsets.npy")
 
     def image_lengths(self) -> np.ndarray:
-        """Return the bytes of each image of I."""
+        """Return the size of each image of I, in bytes."""
         return make_generator(5).integers(20_000, 40_000, self.images)
 
     def images_file(self) -> Path:
@@ -195,7 +201,7 @@ class Data:
         return self.path(f"I-{self.images}", make)
 
     def jpegs(self) -> list[bytes]:
-        """Return J: JPEG files of about 30 KB, each of another picture."""
+        """Return J: different JPEG files of about 30 KB each."""
 
         def make(path: Path) -> None:
             path.mkdir()
@@ -246,11 +252,11 @@ class Data:
 
     @property
     def embedding_count(self) -> int:
-        """The number of samples with embeddings."""
+        """The number of samples of E."""
         return self.tokens // 2
 
     def embeddings(self) -> np.memmap:
-        """Return embeddings of 768 float32, in the file of an array."""
+        """Memory-map the embeddings of E, 768 float32 each, from a .npy file."""
 
         def make(path: Path) -> None:
             with path.open("wb") as file:
@@ -264,7 +270,7 @@ class Data:
         return np.load(self.path(f"E-{self.embedding_count}.npy", make), mmap_mode="r")
 
     def embeddings_dataset(self, *, added: bool) -> Path:
-        """Return a dataset with embeddings, either as an added column or in its samples."""
+        """Return E as a dataset, with embeddings either as an added column or in its samples."""
 
         def make(path: Path) -> None:
             ids = {"id": np.arange(self.embedding_count)}

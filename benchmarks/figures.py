@@ -1,7 +1,7 @@
 """Figures: measurements of npstream relative to a reference, alternating in one run.
 
 ``bench_*.py`` define the figures, and `reports/speed.py` measures them at full size. As tests, they
-run on tiny data, and only check that both sides return the same result.
+run on tiny data. Then they only check that both sides run, and that their results are equal.
 """
 
 from __future__ import annotations
@@ -37,12 +37,15 @@ def require(module: str, package: str) -> Any:
 
 @dataclass(frozen=True)
 class Pair:
-    """The two sides of a figure: functions of the round's number."""
+    """The two sides of a figure: functions of the round's number, which is 0 for the warm-up."""
 
     npstream: Callable[[int], Any]
     reference: Callable[[int], Any]
     compare: Callable[[Any, Any], None]
-    """Function that raises if the results of the two sides differ."""
+    """Function that raises if the results of the two sides differ.
+
+    It is not called if the sides return a measured value.
+    """
     calls: int = 1
     """Number of measured operations in one call."""
     returns_value: bool = False
@@ -51,7 +54,11 @@ class Pair:
 
 @dataclass(frozen=True)
 class Figure:
-    """A row of the table. The target is ``factor * reference + margin``, and at most `limit`."""
+    """A row of the table of `reports/speed.py`.
+
+    The target is ``factor * reference + margin``, and at most `limit`. With a factor of infinity
+    and no limit, the figure has no target.
+    """
 
     title: str
     reference: str
@@ -60,7 +67,7 @@ class Figure:
     margin: float = 0.0
     limit: float = math.inf
     rounds: int = 25
-    format_value: Callable[[float], str] = field(default=lambda value: seconds(value))
+    format_value: Callable[[float], str] = field(default=lambda value: format_seconds(value))
 
     @property
     def target(self) -> str:
@@ -77,7 +84,7 @@ class Figure:
 
 @dataclass
 class Result:
-    """The measured values of all rounds, each for one operation."""
+    """The measured values of all rounds, divided by the number of operations in a round."""
 
     figure: Figure
     npstream: list[float] = field(default_factory=list)
@@ -85,10 +92,12 @@ class Result:
 
     @property
     def ours(self) -> float:
+        """The median of npstream."""
         return statistics.median(self.npstream)
 
     @property
     def theirs(self) -> float:
+        """The median of the reference."""
         return statistics.median(self.reference)
 
     @property
@@ -131,8 +140,11 @@ def run_once(pair: Pair, side: str, number: int) -> float:
     return float(result) if pair.returns_value else elapsed
 
 
-def check(figure: Figure, side: str, benchmark: Any, data: Data) -> None:
-    """Check that both sides agree, and then time one side with pytest-benchmark."""
+def compare_and_time(figure: Figure, side: str, benchmark: Any, data: Data) -> None:
+    """Compare the results of both sides, and then time one side with pytest-benchmark.
+
+    Sides that return a measured value have no result to compare.
+    """
     try:
         pair = figure.prepare(data)
     except Unavailable as error:
@@ -143,10 +155,10 @@ def check(figure: Figure, side: str, benchmark: Any, data: Data) -> None:
     benchmark(getattr(pair, side), 1)
 
 
-def seconds(value: float) -> str:
-    """Format a time in seconds, milliseconds or microseconds.
+def format_seconds(value: float) -> str:
+    """Format a time in format_seconds, milliseconds or microseconds.
 
-    >>> seconds(4e-06), seconds(0.06), seconds(1.2)
+    >>> format_seconds(4e-06), format_seconds(0.06), format_seconds(1.2)
     ('4 us', '60 ms', '1.2 s')
     """
     for unit, name in ((1.0, "s"), (1e-3, "ms")):

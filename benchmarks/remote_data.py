@@ -104,6 +104,8 @@ class Remote:
             shard_numbers.tolist(), (ids - starts[shard_numbers]).tolist(), strict=True
         ):
             file = index[shard]["raw_data"]["basename"]
+            # A shard begins with the number of samples and the offsets, uint32 each. The offsets
+            # of a sample's begin and end are 8 bytes.
             begin, end = 4 + 4 * row, 12 + 4 * row
             if not offsets:
                 begin, end = self._offsets(name, file)[row : row + 2].tolist()

@@ -18,7 +18,7 @@ exclude_patterns = ["conftest.py"]
 
 myst_heading_anchors = 4
 
-default_role = "code"  # of `text` in docstrings
+default_role = "code"  # the role of `text` in docstrings
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings have the types
@@ -40,10 +40,10 @@ def setup(app: Any) -> None:
 
 
 def add_contents(app: Any, name: str, source: list[str]) -> None:
-    """Make the contents of the site of the links in the lists of pages.
+    """Add tables of contents to the three pages that list other pages.
 
-    Each section of these pages becomes a part of the contents. A page that none of them names is an
-    error of Sphinx.
+    Each section of these pages becomes a table of the pages that it links to. Sphinx raises an
+    error for a page that is in no table.
     """
     if name not in ("index", "design/README", "api/index"):
         return

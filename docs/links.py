@@ -23,10 +23,10 @@ SECONDS = 30
 
 
 def find_links(paths: list[Path]) -> dict[str, list[str]]:
-    """Return the external links of files, each with the places where it is.
+    """Return the external links of files, each with its places: a file and a line.
 
-    Of pages these are links in Markdown, and of modules the URLs in comments and docstrings that
-    begin with "Source" or are in angle brackets.
+    In pages and modules, these are links in Markdown and URLs in angle brackets. In modules, they
+    are also the URLs in lines that begin with "Source".
     """
     places = defaultdict(list)
     for path in paths:
@@ -39,7 +39,7 @@ def find_links(paths: list[Path]) -> dict[str, list[str]]:
     return dict(places)
 
 
-def check(url: str) -> str:
+def find_problem(url: str) -> str:
     """Return what is wrong with a link; an empty str if it works."""
     request = urllib.request.Request(url, headers={"User-Agent": "Mozilla/5.0 (docs/links.py)"})
     try:
@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> int:
         ]
     links = find_links(paths)
     with ThreadPoolExecutor(8) as pool:
-        problems = list(pool.map(check, links))
+        problems = list(pool.map(find_problem, links))
     for (link, places), problem in zip(links.items(), problems, strict=True):
         if problem:
             print(f"{link} {problem}: {', '.join(places)}")

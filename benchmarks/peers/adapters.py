@@ -21,6 +21,8 @@ Batch = dict[str, Any]
 
 BATCH = 256
 SHARD = 1 << 26
+"""Bytes of a shard, chunk or file."""
+
 SEED = 1
 POOL = 10_000
 """Samples in the shuffle buffer of packages that shuffle by a buffer."""
@@ -104,7 +106,7 @@ class Streaming(Adapter):
         }[self.kind]
         with MDSWriter(out=str(self.path), columns=columns, size_limit=SHARD) as writer:
             for sample in self.samples:
-                if self.kind == "S":
+                if self.kind == "S":  # MDSWriter takes no Python int for the encoding int32
                     sample["label"] = np.int32(sample["label"])
                 writer.write(sample)
 
@@ -243,14 +245,14 @@ class HuggingFace(Adapter):
         import datasets
 
         datasets.disable_progress_bars()
-        kinds = {"id": datasets.Value("int64")}
+        features = {"id": datasets.Value("int64")}
         if self.kind == "T":
-            kinds["tokens"] = datasets.List(datasets.Value("uint16"), length=TOKENS)
+            features["tokens"] = datasets.List(datasets.Value("uint16"), length=TOKENS)
         else:
-            kinds |= {"label": datasets.Value("int32"), "text": datasets.Value("string")}
+            features |= {"label": datasets.Value("int32"), "text": datasets.Value("string")}
         datasets.Dataset.from_generator(
             self.samples.__iter__,
-            features=datasets.Features(kinds),
+            features=datasets.Features(features),
             cache_dir=str(self.path),
             fingerprint="samples",  # without it, the generator would be pickled and hashed
         )
@@ -315,7 +317,7 @@ class Lance(Adapter):
     def reader(self) -> Any:
         import lance
 
-        return Rows(lance.dataset(self.path))
+        return LanceSamples(lance.dataset(self.path))
 
 
 class Zarr(Adapter):
@@ -324,14 +326,16 @@ class Zarr(Adapter):
     package = module = "zarr"
     shuffle = "all samples, by `oindex`"
     chunk: ClassVar[int] = 32
+    """Samples of a chunk."""
     shard: ClassVar[int] = 8192
+    """Samples of a shard."""
 
     def write(self) -> None:
         import zarr
 
         group = zarr.create_group(self.path)
         count = self.samples.count
-        kinds = {"id": "int64", "tokens": "uint16", "label": "int32", "text": "str"}
+        dtypes = {"id": "int64", "tokens": "uint16", "label": "int32", "text": "str"}
         start = 0
         # Write whole shards: to write a part of a shard, Zarr would read it and write it again.
         for batch in in_batches(iter(self.samples), self.shard):
@@ -342,7 +346,7 @@ class Zarr(Adapter):
                     group.create_array(
                         name,
                         shape=(count, *rest),
-                        dtype=kinds[name],
+                        dtype=dtypes[name],
                         chunks=(self.chunk, *rest),
                         shards=(self.shard, *rest),
                         compressors=None,
@@ -372,10 +376,10 @@ class Zarr(Adapter):
             yield self._convert(batch)
 
     def reader(self) -> Any:
-        return Columns(self._arrays())
+        return ZarrSamples(self._arrays())
 
 
-class Rows:
+class LanceSamples:
     """Single samples of a dataset of Lance."""
 
     def __init__(self, dataset: Any) -> None:
@@ -386,7 +390,7 @@ class Rows:
         return sample
 
 
-class Columns:
+class ZarrSamples:
     """Single samples of arrays of Zarr."""
 
     def __init__(self, arrays: dict[str, Any]) -> None:

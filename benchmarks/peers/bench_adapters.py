@@ -34,6 +34,7 @@ def test_adapters_read_what_they_write(
     samples = Samples(kind, data.directory, 300)
     adapter = ADAPTERS[name](samples, tmp_path / "dataset")
     figures = measure_write(adapter)
+    # The tokens of a sample of T take 2,048 bytes; the label and the text of S take at least 24.
     assert figures["bytes"] > 300 * (2048 if kind == "T" else 24)
     read_epoch(adapter, shuffled=False)  # it raises if a sample is missing
     read_epoch(adapter, shuffled=True)
@@ -60,6 +61,7 @@ def test_the_table_marks_the_best_of_each_column() -> None:
     ]
     values = {"write": 1e-6, "bytes": 1 << 20, "order": 2e-6, "shuffled": 3e-6, "first": 0.5}
     for column, value in values.items():
+        # The table shows medians: twice the value for npstream, and half of it for webdataset.
         for factor in (1, 3, 2):
             packages[0].add(column, value * factor)
             packages[1].add(column, value / factor)

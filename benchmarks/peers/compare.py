@@ -31,7 +31,7 @@ sys.path += [str(HERE.parent), str(HERE.parent / "reports")]
 from adapters import ADAPTERS
 from data import Data
 from environments import interpreter
-from figures import seconds
+from figures import format_seconds
 from machine import describe_machine
 from page import fill_in
 
@@ -97,7 +97,7 @@ class Comparison:
             raise SystemExit(f"{package.name}, {task}, {self.kind}:\n{done.stderr[-4000:]}")
         figures = json.loads(done.stdout.splitlines()[-1])
         package.version = figures["version"]
-        package.add(task, figures["now"] - start if task == "first" else figures["seconds"])
+        package.add(task, figures["now"] - start if task == "first" else figures["format_seconds"])
         if "bytes" in figures:
             package.add("bytes", figures["bytes"])
 
@@ -132,7 +132,7 @@ def format_value(column: str, value: float | None) -> str:
         return f"{value / 2**20:.1f} MiB"
     if column == "first":
         return f"{value * 1e3:.0f} ms"
-    return seconds(value)
+    return format_seconds(value)
 
 
 def table(kind: str, count: int, packages: list[Package]) -> str:

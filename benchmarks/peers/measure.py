@@ -49,22 +49,20 @@ def measure_write(adapter: Adapter) -> Figures:
 
 def read_epoch(adapter: Adapter, *, shuffled: bool) -> float:
     """Return the seconds of an epoch, which includes opening; raise if a sample is missing."""
-    count, numbers, first = 0, 0, None
+    count, id_sum, first = 0, 0, None
     start = time.perf_counter()
     for batch in adapter.epoch(shuffled=shuffled):
         first = batch if first is None else first
         count += len(batch["id"])
-        numbers += int(np.asarray(batch["id"]).sum())
+        id_sum += int(np.asarray(batch["id"]).sum())
     elapsed = time.perf_counter() - start
     total = adapter.samples.count
-    assert (count, numbers) == (total, total * (total - 1) // 2), (count, numbers)
+    assert (count, id_sum) == (total, total * (total - 1) // 2), (count, id_sum)
     assert first is not None
     check_batch(adapter.kind, first, min(256, total))
-    expected = next(iter(adapter.samples))
-    place = np.flatnonzero(np.asarray(first["id"]) == 0)
     if not shuffled:
-        assert place.tolist() == [0]
-        for name, value in expected.items():
+        assert np.flatnonzero(np.asarray(first["id"]) == 0).tolist() == [0]
+        for name, value in next(iter(adapter.samples)).items():
             assert np.array_equal(first[name][0], value), name
     else:
         assert np.any(np.diff(np.asarray(first["id"])) != 1), "not shuffled"

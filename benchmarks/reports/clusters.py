@@ -12,15 +12,16 @@ import argparse
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from data import Data  # noqa: E402
+from data import Data, sync  # noqa: E402
 from figures import (  # noqa: E402
     Figure,
     Pair,
@@ -35,7 +36,10 @@ PARTITIONS = 8
 
 @contextmanager
 def dask_pair(data: Data) -> Iterator[Pair]:
-    """Yield the pair of S in the memory of two workers: a dataset, and Parquet files."""
+    """Yield a pair that writes S from the memory of two workers.
+
+    npstream writes a dataset, and Dask writes Parquet files.
+    """
     distributed = require("distributed", "distributed")
     frames = require("dask.dataframe", "dask[dataframe]")
     from npstream.conversion.dask import write
@@ -58,7 +62,10 @@ def dask_pair(data: Data) -> Iterator[Pair]:
 
 @contextmanager
 def spark_pair(data: Data) -> Iterator[Pair]:
-    """Yield the pair of S in the memory of Spark: a dataset by npstream, and by Streaming."""
+    """Yield a pair that writes S from the memory of Spark.
+
+    npstream and Streaming both write a dataset.
+    """
     sql = require("pyspark.sql", "pyspark")
     converters = require("streaming.base.converters", "mosaicml-streaming")
     from npstream.conversion.spark import write
@@ -82,14 +89,9 @@ def output_pair(data: Data, ours: Callable[[Path], Any], theirs: Callable[[Path]
     target = data.directory / f"written-{os.getpid()}"
 
     def run(write: Callable[[Path], Any]) -> float:
-        import time
-
         start = time.perf_counter()
         write(target)
-        for path in target.rglob("*"):
-            with path.open("rb") if path.is_file() else ExitStack() as file:
-                if path.is_file():
-                    os.fsync(file.fileno())
+        sync(target)
         elapsed = time.perf_counter() - start
         shutil.rmtree(target)
         return elapsed
@@ -104,6 +106,7 @@ FIGURES = (
     ("S through Dask, 2 workers", "`dask.dataframe.to_parquet`", 1.2, dask_pair),
     ("S through Spark, 2 cores", "Streaming's `dataframe_to_mds`", 1 / 3, spark_pair),
 )
+"""The title, the reference, the factor to reach, and the function of each figure."""
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
-r"""Measure cold starts: T and I in an S3 server of the tests, against others and obstore by hand.
+r"""Measure cold starts of npstream, Lance, Streaming and obstore by hand on T and I.
 
-Each measurement is a process of its own with an empty cache. The sides alternate, and a table shows
-the medians. Lance and Streaming are installed in other environments, whose Pythons are arguments::
+The data are on an S3 server of the tests. Each measurement is a process of its own with an empty
+cache. The sides alternate, and a table shows the medians. Lance and Streaming are
+installed in other environments, whose Pythons are arguments::
 
     python benchmarks/reports/cold.py --data ~/data --rounds 9 \
         --lance ~/lance/bin/python --streaming ~/streaming/bin/python
@@ -42,7 +43,7 @@ def open_dataset():
         settings["url"], columns=settings["columns"], storage_options=settings["options"],
         cache=settings["cache"],
     )
-if settings["imported"]:
+if settings["imported"]:  # a small dataset imports all code before the time starts
     npstream.write("memory://imports", {"x": np.arange(9)})
     small = npstream.open("memory://imports", cache=settings["cache"] + "-imports")
     small[[1, 2]].load()
@@ -113,7 +114,7 @@ async def get(name, begin, end):
 async def sample(shards, starts, row):
     number = int(np.searchsorted(starts, row, side="right")) - 1
     name, row = shards[number]["raw_data"]["basename"], row - starts[number]
-    if settings["row_bytes"]:
+    if settings["row_bytes"]:  # rows of one size end where the shard ends
         end = shards[number]["raw_data"]["bytes"]
         begin = end - (shards[number]["samples"] - row) * settings["row_bytes"]
         return await get(name, begin, begin + settings["row_bytes"])
@@ -234,7 +235,11 @@ class Bench:
             shutil.rmtree(path, ignore_errors=True)
 
     def run(self, side: str, name: str, work: str, rows: list[int], latency: float) -> float:
-        """Return the seconds that a side takes, or its CPU time for an epoch."""
+        """Return the measured value of one side, in seconds.
+
+        This is the CPU time of an epoch, the time from the start of the process to the first
+        sample, or the time that `rows` take after the imports.
+        """
         python, code = {
             "npstream": (sys.executable, NPSTREAM),
             "by hand": (sys.executable, BY_HAND),
@@ -253,9 +258,11 @@ class Bench:
                 "options": options,
                 "columns": {"image": "bytes"} if name == "I" else None,
                 "cache": str(cache / "cache"),
-                "imported": work != "sample",
+                "imported": work != "sample",  # the first sample includes the imports
                 "work": "whole" if side == "whole chunks by hand" else work,
                 "rows": rows,
+                # A row of T has an id of 8 bytes and 1,024 tokens of 2 bytes; rows of I differ in
+                # size.
                 "row_bytes": 2056 if name == "T" else 0,
                 "chunk_bytes": 1 << 22,
                 "environment": {

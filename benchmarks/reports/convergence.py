@@ -111,10 +111,10 @@ def sources(task: Task) -> tuple[Samples, Samples]:
     texts = [file.read_bytes() for file in files]
     held_out = b"".join(texts[::10])
     del texts[::10]
-    return evenly(b"".join(texts), task.samples), evenly(held_out, task.held_out)
+    return spaced_samples(b"".join(texts), task.samples), spaced_samples(held_out, task.held_out)
 
 
-def evenly(text: bytes, count: int) -> Samples:
+def spaced_samples(text: bytes, count: int) -> Samples:
     """Return `count` samples of a text, evenly spaced."""
     starts = np.linspace(0, len(text) - SAMPLE, count).astype(np.int64)
     return np.lib.stride_tricks.sliding_window_view(np.frombuffer(text, np.uint8), SAMPLE)[starts]
@@ -169,8 +169,8 @@ def main() -> None:
             start = time.perf_counter()
             final = losses(data, task, order)
             if order == "full permutation":
-                best = final
-            line = f"| {order} | {mean(final)} | {mean(final - best)} |\n"
+                full = final
+            line = f"| {order} | {mean_text(final)} | {mean_text(final - full)} |\n"
             print(line.rstrip(), f"{time.perf_counter() - start:.1f} s", flush=True)
             table += line
     header = (
@@ -181,7 +181,8 @@ def main() -> None:
     fill_in("orders.md", "convergence.py", f"{header}\n{table}")
 
 
-def mean(values: Losses) -> str:
+def mean_text(values: Losses) -> str:
+    """Format the mean and the standard deviation."""
     return f"{values.mean():.3f} ± {values.std(ddof=1):.3f}"
 
 

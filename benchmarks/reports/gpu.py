@@ -28,7 +28,7 @@ ROW_BYTES = 2048
 BATCH_BYTES = 16 << 20
 ROUNDS = 7
 TARGETS = {None: 0.45, "device": 0.88}
-"""What `gather` is, and the share of the rate of pinned copies that the loop must reach."""
+"""Minimum rate of the loop for each value of `gather`, divided by the rate of pinned copies."""
 
 
 def make_dataset(directory: Path, gigabytes: int) -> npstream.Dataset:
@@ -85,7 +85,8 @@ def main() -> None:
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {arguments.threads} threads")
     print("| what | npstream | pinned copies | ratio | at least | reached |")
     print("|---|---|---|---|---|---|")
-    # Without the warning, a fallback would pass for a figure of the GPU.
+    # npstream warns when threads gather instead of the GPU. Their rate must not be taken for that
+    # of the GPU.
     warnings.simplefilter("error", RuntimeWarning)
     for gather, target in TARGETS.items():
         for _ in range(2):  # warm-up: page cache, kernels, pinned memory, registered shards

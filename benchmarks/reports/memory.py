@@ -139,7 +139,8 @@ def small_tables(nbytes: int) -> Iterator[Any]:
     """Yield tables of S: ids, labels and texts of 20 to 200 letters."""
     import pyarrow as pa
 
-    rows, step = nbytes // 122, 1 << 14
+    row_bytes = 8 + 4 + 110  # the mean: an id, a label and a text
+    rows, step = nbytes // row_bytes, 1 << 14
     for start in range(0, rows, step):
         count = min(step, rows - start)
         generator = np.random.default_rng(start)
@@ -346,6 +347,8 @@ def add_by_key(source: Path, url: Any) -> object:
 
 
 def convert_files(pattern: str, **arguments: Any) -> Run:
+    """Return a function that converts a file or folder of the source, or all of it for ""."""
+
     def run(source: Path, url: Any) -> object:
         return npstream.convert(source / pattern, url, **arguments, **options)
 
@@ -466,11 +469,11 @@ def measure(
             assert process.stdin is not None
             assert process.stdout is not None
             expect(process.stdout, b"ready\n")
-            before = peak = anonymous(process.pid)
+            before = peak = anonymous_bytes(process.pid)
             process.stdin.write(b"\n")
             process.stdin.flush()
             while not select([process.stdout], [], [], 0.001)[0]:
-                peak = max(peak, anonymous(process.pid))
+                peak = max(peak, anonymous_bytes(process.pid))
             expect(process.stdout, b"done\n")
     finally:
         for path in directory.iterdir():
@@ -483,7 +486,7 @@ def expect(file: IO[bytes], line: bytes) -> None:
         raise RuntimeError("the process of the operation has failed: see its traceback above")
 
 
-def anonymous(process: int) -> int:
+def anonymous_bytes(process: int) -> int:
     """Return the bytes of memory of a process and its children.
 
     The pages of mapped files are not counted: the system takes them back when it needs memory. A
@@ -507,7 +510,10 @@ def anonymous(process: int) -> int:
 
 
 def run_step(number: str, directory: str, step: str, target: str = "null") -> None:
-    """Make data of an operation, or run it: first on little data, then on data to measure."""
+    """Make data of an operation, or run it: first on little data, then on data to measure.
+
+    `step` is "run", or "NAME:BYTES" to make a source. `target` is that of `measure`, as JSON.
+    """
     each, parent = OPERATIONS[int(number)], Path(directory)
     if step != "run":
         name, _, size = step.partition(":")
@@ -517,11 +523,10 @@ def run_step(number: str, directory: str, step: str, target: str = "null") -> No
     url: Any = parent / "written"
     if (remote := json.loads(target)) is not None:
         url, options["storage_options"] = remote
-    join = f"{url}-{{}}".format
-    each.run(parent / "first", join("first"))
+    each.run(parent / "first", f"{url}-first")
     print("ready", flush=True)
     sys.stdin.readline()
-    each.run(parent / "data", join("data"))
+    each.run(parent / "data", f"{url}-data")
     print("done", flush=True)
 
 

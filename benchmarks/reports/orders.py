@@ -39,6 +39,7 @@ class Scene:
     name: str
     nbytes: int
     sample: int
+    """Bytes of a sample."""
     batch: int
     """Samples of a node in a batch."""
     nodes: int = 1
@@ -118,8 +119,10 @@ def figures(scene: Scene, samples: Int64, unit: int) -> Figures:
     shard = samples // scene.per_shard
     cuts = scene.cuts(unit)
     within = np.searchsorted(cuts, np.arange(scene.per_shard), side="right") - 1
+    # Number of the unit of each sample, over all shards.
     piece = shard * len(cuts) + within[samples % scene.per_shard]
     step = np.repeat(np.arange(batches), batch)
+    # The MiB that each batch is the first to use, and the MiB that it is the last to use.
     touched, first = np.unique(piece, return_index=True)
     begin = np.bincount(step[first], minlength=batches) * (unit / MIB)
     last = np.zeros(int(touched[-1]) + 1, np.int64)
@@ -159,6 +162,7 @@ SCENES = {
 }
 
 ROWS: list[tuple[str, str, Callable[[Scene], Int64], int]] = []
+"""Scene, order, function that returns the samples of node 0, and bytes of a unit."""
 
 
 def add_native(

@@ -5,8 +5,8 @@ python benchmarks/reports/shuffle_quality.py
 The labels are a random function of the features. Two datasets have the same kind of samples: one is
 sorted by label, so that a chunk has samples of one class only. The other is stored cluster by
 cluster. All runs with one seed begin with the same weights, and take the same number of steps. Only
-the order differs. Costs are those of the same samples with `SAMPLE_BYTES` each in an object store,
-where a chunk has `CHUNK_SAMPLES` of them.
+the order differs. The costs in the table assume that the samples have `SAMPLE_BYTES` each and are
+in an object store, with `CHUNK_SAMPLES` of them in a chunk.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CLUSTERS = 315
 SAMPLES = CHUNKS * CHUNK_SAMPLES
 HELD_OUT = 1 << 15
 BATCH, EPOCHS, RATE, MOMENTUM = 128, 2, 0.002, 0.9
-SHARES = (16, 64, 256, 1024)
+BLOCK_DIVISORS = (16, 64, 256, 1024)
 """The sizes of blocks are the bytes of the data, divided by each of these numbers."""
 
 CACHE_DIVISOR = 8
@@ -152,7 +152,7 @@ def open_index(directory: Path) -> npstream.Dataset:
 def lines(ds: npstream.Dataset) -> Iterator[str]:
     """Yield the lines of the table."""
     task, nbytes = Task(), int(ds.shards["bytes"].sum())
-    blocks = [None, *(nbytes // share for share in SHARES), 0]
+    blocks = [None, *(nbytes // divisor for divisor in BLOCK_DIVISORS), 0]
     costs = ds.shuffle_costs(BATCH, blocks, cache_limit=nbytes // CACHE_DIVISOR)
     for by in ("label", "cluster"):
         x, y = task.samples(SAMPLES, 5, by)
@@ -160,13 +160,13 @@ def lines(ds: npstream.Dataset) -> Iterator[str]:
         full: list[NDArray[np.float64]] = []
         for number, (block, cost) in enumerate(zip(blocks, costs, strict=True)):
             cells = []
-            for kind in range(2):
-                models = Models(has_hidden=kind == 1)
+            for has_hidden in (False, True):
+                models = Models(has_hidden)
                 train(models, x, y, lambda epoch: _orders(ds, epoch, block))  # noqa: B023
                 losses = models.losses(*held_out)
                 if number == 0:
                     full.append(losses)
-                low, high = full[kind].min(), full[kind].max()
+                low, high = full[has_hidden].min(), full[has_hidden].max()
                 mark = "inside" if low <= losses.mean() <= high else "outside"
                 cells.append(f"{losses.mean():.4f} ± {losses.std(ddof=1):.4f}, {mark}")
             name = "all" if block is None else f"1/{nbytes // block}" if block else "0"

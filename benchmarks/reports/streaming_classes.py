@@ -101,6 +101,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=50_000)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     arguments = parser.parse_args()
+    # The pattern leaves out the files of T, such as T-200000.tokens.
     (path,) = map(str, arguments.data.glob("T-*[0-9]"))
     sides = [(sys.executable, "npstream.streaming"), (arguments.real, "streaming")]
     print(

@@ -152,7 +152,7 @@ def dataset(directory: str) -> npstream.Dataset:
 
 
 def _shard_size() -> int:
-    """Return the least size of shards that holds eight samples of one number."""
+    """Return the smallest `shard_size` with which 16 samples of one number fill two shards."""
     for size in range(64, 4096):
         with tempfile.TemporaryDirectory() as directory:
             try:
@@ -161,7 +161,7 @@ def _shard_size() -> int:
                 ) as writer:
                     for row in range(16):
                         writer.write({"x": row})
-            except ValueError:
+            except ValueError:  # one sample does not fit
                 continue
             if len(npstream.open(f"{directory}/a").shards) == 2:
                 return size
