@@ -1,4 +1,4 @@
-"""The notebooks of the documentation run, and Chromium shows what they print, in light and dark."""
+"""The notebooks of the documentation run, and Chromium shows their outputs in light and dark."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ HELPER = ROOT / "tests" / "helpers" / "notebooks.py"
 IMAGES = ROOT / "docs" / "images"
 
 MIN_CONTRAST = 4
-"""Least contrast of text; that of Jupyter's own gray text on a striped row is 4.2."""
+"""Minimum contrast ratio of text. Jupyter's own gray text on a striped row has 4.2."""
 
 MAX_IMAGE = 150_000
-"""Bytes of a screenshot."""
+"""Maximum bytes of a screenshot."""
 
 MAX_NOTEBOOK = 700_000
-"""Bytes of a notebook with its outputs."""
+"""Maximum bytes of a notebook with its outputs."""
 
 VOLATILE = {
-    # The texts are those of the version of Python.
+    # The texts are source files of the installed Python, so they differ between its versions.
     *(("tokens", cell) for cell in ("data", "look", "tokenizer", "blocks", "array", "mix")),
     # How requests are merged depends on the latencies that were measured.
     *(("remote", cell) for cell in ("query", "cache", "few", "epoch")),
 }
 """Notebooks and cells whose text may differ between two runs."""
 
-NEEDED = [
+NEEDED_PACKAGES = [
     "PIL", "aiohttp", "ipykernel", "matplotlib", "nbclient", "nbconvert", "pandas", "pyarrow",
     "tokenizers", "torch",
 ]  # fmt: skip
@@ -63,7 +63,7 @@ THEMES = [
     ("vscode-light", "dark", "light"),
     ("vscode-dark", "light", "dark"),
 ]
-"""The theme of a page, what the browser prefers, and how the outputs should be."""
+"""The theme of a page, the scheme that the browser prefers, and the outputs' expected scheme."""
 
 pytestmark = pytest.mark.timeout(600)  # the first test runs all notebooks
 
@@ -72,8 +72,8 @@ by_name = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """Return a directory with the notebooks that have run, and their pages."""
-    for name in NEEDED:
+    """Run all notebooks; return the directory of the run notebooks and of their HTML pages."""
+    for name in NEEDED_PACKAGES:
         if importlib.util.find_spec(name) is None:
             pytest.skip(f"could not import '{name}': pip install 'npstream[notebooks]'")
     directory = tmp_path_factory.mktemp("notebooks")
@@ -96,14 +96,14 @@ def cells(path: Path) -> dict[str, dict]:
 
 
 def output(pages: Path, notebook: str, cell: str, kind: str) -> str:
-    """Return what a cell shows, as a MIME type, or as the text that it prints."""
+    """Return a cell's outputs of a MIME type; the kind "stream" means the printed text."""
     parts = []
     for shown in cells(pages / f"{notebook}.ipynb")[cell]["outputs"]:
         parts += shown.get("text", []) if kind == "stream" else shown.get("data", {}).get(kind, [])
     return "".join(parts)
 
 
-def rows(page: str) -> list[list[str]]:
+def table_rows(page: str) -> list[list[str]]:
     """Return the texts of the cells of tables, row by row."""
     return [
         [
@@ -118,7 +118,7 @@ def rows(page: str) -> list[list[str]]:
 
 
 @by_name
-def test_notebooks_are_stored_with_outputs(path):
+def test_stored_notebooks_are_run_in_order_and_small(path):
     notebook = json.loads(path.read_text())
     assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
     assert set(notebook["metadata"]) == {"kernelspec", "language_info"}
@@ -148,7 +148,7 @@ def test_screenshots_are_small_and_shown():
 def test_cells_print_what_is_stored(pages, path):
     new = cells(pages / path.name)
     for name, cell in cells(path).items():
-        if (path.stem, name) in VOLATILE:
+        if (path.stem, name) in VOLATILE:  # compare only the output types and MIME types
             assert [shown[:2] for shown in printed(new[name])] == [
                 shown[:2] for shown in printed(cell)
             ], name
@@ -167,20 +167,21 @@ def test_cells_raise_no_errors_and_print_no_warnings(pages, path):
         assert cell["cell_type"] == "markdown" or cell["execution_count"]
 
 
-def test_outputs_of_images(pages):
+def test_the_images_notebook_shows_each_valid_image(pages):
     def shown(cell):
         return output(pages, "images", cell, "text/html")
 
+    # Sample 3 is damaged: 4 of 5 rows and 17 of 18 tiles show an image.
     assert shown("rows").count("<img") == 4
     assert shown("rows").count("<audio") == 5
-    assert "OSError" in rows(shown("rows"))[4][1]
+    assert "OSError" in table_rows(shown("rows"))[4][1]
     assert shown("grid").count("<img") == 17
     assert "all 600 rows" in shown("describe")
-    counts = {name: int(count) for name, count, _ in rows(shown("counts"))[1:]}
+    counts = {name: int(count) for name, count, _ in table_rows(shown("counts"))[1:]}
     assert sorted(counts) == ["'blue'", "'green'", "'red'"]
     assert sum(counts.values()) == 600
     assert output(pages, "images", "hist", "image/png")
-    assert all(row[6].startswith("4") for row in rows(shown("query"))[1:])
+    assert all(row[6].startswith("4") for row in table_rows(shown("query"))[1:])
     assert shown("query-grid").count("<img") == 12
     assert shown("random").count("<img") == 4
     assert "sample 3" in output(pages, "images", "damaged", "stream")
@@ -190,22 +191,22 @@ def test_outputs_of_images(pages):
     assert output(pages, "images", "transform", "stream").startswith("(256, 3, 64, 64) float32")
 
 
-def test_outputs_of_text(pages):
+def test_the_text_notebook_finds_footers_and_best_scores(pages):
     def shown(cell):
         return output(pages, "text", cell, "text/html")
 
-    assert [row[0] for row in rows(shown("counts"))[1:]] == ["'en'", "'de'", "'fr'"]
+    assert [row[0] for row in table_rows(shown("counts"))[1:]] == ["'en'", "'de'", "'fr'"]
     assert re.match(r"1\d\.\d% of the texts", output(pages, "text", "footers", "stream"))
-    assert all("cookies" in row[2] for row in rows(shown("footers"))[1:])
+    assert all("cookies" in row[2] for row in table_rows(shown("footers"))[1:])
     assert "cookies" not in shown("choose")
-    scores = [float(row[-2]) for row in rows(shown("best"))[1:]]
+    scores = [float(row[-2]) for row in table_rows(shown("best"))[1:]]
     assert scores == sorted(scores, reverse=True)
     assert scores[0] > 0.9
     assert "request" in output(pages, "text", "cost", "text/plain")
     assert "by the side-car" in shown("remote-describe")
 
 
-def test_outputs_of_remote(pages):
+def test_the_remote_notebook_prints_its_requests(pages):
     def text(cell):
         return output(pages, "remote", cell, "stream")
 
@@ -216,7 +217,7 @@ def test_outputs_of_remote(pages):
     assert output(pages, "remote", "open", "text/html").count("<img") == 5
 
 
-def test_outputs_of_training(pages):
+def test_the_training_notebook_resumes_at_the_same_samples(pages):
     lines = output(pages, "training", "compare", "stream").splitlines()
     assert lines == [
         "two ranks, until the kill: 1 to 46",
@@ -229,7 +230,7 @@ def test_outputs_of_training(pages):
     assert statuses == ["0", "1", "0"]
 
 
-def test_outputs_of_tokens(pages):
+def test_the_tokens_notebook_mixes_equal_shares(pages):
     def text(cell):
         return output(pages, "tokens", cell, "text/plain")
 
@@ -279,16 +280,16 @@ INSPECT = """
     range.setEnd(text, word.index + word[0].length);
     return new Set([...range.getClientRects()].map(line => line.top)).size > 1;
   };
-  const broken = texts.flatMap(element => [...element.childNodes])
+  const brokenWords = texts.flatMap(element => [...element.childNodes])
     .filter(node => node.nodeType === 3)
     .flatMap(text => [...text.data.matchAll(/[\\w.,:]{2,24}/g)]
       .filter(word => isBroken(text, word)).map(word => word[0]));
   return {
-    broken: broken,
+    broken_words: brokenWords,
     images: all(".npstream img").map(image => [image.naturalWidth, ...box(image)]),
     durations: all("audio").map(audio => audio.duration),
     texts: texts.map(element => [element.textContent, contrast(element)]),
-    cut: all(".npstream, .npstream td, .npstream th, .npstream figure")
+    overflowing: all(".npstream, .npstream td, .npstream th, .npstream figure")
       .filter(element => element.scrollWidth > element.clientWidth + 1
                          || element.tagName === "FIGURE"
                             && element.scrollHeight > element.clientHeight + 1)
@@ -302,7 +303,7 @@ INSPECT = """
   };
 })()
 """
-"""Returns what a page shows in the outputs of npstream."""
+"""A JavaScript expression that returns measurements of npstream's outputs in a page."""
 
 
 def pixels(browser: Browser, x: float, y: float, width: float, height: float) -> np.ndarray:
@@ -317,7 +318,7 @@ def pixels(browser: Browser, x: float, y: float, width: float, height: float) ->
     ("notebook", "theme", "preferred", "expected"),
     [*(("images", *theme) for theme in THEMES), *(("text", *theme) for theme in THEMES[::3])],
 )
-def test_a_browser_shows_outputs(pages, browser, notebook, theme, preferred, expected):
+def test_outputs_are_readable_in_each_theme(pages, browser, notebook, theme, preferred, expected):
     colors = VSCODE.get(theme, {})
     kind = "plain" if colors else theme
     browser.open(pages / f"{notebook}.{kind}.html", dark=preferred == "dark")
@@ -326,8 +327,8 @@ def test_a_browser_shows_outputs(pages, browser, notebook, theme, preferred, exp
     if colors:
         browser.evaluate(f"document.body.classList.add('{theme}')")
     page = browser.evaluate(INSPECT)
-    assert page["cut"] == []
-    assert page["broken"] == []
+    assert page["overflowing"] == []
+    assert page["broken_words"] == []
     assert len(page["texts"]) > 100
     assert [text for text in page["texts"] if text[1] < MIN_CONTRAST] == []
     assert set(page["numbers"]) == {"right"}
@@ -336,7 +337,7 @@ def test_a_browser_shows_outputs(pages, browser, notebook, theme, preferred, exp
     brightness = np.mean(page["backgrounds"], 1)
     assert (brightness < 40).all() if expected == "dark" else (brightness > 240).all()
     shown = pixels(browser, *page["outputs"][0])
-    assert len(np.unique(shown @ [1, 1 << 8, 1 << 16])) > 30  # colors
+    assert len(np.unique(shown @ [1, 1 << 8, 1 << 16])) > 30  # distinct colors
 
 
 @pytest.mark.parametrize("kind", ["light", "dark"])

@@ -1,4 +1,4 @@
-"""The sdist and the wheel have what they should, and the metadata are consistent.
+"""The sdist and the wheel have the right files, and the metadata are consistent.
 
 .ci/run installs the wheel in new environments.
 """
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def distributions(tmp_path_factory):
-    """Build the sdist, and the wheel from it, of a clean export of the working tree."""
+    """Build an sdist of a copy without ignored files, and a wheel of that sdist."""
     pytest.importorskip("build")
     pytest.importorskip("twine")
     clone, out = tmp_path_factory.mktemp("clone"), tmp_path_factory.mktemp("dist")
@@ -51,7 +51,7 @@ def metadata(distributions):
         return email.message_from_bytes(archive.read(name))
 
 
-def test_twine_accepts_both(distributions):
+def test_twine_accepts_the_sdist_and_the_wheel(distributions):
     command = [sys.executable, "-m", "twine", "check", "--strict", *distributions]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
@@ -71,7 +71,7 @@ def test_the_sdist_has_what_the_wheel_needs(distributions):
     assert {"README.md", "LICENSE", "setup.cfg", "pyproject.toml", "npstream/py.typed"} <= names
 
 
-def test_the_version_has_one_place(metadata):
+def test_the_version_is_written_in_one_file(metadata):
     assert metadata["Version"] == npstream.__version__
     tracked = [ROOT / "setup.cfg", ROOT / "pyproject.toml", *(ROOT / "npstream").rglob("*.py")]
     assert [path.name for path in tracked if f'"{npstream.__version__}"' in path.read_text()] == [
@@ -89,12 +89,13 @@ def test_the_classifiers_are_versions_that_ci_runs(metadata):
     # CI has no Mac, and no Windows.
     systems = [name for name in classifiers if name.startswith("Operating System")]
     assert systems == ["Operating System :: POSIX :: Linux"]
+    # CI tests the oldest version, the newest one that is installed, and those in between.
     script = (ROOT / ".ci" / "run").read_text()
     for step in ("supported | head -n 1", "supported | tac", "supported | sed '1d;$d'"):
         assert step in script
 
 
-def test_required_packages_are_those_of_the_oldest_test(metadata):
+def test_the_metadata_require_the_packages_of_setup_cfg(metadata):
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     listed = setup["options"]["install_requires"].split("\n")

@@ -1,4 +1,4 @@
-"""The runner of the pages' examples finds what a page shows wrongly, and mends it."""
+"""The program that runs the examples of pages reports wrong outputs, and corrects them."""
 
 from __future__ import annotations
 
@@ -62,18 +62,18 @@ Killed
 """
 
 
-def check(path: Path) -> None:
+def run_examples(path: Path) -> None:
     for example in pages.examples(path):
         pages.check(example, {})
 
 
-def wrong(page: str, tmp_path, monkeypatch) -> str:
-    """Run a page; return the message about what it shows wrongly."""
+def mismatch(page: str, tmp_path, monkeypatch) -> str:
+    """Run the examples of a page; return the message of its first wrong output."""
     path = tmp_path / "page.md"
     path.write_text(page)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(pages.Mismatch) as raised:
-        check(path)
+        run_examples(path)
     return str(raised.value)
 
 
@@ -83,8 +83,8 @@ def test_a_page_that_shows_what_it_prints_passes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     first, second = pages.examples(path)
     assert [len(first.blocks), len(second.blocks)] == [4, 1]
-    assert (first.line, second.line) == (4, 46)
-    check(path)
+    assert (first.line, second.line) == (4, 46)  # the lines of their first fences in PAGE
+    run_examples(path)
 
 
 @pytest.mark.parametrize(
@@ -99,9 +99,10 @@ def test_a_page_that_shows_what_it_prints_passes(tmp_path, monkeypatch):
 def test_a_wrong_output_is_reported_and_mended(tmp_path, monkeypatch, old, new, line):
     assert PAGE.count(old) == 1
     page = PAGE.replace(old, new)
-    assert f"page.md:{line} prints" in wrong(page, tmp_path, monkeypatch)
+    assert f"page.md:{line} prints" in mismatch(page, tmp_path, monkeypatch)
     path = tmp_path / "page.md"
     pages.update(path)
+    # The corrected output is the printed one, without an ellipsis.
     assert path.read_text() == PAGE.replace(
         "a ... 2", "a long line 2" if "..." in old else "a ... 2"
     )
@@ -109,7 +110,7 @@ def test_a_wrong_output_is_reported_and_mended(tmp_path, monkeypatch, old, new, 
 
 def test_a_missing_output_is_reported_and_written(tmp_path, monkeypatch):
     page = PAGE.replace("```text\n6\n```\n\n", "")
-    assert "prints\n6\n" in wrong(page, tmp_path, monkeypatch)
+    assert "prints\n6\n" in mismatch(page, tmp_path, monkeypatch)
     path = tmp_path / "page.md"
     pages.update(path)
     assert path.read_text() == PAGE
@@ -117,7 +118,7 @@ def test_a_missing_output_is_reported_and_written(tmp_path, monkeypatch):
 
 def test_an_output_that_code_does_not_print_is_reported(tmp_path, monkeypatch):
     page = PAGE.replace("print(x * 3)", "pass")
-    assert "the page shows\n6\n" in wrong(page, tmp_path, monkeypatch)
+    assert "the page shows\n6\n" in mismatch(page, tmp_path, monkeypatch)
     with pytest.raises(ValueError, match="prints nothing"):
         pages.update(tmp_path / "page.md")
 

@@ -25,7 +25,7 @@ def sources(tmp_path_factory):
 
 
 def test_the_identity_of_orders_does_not_change(sources):
-    """It is hashed into the fingerprints of views. Unlike it, a repr may change."""
+    """Fingerprints of views hash the identity of an order. A repr may change, an identity not."""
     one = sources["c"].order(3, 2, block=None, lanes=1)
     assert one.identity() == "<Order: 34 rows, seed 3, epoch 2, 1 lanes, blocks of 34>"
     mixed = npstream.mix({"a": sources["a"], "c": sources["c"]})

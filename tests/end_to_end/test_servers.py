@@ -27,7 +27,7 @@ def test_a_store_reads_and_writes_on_every_server(remote_dir: RemoteDirectory):
     assert store.ranges([("a/b", 5, 7), ("a/b", 99_000, 1000)]) == [DATA[5:12], DATA[99_000:]]
     assert list(store.names()) == [("a/b", len(DATA))]
     if remote_dir.server.name == "http":
-        return  # it is read-only, and a folder is a page like a file
+        return  # this server is read-only, and responds to a folder's path as to a file's
     assert not store.exists("a")
     store.put("a/c", b"new")
     before = store.version("a/c")
@@ -35,7 +35,7 @@ def test_a_store_reads_and_writes_on_every_server(remote_dir: RemoteDirectory):
     assert store.version("a/c") != before
     assert sorted(store.names("a/")) == [("a/b", len(DATA)), ("a/c", 5)]
     store.remove("a/c")
-    store.remove("a/c")
+    store.remove("a/c")  # removing a missing file is no error
     assert not store.exists("a/c")
 
 
@@ -45,7 +45,7 @@ def test_new_directories_are_empty(remote_dir: RemoteDirectory):
 
 
 @pytest.mark.parametrize("name", ["s3", "gcs", "azure"])
-def test_environment_variables_replace_options(
+def test_environment_variables_give_credentials_and_endpoints(
     servers: Servers, name: str, monkeypatch: pytest.MonkeyPatch
 ):
     remote_dir = servers[name].new_directory()
@@ -58,8 +58,9 @@ def test_environment_variables_replace_options(
     assert RemoteStore(remote_dir.url, options, timeout=20.0).read("a") == DATA
 
 
+# The proxy logs only HTTP requests, so not those of SFTP.
 @pytest.mark.parametrize("name", [name for name in SERVER_KINDS if name != "sftp"])
-def test_one_request_for_each_range(servers: Servers, name: str):
+def test_a_store_makes_one_request_for_each_range(servers: Servers, name: str):
     remote_dir = servers[name].new_directory()
     remote_dir.put("a", DATA)
     proxy = servers.proxy(name)
@@ -85,6 +86,7 @@ def test_the_proxy_injects_faults_and_logs_requests(servers: Servers):
     proxy.faults = [status(404, path="elsewhere"), flip(1, times=1)]
     assert get(0, 2) == bytes([DATA[0], DATA[1] ^ 1, DATA[2]])
     assert get(0, 2) == DATA[:3]
+    # The response is the whole object, with zeros outside of the range.
     proxy.faults = [ignore_range(method="GET")]
     assert get(1, 2) == bytes(1) + DATA[1:3] + bytes(len(DATA) - 3)
     proxy.latency = 0.05
@@ -97,4 +99,4 @@ def test_the_proxy_injects_faults_and_logs_requests(servers: Servers):
         Request("GET", path, "bytes=1-2", 200, len(DATA)),
         Request("GET", path, "bytes=1-2", 206, 2),
     ]
-    assert servers.proxy("http").log == []
+    assert servers.proxy("http").log == []  # each call clears the log

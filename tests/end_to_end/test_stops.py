@@ -26,7 +26,7 @@ SAMPLES = 6000
 
 @pytest.fixture
 def ds(tmp_path, monkeypatch):
-    """Return a dataset of several chunks whose shards cannot be read."""
+    """Return a dataset whose shards cannot be read while `Stalling.stalls` is set."""
     monkeypatch.setattr(Stalling, "stalls", True)
     monkeypatch.setattr(Stalling, "reached", threading.Event())
     monkeypatch.setattr(Stalling, "released", threading.Event())
@@ -105,6 +105,7 @@ def iterate_and_leave(batches, how):
 
 @pytest.mark.parametrize("how", ["break", "exception"])
 def test_leaving_an_iteration_stops_prefetching(ds, how):
+    # The first batches are cached, so that only prefetches of later batches block.
     Stalling.stalls = False
     ds[:900].prefetch()
     Stalling.stalls = True
@@ -138,13 +139,13 @@ match how:
     case "batches":
         for batch in batches:
             pass
-    case "end":
+    case "end":  # the main thread ends while other threads wait for reads
         import threading
         reader = threading.Thread(target=ds.load, daemon=True)
         reader.start()
-        ahead = iter(batches)
-        threading.Thread(target=next, args=(ahead,), daemon=True).start()
-        sys.stdin.read(1)
+        iterator = iter(batches)
+        threading.Thread(target=next, args=(iterator,), daemon=True).start()
+        sys.stdin.read(1)  # returns when the test closes the pipe
 """
 
 

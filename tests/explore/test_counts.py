@@ -20,11 +20,13 @@ def expected_counts(values):
     return unique[order], numbers[order]
 
 
+# A test runs these kernels as Python functions, without compiling them.
 KERNELS = (
     "count_lengths", "count_runs", "move_by_count", "split_repeated", "fill_descending",
 )  # fmt: skip
 
 
+# The limits are _PENDING_NUMBERS, _MAX_TABLE_RANGE and _MIN_KERNEL_ROWS.
 @pytest.mark.parametrize(
     "limits",
     [(1 << 22, 1 << 22, 1 << 20), (10, 20, 1 << 20), (10, 1 << 22, 1)],
@@ -58,7 +60,7 @@ def test_counts_of_blocks_are_those_of_numpy(limits, dtype, data):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int64])
-@pytest.mark.parametrize("bound", [4, 1 << 10, 1 << 20, 1 << 23])  # mostly long to short runs
+@pytest.mark.parametrize("bound", [4, 1 << 10, 1 << 20, 1 << 23])  # long to short runs of equals
 def test_compiled_kernels_count_many_values(dtype, bound):
     values = np.random.default_rng(0).integers(-bound, bound, 3 << 20).astype(dtype)
     found = count_numbers("x", np.array_split(values, 3), values.size, values.dtype)
@@ -69,7 +71,7 @@ def test_compiled_kernels_count_many_values(dtype, bound):
 
 @pytest.mark.parametrize("sizes", [[40], [7, 33], [10, 10, 20], [1, 38, 1]])
 @pytest.mark.parametrize("distinct", [2, 8, 40])
-def test_values_beyond_the_limit_are_counted(sizes, distinct, monkeypatch):
+def test_more_values_than_may_be_pending_are_counted(sizes, distinct, monkeypatch):
     monkeypatch.setattr(counts, "_PENDING_NUMBERS", 10)
     values = np.random.default_rng(3).permutation(np.arange(40) % distinct - 1.5)
     blocks = np.split(values.copy(), np.cumsum(sizes)[:-1])
@@ -77,7 +79,7 @@ def test_values_beyond_the_limit_are_counted(sizes, distinct, monkeypatch):
     unique, numbers = expected_counts(values)
     np.testing.assert_array_equal(found.unique, unique)
     np.testing.assert_array_equal(found.counts, numbers)
-    np.testing.assert_array_equal(np.concatenate(blocks), values)  # they are not sorted
+    np.testing.assert_array_equal(np.concatenate(blocks), values)  # not sorted in place
 
 
 def test_zeros_of_both_signs_are_one_value():
@@ -118,7 +120,7 @@ def test_counts_equal_those_of_pandas():
     pandas.testing.assert_series_equal(texts, expected, check_index_type=False)
 
 
-def test_text_is_one_screen():
+def test_the_repr_fits_a_screen():
     found = count_numbers("x", [np.arange(50_000)], 50_000, np.dtype(int))
     lines = repr(found).splitlines()
     assert lines[0] == "<npstream.ValueCounts: 50,000 distinct values of 'x'"

@@ -82,7 +82,7 @@ def test_numbers_of_all_rows_are_exact(ds, name):
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-def test_sketches_of_many_numbers_know_their_error(ds, name, monkeypatch):
+def test_sketches_of_many_numbers_keep_within_their_error(ds, name, monkeypatch):
     monkeypatch.setattr(describe, "EXACT_ELEMENTS", 100)
     check_numbers(ds[name].describe(), COLUMNS[name], is_exact=False)
 
@@ -99,7 +99,7 @@ def test_quantiles_are_those_of_pandas(ds):
 
 
 def test_times_have_bounds_and_quantiles(ds, monkeypatch):
-    for _ in range(2):
+    for _ in range(2):  # first exactly, then by sketches
         summary = ds["day"].describe()
         assert (summary.min, summary.max) == (COLUMNS["day"].min(), COLUMNS["day"].max())
         assert summary.min <= summary.quantiles[0.25] <= summary.quantiles[0.5] <= summary.max
@@ -107,11 +107,11 @@ def test_times_have_bounds_and_quantiles(ds, monkeypatch):
         monkeypatch.setattr(describe, "EXACT_ELEMENTS", 100)
 
 
-def test_text_bytes_objects_and_arrays(ds):
+def test_text_bytes_objects_and_arrays_have_lengths_and_counts(ds):
     lengths = [len(text.encode()) for text in COLUMNS["text"]]
     text = ds["text"].describe()
     assert text.lengths == (min(lengths), pytest.approx(np.mean(lengths)), max(lengths))
-    assert (text.missing, text.distinct) == (COLUMNS["text"].count(""), 9)
+    assert (text.missing, text.distinct) == (COLUMNS["text"].count(""), 9)  # "" is missing
     value, count = text.top[0]
     assert count == COLUMNS["text"].count(value) == max(map(COLUMNS["text"].count, COLUMNS["text"]))
     assert ds["body"].describe().distinct == 4
@@ -130,11 +130,11 @@ def test_images_have_sizes(tmp_path):
     assert "5 to 7 x 9 pixels" in repr(summary)
 
 
-def test_samples_are_stated(ds):
+def test_a_description_states_and_repeats_its_sample(ds):
     description = ds.describe(sample=100)
     assert description["text"].origin == "sample"
     assert description["text"].count == 100
-    assert description["label"].count == N
+    assert description["label"].count == N  # numbers of a local column are never sampled
     assert "a sample of 100 of 3,000 rows" in repr(description)
     again = ds.describe(sample=100)
     assert again["text"] == description["text"]
@@ -152,7 +152,7 @@ def test_samples_of_remote_rows_are_runs():
     assert describe._sample_rows(10, 10, 0, True) is None
 
 
-def test_views_without_rows_or_with_axes(ds):
+def test_views_without_rows_or_with_axes_are_described(ds):
     assert "0 rows" in repr(ds[:0].describe())
     grid = ds[np.arange(12).reshape(3, 4)][["label", "text"]]
     check_numbers(grid.describe()["label"], COLUMNS["label"][:12])
@@ -163,7 +163,7 @@ def test_views_without_rows_or_with_axes(ds):
 
 
 @pytest.mark.parametrize("store", ["s3", "http"])
-def test_a_remote_dataset_takes_one_request(store, path, servers, tmp_path):
+def test_a_remote_dataset_takes_at_most_two_requests(store, path, servers, tmp_path):
     place, proxy = servers[store].new_directory(), servers.proxy(store)
     for file in path.rglob("*"):
         if file.is_file():
@@ -190,8 +190,8 @@ def test_a_remote_dataset_takes_one_request(store, path, servers, tmp_path):
     assert "all 3,000 rows, by the side-car." in repr(description)
 
 
-def test_many_shards_take_one_request_of_few_bytes(ds, path, upload, requests, tmp_path):
-    """Only the index and the side-car exist."""
+def test_many_shards_take_at_most_two_requests_of_few_bytes(ds, path, upload, requests, tmp_path):
+    """The dataset consists of an index and a side-car; no request reads a shard."""
     files = tmp_path / "many"
     files.mkdir()
     document = json.loads((path / "index.json").read_text())
@@ -243,7 +243,7 @@ def test_concatenated_datasets_are_read(ds):
     check_numbers(both["label"].describe(), np.append(COLUMNS["label"], COLUMNS["label"][:100]))
 
 
-def test_remote_samples_are_limited(path, upload, tmp_path):
+def test_describing_remote_rows_obeys_the_implicit_read_limit(path, upload, tmp_path):
     ds = npstream.open(upload(path), cache=tmp_path / "cache", implicit_read_limit="1KB")
     with pytest.raises(CostError, match="describing 'text'"):
         ds[::2]["text"].describe()
@@ -272,6 +272,7 @@ def test_unstable_deviations_are_left_out(tmp_path, monkeypatch):
     npstream.write(tmp_path / "a", {"x": values, "same": np.full(2000, 1e15)})
     ds = npstream.open(tmp_path / "a")
     assert ds["x"].describe().std == pytest.approx(values.std())
+    # Beyond this limit, the deviation is computed from sums, which are too inexact for such floats.
     monkeypatch.setattr(describe, "EXACT_ELEMENTS", 100)
     assert ds["x"].describe().std is None
     assert ds["same"].describe().std == 0

@@ -78,7 +78,7 @@ conditions = st.recursive(
 @given(conditions)
 @settings(max_examples=300, deadline=None)
 def test_same_as_python_on_each_row(condition):
-    text = f"({condition}) and a == a"  # names a column in any case
+    text = f"({condition}) and a == a"  # an expression must name a column
     assert parse(text).evaluate(ARRAYS).tolist() == python_rows(text, ROWS)
 
 
@@ -98,12 +98,13 @@ def test_same_as_python_on_each_row(condition):
         ("f == 1", [0, 2, 3]),
         ("a != 0 and 6 // a == 3", [4]),
         ("a == 0 or 6 % a == 0", [0, 1, 2, 4]),
+        # Lists of more than 8 values are compared by `numpy.isin`.
         ("a in [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]", [0, 2, 3, 4]),
         ("t in ['a', 'b', 'c', 'd', 'e', 'f', 'g', 'h', 'cat', 'x']", [0, 4]),
         ("b in [0, 0.5, 2, 3, 4, 5, 6, 7, 8, 9]", [0, 2, 4, 5]),
     ],
 )
-def test_rows(text, expected):
+def test_conditions_select_the_expected_rows(text, expected):
     assert np.flatnonzero(parse(text).evaluate(ARRAYS)).tolist() == expected
 
 
@@ -191,7 +192,7 @@ def test_values_that_do_not_fit_raise(text, kind, message):
         parse(text).evaluate(arrays)
 
 
-def test_an_unknown_column_names_a_near_one():
+def test_unknown_columns_and_columns_of_different_lengths_raise():
     with pytest.raises(ColumnError, match="'labl == 3': no column 'labl'; did you mean 'label'"):
         parse("labl == 3").evaluate({"label": [3]})
     with pytest.raises(ColumnError, match="did you mean 'label'"):
@@ -230,7 +231,7 @@ def test_a_missing_value_equals_nothing(values):
     assert rows("x is None or x == 3") == [1, 2]
 
 
-def test_missing_text_and_lists():
+def test_missing_texts_and_lists_equal_nothing():
     arrays = {"t": ["a", None, "ccc"], "l": [[1], None, [1, 2]], "n": [None, None, None]}
     assert parse("len(t) > 0").evaluate(arrays).tolist() == [True, False, True]
     assert parse("t + 'x' != 'ax'").evaluate(arrays).tolist() == [False, True, True]
@@ -255,7 +256,7 @@ def test_objects_are_compared_with_their_own_operators():
         parse("x < 1").evaluate(arrays)
 
 
-def test_arrow_arrays():
+def test_arrow_arrays_are_compared():
     pa = pytest.importorskip("pyarrow")
     time = datetime.datetime(2026, 1, 31, 12, tzinfo=datetime.UTC)
     table = pa.table(
@@ -322,7 +323,7 @@ def lazy(tmp_path):
         ("meta is not None and len(meta) == 1 and 1 < label < 3", [2]),
     ],
 )
-def test_lazy_columns(lazy, text, expected):
+def test_lazy_columns_are_compared(lazy, text, expected):
     assert np.flatnonzero(parse(text).evaluate(lazy)).tolist() == expected
 
 
@@ -335,9 +336,9 @@ def test_lazy_columns_refuse_what_arrays_refuse(lazy):
         parse("labels == 3").evaluate(lazy)
 
 
-def test_the_right_operand_is_evaluated_only_for_open_rows(lazy):
+def test_and_reads_its_right_operand_only_for_rows_where_the_left_is_true(lazy):
     class Counted:
-        """A lazy column that records which rows are read."""
+        """A lazy column that records the lengths of the texts read; text k has length k."""
 
         def __init__(self, column, read):
             self.column, self.read = column, read
@@ -360,12 +361,12 @@ def test_the_right_operand_is_evaluated_only_for_open_rows(lazy):
     assert read == [4, 5]
 
 
-def test_no_rows():
+def test_an_expression_of_no_rows_gives_no_values():
     arrays = {"x": np.empty(0, np.int64), "t": np.empty(0, np.dtypes.StringDType())}
     assert parse("x // 1 == 1 and len(t) > 2 and t in ['a']").evaluate(arrays).shape == (0,)
 
 
-def test_text_with_nuls_at_the_end(tmp_path):
+def test_nuls_at_the_end_of_text_are_compared_as_in_python(tmp_path):
     rows = {
         "t": ["\0", "a", "a\0", "", "\0\0", "a\0b"],
         "part": ["\0", "a\0", "", "b", "\0", "\0b"],

@@ -38,6 +38,7 @@ def test_a_grid_has_the_images_of_the_view(images, name):
     assert page.tags.count("img") == len(grid) == 3
     assert page.text == f"3 images of {name!r}012"
     with pillow.open(io.BytesIO(grid._repr_png_())) as image:
+        # A tile is 80 pixels + a gap of 6 wide, and also + a label of 14 high.
         assert image.size == grid.to_pil().size == (2 * 86, 2 * 100)
 
 
@@ -47,6 +48,7 @@ def test_the_first_images_are_read(tmp_path):
     assert len(column.show()) == 64
     assert repr(column.show(3)).startswith("<ImageGrid: 3 images of 'x', which has 100; ")
     assert len(column[:0].show()) == 0
+    # The labels are the two indices of each image.
     assert check(column[[[0, 1], [2, 3]]].show()._repr_html_()).text.endswith("0, 00, 11, 01, 1")
 
 
@@ -59,7 +61,8 @@ def test_a_damaged_image_shows_its_error(images):
 
 def test_pixels_of_the_grid_are_those_of_the_images(images):
     grid = images["pixels"][1:2].show(size=96)
-    shown = np.asarray(grid.to_pil())[96 - 80 : 96, 18 : 18 + 60]  # enlarged twice
+    # The image is enlarged twice, at the bottom center of a tile of 96 pixels.
+    shown = np.asarray(grid.to_pil())[96 - 80 : 96, 18 : 18 + 60]
     assert np.array_equal(shown[::2, ::2], PIXELS[1])
 
 

@@ -1,4 +1,4 @@
-"""HTML of datasets and columns."""
+"""HTML tables escape their cells."""
 
 from __future__ import annotations
 

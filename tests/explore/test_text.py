@@ -1,4 +1,4 @@
-"""Tests of tests of text: their arguments, and functions applied to values in all places."""
+"""The methods of `Column.str` and `Column.isin` test the text and bytes of stored values."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from npstream.explore.text import stored_texts, text_bytes
 TEXTS = ["", "a", "ab", "b", "é", "aé", "😀 ab", "ab" * 100]
 
 
-def read(kind, tmp_path):
-    """Return a column of the texts in one of several places."""
+def write_texts(kind, tmp_path):
+    """Write a dataset with the texts in a format; return their column."""
     if kind == "jsonl":
         npstream.write(tmp_path / "a", {"t": TEXTS}, format="jsonl")
         return npstream.open(tmp_path / "a")["t"]
@@ -21,8 +21,8 @@ def read(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["mds", "jsonl"])
-def test_methods_are_those_of_str(kind, tmp_path):
-    column = read(kind, tmp_path)
+def test_methods_return_the_values_of_those_of_str(kind, tmp_path):
+    column = write_texts(kind, tmp_path)
     for pattern in ("", "a", "é", "😀 a", "b" * 300, "ab" * 99):
         assert column.str.contains(pattern).tolist() == [pattern in t for t in TEXTS]
         assert column.str.startswith(pattern).tolist() == [t.startswith(pattern) for t in TEXTS]
@@ -46,7 +46,7 @@ def test_columns_of_bytes_take_bytes(tmp_path):
 
 
 def test_views_keep_their_shape_and_order(tmp_path):
-    column = read("mds", tmp_path)
+    column = write_texts("mds", tmp_path)
     rows = np.array([[6, 0, 1], [1, 7, 2]])
     matches = npstream.open(tmp_path / "a")[rows]["t"].str.contains("ab")
     assert matches.tolist() == [["ab" in TEXTS[k] for k in row] for row in rows]
@@ -54,7 +54,7 @@ def test_views_keep_their_shape_and_order(tmp_path):
 
 
 def test_names_of_sources_are_tested(tmp_path):
-    read("mds", tmp_path)
+    write_texts("mds", tmp_path)
     ds = npstream.open(tmp_path / "a")
     mixture = npstream.mix({"web": ds, "code": ds[:2]}, columns=["t", "source"])
     assert mixture["source"].str.startswith("we").sum() == len(TEXTS)
@@ -62,7 +62,7 @@ def test_names_of_sources_are_tested(tmp_path):
 
 
 def test_renamed_and_concatenated_columns_are_tested(tmp_path):
-    read("mds", tmp_path)
+    write_texts("mds", tmp_path)
     ds = npstream.open(tmp_path / "a")
     expected = ["ab" in text for text in TEXTS]
     assert ds.rename({"t": "u"})["u"].str.contains("ab").tolist() == expected
@@ -71,11 +71,11 @@ def test_renamed_and_concatenated_columns_are_tested(tmp_path):
 
 
 def test_surrogates_occur_in_no_value(tmp_path):
-    assert not read("mds", tmp_path).str.contains("\udc80").any()
+    assert not write_texts("mds", tmp_path).str.contains("\udc80").any()
 
 
 def test_only_columns_of_text_have_str(tmp_path):
-    read("mds", tmp_path)
+    write_texts("mds", tmp_path)
     column = npstream.open(tmp_path / "a")["x"]
     assert not hasattr(column, "str")
     with pytest.raises(AttributeError, match="column 'x' holds int64 values"):

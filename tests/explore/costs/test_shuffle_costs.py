@@ -34,7 +34,7 @@ def shard_requests(requests):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_requests_and_bytes_are_those_of_an_epoch(kind, url, tmp_path, requests):
+def test_requests_and_bytes_are_those_of_a_prefetch(kind, url, tmp_path, requests):
     data, settings = KINDS[kind]
     npstream.write(url, data, shard_size="16KiB", **settings)
     ds = npstream.open(url, cache=tmp_path / "cache")
@@ -44,19 +44,20 @@ def test_requests_and_bytes_are_those_of_an_epoch(kind, url, tmp_path, requests)
     spans = shard_requests(requests)
     nbytes = sum(nbytes for _, _, nbytes in spans)
     for cost in costs:
-        # A shard is a chunk here, so its order does not matter, and no neighbor is fetched with it.
+        # Each shard is one chunk here, so the order does not change the requests. No request
+        # fetches two neighboring chunks.
         assert (cost.requests, cost.reads) == (len(spans), "chunks")
         assert cost.nbytes == pytest.approx(nbytes, rel=0.001)
 
 
 @pytest.mark.parametrize("block", [0, "20KiB", None])
-def test_an_epoch_takes_about_these_requests(block, url, tmp_path, requests):
+def test_an_epoch_takes_about_the_estimated_requests(block, url, tmp_path, requests):
     npstream.write(url, TEXT, shard_size="4KiB")
     ds = npstream.open(url, cache=tmp_path / "cache")
     (cost,) = ds.shuffle_costs(16, [block])
     rows = [batch.ids for batch in ds.iter(0, 1, batch_size=16, shuffle=Shuffle(block))]
     assert len(np.unique(np.concatenate(rows))) == ROWS
-    # The first samples are read by requests of their own, while their chunks come.
+    # The first samples are read by requests of their own, while their chunks are being fetched.
     assert 0.5 * cost.requests < len(shard_requests(requests)) < 1.5 * cost.requests
 
 
@@ -106,12 +107,13 @@ def test_costs_rise_with_the_block(tmp_path):
     assert variances[-1] == pytest.approx(1)
     assert {(cost.requests, cost.nbytes) for cost in costs} == {(len(ds.shards), nbytes)}
     assert costs[-1].memory == nbytes
-    # The label of a chunk's samples is one number, so that the variance by it is that of chunks.
+    # All samples of a chunk have the same label, so the variance by label is that by chunk.
     labels = np.random.default_rng(0).permutation(len(ds.shards))
     by_label = ds.shuffle_costs(100, by=np.repeat(labels, ds.shards["samples"]))
     for cost, other in zip(costs[1:-2], by_label[1:-2], strict=True):
         assert other.variance == pytest.approx(cost.variance, rel=0.25)
-    # Neighbors whose values rise are more alike than chunks whose values are random.
+    # The values of x rise with the row, so without a shuffle a batch holds nearly equal values: the
+    # variance of its mean is batch_size times that of a perfect shuffle.
     by_x = ds.shuffle_costs(100, [0, 2000, None], by="x")
     assert by_x[0].variance == pytest.approx(100, rel=0.01)
     assert by_x[2].variance == pytest.approx(1)
@@ -121,13 +123,12 @@ def test_views_count_the_chunks_that_they_touch(tmp_path):
     npstream.write(tmp_path / "data", {"x": np.arange(3000)}, shard_samples=100)
     ds = npstream.open(tmp_path / "data")
     sizes = ds.shards["bytes"]
-    for view in (ds[250:950], ds[250:950][::-1], ds[950:249:-1], ds[(x := np.arange(250, 950))]):
+    for view in (ds[250:950], ds[250:950][::-1], ds[950:249:-1], ds[np.arange(250, 950)]):
         assert len(view) in (700, 701)
         (cost,) = view.shuffle_costs(10, [None])
         assert (cost.requests, cost.nbytes) == (8, sizes[2:10].sum())
         (cost,) = view.shuffle_costs(10, [0])
         assert cost.first_batch in (sizes[2], sizes[9])
-    assert len(x) == 700
     with pytest.raises(ValueError, match="whose samples ascend or descend"):
         ds.shuffle(0).shuffle_costs(10)
     with pytest.raises(ValueError, match="ask each source of a mixture"):
