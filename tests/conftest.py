@@ -19,7 +19,7 @@ from npstream.storage.remote import RemoteStore
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """Begin a test: what earlier tests started does not count."""
+    """Do not count threads and processes of earlier tests as those of this test."""
     forget_earlier()
 
 

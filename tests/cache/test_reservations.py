@@ -77,6 +77,7 @@ def test_bytes_written_during_a_scan_are_counted(tmp_path, monkeypatch):
     os.truncate(tmp_path / ".lock", 0)
     with monkeypatch.context() as patched:
         patched.setattr(cache_dir, "entries", entries_before_write)
+        # One chunk is written, and its file is kept, so only three chunks are free.
         assert cache.reserve(4 * CHUNK, [file]) is Refusal.CROWDED
     assert in_use(tmp_path) >= CHUNK
 
@@ -179,17 +180,17 @@ def test_opening_a_dataset_with_a_smaller_limit_evicts_files(tmp_path, upload):
         ds.prefetch()
     assert in_use(tmp_path / "cache") > 1_500_000
     with npstream.open(url, cache=tmp_path / "cache", cache_limit="500KB"):
-        assert in_use(tmp_path / "cache") <= 500 << 10
+        assert in_use(tmp_path / "cache") <= 500 << 10  # KB is 1024 bytes, too
     with pytest.raises(ValueError, match="this needs at least"):
         npstream.open(url, cache=tmp_path / "cache", cache_limit="1KB")
-    assert in_use(tmp_path / "cache") > 100 << 10
+    assert in_use(tmp_path / "cache") > 100 << 10  # the refused limit evicts nothing
 
 
 PROCESSES = 8
 
 
-def reports(work: Callable[[], int]) -> list[int]:
-    """Return the results of `work` in concurrent processes."""
+def run_in_processes(work: Callable[[], int]) -> list[int]:
+    """Call `work` in concurrent processes, and return the results."""
     reader, writer = os.pipe()
     children = [
         in_child(lambda: os.write(writer, f"{work()}\n".encode())) for _ in range(PROCESSES)
@@ -204,9 +205,13 @@ def reports(work: Callable[[], int]) -> list[int]:
 
 @pytest.mark.parametrize("compression", [None, "zstd"])
 def test_many_processes_stay_within_a_small_limit(tmp_path, compression):
-    """Regression: two jobs with two ranks and two workers each left twice the limit behind."""
+    """Regression: eight processes left files of twice the limit behind.
+
+    They were two jobs; each had two ranks, and each rank had two workers.
+    """
     x = np.random.default_rng(0).integers(0, 1 << 62, (20_000, 8))
     npstream.write(tmp_path / "data", {"x": x}, shard_size="64KiB", compression=compression)
+    # The files of this driver are local, but npstream takes them for remote, and caches them.
     url, limit = f"{stalling.Stalling.protocol}://{tmp_path / 'data'}", 400 << 10
     npstream.open(tmp_path / "data").load()  # so that kernels are loaded once
 
@@ -219,7 +224,7 @@ def test_many_processes_stay_within_a_small_limit(tmp_path, compression):
             peak = max(peak, in_use(tmp_path / "cache"))
         return peak
 
-    chunk = disk_bytes(1, 64 << 10) + 16_384
-    assert max(reports(work)) <= limit + PROCESSES * chunk
+    chunk = disk_bytes(1, 64 << 10) + 16_384  # with the tail of its file
+    assert max(run_in_processes(work)) <= limit + PROCESSES * chunk
     assert in_use(tmp_path / "cache") <= limit
     assert not [name for name in os.listdir(tmp_path / "cache") if name.endswith("reserved")]

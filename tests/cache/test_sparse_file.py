@@ -137,6 +137,7 @@ def test_pieces_are_verified_once_after_a_boot(cache, reboot):
     assert open_file(cache).resident.tolist() == [1, 0, 0, 1]
     assert checked == [0, 2, 3]
     reboot()
+    # Without `check`, no piece can be verified, so all count as absent.
     assert open_file(cache).resident.tolist() == [0, 0, 0, 0]
 
 
@@ -179,7 +180,10 @@ def test_threads_wait_for_one_verification(cache, reboot):
 
 @pytest.mark.parametrize("hashed", [True, False])
 def test_a_file_whose_footer_was_lost_is_verified(cache, reboot, hashed):
-    """A file's name may reach the disk before its tail does."""
+    """A file's name may reach the disk before its tail: the residency bytes and the footer.
+
+    Here, only the residency bytes of the first two pieces reached the disk.
+    """
     add(open_file(cache), [0, 1, 2])
     with open(Path(cache.directory, f"{KEY}.shard"), "r+b") as file:
         file.seek(len(CONTENT) + 2)

@@ -19,7 +19,7 @@ def directory(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_an_array_by_position(capsys):
+def test_an_array_is_added_by_position(capsys):
     values = np.arange(12, dtype=np.float32).reshape(4, 3)
     np.save("embedding.npy", values)
     assert main(["add-columns", "ds", "embedding.npy", "--compression", "zstd", "--resume"]) == 0
@@ -29,7 +29,7 @@ def test_an_array_by_position(capsys):
     assert ds.columns == ("id", "text", "embedding")
 
 
-def test_rows_by_key(capsys):
+def test_rows_are_joined_by_a_key(capsys):
     pytest.importorskip("pyarrow")
     with open("labels.csv", "w", encoding="utf-8") as file:
         file.write("id,label,unused\n8,good,x\n6,bad,x\n")
@@ -75,7 +75,7 @@ def test_columns_are_renamed_replaced_and_removed(capsys):
         (["ds", "a.npy", "--columns", "b"], "no column 'b'"),
     ],
 )
-def test_errors(words, message, capsys):
+def test_errors_add_no_column(words, message, capsys):
     np.save("a.npy", np.arange(3))
     assert main(["add-columns", *words]) == 1
     assert message in capsys.readouterr().err

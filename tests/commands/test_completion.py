@@ -17,7 +17,7 @@ compadd() { shift; print -rl -- "$@" }
 _files() { print files }
 _describe() { print -rl -- ${${(P)2}%%:*} }
 """
-"""What zsh's completion system would define: here it prints."""
+"""Replacements for functions of zsh's completion system. They print the offered words."""
 
 
 @pytest.fixture(params=list(SHELLS))
@@ -68,7 +68,7 @@ def test_options_are_completed(shell, capsys, tmp_path):
     assert complete(shell, "npstream verify d --j", capsys, tmp_path) == ["--json"]
     assert complete(shell, "npstream cache fetch --li", capsys, tmp_path) == ["--limit"]
     assert complete(shell, "npstream --ver", capsys, tmp_path) == ["--version"]
-    # Words of the command line that name a command are not one: this is a file.
+    # The argument of a command can have the name of another command: here, head is a file.
     assert complete(shell, "npstream info head --sp", capsys, tmp_path) == ["--split"]
     # Options before the command do not hide it.
     assert complete(shell, "npstream --traceback head --lim", capsys, tmp_path) == ["--limit"]
@@ -85,6 +85,7 @@ def test_other_words_are_files(shell, capsys, tmp_path):
         "zsh": ["files"],
         "fish": ["cities/"],
     }[shell]
+    # In zsh, the stub of `_files` prints "files" in place of the names of files.
     first = {"zsh": "f"}.get(shell, "ci")
     assert complete(shell, f"npstream info {first}", capsys, tmp_path) == offered
     assert complete(shell, f"npstream info x --index {first}", capsys, tmp_path) == offered
@@ -110,7 +111,7 @@ def test_bash_completes_a_line_that_is_typed(tmp_path, capsys):
     assert "<verify cities --json>" in process.stdout, process.stderr
 
 
-def test_the_levels_hold_every_command():
+def test_the_levels_hold_every_command_with_summaries():
     levels = {level.path: level for level in iterate_levels(build_parser())}
     assert set(levels[""].commands) | {"", "cache info", "cache clear", "cache fetch"} == set(
         levels
@@ -119,7 +120,7 @@ def test_the_levels_hold_every_command():
     assert all(all(level.options.values()) for level in levels.values())
 
 
-def test_an_unknown_shell_is_a_mistake(capsys):
+def test_an_unknown_shell_is_refused(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["completion", "tcsh"])
     assert "'tcsh'" in capsys.readouterr().err

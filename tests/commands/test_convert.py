@@ -39,7 +39,7 @@ def test_a_dry_run_shows_columns_and_the_count(capsys, directory):
     assert not (directory / "out").exists()
 
 
-def test_all_options(capsys):
+def test_all_options_can_be_combined(capsys):
     words = [
         "convert", "*.csv", "out", *SEMICOLONS, "--columns", "number:int32", "name", "more",
         "--rename", "id=number", "--where", "number >= 2", "--fill", "more=1.5",
@@ -59,7 +59,7 @@ def test_all_options(capsys):
      (["3.csv", "out"], "in part '3.csv' of the")],
 )  # fmt: skip
 def test_errors_are_shown_without_a_traceback(capsys, directory, words, message):
-    (directory / "3.csv").write_text('a\n1\n""\n')
+    (directory / "3.csv").write_text('a\n1\n""\n')  # the empty number is a null
     assert main(["convert", *words]) == 1
     assert message in capsys.readouterr().err
 
@@ -85,12 +85,12 @@ def test_a_dry_run_as_json(capsys):
 
 def test_a_tokenizer_file_makes_tokens(capsys, directory):
     pytest.importorskip("tokenizers")
-    word_tokenizer().save("tokenizer.json")
+    word_tokenizer().save("tokenizer.json")  # [EOS] is 1, w1 is 3, w2 is 4
     (directory / "texts.csv").write_text("id,body\n1,w1 w2\n2,w3\n3,w4\n")
     words = ["convert", "texts.csv", "out", "--tokenizer", "tokenizer.json", "--column", "body"]
     assert main([*words, "--workers", "1", "--token-options", "name=ids"]) == 0
     assert [row.tolist() for row in npstream.open("out")["ids"].load()] == [[3, 4], [5], [6]]
-    words[2] = "blocks"
+    words[2] = "blocks"  # the target
     assert main([*words, "--block", "3", "--separator", "[EOS]"]) == 0
     assert npstream.open("blocks")["tokens"].load().tolist() == [[3, 4, 1], [5, 1, 6]]
     words[2] = "numbers"
@@ -98,6 +98,6 @@ def test_a_tokenizer_file_makes_tokens(capsys, directory):
     assert npstream.open("numbers")["tokens"][0].tolist() == [3, 4, 0]
     capsys.readouterr()
     for file, message in (("none", "no such file; expected a tok"), ("1.csv", "not a tokenizer")):
-        words[4] = file
+        words[4] = file  # the tokenizer
         assert main(words) != 0
         assert message in capsys.readouterr().err

@@ -50,6 +50,7 @@ def test_the_tables_hold_the_statistics(data, capsys, tmp_path):
 def test_tables_fit_the_width(data, capsys, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", str(columns))
     lines = lines_of(capsys, "data")
+    # A line that names the omitted statistics ends with the last one, and can be longer.
     tables = [line for line in lines[1:] if not line.endswith(("max", "frequent"))]
     assert max(map(display_width, tables)) <= columns
     text = "\n".join(lines)
@@ -66,21 +67,22 @@ def test_json_has_every_known_statistic(data, capsys, tmp_path):
     assert (label["min"], label["max"], label["mean"], label["distinct"]) == (0, 9, 4.5, 10)
     assert label["quantiles"]["0.5"] == np.quantile(np.arange(10), 0.5)
     assert label["type"] == "int64"
-    assert (text["lengths"][0], text["lengths"][2], text["unit"]) == (6, 8, "bytes")
+    shortest, _mean, longest = text["lengths"]
+    assert (shortest, longest, text["unit"]) == (6, 8, "bytes")
     assert "mean" not in text
 
 
-def test_columns_and_samples(data, capsys):
+def test_columns_are_chosen_and_samples_are_drawn_by_seed(data, capsys):
     words = ["data", "--columns", "text", "--json", "--sample", "50"]
-    facts = json.loads(lines_of(capsys, *words, "--seed", "3")[0])["columns"]
+    columns = json.loads(lines_of(capsys, *words, "--seed", "3")[0])["columns"]
     expected = data[["text"]].describe(sample=50, seed=3)["text"]
-    assert list(facts) == ["text"]
-    assert (facts["text"]["count"], facts["text"]["origin"]) == (50, "sample")
-    assert facts["text"]["lengths"] == list(expected.lengths)
+    assert list(columns) == ["text"]
+    assert (columns["text"]["count"], columns["text"]["origin"]) == (50, "sample")
+    assert columns["text"]["lengths"] == list(expected.lengths)
     assert lines_of(capsys, *words) == lines_of(capsys, *words)
 
 
-def test_several_datasets(data, capsys):
+def test_several_datasets_are_described_and_a_missing_one_is_an_error(data, capsys):
     npstream.write("more", {"x": np.arange(3)})
     assert main(["describe", "absent", "data", "more", "--json"]) == 1
     captured = capsys.readouterr()
@@ -92,7 +94,7 @@ def test_several_datasets(data, capsys):
     assert sum(line.endswith("data: 400 samples, 3 columns") for line in lines) == 1
 
 
-def test_errors(data, capsys):
+def test_errors_name_the_wrong_argument(data, capsys):
     assert main(["describe", "data", "--columns", "txt"]) == 1
     assert "no column 'txt'; did you mean 'text'?" in capsys.readouterr().err
     assert main(["describe", "data", "--sample", "0"]) == 1

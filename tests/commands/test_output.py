@@ -44,11 +44,11 @@ def test_json_is_one_line_that_any_stream_can_hold(encoding, monkeypatch):
     assert ("東京" in text) == (encoding == "utf-8")
 
 
-def test_messages_of_errors(capsys, monkeypatch):
+def test_messages_of_errors_have_notes_and_no_credentials(capsys, monkeypatch):
     monkeypatch.delenv("NPSTREAM_TRACEBACK", raising=False)
     noted = ValueError("wrong")
     noted.add_note("a note")
-    for error, said in {
+    for error, expected in {
         StorageError(2, "no dataset is here", "s3://b/index.json"):
             "npstream: s3://b/index.json: no dataset is here\n",
         OSError(28, "No space left on device"): "npstream: No space left on device\n",
@@ -58,7 +58,7 @@ def test_messages_of_errors(capsys, monkeypatch):
             "npstream: RuntimeError: of https://host/a; --traceback shows where it was raised\n",
     }.items():  # fmt: skip
         print_error(error)
-        assert capsys.readouterr().err == said
+        assert capsys.readouterr().err == expected
 
 
 @pytest.mark.parametrize(
@@ -80,12 +80,13 @@ def test_an_error_of_one_url_does_not_stop_the_others(capsys):
         seen.append(url)
         if url == "b":
             raise ValueError("b is wrong")
-        return {"c": 1}.get(url, 0)
+        return 1 if url == "c" else 0  # the exit status
 
     assert run_for_each(["a", "b", "d"], run) == 1
     assert seen == ["a", "b", "d"]
     assert capsys.readouterr().err == "npstream: b is wrong\n"
     assert run_for_each(["a", "d"], run) == 0
     assert run_for_each(["a", "c", "d"], run) == 1
+    # The error of a single URL is raised, so the program prints it.
     with pytest.raises(ValueError, match="b is wrong"):
         run_for_each(["b"], run)

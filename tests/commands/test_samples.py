@@ -41,7 +41,10 @@ def samples_of(capsys, *words: str) -> list[dict[str, object]]:
 
 
 def plain(sample) -> dict[str, object]:
-    """Return a sample as `json.loads` gives it."""
+    """Return a sample as `json.loads` gives it.
+
+    JSON has the shortest decimal number of a float32, such as 0.1.
+    """
     values = {name: getattr(value, "tolist", lambda v=value: v)() for name, value in sample.items()}
     return values | {"score": float(str(sample["score"]))}
 
@@ -66,7 +69,7 @@ def test_head_of_an_empty_dataset(data, capsys):
     assert lines_of(capsys, "head", "empty", "--json") == []
 
 
-def test_columns_without_room_are_named(tmp_path, capsys, monkeypatch):
+def test_columns_that_do_not_fit_are_named(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "30")
     names = [f"column_{number}" for number in range(6)]
     npstream.write(tmp_path / "wide", dict.fromkeys(names, np.arange(3)))
@@ -84,19 +87,13 @@ def test_json_is_a_line_for_each_sample(data, capsys):
 def test_sample_draws_what_the_dataset_draws(data, capsys):
     words = ["sample", "data", "-n", "300", "--seed", "7", "--row-index", "row"]
     drawn = samples_of(capsys, *words)
-    assert [sample.pop("row") for sample in drawn] == sorted(range(ROWS), key=order_of(data, 7))[
-        :300
-    ]
+    order = data.shuffle(7, block=None).load().ids.tolist()
+    assert [sample.pop("row") for sample in drawn] == order[:300]
     assert drawn == [plain(sample) for sample in data.shuffle(7, block=None)[:300]]
     assert samples_of(capsys, *words) == samples_of(capsys, *words)
-    words[5] = "8"
+    words[5] = "8"  # the seed
     assert samples_of(capsys, *words)[0] != samples_of(capsys, "sample", "data", "--seed", "7")[0]
     assert len(samples_of(capsys, "sample", "data", "-n", "1000")) == ROWS
-
-
-def order_of(data, seed):
-    rows = data.shuffle(seed, block=None).load().ids.tolist()
-    return {row: position for position, row in enumerate(rows)}.__getitem__
 
 
 def test_query_shows_what_matches(data, capsys):
@@ -107,7 +104,8 @@ def test_query_shows_what_matches(data, capsys):
     samples = samples_of(capsys, "query", "data", "label == 3 and score > 0.5")
     assert samples == [plain(data[row]) for row in rows.tolist()]
     lines = lines_of(capsys, "query", "data", "label == 3", "-n", "2", "--columns", "text")
-    assert [line.split()[0] for line in lines[2:]] == ["3", "13", "2"]
+    assert [line.split()[0] for line in lines[2:-1]] == ["3", "13"]
+    assert lines[-1].startswith("2 of ")
 
 
 def test_query_reads_columns_that_it_does_not_show(data, capsys):
@@ -149,7 +147,7 @@ def test_limits_are_whole_numbers(data, capsys, number):
     assert f"{number!r}: expected a whole number, 0 or more" in capsys.readouterr().err
 
 
-def test_splits_and_options_of_the_store(tmp_path, capsys):
+def test_splits_and_options_of_the_store_are_passed(tmp_path, capsys):
     npstream.write(tmp_path / "train", {"x": np.arange(3)})
     assert samples_of(capsys, "head", str(tmp_path), "--split", "train")[2] == {"x": 2}
     url = "memory://commands/data"

@@ -22,6 +22,7 @@ TEXTS = [
 @pytest.mark.parametrize("width", [20, 33, 80, 200])
 @pytest.mark.parametrize("columns", [1, 2, 5, 30])
 def test_lines_fit_the_width(width, columns):
+    # Each row begins with its number. Its texts start at another one, and are repeated as needed.
     rows = [[row, *TEXTS[row:], *TEXTS[:row]][: columns + 1] for row in range(len(TEXTS))]
     rows = [(row + row[1:] * 30)[: columns + 1] for row in rows]
     names = ["row", *(f"column_{number}" for number in range(columns))]
@@ -30,7 +31,7 @@ def test_lines_fit_the_width(width, columns):
     shown = columns - len(omitted)
     assert shown >= 1
     assert omitted == names[1 + shown :]
-    # No column is left out that would have had room at the smallest width.
+    # One more column would not fit. The row numbers need 3 cells, each column at least 8 and a gap.
     assert not omitted or (3 + 10 * (shown + 1)) > width
 
 
@@ -62,7 +63,7 @@ def test_numbers_stand_at_the_right_and_text_at_the_left():
     assert lines[2:] == ["  0    0.1  True   a", "  1   10.0  False  bb"]
 
 
-def test_no_value_holds_a_control_character():
+def test_printable_escapes_control_characters_but_no_spaces():
     for text in TEXTS:
         shown = printable(text)
         assert all(character.isprintable() for character in shown)
@@ -80,7 +81,7 @@ def test_no_value_holds_a_control_character():
         ({"a": [1, None, "é"]}, '{"a": [1, null, "é"]}'), ([], "[]"), (1 + 2j, "(1+2j)"),
     ],
 )  # fmt: skip
-def test_values_print_as_a_person_writes_them(value, text):
+def test_cells_show_values_in_short(value, text):
     assert cell_text(value) == text
 
 
