@@ -36,16 +36,17 @@ def path(tmp_path):
     return tmp_path / "a.h5"
 
 
-def columns(group=None):
+def column_names(group=None):
+    """Return the names of the datasets that have `ROWS` rows; with `group`, of those in it."""
     names = ["x", "y", "flag", "inner/text", "inner/raw", "inner/tokens"]
     return names if group is None else [n.removeprefix(f"{group}/") for n in names if group in n]
 
 
 @pytest.mark.parametrize("part_bytes", [1, 1000, 1 << 25])
-def test_all_kinds_of_values(path, tmp_path, monkeypatch, part_bytes):
+def test_values_of_all_kinds_are_converted(path, tmp_path, monkeypatch, part_bytes):
     monkeypatch.setattr(source, "PART_BYTES", part_bytes)
     monkeypatch.setattr(source, "_PART_ROWS", 30)
-    report = npstream.convert(path, tmp_path / "out", columns=columns())
+    report = npstream.convert(path, tmp_path / "out", columns=column_names())
     assert report.columns == {
         "x": "ndarray:float32:2,3", "y": "int16", "flag": "bool", "inner/text": "str",
         "inner/raw": "bytes", "inner/tokens": "ndarray:int32",
@@ -62,7 +63,7 @@ def test_all_kinds_of_values(path, tmp_path, monkeypatch, part_bytes):
 
 def test_a_group_or_a_dataset_can_be_chosen(path, tmp_path):
     report = npstream.convert(path, tmp_path / "in", reader_options={"group": "inner"})
-    assert set(report.columns) == set(columns("inner"))
+    assert set(report.columns) == set(column_names("inner"))
     report = npstream.convert(path, tmp_path / "z", reader_options={"group": "/other/z"})
     assert report.columns == {"z": "int64"}
     with pytest.raises(ValueError, match=r"no group 'iner'; it has .*/inner/text"):
@@ -76,7 +77,7 @@ def test_lengths_that_differ_name_the_datasets(path):
 
 def test_where_filters_also_values_of_varying_size(path, tmp_path):
     where = "len(`inner/tokens`) == 5 and y > 50"
-    npstream.convert(path, tmp_path / "out", columns=columns(), where=where)
+    npstream.convert(path, tmp_path / "out", columns=column_names(), where=where)
     assert npstream.open(tmp_path / "out")["y"].load().tolist() == list(range(54, 100, 5))
 
 
@@ -87,7 +88,7 @@ def test_parts_are_whole_chunks(path, monkeypatch):
     np.testing.assert_array_equal(parts[2].open()["x"], X[32:48])
 
 
-def test_remote_files_and_several(path, tmp_path):
+def test_several_remote_files_are_concatenated(path, tmp_path):
     memory = fsspec.filesystem("memory")
     for number in range(3):
         memory.put(str(path), f"memory://hdf5/{number}.h5")
@@ -98,7 +99,7 @@ def test_remote_files_and_several(path, tmp_path):
     assert list(ds["inner/text"]) == TEXTS * 3
 
 
-def test_fields_and_dates_of_compound_types(tmp_path):
+def test_fields_of_a_compound_type_are_columns(tmp_path):
     rows = np.zeros(5, [("a", "f4", (2,)), ("b", "i8")])
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["r"] = rows

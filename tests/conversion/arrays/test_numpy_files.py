@@ -115,7 +115,7 @@ def test_a_local_file_is_memory_mapped_and_read_in_parts(tmp_path, small_parts):
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_members_of_an_npz_file_are_read_forward_and_once(tmp_path, monkeypatch, save):
-    monkeypatch.setattr(source, "PART_BYTES", 260)
+    monkeypatch.setattr(source, "PART_BYTES", 260)  # about ten rows
     save(tmp_path / "a.npz", x=X, y=Y)
     opened = []
     original = zipfile.ZipFile.open
@@ -223,6 +223,7 @@ def test_damaged_files_raise_format_error(tmp_path, storage):
         npstream.convert(upload(path, "damaged") if storage == "remote" else path, "no")
     damaged = bytearray(whole)
     damaged[len(whole) // 2] ^= 1
+    # Only npz files have checksums. A damaged value in another file is not noticed, so cut it.
     path.write_bytes(damaged if storage == "npz" else whole[:-100])
     with pytest.raises(FormatError, match=r"x\.np.*(cannot be read as an array of NumPy|Bad CRC)"):
         npstream.convert(upload(path, "damaged") if storage == "remote" else path, "no")

@@ -50,7 +50,7 @@ def path(tmp_path, request):
 COLUMNS = {"x": "ndarray:float32:2,3", "y": "int16", "inner/text": "str", "inner/flag": "bool"}
 
 
-def check(path):
+def assert_values(path):
     ds = npstream.open(path)
     np.testing.assert_array_equal(ds["x"].load(), X)
     np.testing.assert_array_equal(ds["y"].load(), Y)
@@ -64,17 +64,17 @@ def test_a_group_is_columns(path, tmp_path, monkeypatch, part_bytes):
     monkeypatch.setattr(source, "_PART_ROWS", 30)
     report = npstream.convert(path, tmp_path / "out", columns=list(COLUMNS))
     assert report.columns == COLUMNS
-    check(tmp_path / "out")
+    assert_values(tmp_path / "out")
 
 
-def test_remote_groups(path, tmp_path, servers):
+def test_remote_groups_are_converted(path, tmp_path, servers):
     remote_dir = servers["s3"].new_directory()
     for file in path.rglob("*"):
         if file.is_file():
             remote_dir.put(f"data/a.zarr/{file.relative_to(path)}", file.read_bytes())
     url, options = f"{remote_dir.url}/data/a.zarr", remote_dir.storage_options
     npstream.convert(url, tmp_path / "out", columns=list(COLUMNS), source_options=options)
-    check(tmp_path / "out")
+    assert_values(tmp_path / "out")
 
 
 def test_an_array_is_a_column_of_its_directory_s_name(path, tmp_path):
@@ -84,6 +84,7 @@ def test_an_array_is_a_column_of_its_directory_s_name(path, tmp_path):
     assert report.columns == {"y": "int16"}
     report = npstream.convert(path, tmp_path / "inner", reader_options={"group": "inner"})
     assert report.columns == {"flag": "bool", "text": "str"}
+    # A remote directory without the extension .zarr is not recognized, so the kind is named.
     fsspec.filesystem("memory").put(str(path), "memory://zarr/renamed", recursive=True)
     report = npstream.convert("memory://zarr/renamed/y", tmp_path / "memory", kind="zarr")
     assert report.samples == ROWS
@@ -98,7 +99,7 @@ def test_parts_are_whole_chunks(path, monkeypatch):
     assert [part.samples for part in parts] == [100]  # 120 rows are whole chunks of both
 
 
-def test_a_shard_of_chunks_is_read_once(tmp_path, monkeypatch):
+def test_parts_are_whole_shards_of_chunks(tmp_path, monkeypatch):
     monkeypatch.setattr(source, "PART_BYTES", 1)
     array = zarr.create_array(
         tmp_path / "s.zarr", shape=X.shape, dtype="f4", chunks=(5, 2, 3), shards=(25, 2, 3)
@@ -150,7 +151,7 @@ def test_directories_are_recognized(path, tmp_path):
 
 def test_damaged_chunks_raise_format_error(path, tmp_path):
     for file in (path / "x").rglob("*"):
-        if file.is_file() and not file.name.startswith(("zarr", ".z")):
+        if file.is_file() and not file.name.startswith(("zarr", ".z")):  # not the metadata
             file.write_bytes(b"damaged")
     with pytest.raises(FormatError, match=r"a.zarr/x: cannot be read as Zarr"):
         npstream.convert(path, tmp_path / "out", columns=["x"])
@@ -158,25 +159,25 @@ def test_damaged_chunks_raise_format_error(path, tmp_path):
 
 
 @pytest.mark.parametrize("has_folder", [False, True])
-def test_a_zip_file(has_folder, path, tmp_path, servers):
-    """A zip file of a store, or of its directory, local and remote."""
+def test_zip_files_are_converted(has_folder, path, tmp_path, servers):
+    """The files of the store are at the root of the zip file, or in a directory of it."""
     archive = tmp_path / "a.zarr.zip"
     root, base = (path.parent, path.name) if has_folder else (path, ".")
     shutil.make_archive(str(archive.with_suffix("")), "zip", root, base)
-    fresh = servers["s3"].new_directory()
-    fresh.put("a.zarr.zip", archive.read_bytes())
+    remote_dir = servers["s3"].new_directory()
+    remote_dir.put("a.zarr.zip", archive.read_bytes())
     columns = list(COLUMNS)
     for number, (source_path, options) in enumerate(
-        [(archive, None), (fresh.url + "/a.zarr.zip", fresh.storage_options)]
+        [(archive, None), (remote_dir.url + "/a.zarr.zip", remote_dir.storage_options)]
     ):
         out = tmp_path / f"out{number}"
         npstream.convert(source_path, out, columns=columns, source_options=options)
-        check(out)
+        assert_values(out)
     npstream.convert(archive, tmp_path / "z", reader_options={"group": "other/z"})
     assert npstream.open(tmp_path / "z")["z"].load().tolist() == list(range(7))
 
 
-def test_a_damaged_zip_file(tmp_path):
+def test_a_damaged_zip_file_raises(tmp_path):
     (tmp_path / "a.zarr.zip").write_bytes(b"no zip")
     with pytest.raises(FormatError, match=r"a.zarr.zip: cannot be read as Zarr: File is not a zip"):
         npstream.convert(tmp_path / "a.zarr.zip", tmp_path / "out")

@@ -35,9 +35,10 @@ def threads():
 
 @pytest.fixture
 def pool():
-    """Return the threads that run the tasks where no client is passed.
+    """Return the pool of threads that runs the tasks if no client is passed.
 
-    Dask cannot send them to a worker that it starts again.
+    Tests that kill a worker cannot use it. Dask sends its configuration to the new worker, and
+    cannot pickle a pool.
     """
     with ThreadPoolExecutor(THREADS) as pool, dask.config.set(pool=pool):
         yield pool
@@ -58,7 +59,8 @@ def wait_for_tasks(runner):
         for each in [runner.submit(barrier.wait) for _ in range(THREADS)]:
             each.result()
         return
-    addresses = runner.scheduler_info(n_workers=-1)["workers"]  # of one thread each
+    addresses = runner.scheduler_info(n_workers=-1)["workers"]
+    # A worker has one thread, so these tasks run after all earlier ones.
     runner.gather([runner.submit(int, workers=[each], pure=False) for each in addresses])
 
 
@@ -209,7 +211,7 @@ def test_a_killed_worker_leaves_no_trace(tmp_path, client):
     assert len(folders(path)) == 5
 
 
-def test_a_dataset_in_a_bucket(servers, client, tmp_path):
+def test_a_killed_worker_leaves_no_files_in_a_bucket(servers, client, tmp_path):
     directory = servers["s3"].new_directory()
     first_attempt = tmp_path / "first attempt"
 

@@ -47,7 +47,7 @@ ORDER = ["10/1.jpg", "10/2.jpg", "cat/2.jpg", "cat/10.jpg", "cat/more/1.JPEG", "
 LABELS = {"10": 0, "cat": 1, "dog": 2}
 
 
-def check(path, photos) -> None:
+def assert_photos(path, photos) -> None:
     ds = npstream.open(path)
     assert list(ds["path"]) == ORDER
     assert list(ds["class"]) == [name.partition("/")[0] for name in ORDER]
@@ -59,7 +59,7 @@ def check(path, photos) -> None:
 def test_files_are_stored_as_they_are_with_labels_in_the_order_of_class_names(photos, tmp_path):
     report = npstream.convert(photos, tmp_path / "out")
     assert report.columns == {"image": "jpeg", "label": "int", "class": "str", "path": "str"}
-    check(tmp_path / "out", photos)
+    assert_photos(tmp_path / "out", photos)
     ds = npstream.open(tmp_path / "out")
     assert ds[0]["image"].size == (5, 4)
 
@@ -67,7 +67,7 @@ def test_files_are_stored_as_they_are_with_labels_in_the_order_of_class_names(ph
 @pytest.mark.parametrize("options", [{"workers": 2}, {"compression": "zstd", "shard_size": 512}])
 def test_options_of_write_apply(photos, tmp_path, options):
     npstream.convert(photos, tmp_path / "out", **options)
-    check(tmp_path / "out", photos)
+    assert_photos(tmp_path / "out", photos)
 
 
 @pytest.mark.parametrize("kind", ["glob", "list", "memory", "s3"])
@@ -84,7 +84,7 @@ def test_sources_are_globs_lists_and_urls(photos, tmp_path, upload, servers, kin
             remote_dir.put(name, (photos / name).read_bytes())
         source, options = remote_dir.url, {"source_options": remote_dir.storage_options}
     npstream.convert(source, tmp_path / "out", **options)
-    check(tmp_path / "out", photos)
+    assert_photos(tmp_path / "out", photos)
 
 
 def test_a_dry_run_reads_no_file(photos, tmp_path, monkeypatch):
@@ -114,9 +114,10 @@ def test_a_column_holds_images_of_several_formats(tmp_path):
         "tif": "TIFF",
     }
     write(tmp_path / "in", {f"{ext}/x.{ext}": image(1, name) for ext, name in formats.items()})
-    write(tmp_path / "in", {"png/y.jpg": image(2, "PNG")})  # the content counts
+    write(tmp_path / "in", {"png/y.jpg": image(2, "PNG")})  # its content decides, not its name
     report = npstream.convert(tmp_path / "in", tmp_path / "out")
-    assert report.columns["image"] == "png"  # the first file, of bmp, is no JPEG
+    # The extension of the first file, bmp/x.bmp, decides. All formats but JPEG have this encoding.
+    assert report.columns["image"] == "png"
     for row in npstream.open(tmp_path / "out"):
         expected = "PNG" if row["path"] == "png/y.jpg" else formats[row["class"]]
         assert row["image"].format == expected
@@ -129,6 +130,7 @@ def test_other_files_are_bytes(tmp_path):
     ds = npstream.open(tmp_path / "out")
     assert [bytes(body) for body in ds["file"]] == list(files.values())
     (tmp_path / "in" / "b" / "3").unlink()
+    # Folders of sounds are recognized without kind=.
     assert npstream.convert(tmp_path / "in", tmp_path / "x", dry_run=True).kind == "folder"
 
 
@@ -190,12 +192,13 @@ def test_files_that_are_no_images_are_refused_or_skipped(photos, tmp_path, body)
     report = npstream.convert(photos, tmp_path / "out", on_error="skip")
     assert (report.samples, report.rejected) == (5, 1)
     assert "cat/10.jpg" not in list(npstream.open(tmp_path / "out")["path"])
+    # A map would get the bad value, so the error is raised at once.
     with pytest.raises(FormatError, match="not an image"):
         npstream.convert(photos, tmp_path / "map", map=lambda sample: sample)
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
-def test_metadata_of_hugging_face(tmp_path, form):
+def test_metadata_become_columns_as_in_hugging_face(tmp_path, form):
     source = tmp_path / "in"
     write(source, {"a/1.png": image(1, "PNG"), "2.png": image(2, "PNG"), "3.png": image(3, "PNG")})
     rows = {
@@ -276,7 +279,7 @@ def test_files_without_metadata_are_refused_or_filled(tmp_path):
 
 def test_links_are_followed_and_pipes_and_broken_links_raise(photos, tmp_path):
     (photos / "fox").symlink_to(photos / "cat")
-    (photos / "dog" / "again").symlink_to(photos)
+    (photos / "dog" / "again").symlink_to(photos)  # a cycle, which is not followed
     npstream.convert(photos, tmp_path / "out")
     classes = list(npstream.open(tmp_path / "out")["class"])
     assert [classes.count(name) for name in ("10", "cat", "dog", "fox")] == [2, 3, 1, 3]
@@ -323,7 +326,7 @@ def test_threads_read_ahead_in_bounded_memory_and_end(tmp_path, monkeypatch):
     body = bytes(1 << 16)
     write(tmp_path / "in", {f"{number}.bin": body for number in range(1000)})
     files = find_files(tmp_path / "in").files
-    assert max(count_pending(files, monkeypatch)) <= 384  # 24 MiB of 64
+    assert max(count_pending(files, monkeypatch)) <= 384  # 24 MiB; the limit is 64
     reader = folder.read_files(files)
     next(reader)
     reader.close()
@@ -369,10 +372,11 @@ def test_large_files_are_not_read_ahead(tmp_path, monkeypatch):
     monkeypatch.setattr(folder, "_MAX_PENDING_BYTES", 1 << 20)
     write(tmp_path / "in", {f"{number}.bin": bytes(3 << 20) for number in range(8)})
     files = find_files(tmp_path / "in").files
+    # One file is in use, and one is read.
     assert max(count_pending(files, monkeypatch)) <= 2
 
 
-def test_labels_of_the_metadata_and_filled_columns(tmp_path):
+def test_labels_of_the_metadata_replace_those_of_folders_and_columns_are_filled(tmp_path):
     source = tmp_path / "in"
     metadata = b"file_name,label,class\na/1.png,7,x\na/2.png,8,y\n"
     write(source, {f"a/{n}.png": image(n, "PNG") for n in (1, 2)} | {"metadata.csv": metadata})

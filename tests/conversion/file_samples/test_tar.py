@@ -72,7 +72,7 @@ def test_all_members_are_read(format, codec):
 @pytest.mark.parametrize("codec", CODECS)
 def test_a_truncated_tar_raises_wherever_it_ends(codec):
     data = CODECS[codec](tar())
-    # Without a codec, the zeros after the first block of the mark of the end may be missing.
+    # Zeros mark the end of a tar. Without a codec, all but their first block may be missing.
     end = len(data) if codec != "none" else -(-len(data.rstrip(b"\0")) // 512) * 512 + 512
     for stop in range(0, end, 7):
         with pytest.raises(FormatError, match=r"x\.tar: "):
@@ -82,6 +82,7 @@ def test_a_truncated_tar_raises_wherever_it_ends(codec):
 
 def test_the_message_names_the_member():
     data = tar([("0.txt", b"x" * 1000), ("1.txt", b"y" * 1000)])
+    # The header of 1.txt is at bytes 1536 to 2047, and its content follows.
     with pytest.raises(FormatError, match=r"x\.tar: member '1\.txt': unexpected end of data"):
         read(data[:2500])
     with pytest.raises(FormatError, match=r"x\.tar: after member '0\.txt': "):
@@ -105,6 +106,7 @@ def test_random_damage_raises_or_changes_only_contents():
     data = tar()
     for _ in range(500):
         damaged = bytearray(data)
+        # The first four blocks are three headers and one content.
         damaged[generator.randrange(len(data) - 8192)] = generator.randrange(256)
         try:
             members = read(bytes(damaged))
@@ -145,6 +147,7 @@ def test_a_huge_size_takes_no_memory(size):
     tracemalloc.start()
     try:
         header = member("a.bin", size=(1 << 32) - 1).tobuf(tarfile.GNU_FORMAT)
+        # The size is refused if less memory is free; otherwise the content is truncated.
         with pytest.raises((FormatError, MemoryError)):
             read(header + bytes(2048))
         assert tracemalloc.get_traced_memory()[1] < 1 << 22
