@@ -30,13 +30,13 @@ def source(tmp_path):
     return tmp_path / "in"
 
 
-def add_one(sample):
+def next_id_twice(sample):
     return [{"n": int(sample["id"]) + 1}] * 2
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_map_gets_samples_and_workers_keep_their_order(source, tmp_path, workers):
-    npstream.convert(source, tmp_path / "out", map=add_one, where="id >= 50", workers=workers)
+    npstream.convert(source, tmp_path / "out", map=next_id_twice, where="id >= 50", workers=workers)
     assert npstream.open(tmp_path / "out")["n"].load().tolist() == list(
         np.repeat(np.arange(51, 101), 2)
     )
@@ -44,13 +44,13 @@ def test_map_gets_samples_and_workers_keep_their_order(source, tmp_path, workers
 
 @pytest.mark.parametrize("where", [None, "id < 70"])
 def test_map_gets_the_rows_of_all_tables_of_a_part(where, tmp_path):
-    """Files are read as several tables; one has only the rows of a row group."""
+    """A part is read as several tables: for example, one for each row group."""
     pq.write_table(TABLE, tmp_path / "a.parquet", row_group_size=30)
     lines = [f"{number},{'x' * 2000}\n" for number in range(2500)]  # more than CSV reads at once
     (tmp_path / "b.csv").write_text("id,text\n" + "".join(lines))
     for source, count in (("a.parquet", 100), ("b.csv", 2500)):
         target = tmp_path / f"{source}-out"
-        npstream.convert(tmp_path / source, target, map=add_one, where=where)
+        npstream.convert(tmp_path / source, target, map=next_id_twice, where=where)
         numbers = npstream.open(target)["n"].load()[::2]
         np.testing.assert_array_equal(numbers, np.arange(count if where is None else 70) + 1)
 
@@ -80,7 +80,7 @@ def test_a_dry_run_writes_nothing_and_says_what_would_be_written(source, tmp_pat
     assert plan.columns == {"id": "int64", "text": "str"}
     assert str(plan).splitlines()[1:] == ["  id    int64", "  text  str"]
     assert npstream.convert(source, "x", dry_run=True, where="id < 10").samples == 10
-    assert npstream.convert(source, "x", dry_run=True, map=add_one).columns == {"n": "int"}
+    assert npstream.convert(source, "x", dry_run=True, map=next_id_twice).columns == {"n": "int"}
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_a_dry_run_writes_nothing_and_says_what_would_be_written(source, tmp_pat
         ({"rename": {"no": "x"}}, ColumnError, "rename=: no column 'no'"),
         ({"rename": {"id": "text"}}, ValueError, "makes two columns of the name 'text'"),
         ({"rename": {"id": "x", "text": "x"}}, ValueError, "two columns get the same name"),
-        ({"map": add_one, "columns": ["n"]}, TypeError, "needs an encoding for each column"),
+        ({"map": next_id_twice, "columns": ["n"]}, TypeError, "needs an encoding for each column"),
         ({"kind": "csvs"}, ValueError, "expected one of"),
         ({"reader_options": {"x": 1}}, TypeError, "no option 'x'"),
         ({"compression": "zip"}, ValueError, "zip"),
@@ -171,14 +171,14 @@ def test_workers_start_before_a_remote_source_is_opened(source, tmp_path, upload
 
     monkeypatch.setattr(convert_module, "find_files", find)
     url = upload(source)
-    npstream.convert(url, tmp_path / "out", map=add_one, workers=2)
+    npstream.convert(url, tmp_path / "out", map=next_id_twice, workers=2)
     assert len(npstream.open(tmp_path / "out")) == 200
-    npstream.convert(url, tmp_path / "out1", map=add_one, workers=2, resume=True)
+    npstream.convert(url, tmp_path / "out1", map=next_id_twice, workers=2, resume=True)
     npstream.convert(url, tmp_path / "out2", workers=2)
     assert len(npstream.open(tmp_path / "out2")) == 100
     assert processes == [2, 2, 0]  # without `map`, no process starts at all
     with pytest.raises(FileNotFoundError, match="no such file"):
-        npstream.convert(f"{url}/none", tmp_path / "out3", map=add_one, workers=2)
+        npstream.convert(f"{url}/none", tmp_path / "out3", map=next_id_twice, workers=2)
     assert not (tmp_path / "out3").exists()
 
 
@@ -226,7 +226,8 @@ def test_a_conversion_goes_on_after_its_last_whole_shard(tmp_path, monkeypatch, 
     opened.clear()
     report = npstream.convert(f"{tmp_path}/*.parquet", tmp_path / "out", **arguments)
     assert report.samples == 99
-    if "workers" not in options:  # whose results may be stored later than they are read
+    # With workers, samples are stored later than they are read, so more files may be read again.
+    if "workers" not in options:
         assert opened == ["2.parquet", "3.parquet"]
     npstream.convert(
         f"{tmp_path}/*.parquet", tmp_path / "whole", where="id != 50", shard_samples=10
@@ -246,7 +247,7 @@ def test_an_append_takes_the_encodings_of_the_text_format_that_the_dataset_has(t
 
 
 @pytest.mark.parametrize("where", ["n != 5", lambda sample: sample["n"] != 5])
-def test_where_of_an_iterator_that_yields_the_same_objects_again(tmp_path, where):
+def test_where_keeps_the_values_of_an_iterator_that_yields_the_same_objects_again(tmp_path, where):
     def source():
         sample = {"x": np.zeros(3, np.int64)}
         for number in range(200):
@@ -297,7 +298,7 @@ OBJECTS = {
 
 
 @pytest.mark.parametrize("kind", OBJECTS)
-def test_an_unknown_column_of_an_object(kind, tmp_path):
+def test_objects_without_a_column_raise_unless_it_is_filled(kind, tmp_path):
     for arguments in (
         {"columns": ["nama"]},
         {"columns": {"nama": "str"}},

@@ -45,7 +45,7 @@ def test_types_are_inferred_and_quotes_are_read(tmp_path, convert):
 
 
 @pytest.mark.parametrize("extension", ["gz", "bz2", "xz", "zst"])
-def test_compressed_files(convert, tmp_path, extension):
+def test_compressed_files_are_read_and_truncated_ones_raise(convert, tmp_path, extension):
     zstd = pytest.importorskip("backports.zstd")
     compress = {
         "gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": zstd.compress,
@@ -57,13 +57,13 @@ def test_compressed_files(convert, tmp_path, extension):
         npstream.convert(tmp_path / f"b.csv.{extension}", tmp_path / "out2")
 
 
-def test_options_and_tabs(convert):
+def test_reader_options_set_the_delimiter_and_the_names(convert):
     text = "1;x\n2;y\n"
     ds = convert(text, reader_options={"delimiter": ";", "names": ["n", "s"]})
     assert ds[0] == {"n": 1, "s": "x"}
 
 
-def test_tabs(convert):
+def test_columns_of_tsv_files_are_separated_by_tabs(convert):
     assert convert("a\tb\n1\tx,y\n", "a.tsv")[0] == {"a": 1, "b": "x,y"}
 
 
@@ -161,7 +161,7 @@ def test_a_later_file_of_other_types_raises(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_files_of_pandas_and_polars(tmp_path):
+def test_files_of_pandas_and_polars_are_read(tmp_path):
     pd = pytest.importorskip("pandas")
     pl = pytest.importorskip("polars")
     data = {"a": [1, 2], "s": ['x"y', "a,\nb"], "f": [0.1, 1e300]}
@@ -172,7 +172,7 @@ def test_files_of_pandas_and_polars(tmp_path):
     assert [dict(sample) for sample in npstream.open(tmp_path / "out")] == rows * 2
 
 
-def test_remote_compressed_files(tmp_path, servers):
+def test_remote_compressed_files_are_read(tmp_path, servers):
     remote_dir = servers["s3"].new_directory()
     for number in range(2):
         remote_dir.put(f"d/{number}.csv.gz", gzip.compress(f"a\n{number}\n".encode()))
@@ -190,7 +190,8 @@ def test_remote_compressed_files(tmp_path, servers):
         ("#\n", {"names": ["x"], "skip_rows": 1}, 3),
     ],
 )
-def test_errors_count_rows_alike(convert, before, options, row):
+def test_rows_in_errors_include_skipped_rows_and_names(convert, before, options, row):
+    # pyarrow finds the first error, and npstream the second one; both name the same row.
     for text, columns in (("1\n300\n", {"x": "int8"}), (f"1\n{2**63 + 1}\n", None)):
         with pytest.raises(ValueError, match=rf"a\.csv: row {row}: column 'x'"):
             convert(before + text, columns=columns, reader_options=options)
@@ -228,7 +229,7 @@ def test_a_missing_value_names_its_row(tmp_path, monkeypatch, where, sample):
     assert "in part 'b.csv' of the source, row 42" in caught.value.__notes__
 
 
-def test_rows_that_are_longer_than_a_block(convert, monkeypatch):
+def test_rows_may_be_longer_than_a_block(convert, monkeypatch):
     monkeypatch.setattr(csv, "_READ_BLOCK", 64)
     texts = ["short"] * 30 + ["long" * 50] + ["short"] * 30 + ["longer" * 50, "end"]
     ds = convert("n,text\n" + "".join(f"{n},{text}\n" for n, text in enumerate(texts)))

@@ -1,4 +1,7 @@
-"""Sources without samples: what is known of them, and what an append of them does."""
+"""Sources without samples: their errors, and what an append of them does.
+
+Integers beyond int64 and texts without tokens are tested here, too.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +59,7 @@ def test_a_line_of_names_with_types_is_a_dataset_of_no_samples(tmp_path):
     assert npstream.open(tmp_path / "ds").columns == ("x", "text")
 
 
-def test_integers_of_any_size(tmp_path):
+def test_integers_beyond_int64_are_stored_as_str_int(tmp_path):
     values = [99999999999999999999, -5, 10**37, 0]
     (tmp_path / "a.csv").write_text("x\n" + "".join(f"{value}\n" for value in values))
     with pytest.raises(ValueError, match=r"exceeds int64.*columns=\{'x': 'str_int', ...\}"):

@@ -56,7 +56,7 @@ def sample(number):
     }
 
 
-def make(features=FEATURES, rows=ROWS):
+def make_dataset(features=FEATURES, rows=ROWS):
     samples = [{name: sample(number)[name] for name in features} for number in range(rows)]
     return hf.Dataset.from_list(samples, features=hf.Features(features))
 
@@ -75,7 +75,7 @@ def same_shards(left, right):
 @pytest.mark.parametrize("remote", [False, True])
 @pytest.mark.parametrize("files", [1, 3])
 def test_a_saved_dataset_is_written_as_the_dataset_itself(tmp_path, files, remote):
-    dataset = make()
+    dataset = make_dataset()
     dataset.save_to_disk(tmp_path / "hf", num_shards=files)
     source = tmp_path / "hf"
     if remote:
@@ -90,7 +90,7 @@ def test_a_saved_dataset_is_written_as_the_dataset_itself(tmp_path, files, remot
 
 def test_arrays_of_varying_length_keep_their_shape(tmp_path):
     features = {"frames": hf.Array2D((None, 3), "float32"), **FEATURES}
-    dataset = make(features)
+    dataset = make_dataset(features)
     dataset.save_to_disk(tmp_path / "hf")
     report = npstream.convert(tmp_path / "hf", tmp_path / "out")
     assert report.columns == {"frames": "ndarray:float32", **COLUMNS}
@@ -132,7 +132,7 @@ def test_images_of_other_formats_and_audio_are_stored_as_they_are(tmp_path):
 
 
 def test_a_split_is_chosen(tmp_path):
-    dataset = make({"label": FEATURES["label"]})
+    dataset = make_dataset({"label": FEATURES["label"]})
     splits = hf.DatasetDict({"train": dataset, "test": dataset.select(range(3))})
     splits.save_to_disk(tmp_path / "hf")
     with pytest.raises(ValueError, match=r"several datasets: choose one of 'test', 'train', as wi"):
@@ -148,8 +148,8 @@ def test_a_split_is_chosen(tmp_path):
     assert npstream.convert(tmp_path / "one", tmp_path / "c").samples == ROWS
 
 
-def test_columns_where_and_a_format_of_some_columns(tmp_path):
-    dataset = make({name: FEATURES[name] for name in ("label", "text", "tokens")})
+def test_the_columns_of_the_format_are_converted_unless_others_are_chosen(tmp_path):
+    dataset = make_dataset({name: FEATURES[name] for name in ("label", "text", "tokens")})
     dataset.with_format("numpy", columns=["text", "label"]).save_to_disk(tmp_path / "hf")
     report = npstream.convert(tmp_path / "hf", tmp_path / "out", where="label == 1")
     assert report.columns == {"text": "str", "label": "int64"}
@@ -163,15 +163,15 @@ def test_columns_where_and_a_format_of_some_columns(tmp_path):
     assert report.columns == {"label": "uint8", "lang": "str"}
 
 
-def test_shuffled_and_filtered_datasets(tmp_path):
-    dataset = make({"text": FEATURES["text"]}).shuffle(seed=1).select(range(10))
+def test_shuffled_and_selected_rows_keep_their_order(tmp_path):
+    dataset = make_dataset({"text": FEATURES["text"]}).shuffle(seed=1).select(range(10))
     dataset.save_to_disk(tmp_path / "hf")
     npstream.convert(tmp_path / "hf", tmp_path / "out")
     assert list(npstream.open(tmp_path / "out")["text"]) == dataset["text"][:]
 
 
 def test_directories_are_recognized(tmp_path):
-    make({"text": FEATURES["text"]}).save_to_disk(tmp_path / "hf")
+    make_dataset({"text": FEATURES["text"]}).save_to_disk(tmp_path / "hf")
     assert recognize_kind(find_files(tmp_path / "hf")).kind == "huggingface"
     with pytest.raises(ValueError, match="is a directory: give the one that holds"):
         npstream.convert(tmp_path / "hf" / "state.json", "no", kind="huggingface")
@@ -179,7 +179,7 @@ def test_directories_are_recognized(tmp_path):
 
 def test_damaged_directories_raise_format_error(tmp_path):
     path = tmp_path / "hf"
-    make({"text": FEATURES["text"]}).save_to_disk(path)
+    make_dataset({"text": FEATURES["text"]}).save_to_disk(path)
     [data] = path.glob("*.arrow")
     body = data.read_bytes()
     for damaged in (body[:300], b"no", body[: len(body) // 2]):
@@ -195,10 +195,12 @@ def test_damaged_directories_raise_format_error(tmp_path):
 
 
 def test_a_file_that_has_only_a_path_is_refused_from_a_store(tmp_path):
+    """A dataset in a store could name any file of the user's machine."""
     (tmp_path / "secret").write_bytes(image(1))
     table = pa.table({"image": [{"bytes": None, "path": str(tmp_path / "secret")}]})
     features = hf.Features({"image": hf.Image()})
     hf.Dataset(table.cast(features.arrow_schema)).save_to_disk(tmp_path / "hf")
+    # `save_to_disk` has stored the bytes of the file. Store only its path.
     [data] = (tmp_path / "hf").glob("*.arrow")
     with pa.OSFile(str(data), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
         writer.write_table(table)
@@ -208,8 +210,8 @@ def test_a_file_that_has_only_a_path_is_refused_from_a_store(tmp_path):
         npstream.convert("memory://paths/x", "no")
 
 
-def test_features_are_read_as_datasets_writes_them(tmp_path):
-    make().save_to_disk(tmp_path / "hf")
+def test_datasets_writes_features_in_the_form_that_is_read(tmp_path):
+    make_dataset().save_to_disk(tmp_path / "hf")
     features = json.loads((tmp_path / "hf" / "dataset_info.json").read_text())["features"]
     assert features["matrix"] == {"shape": [2, 3], "dtype": "float32", "_type": "Array2D"}
     assert features["image"]["_type"] == "Image"

@@ -55,7 +55,7 @@ def test_columns_are_inferred_from_the_first_rows(tmp_path, convert):
     assert (plan.columns, plan.samples) == ({"a": "float64", "b": "int64", "c": "json"}, 2)
 
 
-def test_encodings_of_the_user(convert):
+def test_encodings_of_the_user_decide_the_types(convert):
     text = lines([{"a": 1, "t": [1, 2], "m": 1}, {"a": 2, "t": [3], "m": "x"}])
     ds = convert(text, columns={"a": "uint8", "t": "ndarray:uint16", "m": "json"})
     assert ds.dtypes["a"] == np.uint8
@@ -64,7 +64,7 @@ def test_encodings_of_the_user(convert):
 
 
 @pytest.mark.parametrize("extension", ["gz", "bz2", "xz", "zst"])
-def test_compressed_files(convert, tmp_path, extension):
+def test_compressed_files_are_read_and_truncated_ones_raise(convert, tmp_path, extension):
     zstd = pytest.importorskip("backports.zstd")
     compress = {
         "gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": zstd.compress,
@@ -119,7 +119,7 @@ def test_numbers_that_pyarrow_cannot_parse_are_read_by_python(convert, monkeypat
      ('[{"a": 1}]', "line 1 is a list and not an object; the file is one JSON list"),
      (b'{"a": "\xff"}\n', r"line 1 is not JSON")],
 )  # fmt: skip
-def test_files_without_columns_raise(convert, text, words):
+def test_files_whose_columns_cannot_be_inferred_raise(convert, text, words):
     with pytest.raises((ValueError, TypeError), match=words):
         convert(text)
 
@@ -129,7 +129,7 @@ def test_blank_lines_and_a_byte_order_mark_are_left_out(convert):
     assert ds["a"].load().tolist() == [1, 2]
 
 
-def test_files_of_pandas_and_datasets(tmp_path):
+def test_files_of_pandas_and_datasets_are_read(tmp_path):
     pd = pytest.importorskip("pandas")
     datasets = pytest.importorskip("datasets")
     frame = pd.DataFrame({"a": [1, 2], "s": ["x", "é"]})

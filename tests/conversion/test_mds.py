@@ -44,6 +44,6 @@ def test_rows_are_filtered_by_text(source, tmp_path):
     assert len(npstream.open(tmp_path / "out")) == sum("99" in text for text in DATA["text"])
 
 
-def test_a_remote_dataset(source, tmp_path, upload):
+def test_a_remote_dataset_is_converted(source, tmp_path, upload):
     npstream.convert(upload(source), tmp_path / "out", reader_options={"cache": tmp_path / "cache"})
     assert (npstream.open(tmp_path / "out")["id"].load() == DATA["id"]).all()

@@ -36,7 +36,8 @@ COLUMNS = {
 }  # fmt: skip
 
 
-def check(path, table=TABLE):
+def assert_some_rows(path, table=TABLE):
+    """Assert that a dataset has the rows of a table. Four rows are compared."""
     ds = npstream.open(path)
     assert len(ds) == len(table)
     rows = table.to_pylist()
@@ -48,15 +49,15 @@ def check(path, table=TABLE):
 
 
 @pytest.mark.parametrize("options", [{}, {"row_group_size": 100}, {"compression": "zstd"}])
-def test_files_of_pyarrow(tmp_path, options):
+def test_files_of_pyarrow_are_converted(tmp_path, options):
     pq.write_table(TABLE, tmp_path / "a.parquet", **options)
     report = npstream.convert(tmp_path / "a.parquet", tmp_path / "out")
     assert report.columns == COLUMNS
     assert report.samples == ROWS
-    check(tmp_path / "out")
+    assert_some_rows(tmp_path / "out")
 
 
-def test_files_of_pandas(tmp_path):
+def test_files_of_pandas_are_converted(tmp_path):
     pd = pytest.importorskip("pandas")
     frame = pd.DataFrame(
         {"x": np.arange(5), "name": list("abcde"), "c": pd.Categorical(list("xyxyx"))}
@@ -71,7 +72,7 @@ def test_files_of_pandas(tmp_path):
     assert (ds["when"].load() == frame["when"].to_numpy()).all()
 
 
-def test_files_of_polars(tmp_path):
+def test_files_of_polars_are_converted(tmp_path):
     pl = pytest.importorskip("polars")
     frame = pl.DataFrame(
         {"x": [1.5, 2.5], "s": ["a", "b"], "l": [[1], [2, 3]], "d": [{"a": 1}] * 2}
@@ -82,7 +83,7 @@ def test_files_of_polars(tmp_path):
     assert npstream.open(tmp_path / "out")[1]["d"] == {"a": 1}
 
 
-def test_files_of_duckdb_with_partitions(tmp_path):
+def test_files_of_duckdb_have_partitions_as_columns(tmp_path):
     duckdb = pytest.importorskip("duckdb")
     duckdb.sql(
         "copy (select range as id, range % 3 as part, 'x y/' || range % 2 as name from range(30))"
@@ -100,7 +101,7 @@ def test_files_of_duckdb_with_partitions(tmp_path):
     assert plan.columns == {"id": "int64"}
 
 
-def test_files_of_datasets(tmp_path):
+def test_files_of_datasets_are_converted(tmp_path):
     datasets = pytest.importorskip("datasets")
     data = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]})
     data.to_parquet(str(tmp_path / "a.parquet"))
@@ -208,7 +209,7 @@ def test_partitions_that_are_no_int64_are_text(tmp_path, text):
     assert npstream.open(tmp_path / "out")[0]["part"] == text
 
 
-def test_names_with_dots_are_columns_and_only_partitions_can_be_written(tmp_path):
+def test_names_with_dots_are_columns_and_a_partition_can_be_the_only_column(tmp_path):
     source = tmp_path / "in" / "y=3"
     source.mkdir(parents=True)
     table = pa.table({"a.b": [1, 2], "a": [{"b": 5}] * 2})
@@ -239,7 +240,7 @@ def test_a_file_that_is_not_parquet_raises(tmp_path):
         npstream.convert(tmp_path, tmp_path / "out")
 
 
-def test_remote_files(tmp_path, servers):
+def test_remote_files_are_converted(tmp_path, servers):
     remote_dir = servers["s3"].new_directory()
     for number in range(3):
         pq.write_table(TABLE.slice(number * 100, 100), tmp_path / "x", row_group_size=30)
@@ -247,7 +248,7 @@ def test_remote_files(tmp_path, servers):
     for number, source in enumerate([f"{remote_dir.url}/data", f"{remote_dir.url}/data/*.parquet"]):
         out = tmp_path / f"out{number}"
         npstream.convert(source, out, source_options=remote_dir.storage_options)
-        check(out, TABLE.slice(0, 300))
+        assert_some_rows(out, TABLE.slice(0, 300))
 
 
 @pytest.mark.parametrize("where", [None, "n != 3"])

@@ -68,14 +68,15 @@ def test_columns_are_chosen(source, tmp_path, columns, expected):
     assert plan.columns == expected
 
 
-def upper(sample):
+def texts_of_label_0_twice(sample):
     return [{"body": sample["text"], "n": 1}] * 2 if sample["label"] == 0 else None
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_tokenizer_follows_map(source, tmp_path, workers):
     arguments = {
-        "tokenizer": word_tokenizer(), "column": "body", "map": upper, "workers": workers,
+        "tokenizer": word_tokenizer(), "column": "body", "map": texts_of_label_0_twice,
+        "workers": workers,
     }  # fmt: skip
     report = npstream.convert(source, tmp_path / "out", **arguments)
     assert report.columns == {"tokens": "ndarray:uint16", "n": "int"}
@@ -88,7 +89,7 @@ def test_the_tokenizer_follows_map(source, tmp_path, workers):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_blocks(source, tmp_path, workers):
+def test_blocks_have_the_ids_and_separators_of_all_texts(source, tmp_path, workers):
     arguments = {
         "tokenizer": word_tokenizer(), "block": 64, "separator": "[EOS]", "workers": workers,
     }  # fmt: skip
@@ -98,11 +99,11 @@ def test_blocks(source, tmp_path, workers):
     np.testing.assert_array_equal(npstream.open(tmp_path / "out")["tokens"].load(), expected)
     plan = npstream.convert(source, "no", dry_run=True, **arguments)
     assert plan.columns == {"tokens": "ndarray:uint16:64"}
-    assert plan.samples == len(TEXTS)  # texts
+    assert plan.samples == len(TEXTS)  # a dry run counts texts, not blocks
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_remote_sources(source, tmp_path, servers, workers):
+def test_remote_sources_are_tokenized(source, tmp_path, servers, workers):
     remote_dir = servers["s3"].new_directory()
     for file in source.iterdir():
         remote_dir.put(f"in/{file.name}", file.read_bytes())
@@ -118,7 +119,7 @@ def test_remote_sources(source, tmp_path, servers, workers):
     np.testing.assert_array_equal(blocks, expected_blocks(IDS, 64))
 
 
-def test_names_encodings_and_functions(source, tmp_path):
+def test_the_name_dtype_and_function_of_ids_are_chosen(source, tmp_path):
     report = npstream.convert(
         source, tmp_path / "out", tokenizer=letters, column="body", rename={"text": "body"},
         columns=["ids"], token_options={"name": "ids", "dtype": "uint16"},
@@ -134,6 +135,7 @@ def test_missing_texts_are_filled(tmp_path, block):
     with pytest.raises(ValueError, match="column 'text': 1 null in 3 values"):
         npstream.convert(tmp_path / "a.parquet", tmp_path / "out", **arguments)
     npstream.convert(tmp_path / "a.parquet", tmp_path / "out", fill={"text": "w9"}, **arguments)
+    # w1 is 3, and w9 is 11. An incomplete block is left out.
     expected = [[3, 4, 5, 11]] if block else [[3, 4, 5], [11], [6]]
     assert rows(tmp_path / "out") == expected
     samples = [{"text": "w1 w2 w3"}, {"text": None}, {"text": "w4"}]

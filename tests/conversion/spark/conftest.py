@@ -20,7 +20,7 @@ def spark(tmp_path_factory):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Spark, about the newest pandas
         session = (
-            sql.SparkSession.builder.master("local[2,4]")
+            sql.SparkSession.builder.master("local[2,4]")  # 2 threads; 4 attempts of a task
             .config("spark.ui.enabled", "false")
             .config("spark.ui.showConsoleProgress", "false")
             .config("spark.driver.bindAddress", "127.0.0.1")

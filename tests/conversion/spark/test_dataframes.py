@@ -16,7 +16,7 @@ def frame(spark):
     return spark.range(0, 20, 1, 3).selectExpr("id AS n", "CAST(id AS STRING) AS text")
 
 
-def test_rows(spark, tmp_path):
+def test_rows_are_written_in_order(spark, tmp_path):
     out = str(tmp_path / "out")
     assert dataframe_to_mds(frame(spark), mds_kwargs={"out": out, "hashes": ["sha1"]}) == (out, "")
     ds = npstream.open(out, verify="sha1")
@@ -33,25 +33,25 @@ def test_a_pair_of_directories_is_written_to_the_second(spark, tmp_path):
     assert not (tmp_path / "local").exists()
 
 
-def pairs(batch, step):
-    """Make a sample of every `step` rows of a batch."""
+def sums(batch, step):
+    """Yield a sample for every `step` rows of a batch: their sum."""
     numbers = batch["n"].tolist()
     for first in range(0, len(numbers), step):
         yield {"sum": sum(numbers[first : first + step])}
 
 
-def test_a_function_of_batches(spark, tmp_path):
+def test_a_function_of_batches_makes_the_samples(spark, tmp_path):
     out = str(tmp_path / "out")
     settings = {"out": out, "columns": {"sum": "int64"}, "size_limit": "1kb"}
     dataframe_to_mds(
-        frame(spark).coalesce(1), mds_kwargs=settings, udf_iterable=pairs, udf_kwargs={"step": 5}
+        frame(spark).coalesce(1), mds_kwargs=settings, udf_iterable=sums, udf_kwargs={"step": 5}
     )
     assert sum(npstream.open(out)["sum"].load().tolist()) == sum(range(20))
     assert len(npstream.open(out)) < 20
 
 
-@pytest.mark.parametrize("function", [None, pairs])
-def test_without_an_index_of_all_partitions(spark, tmp_path, function):
+@pytest.mark.parametrize("function", [None, sums])
+def test_each_partition_is_a_dataset_without_merge_index(spark, tmp_path, function):
     out = tmp_path / "out"
     settings = {"out": str(out), "columns": {"sum": "int64"}} if function else {"out": str(out)}
     settings = {
@@ -74,11 +74,11 @@ def test_without_an_index_of_all_partitions(spark, tmp_path, function):
     ("arguments", "message"),
     [
         ({"mds_kwargs": {}}, "needs out="),
-        ({"mds_kwargs": {"out": "x"}, "udf_iterable": pairs}, "needs columns="),
+        ({"mds_kwargs": {"out": "x"}, "udf_iterable": sums}, "needs columns="),
         ({"mds_kwargs": {"out": "x", "odd": 1}}, "unknown arguments: odd"),
     ],
 )
-def test_invalid_arguments(spark, arguments, message):
+def test_invalid_arguments_raise(spark, arguments, message):
     with pytest.raises(ValueError, match=message):
         dataframe_to_mds(frame(spark), **arguments)
     with pytest.raises(ValueError, match="the DataFrame is empty"):

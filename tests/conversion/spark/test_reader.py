@@ -35,7 +35,7 @@ def path(tmp_path_factory):
     return path
 
 
-def test_a_partition_for_each_shard_in_order(spark, path):
+def test_each_shard_is_a_partition_and_rows_keep_their_order(spark, path):
     frame = read(spark, path)
     assert frame.rdd.getNumPartitions() == 4
     rows = frame.collect()
@@ -51,7 +51,7 @@ def test_a_partition_for_each_shard_in_order(spark, path):
     assert [row.ragged for row in rows] == [list(row) for row in VALUES["ragged"]]
 
 
-def test_views_and_columns(spark, path):
+def test_views_and_chosen_columns_are_read(spark, path):
     assert read(spark, path, columns=["text", "n"]).columns == ["text", "n"]
     view = npstream.open(path)[::-3][["n"]]
     assert [row.n for row in read(spark, view).collect()] == list(range(19, -1, -3))

@@ -68,7 +68,7 @@ def test_encodings_are_those_of_streaming(spark, tmp_path):
     assert [sample[name].tolist() for name in "jklmn"] == [[1, 2], [1], [1], [0.5], [0.5, 1.0]]
 
 
-def test_types_that_streaming_refuses(spark, tmp_path):
+def test_types_that_streaming_refuses_are_written_if_they_have_an_encoding(spark, tmp_path):
     frame = spark.sql(
         "SELECT true AS a, DATE'2026-01-02' AS b, TIMESTAMP_NTZ'2026-01-02 03:04:05' AS c,"
         " named_struct('x', 1, 'y', 'z') AS d, map('k', 1) AS e, array('p', 'q') AS f"
@@ -87,7 +87,7 @@ def test_types_that_streaming_refuses(spark, tmp_path):
     assert not (tmp_path / "no").exists()
 
 
-def test_columns_and_options(spark, tmp_path):
+def test_columns_compression_and_map_apply(spark, tmp_path):
     report = write(tmp_path / "a", numbers(spark), columns=["n"], compression="zstd")
     assert report.columns == {"n": "int64"}
     report = write(tmp_path / "b", numbers(spark), columns={"text": "str", "n": "uint8"})
@@ -115,7 +115,10 @@ def test_bad_values_name_the_partition_and_leave_no_files(spark, tmp_path):
 
 
 def kill_once(path, number):
-    """Return a function that kills its process at one row, unless another attempt did."""
+    """Return a function that kills its process at the row `number`.
+
+    Only the first attempt dies: it creates the file `path`, and later attempts find the file.
+    """
 
     def apply(row):
         import os
@@ -138,7 +141,7 @@ def test_a_killed_worker_leaves_no_trace(spark, tmp_path):
     assert len(partition_names(tmp_path / "out")) == 5
 
 
-def test_a_dataset_in_a_bucket(spark, servers, tmp_path):
+def test_a_killed_worker_leaves_no_files_in_a_bucket(spark, servers, tmp_path):
     directory = servers["s3"].new_directory()
     kill = kill_once(tmp_path / "first attempt", 30)
     options = directory.storage_options
