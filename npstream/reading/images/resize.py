@@ -10,6 +10,7 @@ resizes only images of a geometry for which it gave the pixels of Pillow in a tr
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -34,6 +35,9 @@ _MAX_IMAGES_IN_PILLOW = 2048
 
 _MAX_TRIALS = 1024
 """Maximum number of geometries that are kept together with the result of their trial."""
+
+_MAX_WEIGHTS = 64
+"""Maximum number of axes whose weights are kept."""
 
 _images_in_pillow = 0
 """The number of images for which `use_kernel` returned False while the kernel was not loaded."""
@@ -122,8 +126,12 @@ def _taps(scale: float, in_size: int) -> int:
     return min(math.ceil(2 * max(scale, 1.0)), in_size)
 
 
+@functools.lru_cache(maxsize=_MAX_WEIGHTS)
 def _weights(in_size: int, begin: float, end: float, out_size: int) -> tuple[Int64, Int64]:
-    """Return the first pixel and the weights of the sum for each pixel of the result."""
+    """Return the first pixel and the weights of the sum for each pixel of the result.
+
+    The caller must not change the arrays.
+    """
     # Pillow computes the size of the box in 32 bits.
     first, last = np.float32(begin), np.float32(end)
     scale = float(last - first) / out_size
