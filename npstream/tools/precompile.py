@@ -52,7 +52,9 @@ def precompile() -> None:
     join_columns(0, np.zeros((1, 3), np.int64), 0)
     _precompile_scans()
     _precompile_streaming()
-    resize_pixels(np.zeros((1, 1, 4), np.uint8), (0, 0, 1, 1), np.zeros((1, 1, 3), np.uint8))
+    for width in (1, 9):  # each has its own kernel
+        image, out = np.zeros((1, width, 4), np.uint8), np.zeros((1, 1, 3), np.uint8)
+        resize_pixels(image, (0, 0, width, 1), out)
 
 
 def precompile_reads() -> None:

@@ -59,13 +59,15 @@ def test_the_largest_sums_do_not_overflow(size, value):
     assert (out == value).all()
 
 
-def test_kernels_in_python_give_the_same_pixels(monkeypatch):
-    pixels = np.random.default_rng(0).integers(0, 256, (9, 13, 4), np.uint8)
-    outputs = np.empty((2, 5, 8, 3), np.uint8)
-    resize.resize_pixels(pixels, (0.5, 1, 12, 9), outputs[0])
-    for name in ("fill_weights", "resize_rows_and_columns"):
-        monkeypatch.setattr(resize, name, getattr(resize, name).py_func)
-    resize.resize_pixels(pixels, (0.5, 1, 12, 9), outputs[1])
+@pytest.mark.parametrize("width", [3, 8])
+def test_kernels_in_python_give_the_same_pixels(width, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (19, 13, 4), np.uint8)
+    outputs = np.empty((2, 5, width, 3), np.uint8)
+    resize.resize_pixels(pixels, (0.5, 1, 12, 19), outputs[0])
+    for function in resize._KERNELS:
+        monkeypatch.setattr(resize, function.__name__, function.py_func)
+    resize._weights.cache_clear()
+    resize.resize_pixels(pixels, (0.5, 1, 12, 19), outputs[1])
     np.testing.assert_array_equal(outputs[0], outputs[1])
 
 
@@ -138,8 +140,8 @@ def test_pillow_resizes_if_the_trial_fails(monkeypatch):
 
 def test_few_images_do_not_compile(monkeypatch):
     monkeypatch.setattr(resize, "_is_ready", False)
-    for name in ("fill_weights", "resize_rows_and_columns"):
-        monkeypatch.setattr(resize, name, type("Kernel", (), {"is_loaded": False}))
+    kernels = [type("Kernel", (), {"is_loaded": False})]
+    monkeypatch.setattr(resize, "_KERNELS", kernels)
     monkeypatch.setattr(resize, "_MAX_IMAGES_IN_PILLOW", 3)
     monkeypatch.setattr(resize, "_has_pixels_of_pillow", lambda *geometry: True)
     geometry = (60, 60), (0, 0, 60, 60), (50, 50)
