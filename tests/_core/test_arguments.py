@@ -40,7 +40,7 @@ NOT_COUNTS = {
 
 @pytest.mark.parametrize(("text", "size", "refused"), units()["bytes_to_int"])
 def test_sizes_are_parsed_as_streaming_parses_them(text, size, refused):
-    if refused or size < 0:
+    if refused or size < 0:  # Streaming accepts negative sizes
         with pytest.raises(ValueError, match="size"):
             parse_size(text)
     else:
@@ -56,7 +56,7 @@ def test_every_unit_is_a_power_of_1024(power):
     assert parse_size(f"0.5{letter}ib") == 1024**power // 2
 
 
-def test_none_is_returned_unchanged():
+def test_a_size_of_none_stays_none():
     assert parse_size(None) is None
 
 
@@ -106,7 +106,7 @@ def test_messages_use_the_singular_for_one():
         (f"{path.relative_to(package)}: {expression}", expression)
         for path in package.rglob("*.py")
         for expression in counted_plurals(ast.parse(path.read_text()))
-        if not expression.startswith("short_repr(")
+        if not expression.startswith("short_repr(")  # a value of the user, not a count
     }
     allowed = ABOVE_ONE | NOT_COUNTS
     assert {use for use, expression in uses if expression not in allowed} == set(), (

@@ -73,6 +73,8 @@ TABLE = {
     "any_rank": [random_array(bool, (2,) * (k % 2 + 1)) for k in range(ROWS)],
 }
 TABLE["day"][3] = "NaT"
+
+# The encodings of these columns in index.json.
 STORED = {
     **{"text": "str", "flag": "uint8", "day": "int64", "span": "int64", "half": "float16"},
     **{"brain": "uint16", "tiny": "uint8", "phase": "ndarray:float32:2"},
@@ -175,7 +177,8 @@ def test_encodings_are_inferred_from_samples(tmp_path):
             assert_same(ds[k][name], TABLE[name][k])
 
 
-COPIES = {
+# Objects that `npstream.write` copies.
+SOURCES = {
     "dataset": lambda ds: ds,
     "batch": lambda ds: ds.load(),
     "columns": lambda ds: {name: ds[name] for name in ds.columns},
@@ -185,7 +188,7 @@ COPIES = {
 }
 
 
-@pytest.mark.parametrize("source", COPIES)
+@pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize(
     "rows", [range(0, ROWS, 3), [7, 3, 3, 299], []], ids=["step", "any", "none"]
 )
@@ -194,7 +197,7 @@ def test_copies_keep_columns_and_dtypes(source, rows, written, tmp_path):
     ds = npstream.open(root)[list(rows)]
     if not rows and source == "batches":
         return  # an empty view has no batches
-    copy = npstream.write(tmp_path / "copy", COPIES[source](ds), shard_size="9KiB")
+    copy = npstream.write(tmp_path / "copy", SOURCES[source](ds), shard_size="9KiB")
     assert list(copy.columns.items()) == list(report.columns.items())
     opened = npstream.open(tmp_path / "copy")
     assert npstream.verify_dataset(tmp_path / "copy").problems == ()
@@ -247,10 +250,10 @@ def test_a_side_car_built_later_is_the_same(written, tmp_path):
 
 
 def test_a_large_index_is_not_read_for_its_dtypes(upload, tmp_path, monkeypatch):
-    npstream.write(tmp_path / "many", TABLE, shard_size=1)
+    npstream.write(tmp_path / "many", TABLE, shard_size=1)  # one sample in each shard
     url = upload(tmp_path / "many")
     monkeypatch.setattr("npstream.shards.manifest.LARGE_INDEX", 1 << 17)
-    monkeypatch.setattr("npstream.shards.manifest.parse_index", None)
+    monkeypatch.setattr("npstream.shards.manifest.parse_index", None)  # a call would raise
     remote = npstream.open(url, cache=tmp_path / "cache")
     assert len(remote.shards) == ROWS
     assert_table(remote[:9], range(9))
@@ -356,7 +359,7 @@ def test_numpy_functions_return_the_results_for_arrays(written):
         for function in functions:
             got, expected = function(ds[name]), function(TABLE[name])
             assert np.asarray(got).dtype == np.asarray(expected).dtype
-            if np.asarray(expected).dtype.kind in "fcV":
+            if np.asarray(expected).dtype.kind in "fcV":  # V: bfloat16
                 np.testing.assert_allclose(got.astype("c16"), expected.astype("c16"), rtol=1e-5)
             else:
                 assert np.array_equal(got, expected, equal_nan=True)
@@ -400,7 +403,7 @@ def test_columns_are_views_of_the_mapped_file(tmp_path):
     npstream.write(tmp_path, columns)
     ds = npstream.open(tmp_path)
     for name, column in columns.items():
-        assert_same(np.asarray(ds[name], copy=False), column)
+        assert_same(np.asarray(ds[name], copy=False), column)  # raises if it needs a copy
 
 
 def test_reprs_show_the_dtypes(written):
@@ -421,6 +424,7 @@ def test_reading_an_invalid_bool_raises(shape, others, tmp_path, upload):
     npstream.write(tmp_path / "a", {"flag": rows, **others})
     (shard,) = (tmp_path / "a").glob("*.mds")
     data = bytearray(shard.read_bytes())
+    # Only the text of the last sample follows its bool.
     at = len(data) - 1 - len(others.get("text", [""])[-1])
     assert data[at] == 1
     data[at] = 7
@@ -566,8 +570,8 @@ def test_dtypes_of_ml_dtypes_need_the_package(written, monkeypatch):
     assert "npstream[dtypes]" in message
     assert "columns={'brain': 'uint16'}" in message
     assert npstream.open(root, columns=["flag", "text"])[1]["flag"] == TABLE["flag"][1]
-    names = {name: STORED[name] for name in TABLE if TABLE[name][0].__class__ is not str}
-    assert npstream.open(root, columns=names)["brain"].dtype == np.uint16
+    encodings = {name: STORED[name] for name in TABLE if name != "text"}
+    assert npstream.open(root, columns=encodings)["brain"].dtype == np.uint16
     with pytest.raises(MissingDependencyError, match="ml_dtypes"):
         npstream.write(root / "other", [{"x": 1.5}], columns={"x": "bfloat16"})
     assert not (root / "other").exists()

@@ -25,7 +25,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 NONE = np.zeros(0, np.int64)
 NUMBER = np.frombuffer(b"\\x07\\x02", np.uint8)
 
-def check():
+def run_kernels():
+    '''Compile both kernels if necessary, and check their results.'''
     assert touch_pages.compiled()(NONE, NONE) == 0
     assert load_little_endian.compiled()(NUMBER.ctypes.data, 2) == 0x207
 
@@ -97,7 +98,7 @@ def test_a_kernel_without_code_on_disk_is_compiled_only_for_more_rows(run, tmp_p
         function = touch_pages.for_size(40_000)
         assert function is touch_pages.{}
         assert touch_pages.is_loaded is {}
-        check()
+        run_kernels()
         assert touch_pages.is_loaded
     """
     run(code.format("py_func", False))
@@ -119,7 +120,7 @@ def test_the_warning_is_logged_once_on_a_machine(run, tmp_path):
     code = """
         jit.NOTICE_SECONDS = 0.0
         assert not jit._has_warned
-        check()
+        run_kernels()
     """
     errors = run(code)
     assert errors.count("npstream compiles its kernels, which takes seconds") == 1
@@ -136,33 +137,33 @@ def test_the_warning_can_be_silenced(run):
         """
         jit.NOTICE_SECONDS = 0.0
         logging.getLogger("npstream").setLevel(logging.ERROR)
-        check()
+        run_kernels()
         """
     )
 
 
 def test_a_short_compilation_logs_no_warning(run):
-    assert not run("jit.NOTICE_SECONDS = 600.0; check()")
+    assert not run("jit.NOTICE_SECONDS = 600.0; run_kernels()")
 
 
 # Numba's cache on disk.
 
 
 def test_a_second_process_uses_the_cached_code(run, tmp_path):
-    run("check()")
+    run("run_kernels()")
     before = [(path, path.stat().st_mtime_ns) for path in files(tmp_path)]
-    run("check(); assert not touch_pages.compiled().stats.cache_misses")
+    run("run_kernels(); assert not touch_pages.compiled().stats.cache_misses")
     assert [(path, path.stat().st_mtime_ns) for path in files(tmp_path)] == before
-    assert len(before) == 4
+    assert len(before) == 4  # an index and the code of each of the two kernels
 
 
 @pytest.mark.parametrize("keep", [0, 1, 20, -1])
 @pytest.mark.parametrize("kind", ["nbi", "nbc"])
 def test_kernels_run_if_cache_files_are_damaged(run, tmp_path, kind, keep):
-    run("check()")
+    run("run_kernels()")
     for path in tmp_path.rglob(f"*.{kind}"):
         path.write_bytes(path.read_bytes()[:keep])
-    run("check()")
+    run("run_kernels()")
 
 
 def test_kernels_run_if_the_disk_is_full(run, tmp_path):
@@ -170,7 +171,7 @@ def test_kernels_run_if_the_disk_is_full(run, tmp_path):
         """
         import resource
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-        check()
+        run_kernels()
         """
     )
     assert not files(tmp_path)
@@ -182,7 +183,7 @@ def test_kernels_run_if_no_directory_is_writable(run, tmp_path):
         import numba.core.caching
         jit.NOTICE_SECONDS = 0.0
         numba.core.caching.CompileResultCacheImpl._locator_classes = []
-        check()
+        run_kernels()
         """
     )
     assert "in every process" in errors
@@ -191,15 +192,15 @@ def test_kernels_run_if_no_directory_is_writable(run, tmp_path):
 
 
 def test_cached_code_of_another_processor_is_not_used(run, tmp_path):
-    run("check()", NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="")
+    run("run_kernels()", NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="")
     generic = files(tmp_path)
-    run("check(); assert touch_pages.compiled().stats.cache_misses")
+    run("run_kernels(); assert touch_pages.compiled().stats.cache_misses")
     assert len(files(tmp_path)) > len(generic)
-    run("check(); assert touch_pages.compiled().stats.cache_hits")
+    run("run_kernels(); assert touch_pages.compiled().stats.cache_hits")
 
 
 def test_processes_share_a_cache_directory(tmp_path):
-    processes = [start("check()", tmp_path, {}) for _ in range(4)]
+    processes = [start("run_kernels()", tmp_path, {}) for _ in range(4)]
     for process in processes:
         stderr_of(process)
 
@@ -223,7 +224,7 @@ def test_an_interrupt_ends_the_wait_but_not_the_compilation(run):
         assert interrupted.is_set()
         assert dispatcher(NONE, NONE) == 0
         assert sum(dispatcher.stats.cache_misses.values()) == 1
-        check()
+        run_kernels()
         """
     )
 
@@ -244,7 +245,7 @@ def test_an_interrupt_ends_the_wait_for_the_import_of_numba(run):
         except KeyboardInterrupt:
             interrupted.set()
         assert interrupted.is_set()
-        check()
+        run_kernels()
         """
     )
 
@@ -259,16 +260,16 @@ def test_a_fork_waits_for_a_compilation_in_another_thread(run):
             compiling.set()
             assert forking.wait(60)
         before_compiling(wait_for_fork)
-        thread = threading.Thread(target=check)
+        thread = threading.Thread(target=run_kernels)
         thread.start()
         assert compiling.wait(60)
         if (child := os.fork()) == 0:
             signal.alarm(200)
-            check()
+            run_kernels()
             os._exit(0)
         thread.join()
         assert os.waitpid(child, 0)[1] == 0
-        check()
+        run_kernels()
         """
     )
 
@@ -293,12 +294,12 @@ def test_threads_compile_after_extensions_are_loaded(run):
         jit._run_in_thread = run_and_count
         before_compiling(lambda: steps.append("compile"))
         failed = []
-        def check_in_thread():
+        def run_in_new_thread():
             try:
-                check()
+                run_kernels()
             except BaseException as error:
                 failed.append(error)
-        threads = [threading.Thread(target=check_in_thread) for _ in range(3)]
+        threads = [threading.Thread(target=run_in_new_thread) for _ in range(3)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -312,7 +313,7 @@ def test_threads_compile_after_extensions_are_loaded(run):
 
 def test_kernels_compile_during_interpreter_shutdown(run):
     """Python starts no threads then."""
-    run("import atexit; atexit.register(check)")
+    run("import atexit; atexit.register(run_kernels)")
 
 
 # Kernels that call kernels.
@@ -344,5 +345,7 @@ def test_callees_of_callees_are_linked():
     compiled, python = np.zeros((2, 5), np.int64)
     compiled_result = _halvings_twice.compiled()(numbers, compiled)
     assert compiled_result == _halvings_twice.py_func(numbers, python) == 3
+    # The counts are 0, 1, 2, 9 and 40. The second call adds the counts of 1 and 2 to the third and
+    # the fourth.
     assert compiled.tolist() == python.tolist() == [0, 1, 2, 10, 40]
     assert _halvings.compiled()(numbers, compiled) == 2  # a callee can be called on its own

@@ -38,7 +38,7 @@ def test_entries_equal_those_of_an_ordered_dict(steps):
         assert cache.keys() == list(model)
 
 
-def test_a_value_larger_than_the_limit_is_not_cached():
+def test_a_value_larger_than_the_limit_evicts_all_entries_and_itself():
     cache = LRUCache(LIMIT)
     cache.put([1, 2], [bytes(10), bytes(LIMIT)])
     assert cache.keys() == []

@@ -91,20 +91,20 @@ def test_an_error_of_mmap_is_raised_and_not_counted(path, monkeypatch):
     assert memory.map_budget() == before
 
 
-def test_the_budget_is_half_of_the_limit_of_the_system(monkeypatch):
+def test_the_budget_is_half_of_the_systems_limit_minus_existing_maps(monkeypatch):
     monkeypatch.setattr(memory, "_map_count", 7)
-    monkeypatch.setattr(memory, "_cached_map_limit", 0)
+    monkeypatch.setattr(memory, "_cached_map_limit", 0)  # is read from the system again
     assert memory.map_budget() == memory._cached_map_limit // 2 - 7 > 10_000
     monkeypatch.setattr(memory, "_cached_map_limit", 100)
     assert memory.map_budget() == 43
 
 
-def test_will_need_advises_whole_pages(path, monkeypatch):
+def test_will_need_begins_at_the_first_byte_of_a_page(path, monkeypatch):
     calls = []
     monkeypatch.setattr(memory._libc, "madvise", lambda *args: calls.append(args))
     mapped = map_file(path)
     calls.clear()
-    memory.will_need(mapped[5000:9000])
+    memory.will_need(mapped[5000:9000])  # byte 5000 is in the second page
     ((address, nbytes, _),) = calls
     assert address == address_of(mapped) + mmap.PAGESIZE
     assert address + nbytes == address_of(mapped) + 9000
@@ -133,7 +133,7 @@ def test_ensure_fits_raises_for_more_than_the_available_memory(monkeypatch):
 
 
 def test_small_allocations_are_not_checked(monkeypatch):
-    monkeypatch.delattr(memory, "available_memory")
+    monkeypatch.delattr(memory, "available_memory")  # a call would raise
     ensure_fits(1 << 26, "little")
 
 

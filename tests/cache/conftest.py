@@ -25,7 +25,7 @@ def cache(tmp_path) -> ShardCache:
 
 
 @pytest.fixture
-def without_ranges(monkeypatch):
+def without_range_locks(monkeypatch):
     monkeypatch.setattr(locks, "_has_ofd_locks", False)
 
 

@@ -55,7 +55,7 @@ def test_files_of_other_users_are_not_used(cache, monkeypatch, caplog):
     assert caplog.text.count("this file belongs to another user") == 1
     assert cache.load(OTHER) is None
     cache.clear()
-    assert len(list(Path(cache.directory).glob("*.s*"))) == 2
+    assert len(list(Path(cache.directory).glob("*.s*"))) == 2  # both files stay
 
 
 def test_a_directory_of_another_user_is_refused(tmp_path, monkeypatch):
@@ -104,12 +104,16 @@ def test_a_read_only_cache_serves_its_pieces(open_directory):
         path.chmod(0o444)
     open_directory.chmod(0o555)
 
-    def use(stamp: bytes | None, check: Callable[[CachedFile, int], bool] | None) -> None:
-        if stamp is not None:
-            sparse.boot_id = lambda: stamp
+    def use(boot_id: bytes | None, check: Callable[[CachedFile, int], bool] | None) -> None:
+        """Use the cache, after a reboot if `boot_id` is given.
+
+        Pieces that were cached before a reboot are trusted only if `check` verifies them.
+        """
+        if boot_id is not None:
+            sparse.boot_id = lambda: boot_id
         cache = ShardCache(open_directory, "100MB")
         file = open_file(cache, check=check)
-        trusted = stamp is None or check is not None
+        trusted = boot_id is None or check is not None
         assert file.resident.tolist() == [0, int(trusted), 0, 0]
         if trusted:
             assert read(file, 1) == CONTENT[PIECE : 2 * PIECE]
@@ -198,6 +202,7 @@ def test_each_host_has_its_own_directory_on_a_network_file_system(tmp_path, monk
 
 def test_local_file_systems_are_not_network_types(tmp_path, monkeypatch):
     assert cache_dir._network_type(str(tmp_path)) is None
+    # ext4, tmpfs, Btrfs, XFS and OverlayFS, as statfs(2) numbers them.
     local_types = {0xEF53, 0x01021994, 0x9123683E, 0x58465342, 0x794C7630}
     assert local_types.isdisjoint(cache_dir._NETWORK_TYPES)
 

@@ -29,17 +29,18 @@ def test_least_recently_used_files_are_evicted_first(tmp_path):
     files = [filled_file(cache, key(number), age=100 - 10 * number) for number in range(4)]
     cache.touch(files[0])  # too soon after the last use to be recorded
     cache.mark_finished(files[2])
-    files[1].touched -= 60
+    files[1].touched -= 60  # so that the next use is recorded
     cache.touch(files[1])
     assert can_reserve(cache, PIECE)
     assert [file.is_linked for file in files] == [True, True, True, True]
+    # The finished file is evicted first, then the files with the longest time since the last use.
     expected = [True, True, False, True], [False, True, False, True], [False, True, False, False]
     for number, are_linked in enumerate(expected, 1):
         assert can_reserve(cache, number * FILE_BYTES)
         assert [file.is_linked for file in files] == are_linked
 
 
-def test_opening_a_file_updates_its_last_use(tmp_path):
+def test_the_first_touch_after_opening_updates_the_last_use(tmp_path):
     cache = ShardCache(tmp_path, 3 * FILE_BYTES)
     filled_file(cache, key(1), age=50_000)
     cache.mark_finished(filled_file(cache, key(2)))

@@ -77,7 +77,7 @@ def test_a_forked_child_neither_holds_nor_releases_locks(cache):
     os.close(result_reader)
 
 
-def test_forks_while_threads_lock(cache):
+def test_a_child_can_lock_if_threads_lock_during_the_fork(cache):
     file = open_file(cache)
     stop = threading.Event()
 
@@ -97,13 +97,13 @@ def test_forks_while_threads_lock(cache):
             thread.join()
 
 
-def test_without_range_locks_a_claim_locks_the_whole_file(cache, without_ranges):
+def test_without_range_locks_a_claim_locks_the_whole_file(cache, without_range_locks):
     file, other = open_file(cache), open_file(cache)
     with file.lock([0]) as claim:
         assert claim.pieces == [0]
         with other.lock([0, 1]) as second:
             assert second.pieces == []
-        other.wait([0], 0.05)
+        other.wait([0], 0.05)  # ends at the timeout
         add(file, [0])
         other.wait([0], 60)
     other.wait([1], 60)
@@ -111,7 +111,7 @@ def test_without_range_locks_a_claim_locks_the_whole_file(cache, without_ranges)
         assert claim.pieces == [1]
 
 
-def test_without_file_locks_each_holder_gets_its_claim(cache, without_ranges, monkeypatch):
+def test_without_file_locks_each_holder_gets_its_claim(cache, without_range_locks, monkeypatch):
     def flock(*_arguments: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -122,7 +122,7 @@ def test_without_file_locks_each_holder_gets_its_claim(cache, without_ranges, mo
     add(open_file(cache))
 
 
-def test_missing_range_locks_are_logged_once(tmp_path, without_ranges, caplog):
+def test_missing_range_locks_are_logged_once(tmp_path, without_range_locks, caplog):
     with caplog.at_level(logging.INFO, "npstream"):
         ShardCache(tmp_path / "a")
         ShardCache(tmp_path / "a")
@@ -173,7 +173,8 @@ def test_a_file_that_another_process_verifies_is_not_opened_after_the_timeout(
 # Killed processes
 
 
-def check_rounds(counts: dict[str, int], rounds: int) -> None:
+def assert_consistent(counts: dict[str, int], rounds: int) -> None:
+    """Fail unless the counts of `crash_cache.run` are those of a cache that no crash damages."""
     assert counts["rounds"] == rounds
     assert counts["killed"] >= rounds - 1  # one may end just before the signal
     assert counts["hits"] > rounds
@@ -187,8 +188,10 @@ def check_rounds(counts: dict[str, int], rounds: int) -> None:
 
 
 def test_killed_processes_leave_a_consistent_cache(tmp_path):
-    check_rounds(crash_cache.run(10, str(tmp_path)), 10)
+    assert_consistent(crash_cache.run(10, str(tmp_path)), 10)
 
 
-def test_killed_processes_leave_a_consistent_cache_without_range_locks(tmp_path, without_ranges):
-    check_rounds(crash_cache.run(2, str(tmp_path)), 2)
+def test_killed_processes_leave_a_consistent_cache_without_range_locks(
+    tmp_path, without_range_locks
+):
+    assert_consistent(crash_cache.run(2, str(tmp_path)), 2)

@@ -20,22 +20,27 @@ from npstream.cache.priority import FINISHED_AGE, GROUP_TIMEOUT, RECENT, Entry, 
 from npstream.errors import StorageError
 
 GROUP = 987_654_321
-"""Nanoseconds that a float of seconds cannot hold exactly."""
+"""The number of an iteration. The nanoseconds of a file's time store it.
+
+A float of seconds since 1970 cannot hold these nanoseconds.
+"""
 
 
-def ordered(position, group=1, marked=None):
+def entry_at(position, group=1, marked=None):
     """Return a file that an iteration uses at `position`, as the cache would find it."""
+    # As `mark_next_use` computes them.
     seconds = (1 << 28) + int(position * (1 << 18)) % (1 << 28)
     marked = time.time() if marked is None else marked
     return Entry(float(seconds), 1 << 20, f"{group}: {position}", group, marked)
 
 
-def in_order(files):
+def eviction_order(files):
     """Return files in the order of their eviction."""
     return [file for part in sort_by_priority(files)[:3] for file in part]
 
 
-def unordered(age):
+def entry_of_age(age):
+    """Return a file that was last used `age` seconds ago, and that no iteration has marked."""
     return Entry(time.time() - age, 4096, f"{age} s", 0, time.time())
 
 
@@ -43,41 +48,45 @@ def unordered(age):
 def test_files_of_an_iteration_are_evicted_in_the_order_of_their_next_use(positions, epoch):
     # Positions are encoded modulo 1024 epochs; two of them are at most two epochs apart.
     positions = [epoch + round(position, 3) for position in positions]
-    files = [ordered(position) for position in positions]
+    files = [entry_at(position) for position in positions]
     random.Random(0).shuffle(files)
-    sorted_positions = [float(f.path.split()[1]) for f in in_order(files)]
+    sorted_positions = [float(f.path.split()[1]) for f in eviction_order(files)]
     for a, b in pairwise(sorted_positions):
         assert a >= b - 2 / (1 << 18)
 
 
 def test_unused_files_are_evicted_first_and_recent_ones_last():
     files = {
-        "finished": unordered(FINISHED_AGE),
-        "old": unordered(3 * RECENT),
-        "older": unordered(4 * RECENT),
-        "recent": unordered(1),
-        "far": ordered(1.5),
-        "near": ordered(0.5),
+        "finished": entry_of_age(FINISHED_AGE),
+        "old": entry_of_age(3 * RECENT),
+        "older": entry_of_age(4 * RECENT),
+        "recent": entry_of_age(1),
+        "far": entry_at(1.5),
+        "near": entry_at(0.5),
     }
     names = {entry.path: name for name, entry in files.items()}
-    found = [names[entry.path] for entry in in_order(files.values())]
+    found = [names[entry.path] for entry in eviction_order(files.values())]
     assert found == ["finished", "older", "old", "far", "near", "recent"]
 
 
 def test_an_ended_iteration_no_longer_has_an_order():
-    ended = [ordered(position, 1, time.time() - GROUP_TIMEOUT - 60) for position in (0.1, 0.2)]
-    found = in_order([ordered(1.9, 2), *ended, ordered(0.1, 2)])
+    ended = [entry_at(position, 1, time.time() - GROUP_TIMEOUT - 60) for position in (0.1, 0.2)]
+    found = eviction_order([entry_at(1.9, 2), *ended, entry_at(0.1, 2)])
     assert [entry.group for entry in found] == [1, 1, 2, 2]
 
 
 def test_next_uses_of_two_iterations_are_compared_from_now_on():
-    files = [ordered(k / 10, 1) for k in range(20)] + [ordered(900 + k / 50, 2) for k in range(100)]
-    evicted = Counter(entry.group for entry in in_order(files)[:60])
+    files = [entry_at(k / 10, 1) for k in range(20)] + [
+        entry_at(900 + k / 50, 2) for k in range(100)
+    ]
+    # The 60 files with a next use one epoch or more from now: 10 of the first iteration, and 50 of
+    # the second.
+    evicted = Counter(entry.group for entry in eviction_order(files)[:60])
     assert evicted == {1: 10, 2: 50}
     # The headers of shards do not say where an iteration is.
-    files += [ordered(899, 2)._replace(nbytes=12_288)]
-    assert Counter(entry.group for entry in in_order(files)[:60]) == {1: 10, 2: 50}
-    assert in_order(files)[-1] == files[-1]
+    files += [entry_at(899, 2)._replace(nbytes=12_288)]
+    assert Counter(entry.group for entry in eviction_order(files)[:60]) == {1: 10, 2: 50}
+    assert eviction_order(files)[-1] == files[-1]
 
 
 def test_the_next_use_is_stored_in_the_file(tmp_path):
@@ -86,7 +95,7 @@ def test_the_next_use_is_stored_in_the_file(tmp_path):
     for number, position in enumerate((7.5, 8.25, 7.75)):
         cache.mark_next_use(key(number), GROUP, position)
     cache.mark_next_use(key(9), GROUP, 0.0)  # there is no such file
-    entries = in_order(cache_dir.entries(cache.directory))
+    entries = eviction_order(cache_dir.entries(cache.directory))
     assert [os.path.basename(e.path)[:16] for e in entries] == [key(1), key(2), key(0)]
     assert {entry.group for entry in entries} == {GROUP}
     assert can_reserve(cache, 2 * FILE_BYTES)
@@ -108,6 +117,7 @@ def reserve(cache, nbytes):
 
 
 def test_files_are_evicted_without_another_scan(tmp_path, monkeypatch):
+    # A scan remembers files of 1/64 of the limit, which are 5 files.
     cache, files = marked_files(tmp_path, 312, 8)
     scans = []
     entries = cache_dir.entries
@@ -119,7 +129,7 @@ def test_files_are_evicted_without_another_scan(tmp_path, monkeypatch):
     assert not any(file.is_linked for file in files[-4:])
 
 
-def test_marks_after_a_scan_count(tmp_path):
+def test_marks_after_a_scan_change_the_order_of_eviction(tmp_path):
     cache, files = marked_files(tmp_path, 312, 8)
     reserve(cache, 9 * FILE_BYTES)
     assert not files[311].is_linked

@@ -227,9 +227,9 @@ def test_an_uncached_dataset_does_not_open_without_its_store(data, tmp_path):
 
 
 def test_a_removed_dataset_does_not_open_from_the_cache(data, tmp_path):
-    with serve_files(files_of(data)) as (url, kind):
+    with serve_files(files_of(data)) as (url, handler):
         npstream.open(url, cache=tmp_path).close()
-        kind.files = {}
+        handler.files = {}
         with pytest.raises(FileNotFoundError):
             npstream.open(url, cache=tmp_path)
     with pytest.raises(FileNotFoundError):
@@ -239,11 +239,11 @@ def test_a_removed_dataset_does_not_open_from_the_cache(data, tmp_path):
 def test_a_side_car_that_is_built_later_is_used(tmp_path):
     rows = [{"id": i} for i in range(50)]
     write_jsonl(tmp_path / "data", rows, {"id": "int"})
-    with serve_files(files_of(tmp_path / "data")) as (url, kind):
+    with serve_files(files_of(tmp_path / "data")) as (url, handler):
         with npstream.open(url, cache=tmp_path / "cache") as ds:
             assert ds["id"].explain().nbytes > 0
         npstream.build_index(tmp_path / "data")
-        kind.files = files_of(tmp_path / "data")
+        handler.files = files_of(tmp_path / "data")
         with npstream.open(url, cache=tmp_path / "cache", verify=True) as ds:
             ds.prefetch()
     with pytest.warns(RuntimeWarning, match="cannot be reached"):
@@ -257,6 +257,7 @@ def test_byte_ranges_are_cached(tmp_path, monkeypatch):
     body = np.random.default_rng(0).bytes(3 * HASH_BLOCK + 777)
     store.put("a", body)
     files = CachedRanges(store, ShardCache(tmp_path), "v", {"in memory": b"0123"})
+    # The pieces of a file are a header of `NPY_HEADER_BYTES` and blocks of `HASH_BLOCK`.
     spans = [
         ("a", 0, 10),
         ("a", 100, 100),
