@@ -103,12 +103,12 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 def requests(monkeypatch: pytest.MonkeyPatch) -> list[Span]:
     """Return a list to which all later range requests are appended."""
     recorded: list[Span] = []
-    stream = RemoteStore.stream
+    stream = RemoteStore.stream_parts
 
     def record(self, spans):
         spans = list(spans)
         recorded.extend(spans)
         return stream(self, spans)
 
-    monkeypatch.setattr(RemoteStore, "stream", record)
+    monkeypatch.setattr(RemoteStore, "stream_parts", record)
     return recorded

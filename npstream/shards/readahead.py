@@ -83,6 +83,7 @@ class ChunkReadAhead(Lease):
         self._queue: deque[LeasedChunk] = deque()
         self._condition = threading.Condition()
         self.threads: list[threading.Thread] = []
+        self._previous_chunks: set[tuple[RemoteShards, Chunk]] = set()
         self._is_started = self._is_closed = False
         self.max_bytes = WINDOW_BYTES
         for part in shards.remotes:
@@ -111,6 +112,10 @@ class ChunkReadAhead(Lease):
     def request(self, absent: tuple[Int64, Int64]) -> int:
         """Queue the chunks of samples that are not in memory.
 
+        Chunks of the previous request are not looked up in the cache again: many successive
+        requests have the same chunk if samples are read in order. If such a chunk did not come, or
+        was evicted, its reader fetches it.
+
         Parameters
         ----------
         absent : tuple of ndarray of int64
@@ -125,13 +130,24 @@ class ChunkReadAhead(Lease):
             return 0
         ids, shard_of = absent
         leased: list[LeasedChunk] = []
+        chunks_of_request: set[tuple[RemoteShards, Chunk]] = set()
         is_queued = False
         try:
             for (shards, first_shard, first_sample), rows in self._shards.split(shard_of):
                 counts = shards.count_chunks(ids[rows] - first_sample, shard_of[rows] - first_shard)
-                chunks = [chunk for chunk, _ in counts if not shards.files.is_readable(*chunk)]
+                all_chunks = [chunk for chunk, _ in counts]
+                chunks_of_request.update((shards, chunk) for chunk in all_chunks)
+                chunks = [
+                    chunk
+                    for chunk in all_chunks
+                    if (shards, chunk) not in self._previous_chunks
+                    and not shards.files.is_readable(*chunk)
+                ]
                 candidates = ((shards, chunk, shards.files.piece_key(*chunk)) for chunk in chunks)
                 leased.extend(candidate for candidate in candidates if self.take([candidate[2]]))
+            self._previous_chunks = chunks_of_request
+            if not leased:
+                return 0
             with self._condition:
                 if not self._is_closed:  # no thread takes chunks from a closed queue
                     self._queue += leased

@@ -458,11 +458,11 @@ class Fetcher:
         self, items: Iterable[T], ids_of: Callable[[T], Int64], step: int
     ) -> Iterator[T]:
         """Yield items, and record which shards a sequential reader has finished."""
-        previous_shard = -1
+        previous_shard, starts = -1, self.index.starts.data
         for item in items:
             ids = ids_of(item)
             if step and len(ids):
-                shard = int(np.searchsorted(self.index.starts, ids[0], side="right")) - 1
+                shard = bisect_right(starts, int(ids[0])) - 1
                 if previous_shard >= 0 and (shard - previous_shard) * step > 0:
                     finished_shards = np.arange(previous_shard, shard, 1 if step > 0 else -1)
                     self._mark_shards(finished_shards, shard)

@@ -20,7 +20,7 @@ from npstream._core.arguments import quantity
 from npstream._core.log import log, warn
 from npstream.errors import StorageError
 from npstream.storage.failures import Cause, diagnose
-from npstream.storage.responses import NO_RANGES
+from npstream.storage.responses import NO_RANGES, BodyParts
 from npstream.storage.traffic.events import is_reporting, report
 from npstream.storage.traffic.hedging import Hedging, first_answer
 from npstream.storage.traffic.outage import OUTAGE_PAUSE
@@ -80,6 +80,9 @@ _ERRNO_TEXTS = {
 
 _MIN_LOOP_CHECK = 2.0
 """The shortest time after which an event loop that has not run counts as blocked, in seconds."""
+
+_BODY = (bytes, bytearray, memoryview, BodyParts)
+"""The types of the results of range requests."""
 
 _Completion = tuple[int, Any, BaseException | None]
 """The number of a request, its result, and its exception."""
@@ -294,7 +297,7 @@ def _run(
                 raise error
             request = in_flight.pop(number)
             nbytes_in_flight -= request.nbytes
-            if is_reporting() and isinstance(result, bytes | bytearray | memoryview):
+            if is_reporting() and isinstance(result, _BODY):
                 age = time.monotonic() - request.start - request.seconds
                 report("fetch", request.seconds, len(result), request.where, age)
             yield number, result
@@ -580,7 +583,7 @@ def _check_length(result: Any, expected: int | None) -> tuple[str, Cause]:
     """Return why the length of a result is wrong, and the cause; "" if the length is right."""
     if expected is None:
         return "", Cause(0, False)
-    if not isinstance(result, bytes | bytearray | memoryview):
+    if not isinstance(result, _BODY):
         return f"{type(result).__name__} came; expected bytes", Cause(errno.EINVAL, False)
     if len(result) == expected:
         return "", Cause(0, False)

@@ -32,7 +32,7 @@ class PartialCopyStore(RemoteStore):
         _, arguments, state = super().__reduce__()
         return type(self), (self._directory, *arguments), state
 
-    def stream(self, spans: Iterable[Span]) -> Generator[tuple[int, bytes]]:
+    def stream_parts(self, spans: Iterable[Span]) -> Generator[tuple[int, list[bytes]]]:
         """Yield byte ranges of files, each with its number among `spans`; local ones first."""
         remote: list[tuple[int, Span]] = []
         for number, span in enumerate(spans):
@@ -40,9 +40,9 @@ class PartialCopyStore(RemoteStore):
             if body is None:
                 remote.append((number, span))
             else:
-                yield number, body
-        for position, body in super().stream(span for _, span in remote):
-            yield remote[position][0], body
+                yield number, [body]
+        for position, parts in super().stream_parts(span for _, span in remote):
+            yield remote[position][0], parts
 
     def _read_local(self, span: Span) -> bytes | None:
         """Return a range of a local file; None if the file is absent or too short."""

@@ -525,6 +525,31 @@ def test_leases_of_a_failed_request_are_released(
     )
 
 
+def test_a_read_ahead_looks_up_a_chunk_once_for_successive_requests(
+    tmp_path, upload, small_chunks, monkeypatch
+):
+    write(tmp_path / "data", shard_size="64KB")
+    ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache")
+    shards = ds._source.remote
+    is_readable, looked_up = shards.files.is_readable, []
+
+    def record(*chunk):
+        looked_up.append(chunk)
+        return is_readable(*chunk)
+
+    monkeypatch.setattr(shards.files, "is_readable", record)
+    ids, shard_of = np.arange(300), np.zeros(300, np.int64)
+    (first, count), (second, _), (third, _), *_ = shards.count_chunks(ids, shard_of)
+    with ChunkReadAhead(shards) as reader:
+        assert reader.request((ids[:1], shard_of[:1])) > 0
+        assert reader.request((ids[1:2], shard_of[1:2])) == 0
+        assert reader.request((ids[: count + 1], shard_of[: count + 1])) > 0
+        assert looked_up == [first, second]
+        reader.request((ids[2 * count : 2 * count + 1], shard_of[:1]))
+        reader.request((ids[:1], shard_of[:1]))  # it may have been evicted since its last request
+        assert looked_up == [first, second, third, first]
+
+
 @pytest.mark.timeout(HANG)
 def test_a_read_ahead_starts_when_another_reader_waits_for_its_chunks(
     tmp_path, upload, small_chunks

@@ -208,7 +208,8 @@ def test_no_request_is_made_under_the_lock_of_a_fetcher(
     """Even for shards that are evicted before they are opened."""
     numbers = write(tmp_path / "data", variable=False, compression=compression)
     ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache")
-    lock, load_shards, stream = ds._source.fetcher._lock, Fetcher._load_shards, RemoteStore.stream
+    lock, load_shards = ds._source.fetcher._lock, Fetcher._load_shards
+    stream = RemoteStore.stream_parts
     evicted = []
 
     def evict(self, shards):
@@ -220,7 +221,7 @@ def test_no_request_is_made_under_the_lock_of_a_fetcher(
         return stream(self, spans)
 
     monkeypatch.setattr(Fetcher, "_load_shards", evict)
-    monkeypatch.setattr(RemoteStore, "stream", request)
+    monkeypatch.setattr(RemoteStore, "stream_parts", request)
     np.testing.assert_array_equal(ds["x"].load(), numbers)
     np.testing.assert_array_equal(ds[7]["x"], numbers[7])
     assert max(evicted) > 0
@@ -242,17 +243,18 @@ def test_a_cache_directory_may_be_deleted_in_use(tmp_path, upload, small_chunks)
 def flips(monkeypatch):
     """Return a list with one number: how many of the next responses have a flipped bit."""
     remaining = [0]
-    stream = RemoteStore.stream
+    stream = RemoteStore.stream_parts
 
     def stream_flipped(self, spans):
         spans = list(spans)
-        for number, data in stream(self, spans):
+        for number, parts in stream(self, spans):
+            data = b"".join(parts)
             if remaining[0] and spans[number][0].endswith(".mds") and len(data) > 100:
                 remaining[0] -= 1
-                data = bytes(data[:-9]) + bytes([data[-9] ^ 1]) + bytes(data[-8:])
-            yield number, data
+                data = data[:-9] + bytes([data[-9] ^ 1]) + data[-8:]
+            yield number, [data]
 
-    monkeypatch.setattr(RemoteStore, "stream", stream_flipped)
+    monkeypatch.setattr(RemoteStore, "stream_parts", stream_flipped)
     return remaining
 
 

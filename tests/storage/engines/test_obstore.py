@@ -192,6 +192,14 @@ def test_large_ranges_are_joined_from_parts(remote_dir, monkeypatch):
     monkeypatch.setattr(engines, "_PART_BYTES", 100)
     store = proven_store(remote_dir)
     assert store.read("file") == DATA
+    assert store.ranges([("file", 1, 350), ("file", 7, 3)]) == [DATA[1:351], DATA[7:10]]
+
+
+def test_parts_of_large_ranges_are_not_joined(remote_dir, monkeypatch):
+    monkeypatch.setattr(engines, "_PART_BYTES", 100)
+    store = proven_store(remote_dir)
+    parts = dict(store.stream_parts([("file", 1, 350), ("file", 7, 3)]))
+    assert [b"".join(parts[0]), *parts[1]] == [DATA[1:351], DATA[7:10]]
 
 
 def test_the_driver_reads_a_store_with_an_option_that_obstore_lacks(remote_dir, log_messages):
