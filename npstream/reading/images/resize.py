@@ -33,6 +33,9 @@ Sums of more than 16,000 pixels could exceed 255 by rounding.
 _MIN_PIXELS = 1024
 """Minimum number of pixels of the result. With fewer, a trial could succeed by chance."""
 
+_MAX_PIXELS = 1 << 24
+"""Maximum number of pixels of the image, which bounds the memory of a trial."""
+
 _MAX_IMAGES_IN_PILLOW = 2048
 """After this number of images, the kernel is worth its compilation."""
 
@@ -72,7 +75,9 @@ def use_kernel(in_size: tuple[int, int], box: Box, out_size: tuple[int, int]) ->
     """
     global _images_in_pillow, _is_ready
     scales = (box[2] - box[0]) / out_size[1], (box[3] - box[1]) / out_size[0]
-    if 2 * max(scales) > _MAX_TAPS or out_size[0] * out_size[1] < _MIN_PIXELS:
+    if 2 * max(scales) > _MAX_TAPS or math.prod(in_size) > _MAX_PIXELS:
+        return False
+    if math.prod(out_size) < _MIN_PIXELS:
         return False
     # Threads may count an image or a trial twice or not at all, which does not matter.
     if not _is_ready:

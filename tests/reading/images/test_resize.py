@@ -151,7 +151,12 @@ def test_few_images_do_not_compile(monkeypatch):
 
 @pytest.mark.parametrize(
     ("in_size", "out_size"),
-    [((60, 60), (31, 33)), ((30_000, 60), (50, 50)), ((60, 60_000), (50, 50))],
+    [
+        ((60, 60), (31, 33)),
+        ((30_000, 60), (50, 50)),
+        ((60, 60_000), (50, 50)),
+        ((5000, 5000), (900, 900)),
+    ],
 )
 def test_unsuitable_sizes_are_left_to_pillow(in_size, out_size):
     for _ in range(3):
