@@ -1,4 +1,4 @@
-"""Memory-mapped files, addresses of arrays, and free memory.
+"""Memory-mapped files, addresses of arrays, pooled buffers, and free memory.
 
 Files are mapped with libc's mmap. Python's mmap keeps a duplicate of the descriptor while the map
 exists, and so reaches the limit of open files. Linux allows about 65,000 maps a process, so this
@@ -15,12 +15,14 @@ import resource
 import stat
 import sys
 import threading
+import weakref
+from bisect import bisect_left, insort
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from npstream._core.arguments import quantity
-from npstream._core.typing import Bytes, Int64
+from npstream._core.typing import AnyArray, Bytes, Int64
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike
@@ -204,6 +206,89 @@ def huge_empty(count: int, dtype: DTypeLike) -> np.ndarray[Any, Any]:
     buffer = np.empty(nbytes + 2 * _HUGE_PAGE, np.uint8)
     begin = -address_of(buffer) % _HUGE_PAGE
     return buffer[begin : begin + nbytes].view(dtype)
+
+
+_MIN_POOLED_BYTES = 1 << 20
+"""Smaller arrays are not pooled: `malloc` reuses their memory."""
+
+_MAX_FREE_BUFFERS = 3
+"""Maximum number of buffers that a pool keeps while no array uses them."""
+
+_MAX_OVERSIZE = 4
+"""An array uses free memory of up to this many times its size."""
+
+
+class BufferPool:
+    """Memory for arrays, which is used again as soon as all arrays over it are freed.
+
+    The operating system fills new memory with zeros, page by page. For decoded images, that takes a
+    tenth of the time of decoding, and for random samples of 2 KiB a fifth of the time of reading.
+    Memory that is used again needs no new pages.
+
+    Views, tensors and other objects that share memory with an array keep it in use. Threads may
+    share a pool. A pool that is freed or closed keeps no memory.
+    """
+
+    def __init__(self) -> None:
+        # Sizes, ids and buffers, sorted. Each line below changes the list with one atomic call. A
+        # lock could deadlock, because `_Buffer.__del__` can run in any line of Python code.
+        self._free: list[tuple[int, int, Bytes]] = []
+        self._is_closed = False
+
+    def empty(self, count: int, dtype: np.dtype[Any]) -> AnyArray:
+        """Return an uninitialized array of one axis."""
+        nbytes = count * dtype.itemsize
+        if nbytes < _MIN_POOLED_BYTES:
+            return np.empty(count, dtype)
+        buffer = _Buffer(self._take(nbytes), self)
+        array: AnyArray = np.asarray(buffer)[:nbytes].view(dtype)
+        return array
+
+    def _take(self, nbytes: int) -> Bytes:
+        """Return the smallest free memory that is large enough, or new memory."""
+        try:
+            size, _, memory = self._free.pop(bisect_left(self._free, (nbytes,)))
+        except IndexError:
+            size = 0
+        if nbytes <= size <= _MAX_OVERSIZE * nbytes:
+            return memory
+        if size:
+            self.give_back(memory)
+        # Whole huge pages, so that a slightly larger array can use the memory, too.
+        return huge_empty(-(-nbytes // _HUGE_PAGE) * _HUGE_PAGE, np.uint8)
+
+    def give_back(self, memory: Bytes) -> None:
+        """Keep memory that no array uses. If there is too much of it, free the smallest."""
+        if not self._is_closed:
+            insort(self._free, (memory.nbytes, id(memory), memory))
+            del self._free[:-_MAX_FREE_BUFFERS]
+
+    def close(self) -> None:
+        """Free all memory that no array uses, and keep none from now on."""
+        self._is_closed = True
+        self._free.clear()
+
+
+class _Buffer:
+    """Owns the memory of an array, and gives it back to the pool when the array is freed."""
+
+    __slots__ = ("_memory", "_pool")
+
+    def __init__(self, memory: Bytes, pool: BufferPool) -> None:
+        self._memory, self._pool = memory, weakref.ref(pool)
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        return {
+            "data": (address_of(self._memory), False),
+            "shape": self._memory.shape,
+            "typestr": "|u1",
+            "version": 3,
+        }
+
+    def __del__(self) -> None:
+        if (pool := self._pool()) is not None:
+            pool.give_back(self._memory)
 
 
 def available_memory() -> int:

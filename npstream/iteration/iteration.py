@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from npstream._core.arguments import integer, quantity
 from npstream._core.fork import is_spawning
 from npstream._core.log import log
+from npstream._core.memory import BufferPool
 from npstream._core.optional import import_npstream_torch
 from npstream.errors import short_repr
 from npstream.indexing.selection import Selection
@@ -104,7 +106,7 @@ class Iteration(ThreadedIteration):
         # The newer versions that were reported. None before the first loop, which does not look for
         # newer versions.
         self._reported_versions: set[str] | None = None
-        self._counts = PrefetchCounts()
+        self._counts, self._pools = PrefetchCounts(), defaultdict(BufferPool)
         if settings.yields_batches and (view_transform is not None or source.has_transforms):
             raise ValueError(
                 "the view has a transform, which takes samples, and batches are not made of "
@@ -282,12 +284,12 @@ class Iteration(ThreadedIteration):
             for options in self._decoding.values():
                 require_importable("transform= of decode", options.transform)
         self._resolve()
-        own = {"_start_stats": None, "_evictions": None, "_counts": None}
+        own = {"_start_stats": None, "_evictions": None, "_counts": None, "_pools": None}
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._counts = PrefetchCounts()
+        self._counts, self._pools = PrefetchCounts(), defaultdict(BufferPool)
         self._start_stats = os.getpid(), self._source.read_stats() if self._source.remotes else None
 
     @property
@@ -588,12 +590,14 @@ class Iteration(ThreadedIteration):
         """Yield the samples of batches in pieces; skip the first `rows_done` samples.
 
         A piece has up to `group` batches. The first pieces are smaller, so that they are read soon.
+        The pieces of one look-up have about the same size.
         """
         part = progress.part
         plan = self._source.plan(self._names)
         rows = min(LOOKUP_SAMPLES, self._source.estimate_read_rows(_READ_BYTES, plan))
+        unit = 1
         if self.yields_batches:
-            rows = part.batch_size
+            rows = unit = part.batch_size
         max_rows = rows * group
         start = 0
         while start < len(batches):
@@ -601,7 +605,20 @@ class Iteration(ThreadedIteration):
             ids, repeated, positions = part.lookup_with_positions(batches[start:stop])
             start, row = stop, rows_done
             while row < len(ids):
-                span = slice(row, row + rows)
+                span = slice(row, row + _even_part(len(ids) - row, rows, unit))
                 yield ids[span], repeated[span], positions[span]
-                row, rows = row + rows, min(2 * rows, max_rows)
+                row, rows = span.stop, min(2 * rows, max_rows)
             rows_done = 0
+
+
+def _even_part(rows: int, max_rows: int, unit: int) -> int:
+    """Return the rows of the first part, if `rows` rows are divided into few parts of similar size.
+
+    A part has a multiple of `unit` rows, and at most `max_rows`.
+
+    >>> _even_part(32, max_rows=30, unit=2)
+    16
+    """
+    units = -(-rows // unit)
+    parts = -(-units // (max_rows // unit))
+    return -(-units // parts) * unit

@@ -29,8 +29,8 @@ LOOKUP_SAMPLES = 1 << 10
 MAX_LOOKUP_SAMPLES = 1 << 13
 """Samples whose rows are looked up together in a long loop. Each look-up has a fixed time, too."""
 
-LOOKUP_DIVISOR = 16
-"""Beyond `LOOKUP_SAMPLES`, a loop looks up at most 1/16 of the samples that it has looked up.
+LOOKUP_DIVISOR = 8
+"""Beyond `LOOKUP_SAMPLES`, a loop looks up at most 1/8 of the samples that it has looked up.
 
 So a short loop computes few rows in vain, and needs no compiled kernel.
 """

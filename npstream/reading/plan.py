@@ -158,10 +158,11 @@ class Field(NamedTuple):
         assert shape is not None
         return part.cell.strided_view(values, shape)
 
-    def allocate(self, n: int) -> AnyArray:
-        """Return a new array for `n` values that all have one size.
+    def allocate(self, n: int, pool: memory.BufferPool | None = None) -> AnyArray:
+        """Return an array for `n` values that all have one size.
 
-        It has the column's dtype if the values are numbers or arrays, and uint8 otherwise.
+        It has the column's dtype if the values are numbers or arrays, and uint8 otherwise. Its
+        memory is new, or that of a pool.
         """
         shape, dtype = self.shape, self.encoding.dtype
         if self.encoding.kind != "fixed":
@@ -171,8 +172,11 @@ class Field(NamedTuple):
         nbytes = n * dtype.itemsize * prod(shape)
         memory.ensure_fits(nbytes, "rows ({:,}) of column {!r}", n, self.name)
         # Unneeded elements may be left unread. Bools are checked later, so unread bools must be 0.
-        new = np.zeros if self.part is not None and dtype.kind == "b" else np.empty
-        return new((n, *shape), dtype)
+        if self.part is not None and dtype.kind == "b":
+            return np.zeros((n, *shape), dtype)
+        if pool is not None:
+            return pool.empty(n * prod(shape), dtype).reshape(n, *shape)
+        return np.empty((n, *shape), dtype)
 
 
 class SampleSplit(NamedTuple):

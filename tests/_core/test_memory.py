@@ -7,13 +7,21 @@ import gc
 import mmap
 import os
 import threading
+import weakref
 
 import numpy as np
 import pytest
 from children import fork_child, wait_for_child
 
 from npstream._core import memory
-from npstream._core.memory import address_of, ensure_fits, is_mapped, map_file, open_file
+from npstream._core.memory import (
+    BufferPool,
+    address_of,
+    ensure_fits,
+    is_mapped,
+    map_file,
+    open_file,
+)
 
 CONTENT = bytes(range(256)) * 100
 
@@ -157,3 +165,96 @@ def test_a_forked_process_can_map_although_a_thread_held_the_lock(path):
     done.set()
     thread.join()
     assert wait_for_child(child) == 0
+
+
+# Pools of buffers
+
+BYTE = np.dtype(np.uint8)
+SIZE = 3 << 20
+
+
+def test_memory_is_used_again_after_the_last_view():
+    pool = BufferPool()
+    array = pool.empty(SIZE, BYTE)
+    view, address = array.reshape(3, 1 << 20)[1:, ::2], address_of(array)
+    del array
+    gc.collect()
+    other = pool.empty(SIZE, BYTE)
+    assert not np.shares_memory(view, other)
+    del view
+    gc.collect()
+    assert address_of(pool.empty(SIZE, BYTE)) == address
+
+
+def test_a_smaller_array_fits_and_a_much_smaller_one_does_not():
+    pool = BufferPool()
+    address = address_of(pool.empty(10 << 20, BYTE))
+    smaller = pool.empty(3 << 18, np.dtype(np.float32))
+    assert smaller.dtype == np.float32
+    assert smaller.nbytes == 3 << 20
+    assert address_of(smaller) == address
+    smaller[:] = 1
+    del smaller
+    assert address_of(pool.empty(2 << 20, BYTE)) != address
+    assert address_of(pool.empty(10 << 20, BYTE)) == address
+
+
+def test_tensors_keep_the_memory(torch):
+    pool = BufferPool()
+    tensor = torch.from_numpy(pool.empty(SIZE, BYTE))
+    tensor[:] = 7
+    pool.empty(SIZE, BYTE)[:] = 0
+    assert tensor.min() == 7
+
+
+def test_a_closed_pool_keeps_no_memory():
+    pool = BufferPool()
+    array = pool.empty(SIZE, BYTE)
+    pool.close()
+    del array
+    assert not pool._free
+    array = pool.empty(SIZE, BYTE)
+    array[:] = 1
+    del array
+    assert not pool._free
+
+
+def test_a_pool_keeps_the_largest_buffers():
+    pool = BufferPool()
+    arrays = [pool.empty(megabytes << 20, BYTE) for megabytes in (40, 2, 30, 4, 20, 6)]
+    while arrays:
+        del arrays[0]
+    assert [size >> 20 for size, _, _ in pool._free] == [20, 30, 40]
+
+
+def test_the_memory_of_a_freed_pool_is_freed_with_its_arrays():
+    pool = BufferPool()
+    kept, dropped = pool.empty(SIZE, BYTE), pool.empty(SIZE, BYTE)
+    kept[:] = 5
+    del dropped
+    ((_, _, memory),) = pool._free
+    free_memory = weakref.ref(memory)
+    del memory, pool
+    gc.collect()
+    assert free_memory() is None
+    assert (kept == 5).all()
+
+
+def test_threads_share_a_pool():
+    pool = BufferPool()
+    errors = []
+
+    def work(number):
+        for step in range(200):
+            array = pool.empty(SIZE // (1 + step % 3), BYTE)
+            array[::4096] = number
+            if (array[::4096] != number).any():
+                errors.append(number)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert len(pool._free) <= 3

@@ -24,7 +24,9 @@ from npstream.iteration.feeding.threads import (
 
 if TYPE_CHECKING:
     import threading
+    from collections import defaultdict
 
+    from npstream._core.memory import BufferPool
     from npstream.iteration.failures.guard import Piece, SampleGuard
     from npstream.iteration.failures.record import UserError
     from npstream.reading.gather import Lookup
@@ -99,6 +101,8 @@ class Feed:
         Ends the worker processes that `transform_items` uses.
     counts : PrefetchCounts
         Counts what is made ahead.
+    pools : defaultdict of str to BufferPool
+        The memory of each column of fixed size.
     placer : AnyPlacer, optional
         Makes tensors of the items; by default they stay arrays.
     """
@@ -110,6 +114,7 @@ class Feed:
     transform_items: TransformItems | None
     stop_workers: Callable[[list[threading.Thread]], None] | None
     counts: PrefetchCounts
+    pools: defaultdict[str, BufferPool]
     placer: AnyPlacer | None = None
 
     @property
@@ -150,7 +155,9 @@ class Feed:
         plan = source.plan(names)
         transform = self.transform_items if self.transforms else None
         placer = self.placer if self.places_in_threads else None
-        make = ItemMaker(source, names, batch_size, plan.encodings, transform, guard, placer)
+        make = ItemMaker(
+            source, names, batch_size, plan.encodings, transform, guard, placer, self.pools
+        )
 
         def estimate(read: tuple[Piece, Lookup]) -> tuple[int, int]:
             rows = len(read[0][0])

@@ -5,9 +5,11 @@ Tested in tests/iteration/feeding/test_feed.py.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from npstream._core.memory import BufferPool
 from npstream.errors import stop_iteration_error
 from npstream.iteration.failures.record import UserError
 from npstream.iteration.feeding.threads import result_bytes
@@ -140,6 +142,8 @@ class ItemMaker:
         Leaves out or replaces samples that cannot be read; by default their errors are raised.
     placer : AnyPlacer, optional
         Makes tensors of the items; by default they stay arrays.
+    pools : defaultdict of str to BufferPool, optional
+        The memory of each column of fixed size; by default it is new.
     """
 
     def __init__(
@@ -151,8 +155,9 @@ class ItemMaker:
         transform: TransformItems | None,
         guard: SampleGuard | None = None,
         placer: AnyPlacer | None = None,
+        pools: defaultdict[str, BufferPool] | None = None,
     ) -> None:
-        self._placer = placer
+        self._placer, self._pools = placer, defaultdict(BufferPool) if pools is None else pools
         # A transform could keep the arrays of a buffer that is used again.
         self._reads_into_buffers = (
             placer is not None and batch_size is not None and guard is None and transform is None
@@ -226,7 +231,12 @@ class ItemMaker:
     def _read_batches(
         self, piece: Piece, lookup: Lookup, plan: Plan, out: Mapping[str, AnyArray]
     ) -> list[Batch]:
-        columns = self._source.columns(plan, lookup, out)
+        arrays = {
+            f.name: f.allocate(len(lookup.rows), self._pools[f.name])
+            for f in plan.fields
+            if f.encoding.kind == "fixed" and f.computation is None and f.name not in out
+        }
+        columns = self._source.columns(plan, lookup, {**arrays, **out})
         ids, repeated, _ = piece
         assert self._batch_size is not None
         if len(ids) <= self._batch_size:

@@ -27,7 +27,9 @@ from npstream.iteration.ranks import decoding_threads, machine_ranks
 
 if TYPE_CHECKING:
     import threading
+    from collections import defaultdict
 
+    from npstream._core.memory import BufferPool
     from npstream.iteration.failures.guard import Piece, SampleGuard
     from npstream.iteration.feeding.items import AnyPlacer, TransformItems
     from npstream.iteration.feeding.threads import PrefetchCounts
@@ -44,6 +46,7 @@ class ThreadedIteration(CachedIteration):
 
     _transforms: list[tuple[str, Callable[[Any], Any]]]
     _counts: PrefetchCounts
+    _pools: defaultdict[str, BufferPool]
     _decoding: Any
 
     if TYPE_CHECKING:
@@ -104,8 +107,9 @@ class ThreadedIteration(CachedIteration):
                 processes = TransformProcesses(self._transforms, count)
                 apply, stop = processes, processes.close
         return Feed(
-            limits, group, reads_in_threads, self._transforms, apply, stop, self._counts, placer
-        )
+            limits, group, reads_in_threads, self._transforms, apply, stop, self._counts,
+            self._pools, placer,
+        )  # fmt: skip
 
     def _placer(self, workers: int, threads: int, reads_in_threads: bool) -> AnyPlacer | None:
         """Return what makes tensors of the items; None if they stay arrays."""

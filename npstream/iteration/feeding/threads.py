@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Mapping
 from queue import SimpleQueue
 from typing import Any, Generic, NamedTuple, TypeVar
 
+import numpy as np
+
 __all__ = ["PrefetchCounts", "PrefetchLimits", "map_ahead", "result_bytes"]
 
 Item = TypeVar("Item")
@@ -23,7 +25,7 @@ Result = TypeVar("Result")
 FIRST_TASKS = 2
 """Tasks that are begun before the first result is yielded. The number grows with each result."""
 
-GROUPED_BYTES = 1 << 22
+GROUPED_BYTES = 1 << 23
 """About how many bytes of small batches are read together."""
 
 _JOIN_SECONDS = 0.5
@@ -52,8 +54,8 @@ class PrefetchLimits(NamedTuple):
 
         Each read takes the interpreter's lock twice, however small its batches are.
         """
-        group_bytes = min(GROUPED_BYTES, self.nbytes // 2)
-        return max(1, group_bytes // max(batch_bytes, 1))
+        batch_bytes = max(batch_bytes, 1)
+        return max(1, min(round(GROUPED_BYTES / batch_bytes), self.nbytes // 2 // batch_bytes))
 
 
 class PrefetchCounts:
@@ -274,7 +276,9 @@ def _wait(
 
 def result_bytes(result: Any) -> int:
     """Return about how many bytes the arrays, tensors and texts in a result have."""
-    # This comes first, as a failed `getattr` of a Batch takes microseconds.
+    if type(result) is np.ndarray:
+        return result.nbytes
+    # This precedes `getattr`, because a failed `getattr` of a Batch takes microseconds.
     if isinstance(result, Mapping):
         return sum(map(result_bytes, result.values()))
     nbytes = getattr(result, "nbytes", None)

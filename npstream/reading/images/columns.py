@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 import numpy as np
 
 from npstream._core.array_like import as_array, is_array
+from npstream._core.memory import BufferPool
 from npstream._core.typing import AnyArray, Body, Int64
 from npstream.errors import MissingDependencyError, stop_iteration_error
-from npstream.reading.images.buffers import BufferPool
 from npstream.reading.images.decoders import decode_image, import_decoders
 from npstream.reading.images.options import (
     CHANNELS,

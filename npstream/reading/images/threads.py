@@ -17,9 +17,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from npstream._core.memory import ensure_fits, fits_in_memory
+from npstream._core.memory import BufferPool, ensure_fits, fits_in_memory
 from npstream._core.typing import AnyArray
-from npstream.reading.images.buffers import BufferPool
 
 __all__ = ["DecodeThreads", "ImageStack", "thread_count"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from started import started_threads
 
 import npstream
+from npstream._core.memory import address_of
 from npstream.iteration.feeding.feed import MAX_NBYTES, choose_limits
 
 TIMEOUT = 60
@@ -269,3 +271,44 @@ def test_default_threads_leave_a_processor_to_the_loop():
     assert choose_limits(2, None, 8, True).nbytes <= MAX_NBYTES
     assert choose_limits(2, (1 << 20,), 8, True).nbytes == 1 << 20
     assert choose_limits(2, 7, 8, True).tasks == 7
+
+
+@pytest.fixture
+def wide(tmp_path):
+    """Return a dataset with samples of 16 KiB, so that the arrays of batches come from pools."""
+    values = np.repeat(np.arange(640), 4096).reshape(640, 4096).astype(np.int32)
+    npstream.write(tmp_path / "wide", {"values": values, "number": np.arange(640)})
+    with npstream.open(tmp_path / "wide") as dataset:
+        yield dataset
+
+
+@pytest.mark.parametrize("to", [None, "torch"])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_batches_that_are_kept_do_not_change(wide, threads, to):
+    if to == "torch":
+        pytest.importorskip("torch")
+    batches = wide.iter(0, 1, batch_size=64, shuffle=True, threads=threads, prefetch=2, to=to)
+    kept = []
+    for _ in range(3):
+        for step, batch in enumerate(batches):
+            if step % 2:
+                kept.append((batch.ids, batch["values"][:, 1::1000]))
+            for ids, values in kept:
+                assert (np.asarray(values) == ids[:, np.newaxis]).all()
+    assert len(kept) == 15
+
+
+def test_loops_use_few_buffers(wide):
+    batches = wide.iter(0, 1, batch_size=64, shuffle=True, threads=1, prefetch=2)
+    addresses = [{address_of(batch["values"]) for batch in batches} for _ in range(3)]
+    assert len(set.union(*addresses)) <= 5
+    assert not addresses[0].isdisjoint(addresses[2])
+
+
+def test_copies_of_iterations_have_their_own_memory(wide):
+    batches = wide.iter(0, 1, batch_size=64, threads=1)
+    for batch in batches:
+        assert batch["values"][0, 0] == batch["number"][0]
+    twin = pickle.loads(pickle.dumps(batches))
+    assert twin._pools is not batches._pools
+    assert [batch["number"][0] for batch in twin] == [*range(0, 640, 64)]

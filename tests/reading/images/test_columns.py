@@ -13,6 +13,7 @@ from PIL import Image
 from started import started_threads
 
 import npstream
+from npstream._core.memory import address_of
 from npstream.errors import FormatError
 from npstream.reading.images import decoders
 from npstream.reading.images.options import ImageOptions
@@ -380,3 +381,34 @@ def test_without_pillow_the_error_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "PIL.Image", None)
     with pytest.raises(npstream.errors.MissingDependencyError, match=r"npstream\[images\]"):
         ds.load(decode=True)
+
+
+# Memory of decoded images is used again once no array needs it.
+
+
+@pytest.fixture
+def noise(tmp_path):
+    """Images of 48 KB, of which each has another value."""
+    samples = ({"image": Image.new("L", (240, 200), k)} for k in range(200))
+    npstream.write(tmp_path / "ds", samples, columns={"image": "png"})
+    return npstream.open(tmp_path / "ds")
+
+
+def test_batches_that_are_kept_do_not_change(noise):
+    # 32 images of 48,000 bytes: every batch has memory of the pool.
+    kept = []
+    for step, batch in enumerate(noise.iter(0, 1, batch_size=32, decode={"image": {"mode": "L"}})):
+        if step % 2 == 0:
+            kept.append(batch)
+        for old in kept:
+            assert (old["image"] == old.ids.reshape(-1, 1, 1, 1)).all()
+    assert len(kept) == 4
+
+
+def test_a_loop_uses_few_buffers(noise):
+    options = {"image": {"mode": "L"}}
+    addresses = [
+        address_of(batch["image"]) for batch in noise.iter(0, 1, batch_size=32, decode=options)
+    ]
+    assert len(addresses) == 7
+    assert len(set(addresses)) <= 3
