@@ -299,7 +299,7 @@ class Source:
             if self.reads_sidecar(plan, first, last, len(ids)):
                 values = self._sidecar_values(plan.fields[0], first, last + 1)
                 if values is not None:
-                    return {name: np.take(values, ids - first, out=out.get(name))}
+                    return {name: np.take(values, ids - first, out=out.get(name), mode="clip")}
         return self._batch_columns(plan, lookup, out)
 
     def _batch_columns(
