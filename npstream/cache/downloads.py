@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,6 +22,9 @@ MAX_REQUEST = 1 << 24
 
 ATTEMPTS = 3
 """The same bytes are downloaded at most this number of times, if their hash is wrong each time."""
+
+RETRY_SECONDS = 60
+"""After a failure to write a file, the seconds until the next attempt."""
 
 PieceCheck = Callable[[int, Bytes], bool]
 """Returns True if the bytes of a piece are right."""
@@ -87,16 +91,20 @@ class Downloads:
     def __init__(self, store: RemoteStore, cache: ShardCache) -> None:
         self.store = store
         self.cache = cache
-        self._unwritable: set[str] = set()
+        self._unwritable: dict[str, float] = {}
         renew_in_child(self)
 
     def reset_process_state(self) -> None:
         """In a forked process, forget which files could not be written."""
-        self._unwritable = set()
+        self._unwritable = {}
 
     def can_keep(self, file: CachedFile) -> bool:
-        """Return False if a file could not be written, on a full or read-only disk."""
-        return file.path not in self._unwritable
+        """Return False if a file could not be written in the last minute.
+
+        The reason is a full or read-only disk. Another program may have made space since.
+        """
+        failure = self._unwritable.get(file.path)
+        return failure is None or time.monotonic() - failure > RETRY_SECONDS
 
     def fetch(self, parts: Iterable[PieceRange], lease: Lease | None = None) -> None:
         """Download absent pieces, and wait for pieces that other threads or processes download.
@@ -207,6 +215,10 @@ class Downloads:
                 claim.close()
         return busy
 
+    def _mark_unwritable(self, parts: Iterable[PieceRange]) -> None:
+        """Record that the files of parts cannot be written now."""
+        self._unwritable.update(dict.fromkeys((part.file.path for part in parts), time.monotonic()))
+
     def _reserve_space(self, parts: list[PieceRange]) -> tuple[list[PieceRange], Reservation]:
         """Reserve disk space; return what fits: the first parts, the first piece, or nothing."""
         count = len(parts)
@@ -224,7 +236,7 @@ class Downloads:
             if isinstance(result, Reservation):
                 return [first_piece], result
             if result is Refusal.FULL:
-                self._unwritable.update(part.file.path for part in parts)
+                self._mark_unwritable(parts)
         return [], Reservation()
 
     def _reserve(self, parts: list[PieceRange], may_exceed: bool = False) -> Reservation | Refusal:
@@ -262,7 +274,7 @@ class Downloads:
                 part, (_, begin, _) = spans[number]
                 if not part.file.put(begin, *parts_of_body):
                     if part.file.is_linked:
-                        self._unwritable.add(part.file.path)
+                        self._mark_unwritable([part])
                     remaining[id(part)] = -1  # never 0 again, so the part is never committed
                 remaining[id(part)] -= 1
                 if remaining[id(part)] == 0:

@@ -59,6 +59,8 @@ class LoadedShard(NamedTuple):
         `data`.
     chunk_files : dict of int to CachedFile
         The files of chunks that are not in `data`, by the number of the chunk.
+    file : CachedFile or None
+        The file of the cache that has `data`; None if `data` are in a local file or a buffer.
     """
 
     data: Bytes
@@ -68,6 +70,7 @@ class LoadedShard(NamedTuple):
     resident: Bytes
     slots: Int64 = _NO_SLOTS
     chunk_files: Mapping[int, CachedFile] = MappingProxyType({})
+    file: CachedFile | None = None
 
     @property
     def entry(self) -> tuple[int, ...]:
@@ -84,6 +87,8 @@ class LoadedShard(NamedTuple):
 
         Such a file takes disk space as long as it is mapped.
         """
+        if self.file is not None and not self.file.present[0]:
+            return True
         return any(not file.present[1 + chunk] for chunk, file in self.chunk_files.items())
 
     def is_resident(self, chunk: int) -> bool:

@@ -412,7 +412,7 @@ class RemoteShards(LocalShards):
             if data is not None and header is not None and data.resident[0] and header.resident[0]:
                 opened = self._check_shard(shard, data.data, header.data, data.resident[1:])
                 slots, chunk_files = self.files.chunk_slots(shard, data)
-                loaded[shard] = opened._replace(slots=slots, chunk_files=chunk_files)
+                loaded[shard] = opened._replace(slots=slots, chunk_files=chunk_files, file=data)
         return loaded
 
     def is_stale(self, shard: int, loaded: LoadedShard) -> bool:

@@ -9,7 +9,7 @@ evicted alone. Such a file has the format and the size of the data file, but onl
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from npstream.formats.index import File, Index
     from npstream.formats.sidecar.sidecar import Sidecar
     from npstream.shards.base import Chunk
+
+T = TypeVar("T")
 
 MIN_SPLIT = 1 << 16
 """Chunks of fewer bytes have no files of their own, which would take too much disk space."""
@@ -273,11 +275,20 @@ class RemoteFiles:
         """Release evicted files of chunks: they keep their disk space while they are mapped."""
         self._opened_since_sweep += 1
         if self._opened_since_sweep > max(MIN_OPENED, len(self._open_chunks) // 64):
-            self._opened_since_sweep = 0
-            for shard, chunk in list(self._open_chunks):
-                file = self._open_chunks.get((shard, chunk))  # another thread may have removed it
-                if file is not None and not file.present[1 + chunk] and not file.is_linked:
-                    self._open_chunks.pop((shard, chunk), None)
+            self._release_evicted(self._open_chunks, lambda chunk: 1 + chunk[1])
+
+    def release_evicted_files(self) -> None:
+        """Release all evicted files: they keep their disk space while they are mapped."""
+        self._release_evicted(self._open, lambda shard: 0)
+        self._release_evicted(self._open_chunks, lambda chunk: 1 + chunk[1])
+
+    def _release_evicted(self, files: dict[T, CachedFile], piece_of: Callable[[T], int]) -> None:
+        """Release the evicted ones of some files, by the residency byte of one of their pieces."""
+        self._opened_since_sweep = 0
+        for key in list(files):
+            file = files.get(key)  # another thread may have removed it
+            if file is not None and not file.present[piece_of(key)] and not file.is_linked:
+                files.pop(key, None)
 
     def pin(self, chunks: Iterable[Chunk]) -> bool:
         """Create the files of chunks, and keep them from eviction; return False if that failed."""

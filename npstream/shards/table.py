@@ -46,7 +46,7 @@ WINDOW_GROWTH = 4
 
 
 MIN_LOADS = 8
-"""Shards are loaded at least this number of times between two releases of evicted files."""
+"""At least this number of reads finds samples absent between two releases of evicted files."""
 
 MIN_MAPS = 1 << 10
 """If fewer files can be mapped, files of chunks are released."""
@@ -239,6 +239,10 @@ class Fetcher:
             status = self._locate_loaded(ids, table, samples)
             if status <= 0:
                 return status, owners
+        elif self.remotes:
+            # On a full disk nothing is loaded. Evicted files must nevertheless be released.
+            with self._lock:
+                self._release_files(self.current_table())
         is_read = fetched.samples[0] != 0
         samples[:, absent[is_read]] = fetched.samples[:, is_read]
         owners += fetched.owners
@@ -593,6 +597,8 @@ class Fetcher:
             released = [shard for shard, loaded in table.loaded.items() if loaded.chunk_files]
         elif self._loads_since_sweep > max(MIN_LOADS, len(table.loaded) // 64):
             self._loads_since_sweep = 0
+            for part in self.remotes:
+                part.shards.files.release_evicted_files()
             released = [shard for shard, loaded in table.loaded.items() if loaded.has_evicted_files]
         else:
             return table

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from collections import defaultdict
 from itertools import zip_longest
 
@@ -392,6 +393,33 @@ def test_evicted_files_do_not_stay_mapped(tmp_path, url):
         with open("/proc/self/maps") as maps:
             lines = [line for line in maps if str(tmp_path / "cache") in line]
         assert sum(line.rstrip().endswith("(deleted)") for line in lines) <= 20
+
+
+@pytest.mark.parametrize("free_bytes", [NBYTES // 2, 2 * NBYTES])
+@pytest.mark.parametrize("left_bytes", [0, 20_000])  # none, or enough for a file without chunks
+def test_a_cache_recovers_from_a_full_disk(tmp_path, url, monkeypatch, free_bytes, left_bytes):
+    total = 5 << 30
+    usable = [free_bytes]
+    monkeypatch.setattr(
+        "npstream.cache.eviction.free_and_total", lambda path: (total // 10 + usable[0], total)
+    )
+    with npstream.open(url, cache=tmp_path / "cache") as ds:
+        ds.load()
+        files = ds._source.remote.files
+        assert files.splits_shards == (free_bytes < NBYTES)
+        maps = [weakref.ref(file) for k in range(len(ds.shards)) for file in files.opened_files(k)]
+        npstream.cache.clear(tmp_path / "cache")  # as another process does that needs space
+        usable[0] = left_bytes
+        for start in range(0, SAMPLES, 100):
+            rows = slice(start, start + 100)
+            np.testing.assert_array_equal(ds["x"][rows].load(), VALUES[rows])
+        assert len(maps) >= len(ds.shards)
+        assert not any(reference() for reference in maps)  # the disk has its space again
+        assert npstream.cache.info(tmp_path / "cache").nbytes < 1 << 20
+        usable[0] = free_bytes
+        monkeypatch.setattr("npstream.cache.downloads.RETRY_SECONDS", 0)
+        np.testing.assert_array_equal(ds["x"][:2000].load(), VALUES[:2000])
+        assert npstream.cache.info(tmp_path / "cache").nbytes > 2000 * 1024
 
 
 def test_files_of_chunks_are_released_if_few_maps_are_left(tmp_path, url, requests, monkeypatch):
