@@ -53,6 +53,7 @@ def test_a_group_applies_to_its_version_and_to_those_that_begin_with_it(index, g
         npstream.write(tmp_path / name, {"x": np.array(rows)}, shard_samples=30, hashes=["sha1"])
         other = npstream.open(tmp_path / name)._source.index
         assert groups[0].applies_to(other) == applies
+    # The shards of the first 90 rows are the first shards of the index.
     npstream.write(tmp_path / "90", {"x": x[:90]}, shard_samples=30, hashes=["sha1"])
     base_90 = base_version(npstream.open(tmp_path / "90")._source.index)
     assert ColumnGroup(("a",), groups[0].parts, base_90).applies_to(index)

@@ -110,7 +110,7 @@ def test_many_empty_streams_decompress(codec):
 
 @pytest.mark.parametrize("codec", ["br", "bz2", "gz", "zstd"])
 def test_a_bomb_allocates_little_more_than_the_expected_size(codec):
-    bomb = compress(bytes(64 << 20), "br:1" if codec == "br" else f"{codec}:1")
+    bomb = compress(bytes(64 << 20), f"{codec}:1")
     tracemalloc.start()
     try:
         with pytest.raises(FormatError, match="hold more than 1,000 bytes; expected 1,000"):
@@ -120,7 +120,7 @@ def test_a_bomb_allocates_little_more_than_the_expected_size(codec):
         tracemalloc.stop()
 
 
-def test_a_snappy_bomb_allocates_nothing():
+def test_a_snappy_bomb_is_rejected_for_its_claimed_size():
     claims_4_gib = b"\xff\xff\xff\xff\x0f" + b"\x00a"
     with pytest.raises(FormatError, match="claim to hold 4,294,967,295 bytes; expected 1,000"):
         decompress(claims_4_gib, "snappy", 1000)

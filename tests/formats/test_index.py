@@ -81,7 +81,7 @@ def parse_entries(*entries, **top):
 
 
 @pytest.mark.parametrize("name", ENTRIES)
-def test_schema_of_each_format(name):
+def test_an_entry_of_each_format_gives_its_schema(name):
     index = parse_entries(ENTRIES[name], ENTRIES[name])
     (schema,) = index.schemas
     assert schema.format == name
@@ -93,7 +93,7 @@ def test_schema_of_each_format(name):
     assert (len(index), index.samples) == (2, 6)
 
 
-def test_arrays_of_an_index():
+def test_an_index_has_arrays_of_its_shards():
     entries = [with_value(MDS, "samples", count) for count in (3, 0, 5)]
     entries[1] = with_value(entries[1], "column_sizes", [8, 8])
     index = parse_entries(*entries)
@@ -104,7 +104,7 @@ def test_arrays_of_an_index():
     assert index.name(2) == "shard.00000.mds"
 
 
-def test_files_of_a_shard():
+def test_files_of_a_shard_have_names_sizes_and_hashes():
     packed = {"basename": "x.zstd", "bytes": 7, "hashes": {"md5": "ff"}}
     entry = with_value(ENTRIES["json"], "zip_meta", packed) | {"compression": "zstd:3"}
     files = parse_entries(entry).files(0)
@@ -223,6 +223,7 @@ def test_more_samples_than_the_bytes_allow_raise(name):
     for samples in (3, 1000, 2**31, 2**32 - 1):
         entry = with_value(ENTRIES[name], "samples", samples)
         entry = with_value(entry, "raw_data", "bytes", 2**39)
+        # The file needs 4 bytes for the count, and for each of samples + 1 offsets.
         parse_entries(with_value(entry, head, "bytes", 8 + 4 * samples))
         assert_entry_rejected(
             with_value(entry, head, "bytes", 7 + 4 * samples), f"{samples:,} samples cannot lie in"
@@ -504,7 +505,7 @@ def test_the_lookup_table_bounds_the_shard_of_each_sample(counts):
         assert (np.diff(guide) <= 2).all()
 
 
-def test_the_lookup_table_of_many_samples():
+def test_the_lookup_table_bounds_samples_beyond_32_bits():
     starts = np.array([0, 2**32 - 1, 2 * (2**32 - 1), 2 * (2**32 - 1) + 1])
     guide, shift = shard_lookup_table(starts)
     for sample in (0, 2**32 - 2, 2**32 - 1, 2**33 - 3, 2**33 - 2):
@@ -531,7 +532,7 @@ def test_sums_stay_within_int64():
     assert int(index.nbytes.sum()) == 1000 * (2**40 - 1)
 
 
-def test_the_name_of_a_sidecar():
+def test_the_name_of_a_sidecar_is_read_and_checked():
     annotations = {"version": 1, "sidecar": "index.1f.0.msgpack", "columns": ["x"]}
     text = json.dumps({"npstream": annotations, "shards": [], "version": 2}).encode()
     index = parse_index(text, "here")

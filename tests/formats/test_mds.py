@@ -16,7 +16,7 @@ FIXED = Schema("mds", ("a", "c"), ("int32", "uint8"), (4, 1))
 BODIES = [b"xxxxxxxxx", b"yyyyyyyyyyyy", b"zzzzzzzzzz"]
 
 
-def test_layout_of_a_schema():
+def test_a_layout_has_the_position_of_each_column_and_the_stride():
     assert sample_layout(VARIABLE) == SampleLayout(
         {"a": ColumnLayout(0, 0, 4), "b": ColumnLayout(0, 4, None), "c": ColumnLayout(1, 4, 1)},
         nvariable=1,

@@ -67,12 +67,12 @@ def test_columns_are_those_that_were_encoded(compiled, rows):
 
 
 @pytest.mark.parametrize("compiled", [True, False], ids=["kernel", "NumPy"])
-@pytest.mark.parametrize("how", ["longer", "shorter", "beyond", "short"])
-def test_sizes_that_do_not_add_up(how, compiled, monkeypatch):
+@pytest.mark.parametrize("how", ["longer", "shorter", "beyond", "truncated"])
+def test_sizes_that_do_not_add_up_raise(how, compiled, monkeypatch):
     data, offsets = encode([(b"abc", b"de", (1, 2, 3, 4))] * 3)
     data = data.copy()
     begin = offsets[1]
-    if how == "short":  # too short for the sizes themselves
+    if how == "truncated":  # the sample is too short for its sizes
         offsets = np.array([offsets[0], offsets[1], offsets[1] + 3, offsets[3]])
     else:
         size = {"longer": 4, "shorter": 2, "beyond": 2**32 - 1}[how]

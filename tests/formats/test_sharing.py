@@ -1,4 +1,4 @@
-"""A started process maps the index of a dataset, and other pickles have its values."""
+"""A spawned process maps the memory of an index; pickles for other uses contain its values."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ SHARDS = 20_000
 ROWS = 10_000
 
 
-class SpawnPickler:
-    """Takes the place of the process that multiprocessing starts while it pickles."""
+class FakePopen:
+    """A stand-in for the process that multiprocessing is spawning while it pickles."""
 
     def __init__(self):
         self.files = []
@@ -46,9 +46,9 @@ class SpawnPickler:
 
 
 def dumps(value) -> bytes:
-    """Pickle a value as for a started process."""
+    """Pickle a value as for a spawned process."""
     file = io.BytesIO()
-    set_spawning_popen(SpawnPickler())
+    set_spawning_popen(FakePopen())
     try:
         ForkingPickler(file, 5).dump(value)
     finally:
@@ -58,7 +58,7 @@ def dumps(value) -> bytes:
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
-    """Return a dataset with an index of many shards, of which the first ones exist."""
+    """Return a dataset with an index of many shards, of which only the first two exist."""
     path = tmp_path_factory.mktemp("large")
     npstream.write(path / "one", {"x": np.arange(ROWS)}, hashes=("sha1",))
     document = json.loads((path / "one" / "index.json").read_text())
@@ -83,7 +83,11 @@ def private_bytes() -> int:
 
 
 class Measured:
-    """A value whose unpickling is measured in the started process, after its imports."""
+    """A value that is unpickled as a pair: itself, and the memory that this took.
+
+    The spawned process unpickles `Start`, the value and `End` in this order. `Start` first imports
+    modules, so that they do not count.
+    """
 
     def __init__(self, value):
         self.value = value
@@ -92,7 +96,7 @@ class Measured:
         import sys
 
         modules = [name for name in sys.modules if name.split(".")[0] in ("npstream", "numpy")]
-        return make_measured, (Start(modules), self.value, End())
+        return pair_with_growth, (Start(modules), self.value, End())
 
 
 class Start:
@@ -100,7 +104,7 @@ class Start:
         self.modules = modules
 
     def __reduce__(self):
-        return start, (self.modules,)
+        return import_and_measure, (self.modules,)
 
 
 class End:
@@ -108,7 +112,7 @@ class End:
         return private_bytes, ()
 
 
-def start(modules) -> int:
+def import_and_measure(modules) -> int:
     import importlib
 
     for module in modules:
@@ -117,7 +121,7 @@ def start(modules) -> int:
     return private_bytes()
 
 
-def make_measured(before, value, after):
+def pair_with_growth(before, value, after):
     return value, after - before
 
 
@@ -163,13 +167,13 @@ def test_a_started_worker_has_little_private_memory(large):
     assert nbytes < 10_000_000
 
 
-def restart(value):
-    """Return a value as a started process would have it."""
+def spawned_copy(value):
+    """Return a value as a spawned process would unpickle it."""
     body = dumps(value)
     return pickle.loads(body)
 
 
-def same(left, right):
+def assert_same_indexes(left, right):
     for name in ("starts", "nbytes", "schema_ids", "compressed", "guide"):
         np.testing.assert_array_equal(getattr(left, name), getattr(right, name))
     assert left.fingerprint() == right.fingerprint()
@@ -181,10 +185,10 @@ def same(left, right):
 
 
 COPIES = {
-    "started": restart,
-    "started twice": lambda index: restart(restart(index)),
+    "spawned": spawned_copy,
+    "spawned twice": lambda index: spawned_copy(spawned_copy(index)),
     "pickle": lambda index: pickle.loads(pickle.dumps(index)),
-    "pickle of a started one": lambda i: pickle.loads(pickle.dumps(restart(i))),
+    "pickle of a spawned copy": lambda i: pickle.loads(pickle.dumps(spawned_copy(i))),
     "copy": copy.copy,
     "deepcopy": copy.deepcopy,
 }
@@ -199,42 +203,42 @@ def test_copies_of_an_index_are_equal(tmp_path, shards, name):
         index = parse_index(b'{"version": 2, "shards": []}', "index.json")
         assert COPIES[name](index).fingerprint() == index.fingerprint()
         return
-    same(COPIES[name](index), index)
+    assert_same_indexes(COPIES[name](index), index)
     renamed = index.renamed({"x": "y"})
     copied = COPIES[name](renamed)
-    same(copied, renamed)
+    assert_same_indexes(copied, renamed)
     assert copied.original.schemas == index.schemas
 
 
 def test_a_renamed_index_shares_the_arrays_of_the_original(large):
     index = large._source.index
-    restored, original = restart((index.renamed({"x": "y"}), index))
+    restored, original = spawned_copy((index.renamed({"x": "y"}), index))
     assert np.shares_memory(restored.starts, original.starts)
     assert restored.original is original
 
 
-def test_arrays_of_several_dtypes():
+def test_arrays_of_several_dtypes_round_trip():
     arrays = {
         "a": np.arange(3, dtype=np.int32), "b": np.random.default_rng(0).random((700, 3)),
         "c": np.zeros(0), "d": np.array([True, False]),
     }  # fmt: skip
     shared = SharedArrays(arrays)
-    for restored in (restart(shared), pickle.loads(pickle.dumps(shared))):
+    for restored in (spawned_copy(shared), pickle.loads(pickle.dumps(shared))):
         for name, array in arrays.items():
             np.testing.assert_array_equal(restored[name], array)
             assert restored[name].dtype == array.dtype
 
 
-def test_a_write_in_a_started_process_stays_there():
+def test_a_write_in_a_spawned_process_stays_there():
     shared = SharedArrays({"a": np.zeros(10_000)})
-    restored = restart(shared)
+    restored = spawned_copy(shared)
     restored["a"][:] = 1
     assert not shared["a"].any()
 
 
 def test_a_shared_write_is_seen_by_all():
     shared = SharedArrays({"a": np.zeros(10_000)}, shares_writes=True)
-    restored = restart(shared)
+    restored = spawned_copy(shared)
     restored["a"][7] = 1
     shared["a"][8] = 2
     assert shared["a"][7:9].tolist() == restored["a"][7:9].tolist() == [1, 2]
@@ -242,8 +246,8 @@ def test_a_shared_write_is_seen_by_all():
 
 def test_small_arrays_are_copied():
     shared = SharedArrays({"a": np.arange(3)})
-    restart(shared)
-    assert shared._file is None
+    spawned_copy(shared)
+    assert shared._file is None  # no memory file was made
 
 
 def test_the_file_is_closed_with_the_arrays():
@@ -257,7 +261,7 @@ def test_the_file_is_closed_with_the_arrays():
         os.fstat(file)
 
 
-def test_entries_and_bytes():
+def test_shared_entries_and_bytes_are_read_like_lists_and_bytes():
     entries = [{"samples": k, "name": "é" * k} for k in range(200)]
     shared = SharedEntries.of(entries)
     assert [*shared] == entries
@@ -267,7 +271,7 @@ def test_entries_and_bytes():
     with pytest.raises(IndexError):
         shared[200]
     body = os.urandom(10_000)
-    for restored in (SharedBytes(body), restart(SharedBytes(body))):
+    for restored in (SharedBytes(body), spawned_copy(SharedBytes(body))):
         assert len(restored) == 10_000
         assert restored[5:300] == body[5:300]
         assert restored[:] == body
@@ -279,7 +283,7 @@ def test_masks_and_costs_are_shared():
     costs = RowCosts(np.arange(rows, dtype=np.uint16))
     for values in (mask, costs):
         assert len(dumps(values)) < 1000
-        assert restart(values).identity() == values.identity()
+        assert spawned_copy(values).identity() == values.identity()
         assert pickle.loads(pickle.dumps(values)).identity() == values.identity()
 
 

@@ -129,10 +129,10 @@ def assert_exact(statistics, values):
     else:
         with np.errstate(all="ignore"):
             floats = np.array(numbers, np.float64)
-            size = np.abs(floats).sum()
+            magnitude = np.abs(floats).sum()
             total, squares = floats.sum(), (floats**2).sum()
-        if np.isfinite(size):
-            assert abs(statistics.total - total) <= 1e-12 * size
+        if np.isfinite(magnitude):
+            assert abs(statistics.total - total) <= 1e-12 * magnitude
         assert np.isclose(statistics.squares, squares, rtol=1e-12, equal_nan=True)
 
 
@@ -162,7 +162,7 @@ def test_integers_are_exact(dtype, count, compiled, span, monkeypatch):
     "columns", [("x",), ("a", "x"), ("x", "z"), ("a", "odd", "x"), ("odd", "x")]
 )
 def test_arrays_of_small_integers_are_exact(dtype, compiled, columns, tmp_path, monkeypatch):
-    """The kernel reads them within the records, if they are aligned."""
+    """The kernel reads the arrays in place, within the samples, if they are aligned."""
     monkeypatch.setattr(statistics_module, "_use_kernel", lambda kernel, count: compiled)
     limits, rng = np.iinfo(dtype), np.random.default_rng(0)
     count = 3000
@@ -198,7 +198,7 @@ def test_floats_are_those_of_numpy(values):
     assert_exact(statistics, values)
 
 
-def test_mean_and_deviation():
+def test_mean_and_deviation_are_those_of_numpy():
     values = np.random.default_rng(0).normal(5, 2, 100_000)
     statistics = ColumnStatistics("float64")
     for part in np.split(values, 10):
@@ -234,7 +234,7 @@ def test_merged_parts_are_the_whole(parts):
 
 @pytest.mark.parametrize("kind", ["scalars", "elements"])
 def test_many_values_are_sampled(kind):
-    """The sketches examine a part of them; ranks are then right within a few standard errors."""
+    """Sketches examine a part of the values. Ranks are then right within a few standard errors."""
     rng = np.random.default_rng(3)
     values = rng.integers(0, 1000, 1_000_000)
     statistics = ColumnStatistics("int64")
@@ -255,7 +255,7 @@ def test_many_values_are_sampled(kind):
 
 
 @given(st.lists(st.binary(max_size=80), max_size=60), st.integers(0, 9))
-def test_lengths_and_frequent_values(values, offset):
+def test_lengths_and_frequent_values_are_exact(values, offset):
     data = np.frombuffer(bytes(offset) + b"".join(values), np.uint8)
     nbytes = np.array([len(value) for value in values], np.int64)
     begins = offset + np.cumsum(nbytes) - nbytes
@@ -287,7 +287,7 @@ def assert_describes(found, values):
 
 
 @pytest.mark.parametrize("how", ["arrays", "mixed", "rows"])
-def test_every_column_of_a_dataset(how, tmp_path):
+def test_every_column_of_a_dataset_has_statistics(how, tmp_path):
     rng, n = np.random.default_rng(0), 3000
     floats = rng.normal(size=n)
     floats[::7] = np.nan
@@ -304,6 +304,7 @@ def test_every_column_of_a_dataset(how, tmp_path):
         data["ragged"] = [np.arange(k % 4 + 1, dtype=np.int16) for k in range(n)]
         data["j"] = [None if k % 2 else {"a": k} for k in range(n)]
     kinds = {"j": "json", "text": "str", "ragged": "ndarray:int16"}
+    # A first write infers the columns of the arrays.
     report = npstream.write(tmp_path / "a", {k: v[:1] for k, v in arrays.items()})
     columns = report.columns | {k: v for k, v in kinds.items() if k in data}
     written_data = data
@@ -332,7 +333,7 @@ def test_every_column_of_a_dataset(how, tmp_path):
 
 @pytest.mark.parametrize("long", [1, 200])
 @pytest.mark.parametrize("loaded", [True, False])
-def test_ragged_arrays_with_and_without_a_kernel(long, loaded, tmp_path, monkeypatch):
+def test_ragged_arrays_are_exact_with_and_without_a_kernel(long, loaded, tmp_path, monkeypatch):
     from npstream._core import spans
 
     monkeypatch.setattr(type(spans.copy_spans), "is_loaded", loaded)
@@ -355,7 +356,7 @@ def test_arrays_of_several_dtypes_have_lengths_only(dtypes, in_one_chunk, tmp_pa
     statistics = read(tmp_path)["x"]
     assert (statistics.count, statistics.elements, statistics.dtype) == (len(dtypes), 0, "")
     assert (statistics.minimum, statistics.total, statistics.examined) == (None, 0, 0)
-    nbytes = [3 + row.nbytes for row in rows]
+    nbytes = [3 + row.nbytes for row in rows]  # each value has a head of 3 bytes
     assert (statistics.shortest, statistics.longest) == (min(nbytes), max(nbytes))
     assert statistics.nbytes == sum(nbytes)
 
@@ -374,7 +375,7 @@ def test_registered_encodings_have_statistics(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn"])
-def test_floats_of_ml_dtypes(dtype, tmp_path):
+def test_floats_of_ml_dtypes_have_statistics(dtype, tmp_path):
     ml_dtypes = pytest.importorskip("ml_dtypes")
     values = np.array([0.5, -2, np.nan, 1], getattr(ml_dtypes, dtype))
     npstream.write(tmp_path, {"x": values, "y": values.reshape(4, 1)})
@@ -383,7 +384,7 @@ def test_floats_of_ml_dtypes(dtype, tmp_path):
         assert (statistics.minimum, statistics.maximum, statistics.total) == (-2, 1, -0.5)
 
 
-def test_statistics_do_not_depend_on_how_it_is_written(tmp_path):
+def test_statistics_of_columns_and_of_rows_are_equal(tmp_path):
     rng = np.random.default_rng(0)
     data = {"x": rng.normal(size=50_000), "y": rng.integers(0, 99, (50_000, 20))}
     options = {"shard_size": "1MiB"}
@@ -455,6 +456,7 @@ def test_compressed_shards_are_divided_into_parts(compression, tmp_path, monkeyp
         found = read(tmp_path / name)
         assert_exact(found["x"], data["x"])
         assert_exact(found["y"], data["y"])
+        # At most SCALARS values of a part are examined, so there were more than 20 parts.
         assert found["x"].examined > 64 * 20
     assert found["t"].count == 9000
 
@@ -532,8 +534,8 @@ def test_statistics_cost_at_most_one_request(tmp_path):
         assert [len(spans) for spans in store.requests] == [1] * requests
 
 
-def test_an_older_reader_ignores_the_section(tmp_path):
-    """The table of sections names it; nothing else of the file changes."""
+def test_the_statistics_are_a_section_and_the_index_has_no_new_key(tmp_path):
+    """Older readers ignore a section that they do not know."""
     npstream.write(tmp_path, {"x": np.arange(10)})
     sidecar = Sidecar(open_store(tmp_path))
     names = [row[0] for row in sidecar._sections.table["sections"]]
@@ -566,6 +568,7 @@ def assert_text_statistics(found, rows):
     word = found["word"]
     assert (word.count, word.missing) == (len(rows), lengths.count(0))
     assert (word.nbytes, word.shortest, word.longest) == (sum(lengths), 0, 80)
+    # Longer values are not counted.
     counts = collections.Counter(row["word"].encode() for row in rows if len(row["word"]) <= 64)
     if word.examined == len(rows):
         assert word.frequent.counts == counts

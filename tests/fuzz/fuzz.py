@@ -42,7 +42,10 @@ SCRATCH = "/dev/shm" if os.path.isdir("/dev/shm") else None
 
 
 def work(root: Path, kind: str, seed: int, numbers: list[int], python: bool) -> None:
-    """Run mutations in a directory; print a line of JSON before and after each."""
+    """Run mutations in a directory; print a line of JSON before and after each.
+
+    If `python` is True, kernels run as plain Python and are never compiled.
+    """
     if python:
         _jit.SMALL_CALL_ROWS = _jit.IMPORT_THRESHOLD = _jit.COMPILE_THRESHOLD = 1 << 62
     else:
@@ -56,12 +59,12 @@ def work(root: Path, kind: str, seed: int, numbers: list[int], python: bool) -> 
 
 
 def _run(target: Kind, seed: int, number: int) -> None:
-    description, check = target.mutation(random.Random(f"{seed}/{number}"))
+    description, run_mutation = target.mutation(random.Random(f"{seed}/{number}"))
     print(json.dumps({"start": number, "what": description}), flush=True)
     findings: list[str] = []
     faulthandler.dump_traceback_later(TIMEOUT, exit=True)  # also in compiled code
     try:
-        reads = check(findings.append)
+        reads = run_mutation(findings.append)
     finally:
         faulthandler.cancel_dump_traceback_later()
     print(json.dumps({"end": number, "reads": reads, "findings": findings[:3]}), flush=True)
@@ -75,13 +78,13 @@ def fuzz(
 ) -> Counter[str]:
     """Run mutations in a worker, and in a new one after each crash; report violations."""
     totals = Counter[str]()
-    rest = list(numbers)
-    while rest:
+    remaining = list(numbers)
+    while remaining:
         with tempfile.TemporaryDirectory(dir=SCRATCH) as root:
             command = [sys.executable, "-X", "faulthandler", __file__, f"--worker={root}"]
             command += [f"--kinds={kind}", f"--seed={seed}", *(["--python"] if python else [])]
             worker = subprocess.run(
-                [*command, "--only", *map(str, rest)],
+                [*command, "--only", *map(str, remaining)],
                 capture_output=True,
                 text=True,
                 check=False,
@@ -92,21 +95,22 @@ def fuzz(
                 },
             )
         lines = [json.loads(line) for line in worker.stdout.splitlines() if line.startswith("{")]
-        description = {line["start"]: line["what"] for line in lines if "start" in line}
+        descriptions = {line["start"]: line["what"] for line in lines if "start" in line}
         for line in lines:
             if "end" in line:
                 totals.update(line["reads"], mutations=1)
                 for finding in line["findings"]:
                     totals["findings"] += 1
-                    report(f"{line['end']} ({description[line['end']]}): {finding}")
+                    report(f"{line['end']} ({descriptions[line['end']]}): {finding}")
         if worker.returncode == 0:
             break
-        if not description:
+        if not descriptions:
             raise RuntimeError(f"the worker did not start: {worker.stderr}")
-        died = max(description, key=rest.index)
+        crashed = max(descriptions, key=remaining.index)  # the last mutation that started
         totals.update(findings=1, mutations=1)
-        report(f"{died} ({description[died]}): exit {worker.returncode}: {worker.stderr[-3000:]}")
-        rest = rest[rest.index(died) + 1 :]
+        what = descriptions[crashed]
+        report(f"{crashed} ({what}): exit {worker.returncode}: {worker.stderr[-3000:]}")
+        remaining = remaining[remaining.index(crashed) + 1 :]
     return totals
 
 

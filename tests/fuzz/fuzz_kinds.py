@@ -21,7 +21,7 @@ import fsspec
 import golden_data as golden
 import saved_states
 from fuzz_mutations import BLOB_CHANGES, SIDECAR_CHANGES, Files, edit_state, mutate
-from fuzz_reading import DOCUMENTED_ERRORS, Case, Report, cases, check, write_annotated
+from fuzz_reading import DOCUMENTED_ERRORS, Case, Report, cases, read_damaged, write_annotated
 from guards import guarded_array
 
 import npstream
@@ -77,8 +77,8 @@ class LocalDatasets:
     def mutation(self, rng: random.Random) -> tuple[str, RunMutation]:
         """Damage one or two files of a dataset."""
         case = rng.choice(self.cases)
-        changed, done = mutate(rng, case.files, case.compressed)
-        return f"{case.name}: {done}", partial(self._check, rng, case, changed)
+        changed, damage = mutate(rng, case.files, case.compressed)
+        return f"{case.name}: {damage}", partial(self._check, rng, case, changed)
 
     def _check(
         self, rng: random.Random, case: Case, changed: Files, report: Report
@@ -88,7 +88,7 @@ class LocalDatasets:
             (root / name).write_bytes(content)
         try:
             with patched(_random_patches(rng)):
-                return check(partial(npstream.open, root), case, changed, rng, report)
+                return read_damaged(partial(npstream.open, root), case, changed, rng, report)
         finally:
             for name in changed:
                 (root / name).write_bytes(case.files[name])
@@ -127,7 +127,8 @@ def _random_patches(rng: random.Random) -> dict[tuple[Any, str], Any]:
 # Datasets in a store
 
 
-def _small_chunks() -> None:
+def _use_small_chunks() -> None:
+    """Set limits so low that small datasets have many chunks, and retry without a wait."""
     chunks.CHUNK_BYTES = 1 << 10
     requests._BACKOFF = 0.001
     remote_shards.SMALL_CHUNK = 0
@@ -158,7 +159,7 @@ class RemoteDatasets:
     """Datasets with side-cars in a store."""
 
     def __init__(self, root: Path) -> None:
-        _small_chunks()
+        _use_small_chunks()
         self._root = root
         self._store = fsspec.filesystem("memory")
         self._numbers = itertools.count()
@@ -182,19 +183,21 @@ class RemoteDatasets:
         else:
             sidecar = {"index.msgpack", *columns}
             others = {name: body for name, body in case.files.items() if name not in sidecar}
-            changed, done = mutate(rng, others, case.compressed)
-            draw = 1.0
+            changed, damage = mutate(rng, others, case.compressed)
+            draw = 1.0  # neither the side-car nor a column file is damaged
         if draw < 1:
             changed = {name: change(rng, case.files[name])}
-            done = f"{change.__name__} {name}"
+            damage = f"{change.__name__} {name}"
         is_removed = draw < 0.8 and rng.random() < 0.03
         if is_removed:
-            done = f"removed {', '.join(changed)}"
+            damage = f"removed {', '.join(changed)}"
+        # These changes also update the hashes, so npstream cannot detect them.
         trusted = change in SIDECAR_CHANGES if draw < 0.65 else False
-        # Reads of single samples do not compare a shard's head with the index.
+        # Reads of single samples do not compare a shard's head with the index, so a changed index
+        # may give wrong values.
         compares = not trusted and "index.json" not in changed
         run = partial(self._check, rng, case, changed, is_removed, compares)
-        return f"{case.name}: {done}", run
+        return f"{case.name}: {damage}", run
 
     def _check(
         self,
@@ -227,7 +230,7 @@ class RemoteDatasets:
                     retries=0,
                     implicit_read_limit=None,
                 )
-                reads = check(opened, case, changed, rng, report, compares)
+                reads = read_damaged(opened, case, changed, rng, report, compares)
             _report_unexpected("verify_dataset()", lambda: npstream.verify_dataset(url), report)
             if rng.random() < 0.1:
                 out = self._root / "built"
@@ -296,7 +299,9 @@ class CacheDirectory(RemoteDatasets):
         trusted = any(what.startswith("bytes of shard") for what in done)
         try:
             for _ in "12":  # the second run reads what the first run left
-                reads = check(opened, case, {}, rng, report_with_damage, compares=not trusted)
+                reads = read_damaged(
+                    opened, case, {}, rng, report_with_damage, compares=not trusted
+                )
                 if not (trusted or directory_is_lost) and (reads["raised"] or reads["refused"]):
                     report_with_damage("a damaged cache was reported as a damaged dataset")
             _report_unexpected("info()", lambda: npstream.cache.info(path), report_with_damage)
@@ -309,7 +314,7 @@ class CacheDirectory(RemoteDatasets):
                 path.unlink(missing_ok=True)
 
 
-_FOOTER = struct.Struct("<8sIQQ16s64s")
+_FOOTER = struct.Struct("<8sIQQ16s64s")  # magic, version, nbytes, pieces, stamp, key
 
 
 def damage_cache(rng: random.Random, path: Path) -> str:
@@ -410,7 +415,7 @@ class UnfinishedBuild:
     """The working directory of an interrupted `build_index`."""
 
     def __init__(self, root: Path) -> None:
-        _small_chunks()
+        _use_small_chunks()
         build._SAVE_INTERVAL = 0
         reread._MAX_GROUP_SHARDS = 1
         self._root = root
@@ -434,10 +439,10 @@ class UnfinishedBuild:
         (self._whole / "index.msgpack").unlink()
         add = sidecar_module.SidecarBuilder.add
 
-        done = itertools.count()
+        calls = itertools.count()
 
         def add_or_interrupt(self: sidecar_module.SidecarBuilder, result: Any) -> None:
-            if next(done) == 4:
+            if next(calls) == 4:  # the fifth shard
                 raise KeyboardInterrupt
             add(self, result)
 
@@ -462,6 +467,7 @@ class UnfinishedBuild:
         work = root / ".index.work"
         done = [self._damage(rng, work) for _ in range(rng.choice((1, 1, 2)))]
         lock = work / "lock"
+        # Without its own directory and lock, a build may raise.
         is_lost = not work.is_dir() or work.is_symlink() or lock.is_symlink() or not lock.is_file()
         try:
             npstream.build_index(root)
@@ -507,13 +513,13 @@ class SavedStates:
 
     def __init__(self, root: Path) -> None:
         saved_states.write(root)
-        self._of = saved_states.open_sources(root)
+        self._sources = saved_states.open_sources(root)
         self._states: list[tuple[str, dict[str, Any]]] = []
         for name, make in saved_states.CASES.items():
-            iteration = make(self._of)
-            read = saved_states.items(iteration)
+            iteration = make(self._sources)
+            items = saved_states.items(iteration)
             for _ in range(5):
-                next(read)
+                next(items)
             self._states.append((name, json.loads(json.dumps(iteration.state_dict()))))
 
     def mutation(self, rng: random.Random) -> tuple[str, RunMutation]:
@@ -533,12 +539,12 @@ class SavedStates:
         return f"{name}: {changed}", partial(self._check, name, new)
 
     def _check(self, name: str, state: Any, report: Report) -> Counter[str]:
-        made = saved_states.CASES[name](self._of)
-        before = made.state_dict()
+        iteration = saved_states.CASES[name](self._sources)
+        before = iteration.state_dict()
         try:
-            made.load_state_dict(state)
+            iteration.load_state_dict(state)
         except (ValueError, StorageError):
-            if made.state_dict() != before:
+            if iteration.state_dict() != before:
                 report("a rejected state had an effect")
             return Counter(raised=1)
         except TypeError as error:
@@ -549,8 +555,8 @@ class SavedStates:
             report(f"load_state_dict() raised {traceback.format_exc(limit=-3)}")
             return Counter(raised=1)
         try:
-            list(itertools.islice(saved_states.items(made), 3))
-            made.state_dict()
+            list(itertools.islice(saved_states.items(iteration), 3))
+            iteration.state_dict()
         except Exception:
             report(f"continuing raised {traceback.format_exc(limit=-4)}")
         return Counter(read=1)

@@ -76,21 +76,20 @@ class Original:
 def _mds(entry: dict[str, Any], raw: bytes, meta: bytes) -> Shard:
     (rows,) = struct.unpack_from("<I", raw)
     offsets = struct.unpack_from(f"<{rows + 1}I", raw, 4)
-    fixed = entry["column_sizes"]
-    variable = fixed.count(None)
+    column_sizes = entry["column_sizes"]
+    variable = column_sizes.count(None)
     owner, sizes = np.full((2, len(raw)), STRUCTURE)
     for row, (begin, end) in enumerate(pairwise(offsets)):
         lengths = iter(struct.unpack_from(f"<{variable}I", raw, begin))
         sizes[begin : begin + 4 * variable] = row
         at = begin + 4 * variable
-        for column, size in enumerate(fixed):
+        for column, size in enumerate(column_sizes):
             length = next(lengths) if size is None else size
-            owner[at : at + length] = row * len(fixed) + column
+            owner[at : at + length] = row * len(column_sizes) + column
             at += length
         assert at == end
-    return Shard(
-        raw, owner, sizes, rows, tuple(entry["column_names"]), True, sum(filter(None, fixed))
-    )
+    fixed = sum(filter(None, column_sizes))
+    return Shard(raw, owner, sizes, rows, tuple(entry["column_names"]), True, fixed)
 
 
 def _lines(entry: dict[str, Any], raw: bytes, meta: bytes) -> Shard:
@@ -154,8 +153,8 @@ def _judge_shard(
     if shard is None or name not in files or count != shard.rows:
         return count, []
     excused: dict[int, frozenset[str]] = {}
-    recorded = entry["hashed"][0] if mapped else any(entry["hashed"])
-    if not recorded or not (verify is True or (verify == "auto" and not mapped)):
+    has_hash = entry["hashed"][0] if mapped else any(entry["hashed"])
+    if not has_hash or not (verify is True or (verify == "auto" and not mapped)):
         excused = _excused(shard, files[name], None if mapped else entry["compression"])
     return count, [ExpectedRow(shard, row, excused.get(row, frozenset())) for row in range(count)]
 

@@ -150,8 +150,8 @@ class DatasetReader:
             expected_row for expected_row, _ in zip(expected_rows, range(MAX_ROWS), strict=False)
         ]
         self.reads = Counter[str]()
-        self.compares = True
-        self.is_typed = True
+        self.compares = True  # whether values are compared with the original
+        self.is_typed = True  # whether the columns have their original dtypes
 
     def attempt(self, what: str, read: Callable[[], Any], *documented: type[Exception]) -> Any:
         """Return the result of a read, or None if it raises; report undocumented exceptions."""
@@ -187,24 +187,24 @@ class DatasetReader:
                 f"{what}, sample {row}, column {column!r}: {value!r:.80}; expected {original!r:.80}"
             )
 
-    def all(self) -> None:
+    def read_all(self) -> None:
         """Read the dataset in every way."""
         rows = range(len(self.expected_rows))
         for row in rows:
             sample = self.attempt(f"ds[{row}]", partial(self.ds.__getitem__, row))
-            self.sample(f"ds[{row}]", row, sample)
+            self.compare_sample(f"ds[{row}]", row, sample)
         self.iterate()
         order = list(rows)
         self.rng.shuffle(order)
-        self.batches(self.ds, order)
+        self.read_batches(self.ds, order)
         for column in self.ds.columns:
             part = self.attempt("ds[[column]]", partial(self.ds.__getitem__, [column]))
             if part is not None:
-                self.batches(part, list(rows))
-                self.equal(column, list(rows))
-                self.mapped(column)
+                self.read_batches(part, list(rows))
+                self.compare_text(column, list(rows))
+                self.read_without_copy(column)
 
-    def describe(self) -> None:
+    def call_other_methods(self) -> None:
         """Call other methods of the dataset, and read it in a shuffled order."""
         rows = list(range(len(self.expected_rows)))
         self.attempt("repr()", lambda: repr(self.ds))
@@ -227,7 +227,7 @@ class DatasetReader:
         for _ in self.ds.iter(0, 1, batch_size=5, shuffle=True):
             pass
 
-    def sample(self, what: str, row: int, sample: Any) -> None:
+    def compare_sample(self, what: str, row: int, sample: Any) -> None:
         """Compare the values of a sample."""
         for column, value in (sample or {}).items():
             self.compare(what, row, column, value, self.case.values)
@@ -239,28 +239,28 @@ class DatasetReader:
             sample = self.attempt("iter(ds)", lambda: next(samples))
             if sample is None:
                 return
-            self.sample("iter(ds)", row, sample)
+            self.compare_sample("iter(ds)", row, sample)
 
-    def batches(self, ds: Any, rows: list[int]) -> None:
+    def read_batches(self, ds: Any, rows: list[int]) -> None:
         """Load samples in one batch; if this raises, load the halves."""
         batch = self.attempt("load()", lambda: ds[rows].load(), OverflowError)
         if batch is None and len(rows) > 1:
-            self.batches(ds, rows[: len(rows) // 2])
-            self.batches(ds, rows[len(rows) // 2 :])
+            self.read_batches(ds, rows[: len(rows) // 2])
+            self.read_batches(ds, rows[len(rows) // 2 :])
         for column, values in (batch or {}).items():
             for k, row in enumerate(rows):
                 value = self.attempt("batch row", partial(values.__getitem__, k))
                 if value is not None:
                     self.compare("load()", row, column, value, self.case.stored)
 
-    def mapped(self, column: str) -> None:
+    def read_without_copy(self, column: str) -> None:
         """Read a column without a copy, if possible."""
         view = self.ds[column][: len(self.expected_rows)]
         array = self.attempt("copy=False", lambda: np.array(view, copy=False), ValueError)
         for row, value in enumerate(() if array is None else array):
             self.compare("copy=False", row, column, value, self.case.stored)
 
-    def equal(self, column: str, rows: list[int]) -> None:
+    def compare_text(self, column: str, rows: list[int]) -> None:
         """Compare a column of text with a value, which compares stored bytes."""
         target = self.case.values.get(column, [None])[0]
         if not rows or not isinstance(target, str | bytes):
@@ -278,7 +278,7 @@ class DatasetReader:
                 self.report(f"ds[{column!r}] == ..., sample {row}: {equal}")
 
 
-def check(
+def read_damaged(
     opened: Callable[..., Any],
     case: Case,
     changed: Files,
@@ -308,6 +308,7 @@ def check(
     except DOCUMENTED_ERRORS:
         return Counter(refused=1)
     except Exception as error:
+        # A damaged index may claim a column of pickles, which `open` refuses with a ValueError.
         if not (isinstance(error, ValueError) and "pickled" in str(error)):
             report(f"open() raised {traceback.format_exc(limit=-3)}")
         return Counter(refused=1)
@@ -328,8 +329,8 @@ def check(
         reading = DatasetReader(ds, case, expected_rows, report, rng)
         reading.compares = compares and _annotations(case, changed) == case.index.get("npstream")
         reading.is_typed = "index.json" not in changed
-        reading.all()
-        reading.describe()
+        reading.read_all()
+        reading.call_other_methods()
     return reading.reads
 
 

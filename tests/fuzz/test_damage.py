@@ -68,6 +68,7 @@ def test_an_index_that_needs_more_memory_than_is_free_is_rejected(path, monkeypa
     entry = (path / "index.json").read_bytes()
     text = entry + b" " * (3 << 20)
     monkeypatch.setattr(memory, "_UNCHECKED_BYTES", 0)
+    # The estimate of the memory that parsing takes is at least twice the bytes of the text.
     monkeypatch.setattr(memory, "available_memory", lambda: 2 * len(text) - 1)
     monkeypatch.setattr(formats_index, "available_memory", memory.available_memory)
     with pytest.raises(FormatError, match="bytes; free memory has"):
@@ -165,7 +166,7 @@ def sidecar_with_table(table, arrays=b""):
     return (head + table).ljust(start, b"\xc0") + arrays
 
 
-def test_a_table_that_is_too_large_raises(path, monkeypatch):
+def test_invalid_and_too_large_tables_raise(path, monkeypatch):
     file = path / "index.msgpack"
     for table in (b"\xdd\xff\xff\xff\xff\xc0", b"\x91" * 1000 + b"\xc0", b"\xc1"):
         file.write_bytes(sidecar_with_table(table))
@@ -196,6 +197,7 @@ def test_a_truncated_column_file_raises(path, tmp_path, upload, size):
     (file,) = (path / "index.columns").iterdir()
     file.write_bytes(file.read_bytes()[:size])
     ds = npstream.open(upload(path), cache=tmp_path / "cache")
+    # These reads may succeed, but they raise no other errors.
     for read in (ds["x"].load, ds.prefetch, ds["x"].min, ds.explain):
         try:
             read()
@@ -332,7 +334,7 @@ def unfinished(path, monkeypatch):
     npstream.build_index(path)
     expected = (path / "index.msgpack").read_bytes()
     (path / "index.msgpack").unlink()
-    add, remaining = sidecar_module.SidecarBuilder.add, iter(range(3))
+    add, remaining = sidecar_module.SidecarBuilder.add, iter(range(3))  # shards until the interrupt
 
     def add_or_interrupt(self, result):
         if next(remaining, None) is None:

@@ -27,7 +27,7 @@ from npstream.formats.compression import compress
 
 
 @pytest.mark.parametrize("python", [False, True], ids=["compiled", "python"])
-def test_mutations_of_local_datasets(python):
+def test_mutations_of_local_datasets_have_no_findings(python):
     findings = []
     totals = fuzz.fuzz("local", 0, list(range(200)), findings.append, python)
     assert findings == []
@@ -42,7 +42,7 @@ def test_mutations_of_local_datasets(python):
     ("kind", "count"),
     [("annotated", 30), ("remote", 25), ("cache", 25), ("work", 100), ("states", 300)],
 )
-def test_mutations_of_other_kinds(kind, count):
+def test_mutations_of_other_kinds_have_no_findings(kind, count):
     findings = []
     totals = fuzz.fuzz(kind, 0, list(range(count)), findings.append)
     assert findings == []
@@ -58,25 +58,25 @@ def sample_case():
     return Case.golden("mds_no_limit")
 
 
-def check(tmp_path, case, changed):
+def findings_of(tmp_path, case, changed):
     """Return the findings for a dataset with these changed files."""
     findings = []
     for name, content in (case.files | changed).items():
         (tmp_path / name).write_bytes(content)
     opened = partial(npstream.open, tmp_path)
-    fuzz_reading.check(opened, case, changed, random.Random(0), findings.append)
+    fuzz_reading.read_damaged(opened, case, changed, random.Random(0), findings.append)
     return findings
 
 
 def test_an_undamaged_dataset_has_no_findings(tmp_path):
-    assert check(tmp_path, sample_case(), {}) == []
+    assert findings_of(tmp_path, sample_case(), {}) == []
 
 
 def test_wrong_values_are_reported(tmp_path):
     case = sample_case()
     case.values = {column: values[::-1] for column, values in case.values.items()}
     case.stored = {column: values[::-1] for column, values in case.stored.items()}
-    findings = check(tmp_path, case, {})
+    findings = findings_of(tmp_path, case, {})
     for way in ("ds[0]", "iter(ds)", "load()"):
         assert any(finding.startswith(way) for finding in findings)
 
@@ -84,7 +84,7 @@ def test_wrong_values_are_reported(tmp_path):
 def test_undocumented_exceptions_are_reported(tmp_path, monkeypatch):
     case = sample_case()
     monkeypatch.setattr(npstream.Dataset, "__getitem__", lambda ds, index: {}["x"])
-    assert "KeyError" in check(tmp_path, case, {})[0]
+    assert "KeyError" in findings_of(tmp_path, case, {})[0]
 
 
 def test_a_crash_of_the_worker_is_reported(monkeypatch):
@@ -103,20 +103,20 @@ def test_only_columns_with_changed_bytes_are_excused():
     shard, content = case.original.shards[name], case.files[name]
     for at in range(0, len(content), 7):
         new = content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
-        ((_, places),) = judge(case.original, {name: new}, "auto")
-        excused = {row: place.excused for row, place in enumerate(places) if place.excused}
+        ((_, rows),) = judge(case.original, {name: new}, "auto")
+        excused = {k: expected.excused for k, expected in enumerate(rows) if expected.excused}
         row, column = divmod(int(shard.owner[at]), len(shard.columns))
         in_a_value = shard.owner[at] != STRUCTURE
         assert excused == ({row: {shard.columns[column]}} if in_a_value else {})
-    places = shard.sizes == 3  # swapping the two sizes of a sample keeps their sum
+    size_bytes = shard.sizes == 3  # swapping the two sizes of sample 3 keeps their sum
     new = np.frombuffer(content, np.uint8).copy()
-    new[places] = np.roll(new[places], 4)
-    ((_, places),) = judge(case.original, {name: new.tobytes()}, "auto")
-    assert [place.excused for place in places if place.excused] == [set(shard.columns)]
+    new[size_bytes] = np.roll(new[size_bytes], 4)
+    ((_, rows),) = judge(case.original, {name: new.tobytes()}, "auto")
+    assert [expected.excused for expected in rows if expected.excused] == [set(shard.columns)]
 
 
 @pytest.mark.parametrize(
-    ("name", "excusing"),
+    ("name", "excusing"),  # the second is the values of `verify` that compare no hash
     [
         ("mds_h_sha1", ["auto", False]),
         ("mds_hz_sha1", [False]),
@@ -134,15 +134,19 @@ def test_checked_hashes_excuse_nothing(name, excusing):
     if file not in case.files:
         changed = {f"{file}.zstd": compress(new, "zstd")}
     for verify in ("auto", True, False):
-        places = [place for _, known in judge(case.original, changed, verify) for place in known]
-        assert any(place.excused for place in places) == (verify in excusing)
+        shards = judge(case.original, changed, verify)
+        is_excused = any(expected.excused for _, rows in shards for expected in rows)
+        assert is_excused == (verify in excusing)
 
 
 # Bombs: small data that decode to large values
 
 
 def dataset(root, columns, bodies, compression=None, claimed=None):
-    """Write a dataset of one shard without npstream's writer, and open it."""
+    """Write a dataset of one shard without npstream's writer, and open it.
+
+    The index records `claimed` bytes for the uncompressed shard; by default the true number.
+    """
     names, encodings = sorted(columns), [columns[name] for name in sorted(columns)]
     head = 4 * (len(bodies) + 2)
     ends = head + np.cumsum([0, *map(len, bodies)])
@@ -212,6 +216,8 @@ def test_compressed_data_that_claim_a_larger_size_raise(tmp_path, compression, c
         tracemalloc.stop()
 
 
+# The head of an array: a dtype code unless the encoding has a dtype, the number of axes << 2 | the
+# base-2 logarithm of the bytes of a length, and the lengths.
 ONES = bytes([1] * 62)
 HOSTILE_BODIES = {
     "ndarray": [

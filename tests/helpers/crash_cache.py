@@ -32,6 +32,7 @@ IN_FLIGHT = PROCESSES * (PIECE + 2 * 4096)
 """The cache may exceed its limit by one piece, rounded up to blocks, for each writing process."""
 
 SECONDS = 0.6
+"""Duration of a round. One process is killed earlier, at a random time."""
 
 KEYS = [f"{number:032x}" for number in range(SHARDS)]
 PINNED = KEYS[:2]

@@ -22,6 +22,7 @@ def write_shards(
     """Write one shard for each size, which may be 0, and open them as one dataset."""
     start = 0
     for number, size in enumerate(sizes):
+        # An empty shard is first written with one row, which `_empty` removes.
         stop = max(start + size, 1)
         rows = [
             {name: values[name][i] for name in values} for i in range(stop - max(size, 1), stop)

@@ -37,7 +37,7 @@ def names(url, options=None):
 
 
 def assert_published(url, options, value, cache):
-    """Assert that a directory holds one complete dataset of that value, and no other files."""
+    """Assert that a directory holds one complete dataset of one value, and no other files."""
     with npstream.open(url, storage_options=options, cache=cache) as ds:
         assert ds["v"].load().tolist() == [value] * SAMPLES
         assert set(ds["text"]) == {str(value)}

@@ -321,7 +321,7 @@ class _Server:
             method, path, _ = lines[0].split(" ", 2)
             headers = _headers(lines)
             span = headers.get("range", headers.get("x-ms-range", ""))
-            entry = [method, path, span, 0, 0]
+            entry = [method, path, span, 0, 0]  # the fields of Request: [3] is status, [4] nbytes
             self.log.append(entry)
             fault = self.next_fault(method, path)
             if "expect" in headers:

@@ -19,8 +19,7 @@ from npstream.storage.remote import RemoteStore
 NAME = "folder/file ä+%.bin"
 DATA = random.Random(0).randbytes(300_000)
 
-SPAN = (NAME, 1000, 250_000)
-
+SPAN = (NAME, 1000, 250_000)  # name, offset and number of bytes
 PART = DATA[1000:251_000]
 
 HANG = 60.0  # a read this many seconds after its deadline hangs, even on the slowest machine

@@ -22,7 +22,8 @@ import npstream
 import npstream.torch
 import torch
 
-EPOCHS, STEPS, SAVED_STEP = 2, 8, 11
+EPOCHS, STEPS = 2, 8  # steps of an epoch
+SAVED_STEP = 11  # the checkpoint is saved in the second epoch
 LIMIT = 5  # batches of a shortened epoch
 ACCUMULATION = 3  # batches; not a divisor of an epoch
 SETTINGS = {"batch_size": 4, "shuffle": True, "seed": 5}
@@ -106,7 +107,7 @@ def lightning(path, directory):
         "whole": train(workers=1),
         "resumed": train(0, directory / f"None-step={SAVED_STEP}.ckpt"),
         "limited": train(0, limit=LIMIT, every=1),
-        "limited and resumed": [
+        "limited and resumed": [  # with 0 or 1 worker processes
             train(step % 2, directory / f"{LIMIT}-step={step}.ckpt", limit=LIMIT, every=100)
             for step in (LIMIT - 1, LIMIT, LIMIT + 1)
         ],
@@ -187,6 +188,7 @@ def accelerate(path, directory):
     return {
         "whole": train(),
         "resumed": train(directory / "state"),
+        # Accelerate would divide the batches of each rank a second time, so these three raise.
         "dispatched": error_message(read_prepared),
         "spawned": error_message(lambda: read_prepared(**spawn_options)),
         "sharded": error_message(lambda: read_prepared(**sharded_options)),
@@ -253,6 +255,7 @@ def transformers(path, directory):
         "without a state": error_message(lambda: train(checkpoint, load=False)),
         "dispatched": error_message(lambda: train(kind=Trainer)),
     }
+    # 60 samples do not fill the last batches of two ranks; 64 do.
     results["evaluated"] = {count: evaluate(Streamed, ds, directory, count) for count in (64, 60)}
     steps = -(-STEPS // ACCUMULATION)  # in an epoch
     results["accumulated"] = train_with_accumulation()
@@ -264,7 +267,7 @@ def transformers(path, directory):
 
 
 def evaluate(trainer_class, ds, directory, count):
-    """Return the loss that the Trainer computes of some samples, and the losses of each sample."""
+    """Return the Trainer's loss of the first `count` samples, and the loss of each sample."""
     from transformers import TrainingArguments
 
     class Evaluated(trainer_class):

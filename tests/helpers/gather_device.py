@@ -1,7 +1,7 @@
 """A stand-in for a CUDA device that gathers rows from registered memory.
 
-Its work takes place in order, but only when something waits for an event. What would be a race on
-a device is an error here: a read of memory that is not registered any more, a copy from a buffer
+The stand-in does its work in order, but only when something waits for an event. A race on a real
+device is an error here: a read of memory that is not registered any more, a copy from a buffer
 that is used again, or a use of tensors before they have their values.
 """
 
@@ -14,8 +14,11 @@ import threading
 import torch
 from npstream.torch.registry import RegistrationError
 
+WRONG = 99
+"""Value of all bytes of a tensor until the stand-in has done the copy."""
+
 SHIFT = 1 << 50
-"""Difference of the addresses of the device and of the host, so that one for the other is found."""
+"""Device addresses minus host addresses. A test fails if code mixes them up."""
 
 
 class RegisteredMemory:
@@ -97,7 +100,7 @@ class GatherDevice:
         for source in sources:
             begin, end = source.data_ptr(), source.data_ptr() + source.nbytes
             assert not source.nbytes or any(a <= begin and end <= b for a, b, _ in self._pinned)
-        copies = [torch.full_like(source, 99) for source in sources]
+        copies = [torch.full_like(source, WRONG) for source in sources]
         for copy, source in zip(copies, sources, strict=True):
             self._start(lambda copy=copy, source=source: copy.copy_(source))
         return copies, self.record_event()
@@ -113,7 +116,8 @@ class GatherDevice:
         if self.error is not None:
             raise self.error
         outputs = [
-            torch.full((len(addresses), column.nbytes), 99, dtype=torch.uint8) for column in columns
+            torch.full((len(addresses), column.nbytes), WRONG, dtype=torch.uint8)
+            for column in columns
         ]
         self.gathered.append([column.name for column in columns])
         for column, output in zip(columns, outputs, strict=True):

@@ -55,11 +55,11 @@ def test_scalars_round_trip_bit_for_bit(array):
     assert decoded.tobytes() == scalar.tobytes() == encoding.encode(array)
 
 
-SIGNALLING_NAN = np.frombuffer(b"\1\0\x80\x7f", np.float32)[0]
+SIGNALING_NAN = np.frombuffer(b"\1\0\x80\x7f", np.float32)[0]
 
 
 def test_the_payload_of_a_nan_is_kept():
-    assert parse("float32").encode(SIGNALLING_NAN) == b"\1\0\x80\x7f"
+    assert parse("float32").encode(SIGNALING_NAN) == b"\1\0\x80\x7f"
     assert parse("float32").decode(b"\1\0\x80\x7f").tobytes() == b"\1\0\x80\x7f"
 
 

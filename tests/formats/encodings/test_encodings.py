@@ -132,7 +132,7 @@ def test_inputs_that_streaming_rejects_raise(unit):
         parse(name).encode(INVALID_INPUTS[text])
 
 
-def test_inputs_that_only_npstream_accepts():
+def test_inputs_that_only_npstream_accepts_are_encoded():
     assert parse("int").encode(np.int64(3)) == parse("int").encode(3)
     assert parse("json").encode(b"bytes") == b"bytes"
     big = np.arange(2, dtype=">i4")  # Streaming stores this big-endian, and reads it wrongly
@@ -263,7 +263,7 @@ def test_any_bytes_give_a_value_or_a_value_error(name, body):
         parse(name).decode(body)
     except ValueError:
         return
-    assert len(body) == (parse(name).size or len(body))
+    assert parse(name).size in (None, len(body))
 
 
 def uint32s(*numbers):
@@ -289,7 +289,7 @@ HOSTILE = [
     ("ndarray", b"\x07\x04\x01\x00"),  # no such dtype
     ("ndarray", b"\x08\x00\x01"),  # no axis
     ("ndarray", b"\x08\x04\x00"),  # no element
-    ("ndarray", b"\x08\xfc" + bytes(63)),
+    ("ndarray", b"\x08\xfc" + bytes(63)),  # 63 axes of length 0
     ("ndarray", b"\x08\x06\xff\xff"),  # a truncated head
     ("ndarray", b"\x08\x08\x02\x02abc"),
     ("ndarray", b"\x08\x08\x02\x02abcde"),
@@ -382,7 +382,7 @@ def test_invalid_names_raise(name, match):
         ("str_decimal", "object", object, None),
     ],
 )
-def test_kind_dtype_and_shape_of_encodings(name, kind, dtype, shape):
+def test_encodings_have_the_expected_kind_dtype_and_shape(name, kind, dtype, shape):
     encoding = parse(name)
     assert (encoding.kind, encoding.dtype, encoding.shape) == (kind, np.dtype(dtype), shape)
     assert not encoding.headless
@@ -479,7 +479,7 @@ def test_missing_values_of_pandas_raise(name):
 @pytest.mark.parametrize(
     ("row", "match"),
     [
-        # NumPy 2.5 warns where such a value is made from a number or a text.
+        # `np.zeros` makes these values without the warning that NumPy 2.5 has for other ways.
         (np.zeros((), "M8")[()], r"datetime64: it has no unit"),
         (np.zeros((), "m8")[()], r"timedelta64: it has no unit"),
         (np.longdouble(1), "dtype float128: known are bool"),

@@ -149,6 +149,7 @@ def test_consecutive_names_are_stored_as_one_run():
         shards.append(entry)
     few = len(encode(text_of(shards)))
     random.Random(0).shuffle(shards)
+    # 12 bytes for each shard suffice only if the names take next to none.
     assert few < 3000 * 12 < len(encode(text_of(shards)))
 
 
@@ -212,7 +213,7 @@ def large(count=COUNT):
     return MemoryStore({SIDECAR_FILE: sidecar, column.file: body}), pieces, values
 
 
-def test_piece_hashes_and_bounds_of_columns():
+def test_piece_hashes_and_bounds_of_columns_are_read_back():
     store, pieces, values = large()
     sidecar = Sidecar(store)
     assert sidecar.has_hashes
@@ -232,7 +233,8 @@ def test_columns_are_read_by_byte_ranges():
     sidecar = Sidecar(store)
     opened_nbytes = store.nbytes
     assert sidecar.column("a", 100_000, 100_003).tolist() == values[100_000:100_003].tolist()
-    assert store.nbytes - opened_nbytes <= HASH_BLOCK + 256
+    assert store.nbytes - opened_nbytes <= HASH_BLOCK + 256  # one block, the header and hashes
+    # The last span crosses from one block of 32,768 values to the next.
     for start, stop in ((0, 0), (0, 1), (len(values), len(values)), (32_767, 32_769)):
         assert sidecar.column("a", start, stop).tolist() == values[start:stop].tolist()
     assert np.array_equal(sidecar.column("a"), values)
@@ -291,12 +293,12 @@ def read_everything(store):
     )
 
 
-def test_damage_is_detected():
+def test_damage_raises_or_changes_no_value():
     store, _, _ = large(2000)
-    compressed, want = store.files[SIDECAR_FILE], read_everything(store)
+    intact, want = store.files[SIDECAR_FILE], read_everything(store)
     rng = random.Random(0)
     for k in range(300):
-        damaged = bytearray(compressed)
+        damaged = bytearray(intact)
         if k % 3 == 0:
             del damaged[rng.randrange(len(damaged)) :]
         elif k % 3 == 1:
@@ -311,18 +313,21 @@ def test_damage_is_detected():
 
 
 def with_edited_table(edit):
-    """Return a store whose side-car has an edited table, with consistent offsets and hash."""
+    """Return a store whose side-car has an edited table, with consistent offsets and hash.
+
+    `edit` changes the table in place, or returns another one.
+    """
     store, _, _ = large(2000)
-    compressed = store.files[SIDECAR_FILE]
-    prefix, magic, version, length, nbytes, _ = _HEAD.unpack_from(compressed)
-    table = msgpack.unpackb(compressed[_HEAD.size : _HEAD.size + length])
+    intact = store.files[SIDECAR_FILE]
+    prefix, magic, version, length, nbytes, _ = _HEAD.unpack_from(intact)
+    table = msgpack.unpackb(intact[_HEAD.size : _HEAD.size + length])
     table = edit(table) or table
     body = msgpack.packb(table)
     start = _align(_HEAD.size + length)
     moved = _align(_HEAD.size + len(body)) - start
     head = _HEAD.pack(prefix, magic, version, len(body), nbytes + moved, xxh3(body))
     filler = bytes(-(_HEAD.size + len(body)) % 64)
-    store.files[SIDECAR_FILE] = head + body + filler + compressed[start:]
+    store.files[SIDECAR_FILE] = head + body + filler + intact[start:]
     return store
 
 
@@ -334,7 +339,7 @@ def test_with_edited_table_changes_nothing_but_the_table():
 HOSTILE = [None, -1, 1 << 62, 1 << 63, True, 1.5, "x", b"x", [], {}, [[]], ["a"], "<O8", "../x"]
 
 
-def test_hostile_tables_raise():
+def test_most_hostile_tables_raise_and_others_can_be_read():
     rng = random.Random(0)
 
     def paths(value, path=()):
@@ -386,6 +391,7 @@ def test_hostile_tables_raise():
 )
 def test_invalid_tables_raise(edit, match):
     def changed(table):
+        # Only the first edit returns a new table. Others return what `pop` or `update` returns.
         result = edit(table)
         return result if isinstance(result, list) and result and result[0] is table else None
 
@@ -417,7 +423,7 @@ def test_column_files_are_checked():
     body[5000] ^= 1
     store.files["index.columns/a.npy"] = bytes(body)
     with pytest.raises(IntegrityError, match=r"index\.columns/a\.npy"):
-        Sidecar(store).column("a", 0, 1)
+        Sidecar(store).column("a", 0, 1)  # the damaged byte is in the same block
 
 
 def test_damage_in_transit_is_read_again():
@@ -454,4 +460,5 @@ def test_pieces_cover_the_whole_shard(samples, nbytes, compressed, chunk):
     end = int(offsets[-1])
     bounds = piece_bounds(rows, 7, end, offsets).tolist()
     assert bounds == [0, *(int(offsets[row]) for row in rows[:-1]), end]
+    # Without offsets, all samples have the same size.
     assert piece_bounds(rows, 7, 7 + 3 * samples).tolist() == [0, *(7 + 3 * rows).tolist()]
