@@ -266,7 +266,7 @@ def test_methods_of_0d_views_return_the_results_for_arrays(ds):
         assert_same(call(column), call(array))
 
 
-def test_methods_of_text_and_object_columns(ds):
+def test_methods_of_text_and_object_columns_return_their_values(ds):
     assert ds["text"].tolist() == OBJECTS["text"]
     assert ds["json"].tolist() == OBJECTS["json"]
     assert ds["json"].item(3) == {"k": 3}
@@ -295,7 +295,7 @@ def test_methods_without_effect_on_the_values_read_nothing(ds, monkeypatch):
     assert isinstance(ds["x"].reshape(N, 3, 2), npstream.Column)
 
 
-def test_in_tests_a_dataset_for_column_names(ds, monkeypatch):
+def test_a_dataset_contains_the_names_of_its_columns(ds, monkeypatch):
     monkeypatch.setattr(npstream.shards.table.Fetcher, "read", None)
     assert "n" in ds
     assert "label" not in ds

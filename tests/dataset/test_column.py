@@ -73,6 +73,7 @@ def test_chunks_have_about_the_rows_of_a_stored_chunk(ds, tmp_path):
     assert ds[..., 3]["tokens"].chunks == (4, 3)
     rows = np.zeros((64, 1 << 18), np.uint8)
     npstream.write(tmp_path, {"x": rows})
+    # A chunk has 4 MiB. The shards are slightly larger than their 64 rows, so 15 rows fit, not 16.
     assert npstream.open(tmp_path)["x"].chunks == (15, 1 << 18)
 
 
@@ -103,6 +104,7 @@ def test_an_integer_reads_the_value_of_the_sample(ds, name):
     for i in (0, 5, -1, np.int8(7), np.array(3)):
         value, sample = ds[name][i], ds[int(i)]
         assert_same(value, sample[name])
+        # A view gives the same sample; for samples before the view, compare the last one.
         assert_same(
             ds[2:][name][np.asarray(i) - 2 if i > 2 else -1],
             sample[name] if i > 2 else ds[-1][name],
@@ -237,10 +239,10 @@ def test_load_fills_a_given_array(ds, name):
         assert np.array_equal(out, expected)
 
 
-PARTS = [(0,), (slice(None), 1), (slice(None, None, 2),), ([2, 0],)]
+PARTS_OF_VALUES = [(0,), (slice(None), 1), (slice(None, None, 2),), ([2, 0],)]
 
 
-@pytest.mark.parametrize("cells", PARTS)
+@pytest.mark.parametrize("cells", PARTS_OF_VALUES)
 def test_load_of_a_part_fills_a_given_tensor(ds, cells, torch):
     expected = VALUES["tokens"][(slice(None), *cells)]
     out = torch.empty(expected.shape, dtype=torch.uint16)
@@ -248,7 +250,7 @@ def test_load_of_a_part_fills_a_given_tensor(ds, cells, torch):
     assert np.array_equal(out.numpy(), expected)
 
 
-@pytest.mark.parametrize("cells", PARTS)
+@pytest.mark.parametrize("cells", PARTS_OF_VALUES)
 def test_load_of_a_part_fills_a_given_array(ds, cells):
     expected = VALUES["tokens"][(slice(None), *cells)]
     part = ds["tokens"][(slice(None), *cells)]
@@ -333,11 +335,11 @@ def test_mapped_arrays_outlive_the_dataset(single):
 
 def test_asarray_without_a_copy_raises_if_mapping_is_impossible(ds, single):
     for column, dtype in (
-        (ds["label"], None),
+        (ds["label"], None),  # in several shards
         (ds["text"], None),
         (single["label"][[0, 1]], None),
-        (single["label"][:0], None),
-        (single["label"], np.int32),
+        (single["label"][:0], None),  # no bytes
+        (single["label"], np.int32),  # another dtype
         (single["tokens"][:, [0, 1]], None),
         (single["tokens"].view("bytes"), None),
         (single.shuffle(0, block=None)["label"], None),
@@ -499,6 +501,7 @@ def test_view_works_for_dtypes_that_the_buffer_protocol_lacks(dtype, tmp_path):
 
 def test_view_reinterprets_bytes_as_arrays_or_json(tmp_path):
     rows = np.arange(24, dtype=np.int64).reshape(4, 6)
+    # The first value has two integers, the others have six.
     bodies = [row.tobytes()[: 48 if i else 16] for i, row in enumerate(rows)]
     npstream.write(tmp_path, {"tokens": bodies, "meta": [b'{"a": 1}'] * 4, "x": np.arange(4)})
     ds = npstream.open(tmp_path)

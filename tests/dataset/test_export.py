@@ -51,13 +51,14 @@ def test_a_data_frame_has_the_values_of_the_view(ds):
     assert frame["label"].dtype == np.int64
     assert frame["text"].dtype == "str"
     whole = ds.to_pandas()
+    # Every third value has the same length.
     assert np.array_equal(np.stack(whole["ragged"][2::3]), np.stack(VALUES["ragged"][2::3]))
     assert whole["tokens"][3].tolist()[1].tolist() == VALUES["tokens"][3][1].tolist()
     sums = ds.to_pandas().groupby("label")["number"].sum()
     assert sums.tolist() == [int(VALUES["number"][k::4].sum()) for k in range(4)]
 
 
-def test_types_survive(tmp_path):
+def test_types_of_numbers_and_times_survive_and_decimals_become_text(tmp_path):
     values = {
         "day": np.array(["2026-02-01", "1969-01-01"], "M8[D]"),
         "moment": np.array([1, 2], "M8[us]"),
@@ -153,11 +154,11 @@ def test_a_table_that_does_not_fit_is_refused_after_its_first_batch(ds, monkeypa
     read = []
     columns = type(ds._source).columns
 
-    def counted(source, plan, lookup, out):
+    def record(source, plan, lookup, out):
         read.append(len(lookup.rows))
         return columns(source, plan, lookup, out)
 
-    monkeypatch.setattr(type(ds._source), "columns", counted)
+    monkeypatch.setattr(type(ds._source), "columns", record)
     monkeypatch.setattr(memory, "_UNCHECKED_BYTES", 0)
     monkeypatch.setattr(memory, "available_memory", lambda: 150)
     with pytest.raises(MemoryError, match=r"a table with .* more rows takes"):
@@ -268,6 +269,7 @@ def test_concatenations_of_views_become_dask_collections(tmp_path, monkeypatch):
         npstream.write(tmp_path / name, {"x": np.arange(start, stop)}, shard_samples=30)
     a, b = npstream.open(tmp_path / "a"), npstream.open(tmp_path / "b")
     shuffled = a[np.random.default_rng(0).permutation(100)]
+    # A view in random order has blocks of the average number of rows of a shard: here, 25.
     cases = [
         (npstream.concat([a, b]), (30, 30, 30, 10, 30, 20)),
         (npstream.concat([a[:10], b]), (10, 30, 20)),

@@ -42,7 +42,7 @@ def test_a_parent_directory_lists_its_datasets(splits):
 def test_the_search_below_a_directory_is_limited(tmp_path):
     for number in range(70):
         (tmp_path / f"{number:03}").mkdir()
-    npstream.write(tmp_path / "000/a/b/c", {"x": [1]})
+    npstream.write(tmp_path / "000/a/b/c", {"x": [1]})  # too deep, and behind too many directories
     assert "holds the datasets" not in open_error(tmp_path)
 
 

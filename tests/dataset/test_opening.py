@@ -88,7 +88,7 @@ def test_columns_are_unpickled_only_with_allow_pickle(tmp_path):
         npstream.open(tmp_path)["x"].view("pkl")
 
 
-def test_invalid_arguments_of_open_raise(tmp_path, path):
+def test_a_missing_index_an_unknown_hash_and_an_unknown_protocol_raise(tmp_path, path):
     with pytest.raises(errors.StorageError, match=r"index\.json"):
         npstream.open(tmp_path)
     with pytest.raises(ValueError, match="verify='sha0'"):
@@ -143,6 +143,8 @@ def test_merged_shards_have_the_columns_that_all_have(mixed):
 
 
 def test_columns_of_all_kinds_are_read_from_merged_shards(tmp_path):
+    # Only the parts 0 and 2 have these columns. Sorted by name, as MDS stores columns, they are the
+    # first and the last one, so other columns have different offsets in these parts.
     extra = {"before": b"a", "until": 1}
     for part in range(3):
         rows = [{name: VALUES[name][i] for name in VALUES} for i in range(4 * part, 4 * part + 3)]
@@ -151,7 +153,7 @@ def test_columns_of_all_kinds_are_read_from_merged_shards(tmp_path):
         npstream.write(tmp_path / f"{part}", rows, columns=columns)
     ds = merge(tmp_path)
     order = np.array([8, 0, 3, 4, 3, 7])
-    ids = order // 3 * 4 + order % 3
+    ids = order // 3 * 4 + order % 3  # a part has 3 of each 4 values
     for k, i, sample in zip(order, ids, ds[order], strict=True):
         check_sample(sample, i)
         check_sample(ds[k], i)

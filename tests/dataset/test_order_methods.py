@@ -42,7 +42,7 @@ def test_views_have_orders(ds, view, block):
     assert np.array_equal(np.concatenate([[], *[batch["number"] for batch in read]]), numbers)
 
 
-def test_a_block_of_nothing_keeps_the_order_of_the_view(ds):
+def test_block_0_keeps_the_order_of_the_view(ds):
     view = ds[::-3]
     order = view.order(7, 2, block=0)
     assert order[5:9].tolist() == [5, 6, 7, 8]
@@ -53,7 +53,7 @@ def test_a_block_of_nothing_keeps_the_order_of_the_view(ds):
     assert order[-1] == 99
     for call in (order.at, order.find):
         numbers = np.arange(3)
-        call(numbers)[:] = 9
+        call(numbers)[:] = 9  # the result is a new array
         assert numbers.tolist() == [0, 1, 2]
         with pytest.raises(IndexError, match="100 is out of bounds for an order of 100 rows"):
             call(np.array([0, 100]))
@@ -62,7 +62,7 @@ def test_a_block_of_nothing_keeps_the_order_of_the_view(ds):
         view.order("7", block=0)
 
 
-def test_an_iteration_with_a_block_of_nothing_is_one_without_a_shuffle(ds):
+def test_an_iteration_with_block_0_is_not_shuffled(ds):
     plain = ds.iter(0, 1, batch_size=8)
     sequential = ds.iter(0, 1, batch_size=8, shuffle=Shuffle(0))
     next(iter(plain))
@@ -93,14 +93,18 @@ def test_compressed_shards_are_one_chunk(tmp_path, monkeypatch):
         shards = json.loads((path / "index.json").read_text())["shards"]
         first = np.cumsum([0, *(shard["samples"] for shard in shards)])
         rows = npstream.open(path).order(0, block=1, lanes=1)[:]  # no chunk is cut
-        begins = rows[np.diff(rows, prepend=-2) != 1]
+        begins = rows[np.diff(rows, prepend=-2) != 1]  # the first rows of chunks
         assert len(begins) > len(shards) // 2
         assert np.isin(begins, first).all() == (compression is not None)
 
 
 @pytest.mark.parametrize("flight", [4, 16])
 def test_batch_means_of_single_class_shards_have_the_predicted_spread(tmp_path, flight):
-    """All samples of a shard have one class, and the number of shards in flight is known."""
+    """All samples of a shard have one label, and samples of `flight` shards are mixed.
+
+    Two samples of a batch then have the same shard with probability 1 / `flight`. So the variance
+    of batch means is 1 + (`batch` - 1) / `flight` times that of independent samples.
+    """
     shards, each, batch = 256, 32, 64
     labels = np.repeat(np.random.default_rng(0).standard_normal(shards), each)
     ds = write_shards(tmp_path, {"label": labels}, [each] * shards)

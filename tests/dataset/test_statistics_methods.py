@@ -44,7 +44,7 @@ def test_value_counts_and_unique_are_those_of_numpy(ds, name):
     np.testing.assert_array_equal(part.unique(), np.unique(values[::-3]))
 
 
-def test_bytes_are_counted(ds):
+def test_bytes_and_texts_of_nd_views_are_counted(ds):
     assert ds["body"].unique().tolist() == sorted(set(COLUMNS["body"]))
     assert ds["body"].value_counts()[b"b3"] == COLUMNS["body"].count(b"b3")
     grid = ds[np.arange(12).reshape(3, 4)]["text"]
@@ -81,7 +81,7 @@ def test_quantiles_of_times_are_those_of_pandas(ds):
 
 
 @given(npst.arrays(st.sampled_from(["f4", "f8", "i4"]), st.integers(1, 30)), st.floats(0, 1))
-def test_quantiles_of_numbers(values, q):
+def test_quantiles_of_any_numbers_are_those_of_numpy(values, q):
     present = values[values == values]
     with np.errstate(all="ignore"):
         expected = np.quantile(present, np.array(q)) if len(present) else np.nan

@@ -293,7 +293,7 @@ def result_or_error(function):
         return type(error)
 
 
-def assert_computed(function, column, array):
+def assert_equal_results(function, column, array):
     """Assert that a function returns the same for a column and an array, with the same type."""
     got = result_or_error(lambda: function(column))
     expected = result_or_error(lambda: function(array))
@@ -313,7 +313,9 @@ def assert_computed(function, column, array):
 @pytest.mark.filterwarnings("error::RuntimeWarning", "ignore::PendingDeprecationWarning")
 @pytest.mark.parametrize("function", OPERATORS)
 @pytest.mark.parametrize("kind", ["matrix", "masked", "memmap"])
-def test_operators_with_subclasses_of_ndarray(ds, function, kind, tmp_path):
+def test_operators_with_subclasses_of_ndarray_give_the_results_for_arrays(
+    ds, function, kind, tmp_path
+):
     other = {
         "matrix": lambda: np.matrix(np.arange(1, N + 1)),
         "masked": lambda: np.ma.masked_equal(np.arange(N) % 3, 0),
@@ -322,13 +324,13 @@ def test_operators_with_subclasses_of_ndarray(ds, function, kind, tmp_path):
     if kind == "memmap":
         other[:] = np.arange(1, N + 1)
     for x in (ds["label"], ds["label"][::-1]):
-        assert_computed(lambda x: function(x, other), x, np.asarray(x))
-        assert_computed(lambda x: function(other, x), x, np.asarray(x))
+        assert_equal_results(lambda x: function(x, other), x, np.asarray(x))
+        assert_equal_results(lambda x: function(other, x), x, np.asarray(x))
 
 
 @pytest.mark.parametrize("function", OPERATORS)
 @pytest.mark.parametrize("kind", ["Series", "Index", "DataFrame", "times", "Timedelta", "NaT"])
-def test_operators_with_pandas(ds, function, kind):
+def test_operators_with_pandas_give_the_results_for_arrays(ds, function, kind):
     pd = pytest.importorskip("pandas")
     other = {
         "Series": lambda: pd.Series(np.arange(1, N + 1)),
@@ -349,7 +351,7 @@ def test_operators_with_pandas(ds, function, kind):
             assert str(got) == str(expected)
 
 
-def test_operators_with_sparse_arrays(ds):
+def test_operators_with_sparse_arrays_give_the_results_for_arrays(ds):
     sparse = pytest.importorskip("scipy.sparse")
     other = sparse.csr_array(np.eye(N, dtype=np.int64))
     x = ds["label"]
@@ -359,7 +361,8 @@ def test_operators_with_sparse_arrays(ds):
 
 def test_results_are_written_to_a_memmap_in_blocks(ds, monkeypatch, tmp_path):
     monkeypatch.setattr(npstream.dataset.column, "READ_BYTES", 1)
-    monkeypatch.delattr(npstream.dataset.column.Column, "__array__")  # reads the whole column
+    # This method would read the whole column, so it must not be called.
+    monkeypatch.delattr(npstream.dataset.column.Column, "__array__")
     out = np.memmap(tmp_path / "m", np.int64, "w+", shape=(N,))
     assert np.add(ds["label"], 1, out=out) is out
     assert_same(np.asarray(out), VALUES["label"] + 1)

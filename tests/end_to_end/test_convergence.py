@@ -19,7 +19,7 @@ def one_thread():
 
 @pytest.mark.usefixtures("one_thread")
 def test_the_native_order_trains_as_well_as_a_full_permutation(tmp_path):
-    """Unlike without a shuffle. `reports/convergence.py` trains longer."""
+    """Without a shuffle, the loss is higher. `reports/convergence.py` trains longer."""
     task = Task(samples=1 << 12, held_out=1 << 8, batch=32, epochs=1, hidden=16, seeds=3)
     data = Data(task, tmp_path / "data")
     full = losses(data, task, "full permutation")

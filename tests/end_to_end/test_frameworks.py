@@ -82,8 +82,8 @@ def assert_ranks_read_and_resume(ranks, path):
     whole = [expected(path, rank) for rank in range(2)]
     assert [rank["whole"] for rank in ranks] == whole
     assert [rank["resumed"] for rank in ranks] == [part[SAVED_STEP:] for part in whole]
-    first = [row for part in whole for batch in part[:STEPS] for row in batch]
-    assert sorted(first) == list(range(N))
+    first_epoch = [row for part in whole for batch in part[:STEPS] for row in batch]
+    assert sorted(first_epoch) == list(range(N))
 
 
 def test_lightning_trains_and_resumes(run_training, path):
@@ -111,7 +111,8 @@ def test_accelerate_trains_and_resumes(run_training, path):
         assert rank["sharded"] == rank["spawned"] == rank["dispatched"]
         assert rank["skipped"] == rank["resumed"]
         assert rank["moved"] == ["Batch", "meta", TEXT, [0, 1, 2]]
-    # Accelerate may divide the batches of a single rank.
+    # A loader for rank 0 of 1 has all samples. Accelerate may divide its batches among the ranks:
+    # in each step, the ranks together get the samples of two batches.
     alone = np.sort(np.reshape(expected(path, 0, 1)[: 2 * STEPS], (STEPS, 8)), 1).tolist()
     for way in ("one reads for all", "all read all"):
         steps = zip(*(rank[way] for rank in ranks), strict=True)
@@ -127,7 +128,7 @@ def test_hugging_face_trainer_trains_and_resumes(run_training, path):
         assert "load the checkpoint's state into the" in rank["without a state"]
         assert rank["moved"] == ["Batch", "cpu", TEXT, None]
         for loss, errors in rank["evaluated"].values():
-            # The Trainer counts samples as often as they come.
+            # The last step repeats samples to fill its 8, and the Trainer counts these twice.
             repeated = errors + errors[: -len(errors) % 8]
             assert loss == pytest.approx(np.mean(repeated), rel=1e-5)
         steps, weights, seen = rank["accumulated"]
@@ -185,7 +186,7 @@ def test_a_loader_of_batches_rejects_batch_size(path):
     with pytest.raises(ValueError, match="batch_size=2: the dataset yields batches already"):
         npstream.torch.DataLoader(batches, batch_size=2)
     loader = npstream.torch.DataLoader(batches, batch_size=2, collate_fn=len)
-    assert list(loader) == [2] * 8
+    assert list(loader) == [2] * 8  # `collate_fn` gets two of the 16 batches
 
 
 def test_a_batch_is_a_pytree_of_its_columns():
@@ -200,6 +201,7 @@ def test_a_batch_is_a_pytree_of_its_columns():
     assert pytree.treespec_loads(pytree.treespec_dumps(spec)) == spec
     paths = [pytree.keystr(path) for path, _ in pytree.tree_flatten_with_path(batch)[0]]
     assert paths == ["['x']", "['y']"]
+    # Sums are not rows, so they have no ids.
     assert not hasattr(pytree.tree_map(lambda column: column.sum(), batch), "ids")
 
 

@@ -22,7 +22,8 @@ from npstream.errors import (
 )
 
 
-def names(cases):
+def name_params(cases):
+    """Return a parameter of a test for the name of each case."""
     return [pytest.param(case["name"], id=case["name"]) for case in cases]
 
 
@@ -80,7 +81,7 @@ def test_every_case_is_tested():
     assert tested == {case["name"] for case in CASES}
 
 
-@pytest.mark.parametrize("name", names(READABLE))
+@pytest.mark.parametrize("name", name_params(READABLE))
 def test_samples_equal_those_of_streaming(name):
     expected = golden.expected(golden.case(name))
     ds = open_case(name)
@@ -94,7 +95,7 @@ def test_samples_equal_those_of_streaming(name):
     check_samples(ds[chosen], [expected[i] for i in chosen])
 
 
-@pytest.mark.parametrize("name", names(READABLE))
+@pytest.mark.parametrize("name", name_params(READABLE))
 def test_columns_equal_those_of_streaming(name):
     expected = golden.expected(golden.case(name))
     ds = open_case(name)
@@ -117,7 +118,7 @@ def test_columns_equal_those_of_streaming(name):
         check_column(ds[[column]][chosen].load()[column], picked)
 
 
-@pytest.mark.parametrize("name", names(READABLE))
+@pytest.mark.parametrize("name", name_params(READABLE))
 def test_batches_equal_those_of_streaming(name):
     expected = golden.expected(golden.case(name))
     ds = open_case(name)
@@ -129,7 +130,7 @@ def test_batches_equal_those_of_streaming(name):
         check_column(values, [expected[i][column] for i in chosen])
 
 
-@pytest.mark.parametrize("name", names(READABLE))
+@pytest.mark.parametrize("name", name_params(READABLE))
 @pytest.mark.parametrize("verify", [True, False])
 def test_samples_are_equal_with_and_without_verification(name, verify):
     ds = open_case(name, verify=verify)
@@ -157,7 +158,7 @@ def test_a_wrong_hash_raises(tmp_path, name):
         recorded[hash_name] = right
 
 
-@pytest.mark.parametrize("name", names(READABLE))
+@pytest.mark.parametrize("name", name_params(READABLE))
 def test_datasets_and_columns_can_be_pickled(name):
     ds = open_case(name)
     expected = golden.expected(golden.case(name))
@@ -202,7 +203,7 @@ def test_processes_share_a_dataset(name, method):
     check_samples(ds, expected)
 
 
-@pytest.mark.parametrize("name", names(EMPTY))
+@pytest.mark.parametrize("name", name_params(EMPTY))
 def test_empty_datasets_have_no_samples(name):
     ds = open_case(name)
     assert ds.shape == (0,)
@@ -235,7 +236,7 @@ def test_present_shards_are_read_and_missing_ones_raise():
             read()
 
 
-@pytest.mark.parametrize("name", names(BAD))
+@pytest.mark.parametrize("name", name_params(BAD))
 def test_bad_datasets_raise(name):
     case = golden.case(name)
     with pytest.raises((NpstreamError, ValueError)) as caught:

@@ -37,7 +37,7 @@ def make_dataset(tmp_path_factory):
 
 
 def make(path, seed):
-    """Write a dataset of several shards of different sizes, some of them empty."""
+    """Write a dataset of `seed` shards of different sizes, some of them empty."""
     rng = np.random.default_rng(seed)
     sizes = rng.choice([0, 1, 2, 3, 7, 20], seed).tolist() or [0]
     n = max(sum(sizes), 1)
