@@ -359,6 +359,7 @@ def test_asarray_without_a_copy_raises_for_compressed_shards(tmp_path):
 def test_iteration_yields_the_values_in_order(ds, name, block, monkeypatch):
     monkeypatch.setattr(npstream.dataset.column, "READ_BYTES", block)
     column = ds[1::2][name]
+    # Tokens are compared with the written values, others with those that an index reads.
     for i, value in enumerate(column):
         assert_same(value, column[i] if name != "tokens" else VALUES[name][1::2][i])
     assert i == len(column) - 1

@@ -110,6 +110,7 @@ def test_files_of_other_formats_show_how_to_convert_them(tmp_path, name, advice)
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # PIL's open files
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+# This test does not write HDF5 files and tars.
 @pytest.mark.parametrize(
     "suffix",
     [*missing_dataset._READ_CODE, *sorted(missing_dataset._CONVERTIBLE - {".h5", ".hdf5", ".tar"})],
