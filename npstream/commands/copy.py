@@ -79,7 +79,7 @@ def _run_merge(options: argparse.Namespace) -> None:
     report = merge(
         options.urls,
         options.out,
-        sidecar=False if options.no_sidecar else None,
+        sidecar=False if options.no_sidecar else None,  # None: if each dataset has one
         storage_options=pairs_to_dict(options.storage_options),
     )
     print_report(report, options)

@@ -220,7 +220,10 @@ def _order_by_count(unique: AnyArray, counts: Int64) -> tuple[AnyArray, Int64]:
 
 
 def _move_by_count(unique: AnyArray, counts: Int64, histogram: Int64) -> tuple[AnyArray, Int64]:
-    """Return the same as `_order_by_count`; ``histogram[c]`` is the number of values counted c."""
+    """Return the same as `_order_by_count`.
+
+    ``histogram[c]`` is the number of values whose count is c.
+    """
     begins = len(counts) - np.cumsum(histogram)  # the number of values with larger counts
     ordered, words = huge_empty(len(unique), unique.dtype), _word_dtype(unique)
     move_by_count(unique.view(words), counts, begins, ordered.view(words))
@@ -235,7 +238,7 @@ def _word_dtype(values: AnyArray) -> np.dtype[Any]:
 
 @kernel
 def count_lengths(counts: Int64, histogram: Int64) -> None:
-    """Add the number of occurrences of each count to `histogram`.
+    """Add 1 to ``histogram[c]`` for each value whose count is c.
 
     This takes two thirds of the time of `np.bincount`, which also computes the minimum and maximum.
     """
@@ -445,7 +448,8 @@ class _SortedCounts:
             self._limit = 16 * len(values)
         else:
             if is_last:
-                self._buffer = self._buffer[:0].copy()  # the result may be a view of the buffer
+                # The result may be a view of the buffer, so do not write into this buffer again.
+                self._buffer = self._buffer[:0].copy()
             self._pending = 0
             self.add_counts(*_count_sorted(values, distinct))
             self._limit = max(_PENDING_NUMBERS, 4 * len(self._unique))

@@ -3,9 +3,10 @@
 The order of the valid rows is the order of all rows, without the other rows. So a row that becomes
 invalid does not change the relative order of the others.
 
-Position p of the order is the valid row with number p. To find it, the valid rows in windows of
-positions are counted. Windows are counted only up to the position that is looked up. So an epoch
-that is read from its beginning costs no time before its first batch.
+Position p of the order of the valid rows is the valid row with number p. To find it, the order of
+all rows is divided into windows, and the valid rows of each window are counted. Windows are counted
+only up to the position that is looked up. So an epoch that is read from its beginning costs no time
+before its first batch.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from npstream.orders.order import RowOrder
 
 WINDOW = 1 << 14
-"""Positions in a window. They count all rows of the order, valid or not."""
+"""Number of rows in a window, valid or not."""
 
 _MAX_WINDOWS = 64
 """Maximum number of windows whose valid rows are kept."""
@@ -168,7 +169,10 @@ class ValidOrder:
         return self._mask.count
 
     def at(self, positions: Int64) -> Int64:
-        """Return the rows at `positions`, in the same shape; all must be in range(len(order))."""
+        """Return the valid rows at `positions`, in the same shape.
+
+        Each position must be less than ``len(self)``, the number of valid rows.
+        """
         rows = np.empty_like(positions)
         if not positions.size:
             return rows

@@ -56,8 +56,9 @@ class StoredTable:
     def encoding(self, name: str) -> Encoding:
         """Return the encoding to write a column with.
 
-        It is the column's encoding if its stored bytes can be copied under that name. A column that
-        was declared with another dtype gets the encoding of an array of this dtype.
+        This is the encoding that the column was opened with, if the stored bytes are valid under
+        that encoding's name. Otherwise the user declared another dtype in ``columns=``. The result
+        is then the encoding of arrays of this dtype.
         """
         encoding = self._fields[name].encoding
         # A headless encoding stores only the values of an array, without its dtype and shape.
@@ -192,7 +193,11 @@ class StoredColumn:
 
 
 def is_copied_verbatim(encoding: Encoding) -> bool:
-    """Return True if the stored bytes of values are valid under the name of their encoding."""
+    """Return True if the stored bytes of values are valid under the name of their encoding.
+
+    They may not be if the user declared another dtype in ``columns=``, which changes how the bytes
+    are read.
+    """
     if encoding.kind != "fixed":
         return not encoding.headless
     try:

@@ -172,12 +172,17 @@ class PinnedRing:
 
 
 def address_view(buffer: PinnedBuffer, count: int) -> torch.Tensor:
-    """Return a tensor over the first bytes of a pinned buffer, for `count` addresses."""
+    """Return an int64 tensor over the first bytes of a pinned buffer.
+
+    It is for the addresses of `count` samples that a device gathers.
+    """
     return torch.from_numpy(buffer.memory[: 8 * count].view(np.int64))
 
 
 class GatheredTensor:
-    """A column that a device gathers: the leaf of an item, which `Placer.place` replaces.
+    """A column that a device gathers, as a leaf of an item.
+
+    `PinnedPlacer.place` replaces the leaf by `tensor`.
 
     Attributes
     ----------
@@ -275,6 +280,7 @@ class PinnedPlacer(Placer):
     def __init__(self, backend: Backend, threads: int) -> None:
         super().__init__()
         self._backend = backend
+        # With one more buffer, a thread can read into it while its last copies run.
         self.ring = PinnedRing(backend, BUFFERS_PER_THREAD * max(threads, 1) + 1)
 
     def outputs(self, fields: Iterable[Field], rows: int) -> tuple[dict[str, AnyArray], Any]:

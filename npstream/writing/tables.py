@@ -61,8 +61,12 @@ class InputTable(Protocol):
     """Columns of one length to write; see `InputColumn`.
 
     ``has_array_blocks`` is True if no column of a fixed size yields blocks of encoded values
-    (`Bodies`). A class may also have ``has_stable_blocks``, which is True if ``is_stable`` is True
-    for all columns, and ``available_names``, all column names of the user's table for messages.
+    (`Bodies`).
+
+    A class may also have these members:
+
+    - ``has_stable_blocks`` is True if ``is_stable`` is True for all columns.
+    - ``available_names`` has all column names of the user's table, for messages.
     """
 
     length: int
@@ -206,7 +210,16 @@ def sample_numbers(first: int) -> Iterator[None]:
 
 
 class ListColumn:
-    """A list of Python values of any types."""
+    """A list of Python values of any types.
+
+    Parameters
+    ----------
+    values : sequence
+    source_encoding : str, optional
+        The encoding for the type of the column in its source, such as "str" for text of pandas.
+    fill : Fill
+        Replaces missing values.
+    """
 
     def __init__(
         self, values: Any, source_encoding: str | None = None, fill: Fill = NO_FILL
@@ -221,8 +234,8 @@ class ListColumn:
     def encoding(self) -> Encoding:
         """Return an encoding that is inferred from the first value that is not missing.
 
-        If there are no values, or the source's encoding is of kind "object" or "ndarray", return
-        the source's encoding instead.
+        Return the source's encoding instead if there are no values, or if its kind is "object" or
+        "ndarray". One value does not show whether a column is of these kinds.
         """
         if self._source_encoding is not None:
             encoding = column_type(self._source_encoding)

@@ -133,7 +133,8 @@ class _Member(tarfile.TarInfo):
             cast("_Archive", archive).has_end = True
             raise
         except tarfile.HeaderError as error:
-            # `TarFile.next` ends without an exception at such an error, unless its offset is 0.
+            # For most of these errors `TarFile.next` would end the archive without an exception, so
+            # raise another error. If a file ends at offset 0, it is not a truncated tar.
             is_end = isinstance(error, _END_OF_FILE) and archive.offset
             raise tarfile.ReadError("the tar is truncated" if is_end else str(error)) from error
 

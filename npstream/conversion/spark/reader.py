@@ -107,7 +107,11 @@ def _arrow_schema(view: Dataset) -> Any:
 
 
 def _supported_type(name: str, arrow_type: Any) -> Any:
-    """Return a type that Spark has, and that holds all values of an Arrow type."""
+    """Return the type of Spark for an Arrow type.
+
+    It holds all values, except that timestamps and durations get microseconds. Casting them raises
+    if a value would change.
+    """
     pa = import_optional("pyarrow", "pyarrow", "arrow")
     types = pa.types
     if types.is_list(arrow_type) or types.is_large_list(arrow_type):

@@ -42,8 +42,8 @@ class StreamingRun(NamedTuple):
     @classmethod
     def unpack(cls, packed: bytes) -> StreamingRun:
         """Return the settings that `pack` converted to bytes."""
-        lanes, seed, nodes = _PACKED_RUN.unpack(packed)
-        return cls(lanes, seed, nodes or None)
+        canonical_nodes, seed, physical_nodes = _PACKED_RUN.unpack(packed)
+        return cls(canonical_nodes, seed, physical_nodes or None)
 
 
 _PACKED_RUN = struct.Struct("<qqq")
@@ -189,9 +189,9 @@ default: "random"
         epoch_size: int | None,
         run: StreamingRun | None,
     ) -> StreamingOrder:
-        """Return the order with these settings, or with those of a resumed run.
+        """Return the order with these settings.
 
-        For `npstream.iteration` only.
+        The settings in `run` replace those of the same name. For `npstream.iteration` only.
 
         Parameters
         ----------

@@ -103,7 +103,10 @@ NO_FILL = Fill(is_given=False)
 
 
 class _NoneFill(Fill):
-    """Makes missing values None, in rows that are not encoded but become samples."""
+    """Makes rows under a mask None, in tables whose rows become samples and are not encoded.
+
+    Missing values in a list of Python values, such as pandas.NA, stay as they are.
+    """
 
     __slots__ = ()
 
@@ -112,7 +115,7 @@ class _NoneFill(Fill):
         return parse("json")
 
     def values(self, values: Any, target: Encoding) -> list[Any]:
-        """Return the values unchanged, so a missing value stays as the user gave it."""
+        """Return the values as a list. A missing value stays as the user gave it."""
         return list(values)
 
     def block(self, block: ColumnBlock, missing: Bools, target: Encoding) -> ColumnBlock:
@@ -147,7 +150,7 @@ class _KeepMissing(Mapping[str, Fill]):
 
 
 KEEP_MISSING = _KeepMissing()
-"""For tables whose rows `map` takes: missing values become None."""
+"""For tables whose rows `map` takes: rows under a mask become None."""
 
 
 def check_fill(fill: Mapping[str, Any] | None) -> dict[str, Fill]:
