@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 FIRST_TASKS = 2
 """Tasks that are begun before the first result is yielded. The number grows with each result."""
 
-GROUPED_BYTES = 1 << 23
+GROUPED_BYTES = 1 << 22
 """About how many bytes of small batches are read together."""
 
 _JOIN_SECONDS = 0.5
