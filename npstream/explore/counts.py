@@ -39,10 +39,15 @@ _MIN_KERNEL_ROWS = 1 << 20
 """From this number of values on, a kernel is worth its compilation."""
 
 
+_NAN = object()
+"""The key of NaN, which does not equal itself."""
+
+
 class ValueCounts(Mapping[Any, int]):
     """The distinct values of a column, each with its number of rows, the most frequent first.
 
-    A mapping of values to counts. Values with equal counts are in ascending order.
+    A mapping of values to counts. Values with equal counts are in ascending order. Any NaN is the
+    key of the count of all NaN.
 
     Attributes
     ----------
@@ -72,8 +77,8 @@ class ValueCounts(Mapping[Any, int]):
 
     def __getitem__(self, value: Any) -> int:
         if self._positions is None:
-            self._positions = {key: k for k, key in enumerate(self.unique.tolist())}
-        return int(self.counts[self._positions[value]])
+            self._positions = {_key(each): k for k, each in enumerate(self.unique.tolist())}
+        return int(self.counts[self._positions[_key(value)]])
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.unique.tolist())
@@ -135,6 +140,12 @@ class ValueCounts(Mapping[Any, int]):
         pandas = import_optional("pandas", "pandas", "pandas")
         unique = self.unique.astype(object) if self.unique.dtype.kind == "T" else self.unique
         return pandas.Series(self.counts, pandas.Index(unique, name=self.name), name="count")
+
+
+def _key(value: Any) -> Any:
+    """Return the key of a value in the dict of a `ValueCounts`."""
+    is_nan = isinstance(value, float | complex | np.inexact) and value != value
+    return _NAN if is_nan else value
 
 
 def drop_missing(values: AnyArray) -> AnyArray:

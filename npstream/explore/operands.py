@@ -144,17 +144,21 @@ def _kind(data: Any) -> str:
         return "number"  # a Python number
     if getattr(data, "ndim", 1) > 1 or dtype.names:
         return "array"
-    if _is_lazy(data) and dtype.kind not in "TO" and not _has_fixed_size(data):
+    if _is_lazy(data) and dtype.kind not in "TO" and not _has_scalars(data):
         return "array"
     return _KINDS.get(dtype.kind, "number")  # ml_dtypes's dtypes have kind V
 
 
-def _has_fixed_size(column: Any) -> bool:
-    """Return True if all values of a Column have one size: otherwise `nbytes` raises TypeError."""
+def _has_scalars(column: Any) -> bool:
+    """Return True if the values of a Column of numbers, with one axis, are scalars.
+
+    The other columns have arrays. Both can vary in size, which `nbytes` raises as a TypeError:
+    numbers may be stored as text.
+    """
     try:
         return bool(column.nbytes >= 0)
     except TypeError:
-        return False
+        return not isinstance(column[:0].load(), Ragged)  # reads nothing
 
 
 def _ragged_lengths(rows: Ragged) -> Int64 | None:

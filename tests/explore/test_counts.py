@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+import npstream
 from npstream.explore import counts
 from npstream.explore.counts import ValueCounts, count_numbers, count_objects
 
@@ -129,3 +130,14 @@ def test_the_repr_fits_a_screen():
     assert repr(ValueCounts("x", np.empty(0), np.empty(0, int))) == (
         "<npstream.ValueCounts: 0 distinct values of 'x'>"
     )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.complex128])
+def test_nan_is_a_key_of_the_counts(tmp_path, dtype):
+    npstream.write(tmp_path, {"x": np.array([1, np.nan, 2, np.nan, np.nan], dtype)})
+    all_counts = npstream.open(tmp_path)["x"].value_counts(dropna=False)
+    assert [count for _, count in all_counts.items()] == [3, 1, 1]
+    assert all_counts[np.nan] == all_counts[float("nan")] == all_counts[dtype("nan")] == 3
+    assert all_counts[2] == 1
+    assert np.nan in all_counts
+    assert np.nan not in npstream.open(tmp_path)["x"].value_counts()

@@ -381,3 +381,17 @@ def test_nuls_at_the_end_of_text_are_compared_as_in_python(tmp_path):
         expected = python_rows(text, rows)
         assert parse(text).evaluate(arrays).tolist() == expected
         assert np.array_equal(ds.query(text)["t"].load(), arrays["t"][expected])
+
+
+def test_numbers_that_are_stored_as_text(tmp_path):
+    rows = {"n": [-3, 0, 12, 2**62], "x": [0.5, -1.0, 12.0, 2.0]}
+    arrays = rows | {"ragged": [np.arange(1 + k) for k in range(4)]}
+    columns = {"n": "str_int", "x": "str_float", "ragged": "ndarray:int64"}
+    npstream.write(tmp_path, arrays, columns=columns)
+    ds = npstream.open(tmp_path)
+    for text in ("n == -3", "n in [0, 12]", "x > 1 and n == x", "-n < 0", "n is None"):
+        assert (
+            ds.query(text).load().ids.tolist() == np.flatnonzero(python_rows(text, rows)).tolist()
+        )
+    with pytest.raises(TypeError, match=r"column 'ragged' \(array\) has several numbers"):
+        ds.query("ragged == 1")
