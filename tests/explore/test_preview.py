@@ -237,7 +237,7 @@ def test_errors_of_the_store_are_shown(tmp_path, upload, small_chunks, monkeypat
     def fail(self, spans):
         raise npstream.errors.StorageError("<no> network")
 
-    monkeypatch.setattr(RemoteStore, "stream", fail)
+    monkeypatch.setattr(RemoteStore, "stream_parts", fail)
     assert "StorageError: &lt;no&gt; network" in ds._repr_html_()
     check(ds["text"]._repr_html_())
 
