@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import io
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
 import numpy as np
 
@@ -70,10 +73,47 @@ class Hdf5Source(ArraySource):
             yield file.name, file.where, arrays
 
 
+class _FileWithoutCollection(io.RawIOBase):
+    """A remote file, during whose reads Python collects no cyclic garbage.
+
+    h5py reads a file under a lock, which it also takes to free its objects. The requests run in
+    another thread. If that thread collected objects of h5py, it would wait for the lock forever.
+
+    Parameters
+    ----------
+    file : file object
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def readinto(self, buffer: Any) -> int:
+        was_enabled = gc.isenabled()
+        gc.disable()
+        try:
+            return int(self._file.readinto(buffer))  # type: ignore[attr-defined]
+        finally:
+            if was_enabled:
+                gc.enable()
+
+
 def _open_item(file: SourceFile, name: str) -> Any:
     """Return a group or dataset of a file, which stays open."""
     h5py = import_optional("h5py", "h5py", "sources", _PURPOSE)
-    opened = h5py.File(file.path if file.path is not None else file.open(), "r")
+    path = file.path if file.path is not None else _FileWithoutCollection(file.open())
+    opened = h5py.File(path, "r")
     item = opened.get(name)
     if item is None:
         groups: list[str] = []

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import gc
+
 import fsspec
 import numpy as np
 import pytest
 
 import npstream
-from npstream.conversion.arrays import source
+from npstream.conversion.arrays import hdf5, source
 from npstream.conversion.arrays.hdf5 import Hdf5Source
 from npstream.conversion.files import find_files
 from npstream.conversion.source import SourceRequest
 from npstream.errors import FormatError
+from npstream.storage.remote import RemoteStore
 
 h5py = pytest.importorskip("h5py")
 
@@ -97,6 +100,23 @@ def test_several_remote_files_are_concatenated(path, tmp_path):
     ds = npstream.open(tmp_path / "out")
     np.testing.assert_array_equal(ds["y"].load(), np.tile(Y, 3))
     assert list(ds["inner/text"]) == TEXTS * 3
+
+
+def test_no_garbage_is_collected_while_h5py_reads_a_remote_file(path, tmp_path, monkeypatch):
+    fsspec.filesystem("memory").put(str(path), "memory://hdf5-garbage/0.h5")
+    ranges, collects = RemoteStore.ranges, []
+
+    def record(self, spans):
+        collects.append(gc.isenabled())
+        return ranges(self, spans)
+
+    monkeypatch.setattr(RemoteStore, "ranges", record)
+    (file,) = find_files("memory://hdf5-garbage").files
+    item = hdf5._open_item(file, "/")
+    np.testing.assert_array_equal(item["x"][:], X)
+    assert collects
+    assert not any(collects)
+    assert gc.isenabled()
 
 
 def test_fields_of_a_compound_type_are_columns(tmp_path):
