@@ -133,9 +133,13 @@ class FailureRecord:
             ) from error
 
     def list(self) -> list[FailedSample]:
-        """Return the failures so far: of the process that made the record, then of its workers."""
+        """Return the failures so far, also those of workers, in the order of their positions.
+
+        Threads and workers read several batches at once, and record failures in any order.
+        """
         own = [*self._own] if os.getpid() == self._owner else []
-        return [*own, *self._of_workers()]
+        # The sort is stable: a replacement that fails follows the sample that it replaces.
+        return sorted([*own, *self._of_workers()], key=lambda f: (f.epoch, f.position))
 
     def _of_workers(self) -> Iterator[FailedSample]:
         with suppress(FileNotFoundError):

@@ -34,13 +34,21 @@ def test_failures_of_workers_are_listed(method):
     for worker in workers:
         worker.join()
         assert worker.exitcode == 0
-    assert record.list()[0] == failure(1000)
-    assert sorted(record.list()[1:]) == [failure(sample) for sample in range(150)]
+    assert record.list() == [*(failure(sample) for sample in range(150)), failure(1000)]
     path = record._path
     assert path.exists()
     del record, workers, worker
     gc.collect()
     assert not path.exists()
+
+
+def test_failures_are_listed_in_the_order_of_their_positions():
+    record = FailureRecord()
+    rows = [(1, 2, 5, None), (0, 9, 1, 7), (0, 3, 2, None), (0, 9, 7, 4), (0, 9, 4, None)]
+    failures = [FailedSample(*row, "damaged") for row in rows]
+    for each in failures:
+        record.add(each, ERROR)
+    assert record.list() == [failures[k] for k in (2, 1, 3, 4, 0)]
 
 
 def test_more_than_max_errors_raise():
