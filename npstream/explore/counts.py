@@ -213,7 +213,7 @@ def _order_by_count(unique: AnyArray, counts: Int64) -> tuple[AnyArray, Int64]:
         order = np.argsort(-counts, kind="stable")
         return unique[order], counts[order]
     histogram = np.zeros(largest + 1, np.int64)
-    count_lengths(counts, histogram)
+    add_to_histogram(counts, histogram)
     repeated = len(counts) - int(histogram[1])
     if 4 * repeated > len(counts):
         return _move_by_count(unique, counts, histogram)
@@ -248,7 +248,7 @@ def _word_dtype(values: AnyArray) -> np.dtype[Any]:
 
 
 @kernel
-def count_lengths(counts: Int64, histogram: Int64) -> None:
+def add_to_histogram(counts: Int64, histogram: Int64) -> None:
     """Add 1 to ``histogram[c]`` for each value whose count is c.
 
     This takes two thirds of the time of `np.bincount`, which also computes the minimum and maximum.

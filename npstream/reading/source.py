@@ -298,7 +298,7 @@ class Source:
             first, last = int(ids.min()), int(ids.max())
             if self.reads_sidecar(plan, first, last, len(ids)):
                 values = self._sidecar_values(plan.fields[0], first, last + 1)
-                if values is not None:
+                if values is not None:  # all positions exist; "clip" avoids a copy of `out`
                     return {name: np.take(values, ids - first, out=out.get(name), mode="clip")}
         return self._batch_columns(plan, lookup, out)
 

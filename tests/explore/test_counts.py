@@ -23,7 +23,7 @@ def expected_counts(values):
 
 # A test runs these kernels as Python functions, without compiling them.
 KERNELS = (
-    "count_lengths", "count_runs", "move_by_count", "split_repeated", "fill_descending",
+    "add_to_histogram", "count_runs", "move_by_count", "split_repeated", "fill_descending",
 )  # fmt: skip
 
 
