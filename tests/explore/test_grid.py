@@ -10,7 +10,7 @@ import pytest
 
 import npstream
 from tests.rendering.test_cells import image_bytes
-from tests.rendering.test_html import check
+from tests.rendering.test_html import check_page
 
 pillow = pytest.importorskip("PIL.Image")
 
@@ -34,7 +34,7 @@ def images(tmp_path):
 @pytest.mark.parametrize("name", ["file", "bytes", "pixels"])
 def test_a_grid_has_the_images_of_the_view(images, name):
     grid = images[name][[4, 0, 1]].show(size=80, columns=2)
-    page = check(grid._repr_html_())
+    page = check_page(grid._repr_html_())
     assert page.tags.count("img") == len(grid) == 3
     assert page.text == f"3 images of {name!r}012"
     with pillow.open(io.BytesIO(grid._repr_png_())) as image:
@@ -49,11 +49,13 @@ def test_the_first_images_are_read(tmp_path):
     assert repr(column.show(3)).startswith("<ImageGrid: 3 images of 'x', which has 100; ")
     assert len(column[:0].show()) == 0
     # The labels are the two indices of each image.
-    assert check(column[[[0, 1], [2, 3]]].show()._repr_html_()).text.endswith("0, 00, 11, 01, 1")
+    assert check_page(column[[[0, 1], [2, 3]]].show()._repr_html_()).text.endswith(
+        "0, 00, 11, 01, 1"
+    )
 
 
 def test_a_damaged_image_shows_its_error(images):
-    page = check(images["bytes"].show()._repr_html_())
+    page = check_page(images["bytes"].show()._repr_html_())
     assert page.tags.count("img") == 4
     assert "UnidentifiedImageError" in page.text
     assert images["bytes"].show()._repr_png_().startswith(b"\x89PNG")

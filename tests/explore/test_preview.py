@@ -15,7 +15,7 @@ from npstream.explore import preview
 from npstream.orders.chunks import shard_chunks
 from npstream.shards.table import Fetcher
 from npstream.storage.remote import RemoteStore
-from tests.rendering.test_html import ATTACKS, check, visible
+from tests.rendering.test_html import ATTACKS, check_page, visible
 
 N = 600
 SHARDS = 200_000
@@ -73,18 +73,18 @@ def test_a_concatenation_counts_the_rows_of_its_parts(ds):
 def test_html_of_a_mixture_has_its_rows(ds):
     mixture = npstream.mix({"a": ds[:4], "b": ds[7:9]})
     html = mixture[4:]._repr_html_()
-    assert check(html).text.startswith("npstream.")
+    assert check_page(html).text.startswith("npstream.")
     first, _ = rows_of(html)
     assert first.startswith('<th class="npstream-n">0</th><th class="npstream-n">4</th>')
     assert ">7<" in first
     assert mixture.origin(4) == (1, 0)
     html = mixture._repr_html_()
-    assert check(html).text.startswith("npstream.Mixture: 6 samples of 2 sources")
+    assert check_page(html).text.startswith("npstream.Mixture: 6 samples of 2 sources")
 
 
 def test_html_has_the_rows_of_the_view_and_of_the_dataset(ds):
     html = ds[[7, 3]]._repr_html_()
-    assert check(html).text.startswith("npstream.Dataset: 2 samples of 600 in ")
+    assert check_page(html).text.startswith("npstream.Dataset: 2 samples of 600 in ")
     first, second = rows_of(html)
     assert first.startswith('<th class="npstream-n">0</th><th class="npstream-n">7</th>')
     assert second.startswith('<th class="npstream-n">1</th><th class="npstream-n">3</th>')
@@ -92,13 +92,13 @@ def test_html_has_the_rows_of_the_view_and_of_the_dataset(ds):
     assert "600 rows" not in html
     column = ds["text"][[7, 3]]._repr_html_()
     assert '<th class="npstream-n">7</th>' in column
-    assert check(column).text.count("text 7 xxxxxxx") == 1
+    assert check_page(column).text.count("text 7 xxxxxxx") == 1
 
 
 def test_html_of_a_large_view_has_its_first_rows(ds):
     html = ds._repr_html_()
     assert len(rows_of(html)) == preview.HEAD_ROWS
-    assert check(html).text.endswith("... 600 rows")
+    assert check_page(html).text.endswith("... 600 rows")
     assert len(rows_of(ds[:10]._repr_html_())) == 10
     assert len(rows_of(ds["id"][::100]._repr_html_())) == 6
 
@@ -133,10 +133,10 @@ def test_parts_of_values_are_shown(tmp_path):
         assert repr(part).startswith(f"<npstream.Column 'x': shape {expected.shape}")
         rows = rows_of(part._repr_html_())
         assert len(rows) == 4
-        assert str(expected.reshape(4, -1)[-1, 0]) in check(rows[-1]).text
+        assert str(expected.reshape(4, -1)[-1, 0]) in check_page(rows[-1]).text
     around = column[:, [0, 1], :, [2, 3]]  # its first axis is not the axis of rows
     assert repr(around).startswith("<npstream.Column 'x': ")
-    assert "shape (2, 4, 2)" in check(around._repr_html_()).text
+    assert "shape (2, 4, 2)" in check_page(around._repr_html_()).text
 
 
 def test_large_values_are_not_read(ds, monkeypatch):
@@ -166,7 +166,7 @@ def test_closed_and_removed_datasets_still_have_a_repr(ds, tmp_path):
     other = npstream.open(tmp_path / "data")
     for file in (tmp_path / "data").glob("*.mds"):
         file.unlink()
-    assert check(other._repr_html_()).text.count("Error") >= 1
+    assert check_page(other._repr_html_()).text.count("Error") >= 1
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
@@ -175,10 +175,10 @@ def test_no_name_or_text_becomes_markup(attack, tmp_path):
     name = re.sub("[\x00-\x1f]", "_", stored)
     npstream.write(tmp_path, [{name: stored, "json": [stored], "bytes": stored.encode()}])
     ds = npstream.open(tmp_path)
-    page = check(ds._repr_html_())
+    page = check_page(ds._repr_html_())
     assert page.text.count(visible(stored)) >= 1
     for shown in (ds[name], ds["json"], ds.load(), ds[name].load(), ds["bytes"].load()):
-        check(shown._repr_html_())
+        check_page(shown._repr_html_())
     assert "\x1b" not in repr(ds) + repr(ds[name]) + repr(ds.load()) + repr(ds[name].load())
 
 
@@ -226,7 +226,7 @@ def test_an_expensive_preview_states_its_cost(
     html, cost = ds._repr_html_(), ds[:5].explain()
     assert requests == []
     assert "<tbody></tbody>" in html
-    assert f"takes {cost.requests} request" in check(html).text
+    assert f"takes {cost.requests} request" in check_page(html).text
     assert "600 rows" in html
 
 
@@ -239,7 +239,7 @@ def test_errors_of_the_store_are_shown(tmp_path, upload, small_chunks, monkeypat
 
     monkeypatch.setattr(RemoteStore, "stream_parts", fail)
     assert "StorageError: &lt;no&gt; network" in ds._repr_html_()
-    check(ds["text"]._repr_html_())
+    check_page(ds["text"]._repr_html_())
 
 
 def test_an_interrupt_is_not_caught(ds, monkeypatch):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 from dataset_files import write_jsonl
 
 import npstream
 from npstream.dataset.dataset import Dataset
+from npstream.errors import StorageError
 from npstream.formats.encodings.encodings import parse
 from npstream.indexing.selection import Selection
 from npstream.reading.batch import Ragged
@@ -64,7 +67,7 @@ def pair(request, tmp_path):
 
 
 def assert_same_columns(left, right):
-    """Compare samples or batches."""
+    """Assert that two samples, or two batches, have the same columns with the same values."""
     assert [*left] == [*right]
     for name in right:
         np.testing.assert_array_equal(np.asarray(left[name]), np.asarray(right[name]))
@@ -105,7 +108,8 @@ def test_comparisons_reductions_and_batches_equal_stored_ones(pair):
     for word in ("é" * 4, "", "no such word"):
         np.testing.assert_array_equal(computed["word"] == word, stored["word"] == word)
     assert computed["square"].max() == (N - 1) ** 2
-    batches = computed.iter(0, 1, batch_size=32, shuffle=True, last="short")
+    batches = [*computed.iter(0, 1, batch_size=32, shuffle=True, last="short")]
+    assert sum(len(batch.ids) for batch in batches) == N
     for batch in batches:
         assert_same_columns(batch, stored[batch.ids].load())
 
@@ -118,10 +122,11 @@ def test_a_copy_stores_the_computed_values(pair, tmp_path):
     assert_same_columns(copy.load(), stored[::-3].load())
 
 
-def test_computed_columns_alone_read_no_shard(pair):
+def test_computed_columns_alone_read_no_shard(pair, tmp_path):
     computed, _ = pair
-    computed._source.fetcher.shards.raise_damaged = None
-    computed._source.fetcher.locate = computed._source.fetcher.read = None
+    shutil.rmtree(tmp_path / "x")
+    with pytest.raises(StorageError):
+        computed["x"][3]
     view = computed[["word", "square"]]
     assert view[3]["word"] == "ééé"
     assert view.load()["square"][9].tolist() == [9, 81, -9]

@@ -18,8 +18,15 @@ from npstream.formats.encodings import images
 from npstream.rendering import cells
 from npstream.rendering.cells import CellRenderer, first_values_text, rows_table, type_text
 from npstream.rendering.media import recognize
-from npstream.rendering.text import Unread, plain_text, printable_name, value_text, values_text
-from tests.rendering.test_html import ATTACKS, Page, check, visible
+from npstream.rendering.text import (
+    WIDTH,
+    Unread,
+    plain_text,
+    printable_name,
+    value_text,
+    values_text,
+)
+from tests.rendering.test_html import ATTACKS, Page, check_page, visible
 
 PIXELS = np.arange(40 * 30 * 3, dtype=np.uint32).reshape(40, 30, 3).astype(np.uint8)
 
@@ -48,7 +55,7 @@ class Hostile:
         raise RuntimeError("<b>no repr</b>")
 
 
-WRITTEN = [
+VALUE_TEXTS = [
     (np.int64(5), "5"),
     (np.float32(0.1), "0.1"),
     (np.float32(1 / 3), "0.333333"),
@@ -80,7 +87,9 @@ WRITTEN = [
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), WRITTEN, ids=[f"{n}-{type(v).__name__}" for n, (v, _) in enumerate(WRITTEN)]
+    ("value", "text"),
+    VALUE_TEXTS,
+    ids=[f"{n}-{type(v).__name__}" for n, (v, _) in enumerate(VALUE_TEXTS)],
 )
 def test_values_print_as_a_person_writes_them(value, text):
     assert value_text(value) == text
@@ -92,16 +101,24 @@ def test_a_repr_that_raises_is_replaced():
 
 
 def test_lists_of_values_fit_their_line():
-    assert values_text([np.int64(1)], True) == "1"
-    assert values_text([], True) == ""
-    assert values_text([], False) == "..."
-    assert len(values_text(["x" * 1000] * 3, False, 40)) <= 40
+    assert values_text([np.int64(1)], is_all=True) == "1"
+    assert values_text([], is_all=True) == ""
+    assert values_text([], is_all=False) == "..."
+    assert len(values_text(["x" * 1000] * 3, is_all=False, width=40)) <= 40
     assert first_values_text(["a", "b"], 60) == "'a', 'b'"
     assert first_values_text(7, 60) == "7"
 
 
 def test_a_large_list_is_not_rendered_whole():
-    assert len(value_text([["x"] * 10] * 10**6)) <= 60
+    calls = []
+
+    class Item:
+        def __repr__(self):
+            calls.append(self)
+            return "x"
+
+    assert len(value_text([[Item()] * 10] * 10**6)) <= WIDTH
+    assert len(calls) <= WIDTH
 
 
 def test_names_do_not_control_a_terminal():
@@ -140,7 +157,7 @@ def test_media_is_recognized_by_its_first_bytes(head, label):
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
 def test_image_files_become_thumbnails(format):
-    page = check(CellRenderer().cell(image_bytes(format)))
+    page = check_page(CellRenderer().cell(image_bytes(format)))
     assert page.tags.count("img") == 1
     assert "30 × 40" in page.text  # noqa: RUF001
 
@@ -149,7 +166,7 @@ def test_image_files_become_thumbnails(format):
 def test_uint8_arrays_of_image_shape_become_thumbnails(shape):
     pillow = pytest.importorskip("PIL.Image")
     pixels = np.arange(np.prod(shape), dtype=np.uint32).reshape(shape).astype(np.uint8)
-    page = check(CellRenderer().cell(pixels))
+    page = check_page(CellRenderer().cell(pixels))
     attributes = dict(page.attributes)
     assert (attributes["width"], attributes["height"]) == ("84", "84")  # three times as large
     with pillow.open(io.BytesIO(base64.b64decode(attributes["src"].split(",")[1]))) as image:
@@ -164,17 +181,17 @@ def test_uint8_arrays_of_image_shape_become_thumbnails(shape):
     ids=lambda value: f"{value.dtype}{value.shape}",
 )
 def test_other_arrays_are_text(value):
-    page = check(CellRenderer().cell(value))
+    page = check_page(CellRenderer().cell(value))
     assert "img" not in page.tags
     assert f"shape {value.shape}" in page.text
 
 
-def test_images_stored_as_pixels_are_decoded():
+def test_pil_images_and_lists_of_images_become_thumbnails():
     pillow = pytest.importorskip("PIL.Image")
     body = images.encode_pil(pillow.fromarray(PIXELS))
-    assert "img" in check(CellRenderer().cell(body, "pil")).tags
-    assert "img" in check(CellRenderer().cell(pillow.fromarray(PIXELS))).tags
-    page = check(CellRenderer().cell([pillow.fromarray(PIXELS)] * 6))
+    assert "img" in check_page(CellRenderer().cell(body, "pil")).tags
+    assert "img" in check_page(CellRenderer().cell(pillow.fromarray(PIXELS))).tags
+    page = check_page(CellRenderer().cell([pillow.fromarray(PIXELS)] * 6))
     assert page.tags.count("img") == cells.MAX_IMAGES
     assert page.text.endswith("6 images")
 
@@ -182,12 +199,12 @@ def test_images_stored_as_pixels_are_decoded():
 @pytest.mark.parametrize("mode", ["1", "P", "LA", "I;16", "I", "F", "CMYK", "YCbCr", "HSV"])
 def test_images_of_any_mode_become_thumbnails(mode):
     pillow = pytest.importorskip("PIL.Image")
-    assert "img" in check(CellRenderer().cell(pillow.new(mode, (50, 40)))).tags
+    assert "img" in check_page(CellRenderer().cell(pillow.new(mode, (50, 40)))).tags
 
 
 def test_a_large_photo_becomes_a_small_thumbnail():
     noise = np.random.default_rng(0).integers(0, 255, (1000, 2000, 3)).astype(np.uint8)
-    page = check(CellRenderer().cell(image_bytes("JPEG", noise)))
+    page = check_page(CellRenderer().cell(image_bytes("JPEG", noise)))
     attributes = dict(page.attributes)
     assert (attributes["width"], attributes["height"]) == ("96", "48")
     assert len(attributes["src"]) < 20_000
@@ -196,40 +213,44 @@ def test_a_large_photo_becomes_a_small_thumbnail():
 @pytest.mark.parametrize("body", [b"\xff\xd8\xff\xe0 damaged", b"<b>not an image</b>"])
 def test_damaged_images_show_their_error(body):
     pytest.importorskip("PIL")
-    page = check(CellRenderer().cell(body, "jpeg"))
+    page = check_page(CellRenderer().cell(body, "jpeg"))
     assert "Error: " in page.text
     assert ("class", "npstream-e") in page.attributes
 
 
 def test_a_truncated_image_shows_its_error():
     body = image_bytes("JPEG", np.tile(PIXELS, (10, 10, 1)))
-    assert "OSError: image file is truncated" in check(CellRenderer().cell(body[:2000])).text
+    assert "OSError: image file is truncated" in check_page(CellRenderer().cell(body[:2000])).text
 
 
 def test_an_image_with_too_many_pixels_is_not_decoded():
     pillow = pytest.importorskip("PIL.Image")
     file = io.BytesIO()
     pillow.new("1", (9000, 9000)).save(file, "PNG")
-    assert "9000 x 9000 pixels are too many" in check(CellRenderer().cell(file.getvalue())).text
+    assert (
+        "9000 x 9000 pixels are too many" in check_page(CellRenderer().cell(file.getvalue())).text
+    )
 
 
 def test_postscript_is_never_opened():
-    """Pillow would start Ghostscript."""
-    page = check(CellRenderer().cell(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9", "jpeg"))
+    """Pillow would start Ghostscript to decode it."""
+    page = check_page(
+        CellRenderer().cell(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9", "jpeg")
+    )
     assert "UnidentifiedImageError" in page.text
 
 
 def test_without_pillow_images_are_described(monkeypatch):
     body = image_bytes("PNG")
     monkeypatch.setitem(sys.modules, "PIL", None)
-    page = check(CellRenderer().cell(body))
+    page = check_page(CellRenderer().cell(body))
     assert page.text.startswith("PNG, ")
     assert "pip install pillow" in page.text
 
 
 def test_audio_gets_a_player():
     body = wav_bytes()
-    page = check(CellRenderer().cell(body))
+    page = check_page(CellRenderer().cell(body))
     assert page.tags == ["audio", "small"]
     uri = dict(page.attributes)["src"]
     assert uri.startswith("data:audio/wav;base64,")
@@ -238,36 +259,35 @@ def test_audio_gets_a_player():
 
 
 def test_large_media_are_not_in_the_page(monkeypatch):
-    assert "audio" not in check(CellRenderer().cell(wav_bytes(cells.MAX_AUDIO))).tags
+    assert "audio" not in check_page(CellRenderer().cell(wav_bytes(cells.MAX_AUDIO))).tags
     monkeypatch.setattr(cells, "MAX_PAGE", 1000)
     renderer = CellRenderer()
-    assert "audio" in check(renderer.cell(wav_bytes())).tags
-    assert "audio" in check(renderer.cell(wav_bytes())).tags
-    assert "audio" in check(renderer.cell(wav_bytes())).tags
-    assert "audio" not in check(renderer.cell(wav_bytes())).tags
+    for _ in range(3):  # an audio file of 244 bytes takes 325 bytes in base64
+        assert "audio" in check_page(renderer.cell(wav_bytes())).tags
+    assert "audio" not in check_page(renderer.cell(wav_bytes())).tags
     pytest.importorskip("PIL")
-    assert check(renderer.cell(PIXELS)).tags == ["span"]
+    assert check_page(renderer.cell(PIXELS)).tags == ["span"]
 
 
-def test_nested_values_are_folded():
-    page = check(CellRenderer().cell({"a": list(range(200)), "b": {"c": "x" * 60}}))
+def test_long_nested_values_are_collapsed():
+    page = check_page(CellRenderer().cell({"a": list(range(200)), "b": {"c": "x" * 60}}))
     assert page.tags.count("details") == 3
     assert "{2 keys}" in page.text
     assert "'a': [200 items]" in page.text
     assert "180 more" in page.text
     assert len(page.text) < 3000
-    assert "details" not in check(CellRenderer().cell({"a": 1})).tags
+    assert "details" not in check_page(CellRenderer().cell({"a": 1})).tags
 
 
 def test_deeply_nested_values_end():
     value: list = []
     for _ in range(5000):
         value = [value]
-    assert len(check(CellRenderer().cell(value)).text) < 3000
+    assert len(check_page(CellRenderer().cell(value)).text) < 3000
 
 
 def test_long_text_is_truncated():
-    page = check(CellRenderer().cell("é" * 100_000))
+    page = check_page(CellRenderer().cell("é" * 100_000))
     assert page.text.endswith("… (100,000 characters)")
     assert len(page.text) < 300
     assert plain_text("abc", 3) == "abc"
@@ -284,7 +304,7 @@ def test_no_value_becomes_markup(attack):
         attack, {"row": [attack] * len(values)}, {attack: values}, {attack: attack},
         {attack: attack}, attack,
     )  # fmt: skip
-    page = check(html)
+    page = check_page(html)
     assert visible(attack) in page.text
     assert page.tags.count("tr") == 1 + len(values)
     assert not re.search(r"\son\w+\s*=", "".join(name for name, _ in page.attributes))
@@ -294,7 +314,7 @@ def test_no_value_becomes_markup(attack):
     ("encoding", "text"),
     [("ndarray:int8:3", "int8 (3,)"), ("str", "str"), ("ndarray:<b>", "<b> (...)")],
 )
-def test_types_are_numpys(encoding, text):
+def test_types_are_shown_in_terms_of_numpy(encoding, text):
     assert type_text(encoding) == text
 
 

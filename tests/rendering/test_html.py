@@ -71,8 +71,8 @@ class Page(HTMLParser):
         return "".join(self.texts)
 
 
-def check(html: str) -> Page:
-    """Parse HTML, and raise unless all of it is markup that the package makes."""
+def check_page(html: str) -> Page:
+    """Return parsed HTML; raise AssertionError if it has markup that the package does not make."""
     page = Page(html)
     assert set(page.tags) <= ALLOWED
     assert {name for name, _ in page.attributes} <= ALLOWED_ATTRIBUTES
@@ -93,9 +93,11 @@ def visible(text: str) -> str:
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_text_never_becomes_markup(attack):
     shown = visible(attack)
-    cells = check(table([attack, ("x", attack)], [[attack, "1"]], caption=attack, footer=attack))
+    cells = check_page(
+        table([attack, ("x", attack)], [[attack, "1"]], caption=attack, footer=attack)
+    )
     assert cells.text.count(shown) == 5
-    assert check(key_value_table(attack, [(attack, attack)])).text == shown * 3
+    assert check_page(key_value_table(attack, [(attack, attack)])).text == shown * 3
     attribute = Page(element("td", attack, title=attack))
     assert attribute.text == shown
     assert [name for name, _ in attribute.attributes] == ["title"]

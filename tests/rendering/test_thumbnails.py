@@ -1,11 +1,11 @@
-"""Thumbnails: their size on the page, and which arrays are images."""
+"""Thumbnails: their size on the page, and which arrays are shown as images."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from npstream.rendering.thumbnails import is_image_array, thumbnail
+from npstream.rendering.thumbnails import PIXEL_RATIO, is_image_array, thumbnail
 
 
 @pytest.mark.parametrize(
@@ -14,17 +14,17 @@ from npstream.rendering.thumbnails import is_image_array, thumbnail
 )
 def test_thumbnails_fit_their_box(size, shown):
     pillow = pytest.importorskip("PIL.Image")
-    made = thumbnail(pillow.new("RGB", size), 96)
-    assert (made.width, made.height) == shown
-    assert made.size == size
-    assert made.is_enlarged == (max(size) <= 48)
-    assert max(made.open().size) <= 144
+    small = thumbnail(pillow.new("RGB", size), 96)
+    assert (small.width, small.height) == shown
+    assert small.size == size
+    assert small.is_enlarged == (max(size) <= 96 // 2)
+    assert max(small.open().size) <= 96 * PIXEL_RATIO
 
 
 def test_transparency_is_kept():
     pillow = pytest.importorskip("PIL.Image")
-    made = thumbnail(pillow.new("RGBA", (200, 200), (1, 2, 3, 0)), 96)
-    assert made.open().getpixel((0, 0))[3] == 0
+    small = thumbnail(pillow.new("RGBA", (200, 200), (1, 2, 3, 0)), 96)
+    assert small.open().getpixel((0, 0))[3] == 0
 
 
 def test_the_image_is_not_changed():
