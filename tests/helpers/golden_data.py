@@ -30,7 +30,7 @@ Case = dict[str, Any]
 
 @functools.cache
 def units() -> dict[str, Any]:
-    """Return the tables of unit vectors; see the golden README, section 2."""
+    """Return the tables for unit tests; see the golden README, section 2."""
     return _load("units.json")
 
 
@@ -115,7 +115,10 @@ def _image(tagged: Tagged) -> Any:
 
 
 def _jpeg_file(data: bytes) -> Path:
-    """Write a JPEG file, because a writer stores the file from which PIL has read an image."""
+    """Write a JPEG file, and return its path.
+
+    A writer stores the bytes of the file that PIL opened, not those of the image.
+    """
     path = _scratch_directory() / f"{hashlib.sha256(data).hexdigest()}.jpg"
     if not path.exists():
         path.write_bytes(data)
@@ -147,7 +150,10 @@ _VALUES = {
 
 
 def assert_same(actual: Any, tagged: Tagged, where: str = "") -> None:
-    """Assert that a decoded value equals the expected one in type, dtype, shape and all bits."""
+    """Assert that a decoded value equals the expected one in type, dtype, shape and all bits.
+
+    Pickled values are compared by the name of their type and their repr.
+    """
     kind = tagged["t"]
     if kind == "list":
         assert type(actual) is list, f"{where}: {type(actual)} is not a list"

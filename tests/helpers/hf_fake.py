@@ -25,7 +25,7 @@ REPOSITORY = "npstream/data"
 GATED = "npstream/gated"
 BUCKET = "npstream/bucket"
 PAGE = 100  # entries of a listing; the real Hub has pages of 1000
-VALID_SECONDS = 600  # of a signed URL
+VALID_SECONDS = 600  # lifetime of a signed URL
 CDN = "localhost"  # another name of the same machine is another origin
 SECRET = b"shared by the CDN and the Hub"
 
@@ -35,7 +35,7 @@ class ErrorResponse(Exception):
 
 
 class Repository:
-    """The files of each commit, and the named commits."""
+    """The files of each commit, and the newest commit of each branch."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -151,7 +151,10 @@ class Handler(BaseHTTPRequestHandler):
         raise ErrorResponse(404, "", f"Sorry, we can't find the page: {self.path}")
 
     def verify(self) -> None:
-        """Reject requests without a token as not found, and requests with a wrong token."""
+        """Reject requests without a token or with a wrong one.
+
+        The Hub does not reveal private repositories: without a token, they are "not found".
+        """
         kind, _, token = self.headers.get("Authorization", "").partition(" ")
         if not kind:
             raise ErrorResponse(401, "RepoNotFound", "Repository not found")

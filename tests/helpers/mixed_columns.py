@@ -6,6 +6,7 @@ import numpy as np
 from dataset_files import objects
 
 SIZES = (4, 0, 6, 1)
+"""Samples of each shard."""
 
 N = sum(SIZES)
 

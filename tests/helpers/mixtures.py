@@ -29,7 +29,10 @@ def write(path, first=0, n=120, columns=COLUMNS, **options):
 
 
 def views_of(a, b, c, d):
-    """Return views of datasets of 120, 80, 60 and 40 samples, and the ids of their samples."""
+    """Return views of datasets of 120, 80, 60 and 40 samples, and the ids of their samples.
+
+    The ids of the datasets begin at 0, 1000, 2000 and 3000.
+    """
     views = {
         "first": a[::-2],
         "packed": b,

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 
 TIMEOUT = 240
-"""Seconds that a cell may take."""
+"""Seconds that a cell may take: less than pytest's timeout of a test."""
 
 
 def run_notebook(path: Path, directory: Path) -> None:
@@ -71,7 +71,7 @@ def make_repeatable(notebook: Any, place: Path) -> None:
 
 
 def is_progress(shown: Any) -> bool:
-    """Return True if an output is text on standard error that is no warning."""
+    """Return True if an output is text on standard error, and not a warning."""
     return shown.get("name") == "stderr" and "Warning" not in shown["text"]
 
 
@@ -85,7 +85,7 @@ def printed(cell: Any) -> Iterator[tuple[str, tuple[str, ...], str]]:
 
 
 def write_page(notebook: object, path: Path, template: str, theme: str) -> None:
-    """Write a notebook as a page, which needs no network."""
+    """Write a notebook as a page, whose outputs are shown also without a network."""
     from nbconvert import HTMLExporter
 
     exporter = HTMLExporter(template_name=template, theme=theme)
@@ -103,7 +103,7 @@ def isolate(directory: Path) -> None:
 
 
 def main() -> None:
-    """Run the notebooks that are named."""
+    """Run the given notebooks, by default all of the documentation."""
     parser = argparse.ArgumentParser(description="Run notebooks, and write them as pages.")
     parser.add_argument("notebooks", nargs="*", type=Path, default=NOTEBOOKS)
     parser.add_argument("--directory", type=Path, required=True)

@@ -100,13 +100,13 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_any
 
     def verify(self) -> None:
-        """Reject requests that are not signed with the key, or whose date is too old."""
+        """Reject requests that are not signed with the key, or whose date is too far from now."""
         fields = dict(re.findall(r'(\w+)="([^"]*)"', self.headers.get("Authorization", "")))
         signed_headers = fields.get("headers", "").split()
         lines = [f"{name}: {self.signed_value(name)}" for name in signed_headers]
         try:
             if not REQUIRED_HEADERS.issubset(signed_headers) or fields.get("keyId") != self.key_id:
-                raise ValueError("another key, or too little is signed")
+                raise ValueError("another key signed it, or not all required headers are signed")
             date = email.utils.parsedate_to_datetime(self.headers["date"]).timestamp()
             if abs(time.time() - date) > MAX_CLOCK_SKEW:
                 raise ValueError("the date is too far from now")
@@ -186,10 +186,10 @@ class Handler(BaseHTTPRequestHandler):
         """Start a multipart upload, store a part, or finish the upload."""
         uploads = self.buckets.uploads
         if not name:
-            number = f"upload-{next(self.buckets.numbers)}"
-            uploads[number] = {}
+            upload_id = f"upload-{next(self.buckets.numbers)}"
+            uploads[upload_id] = {}
             key = json.loads(self.body)["object"]
-            details = {"uploadId": number, "object": key, "bucket": bucket}
+            details = {"uploadId": upload_id, "object": key, "bucket": bucket}
             return 200, {}, details | {"namespace": NAMESPACE}
         if query.get("uploadId") not in uploads:
             raise ErrorResponse(404, "NoSuchUpload", f"no upload {query.get('uploadId')!r}")
@@ -221,10 +221,8 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
 
-# Imported late: pytest collects this module also where cryptography is not installed.
-
-
 def is_signed(key, signature: bytes, text: str) -> bool:
+    """Return True if a signature is that of a text."""
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import padding

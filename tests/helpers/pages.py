@@ -59,18 +59,23 @@ class Block:
     @property
     def fixtures(self) -> list[str]:
         """Names of the fixtures that the block uses."""
-        return [option[8:] for option in self.options if option.startswith("fixture:")]
+        return _values(self.options, "fixture:")
 
     @property
     def packages(self) -> list[str]:
         """Names of optional packages that the block needs."""
-        return [option[6:] for option in self.options if option.startswith("needs:")]
+        return _values(self.options, "needs:")
 
     @property
     def file(self) -> str | None:
         """Name of the file that the block is written to, if any."""
-        names = [option[5:] for option in self.options if option.startswith("file=")]
+        names = _values(self.options, "file=")
         return names[0] if names else None
+
+
+def _values(options: tuple[str, ...], prefix: str) -> list[str]:
+    """Return the rest of each option that begins with `prefix`."""
+    return [option.removeprefix(prefix) for option in options if option.startswith(prefix)]
 
 
 @dataclass
@@ -80,7 +85,7 @@ class Example:
     path: Path
     blocks: list[Block] = field(default_factory=list)
     outputs: dict[Block, Block] = field(default_factory=dict)
-    """Blocks, and the blocks that show what they print."""
+    """The block that shows the output, for each block that has one."""
 
     @property
     def fixtures(self) -> list[str]:
@@ -101,20 +106,21 @@ class Example:
 def parse(text: str) -> list[Block]:
     """Return the fenced blocks of a page."""
     lines = text.splitlines()
-    blocks, at = [], 0
-    while at < len(lines):
-        begin = FENCE.match(lines[at])
-        if begin is None:
-            at += 1
+    blocks, index = [], 0
+    while index < len(lines):
+        fence = FENCE.match(lines[index])
+        start = index
+        index += 1
+        if fence is None:
             continue
-        start, indent = at, begin["indent"]
-        at += 1
-        while at < len(lines) and lines[at].strip() != "```":
-            at += 1
-        body = [line.removeprefix(indent) for line in lines[start + 1 : at]]
-        language, *options = begin["info"].split() or [""]
-        at += 1
-        blocks.append(Block(language, tuple(options), "\n".join([*body, ""]), start, at, indent))
+        while index < len(lines) and lines[index].strip() != "```":
+            index += 1
+        indent = fence["indent"]
+        body = [line.removeprefix(indent) for line in lines[start + 1 : index]]
+        text = "\n".join([*body, ""])
+        language, *options = fence["info"].split() or [""]
+        index += 1
+        blocks.append(Block(language, tuple(options), text, start, index, indent))
     return blocks
 
 
@@ -122,20 +128,20 @@ def examples(path: Path) -> list[Example]:
     """Return the examples of a page."""
     text = path.read_text()
     lines = text.splitlines()
-    found: list[Example] = []
+    results: list[Example] = []
     before: Block | None = None
     for block in parse(text):
         if block.language == "text":
             is_next = before is not None and not "".join(lines[before.stop : block.start]).strip()
             if before is not None and is_next and before.language == "python" and not before.file:
-                found[-1].outputs[before] = block
+                results[-1].outputs[before] = block
         elif block.language in ("python", "console"):
-            goes_on = block.language == "console" or block.file or "continuation" in block.options
-            if not goes_on or not found:
-                found.append(Example(path))
-            found[-1].blocks.append(block)
+            continues = block.language == "console" or block.file or "continuation" in block.options
+            if not continues or not results:
+                results.append(Example(path))
+            results[-1].blocks.append(block)
         before = block
-    return found
+    return results
 
 
 def run(example: Example, fixtures: dict[str, object] | None = None) -> dict[Block, str]:
@@ -231,7 +237,7 @@ def _run_console(block: Block) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=250,
+        timeout=250,  # less than pytest's timeout of a test
         check=True,
     )
     # If a command is killed, an interactive shell prints only "Killed" or "Terminated". This shell

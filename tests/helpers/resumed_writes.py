@@ -34,7 +34,7 @@ def samples(count=SAMPLES):
 
 
 def bad_samples():
-    """Return samples of which every fifth cannot be encoded."""
+    """Return samples; every fifth one cannot be encoded."""
     return ({**sample(k), "x": "bad"} if k % 5 == 3 else sample(k) for k in range(SAMPLES))
 
 
@@ -48,6 +48,7 @@ def columns(start=0, stop=SAMPLES):
 
 
 def frame(missing):
+    """Return a frame without the values of column x in rows k for which ``k % 6 == missing``."""
     numbers = [None if k % 6 == missing else k for k in range(SAMPLES)]
     return pd.DataFrame({"x": pd.array(numbers, "Int64"), "text": columns()["text"]})
 
@@ -79,7 +80,7 @@ def dataset():
 
 
 def repeat(number):
-    """Return from none to eleven samples for a number."""
+    """Return 0 to 11 samples for a number."""
     return [{"x": number, "text": "t" * k} for k in range(number % 12)]
 
 
@@ -109,6 +110,7 @@ CASES: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "columns": (columns, {}),
     "a filled frame": (lambda: frame(2), {"fill": {"x": -1}}),
     "a frame with missing values": (lambda: frame(2), SKIP),
+    # No k has k % 6 == 7, so no values are missing.
     "a frame through map": (lambda: frame(7), {"map": lambda row: [row] * (row["x"] % 4)}),
     "a stream": (reader, {}),
     "batches": (batches, {}),
@@ -166,7 +168,7 @@ STORE_CALLS = ("put", "create", "remove_all", "exists", "names", "ranges", "read
 
 @contextmanager
 def watch_steps(steps, owner=os, names=SYSTEM_CALLS):
-    """Call `steps` before and after each call of some functions in this process."""
+    """Call `steps` before and after each call of functions of `owner` in this process."""
     process = os.getpid()
     originals = {name: getattr(owner, name) for name in names}
 
@@ -191,7 +193,7 @@ def watch_steps(steps, owner=os, names=SYSTEM_CALLS):
 
 
 def count_steps(work, **counted_calls):
-    """Return the number of steps of some work."""
+    """Return the number of steps that `watch_steps` counts during `work`."""
     steps = []
     with watch_steps(lambda: steps.append(None), **counted_calls):
         work()
@@ -218,5 +220,5 @@ def kill_at_step(step, work, **counted_calls):
 
 
 def store_steps():
-    """Return which steps to count at a store."""
+    """Return the arguments of `watch_steps` for the calls of a remote store."""
     return {"owner": RemoteStore, "names": STORE_CALLS}

@@ -1,4 +1,4 @@
-"""Helper that writes data and opens the dataset."""
+"""Helpers that write data and open the dataset, and that make images."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ def write_and_open(root, data, **options):
 
 
 def jpeg(seed):
+    """Return the bytes of a JPEG file with random pixels."""
     file = io.BytesIO()
     pixels = np.random.default_rng(seed).integers(0, 255, (16, 16, 3), np.uint8)
     Image.fromarray(pixels).save(file, "jpeg")

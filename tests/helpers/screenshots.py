@@ -43,7 +43,7 @@ OUTPUTS = """
     Math.max(...boxes.map(box => box.bottom)) - top];
 })()
 """
-"""Returns the place of the outputs of some cells."""
+"""JavaScript that returns the position and size of the outputs of some cells."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--only", default="", metavar="WORD")
     options = parser.parse_args()
     shots = [shot for shot in SHOTS if options.only in shot.name]
-    directory = Path(tempfile.gettempdir(), "notebooks")  # a short path, as the outputs show it
+    directory = Path(tempfile.gettempdir(), "notebooks")  # the outputs show this path
     directory.mkdir()
     try:
         isolate(directory)

@@ -1,4 +1,6 @@
-"""Real servers on the loopback interface, each started on first use.
+"""Servers on the loopback interface, each started on first use.
+
+OCI and the Hugging Face Hub are fakes. All others are real servers or emulators.
 
 ``docs/contributing.md`` lists the programs to install. Stopping a server removes its data.
 """
@@ -77,7 +79,7 @@ class Server:
     name: ClassVar[str]
     modules: ClassVar[tuple[str, ...]] = ()
     ports: ClassVar[int] = 1
-    raw: ClassVar[bool] = False
+    raw: ClassVar[bool] = False  # the proxy forwards bytes, because they are not HTTP
 
     def __init__(self, parent: Path | None = None) -> None:
         self.numbers = itertools.count()
@@ -127,7 +129,7 @@ class Server:
         """Start the program, or restart it after `kill` with the data on disk."""
         with open(self.directory / "log", "ab") as log:
             self.process = subprocess.Popen(
-                [*_ends_with_parent(), *self.command()],
+                [*_parent_death_prefix(), *self.command()],
                 cwd=self.directory,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -294,7 +296,7 @@ class Azurite(Server):
 
     def command(self) -> list[str]:
         listen = ["--blobHost", HOST, "--blobPort", str(self.port)]
-        # By default, it rejects drivers that are newer than itself.
+        # By default, Azurite rejects drivers that are newer than itself.
         quiet = ["--skipApiVersionCheck", "--disableTelemetry", "--silent"]
         return [self.binary(), *listen, "--inMemoryPersistence", *quiet]
 
@@ -538,7 +540,7 @@ def choose_engine(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Servers:
-    """The servers that are running, and a proxy for each.
+    """The servers that tests have used, and a proxy for each.
 
     Parameters
     ----------
@@ -548,7 +550,7 @@ class Servers:
 
     def __init__(self, parent: Path | None = None) -> None:
         self.parent = parent
-        self.running: dict[str, Server] = {}
+        self.servers: dict[str, Server] = {}
         self.failures: dict[str, Exception] = {}
         self.proxies: dict[str, Proxy] = {}
 
@@ -558,7 +560,7 @@ class Servers:
             if importlib.util.find_spec("obstore") is None:
                 pytest.skip(f"{name}: python -m pip install -e '.[fast]'")
             name = name.removesuffix(ENGINE_SUFFIX)
-        if name not in self.running:
+        if name not in self.servers:
             kind = SERVER_KINDS[name]
             if missing := kind.missing():
                 pytest.skip(f"{name}: {missing}; see docs/contributing.md")
@@ -568,11 +570,11 @@ class Servers:
             try:
                 server.start()
             except Exception as error:
-                # Each further test would wait as long as this one.
+                # Otherwise each further test would wait for the timeout, too.
                 self.failures[name] = error
                 raise
-            self.running[name] = server
-        return self.running[name]
+            self.servers[name] = server
+        return self.servers[name]
 
     def proxy(self, name: str) -> Proxy:
         """Return the proxy of a server, without faults and with an empty log."""
@@ -583,8 +585,8 @@ class Servers:
         return self.proxies[name]
 
     def close(self) -> None:
-        for running in [*self.proxies.values(), *self.running.values()]:
-            running.stop()
+        for process in [*self.proxies.values(), *self.servers.values()]:
+            process.stop()
 
 
 def _listen() -> socket.socket:
@@ -603,7 +605,7 @@ def _which(program: str, directory: str = "") -> str | None:
     return shutil.which(program, path=str(path))
 
 
-def _ends_with_parent() -> list[str]:
+def _parent_death_prefix() -> list[str]:
     """Return a command prefix that makes the kernel kill a program when the tests die."""
     setpriv = shutil.which("setpriv")
     return [setpriv, "--pdeathsig", "KILL"] if setpriv else []

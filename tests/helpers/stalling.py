@@ -26,7 +26,7 @@ class Stalling(LocalFileSystem):
     def cat_file(self, path, start=None, end=None, **options):
         if Stalling.stalls and path.endswith(".mds"):
             Stalling.reached.set()
-            Stalling.released.wait(1000)
+            Stalling.released.wait(1000)  # seconds: longer than any test
         return super().cat_file(path, start, end, **options)
 
 

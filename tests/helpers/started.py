@@ -17,7 +17,10 @@ _EARLIER: WeakSet[threading.Thread | BaseProcess] = WeakSet()
 
 
 def forget_earlier() -> None:
-    """Leave out what runs now from later results. It is called before each test."""
+    """Exclude the threads and processes that run now from later results.
+
+    It is called before each test.
+    """
     _EARLIER.update(threading.enumerate())
     _EARLIER.update(multiprocessing.active_children())
 

@@ -11,7 +11,7 @@ TEXTS_SEED = 1
 
 
 def texts(count=200, longest=40):
-    """Return texts of words, some of which are empty."""
+    """Return texts of 0 to `longest` words."""
     generator = random.Random(TEXTS_SEED)
     words = [f"w{number}" for number in range(50)]
     return [
@@ -32,7 +32,7 @@ def word_tokenizer(first_id=0):
 
 
 def letters(text):
-    """Return the code points of a text: a tokenizer that is a function."""
+    """Return the code points of a text. Tests use this function as a tokenizer."""
     return [ord(letter) for letter in text]
 
 
@@ -42,7 +42,7 @@ def letters_of_texts(texts):
 
 
 def expected_blocks(ids, block, separator=None, pad=None):
-    """Return the blocks of documents, given their ids."""
+    """Return the blocks of documents, given the ids of each document's tokens."""
     stream = []
     for document in ids:
         if len(document):

@@ -61,7 +61,7 @@ def train(dataset: str, directory: Path, workers: int, killed_step: int) -> None
                     os.replace(directory / "next.pt", checkpoint)
     torch.save(model.state_dict(), directory / f"{world}.pt")
     dist.barrier()  # gloo's destructors may wait forever for ranks that have exited
-    # They also join a thread that may wait for the GIL, which the destructor of `ddp` holds.
+    # The destructor of `ddp` holds the GIL while it joins a thread that may wait for the GIL.
     os._exit(0)
 
 

@@ -1,4 +1,7 @@
-"""A reader of MDS datasets that is independent of npstream's, and comparisons of datasets."""
+"""A second reader of MDS datasets, and comparisons of datasets.
+
+Of npstream, the reader uses only the encodings, hashes and decompression.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,7 @@ def shard_bytes(root, entry):
 
 
 def read(root):
-    """Decode a dataset according to the specification of the format."""
+    """Return the samples of a dataset, decoded according to the specification of the format."""
     samples = []
     for entry in load_index(root)["shards"]:
         data = shard_bytes(root, entry)
@@ -70,6 +73,7 @@ def decode(entry, data):
 
 
 def without_zip_sizes(index):
+    """Remove the sizes and hashes of compressed files from an index, and return the index."""
     for entry in index["shards"]:
         if entry["zip_data"]:
             entry["zip_data"] |= {"bytes": None, "hashes": None}
