@@ -36,7 +36,7 @@ def test_partitions_have_all_rows_of_their_shards(index, min_rows):
             assert bounds[1:-1].tolist() == cuts.tolist()
 
 
-def test_a_view_in_any_order_has_partitions_of_an_average_shard():
+def test_partitions_of_a_view_in_any_order_are_as_long_as_an_average_shard():
     bounds = partition_bounds(
         Selection.all(N).select(np.random.default_rng(0).permutation(N)), STARTS
     )

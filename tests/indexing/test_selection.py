@@ -158,7 +158,7 @@ UNUSUAL = {
     "uint64 list": [2**64 - 1, 2**64 - 2],
     "list out of bounds": [0, 3, 99, -99],
     "object array": np.array([1, 2], dtype=object),
-    "matrix": np.arange(4).view(type("Subclass", (np.ndarray,), {})),
+    "subclass": np.arange(4).view(type("Subclass", (np.ndarray,), {})),
     "masked array": np.ma.masked_array([1, 2, 3], mask=[0, 1, 0]),
     "not native": np.arange(4, dtype=">i4"),
     "transposed": np.arange(6).reshape(2, 3).T,
@@ -173,7 +173,7 @@ UNUSUAL = {
     "2-d mask": np.ones((10, 10), bool),
     "slice of floats": slice(0.5, None),
     "slice of arrays": slice(np.array(2), np.int64(8)),
-    "slice without step": slice(None, None, 0),
+    "slice with step 0": slice(None, None, 0),
     "slice far": slice(-(2**80), 2**80, 2**75),
     "()": (),
     "(...,)": (...,),
@@ -214,7 +214,7 @@ def test_arrays_of_other_libraries_give_the_results_of_numpy(kind, name):
     check_select(*views()[kind], make(pytest.importorskip(package)))
 
 
-DIFFERENT = {
+REJECTED = {
     "True": (True, "a single True is neither a row number nor a mask"),
     "np.False_": (np.False_, "a single False"),
     "0-d bool": (np.array(True), "a single True"),
@@ -236,10 +236,10 @@ DIFFERENT = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", DIFFERENT)
-def test_ambiguous_indices_raise_with_a_hint(kind, name):
-    """NumPy accepts them, with a meaning that is likely a mistake here."""
-    index, hint = DIFFERENT[name]
+@pytest.mark.parametrize("name", REJECTED)
+def test_indices_that_are_likely_mistakes_raise_with_a_hint(kind, name):
+    """NumPy rejects floats without a hint, and accepts the others."""
+    index, hint = REJECTED[name]
     with pytest.raises(IndexError, match=hint):
         views()[kind][0].select(index)
 
@@ -251,7 +251,7 @@ def test_a_tensor_of_one_bool_raises_with_a_hint(kind, torch):
 
 
 def test_a_1d_tensor_with_one_element_is_an_array_unlike_in_numpy(torch):
-    """As an integer, an index tensor of the last, short batch would return another type."""
+    """If it were an integer, indices of a last batch of one sample would give no selection."""
     assert Selection.all(10).select(torch.tensor([3])).shape == (1,)
     assert Selection.all(10).select(torch.tensor(3)) == 3
 
@@ -300,10 +300,9 @@ def test_many_chained_slices_stay_affine():
 
 
 def test_many_chained_masks_and_slices_merge_into_one_mask():
-    """Before the last permutation among the stages, there are one mask and one range."""
+    """Before and after the permutation, they merge into one range and one mask."""
     rng = np.random.default_rng(0)
     view, ids = Selection.all(100_000), np.arange(100_000)
-    shuffle = Permutation(99_000, key=1)
     for depth in range(30):
         mask = rng.random(ids.size) < 0.95
         part = slice(10, None) if depth % 3 else slice(None, 10, -1)
@@ -311,18 +310,19 @@ def test_many_chained_masks_and_slices_merge_into_one_mask():
         if depth == 10:
             shuffle = Permutation(view.size, key=1)
             view, ids = view.permute(shuffle), ids[shuffle.at(np.arange(ids.size))]
-    assert len(view._stages) == 4  # mask, permutation, range, mask
-    assert view.nbytes < 30_000
+    assert len(view._stages) == 4  # mask, permutation, range, mask; the last range is no stage
+    assert view.nbytes < 30_000  # a mask of 100,000 bits takes 13,300 bytes
     check_same(view, ids)
 
 
 def test_a_mask_is_stored_as_bits_or_positions_whichever_is_smaller(monkeypatch):
-    monkeypatch.undo()
+    monkeypatch.undo()  # of `_masks_are_stored_as_bits`
     n = 10_000_000
     for share in (0.5, 0.1, 0.02, 0.01, 0.0001):
         mask = np.random.default_rng(0).random(n) < share
         view = Selection.all(n).select(mask)
         count = np.count_nonzero(mask)
+        # Each block of 128 bytes of bits also has a count of 8 bytes.
         assert view.nbytes <= min(8 * count, n / 8 * 17 / 16 + 200)
         assert len(pickle.dumps(view)) <= view.nbytes + 1000
         assert np.array_equal(
