@@ -10,7 +10,7 @@ from broken_samples import break_samples
 
 import npstream
 from npstream.errors import FormatError
-from npstream.iteration.failures.guard import SampleGuard
+from npstream.iteration.failures.guard import MAX_ATTEMPTS, NEIGHBORHOOD, SampleGuard
 from npstream.iteration.failures.record import FailureRecord
 from npstream.iteration.partition import Partition
 
@@ -62,7 +62,8 @@ def global_batches(iterations, count=None):
     return batches
 
 
-def resumed(ds, state, world, mode, **others):
+def resume(ds, state, world, mode, **others):
+    """Return the iterations of all ranks, with a loaded state."""
     iterations = [ds.iter(rank, world, **settings(mode, **others)) for rank in range(world)]
     for iteration in iterations:
         iteration.load_state_dict(state)
@@ -84,7 +85,7 @@ def test_any_world_and_any_resumed_run_have_the_same_global_batches(ds, mode):
         assert failures == sorted(whole.failures)
     for step in range(0, len(batches), 7):
         world = (1, 2, 3, 8)[step % 4]
-        ranks = resumed(ds, states[step], world, mode)
+        ranks = resume(ds, states[step], world, mode)
         assert global_batches(ranks, 2) == batches[step : step + 2]
 
 
@@ -97,7 +98,7 @@ def test_skipped_samples_only_make_batches_shorter(ds, intact):
         np.testing.assert_array_equal(ids, expected[~np.isin(expected, BROKEN)])
 
 
-def test_replaced_samples_are_neighbors_and_all_others_stay(ds, intact):
+def test_only_broken_samples_are_replaced(ds, intact):
     shuffle = {"shuffle": npstream.Shuffle(block=None), "seed": 3, "batch_size": 100}
     batches = ds.iter(0, 1, on_error="replace", **shuffle)
     ids = np.concatenate([batch.ids for batch in batches])
@@ -105,11 +106,13 @@ def test_replaced_samples_are_neighbors_and_all_others_stay(ds, intact):
     is_broken = np.isin(expected, BROKEN)
     np.testing.assert_array_equal(ids[~is_broken], expected[~is_broken])
     assert not np.isin(ids, BROKEN).any()
-    final = {failure.position: failure.replacement for failure in batches.failures}
-    np.testing.assert_array_equal(ids[is_broken], [final[p] for p in np.flatnonzero(is_broken)])
+    # A replacement that is broken, too, is a failure at the same position. The last one counts.
+    replacements = {failure.position: failure.replacement for failure in batches.failures}
+    expected = [replacements[position] for position in np.flatnonzero(is_broken)]
+    np.testing.assert_array_equal(ids[is_broken], expected)
 
 
-def test_samples_are_replaced_as_batches_are(ds):
+def test_samples_and_batches_have_the_same_replacements(ds):
     batches = ds.iter(0, 1, batch_size=10, shuffle=True, on_error="replace")
     samples = ds.iter(0, 1, shuffle=True, on_error="replace")
     ids = np.concatenate([batch.ids for batch in batches]).tolist()
@@ -161,8 +164,9 @@ def test_a_batch_without_readable_samples_is_empty(ds):
     assert all(batch["label"].shape == (0,) and len(batch["text"]) == 0 for batch in batches)
 
 
-def test_a_window_without_readable_samples_raises(ds):
-    with pytest.raises(RuntimeError, match=r"64 replacements of its position \d+ cannot be read"):
+def test_a_neighborhood_without_readable_samples_raises(ds):
+    message = rf"{MAX_ATTEMPTS} replacements of its position \d+ cannot be read"
+    with pytest.raises(RuntimeError, match=message):
         list(ds[BROKEN].iter(0, 1, batch_size=6, on_error="replace"))
 
 
@@ -228,7 +232,7 @@ def images(tmp_path_factory):
 
 
 @pytest.mark.parametrize("crop", ["center", "random"])
-def test_images_that_cannot_be_decoded(images, crop):
+def test_images_that_cannot_be_decoded_are_skipped_or_replaced(images, crop):
     decode = {"image": {"crop": crop, "crop_size": 4}}
     bad = np.arange(60) % 10 == 3
     batches = images.iter(0, 1, batch_size=16, decode=decode, on_error="skip", last="short")
@@ -265,7 +269,7 @@ def test_settings_that_do_not_fit_are_refused(ds, arguments, text):
         ds.iter(0, 1, **arguments)
 
 
-def test_a_replacement_depends_on_seed_epoch_and_position_alone():
+def test_a_replacement_depends_only_on_seed_epoch_position_and_attempt():
     def guard(seed=0, epoch=0, world=1, size=10_000):
         part = Partition(size, 0, world, 1)
         return SampleGuard(True, seed, epoch, part, lambda rows: None, FailureRecord())
@@ -275,7 +279,7 @@ def test_a_replacement_depends_on_seed_epoch_and_position_alone():
     assert first == [guard(world=8).replacement(p, 0) for p in positions]
     for position, new in zip(positions, first, strict=True):
         assert new != position
-        assert new // 4096 == position // 4096
+        assert new // NEIGHBORHOOD == position // NEIGHBORHOOD
     for other in (guard(seed=1), guard(epoch=1)):
         assert first != [other.replacement(p, 0) for p in positions]
     assert first != [guard().replacement(p, 1) for p in positions]

@@ -14,7 +14,7 @@ from started import started_threads
 
 import npstream
 from npstream._core.memory import address_of
-from npstream.iteration.feeding.feed import MAX_NBYTES, choose_limits
+from npstream.iteration.feeding.feed import MAX_NBYTES, MAX_READ_THREADS, choose_limits
 
 TIMEOUT = 60
 ROWS = 1000
@@ -158,7 +158,7 @@ def test_a_damaged_sample_fails_only_its_batch(tmp_path, threads):
     assert next(items).ids[0] == 40
 
 
-def test_stats_show_what_is_ahead(ds):
+def test_stats_count_the_batches_that_are_ahead(ds):
     batches = ds.iter(0, 1, batch_size=10, threads=1, prefetch=8)
     assert batches.stats.batches_ready == batches.stats.hits == 0
     iterator = iter(batches)
@@ -199,7 +199,7 @@ def test_ctrl_c_ends_the_loop_and_the_process(ds):
         [sys.executable, "-c", INTERRUPTED_LOOP, str(ds._source.fetcher.shards.root)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    assert process.stdout.readline().strip() == "3"
+    assert process.stdout.readline().strip() == "3"  # the loop's thread, and two that read
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=TIMEOUT)
     assert "KeyboardInterrupt" in errors
@@ -229,7 +229,9 @@ def test_mixtures_read_in_threads(ds, threads):
 
 @pytest.mark.parametrize("limit", ["1MiB", "64MiB"])
 @pytest.mark.parametrize("shuffle", [False, npstream.Shuffle(block="128KiB")])
-def test_threads_request_a_remote_dataset_no_more_than_the_loop_does(tmp_path, limit, shuffle):
+def test_threads_request_at_most_twice_the_bytes_of_a_loop_without_threads(
+    tmp_path, limit, shuffle
+):
     url = "memory://test-feed/data"
     rows = 20_000
     columns = {"x": np.arange(rows), "payload": np.zeros((rows, 128), np.uint8)}
@@ -242,7 +244,8 @@ def test_threads_request_a_remote_dataset_no_more_than_the_loop_does(tmp_path, l
             numbers.append(np.concatenate([batch["x"] for batch in batches]))
             nbytes.append(batches.stats.bytes_requested)
     assert np.array_equal(*numbers)
-    assert nbytes[1] <= 2 * nbytes[0]  # which chunks are evicted depends on timing
+    # Which chunks are evicted, and so requested again, depends on timing.
+    assert nbytes[1] <= 2 * nbytes[0]
 
 
 @pytest.mark.parametrize(
@@ -264,8 +267,11 @@ def test_invalid_settings_raise(ds, arguments, message):
 def test_default_threads_leave_a_processor_to_the_loop():
     assert choose_limits(None, None, 1, True).threads == 0
     assert choose_limits(None, None, 4, True).threads == 3
-    assert choose_limits(None, None, 100, True).threads == 8
+    assert choose_limits(None, None, 100, True).threads == MAX_READ_THREADS
     assert choose_limits(None, None, 100, False).threads == 0
+
+
+def test_given_limits_replace_the_defaults():
     assert choose_limits(5, None, 1, False).threads == 5
     assert choose_limits(None, 0, 8, True).threads == 0
     assert choose_limits(2, None, 8, True).nbytes <= MAX_NBYTES
@@ -301,7 +307,7 @@ def test_batches_that_are_kept_do_not_change(wide, threads, to):
 def test_loops_use_few_buffers(wide):
     batches = wide.iter(0, 1, batch_size=64, shuffle=True, threads=1, prefetch=2)
     addresses = [{address_of(batch["values"]) for batch in batches} for _ in range(3)]
-    assert len(set.union(*addresses)) <= 5
+    assert len(set.union(*addresses)) <= 5  # of 30 batches
     assert not addresses[0].isdisjoint(addresses[2])
 
 

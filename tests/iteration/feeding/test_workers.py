@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import socket
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from started import started_children
 
 import npstream
+from npstream.iteration.feeding import workers
 from npstream.iteration.feeding.workers import receive_value, send_value
 
 ROWS = 200
 
 
 class OwnError(Exception):
-    """An exception that pickle stores, and cannot load."""
+    """An exception that pickle can store, but not load."""
 
     def __init__(self, first, second):
         super().__init__(f"{first} and {second}")
@@ -45,12 +48,8 @@ def make_function(batch):
     return lambda: None
 
 
-def identity(sample):
-    return sample
-
-
-def hang(batch):
-    signal.pause()
+def negate(sample):
+    return -sample["x"]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +59,8 @@ def ds(tmp_path_factory):
     return npstream.open(path)
 
 
-def open_descriptors():
+def count_descriptors():
+    """Return the number of file descriptors that this process has open."""
     return len(os.listdir("/dev/fd"))
 
 
@@ -108,33 +108,51 @@ def test_transforms_that_a_worker_cannot_import_are_refused(ds):
     assert not started_children("npstream-transform")
 
 
-def test_closing_ends_workers_that_hang(ds):
+class HangAfterFirst:
+    """A transform that hangs for all batches except the first, after it opened a pipe."""
+
+    def __init__(self, pipe):
+        self.pipe = pipe
+
+    def __call__(self, batch):
+        if batch["x"][0]:
+            with open(self.pipe, "w"):
+                signal.pause()
+        return batch
+
+
+def test_closing_ends_workers_that_hang(ds, tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    transform = HangAfterFirst(pipe)
     batches = iter(
-        ds.iter(0, 1, batch_size=10, transform=HangSecond(), transform_workers=2, prefetch=4)
+        ds.iter(0, 1, batch_size=10, transform=transform, transform_workers=2, prefetch=4)
     )
     next(batches)
-    batches.close()
+    with open(pipe):  # waits until a worker opens the pipe
+        batches.close()
     assert not started_children("npstream-transform")
 
 
-class HangSecond:
-    """A transform that hangs for all batches but the first."""
-
-    def __call__(self, batch):
-        return hang(batch) if batch["x"][0] else batch
-
-
 def test_samples_are_transformed(ds):
-    samples = list(ds.iter(0, 1, transform=identity, transform_workers=2))
-    assert [sample["x"] for sample in samples] == list(range(ROWS))
+    values = list(ds.iter(0, 1, transform=negate, transform_workers=2))
+    assert values == [-number for number in range(ROWS)]
 
 
-def test_values_are_sent_without_copies_of_arrays_into_the_pickle():
+def test_values_are_sent_without_copies_of_arrays_into_the_pickle(monkeypatch):
+    pickled_bytes = []
+
+    def loads(data, **options):
+        pickled_bytes.append(len(data))
+        return pickle.loads(data, **options)
+
+    monkeypatch.setattr(workers, "pickle", SimpleNamespace(**{**vars(pickle), "loads": loads}))
     left, right = socket.socketpair()
     array = np.arange(100_000).reshape(100, 1000)
     ragged = npstream.Ragged.from_list(["one", "three"])
     send_value(left, {"array": array, "ragged": ragged, "empty": np.empty((0, 3)), "text": "t"})
     received = receive_value(right)
+    assert pickled_bytes[0] < 1000 < array.nbytes
     assert np.array_equal(received["array"], array)
     assert list(received["ragged"]) == ["one", "three"]
     assert received["empty"].shape == (0, 3)
@@ -147,7 +165,7 @@ def test_values_are_sent_without_copies_of_arrays_into_the_pickle():
     right.close()
 
 
-def test_tensors_are_sent_as_arrays():
+def test_tensors_are_received_as_tensors():
     torch = pytest.importorskip("torch")
     left, right = socket.socketpair()
     value = torch.arange(10, dtype=torch.bfloat16)
@@ -161,10 +179,10 @@ def test_tensors_are_sent_as_arrays():
 
 def test_no_descriptors_are_left_open():
     left, right = socket.socketpair()
-    before = open_descriptors()
+    before = count_descriptors()
     for _ in range(20):
         send_value(left, np.zeros(1000))
         receive_value(right)
-    assert open_descriptors() == before
+    assert count_descriptors() == before
     left.close()
     right.close()
