@@ -1,4 +1,4 @@
-"""The epoch counter, with several processes."""
+"""The epoch counter; calls with worker numbers stand for workers in other processes."""
 
 from __future__ import annotations
 
@@ -28,22 +28,20 @@ def test_consecutive_loaders_with_any_number_of_workers_read_consecutive_epochs(
 def test_only_the_first_iteration_begins_at_the_set_cursor():
     counter = EpochCounter(0)
     cursor = EpochCursor(3, 40, ((50, 60), (70, 2**40)))
-    for shared in (False, True):
-        if shared:
-            counter.share()
-        counter.set(cursor, pinned=shared)
+    for pinned in (False, True):
+        following = EpochCursor(3 if pinned else 4)
+        counter.set(cursor, pinned=pinned)
         assert counter.advance() == cursor
         assert counter.current_cursor() == cursor
-        assert counter.next_cursor() == EpochCursor(3 if shared else 4)
-        counter.set(cursor, pinned=shared)
-        assert [counter.advance_worker(worker, 2) for worker in (0, 1, 1, 0)] == [
-            cursor, cursor, counter.last_worker_cursor(), counter.last_worker_cursor()
-        ]  # fmt: skip
-        assert counter.last_worker_cursor() == EpochCursor(3 if shared else 4)
+        assert counter.next_cursor() == following
+        counter.set(cursor, pinned=pinned)
+        assert [counter.advance_worker(worker, 2) for worker in (0, 1)] == [cursor] * 2
+        assert [counter.advance_worker(worker, 2) for worker in (1, 0)] == [following] * 2
+        assert counter.last_worker_cursor() == following
 
 
 def run_at_once(run, workers=3):
-    """Call a function for all workers concurrently, and return its results."""
+    """Call a function with each worker number concurrently, and return its results."""
     gate, results = threading.Barrier(workers), [None] * workers
 
     def run_worker(worker):
@@ -98,15 +96,15 @@ def test_workers_that_load_a_state_are_counted():
     assert (counter.last_worker_cursor(), counter.next_cursor()) == (EpochCursor(4), EpochCursor(5))
     counter.set(counter.next_cursor(), pinned=True)
     counter.resume_worker(EpochCursor(1), 0, 2)
-    assert counter.advance_worker(0, 2) == EpochCursor(5)
+    assert counter.advance_worker(0, 2) == EpochCursor(5)  # a pinned epoch stays
 
 
 # Contexts
 
 
-def test_contexts_reach_workers():
+def test_contexts_are_moved_to_shared_memory():
     counter = EpochCounter(0, context_bytes=200)
-    first, second = b"first", b"other" * 40
+    first, second = b"first", b"other" * 40  # the second has the maximum of 200 bytes
     counter.set(EpochCursor(2, 5, context=second), pinned=False)
     counter.coordinate(EpochCursor(3, context=first))
     counter.share()

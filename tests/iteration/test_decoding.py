@@ -6,6 +6,7 @@ import gc
 import io
 import os
 import pickle
+import weakref
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def encode(image, format="PNG"):
 
 
 def make_pictures(count=COUNT):
-    """Return pixels by row; row k has k in its first pixel."""
+    """Return the pixels of each row; row k has k in its first pixel."""
     arrays = np.random.default_rng(0).integers(0, 256, (count, 12, 10, 3), np.uint8)
     arrays[:, 0, 0, 0] = np.arange(count)
     return arrays
@@ -66,6 +67,7 @@ def test_samples_have_their_images(ds):
     for sample in ds.iter(0, 1, shuffle=True, decode=True):
         assert [*sample] == ["image", "n"]
         np.testing.assert_array_equal(sample["image"], PICTURES[sample["n"]])
+        # The image keeps no other images in memory: it has 360 bytes.
         assert sample["image"].base is None or sample["image"].base.nbytes < 1000
     image_samples = [*ds[["image"]].iter(0, 1, batch_size=4, batched=False, decode="image")]
     np.testing.assert_array_equal([sample["image"] for sample in image_samples], PICTURES)
@@ -86,7 +88,7 @@ def test_states_are_those_of_a_loop_without_decoding(ds):
 
 
 def random_crops(ds, world, batch_size, **options):
-    """Return the random crop of each sample of epoch 1, read by several ranks."""
+    """Return the random crop of each sample of epoch 1, read by `world` ranks."""
     crops = {}
     for rank in range(world):
         loop = ds.iter(
@@ -115,7 +117,7 @@ def test_random_crops_differ_between_epochs(ds):
     assert not np.array_equal(first, second)
 
 
-def test_crops_go_on_after_a_resumption(ds):
+def test_a_resumed_loop_makes_the_same_crops(ds):
     decode = {"image": {"crop": "random", "crop_size": 5}}
     whole = [b["image"] for b in ds.iter(0, 1, batch_size=12, shuffle=True, decode=decode)]
     loop = ds.iter(0, 1, batch_size=12, shuffle=True, decode=decode)
@@ -193,7 +195,7 @@ def test_threads_end_with_the_loop(ds, end):
     assert not started_threads("npstream-images")
 
 
-def test_one_batch_is_decoded_ahead(ds):
+def test_at_most_one_batch_is_decoded_ahead(ds):
     decoded = []
     options = {"transform": lambda image: decoded.append(int(image[0, 0, 0])) or image}
     iterator = iter(ds.iter(0, 1, batch_size=4, decode={"image": options}))
@@ -201,20 +203,18 @@ def test_one_batch_is_decoded_ahead(ds):
         next(iterator)
         assert len(decoded) <= 4 * (k + 2)
     iterator.close()
-    assert len(decoded) <= 4 * 7
+    assert len(decoded) <= 4 * 6
 
 
 def test_batches_are_freed(ds):
-    import weakref
-
-    iterator, alive = iter(ds.iter(0, 1, batch_size=4, decode=True)), []
+    iterator, references = iter(ds.iter(0, 1, batch_size=4, decode=True)), []
     for _ in range(6):
         batch = next(iterator)
-        alive.append(weakref.ref(batch))
+        references.append(weakref.ref(batch))
         del batch
         gc.collect()
-    # The loop itself refers to the last item.
-    assert [ref() for ref in alive[:-1]] == [None] * 5
+    # The iterator itself refers to the last batch.
+    assert [reference() for reference in references[:-1]] == [None] * 5
 
 
 def test_an_inherited_iterator_goes_on_in_a_forked_process(ds):
@@ -276,7 +276,7 @@ def test_added_columns_are_decoded(tmp_path):
     np.testing.assert_array_equal(ds["image"][:50].decode(), PICTURES[:50])
 
 
-def test_a_transform_of_batches_takes_arrays(ds):
+def test_a_transform_of_batches_gets_decoded_images(ds):
     loop = ds.iter(0, 1, batch_size=6, decode=True, transform=lambda batch: batch["image"].shape)
     assert {*loop} == {(6, 12, 10, 3)}
 
@@ -327,7 +327,7 @@ def test_a_spawned_worker_needs_importable_functions(ds, torch):
 def test_batches_become_tensors(ds, torch):
     batch = ds.load(decode={"image": {"resize": 6}}).to_torch()
     assert batch["image"].dtype == torch.uint8
-    assert batch["image"].shape == (COUNT, 7, 6, 3)
+    assert batch["image"].shape == (COUNT, 7, 6, 3)  # the shorter side of 12 x 10 becomes 6
     assert ds.load(decode=True).to("cpu")["image"].shape == (COUNT, 12, 10, 3)
     cuts = iter(range(1, 4))
     uneven = {"transform": lambda image: image[: next(cuts)]}
@@ -343,13 +343,14 @@ def test_processes_share_the_processors(monkeypatch):
     from npstream.reading.images import threads
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(16), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     assert threads.thread_count() == 16
-    assert ranks.decoding_threads(4) == 4
+    assert ranks.decoding_threads(4) == 4  # 16 processors for 4 ranks
     monkeypatch.setattr(ranks, "this_worker", lambda: (0, 3))
-    assert ranks.decoding_threads(4) == 1
-    assert ranks.decoding_threads(None) == 5
+    assert ranks.decoding_threads(4) == 1  # 16 for 4 ranks with 3 workers each
+    assert ranks.decoding_threads(None) == 5  # 16 for 3 workers
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert ranks.decoding_threads(None) == 2
+    assert ranks.decoding_threads(None) == 2  # 16 for 2 ranks with 3 workers each
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(500), raising=False)
     assert threads.thread_count() == threads.MAX_DECODE_THREADS
 
@@ -373,11 +374,11 @@ def test_an_interruption_repeats_the_batch(ds, monkeypatch):
     assert seen == [*range(0, COUNT, 6)]
 
 
-def test_a_newer_loop_ends_the_older_one(ds):
+def test_the_iterator_of_an_older_loop_raises(ds):
     loop = ds.iter(0, 1, batch_size=6, decode=True)
     older = iter(loop)
     next(older)
     newer = iter(loop)
     next(newer)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="this iterator is outdated"):
         next(older)

@@ -12,7 +12,7 @@ import pytest
 import npstream
 
 N = 1200
-G = 24
+G = 24  # global batch size
 FLAGS = np.random.default_rng(2).random(N) >= 0.1
 LENGTHS = np.ceil(np.random.default_rng(3).lognormal(5, 0.8, N)).astype(np.int32)
 ORDERS = {
@@ -74,7 +74,7 @@ def test_valid_may_be_a_column_or_an_array(ds, valid):
     np.testing.assert_array_equal(ids, np.flatnonzero(FLAGS))
 
 
-def test_valid_is_of_the_rows_of_the_view(ds):
+def test_valid_has_a_flag_for_each_row_of_the_view(ds):
     view = ds[::-3]
     ids = [sample["label"] for sample in view.iter(0, 1, valid="ok")]
     np.testing.assert_array_equal(ids, np.arange(N)[::-3][FLAGS[::-3]])
@@ -131,27 +131,28 @@ def test_balance_only_moves_samples_between_ranks(ds, shuffle, name):
     balanced, _ = read(ds, 8, **settings)
     assert global_batches(balanced) == global_batches(plain)
     assert [[len(ids) for ids in parts] for parts in balanced] == [[3] * 8] * len(plain)
-    worst = [
+    balanced_maximum, plain_maximum = [
         np.mean([max(LENGTHS[ids].sum() for ids in parts) for parts in batches])
         for batches in (balanced, plain)
     ]
-    assert worst[0] < 0.85 * worst[1]
+    assert balanced_maximum < 0.85 * plain_maximum  # 0.71 to 0.74 were measured
 
 
 def test_buckets_have_little_padding(ds):
     def padding(**settings):
+        """Return the part of a padded batch that is padding."""
         batches, _ = read(ds, 2, shuffle=True, last="drop", **settings)
         lengths = [LENGTHS[ids] for parts in batches for ids in parts]
         return 1 - sum(map(np.sum, lengths)) / sum(len(part) * part.max() for part in lengths)
 
-    assert padding(balance="length", buckets=25) < 0.3 * padding()
+    assert padding(balance="length", buckets=25) < 0.3 * padding()  # 0.18 and 0.65
 
 
-def test_machines_and_workers_read_the_same(ds):
+def test_nodes_and_workers_read_the_same(ds):
     torch = pytest.importorskip("torch")
     settings = {"batch_size": 6, "shuffle": True, "balance": "length", "valid": "ok"}
-    nodes = [ds.iter(rank, 4, ranks_per_node=2, **settings) for rank in range(4)]
-    expected = [[batch.ids.tolist() for batch in node] for node in nodes]
+    ranks = [ds.iter(rank, 4, ranks_per_node=2, **settings) for rank in range(4)]
+    expected = [[batch.ids.tolist() for batch in rank] for rank in ranks]
     plain = [[b.ids.tolist() for b in ds.iter(r, 4, **settings)] for r in range(4)]
     for left, right in zip(zip(*expected, strict=True), zip(*plain, strict=True), strict=True):
         assert sorted(chain(*left)) == sorted(chain(*right))
@@ -172,13 +173,13 @@ def test_copies_read_the_same(ds, name):
 
 
 @pytest.mark.parametrize("name", BALANCES)
-def test_provenance_knows_the_ranks(ds, name):
+def test_samples_of_a_step_are_listed_by_rank(ds, name):
     settings = {"global_batch_size": G, "shuffle": True, **BALANCES[name]}
     ranks = [ds.iter(rank, 3, **settings) for rank in range(3)]
     parts = [[*rank][4].ids for rank in ranks]
-    found = ranks[0].samples_of(4, epoch=0)
+    samples = ranks[0].samples_of(4, epoch=0)
     for rank, ids in enumerate(parts):
-        np.testing.assert_array_equal(found.ids[found.ranks == rank], ids)
+        np.testing.assert_array_equal(samples.ids[samples.ranks == rank], ids)
     with pytest.raises(ValueError, match=r"the run had .*=, whose values the state does not hold"):
         ds.provenance(ranks[0].state_dict(), steps=1)
 
@@ -208,7 +209,7 @@ def test_a_state_is_refused_with_other_settings(ds, name):
         iteration(**BALANCES[name]).load_state_dict(iteration().state_dict())
 
 
-def test_buckets_resume_with_the_same_global_batch(ds):
+def test_buckets_resume_only_with_the_same_global_batch(ds):
     settings = {"shuffle": True, "balance": "length", "buckets": 8}
     state = ds.iter(0, 2, batch_size=12, **settings).state_dict()
     ds.iter(0, 3, batch_size=8, **settings).load_state_dict(state)
@@ -226,11 +227,11 @@ def test_balanced_ranks_resume_with_another_batch_size(ds):
     np.testing.assert_array_equal(np.sort(ids), np.arange(N))
 
 
-def test_states_without_these_settings_are_as_before(ds):
-    assert not {"valid", "balance"} & set(ds.iter(0, 1, batch_size=2).state_dict())
+def test_states_without_these_settings_do_not_mention_them(ds):
+    assert {"valid", "balance"}.isdisjoint(ds.iter(0, 1, batch_size=2).state_dict())
 
 
-def test_skipped_batches_are_those_of_the_whole_epoch(ds):
+def test_skipping_does_not_change_the_other_batches(ds):
     settings = {"shuffle": True, "balance": "length", "valid": "ok"}
     expected = global_batches(read(ds, 2, **settings)[0])
     ranks = [ds.iter(rank, 2, global_batch_size=G, **settings) for rank in range(2)]
@@ -241,7 +242,7 @@ def test_skipped_batches_are_those_of_the_whole_epoch(ds):
     assert read_batches == expected[:3] + expected[5:]
 
 
-def test_a_state_of_a_former_version_knows_its_rows(tmp_path):
+def test_a_state_of_a_former_version_resumes_with_its_rows(tmp_path):
     path = tmp_path / "growing"
     npstream.write(path, {"x": np.arange(40)}, shard_size="100B")
     flags = np.arange(60) % 3 != 0

@@ -27,7 +27,7 @@ def append(path, first, stop):
 
 
 def take(batches, count):
-    """Return the ids and values of the next batches, over the ends of epochs."""
+    """Return the ids of the next batches, also of following epochs; their values must agree."""
     batch_ids = []
     while len(batch_ids) < count:
         for batch in batches:
@@ -81,7 +81,7 @@ def test_a_state_of_a_former_version_continues_as_before(order, path):
         assert len(resumed) == len(newest) > len(again)
 
 
-def test_a_view_of_a_grown_dataset_names_the_version(path):
+def test_the_error_of_a_view_of_a_grown_dataset_names_the_version(path):
     append(path, 0, 100)
     former = npstream.open(path)
     state = former[::2].iter(0, 1, batch_size=4, shuffle=True).state_dict()
@@ -93,7 +93,7 @@ def test_a_view_of_a_grown_dataset_names_the_version(path):
     opened[::2].iter(0, 1, batch_size=4, shuffle=True).load_state_dict(state)
 
 
-def test_a_dataset_that_was_replaced_names_the_version(path):
+def test_the_error_of_a_dataset_that_was_replaced_names_the_version(path):
     append(path, 0, 100)
     former = npstream.open(path)
     state = former.iter(0, 1, batch_size=4).state_dict()
@@ -103,7 +103,7 @@ def test_a_dataset_that_was_replaced_names_the_version(path):
         npstream.open(path).iter(0, 1, batch_size=4).load_state_dict(state)
 
 
-def test_a_state_of_a_version_that_was_not_kept(path):
+def test_the_error_for_a_version_that_was_not_kept_names_no_version(path):
     append(path, 0, 100)
     state = npstream.open(path).iter(0, 1, batch_size=4).state_dict()
     npstream.write(path, {"x": np.arange(200)}, mode="w")
@@ -113,7 +113,7 @@ def test_a_state_of_a_version_that_was_not_kept(path):
         assert "kept" not in str(caught.value)
 
 
-def test_a_mixture_names_the_version(path, tmp_path):
+def test_the_error_of_a_mixture_names_the_version(path, tmp_path):
     append(path, 0, 100)
     npstream.write(tmp_path / "other", {"x": np.arange(50)})
     former = npstream.open(path)
