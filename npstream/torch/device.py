@@ -318,9 +318,13 @@ class PinnedPlacer(Placer):
         for leaf in leaves:
             sources += _dense_parts(leaf)
         staged = self._stage(sources, buffer)
-        copies, event = self._backend.send(staged.sources)
-        if staged.buffer is not None:
-            self.ring.give_back(staged.buffer, event)
+        event = None
+        try:
+            copies, event = self._backend.send(staged.sources)
+        finally:
+            # If `send` raises, its copies are dropped, so nothing reads the buffer.
+            if staged.buffer is not None:
+                self.ring.give_back(staged.buffer, event)
         remaining = iter(copies)
         value = pytree.tree_unflatten([_replace(leaf, remaining) for leaf in leaves], structure)
         gathered = [leaf.tensor for leaf in leaves if isinstance(leaf, GatheredTensor)]

@@ -253,6 +253,19 @@ def test_a_ring_keeps_a_buffer_that_cannot_grow():
             ring.take(10)
 
 
+def test_a_failed_copy_gives_its_buffer_back():
+    """There are fewer buffers than failed copies, so a lost one would end in a hang."""
+
+    class Full(StandIn):
+        def send(self, sources):
+            raise MemoryError
+
+    placer = PinnedPlacer(Full(), 1)
+    for _ in range(5):
+        with pytest.raises(MemoryError):
+            placer.place({"x": np.arange(10)})
+
+
 def test_other_devices_get_plain_copies(ds):
     for batch in ds[["number", "text"]].iter(0, 1, batch_size=100, threads=2, device="meta"):
         assert batch["number"].device.type == "meta"
