@@ -135,10 +135,12 @@ class Handler(BaseHTTPRequestHandler):
             case ["api", "resolve-cache", "datasets", owner, name, sha, *path]:
                 repository = self.repository(owner, name)
                 return self.file(repository.commit_at(sha)[1][unquote("/".join(path))], sha)
-            case ["api", "datasets", owner, name, what, revision, *path]:
-                return self.metadata(self.repository(owner, name), what, unquote(revision), path)
-            case ["api", "buckets", owner, name, what, *path]:
-                return self.metadata(self.repository(owner, name), what, "main", path)
+            case ["api", "datasets", owner, name, endpoint, revision, *path]:
+                return self.metadata(
+                    self.repository(owner, name), endpoint, unquote(revision), path
+                )
+            case ["api", "buckets", owner, name, endpoint, *path]:
+                return self.metadata(self.repository(owner, name), endpoint, "main", path)
             case ["api", "datasets", owner, name]:
                 return (
                     200,
@@ -221,12 +223,12 @@ class Handler(BaseHTTPRequestHandler):
         return 206, headers, data[start:stop]
 
     def metadata(
-        self, repository: Repository, what: str, revision: str, path: list[str]
+        self, repository: Repository, endpoint: str, revision: str, path: list[str]
     ) -> tuple[int, dict[str, str], object]:
         """Return metadata of a repository or bucket, or change it."""
         is_bucket = self.url.path.startswith("/api/buckets")
         sha, files = repository.commit_at(revision)
-        match what:
+        match endpoint:
             case "revision":
                 return 200, {}, {"id": REPOSITORY, "sha": sha}
             case "paths-info":

@@ -11,7 +11,7 @@ import threading
 from multiprocessing.process import BaseProcess
 from weakref import WeakSet
 
-__all__ = ["forget_earlier", "started_children", "started_threads"]
+__all__ = ["forget_earlier", "started_children", "started_threads", "wait_for_threads"]
 
 _EARLIER: WeakSet[threading.Thread | BaseProcess] = WeakSet()
 
@@ -32,6 +32,14 @@ def started_threads(prefix: str) -> list[threading.Thread]:
         for thread in threading.enumerate()
         if thread not in _EARLIER and thread.name.startswith(prefix)
     ]
+
+
+def wait_for_threads(prefix: str, timeout: float = 60) -> None:
+    """Wait until no thread runs that this test started and whose name starts with `prefix`."""
+    threads = started_threads(prefix)
+    for thread in threads:
+        thread.join(timeout)
+    assert not any(thread.is_alive() for thread in threads)
 
 
 def started_children(prefix: str = "") -> list[BaseProcess]:

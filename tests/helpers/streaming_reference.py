@@ -59,6 +59,7 @@ def shuffled(samples, rng):
 
 
 def py1br(lane_spans, rng, block_size):
+    # Streaming draws the width of each block from this range.
     min_width, max_width = int(0.75 * block_size), int(1.25 * block_size)
     staggers = rng.integers(0, min_width, len(lane_spans)).tolist()
     parts = []

@@ -3,7 +3,7 @@
 Usage: training.py DATASET DIRECTORY WORKERS KILLED_STEP
 
 Each rank writes the ids of its batches to the directory. Rank 0 saves a checkpoint every third
-step. All ranks resume from an existing checkpoint. Before step KILLED_STEP, the last rank kills
+step. All ranks resume from an existing checkpoint. After KILLED_STEP steps, the last rank kills
 itself.
 """
 

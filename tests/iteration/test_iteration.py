@@ -57,8 +57,8 @@ def pretend_worker(monkeypatch, worker: int, workers: int) -> None:
     monkeypatch.setattr("npstream.torch.worker_and_workers", lambda: (worker, workers))
 
 
-def in_turn(iterators):
-    """Yield the first item of each, then the second, as DataLoader collects from its workers."""
+def interleave(iterators):
+    """Yield the first item of each iterator, then the second of each, like a DataLoader."""
     iterators = list(iterators)
     while iterators:
         for iterator in list(iterators):
@@ -145,7 +145,7 @@ def test_workers_take_batches_in_turn(ds, monkeypatch, last, batch_size):
         for worker in range(count):
             pretend_worker(monkeypatch, worker, count)
             shares.append(iter(batches))
-        assert [batch.ids.tolist() for batch in in_turn(shares)] == alone
+        assert [batch.ids.tolist() for batch in interleave(shares)] == alone
         assert len(batches) == len(alone)
 
 
@@ -170,7 +170,7 @@ def test_single_samples_in_several_workers_warn(ds, monkeypatch):
         shares = [iter(samples)]
     pretend_worker(monkeypatch, 1, 2)
     shares.append(iter(samples))  # only worker 0 warns
-    assert [sample["label"] for sample in in_turn(shares)] == list(range(N))
+    assert [sample["label"] for sample in interleave(shares)] == list(range(N))
 
 
 def test_transform_takes_batches_or_samples(ds):
@@ -195,9 +195,17 @@ def test_batches_of_a_view_with_a_transform_raise(ds):
         view.iter(0, 1, batch_size=3, transform=len)
 
 
-def test_omitted_columns_are_not_read(ds):
+def test_omitted_columns_are_not_read(ds, monkeypatch):
+    read_names = []
+    columns = Source.columns
+
+    def read(self, plan, lookup, out):
+        read_names.extend(field.name for field in plan.fields)
+        return columns(self, plan, lookup, out)
+
+    monkeypatch.setattr(Source, "columns", read)
     (batch,) = ds[:4][["label"]].iter(0, 1, batch_size=4)
-    assert list(batch) == ["label"]
+    assert list(batch) == read_names == ["label"]
 
 
 @pytest.mark.parametrize("name", ["csv_one_col", "jsonl_shards", "mds_c_gz", "mds_bytes_str"])
@@ -264,6 +272,7 @@ def test_samples_are_read_in_blocks(ds, monkeypatch):
 
 @pytest.fixture
 def clean_env(monkeypatch):
+    """Remove the variables of torchrun; return the `monkeypatch`, to set them."""
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
@@ -316,14 +325,14 @@ def test_nodes_read_their_own_shards_in_every_epoch(ds, per_node):
     assert len(read[0] & read[1]) < lanes
 
 
-def test_chunks_that_several_nodes_fetch_warn_once(ds, clean_env):
-    four = {"shuffle": Shuffle("1KB", lanes=4)}
+def test_an_order_whose_chunks_several_nodes_fetch_warns_once(ds, clean_env):
+    settings = {"shuffle": Shuffle("1KB", lanes=4)}
     message = "each chunk is fetched 3 times, because 6 nodes do not divide the number of lanes"
     with pytest.warns(UserWarning, match=message):
-        ds.iter(0, 12, ranks_per_node=2, **four)
+        ds.iter(0, 12, ranks_per_node=2, **settings)
     for name, value in (("RANK", "2"), ("WORLD_SIZE", "12"), ("LOCAL_WORLD_SIZE", "2")):
         clean_env.setenv(name, value)
-    batches = ds.iter(**four)
+    batches = ds.iter(**settings)
     with pytest.warns(UserWarning, match=message) as warned:
         assert len(batches) == len(list(batches)) == 9
     assert len(warned) == 1
@@ -341,7 +350,7 @@ def test_chunks_that_several_nodes_fetch_warn_once(ds, clean_env):
         {"ranks_per_node": 2, "shuffle": "py1e"},
     ],
 )
-def test_chunks_that_one_node_fetches_do_not_warn(ds, options):
+def test_other_orders_do_not_warn(ds, options):
     assert ds.iter(0, 12, **{"shuffle": Shuffle("1KB", lanes=4), **options})
 
 
@@ -452,7 +461,7 @@ def test_integers_can_have_any_type(ds, kind, number):
 # Text and HTML
 
 
-def test_reprs_say_what_is_read(ds, clean_env):
+def test_reprs_describe_ranks_batches_and_progress(ds, clean_env):
     batches = ds.iter(1, 4, batch_size=8, shuffle=True)
     length = len(batches)
     text = f"rank 1 of 4, batches of 8, last='repeat', epoch 0 of {length} batches"

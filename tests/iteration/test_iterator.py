@@ -49,7 +49,7 @@ ITERATIONS = [iterate_dataset, iterate_mixture, iterate_streaming]
 
 
 def ids(batches):
-    """Return the ids of the samples of each batch: x is the id of its sample."""
+    """Return the ids of the samples of each batch. Column x has them."""
     return [batch["x"].tolist() for batch in batches]
 
 
@@ -198,7 +198,7 @@ def test_stop_iteration_in_a_transform_does_not_end_an_epoch(ds, batched):
     assert len(list(items)) == (4 if batched else 49)  # a loop can continue after it
 
 
-def test_stop_iteration_in_a_transform_of_a_view(ds):
+def test_stop_iteration_in_a_transform_of_a_view_is_an_error(ds):
     view = ds.with_transform(raise_stop_iteration)
     reads = [
         lambda: view[3],
@@ -213,7 +213,7 @@ def test_stop_iteration_in_a_transform_of_a_view(ds):
             read()
 
 
-def test_stop_iteration_in_a_transform_of_a_source(ds):
+def test_stop_iteration_in_a_transform_of_a_source_is_an_error(ds):
     mixed = npstream.mix({"a": ds[:50], "b": ds[50:].with_transform(raise_stop_iteration)})
     for read in (lambda: mixed[70], lambda: list(mixed), lambda: list(mixed.iter(0, 1))):
         with pytest.raises(RuntimeError, match="the transform of source 'b' raised StopIteration"):
@@ -221,7 +221,7 @@ def test_stop_iteration_in_a_transform_of_a_source(ds):
 
 
 @pytest.mark.parametrize("batch_size", [None, 10])
-def test_stop_iteration_in_a_filter(ds, batch_size):
+def test_stop_iteration_in_a_filter_is_an_error(ds, batch_size):
     with pytest.raises(RuntimeError, match=r"the function of filter\(\) raised StopIteration"):
         ds.filter(raise_stop_iteration, batch_size=batch_size)
 
@@ -238,7 +238,7 @@ def test_a_batch_whose_transform_raised_is_skipped(ds):
         except StopIteration:
             break
     assert seen == [0, 10, 20, 50, 60, 70, 80, 90]
-    assert states == [30, 30]  # not yielded, so the state is before them
+    assert states == [30, 30]  # batch 30 was not yielded, so both states are before it
     assert batches.state_dict()["epoch"] == 1
 
 
@@ -295,7 +295,7 @@ def test_a_copy_made_after_a_loop_was_left_has_the_same_state(ds):
 
 
 @pytest.mark.parametrize("make", ITERATIONS)
-def test_a_copy_after_skipping_yielded_batches(make, ds):
+def test_a_copy_ignores_skipped_batches_that_were_yielded(make, ds):
     batches = make(ds)
     iterator = iter(batches)
     for _ in range(5):
@@ -321,7 +321,7 @@ def test_leaving_an_epoch_at_a_saved_state_warns_and_names_epoch_size(ds):
     batches = iterate_dataset(ds)
     for step, _ in enumerate(batches, 1):
         if step == 4:
-            state = batches.state_dict()
+            assert batches.state_dict()["position"] == 40
             break
     with pytest.warns(UserWarning, match=r"epoch 0 was left after 40 of 100 .* epoch_size=40"):
         iter(batches)
@@ -333,7 +333,6 @@ def test_leaving_an_epoch_at_a_saved_state_warns_and_names_epoch_size(ds):
     list(first)
     resumed.load_state_dict(first.state_dict())
     assert ids(resumed) == whole[1]
-    assert state["position"] == 40
 
 
 @pytest.mark.parametrize("saved_steps", [0, 1, 2])
@@ -361,6 +360,7 @@ LAUNCHERS = [
 
 @pytest.fixture
 def clean_setenv(monkeypatch):
+    """Remove the variables of all launchers; return the function that sets one."""
     for name in list(os.environ):
         if name.startswith(("SLURM_", "OMPI_", "PMI_", "MV2_")) or name in ("RANK", "WORLD_SIZE"):
             monkeypatch.delenv(name)

@@ -1,4 +1,4 @@
-"""Which samples a step read: compared with the batches that ranks read."""
+"""The provenance of steps names the samples of the batches that ranks read."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ def mixed(ds):
 
 
 def read(view, world, count, state=None, **options):
-    """Read batches on all ranks in step; return the ids of each step by rank, and the state."""
+    """Read up to `count` batches on each rank.
+
+    Return the epoch, the ids of each step by rank, the state, and the iteration of rank 0.
+    """
     ranks = [view.iter(rank, world, **options) for rank in range(world)]
     if state is not None:
         for rank in ranks:
@@ -53,6 +56,7 @@ def read(view, world, count, state=None, **options):
 
 
 def by_rank(provenance, step, world):
+    """Return the ids that each rank read in a step."""
     return [
         provenance.ids[(provenance.steps == step) & (provenance.ranks == rank)].tolist()
         for rank in range(world)
@@ -100,7 +104,7 @@ def test_batch_sizes_and_ranks_that_change(ds, order, loops, last):
         assert (ds["x"][provenance.ids] == provenance.ids).all()
 
 
-def test_steps_after_batches_were_skipped(ds):
+def test_steps_before_and_after_batches_were_skipped(ds):
     batches = ds.iter(0, 1, batch_size=10, shuffle=True)
     record = []
     for batch in batches:
@@ -192,7 +196,7 @@ def test_repeated_samples_are_marked(ds):
     np.testing.assert_array_equal(provenance.repeated, last.repeated)
 
 
-def test_the_repr_and_the_table_of_pandas(ds):
+def test_the_repr_and_the_dataframe_list_the_samples(ds):
     pandas = pytest.importorskip("pandas", reason="needs pandas")
     batches = ds.iter(0, 1, batch_size=3)
     provenance = batches.samples_of([0, 2])
@@ -206,7 +210,7 @@ def test_the_repr_and_the_table_of_pandas(ds):
     assert table["ids"].tolist() == [0, 1, 2, 6, 7, 8]
 
 
-def test_steps_that_do_not_exist(ds):
+def test_steps_that_do_not_exist_raise(ds):
     batches = ds.iter(0, 1, batch_size=10)
     with pytest.raises(IndexError, match="step 21: epoch 0 has 21 steps, counted from 0"):
         batches.samples_of(21)
@@ -218,7 +222,7 @@ def test_steps_that_do_not_exist(ds):
         batches.samples_of("3")
 
 
-def test_a_state_without_steps(ds):
+def test_a_state_without_steps_has_only_later_steps(ds):
     batches = ds.iter(0, 1, batch_size=10, shuffle=True)
     _, second = [batch.ids for _, batch in zip(range(2), batches, strict=False)]
     old = batches.state_dict()
@@ -240,22 +244,23 @@ def test_a_state_without_steps(ds):
         ("x", "steps is 'x'"),
         ([1], "steps has 1"),
         ([{"epoch": 0}], "steps has"),
-        ([{"global_batch": 0}], "global_batch=0"),
-        ([{"last": "x"}], "last='x'"),
-        ([{"position": -1}], "position=-1"),
+        ({"global_batch": 0}, "global_batch=0"),
+        ({"last": "x"}, "last='x'"),
+        ({"position": -1}, "position=-1"),
     ],
 )
-def test_damaged_steps(ds, steps, match):
+def test_damaged_steps_raise(ds, steps, match):
+    """The argument `steps` replaces the steps, or it is a dict that changes the first one."""
     batches = ds.iter(0, 1, batch_size=10)
     next(iter(batches))
     state = batches.state_dict()
-    if match not in ("steps is 'x'", "steps has 1", "steps has"):
-        steps = [{**state["steps"][0], **steps[0]}]
+    if isinstance(steps, dict):
+        steps = [state["steps"][0] | steps]
     with pytest.raises(ValueError, match=f"this state is damaged: {match}"):
         ds.iter(0, 1, batch_size=10).load_state_dict({**state, "steps": steps})
 
 
-def test_a_state_of_another_view(ds):
+def test_a_state_of_another_view_raises(ds):
     batches = ds.iter(0, 1, batch_size=10)
     next(iter(batches))
     with pytest.raises(ValueError, match="the state is of a view of"):

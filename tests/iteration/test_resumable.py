@@ -42,7 +42,7 @@ ORDERS = {
 
 
 def ranks(ds, world, state=None, **settings):
-    """Return the iterations of all ranks, with a loaded state."""
+    """Return the iterations of all ranks; they have loaded the state, if one is given."""
     iterations = [ds.iter(rank, world, **settings) for rank in range(world)]
     for iteration in iterations:
         if state is not None:
@@ -51,7 +51,10 @@ def ranks(ds, world, state=None, **settings):
 
 
 def steps(iterations):
-    """Yield the sorted ids of all ranks in each step, and the state after it."""
+    """Yield the sorted samples of all ranks in each step, and the state after it.
+
+    A sample is its id, and whether it is repeated.
+    """
     iterators = [iter(iteration) for iteration in iterations]
     while batches := [batch for it in iterators if (batch := next(it, None)) is not None]:
         states = [iteration.state_dict() for iteration in iterations]
@@ -62,7 +65,7 @@ def steps(iterations):
 
 
 def epochs(iterations, count):
-    """Return the ids that all ranks read in each step of some epochs."""
+    """Return the sorted samples of all ranks in each step of the next epochs."""
     return [batch for _ in range(count) for batch, _ in steps(iterations)]
 
 
@@ -73,9 +76,9 @@ def test_any_ranks_resume_after_any_global_batch(ds, order, last):
     settings = {"global_batch_size": 12, "last": last, **ORDERS[order]}
     undisturbed = epochs(ranks(ds, 2, **settings), 3)
     done = 0
-    running = ranks(ds, 2, **settings)
+    iterations = ranks(ds, 2, **settings)
     for _ in range(2):
-        for batch, state in steps(running):
+        for batch, state in steps(iterations):
             assert batch == undisturbed[done]
             done += 1
             world, per_node = ((1, 1), (3, 1), (4, 2))[done % 3]
@@ -92,11 +95,11 @@ def test_any_ranks_resume_after_any_global_batch(ds, order, last):
 def test_samples_resume_after_any_sample(ds, order, batch_size):
     settings = {"batch_size": batch_size, "batched": False, "last": "short", **ORDERS[order]}
     undisturbed = [int(sample["label"]) for sample in ds.iter(1, 2, **settings)]
-    running = ds.iter(1, 2, **settings)
-    for done, sample in enumerate(running, 1):
+    samples = ds.iter(1, 2, **settings)
+    for done, sample in enumerate(samples, 1):
         assert int(sample["label"]) == undisturbed[done - 1]
         resumed = ds.iter(1, 2, **settings)
-        resumed.load_state_dict(running.state_dict())
+        resumed.load_state_dict(samples.state_dict())
         if done < len(undisturbed):
             assert [int(sample["label"]) for sample in resumed] == undisturbed[done:]
 
@@ -110,13 +113,13 @@ def test_another_batch_size_resumes_at_the_same_position(
 ):
     settings = {"last": "short", **ORDERS[order]}
     whole = epochs(ranks(ds, 1, batch_size=1000, **settings), 1)
-    running = ranks(ds, world, batch_size=size, **settings)
-    seen, state = [], running[0].state_dict()
-    for step, (batch, reached) in enumerate(steps(running)):
+    iterations = ranks(ds, world, batch_size=size, **settings)
+    seen, state = [], iterations[0].state_dict()
+    for step, (batch, state_after) in enumerate(steps(iterations)):
         if step == done:
             break
         seen += batch
-        state = reached
+        state = state_after
     if state["epoch"] == 0:
         for batch, _ in steps(ranks(ds, new_world, state, batch_size=new_size, **settings)):
             seen += batch
@@ -218,7 +221,7 @@ def test_an_iteration_that_yielded_nothing_does_not_count(ds):
     assert batches.state_dict()["position"] == 30
 
 
-def test_seed_and_epoch_are_not_added(ds):
+def test_seed_and_epoch_are_not_interchangeable(ds):
     one = first_ids(ds.iter(0, 1, batch_size=30, shuffle=True, seed=0, epoch=1))
     assert one != first_ids(ds.iter(0, 1, batch_size=30, shuffle=True, seed=1, epoch=0))
 
@@ -327,7 +330,7 @@ def test_an_epoch_has_a_limited_number_of_skipped_ranges(ds):
     batches = ds.iter(0, 1, batch_size=1)
     for t in range(MAX_GAPS):
         batches.skip(3 * t, 3 * t + 1)
-    batches.skip(1, 3)  # joins two gaps, so the number does not grow
+    batches.skip(1, 3)  # joins two gaps, so the next gap is still allowed
     batches.skip(90, 91)
     with pytest.raises(ValueError, match=f"at most {MAX_GAPS} separate ranges"):
         batches.skip(92, 93)
@@ -396,7 +399,7 @@ def test_another_view_or_dataset_is_named_in_the_error(ds, tmp_path):
 @pytest.mark.parametrize(
     "index", [slice(1, None), np.arange(N) % 3 == 0, np.arange(2 * N).reshape(2, N) % 5]
 )
-def test_views_have_states(ds, index):
+def test_a_state_of_a_view_fits_only_this_view(ds, index):
     view = ds[index]
     state = view.iter(0, 1).state_dict()
     view.iter(0, 1).load_state_dict(state)
@@ -413,6 +416,7 @@ def test_invalid_states_raise(ds, state):
 
 
 def test_the_caller_can_count_samples(ds):
+    """The second argument of `state_dict` is `from_beginning`."""
     settings = {"batch_size": 10, "shuffle": True}
     whole = [batch.ids.tolist() for batch in ds.iter(0, 1, **settings)]
     batches = ds.iter(0, 1, **settings)
@@ -441,14 +445,14 @@ def torchrun(processes, *arguments):
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ":".join(filter(None, paths))},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=280,  # less than pytest's timeout of a test
     )
     assert done.returncode == 0 or "Signal 9 (SIGKILL)" in done.stderr, done.stderr
     return done.returncode == 0
 
 
 def read_steps(directory, processes):
-    """Return the samples of each step, of all ranks."""
+    """Return the sorted ids that all ranks read in each step."""
     read = {}
     for rank in range(processes):
         for line in (directory / f"{processes}-{rank}.jsonl").read_text().splitlines():
@@ -469,7 +473,8 @@ def test_a_killed_training_resumes_on_other_ranks(tmp_path):
     ]
     killed = tmp_path / "killed"
     killed.mkdir()
-    assert not torchrun(2, tmp_path / "data", killed, 1, 5)  # of 9 in the first epoch
+    # The first epoch has 9 steps: 100 samples in batches of 12. A rank dies after 5 steps.
+    assert not torchrun(2, tmp_path / "data", killed, 1, 5)
     assert list(read_steps(killed, 2).values())[:4] == undisturbed[:4]
     weights = []
     for processes in (1, 4):

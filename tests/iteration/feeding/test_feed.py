@@ -10,7 +10,7 @@ import threading
 
 import numpy as np
 import pytest
-from started import started_threads
+from started import wait_for_threads
 
 import npstream
 from npstream._core.memory import address_of
@@ -209,7 +209,7 @@ def test_ctrl_c_ends_the_loop_and_the_process(ds):
 def test_threads_end_with_the_loop(ds):
     for _ in ds.iter(0, 1, batch_size=10, threads=2):
         break
-    assert not started_threads("npstream-batches")
+    wait_for_threads("npstream-batches")
 
 
 def test_batches_of_a_group_share_no_elements(ds):

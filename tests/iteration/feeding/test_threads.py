@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from started import started_threads
+from started import started_threads, wait_for_threads
 
 from npstream.iteration.feeding import threads
 from npstream.iteration.feeding.threads import (
@@ -81,7 +81,7 @@ def test_an_error_comes_after_the_results_before_it():
     assert [next(results) for _ in range(7)] == list(range(7))
     with pytest.raises(KeyError, match="7"):
         next(results)
-    assert not started_threads("npstream-batches")
+    wait_for_threads("npstream-batches")
 
 
 def test_an_error_of_the_items_comes_after_the_results_before_it():
@@ -97,7 +97,7 @@ def test_an_error_of_the_items_comes_after_the_results_before_it():
 
 def test_threads_end_with_the_iterator():
     assert list(run(str, range(3))) == ["0", "1", "2"]
-    assert not started_threads("npstream-batches")
+    wait_for_threads("npstream-batches")
 
 
 @pytest.mark.parametrize("end", ["close", "del"])
@@ -109,7 +109,7 @@ def test_threads_end_when_the_iterator_is_closed_or_freed(end):
         results.close()
     del results
     gc.collect()
-    assert not started_threads("npstream-batches")
+    wait_for_threads("npstream-batches")
 
 
 def test_closing_does_not_wait_for_a_function_that_hangs():
@@ -125,10 +125,9 @@ def test_closing_does_not_wait_for_a_function_that_hangs():
     next(results)
     assert is_begun.wait(TIMEOUT)
     results.close()
-    (thread,) = started_threads("npstream-batches")  # it is still in the function
+    assert len(started_threads("npstream-batches")) == 1  # it is still in the function
     may_return.set()
-    thread.join(TIMEOUT)
-    assert not started_threads("npstream-batches")
+    wait_for_threads("npstream-batches")
 
 
 def test_closing_stops_the_requests_of_the_threads():
@@ -163,9 +162,7 @@ def test_an_interrupt_ends_the_threads(monkeypatch, where):
     with pytest.raises(KeyboardInterrupt):
         next(results)
     may_return.set()
-    for thread in started_threads("npstream-batches"):
-        thread.join(TIMEOUT)
-    assert not started_threads("npstream-batches")
+    wait_for_threads("npstream-batches")
 
 
 def test_results_that_the_caller_has_freed_are_freed():
