@@ -30,12 +30,12 @@ WEIGHTS = ("proportion", "repeat", "choose")
 
 
 def weights_of(streams):
-    """Return the settings of streams, whose names are their numbers."""
+    """Return each weight's values by stream; the name of a stream is its number."""
     weights = {
         weight: {str(k): stream[weight] for k, stream in enumerate(streams) if weight in stream}
         for weight in WEIGHTS
     }
-    return {weight: streams for weight, streams in weights.items() if streams}
+    return {weight: values for weight, values in weights.items() if values}
 
 
 def settings_of(case):
@@ -105,10 +105,11 @@ def test_golden_samples_of_workers(case, tmp_path):
         with pytest.raises(ValueError, match=r"\w+"):
             part(0)
         return
+    # The axes are node, rank, worker, batch, and position in the batch. Empty slots are -1.
     work = arrays(f"orders/{case['file']}")[f"{case['id']}.work"]
     work = work.reshape(-1, *work.shape[2:])
-    by_batch = work.transpose(2, 1, 0, 3).reshape(-1, work.shape[0] * work.shape[3])
-    full = int((by_batch >= 0).all(axis=1).sum())
+    global_batches = work.transpose(2, 1, 0, 3).reshape(-1, work.shape[0] * work.shape[3])
+    full_batches = int((global_batches >= 0).all(axis=1).sum())
     for rank in range(world):
         share, read = part(rank), 0
         for worker, slots in enumerate(work[rank // replication]):
@@ -116,7 +117,7 @@ def test_golden_samples_of_workers(case, tmp_path):
             np.testing.assert_array_equal(ids, slots[slots >= 0])
             read += len(ids)
         assert share.samples == read
-        assert part(rank, "drop").samples == full * params["batch_size"]
+        assert part(rank, "drop").samples == full_batches * params["batch_size"]
 
 
 CASES = [
@@ -209,7 +210,7 @@ def test_runs_of_streaming_resume(case, run):
             batches.load_state_dict(json.loads(json.dumps(run["loaded_state"])))
         for epoch in run["epochs"]:
             ids = arrays("checkpoints/ids.npz")[epoch["ids"][rank]]
-            if len(ids) == 0:  # Streaming yields an empty epoch if nothing is left
+            if len(ids) == 0:  # only Streaming has an epoch without batches if nothing is left
                 continue
             iterator, expected = iter(batches), [[i for i in row if i >= 0] for row in ids.tolist()]
             read = [next(iterator) for _ in expected]
@@ -234,7 +235,7 @@ STATE = {
 
 
 def read_run(ds, number, drop_first=0, batch_size=8):
-    """Return the batches that rank 1 of 2 reads in an epoch of the run of `STATE`."""
+    """Return the batches of rank 1 of 2 in epoch `number`, with the settings in `STATE`."""
     order = StreamingOrder(shards=[ds.shards["samples"]], batch_size=batch_size, shuffle=True)
     world = World(1, 2)
     order, *_ = order.resume(STATE, world)
@@ -251,7 +252,7 @@ def read_run(ds, number, drop_first=0, batch_size=8):
     ],
 )  # fmt: skip
 def test_workers_resume_from_a_state_of_streaming(ds, kind, start, persistent):
-    """Later epochs keep the settings of the run from the state."""
+    """The settings in the state apply to later epochs, too."""
     torch = pytest.importorskip("torch.utils.data")
     make = {"torch": torch.DataLoader, "npstream": npstream.torch.DataLoader}[kind]
     batches = ds.iter(1, 2, batch_size=8, shuffle="py1e")
@@ -274,18 +275,18 @@ def test_workers_resume_from_a_state_of_streaming(ds, kind, start, persistent):
 def test_torchdata_states_contain_the_run(ds, persistent):
     stateful = pytest.importorskip("torchdata.stateful_dataloader", reason="needs torchdata")
 
-    def loader(batches):
+    def make_loader(batches):
         return stateful.StatefulDataLoader(
             batches, batch_size=None, num_workers=2, persistent_workers=persistent
         )
 
     batches = ds.iter(1, 2, batch_size=8, shuffle="py1e")
     batches.load_state_dict(STATE)
-    running = loader(batches)
-    for _ in zip(range(3), running, strict=False):
+    loader = make_loader(batches)
+    for _ in zip(range(3), loader, strict=False):
         pass
-    resumed = loader(ds.iter(1, 2, batch_size=8, shuffle="py1e"))
-    resumed.load_state_dict(running.state_dict())
+    resumed = make_loader(ds.iter(1, 2, batch_size=8, shuffle="py1e"))
+    resumed.load_state_dict(loader.state_dict())
     assert batch_ids(resumed) == read_run(ds, 2, 80)[3:]
     assert batch_ids(resumed) == read_run(ds, 3)
 
@@ -304,46 +305,52 @@ ORDERS = {
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize(("world", "per_node"), [(1, 1), (4, 2), (3, 1)])
 def test_an_iteration_resumes_after_any_batch(ds, order, world, per_node):
-    """The same samples as without a stop, with those that are repeated to fill up ranks."""
+    """It reads the same samples as without a stop. This includes samples that fill up ranks."""
     settings = {"batch_size": 16, "shuffle": ORDERS[order], "ranks_per_node": per_node}
     for rank in (0, world - 1):
-        running, other = (ds.iter(rank, world, **settings) for _ in range(2))
+        batches, other = (ds.iter(rank, world, **settings) for _ in range(2))
         whole = [batch_ids(other) for _ in range(3)]
-        for number in range(2):
-            for done, batch in enumerate(running, 1):
-                assert batch.ids.tolist() == whole[number][done - 1]
-                state = running.state_dict()
-                assert running.state_dict() == state
+        for epoch in range(2):
+            for done, batch in enumerate(batches, 1):
+                assert batch.ids.tolist() == whole[epoch][done - 1]
+                state = batches.state_dict()
+                assert batches.state_dict() == state
                 resumed = ds.iter(rank, world, **settings)
                 for _ in range(2):
                     resumed.load_state_dict(json.loads(json.dumps(state)))
                     assert resumed.state_dict() == state
-                assert batch_ids(resumed) == (whole[number][done:] or whole[number + 1])
-                if done == len(whole[number]):
-                    assert (state["epoch"], state["sample_in_epoch"]) == (number + 1, 0)
-            assert done == len(running)
+                assert batch_ids(resumed) == (whole[epoch][done:] or whole[epoch + 1])
+                if done == len(whole[epoch]):
+                    assert (state["epoch"], state["sample_in_epoch"]) == (epoch + 1, 0)
+            assert done == len(batches)
 
 
 @pytest.mark.parametrize("batch_size", [None, 4])
 def test_samples_resume_after_any_sample(ds, batch_size):
     settings = {"batch_size": batch_size, "batched": False, "shuffle": "py1s"}
-    whole = [int(sample["id"]) for sample in ds.iter(1, 3, **settings)]
-    running = ds.iter(1, 3, **settings)
-    assert len(running) == len(whole)
-    for done, _ in enumerate(running, 1):
+
+    def read(iteration):
+        return [int(sample["id"]) for sample in iteration]
+
+    other = ds.iter(1, 3, **settings)
+    whole, following = read(other), read(other)
+    samples = ds.iter(1, 3, **settings)
+    assert len(samples) == len(whole)
+    for done, _ in enumerate(samples, 1):
         if done % 10 > 1 and done < len(whole) - 3:
-            continue
+            continue  # a fifth of the samples, and the last three, take less time
         resumed = ds.iter(1, 3, **settings)
-        resumed.load_state_dict(running.state_dict())
-        if done < len(whole):
-            assert [int(sample["id"]) for sample in resumed] == whole[done:]
+        resumed.load_state_dict(samples.state_dict())
+        if batch_size and done == len(whole):  # the last batch is short, so its end is still ahead
+            assert read(resumed) == []
+        assert read(resumed) == (whole[done:] or following)
 
 
 @pytest.mark.parametrize("new", [(1, 1, 24), (2, 1, 12), (3, 3, 8), (4, 2, 6)])
 def test_other_ranks_read_the_same_global_batches(ds, new):
-    """With "relaxed", also for a number of nodes that does not fit the lanes."""
+    """With the default partition_algo, "relaxed", 2 nodes can resume a run with 3 lanes."""
 
-    def steps(world, per_node, size, state):
+    def global_batches(world, per_node, size, state):
         ranks = [
             ds.iter(rank, world, batch_size=size, ranks_per_node=per_node, shuffle="py1e")
             for rank in range(world)
@@ -354,11 +361,11 @@ def test_other_ranks_read_the_same_global_batches(ds, new):
         read = [batch_ids(rank) for rank in ranks]
         return [sorted(i for ids in step for i in ids) for step in zip(*read, strict=False)]
 
-    whole = steps(3, 1, 8, None)
-    running = ds.iter(0, 3, batch_size=8, ranks_per_node=1, shuffle="py1e")
-    for done, _ in enumerate(running, 1):
+    whole = global_batches(3, 1, 8, None)
+    batches = ds.iter(0, 3, batch_size=8, ranks_per_node=1, shuffle="py1e")
+    for done, _ in enumerate(batches, 1):
         if done in (1, 7, 15):
-            after = steps(*new, running.state_dict())
+            after = global_batches(*new, batches.state_dict())
             full = len(whole) - 1 - done  # the repeated samples in the last batch depend on ranks
             assert after[:full] == whole[done:-1]
 
@@ -391,13 +398,13 @@ def test_batches_are_skipped(ds):
     with pytest.raises(ValueError, match="num_canonical_nodes=3 and 2 nodes"):
         len(resumed)
     resumed.load_state_dict(batches.state_dict())
-    assert len(resumed) == 37
+    assert len(resumed) == 37  # 437 samples in global batches of 12; skipped ones are counted
     with pytest.raises(ValueError, match="multiples of 18 samples"):
         ds.iter(0, 2, batch_size=9, **relaxed).load_state_dict(batches.state_dict())
 
 
-def test_states_are_those_of_streaming(ds):
-    """A run can also resume in Streaming again."""
+def test_states_contain_the_values_of_streaming(ds):
+    """So a run can also resume in Streaming."""
     batches = ds.iter(0, 2, batch_size=8, shuffle="py1s", ranks_per_node=1)
     next(iter(batches))
     state = batches.state_dict()
@@ -408,6 +415,7 @@ def test_states_are_those_of_streaming(ds):
 
 
 def test_a_state_from_before_the_first_epoch_starts_at_the_beginning(ds):
+    """The other values in such a state, such as the seed, have no effect."""
     batches = ds.iter(0, 1, batch_size=8, shuffle="py1s")
     batches.load_state_dict(STATE | {"epoch": -1, "sample_in_epoch": 0})
     assert batch_ids(batches) == batch_ids(ds.iter(0, 1, batch_size=8, shuffle="py1s"))
@@ -416,16 +424,15 @@ def test_a_state_from_before_the_first_epoch_starts_at_the_beginning(ds):
 @pytest.mark.parametrize("method", BATCHING_METHODS[1:])
 @pytest.mark.parametrize("remaining", [3, 1, 0])
 def test_states_of_streaming_resume_up_to_the_last_batch(ds, method, remaining):
-    def batches():
+    def batches(rank):
         settings = StreamingShuffle("py1s", batching_method=method)
-        return ds.iter(1, 4, ranks_per_node=4, batch_size=1, shuffle=settings)
+        return ds.iter(rank, 4, ranks_per_node=4, batch_size=1, shuffle=settings)
 
-    iteration = batches()
+    iteration = batches(1)
     whole = batch_ids(iteration)
-    shuffle = iteration._epochs._settings
-    rank_0_batches = len(ds.iter(0, 4, ranks_per_node=4, batch_size=1, shuffle=shuffle))
-    assert 4 * rank_0_batches > len(ds)
-    resumed = batches()
+    rank_0_batches = len(batches(0))
+    assert 4 * rank_0_batches > len(ds)  # so the last states count more samples than there are
+    resumed = batches(1)
     state = {"epoch": 0, "sample_in_epoch": 4 * (rank_0_batches - remaining)}
     resumed.load_state_dict(STATE | state | {"num_canonical_nodes": 64, "shuffle_seed": 9176})
     expected = whole[rank_0_batches - remaining :] or batch_ids(iteration)
@@ -459,7 +466,7 @@ def test_views_of_whole_datasets_can_have_streaming_orders(ds):
         assert batch_ids(view.iter(0, 1, batch_size=8, shuffle="py1e")) == expected
 
 
-# States that do not fit
+# Views, settings and states that do not fit
 
 
 @pytest.mark.parametrize(
@@ -521,7 +528,7 @@ def test_a_state_can_contain_the_largest_seed(ds):
         ({"choose": {"a": 1.5}}, TypeError, "choose of source 'a' is 1.5: expected an integer"),
     ],
 )
-def test_invalid_settings_raise(settings, error, message):
+def test_invalid_arguments_of_streaming_shuffle_raise(settings, error, message):
     with pytest.raises(error, match=message):
         StreamingShuffle(**settings)
 

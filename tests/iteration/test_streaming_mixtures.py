@@ -28,16 +28,16 @@ def test_mixtures_resume_after_any_batch_or_sample(mixed, method, world, per_nod
     )
     settings = {"batch_size": 9, "shuffle": order, "ranks_per_node": per_node, "epoch_size": "0.5k"}
     for rank in {0, world - 1}:
-        running, other = (mixed.iter(rank, world, **settings) for _ in range(2))
+        batches, other = (mixed.iter(rank, world, **settings) for _ in range(2))
         whole, following = batch_ids(other), batch_ids(other)
         assert whole != following
-        assert len(running) == len(whole) > 2
+        assert len(batches) == len(whole) > 2
         rank_0_batches = len(mixed.iter(0, world, **settings))
-        for done, batch in enumerate(running, 1):
+        for done, batch in enumerate(batches, 1):
             assert batch.ids.tolist() == whole[done - 1]
             assert batch["id"].tolist() == batch.ids.tolist()
             resumed = mixed.iter(rank, world, **settings)
-            resumed.load_state_dict(json.loads(json.dumps(running.state_dict())))
+            resumed.load_state_dict(json.loads(json.dumps(batches.state_dict())))
             if done == len(whole) < rank_0_batches:  # other ranks have one more batch
                 assert batch_ids(resumed) == []
             assert batch_ids(resumed) == (whole[done:] or following)
@@ -46,6 +46,7 @@ def test_mixtures_resume_after_any_batch_or_sample(mixed, method, world, per_nod
         assert len(samples) == len(expected)
         for done, sample in enumerate(samples, 1):
             assert sample["id"] == expected[done - 1]
+            # At the end and in the middle of each batch of 9.
             if done % 9 in (0, 4) and done < len(expected):
                 resumed = mixed.iter(rank, world, **settings, batched=False)
                 resumed.load_state_dict(samples.state_dict())
@@ -70,14 +71,14 @@ def test_sources_of_batches_follow_the_batching_method(mixed):
     assert (np.count_nonzero(device_origins.sum(axis=1), axis=1) == 2).any()
 
 
-def test_ranks_may_differ_by_a_batch_of_a_device(mixed):
+def test_ranks_may_differ_by_one_batch_with_device_per_stream(mixed):
     order = StreamingShuffle(None, batching_method="device_per_stream", num_canonical_nodes=1)
 
     def ranks(last):
         return [mixed.iter(r, 4, batch_size=7, shuffle=order, last=last) for r in range(4)]
 
     read = [[len(batch.ids) for batch in batches] for batches in ranks("repeat")]
-    assert [*map(len, ranks("repeat"))] == [*map(len, read)] == [24, 24, 24, 23]
+    assert [*map(len, ranks("repeat"))] == [*map(len, read)] == [24, 24, 24, 23]  # 95 batches
     assert {*np.concatenate(read)} == {7}
     assert {len(batch_ids(batches)) for batches in ranks("drop")} == {23}
 
@@ -108,8 +109,8 @@ def test_one_dataset_may_be_several_streams(ds):
     twice = npstream.mix({"x": ds, "y": ds})
     ids = np.concatenate(batch_ids(twice.iter(0, 1, batch_size=8, shuffle="py1e")))
     assert sorted(ids.tolist()) == [*range(2 * len(ds))]
-    thrice = StreamingShuffle("py1e", repeat={"x": 2}, choose={"y": 5})
-    batches = twice.iter(0, 1, batch_size=8, shuffle=thrice)
+    weighted = StreamingShuffle("py1e", repeat={"x": 2}, choose={"y": 5})
+    batches = twice.iter(0, 1, batch_size=8, shuffle=weighted)
     ids = np.concatenate([batch.ids for batch in batches])
     assert np.bincount(ids)[: len(ds)].tolist() == [2] * len(ds)
     assert len(ids) == 2 * len(ds) + 5
@@ -186,14 +187,14 @@ def test_invalid_mixtures_raise_immediately(mixed, settings, error, message):
     ],
     ids=["slice", "shuffled", "part", "reversed"],
 )
-def test_mixtures_of_views_raise(mixed, ds, view):
+def test_orders_need_mixtures_of_whole_datasets(mixed, ds, view):
     with pytest.raises(ValueError, match=r"orders need whole datasets, and (this|source ')"):
         view(mixed, ds).iter(shuffle="py1e")
-    for whole in (mixed[["id"]], mixed[:], npstream.mix({"cut and put together": ds[::-1][::-1]})):
+    for whole in (mixed[["id"]], mixed[:], npstream.mix({"reversed twice": ds[::-1][::-1]})):
         whole.iter(shuffle="py1e")
 
 
-def test_weights_of_the_mixture_raise(ds):
+def test_unequal_weights_of_the_mixture_raise(ds):
     equal = npstream.mix({"a": ds, "b": ds}, {"a": 2, "b": 2})
     equal.iter(shuffle="py1e")  # equal weights are the same as no weights
     other = npstream.mix({"a": ds, "b": ds}, {"a": 3, "b": 1})
