@@ -32,20 +32,24 @@ def write_base(path, n=N):
     npstream.write(path, {"id": np.arange(n), "x": x}, shard_samples=60)
 
 
-def append(path, first, n):
-    """Append the samples from `first` on."""
-    x = np.arange(first * 12, n * 12, dtype=np.float64).reshape(-1, 12)
-    npstream.write(path, {"id": np.arange(first, n), "x": x}, mode="a", shard_samples=60)
+def append(path, first, stop):
+    """Append the samples `first` to `stop`."""
+    x = np.arange(first * 12, stop * 12, dtype=np.float64).reshape(-1, 12)
+    npstream.write(path, {"id": np.arange(first, stop), "x": x}, mode="a", shard_samples=60)
 
 
-def add_all(path, rows=slice(None), **options):
-    """Add two groups of columns for some rows; the groups' shards have other sizes."""
-    npstream.add_columns(path, {"emb": EMB[rows]}, shard_samples=70, **options)
+def add_all(path, rows=slice(None), *, fill=False):
+    """Add "emb", and "word" and "tag" as a second group; shards differ from the base's in size.
+
+    With `fill`, both groups have values for samples that are appended later.
+    """
+    emb_fill = {"fill": {"emb": np.full(40, 7, np.float32)}} if fill else {}
+    words_fill = {"fill": {"word": "?", "tag": np.zeros(3, np.uint16)}} if fill else {}
+    npstream.add_columns(path, {"emb": EMB[rows]}, shard_samples=70, **emb_fill)
     words = {"word": WORDS[rows], "tag": TAGS[rows]}
-    fill = options.get("fill")
     npstream.add_columns(
         path, words, shard_samples=25, columns={"word": "str", "tag": "ndarray:uint16"},
-        **({"fill": {"word": "?", "tag": np.zeros(3, np.uint16)}} if fill else {}),
+        **words_fill,
     )  # fmt: skip
 
 
@@ -143,7 +147,7 @@ def test_prefetch_and_explain(path, tmp_path, upload, small_chunks, requests):
     fixed = ds[["id", "x", "emb"]]
     cost = fixed.explain()
     assert cost.samples == N
-    assert cost.nbytes >= EMB.nbytes + N * 96
+    assert cost.nbytes >= EMB.nbytes + N * 12 * 8  # x has 12 float64
     assert ds["emb"].explain().nbytes < cost.nbytes < ds.explain().nbytes
     requests.clear()
     fixed.load()
@@ -162,6 +166,7 @@ def test_prefetch_and_explain(path, tmp_path, upload, small_chunks, requests):
 def test_implicit_reads_are_limited_together(path, tmp_path, upload, small_chunks):
     url = upload(path)
     ds = npstream.open(url, cache=tmp_path / "a", columns=["emb", "x"])
+    # Each column is below the limit, and both together are above it.
     limit = max(ds["emb"].explain().nbytes, ds["x"].explain().nbytes) + 10_000
     limited = npstream.open(url, cache=tmp_path / "b", implicit_read_limit=limit)
     with pytest.raises(CostError):
@@ -177,7 +182,7 @@ def test_pickled_to_other_processes(ds):
     run_in_child(lambda: assert_rows(ds.load(), slice(None)))
 
 
-def test_a_closed_dataset_is_closed_whole(ds):
+def test_close_closes_added_columns(ds):
     emb = ds["emb"]
     ds.load()
     ds.close()
@@ -217,7 +222,7 @@ def test_views_are_copied_with_their_added_columns(ds, tmp_path):
 
 
 def test_a_hidden_column_is_not_copied(path, tmp_path):
-    """It has the name and the size of the one that hides it."""
+    """The hidden base column has the same name and size as the added column."""
     npstream.add_columns(path, {"id": np.arange(N)[::-1].copy()}, replace=True)
     ds = npstream.open(path, columns=["id", "x"])
     npstream.copy(ds[10:20], tmp_path / "copy")
@@ -226,7 +231,7 @@ def test_a_hidden_column_is_not_copied(path, tmp_path):
     np.testing.assert_array_equal(copy["x"][:, 0], np.arange(10, 20) * 12)
 
 
-def test_a_merge_would_lose_added_columns(path, tmp_path):
+def test_merge_raises_if_it_would_lose_added_columns(path, tmp_path):
     write_base(tmp_path / "other")
     with pytest.raises(ValueError, match="'emb' was added beside this dataset"):
         npstream.merge([path, tmp_path / "other"], tmp_path)
@@ -236,7 +241,7 @@ def test_a_merge_would_lose_added_columns(path, tmp_path):
     np.testing.assert_array_equal(npstream.open(tmp_path)["emb"][N:].load(), EMB)
 
 
-def test_a_map_of_an_added_column(path):
+def test_an_added_column_is_memory_mapped(path):
     ds = npstream.open(path)
     np.testing.assert_array_equal(np.asarray(ds["emb"][3:50], copy=False), EMB[3:50])
 
@@ -248,7 +253,7 @@ def test_any_table_split_into_groups(data):
     names = list(values)
     n = len(values[names[0]])
     group_of = {name: data.draw(st.integers(0, 2)) for name in names}
-    group_of[names[0]] = 0
+    group_of[names[0]] = 0  # group 0 is the base, which needs a column
     with tempfile.TemporaryDirectory() as directory:
         path = f"{directory}/new"
         for group in range(3):
@@ -296,7 +301,7 @@ def test_appended_samples_need_values(tmp_path):
 def test_appended_samples_are_filled(is_remote, tmp_path, upload, small_chunks):
     path = tmp_path / "data"
     write_base(path, 120)
-    add_all(path, slice(120), fill={"emb": np.full(40, 7, np.float32)})
+    add_all(path, slice(120), fill=True)
     append(path, 120, N)
     where = upload(path) if is_remote else path
     ds = npstream.open(where, cache=tmp_path / "cache")
@@ -366,7 +371,7 @@ def mark(sample):
 # The list of added columns
 
 
-def counted(method, names):
+def record_names(method, names):
     """Return a method of a store that appends the names of requested files to `names`."""
 
     def call(store, name, *arguments):
@@ -376,23 +381,24 @@ def counted(method, names):
     return call
 
 
-def test_an_absent_list_takes_no_request_in_addition(tmp_path, upload, monkeypatch):
+def test_an_absent_list_of_columns_takes_one_request(tmp_path, upload, monkeypatch):
     write_base(tmp_path / "data")
     url, requests = upload(tmp_path / "data"), []
     for method in ("version", "read", "read_start"):
-        monkeypatch.setattr(RemoteStore, method, counted(getattr(RemoteStore, method), requests))
+        original = getattr(RemoteStore, method)
+        monkeypatch.setattr(RemoteStore, method, record_names(original, requests))
     npstream.open(url, cache=tmp_path / "cache")
     assert requests.count(COLUMNS_FILE) == 1
 
 
-def test_a_file_of_that_name_from_another_program(path):
+def test_columns_json_of_another_program_is_neither_read_nor_replaced(path):
     (path / COLUMNS_FILE).write_text('{"columns": [1, 2]}')
     assert npstream.open(path).columns == ("id", "x")
     with pytest.raises(FileExistsError, match="rename it"):
         npstream.add_columns(path, {"y": np.arange(N)})
 
 
-def test_a_list_that_does_not_fit(path):
+def test_a_list_whose_counts_do_not_fit_raises(path):
     document = json.loads((path / COLUMNS_FILE).read_text())
     document["groups"][0]["parts"][0]["samples"] = 299
     (path / COLUMNS_FILE).write_text(json.dumps(document))
@@ -410,8 +416,10 @@ def test_a_list_that_does_not_fit(path):
         npstream.open(path)
 
 
-def test_a_list_that_may_not_be_read(path, tmp_path, upload, monkeypatch, caplog):
-    """S3 answers so for an absent file if the user may not list the bucket."""
+def test_a_list_without_permission_to_read_counts_as_absent(
+    path, tmp_path, upload, monkeypatch, caplog
+):
+    """If the user may not list the bucket, S3 denies reads of absent files."""
     url, read_start = upload(path), RemoteStore.read_start
 
     def deny(store, name, nbytes):
