@@ -1,4 +1,4 @@
-"""Epochs of mixtures are equal for any ranks, and resume anywhere and with other mixtures."""
+"""Epochs of mixtures are equal for any ranks, and resume at any position and in other mixtures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from npstream.mixture.run import continue_run
 from npstream.mixture.shares import MixtureSpec, make_schedule
 from npstream.orders.order import Shuffle
 
-torch = pytest.importorskip("torch", reason="loaders are torch's")
+torch = pytest.importorskip("torch", reason="loaders need torch")
 
 BATCHINGS = ["random", "stratified", "per_stream", "device_per_stream"]
 LANES = Shuffle("1KiB", 8)
@@ -27,8 +27,14 @@ START = EpochCursor(0)
 ALONE = Ranks(0, 1, 1)
 
 
-def even(n):
+def chunk_bounds(n):
+    """Return the bounds of chunks of 4 rows."""
     return np.append(np.arange(0, n, 4), n)
+
+
+def sources_of(rows):
+    """Return the sources of rows of `mixture()`: 200 rows of "a", 120 of "b" and 64 of "c"."""
+    return np.searchsorted([200, 320], rows, side="right")
 
 
 def fingerprint_of(name, n, version):
@@ -41,7 +47,7 @@ def mixture(sizes=None, weights=None, block=24, **settings):
         names=tuple(sizes),
         sizes=tuple(sizes.values()),
         nbytes=tuple(8 * n for n in sizes.values()),
-        chunks=tuple(functools.partial(even, n) for n in sizes.values()),
+        chunks=tuple(functools.partial(chunk_bounds, n) for n in sizes.values()),
         fingerprints=tuple(functools.partial(fingerprint_of, name, n) for name, n in sizes.items()),
         schedule=make_schedule(list(sizes), list(sizes.values()), weights, **settings),
         block=block,
@@ -84,7 +90,7 @@ def test_global_batches_do_not_depend_on_ranks(batching, shuffle):
         for world in (1, 2, 4, 8)
     }
     expected = [sorted(batch) for batch in read_ranks(epochs[1], 1, 24)]
-    assert len(expected) == 16
+    assert len(expected) == 384 // 24
     for world, per_node in ((2, 1), (4, 2), (8, 8), (8, 1)):
         seen = read_ranks(epochs[world], world, 24 // world, per_node=per_node)
         assert [sorted(batch) for batch in seen] == expected
@@ -93,19 +99,20 @@ def test_global_batches_do_not_depend_on_ranks(batching, shuffle):
 def test_batches_of_devices_do_not_depend_on_ranks():
     epochs = make_epochs(batching="device_per_stream", batch_size=6)
     expected = read(part(epochs, size=6))
-    assert len(expected) == 64
+    assert len(expected) == 384 // 6
     for world, per_node in ((2, 1), (4, 2), (8, 8), (8, 1)):
-        seen = [None] * 64
+        seen = [None] * len(expected)
         for rank in range(world):
-            node, k = divmod(rank, per_node)
+            # Batch b of a step goes to rank b // nodes of node b % nodes.
+            node, node_rank = divmod(rank, per_node)
             share = part(epochs, rank, world, 6, per_node=per_node)
-            seen[k * (world // per_node) + node :: world] = read(share)
+            seen[node_rank * (world // per_node) + node :: world] = read(share)
         assert seen == expected
 
 
 @pytest.mark.parametrize("last", ["repeat", "drop", "short"])
 def test_last_batches_of_device_per_stream(last):
-    epochs = make_epochs(batching="device_per_stream", batch_size=7)  # 54 in an epoch, and 4 ranks
+    epochs = make_epochs(batching="device_per_stream", batch_size=7)  # an epoch has 54 batches
     shares = [part(epochs, rank, 4, 7, last) for rank in range(4)]
     counts = {"repeat": [14] * 4, "drop": [13] * 4, "short": [14, 14, 13, 13]}[last]
     assert [share.batches for share in shares] == counts
@@ -118,19 +125,16 @@ def test_last_batches_of_device_per_stream(last):
 
 @pytest.mark.parametrize("batching", BATCHINGS)
 def test_epochs_resume_from_any_batch(batching):
-    settings = {
-        "batching": batching,
-        "batch_size" if batching[0] == "d" else "global_batch_size": 24,
-    }
-    size = 24
+    size_name = "batch_size" if batching == "device_per_stream" else "global_batch_size"
+    settings = {"batching": batching, size_name: 24}
     epochs = make_epochs(**settings)
-    whole = read(part(epochs, size=size))
+    whole = read(part(epochs, size=24))
     for number in range(len(whole)):
         state = epochs.state(EpochCursor(0, 24 * number), ALONE)
         again = make_epochs(**settings)
         cursor = again.load_cursor(json.loads(json.dumps(state)), ALONE)
         assert cursor == EpochCursor(0, 24 * number)
-        assert read(part(again, size=size, cursor=cursor)) == whole[number:]
+        assert read(part(again, size=24, cursor=cursor)) == whole[number:]
 
 
 def test_epochs_resume_from_any_sample_with_any_ranks():
@@ -161,13 +165,13 @@ def test_batches_are_of_one_source_or_have_exact_shares(batching):
     world = 1 if batching == "device_per_stream" else 2
     epochs = make_epochs(spec, batching, batch_size=8)
     batches = read_ranks(epochs, world, 8)
-    sources = np.searchsorted([200, 320], np.array(batches), side="right")
+    sources = sources_of(np.array(batches))
     if batching == "stratified":
         assert (np.sort(sources) == [0] * 8 + [1] * 6 + [2] * 2).all()
     else:
         assert (sources == sources[:, :1]).all()
-        block = sources[:24, 0]
-        assert np.bincount(block).tolist() == [12, 9, 3]
+        first_block = sources[:24, 0]
+        assert np.bincount(first_block).tolist() == [12, 9, 3]
 
 
 @pytest.mark.parametrize("batching", BATCHINGS[2:])
@@ -180,17 +184,17 @@ def test_batch_sizes_can_differ_by_source(batching):
     epochs = MixtureEpochs(spec, settings)
     shares = [part(epochs, rank, 2, 6) for rank in range(2)]
     batches = [batch for share in shares for batch in read(share)]
-    sources = [set(np.searchsorted([200, 320], batch, side="right").tolist()) for batch in batches]
+    sources = [set(sources_of(batch).tolist()) for batch in batches]
     assert all(len(batch_sources) == 1 for batch_sources in sources)
     lengths = [list(sizes.values())[batch_sources.pop()] for batch_sources in sources]
     assert [len(batch) for batch in batches] == lengths
-    # Shares count samples: 6, 3 and 2 batches of sizes 2, 4 and 6.
-    units = np.array([len(batch) for batch in read(part(epochs, 0, 2, 6))[:11]])
     if batching == "per_stream":
-        assert np.bincount(units)[[2, 4, 6]].tolist() == [6, 3, 2]
+        # Equal weights are equal numbers of samples: a block has 6, 3 and 2 batches of 2, 4 and 6.
+        block_sizes = [len(batch) for batch in read(shares[0])[:11]]
+        assert np.bincount(block_sizes)[[2, 4, 6]].tolist() == [6, 3, 2]
         whole = make_epochs(spec, batching, shuffle=True, global_batch_size=global_sizes)
         assert read(part(whole, 0, 2, 6)) == read(shares[0])
-    cursor = EpochCursor(0, 12 * 12)
+    cursor = EpochCursor(0, 12 * 12)  # 12 steps: one has 2 * 6 positions, even for smaller batches
     remaining = part(epochs, 1, 2, 6, cursor=cursor)
     assert read(remaining) == read(shares[1])[12:]
 
@@ -208,8 +212,8 @@ def test_nodes_read_their_own_lanes(batching, per_node):
         for row in flatten(read(share)):
             readers.setdefault(row // 4, set()).add(rank // per_node)
     shared = sum(len(node_set) > 1 for node_set in readers.values())
-    assert len(readers) == 600
-    assert shared <= 2 * 16
+    assert len(readers) == (1600 + 800) // 4
+    assert shared <= 2 * 16  # the ends of 16 lanes of 2 sources
     assert epochs.nodes_per_chunk(nodes) == 1
     assert epochs.nodes_per_chunk(3) == 3
 
@@ -218,11 +222,12 @@ def test_weights_follow_a_schedule():
     spec = mixture(weights=[(0, {"a": 1, "b": 1, "c": 2}), (91, {"a": 6, "b": 1, "c": 1})])
     epochs = make_epochs(spec, epoch_size=400)
     order = epochs.order(0)
-    sources = np.searchsorted([200, 320], order[:], side="right")
-    # Weights change at the next row of 8 lanes. Blocks have 25 units: 24 is not coprime to 8.
-    assert np.bincount(sources[:75]).tolist() == [18, 18, 39]
-    assert np.bincount(sources[96:396]).tolist() == [228, 36, 36]
     rows = order[:]
+    sources = sources_of(rows)
+    # Blocks have 25 units, because 24 is not coprime to 8 lanes. Weights change at the next row of
+    # lanes, which is 96.
+    assert np.bincount(sources[: 3 * 25]).tolist() == [3 * 6, 3 * 6, 3 * 13]
+    assert np.bincount(sources[96 : 96 + 12 * 25]).tolist() == [12 * 19, 12 * 3, 12 * 3]
     for first, size in ((0, 200), (200, 120), (320, 64)):
         source_rows = rows[(rows >= first) & (rows < first + size)]
         counts = np.bincount(source_rows - first, minlength=size)
@@ -269,8 +274,8 @@ def test_other_weights_continue_the_passes_of_sources():
     changed = json.loads(json.dumps(continue_run(after, state)))
     assert (changed["epoch"], changed["position"]) == (0, 101)
     remaining, following = continue_epochs(after, changed)
-    sources = np.searchsorted([200, 320], remaining[:240], side="right")
-    assert np.bincount(sources).tolist() == [180, 30, 30]
+    sources = sources_of(remaining[: 10 * 24])  # 10 blocks
+    assert np.bincount(sources).tolist() == [10 * 18, 10 * 3, 10 * 3]
     everything = np.array(drawn + remaining + following)
     for first, size in ((0, 200), (200, 120), (320, 64)):
         source_rows = everything[(everything >= first) & (everything < first + size)] - first
@@ -292,12 +297,14 @@ def test_sources_can_be_added_and_removed():
     remaining, following = continue_epochs(after, changed)
     assert (len(remaining), len(following)) == (416 - 104, 416)
     drawn = np.array(flatten(read(part(make_epochs(before, shuffle=True))))[:104])
-    source_rows = [*drawn[drawn < 200], *(row - 216 for row in remaining if row >= 216)]
-    assert len(np.unique(source_rows)) == len(source_rows) > 54
+    drawn_a = drawn[drawn < 200]
+    remaining_a = [row - 216 for row in remaining if row >= 216]  # "d" and "b" have 216 rows
+    assert drawn_a.size
+    assert remaining_a
+    assert len({*drawn_a.tolist(), *remaining_a}) == len(drawn_a) + len(remaining_a)
     new = [row for row in remaining if row < 96]
     assert len(np.unique(new[:96])) == 96
     # And back: the run remembers a removed source.
-    again = state_at(make_epochs(after, shuffle=True), 0)
     epochs = make_epochs(after, shuffle=True)
     cursor = epochs.load_cursor(changed, ALONE)._replace(position=208)
     again = continue_run(before, epochs.state(cursor, ALONE))
@@ -308,7 +315,7 @@ def test_sources_can_be_added_and_removed():
     assert len(np.unique(both)) == len(both) > len(old)
 
 
-def test_a_run_can_continue_at_the_end_of_an_epoch():
+def test_a_run_continues_in_the_next_epoch_if_the_new_mixture_is_too_short():
     small = mixture({"d": 16, "e": 16})
     changed = continue_run(small, state_at(make_epochs(shuffle=True), 100, 3))
     assert (changed["epoch"], changed["position"]) == (4, 0)
@@ -320,7 +327,7 @@ def test_a_run_can_continue_at_the_end_of_an_epoch():
         part(epochs, cursor=cursor._replace(epoch=3))
 
 
-def test_continuing_with_the_same_mixture_changes_nothing():
+def test_continuing_from_the_first_position_with_the_same_mixture_changes_nothing():
     spec = mixture()
     changed = continue_run(spec, state_at(make_epochs(spec, shuffle=True), 0))
     assert continue_epochs(spec, changed)[0] == flatten(read(part(make_epochs(spec, shuffle=True))))
@@ -339,7 +346,7 @@ def test_batched_runs_resume_only_between_batches(batching):
         assert (sources.sum(1) == 4).all()
     else:
         assert (sources == sources[:, :1]).all()
-        assert 11 <= sources[:24, 0].sum() <= 13
+        assert 11 <= sources[:24, 0].sum() <= 13  # half of 24 batches, within one
     with pytest.raises(ValueError, match=r"position 90 is within a batch of 8"):
         continue_run(after, {**state, "position": 90})
     with pytest.raises(ValueError, match=r"is within a batch: with batching="):
@@ -380,8 +387,8 @@ def test_states_of_other_settings_raise(settings, message):
     arguments = {"batching": "stratified", "batch_size": 24, **settings}
     state = state_at(make_epochs(batching="stratified", batch_size=24), 48)
     epochs = make_epochs(**arguments)
-    if message is None:
-        epochs.load_cursor(state, ALONE)  # a block is a batch
+    if message is None:  # block=48 has no effect: a stratified block is a batch
+        epochs.load_cursor(state, ALONE)
         return
     with pytest.raises(ValueError, match=message):
         epochs.load_cursor(state, ALONE)
@@ -408,7 +415,7 @@ def test_invalid_mixture_states_raise():
 
 
 def test_states_of_version_1_can_be_resumed():
-    """They contain other fingerprints; a removed source keeps its fingerprint."""
+    """Fingerprints are updated to version 2, except that of a removed source."""
     spec = mixture()
 
     def as_version_1(state):
@@ -419,14 +426,14 @@ def test_states_of_version_1_can_be_resumed():
 
     epochs = make_epochs(spec)
     old = as_version_1(state_at(epochs, 8))
-    assert epochs.load_cursor(old, ALONE) == EpochCursor(0, 8)  # as in a new run
+    assert epochs.load_cursor(old, ALONE) == EpochCursor(0, 8)
     small = mixture({"a": 200, "b": 120})
     changed = continue_run(small, old)
-    prints = [source["fingerprint"] for source in changed["mixture"]["sources"]]
-    assert (changed["version"], prints) == (2, ["a200", "b120", "1:c64 in version 1"])
+    fingerprints = [source["fingerprint"] for source in changed["mixture"]["sources"]]
+    assert (changed["version"], fingerprints) == (2, ["a200", "b120", "1:c64 in version 1"])
     later = make_epochs(small)
     again = later.state(later.load_cursor(changed, ALONE), ALONE)
-    assert [source["fingerprint"] for source in again["mixture"]["sources"]] == prints
+    assert [source["fingerprint"] for source in again["mixture"]["sources"]] == fingerprints
     restored = continue_run(spec, again)
     assert [source["fingerprint"] for source in restored["mixture"]["sources"]] == [
         "a200", "b120", "c64"
@@ -461,7 +468,7 @@ def test_invalid_mixture_settings_raise(settings, error, message):
         make_epochs(**settings)
 
 
-def test_impossible_stratified_batches_raise():
+def test_impossible_batches_raise():
     epochs = make_epochs(
         mixture(weights={"a": 100, "b": 100, "c": 1}, block=None), "stratified", batch_size=50
     )
@@ -553,7 +560,7 @@ def test_states_of_unknown_versions_are_not_continued(mixtures, version):
 
 
 def test_the_trainer_epoch_advances_with_the_epoch(mixtures):
-    """At the end of an epoch, a state continues in the next epoch, also of the trainer."""
+    """A state at the end of an epoch continues in the next epoch, and in the trainer's next one."""
     one, other = mixtures
     state = one.iter(0, 1, batch_size=8, shuffle=True).state_dict(16) | {"trainer_epoch": 5}
     ended = state | {"position": len(one)}
@@ -579,7 +586,7 @@ def test_torchs_own_loader_resumes(mixtures):
 
 
 @pytest.mark.parametrize("batching", BATCHINGS)
-def test_iterations_read_in_the_order_of_order(mixtures, batching):
+def test_iterations_read_in_the_order_that_order_returns(mixtures, batching):
     one, _ = mixtures
     settings = {"batching": batching, "batch_size": 6}
     seen = flatten(ids(one.iter(0, 1, shuffle=True, seed=3, **settings)))
