@@ -1,4 +1,4 @@
-"""Patterns have exact shares in every prefix and lane, and are not periodic."""
+"""Patterns have exact counts in each lane, shares within one unit in each prefix, and no period."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def pattern_of(counts, lanes=1, seed=0):
     return make_pattern(np.array(counts), lanes, make_key(seed))
 
 
-def check_prefixes(sources, counts):
+def assert_shares_of_prefixes(sources, counts):
     """Assert that every prefix has each source within one unit of its share."""
     length = len(sources)
     assert np.array_equal(np.bincount(sources, minlength=len(counts)), counts)
@@ -69,15 +69,15 @@ def test_equal_remainders_go_to_the_first_sources():
 @settings(max_examples=60)
 def test_every_prefix_is_within_one_of_the_shares(weights, length, seed):
     counts = apportion(weights, length)
-    check_prefixes(pattern_of(counts, seed=seed).sources, counts)
+    assert_shares_of_prefixes(pattern_of(counts, seed=seed).sources, counts)
 
 
 @pytest.mark.parametrize("counts", [[1], [7], [3, 4], [0, 5, 1], [1, 1, 1], [5, 1, 0, 3, 4]])
 def test_small_patterns_compiled_and_plain(counts, kernel_mode):
-    check_prefixes(pattern_of(counts).sources, counts)
+    assert_shares_of_prefixes(pattern_of(counts).sources, counts)
 
 
-@pytest.mark.parametrize("length", [240, 241])
+@pytest.mark.parametrize("length", [240, 241])  # 6 lanes divide it, or are coprime to it
 def test_compiled_and_plain_kernels_agree(length, monkeypatch):
     counts = apportion([1, 2, 3, 0.1], length)
     places = np.random.default_rng(0).integers(0, length * 6, 300)
@@ -87,10 +87,13 @@ def test_compiled_and_plain_kernels_agree(length, monkeypatch):
         pattern = pattern_of(counts, 6)
         sources, numbers = np.empty_like(places), np.empty_like(places)
         look_up_draws.for_size(0)(places, pattern, sources, numbers)
-        results.append([*pattern[5:], sources, numbers])
+        arrays = pattern.sources, pattern.slot_numbers, pattern.cell_starts, pattern.cells
+        results.append([*arrays, sources, numbers])
     assert all(np.array_equal(a, b) for a, b in zip(*results, strict=True))
 
 
+# Counts of a block, and lanes: these divide the block in the first row, and are coprime to it in
+# the second.
 CASES = [
     ([3, 4, 5], 1), ([3, 4, 5], 4), ([2, 9, 1], 6), ([1, 1], 2), ([5, 0, 3, 4], 12), ([8], 4),
     ([3, 5, 5], 4), ([1, 2], 8), ([2, 8, 1], 6), ([5, 0, 4, 4], 12), ([5], 4), ([1], 6),
@@ -128,7 +131,7 @@ def test_draws_before_a_place_are_counted(counts, lanes, kernel_mode):
     sources, numbers = np.empty_like(places), np.empty_like(places)
     look_up_draws.for_size(0)(places, pattern, sources, numbers)
     expected = np.zeros((len(counts), lanes), int)
-    actual = np.full_like(expected, 99)
+    actual = np.full_like(expected, 99)  # all are overwritten
     for stop in range(length * lanes + 1):
         count_draws.for_size(0)(pattern, stop, actual)
         assert np.array_equal(actual, expected)
@@ -141,15 +144,19 @@ def test_draws_before_a_place_are_counted(counts, lanes, kernel_mode):
 )
 def test_every_residue_class_sees_all_sources(counts):
     """A rank that reads every tenth position reads all sources by their shares."""
-    length, draws_of = sum(counts), 150
+    length = sum(counts)
     for step in (2, 8, 10):
-        offset_counts = np.zeros(step)
-        for seed in range(draws_of):
+        class_counts = np.zeros((len(counts), step))
+        for seed in range(150):
             sources = pattern_of(counts, seed=seed).sources[: length - length % step]
-            offset_counts += np.bincount(np.flatnonzero(sources == 0) % step, minlength=step)
-        expected = offset_counts.mean()
-        # Below chi-square of independent draws: patterns are more even.
-        assert ((offset_counts - expected) ** 2 / expected).sum() < step + 4 * math.sqrt(2 * step)
+            cells = sources.astype(int) * step + np.arange(len(sources)) % step
+            class_counts += np.bincount(cells, minlength=class_counts.size).reshape(-1, step)
+        expected = class_counts.mean(axis=1, keepdims=True)
+        chi_squares = ((class_counts - expected) ** 2 / expected).sum(axis=1)
+        # Independent draws would have about the mean `step` and the variance 2 * step.
+        deviation = math.sqrt(2 * step)
+        assert chi_squares[0] < step + 4 * deviation
+        assert chi_squares.max() < step + 6 * deviation  # one of up to 41 sources
 
 
 def test_patterns_equal_recorded_digests():
@@ -219,7 +226,7 @@ def test_invalid_alphas_raise(alpha):
         make_schedule(["a", "b"], [10, 30], {"a": 1, "b": 1}, alpha=2)
 
 
-def test_missing_and_empty_sources_raise():
+def test_invalid_sources_and_blocks_raise():
     with pytest.raises(ValueError, match="a mixture needs at least one source"):
         make_spec((), (), weights={})
     with pytest.raises(ValueError, match="source 'b' is empty"):

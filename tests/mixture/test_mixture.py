@@ -63,7 +63,7 @@ def chains(draw):
     return steps, rows
 
 
-SIZE = 60 + 80 + int(MASK.sum()) + 55 + 5 + 60 + 20
+SIZE = 60 + 80 + int(MASK.sum()) + 55 + 5 + 60 + 20  # of the seven views in `views_of`
 
 
 def test_any_view_equals_the_view_of_the_concatenation(mixture_and_ids, monkeypatch):
@@ -126,7 +126,7 @@ def test_any_kind_of_index_returns_its_values(mixture_and_ids):
     assert odd["id"].load().tolist() == ids[ids % 2 == 1].tolist()
 
 
-def test_a_fixed_column_of_one_local_view_is_mapped(tmp_path):
+def test_a_fixed_column_of_one_local_view_is_memory_mapped(tmp_path):
     for name in "ab":
         npstream.write(tmp_path / name, {"x": np.arange(40.0)})
     a, b = (npstream.open(tmp_path / name) for name in "ab")
@@ -248,6 +248,7 @@ def test_transforms_of_sources(tmp_path):
     assert [*names] == [("a", 10), ("b", 1001)]
     assert isinstance(mixed.with_transform(str), npstream.Mixture)
     samples = mixed[::40].iter(0, 1, batch_size=2, batched=False)
+    # Five samples fill three batches of 2 if the first one is repeated.
     assert [sample["id"] for sample in samples] == [0, 80, 160, 1000, 1040, 0]
     with pytest.raises(ValueError, match="give iter a transform= for batches"):
         mixed[::40].iter(0, 1, batch_size=2)
@@ -333,6 +334,8 @@ def test_errors_name_the_damaged_shard(tmp_path):
     a = write(tmp_path / "a")
     write(tmp_path / "b", 1000, 80)
     (shard,) = [path for path in (tmp_path / "b").glob("*.mds") if "00001" in path.name]
+    # A shard begins with the number of samples and the offset of the first one. A sample begins
+    # with the size of its text.
     body = bytearray(shard.read_bytes())
     count = int.from_bytes(body[:4], "little")
     begin = int.from_bytes(body[4:8], "little")
@@ -346,7 +349,7 @@ def test_errors_name_the_damaged_shard(tmp_path):
     with pytest.raises(FormatError, match=where):
         mixed.load()
     with pytest.raises(FormatError, match=where):
-        mixed[120 + 79 - first]
+        mixed[120 + 79 - first]  # after 120 rows of "a", those of "b" are reversed
 
 
 # Other processes
@@ -426,7 +429,7 @@ def test_shuffle_returns_a_view_of_drawn_samples(mixture_and_ids):
         mixed.shuffle(5, 3).iter(0, 1, batch_size=4).load_state_dict(state)
 
 
-def test_settings_of_streaming_and_of_mixtures_do_not_mix(mixture_and_ids):
+def test_batching_with_an_order_of_streaming_raises(mixture_and_ids):
     mixed, _ = mixture_and_ids
     with pytest.raises(ValueError, match=r"StreamingShuffle\(batching_method="):
         mixed.iter(0, 1, batch_size=4, shuffle="py1e", batching="stratified")
@@ -453,7 +456,7 @@ def test_workers_draw_the_same_samples(method, tmp_path):
     a, b = write(tmp_path / "a"), write(tmp_path / "b", 1000, 80)
     mixed = npstream.mix({"a": a, "b": b}, {"a": 1, "b": 2}, columns=["id"])
     expected = [batch["id"].tolist() for batch in mixed.iter(0, 1, batch_size=16, shuffle=True)]
-    workers = 2 if method == "fork" else 1
+    workers = 2 if method == "fork" else 1  # a spawned worker starts slowly
     options = {"num_workers": workers, "multiprocessing_context": method}
     loader = DataLoader(mixed.iter(0, 1, batch_size=16, shuffle=True), **options)
     assert [batch["id"].tolist() for batch in loader] == expected
