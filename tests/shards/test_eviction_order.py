@@ -1,4 +1,4 @@
-"""Datasets that exceed the cache: it evicts first the chunk that is used last."""
+"""Datasets that exceed the cache: it first evicts the chunk whose next use is the latest."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ HANG = 120
 
 @pytest.fixture(autouse=True)
 def chunks(monkeypatch):
-    """Split shards of 512 KiB into chunks of about 120 KiB."""
+    """Split shards of 512 KiB into chunks of about 125 KiB: the dataset has 48 chunks."""
     monkeypatch.setattr("npstream.formats.chunks.CHUNK_BYTES", 1 << 17)
 
 
@@ -67,7 +67,7 @@ def check(batch):
 
 
 def read_in_step(iterations):
-    """Read an epoch of several ranks in step; return the ids of each batch of all ranks."""
+    """Read an epoch of several ranks in step; return the ids of all ranks in the epoch's order."""
     steps = []
     for batches in zip_longest(*iterations):
         for batch in batches:
@@ -88,7 +88,7 @@ def chunk_of(ds, ids):
 @pytest.mark.parametrize("order", [*ORDERS, "some batches"])
 def test_later_epochs_fetch_what_the_cache_cannot_hold(order, tmp_path, url, requests, monkeypatch):
     limit = NBYTES // 2
-    if order == "some batches":  # as in a large dataset, only some are looked up
+    if order == "some batches":  # only some batches are looked up, as in a large dataset
         monkeypatch.setattr("npstream.iteration.feeding.eviction.MIN_USE_SAMPLES", 1)
         order = "blocks"
     with (
@@ -102,20 +102,22 @@ def test_later_epochs_fetch_what_the_cache_cannot_hold(order, tmp_path, url, req
         counts = []
         for _ in range(4):
             requests.clear()
-            seen = read_in_step(iterations)
-            assert len(np.unique(seen)) > 0.98 * SAMPLES
+            ids = read_in_step(iterations)
+            assert len(np.unique(ids)) > 0.98 * SAMPLES
             counts.append(fetched_bytes(requests))
             assert ShardCache(tmp_path / "cache", limit).info().nbytes <= limit
+        # Smaller files hold headers of shards, not chunks.
         files = [f for f in cache_dir.entries(str(tmp_path / "cache")) if f.nbytes > 1 << 16]
-        # Each chunk is used once in an epoch, so an epoch has at least this many misses.
-        chunk_bytes = NBYTES / len(np.unique(chunk_of(ds, seen)))
-        misses = NBYTES - limit // files[0].nbytes * chunk_bytes
+        # An epoch uses each chunk once, so it misses at least the chunks that do not fit.
+        chunk_bytes = NBYTES / len(np.unique(chunk_of(ds, ids)))
+        missed_bytes = NBYTES - limit // files[0].nbytes * chunk_bytes
     assert counts[0] >= NBYTES
-    # The chunks that are being read or fetched take the place of others: few, or in the order of
-    # Streaming those of two shards and of the next blocks.
-    in_use = 16 if order == "py1e" else 6
-    assert misses * 0.98 <= np.mean(counts[1:]) <= 1.05 * misses + in_use * chunk_bytes
-    assert np.mean(counts[1:]) < 0.95 * NBYTES
+    # Chunks that are being read or fetched take space in the cache, too. There are few of them. In
+    # the order py1e, they are those of two shards and of the next blocks.
+    max_in_use = 16 if order == "py1e" else 6
+    mean = np.mean(counts[1:])
+    assert missed_bytes * 0.98 <= mean <= 1.05 * missed_bytes + max_in_use * chunk_bytes
+    assert mean < 0.95 * NBYTES
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -127,7 +129,7 @@ def test_chunks_are_marked_with_their_next_use(order, tmp_path, url):
             for rank, each in enumerate((ds, other))
         ]
         read_in_step(iterations)
-        found = {entry.path: entry for entry in cache_dir.entries(str(tmp_path / "cache"))}
+        entries = {entry.path: entry for entry in cache_dir.entries(str(tmp_path / "cache"))}
         local = npstream.open(tmp_path / "data")
         expected = []
         for epoch in range(2):
@@ -140,18 +142,19 @@ def test_chunks_are_marked_with_their_next_use(order, tmp_path, url):
             expected.append(
                 dict(zip(unique.tolist(), (epoch + first / SAMPLES).tolist(), strict=True))
             )
-        files, number, marked = ds._source.remote.files, 0, 0
+        files, number, next_epoch_marks = ds._source.remote.files, 0, 0
         for shard, count in enumerate(files.chunks.tolist()):
             for chunk in range(count):
-                entry = found.get(files.cache.path(files.unit_keys(shard, chunk)[-1]))
+                entry = entries.get(files.cache.path(files.unit_keys(shard, chunk)[-1]))
                 if entry is not None:
-                    position = (entry.last_use - (1 << 28)) / (1 << 18)
+                    position = (entry.last_use - priority._BASE) / priority._EPOCH_STEPS
                     uses = [epoch[number] for epoch in expected if number in epoch]
                     assert np.isclose(uses, position, atol=1e-4).any()
-                    marked += np.isclose(uses[-1], position, atol=1e-4)
+                    next_epoch_marks += np.isclose(uses[-1], position, atol=1e-4)
                 number += 1
-        assert marked > 10  # other ranks may still need the chunks of the last batches
-        assert len({entry.group for entry in found.values() if entry.is_ordered}) == 1
+        # Chunks of the last batches keep their mark: other ranks may still need them.
+        assert next_epoch_marks > 10
+        assert len({entry.group for entry in entries.values() if entry.is_ordered}) == 1
 
 
 @settings(max_examples=20, deadline=None)
@@ -166,14 +169,15 @@ def test_uses_are_the_first_and_last_positions(ids, first_sample):
         class index:
             samples = 600
 
-        def chunk_keys(self, ids):
+        def chunk_keys(self, ids):  # shard * max_chunks + chunk
             return np.array([0, 1, 2, 3, 6, 7])[ids // 100]
 
     positions = np.random.default_rng(0).permutation(len(ids)) + 5
     halves = [slice(0, len(ids) // 2), slice(len(ids) // 2, None)]
     ids = np.array(ids, np.int64)
     uses = ChunkUses.find(
-        RemotePart(Shards(), 7, first_sample), [(ids[half], positions[half]) for half in halves]
+        RemotePart(Shards(), first_shard=7, first_sample=first_sample),
+        [(ids[half], positions[half]) for half in halves],
     )
     expected = defaultdict(list)
     for sample, position in zip(ids.tolist(), positions.tolist(), strict=True):
@@ -185,25 +189,28 @@ def test_uses_are_the_first_and_last_positions(ids, first_sample):
 
 def test_a_run_that_resumes_marks_the_files_that_exist(tmp_path, url, requests, monkeypatch):
     options = {"cache": tmp_path / "cache", "cache_limit": NBYTES // 2}
-    settings = {"batch_size": 20, "shuffle": ORDERS["blocks"]}
+    iter_options = {"batch_size": 20, "shuffle": ORDERS["blocks"]}
     with npstream.open(url, **options) as ds:
-        first = ds.iter(0, 1, seed=1, **settings)
+        first = ds.iter(0, 1, seed=1, **iter_options)
         for batch in first:
             check(batch)
         state = first.state_dict()
     groups = {e.group for e in cache_dir.entries(str(tmp_path / "cache")) if e.is_ordered}
+    assert len(groups) == 1
     with npstream.open(url, **options) as ds:
-        resumed = ds.iter(0, 1, seed=1, **settings)
+        resumed = ds.iter(0, 1, seed=1, **iter_options)
         resumed.load_state_dict(state)
         requests.clear()
         for batch in resumed:
             check(batch)
-        assert fetched_bytes(requests) < 0.75 * NBYTES
-        again = {e.group for e in cache_dir.entries(str(tmp_path / "cache")) if e.is_ordered}
-        assert again == groups
-        # A run with another seed marks all files with its own order, if the first one has ended.
+        assert fetched_bytes(requests) < 0.75 * NBYTES  # the cache had almost half of the chunks
+        resumed_groups = {
+            e.group for e in cache_dir.entries(str(tmp_path / "cache")) if e.is_ordered
+        }
+        assert resumed_groups == groups
+        # A run with another seed marks all files with its own order once the first run has ended.
         monkeypatch.setattr(priority, "GROUP_TIMEOUT", -1.0)
-        for batch in ds.iter(0, 1, seed=2, **settings):
+        for batch in ds.iter(0, 1, seed=2, **iter_options):
             check(batch)
             break
         others = {e.group for e in cache_dir.entries(str(tmp_path / "cache")) if e.is_ordered}
@@ -219,6 +226,8 @@ def test_two_runs_with_different_orders_share_a_cache(tmp_path, url, requests):
             for batches in zip(*runs, strict=True):
                 for batch in batches:
                     check(batch)
+            # Without a cache, this would be 2. If a run evicted chunks that the other run still
+            # reads, it would be more.
             assert fetched_bytes(requests) < 2.5 * NBYTES
 
 
@@ -228,11 +237,11 @@ def test_random_access_evicts_the_least_recently_used_chunk(tmp_path, url, reque
         for start in starts[:-1]:
             np.testing.assert_array_equal(ds["x"][start : start + 60].load(), VALUES[start:][:60])
         requests.clear()
-        for start in starts[-15:-1]:  # these are still there
+        for start in starts[-15:-1]:  # the last 14 chunks: the cache holds about 22
             ds["x"][start : start + 60].load()
         assert fetched_bytes(requests) == 0
         ds["x"][:60].load()
-        assert fetched_bytes(requests) > 100_000
+        assert fetched_bytes(requests) > 100_000  # a chunk
 
 
 @pytest.mark.parametrize("variable", [False, True])
@@ -275,6 +284,7 @@ def test_gather_returns_the_right_bytes_while_files_are_evicted(variable, tmp_pa
             check(batch)
         for thread in threads:
             thread.join(HANG)
+            assert not thread.is_alive()
     finally:
         stop.set()
         evictor.join(HANG)
@@ -327,9 +337,9 @@ def test_an_s3_server_counts_the_bytes_of_later_epochs(tmp_path, servers):
         proxy.clear()
         read_in_step(iterations)
         counts.append(sum(request.nbytes for request in proxy.log))
-    # A slow server is also asked for single samples of the first batches. Files take more than
-    # their chunk, so the cache holds less than half of the chunks.
+    # From a slow server, single samples of the first batches are fetched in addition to chunks.
     assert NBYTES < counts[0] < 1.5 * NBYTES
+    # A file takes more space than its chunk, so the cache holds less than half of the chunks.
     assert max(counts[1:]) < 0.85 * NBYTES
     for ds in ranks:
         ds.close()
@@ -353,22 +363,26 @@ def test_an_epoch_continues_after_faults_of_the_server(tmp_path, servers):
                 reset(**shards),
                 reset(2000, **shards),
             ]
-            for batch in ds.iter(0, 1, batch_size=50, shuffle=ORDERS["blocks"]):
+            batches = [*ds.iter(0, 1, batch_size=50, shuffle=ORDERS["blocks"])]
+            assert sum(len(batch.ids) for batch in batches) == SAMPLES
+            for batch in batches:
                 check(batch)
+        assert [request.status for request in proxy.log].count(503) == 2 * 2
     proxy.clear()
 
 
-def test_a_mixture_of_datasets_that_exceed_the_cache_together(tmp_path, upload, requests):
+def test_a_mixture_reads_datasets_that_exceed_the_cache_together(tmp_path, upload):
     url = upload(write(tmp_path / "data"))
     parts = [npstream.open(url, cache=tmp_path / "cache", cache_limit="7MB") for _ in range(2)]
     assert not parts[0]._source.remote.files.splits_shards
     mixture = npstream.mix({"a": parts[0], "b": parts[1][::2]})
-    iteration = mixture.iter(0, 1, batch_size=20, shuffle=ORDERS["blocks"])
-    for batch in iteration:
-        assert np.isin(batch["x"][:, 0], VALUES[:, 0]).all()
+    expected = np.concatenate([VALUES, VALUES[::2]])
+    for batch in mixture.iter(0, 1, batch_size=20, shuffle=ORDERS["blocks"]):
+        np.testing.assert_array_equal(np.asarray(batch["x"]), expected[batch.ids])
+    assert parts[0]._source.remote.files.splits_shards
 
 
-def test_a_cache_is_used_with_another_limit(tmp_path, url, requests):
+def test_a_cache_stays_usable_with_another_limit(tmp_path, url, requests):
     options = {"cache": tmp_path / "cache"}
     with npstream.open(url, cache_limit=NBYTES // 2, **options) as ds:
         ds[:2000].load()
@@ -385,20 +399,21 @@ def test_a_cache_is_used_with_another_limit(tmp_path, url, requests):
 
 def test_evicted_files_do_not_stay_mapped(tmp_path, url):
     if not sys.platform.startswith("linux"):
-        pytest.skip("/proc lists the maps")
+        pytest.skip("only Linux lists maps in /proc")
     with npstream.open(url, cache=tmp_path / "cache", cache_limit=NBYTES // 2) as ds:
         for _ in range(2):
             for batch in ds.iter(0, 1, batch_size=20, shuffle=ORDERS["blocks"]):
                 check(batch)
         with open("/proc/self/maps") as maps:
             lines = [line for line in maps if str(tmp_path / "cache") in line]
+        # Two epochs evict more than 50 chunks. Reads may still use some of them.
         assert sum(line.rstrip().endswith("(deleted)") for line in lines) <= 20
 
 
 @pytest.mark.parametrize("free_bytes", [NBYTES // 2, 2 * NBYTES])
-@pytest.mark.parametrize("left_bytes", [0, 20_000])  # none, or enough for a file without chunks
+@pytest.mark.parametrize("left_bytes", [0, 20_000])  # 20,000: enough for a file without chunks
 def test_a_cache_recovers_from_a_full_disk(tmp_path, url, monkeypatch, free_bytes, left_bytes):
-    total = 5 << 30
+    total = 5 << 30  # the cache leaves a tenth of it free
     usable = [free_bytes]
     monkeypatch.setattr(
         "npstream.cache.eviction.free_and_total", lambda path: (total // 10 + usable[0], total)
@@ -407,14 +422,17 @@ def test_a_cache_recovers_from_a_full_disk(tmp_path, url, monkeypatch, free_byte
         ds.load()
         files = ds._source.remote.files
         assert files.splits_shards == (free_bytes < NBYTES)
-        maps = [weakref.ref(file) for k in range(len(ds.shards)) for file in files.opened_files(k)]
+        references = [
+            weakref.ref(file) for k in range(len(ds.shards)) for file in files.opened_files(k)
+        ]
         npstream.cache.clear(tmp_path / "cache")  # as another process does that needs space
         usable[0] = left_bytes
         for start in range(0, SAMPLES, 100):
             rows = slice(start, start + 100)
             np.testing.assert_array_equal(ds["x"][rows].load(), VALUES[rows])
-        assert len(maps) >= len(ds.shards)
-        assert not any(reference() for reference in maps)  # the disk has its space again
+        assert len(references) >= len(ds.shards)
+        # No map is left of the removed files: a map would keep their space on the disk.
+        assert not any(reference() for reference in references)
         assert npstream.cache.info(tmp_path / "cache").nbytes < 1 << 20
         usable[0] = free_bytes
         monkeypatch.setattr("npstream.cache.downloads.RETRY_SECONDS", 0)
@@ -427,7 +445,7 @@ def test_files_of_chunks_are_released_if_few_maps_are_left(tmp_path, url, reques
         monkeypatch.setattr(table, "MIN_MAPS", 1 << 40)
         for batch in ds.iter(0, 1, batch_size=20, shuffle=ORDERS["blocks"]):
             check(batch)
-        assert len(ds._source.remote.files._open_chunks) < 15
+        assert len(ds._source.remote.files._open_chunks) < 15  # of about 22 in the cache
         assert fetched_bytes(requests) < 2 * NBYTES
 
 
@@ -449,7 +467,8 @@ def test_a_pinned_view_stays_in_the_cache(tmp_path, url, requests):
         ds[:600].unpin()
         assert npstream.cache.info(tmp_path / "cache").pinned == 0
         for entry in cache_dir.entries(str(tmp_path / "cache")):
-            os.utime(entry.path, (time.time() - 100, time.time() - 100))  # not used recently
+            # Files used in the last 60 seconds would be evicted last.
+            os.utime(entry.path, (time.time() - 100, time.time() - 100))
         for _ in range(2):
             for batch in ds[600:].iter(0, 1, batch_size=20, shuffle=ORDERS["blocks"]):
                 check(batch)
@@ -469,9 +488,10 @@ def test_views_that_do_not_fit_are_not_pinned(tmp_path, url, requests):
         ds[3000:5000].prefetch(pin=True)
 
 
-def test_shards_are_pinned_if_the_dataset_fits(tmp_path, url, requests):
+def test_a_view_is_pinned_if_the_dataset_fits(tmp_path, url):
     with npstream.open(url, cache=tmp_path / "cache", cache_limit="100MB") as ds:
         ds[:600].prefetch(pin=True)
+        assert not ds._source.remote.files.splits_shards
         assert npstream.cache.info(tmp_path / "cache").pinned > 600 * 1024
         ds[["x"]][:600].unpin()
         assert npstream.cache.info(tmp_path / "cache").pinned == 0
