@@ -18,8 +18,8 @@ from npstream.errors import FormatError, IntegrityError, StorageError
 from npstream.shards import local as shards
 from npstream.storage import local as store
 
-MAPPED = ["mds_tokens", "mds_ragged", "jsonl_shards", "csv_shards", "xsv_weird"]
-COMPRESSED = [
+WITH_MAPPED_FILES = ["mds_tokens", "mds_ragged", "jsonl_shards", "csv_shards", "xsv_weird"]
+WITH_COMPRESSED_FILES = [
     *("mds_c_zstd", "mds_c_gz", "mds_c_bz2", "mds_c_br", "mds_c_snappy"),
     *("jsonl_zstd", "tsv_br"),
 ]
@@ -66,7 +66,7 @@ def assert_reads_raise(ds, error, match):
 # Files that changed since the dataset was opened.
 
 
-@pytest.mark.parametrize("name", MAPPED + COMPRESSED)
+@pytest.mark.parametrize("name", WITH_MAPPED_FILES + WITH_COMPRESSED_FILES)
 def test_missing_files_raise_until_they_are_back(copy_golden, name):
     root = copy_golden(name)
     for path in files(root):
@@ -74,13 +74,12 @@ def test_missing_files_raise_until_they_are_back(copy_golden, name):
             continue
         ds = npstream.open(root)
         path.rename(path.with_suffix(".away"))
-        short_name = re.escape(path.name.split(".meta")[0][:14])
-        assert_reads_raise(ds, StorageError, f"No such file.*{short_name}")
+        assert_reads_raise(ds, StorageError, f"No such file.*/{re.escape(path.name)}'")
         path.with_suffix(".away").rename(path)
         assert ds[0]  # the failure is not cached
 
 
-@pytest.mark.parametrize("name", MAPPED + COMPRESSED)
+@pytest.mark.parametrize("name", WITH_MAPPED_FILES + WITH_COMPRESSED_FILES)
 def test_files_of_another_size_raise(copy_golden, name):
     root = copy_golden(name)
     for path in files(root):
@@ -122,26 +121,25 @@ def test_errors_name_the_damaged_sample(copy_golden):
     path = files(root)[1]
     content = bytearray(path.read_bytes())
     first = int(ds.shards["start"][1])
-    begin, end = np.frombuffer(content[4 + 4 * 3 : 12 + 4 * 3], "<u4").tolist()
+    (begin,) = np.frombuffer(content[4 + 4 * 3 : 8 + 4 * 3], "<u4").tolist()  # of sample 3
     content[begin] ^= 4  # the size of a column
     path.write_bytes(content)
     match = rf"{path.name} \(shard 1\): sample 3 \(sample {first + 3} of the dataset\): .*add up"
     for read in (lambda: ds[first + 3], lambda: ds[[first, first + 3]].load(), lambda: list(ds)):
         with pytest.raises(FormatError, match=match):
             read()
-    assert end > begin
     assert ds[first + 2]
     assert ds[[0, first + 4]].load().n == 2
 
 
 @pytest.mark.parametrize(
-    ("name", "head"), [("csv_basic", ".meta"), ("jsonl_basic", ".meta"), ("mds_no_limit", ".mds")]
+    ("name", "suffix"), [("csv_basic", ".meta"), ("jsonl_basic", ".meta"), ("mds_no_limit", ".mds")]
 )
-def test_both_samples_at_a_shifted_offset_raise(copy_golden, name, head):
-    """Except for JSON Lines, where the reader finds the end of a line itself."""
+def test_both_samples_at_a_shifted_offset_raise(copy_golden, name, suffix):
+    """A reader of JSON Lines also finds ends of lines itself, so it may return both samples."""
     root = copy_golden(name)
     expected = list(npstream.open(root))
-    (path,) = (path for path in files(root) if path.suffix == head)
+    (path,) = (path for path in files(root) if path.suffix == suffix)
     content = path.read_bytes()
     n = len(expected)
     for row in (1, n // 2, n - 1):
@@ -155,6 +153,7 @@ def test_both_samples_at_a_shifted_offset_raise(copy_golden, name, head):
                 try:
                     sample = ds[i]
                 except FormatError:
+                    # If the offsets do not ascend, the shard cannot be opened.
                     assert i in (row - 1, row) or not is_ascending
                 else:
                     np.testing.assert_equal(sample, expected[i])
@@ -162,13 +161,14 @@ def test_both_samples_at_a_shifted_offset_raise(copy_golden, name, head):
 
 
 @pytest.mark.parametrize("name", ["csv_shards", "mds_ragged", "jsonl_shards"])
-def test_offsets_that_name_other_samples_raise(copy_golden, name):
+def test_offsets_of_other_samples_raise(copy_golden, name):
     """Moved offsets would return whole samples, but of other rows."""
     root = copy_golden(name)
-    head = ".mds" if name == "mds_ragged" else ".meta"
-    path = next(path for path in files(root) if path.suffix == head and ".00001." in path.name)
+    suffix = ".mds" if name == "mds_ragged" else ".meta"
+    path = next(path for path in files(root) if path.suffix == suffix and ".00001." in path.name)
     content = path.read_bytes()
-    words = np.frombuffer(content[: 4 * (content[0] + 2)], "<u4")
+    samples = content[0]
+    words = np.frombuffer(content[: 4 * (samples + 2)], "<u4")
     moved_words = words.copy()
     moved_words[2:4] = words[3:5]
     path.write_bytes(moved_words.tobytes() + content[words.nbytes :])
@@ -199,9 +199,9 @@ def test_a_wrong_compression_raises(copy_golden, compression, match):
     assert_reads_raise(npstream.open(root), FormatError, rf"shard\.00000\.mds\.zstd: .*{match}")
 
 
-@pytest.mark.parametrize("name", COMPRESSED)
+@pytest.mark.parametrize("name", WITH_COMPRESSED_FILES)
 @pytest.mark.parametrize("change", [-1, 1, 10_000, 2**32 - 1, 2**32, 2**39])
-def test_a_wrong_decompressed_size_raises(copy_golden, name, change, monkeypatch):
+def test_a_wrong_decompressed_size_raises(copy_golden, name, change):
     root = copy_golden(name)
 
     def edit(shard):
@@ -252,22 +252,23 @@ def test_compressed_and_decompressed_files_can_be_mixed(copy_golden, part):
 def test_pages_are_prefetched_only_for_maps(monkeypatch):
     prefetched = []
     monkeypatch.setattr(memory, "will_need", prefetched.append)
-    for name, parts in (("mds_ragged", 1), ("csv_shards", 1), ("mds_tokens_one", 2)):
+    # If samples have one size, only the first and the last offset are read.
+    for name, ranges in (("mds_ragged", 1), ("csv_shards", 1), ("mds_tokens_one", 2)):
         npstream.open(golden.directory(golden.case(name)))[0]
-        assert len(prefetched) == parts
+        assert len(prefetched) == ranges
         prefetched.clear()
-    for name in COMPRESSED:
+    for name in WITH_COMPRESSED_FILES:
         npstream.open(golden.directory(golden.case(name)))[0]
     assert prefetched == []
 
 
 # Hashes.
 
-RECORDED = ["mds_h_sha1", "mds_h_xxh3_128", "mds_hz_sha1", "mds_hz_xxh3_128"]
+WITH_HASHES = ["mds_h_sha1", "mds_h_xxh3_128", "mds_hz_sha1", "mds_hz_xxh3_128"]
 
 
 def damage(root):
-    """Flip a bit of a value in the first file."""
+    """Flip a bit of a value in the first file; return the file's name."""
     path = files(root)[0]
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
@@ -275,7 +276,7 @@ def damage(root):
     return path.name
 
 
-@pytest.mark.parametrize("name", RECORDED)
+@pytest.mark.parametrize("name", WITH_HASHES)
 @pytest.mark.parametrize("verify", ["auto", True, False, "named"])
 def test_verify_chooses_the_hashes_to_check(copy_golden, name, verify):
     root, is_compressed = copy_golden(name), name.startswith("mds_hz")
@@ -289,6 +290,7 @@ def test_verify_chooses_the_hashes_to_check(copy_golden, name, verify):
         assert_reads_raise(ds, IntegrityError, rf"{file}\S*: its \w+ is \w+; the index says \w+$")
     elif not is_compressed:
         assert len(list(ds)) == len(ds)  # a changed value is valid, so nothing detects it
+    # Decompression of a damaged file may fail or not, so nothing is expected without verification.
 
 
 def test_a_hash_of_only_the_decompressed_file_is_checked(copy_golden):
