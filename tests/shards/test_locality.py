@@ -1,4 +1,4 @@
-"""Tests of orders whose chunks do not fit the cache: single samples are read, or an error."""
+"""Tests of orders whose chunks do not fit the cache: they read single samples, or raise."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from npstream.storage.remote import RemoteStore
 SAMPLES = 4000
 CHUNK = 1 << 14
 LIMIT = 400_000
-"""Limit of the cache in bytes: about a quarter of what a dataset takes there."""
+"""Limit of the cache in bytes: about a quarter of the bytes that a dataset takes there."""
 
 HANG = 120
 """Seconds after which a thread or process is regarded as hanging."""
@@ -68,18 +68,20 @@ SHUFFLES = {
 
 @pytest.mark.parametrize("kind", ["fixed", "variable", "jsonl"])
 @pytest.mark.parametrize("order", SHUFFLES)
-def test_single_samples_are_fetched(order, kind, tmp_path, upload, requests, cheap_requests):
+def test_orders_that_do_not_fit_the_cache_read_single_samples(
+    order, kind, tmp_path, upload, requests, cheap_requests
+):
     numbers = write(tmp_path / "data", kind)
     url = upload(tmp_path / "data")
     with npstream.open(url, cache=tmp_path / "cache", cache_limit=LIMIT) as ds:
         nbytes = ds[:].explain().nbytes
         requests.clear()
         for _ in range(2):
-            seen = []
+            ids = []
             for batch in ds.iter(0, 1, batch_size=32, shuffle=SHUFFLES[order], last="drop"):
                 np.testing.assert_array_equal(np.asarray(batch["x"]), numbers[batch["id"]])
-                seen += batch["id"].tolist()
-            assert sorted(seen) == list(range(SAMPLES))
+                ids += batch["id"].tolist()
+            assert sorted(ids) == list(range(SAMPLES))
         # Runs of offsets are read in addition to the samples.
         assert fetched_bytes(requests) < 2 * 1.6 * nbytes
 
@@ -137,9 +139,9 @@ def test_permuted_views_read_single_samples(tmp_path, upload, requests, cheap_re
         rows = np.random.default_rng(1).permutation(SAMPLES)
         for view, ids in ((ds.shuffle(seed=3), None), (ds[rows], rows)):
             requests.clear()
-            seen = [sample["id"] for sample in view]
-            assert sorted(seen) == list(range(SAMPLES))
-            assert ids is None or seen == ids.tolist()
+            sample_ids = [sample["id"] for sample in view]
+            assert sorted(sample_ids) == list(range(SAMPLES))
+            assert ids is None or sample_ids == ids.tolist()
             assert fetched_bytes(requests) < 1.3 * nbytes
             requests.clear()
             for batch in view.iter(0, 1, batch_size=50):
@@ -172,14 +174,16 @@ def test_mixtures_read_single_samples(tmp_path, upload, requests, cheap_requests
 
 
 @pytest.mark.parametrize("per_node", [None, 1])
-def test_ranks_of_one_machine_share_the_cache(per_node, tmp_path, upload, requests, cheap_requests):
+def test_the_order_decides_for_all_ranks_if_single_samples_are_read(
+    per_node, tmp_path, upload, cheap_requests
+):
     write(tmp_path / "data")
     url = upload(tmp_path / "data")
     settings = {"batch_size": 16, "shuffle": npstream.Shuffle(block="60KB", lanes=4)}
     with npstream.open(url, cache=tmp_path / "cache", cache_limit=LIMIT) as ds:
         parts = [ds.iter(r, 4, ranks_per_node=per_node, **settings) for r in range(4)]
-        seen = [sample_id for part in parts for batch in part for sample_id in batch["id"].tolist()]
-        assert set(seen) == set(range(SAMPLES))
+        ids = {sample_id for part in parts for batch in part for sample_id in batch["id"].tolist()}
+        assert ids == set(range(SAMPLES))
         for part in parts:
             assert part._rowwise is False
         shuffled = [ds.iter(r, 4, batch_size=16, shuffle=True) for r in range(4)]
@@ -267,20 +271,19 @@ def test_errors_of_read_ahead_reach_the_reader(tmp_path, upload, cheap_requests,
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_readers_do_not_wait_for_a_dead_thread(tmp_path, upload, cheap_requests, monkeypatch):
     write(tmp_path / "data")
-
-    failed = []
+    failed_reads = []
 
     def fetch_with_bug(self, ids, shard_of):
-        failed.append(len(ids))
+        failed_reads.append(len(ids))
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(RemoteShards, "fetch_samples", fetch_with_bug)
     with npstream.open(
         upload(tmp_path / "data"), cache=tmp_path / "cache", cache_limit=LIMIT
     ) as ds:
-        seen = [batch["id"] for batch in ds.iter(0, 1, batch_size=400, shuffle=True)]
-    assert sorted(np.concatenate(seen)) == list(range(SAMPLES))
-    assert failed
+        ids = [batch["id"] for batch in ds.iter(0, 1, batch_size=400, shuffle=True)]
+    assert sorted(np.concatenate(ids)) == list(range(SAMPLES))
+    assert failed_reads
 
 
 def test_an_iteration_that_is_closed_releases_its_memory(tmp_path, upload, cheap_requests):
@@ -302,25 +305,24 @@ def test_an_iteration_continues_in_a_forked_process(tmp_path, upload, cheap_requ
         upload(tmp_path / "data"), cache=tmp_path / "cache", cache_limit=LIMIT
     ) as ds:
         batches = iter(ds.iter(0, 1, batch_size=32, shuffle=True, seed=1))
-        seen = next(batches)["id"].tolist()
+        first_ids = next(batches)["id"].tolist()
 
-        def read_on():
-            remaining = list(batches)
-            for batch in remaining:
+        def read_rest():
+            rest = list(batches)
+            for batch in rest:
                 np.testing.assert_array_equal(batch["x"], numbers[batch["id"]])
-            assert sorted({*seen, *np.concatenate([b["id"] for b in remaining])}) == [
-                *range(SAMPLES)
-            ]
+            ids = np.concatenate([first_ids, *(batch["id"] for batch in rest)])
+            assert set(ids.tolist()) == set(range(SAMPLES))
 
-        child = multiprocessing.get_context("fork").Process(target=read_on)
+        child = multiprocessing.get_context("fork").Process(target=read_rest)
         child.start()
         child.join(HANG)
         assert child.exitcode == 0
-        read_on()
+        read_rest()
 
 
 def lru(chunks, nbytes, min_uses, limit):
-    """Simulate an LRU cache: return the bytes for each chunk read that are fetched again."""
+    """Simulate an LRU cache; return what `refetched_bytes` estimates."""
     cached, uses = OrderedDict(), dict.fromkeys(range(len(nbytes)), 0)
     refetched, full_since = 0, None
     for number, chunk in enumerate(chunks):
@@ -340,7 +342,7 @@ def lru(chunks, nbytes, min_uses, limit):
     st.lists(st.integers(1, 9), min_size=6, max_size=6),
     st.integers(1, 50),
 )
-def testrefetched_bytes_equal_those_of_a_simulated_cache(chunks, nbytes, samples, limit):
+def test_refetched_bytes_equal_those_of_a_simulated_cache(chunks, nbytes, samples, limit):
     expected = lru(chunks, nbytes, [n / 2 for n in samples], limit)
     arrays = (np.array(values) for values in (chunks, nbytes, samples))
     assert refetched_bytes(*arrays, limit) == expected

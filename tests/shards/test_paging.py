@@ -12,7 +12,10 @@ ROWS = 1 << 12
 
 
 class FakeProcess:
-    """A process whose count of major faults the test controls."""
+    """A process whose count of major faults the test controls.
+
+    A probe causes `missing_pages` faults.
+    """
 
     def __init__(self, monkeypatch, tmp_path):
         (tmp_path / "file").write_bytes(bytes(ROWS))
@@ -31,7 +34,7 @@ class FakeProcess:
 
     @property
     def touch_pages(self):
-        """Stand in for the kernel `touch_pages`."""
+        """Replaces the kernel `touch_pages` by `probe`."""
         return self
 
     def for_size(self, rows):
@@ -45,7 +48,8 @@ class FakeProcess:
         """Read as `Fetcher.read` does; return True if the read was prefetched."""
         before = self.prefetches
         if self.prefetcher.is_resident:
-            self.faults += 30 * self.missing_pages
+            # The same fraction of all rows is missing as of the rows of a probe.
+            self.faults += ROWS // paging.PROBE_ROWS * self.missing_pages
             self.prefetcher.count_rows(ROWS)
         else:
             self.prefetcher.prefetch(self.address, self.nbytes)
@@ -78,8 +82,8 @@ def test_prefetching_stops_when_pages_are_resident(process):
     for _ in range(10):
         process.read()
     process.missing_pages = 0
-    prefetched = [process.read() for _ in range(100)]
-    assert not any(prefetched[paging.READS_PER_PROBE :])
+    is_prefetched = [process.read() for _ in range(100)]
+    assert not any(is_prefetched[paging.READS_PER_PROBE :])
 
 
 def test_prefetching_starts_again_after_a_read_with_faults(process):

@@ -23,13 +23,14 @@ from npstream.formats import text as text_format
 from npstream.shards import point_reads
 from npstream.shards import remote as remote_shards
 
-ROWS = 8
+RUN_ROWS = 8
+"""Rows of a run of offsets."""
 
 SHARDS = [5, 8, 1, 0, 9, 17, 64]
 """Rows of the shards: below a run, one run, one row, none, one more than a run, several runs."""
 
 STARTS = np.cumsum([0, *SHARDS]).tolist()
-RUNS = [(shard, row // ROWS) for shard, rows in enumerate(SHARDS) for row in range(rows)]
+RUNS = [(shard, row // RUN_ROWS) for shard, rows in enumerate(SHARDS) for row in range(rows)]
 """The shard and the run of every sample."""
 
 HANG = 120
@@ -41,7 +42,7 @@ COLUMNS = {"id": "int", "text": "str"}
 @pytest.fixture(autouse=True)
 def point_reads_only(monkeypatch):
     """Make runs short, and have every sample read on its own."""
-    monkeypatch.setattr(point_reads, "OFFSETS_RUN_ROWS", ROWS)
+    monkeypatch.setattr(point_reads, "OFFSETS_RUN_ROWS", RUN_ROWS)
     for module, name, value in (
         (point_reads, "MAX_OFFSETS_GAP", 0),
         (point_reads, "MAX_SAMPLE_GAP", 0),
@@ -69,7 +70,7 @@ def write(directory, version=0):
         npstream.write(part, [{"id": k, "text": text(k, version)} for k in ids], columns=COLUMNS)
         (entry,) = json.loads((part / "index.json").read_text())["shards"]
         body = (part / entry["raw_data"]["basename"]).read_bytes()
-        if not rows:
+        if not rows:  # leave only the configuration of the shard, which was written with a row
             configuration = body[12 : int.from_bytes(body[4:8], "little")]
             words = np.array([0, 8 + len(configuration)], "<u4")
             body = words.tobytes() + configuration
@@ -119,17 +120,17 @@ def check(ds, ids, version=0):
 def test_a_first_read_takes_one_request_for_offsets_and_one_for_the_sample(sample, ds, requests):
     assert ds[sample] == {"id": sample, "text": text(sample)}
     shard, run = RUNS[sample]
-    first, stop = run * ROWS, min((run + 1) * ROWS, SHARDS[shard])
+    first, stop = run * RUN_ROWS, min((run + 1) * RUN_ROWS, SHARDS[shard])
     assert requests[0] == (f"shard.{shard:05}.mds", 4 + 4 * first, 4 * (stop - first + 1))
     assert len(requests) == 2
 
 
 def test_each_run_of_offsets_is_read_once(ds, requests):
     for sample in np.random.default_rng(0).permutation(STARTS[-1]).tolist():
-        seen = len(requests)
+        start = len(requests)
         assert ds[sample]["text"] == text(sample)
         assert not is_offsets(requests[-1])
-        assert len(requests) <= seen + 2
+        assert len(requests) <= start + 2
     assert sum(map(is_offsets, requests)) == len(set(RUNS))
     assert len(requests) == len(set(RUNS)) + STARTS[-1]
 
@@ -139,22 +140,22 @@ def test_samples_in_any_order_take_the_estimated_requests(url, tmp_path, request
     id_lists = st.lists(st.integers(0, STARTS[-1] - 1), min_size=1, max_size=40)
 
     @given(st.lists(id_lists, min_size=1, max_size=6))
-    def reads(drawn_lists):
+    def read_all(lists):
         with npstream.open(url, cache=tmp_path / f"cache{next(caches)}") as ds:
-            for ids in drawn_lists:
+            for ids in lists:
                 requests.clear()
                 cost = ds[ids].explain()
                 assert requests == []
                 check(ds, ids)
                 assert cost.requests == len(requests)
-                if not any(map(is_offsets, requests)):  # with unknown offsets it is an estimate
+                if not any(map(is_offsets, requests)):  # otherwise, the bytes are estimated
                     assert cost.nbytes == sum(nbytes for *_, nbytes in requests)
 
-    reads()
+    read_all()
 
 
 def test_several_runs_are_read_only_if_they_are_small(ds, requests, monkeypatch):
-    """Otherwise only the offsets of the samples are read."""
+    """If they are large, only the offsets of the samples are read."""
     monkeypatch.setattr(point_reads, "OFFSETS_DIVISOR", 1 << 20)
     two_runs = [STARTS[5], STARTS[5] + 9]
     check(ds, two_runs)
@@ -172,20 +173,21 @@ def test_several_runs_are_read_only_if_they_are_small(ds, requests, monkeypatch)
     assert len(requests) == 2
 
 
-def test_runs_are_small_up_to_a_fraction_of_the_samples():
+def test_runs_are_small_up_to_a_quarter_of_the_bytes_of_the_samples():
     index = FakeIndex([100, 100], [100 * 600, 100 * 600])
     rows = np.array([3, 50, 7])
     runs, _ = point_reads.offset_runs(index, np.array([0, 0, 1]), rows)
-    assert (runs.ends - runs.begins).tolist() == [36, 36, 36]
+    run_bytes = 4 * (RUN_ROWS + 1)
+    assert (runs.ends - runs.begins).tolist() == [run_bytes] * 3
     assert runs.keys is not None
-    for nbytes, is_small in ((4 * 36, True), (4 * 36 - 1, False)):
+    for nbytes, is_small in ((4 * run_bytes, True), (4 * run_bytes - 1, False)):
         index = FakeIndex([100, 100], [100 * nbytes, 100 * nbytes])
         runs, _ = point_reads.offset_runs(index, np.array([0, 0, 1]), rows)
         assert (runs.keys is not None) == is_small
         # A single run is always read.
         runs, _ = point_reads.offset_runs(index, np.array([0, 0]), rows[[0, 2]])
         assert runs.first.tolist() == [0]
-        assert runs.stop.tolist() == [ROWS]
+        assert runs.stop.tolist() == [RUN_ROWS]
 
 
 class FakeIndex:
@@ -196,11 +198,11 @@ class FakeIndex:
         self.nbytes = np.array(nbytes)
 
 
-def test_the_offsets_cache_keeps_its_limit(url, tmp_path, requests, monkeypatch):
-    two_runs = 2 * (lru.ENTRY_OVERHEAD + 4 * (ROWS + 1))
+def test_the_offsets_cache_evicts_runs_beyond_its_limit(url, tmp_path, requests, monkeypatch):
+    two_runs = 2 * (lru.ENTRY_OVERHEAD + 4 * (RUN_ROWS + 1))
     monkeypatch.setattr(point_reads, "OFFSETS_CACHE_BYTES", two_runs)
     with npstream.open(url, cache=tmp_path / "cache") as ds:
-        first = [STARTS[6] + ROWS * k for k in (0, 1, 2)]
+        first = [STARTS[6] + RUN_ROWS * k for k in (0, 1, 2)]
         for sample in first:
             assert ds[sample]["id"] == sample
         requests.clear()
@@ -220,7 +222,7 @@ def test_lines_of_text_are_read_one_by_one(name, upload, tmp_path, requests):
         golden.assert_same_sample(ds[row], expected[row], f"sample {row}")
     rows = ds.shards["samples"].tolist()
     offsets = [span for span in requests if ".meta" in span[0]]
-    assert len(offsets) == sum(-(-count // ROWS) for count in rows)
+    assert len(offsets) == sum(-(-count // RUN_ROWS) for count in rows)
     assert len(requests) == len(offsets) + len(expected)
     assert max(begin + nbytes for _, begin, nbytes in offsets) == 8 + 4 * max(rows)
 
@@ -244,11 +246,11 @@ def test_servers_receive_the_estimated_requests(name, servers, versions, tmp_pat
         proxy.clear()
         assert ds[begin]["text"] == text(begin)
         run, _ = proxy.log
-        assert run.range == f"bytes=4-{4 + 4 * (ROWS + 1) - 1}"
-        for sample in (begin + 1, begin + ROWS - 1):
-            cost, seen = ds[[sample]].explain(), len(proxy.log)
+        assert run.range == f"bytes=4-{4 + 4 * (RUN_ROWS + 1) - 1}"
+        for sample in (begin + 1, begin + RUN_ROWS - 1):
+            cost, start = ds[[sample]].explain(), len(proxy.log)
             assert ds[sample]["text"] == text(sample)
-            (request,) = proxy.log[seen:]
+            (request,) = proxy.log[start:]
             assert (cost.requests, cost.nbytes) == (1, request.nbytes)
 
 
@@ -265,8 +267,8 @@ def test_point_reads_create_no_cached_file(ds, tmp_path):
 def test_threads_share_the_offsets(url, tmp_path, requests):
     with npstream.open(url, cache=tmp_path / "cache") as ds, ThreadPoolExecutor(8) as pool:
         ids = np.random.default_rng(2).permutation(np.arange(4 * STARTS[-1]) % STARTS[-1]).tolist()
-        for sample, read in zip(ids, pool.map(ds.__getitem__, ids), strict=True):
-            assert read == {"id": sample, "text": text(sample)}
+        for sample, values in zip(ids, pool.map(ds.__getitem__, ids), strict=True):
+            assert values == {"id": sample, "text": text(sample)}
         requests.clear()
         for sample in range(STARTS[-1]):
             assert ds[sample]["id"] == sample
@@ -319,15 +321,15 @@ def body_of(directory, number):
 
 def test_offsets_of_a_replaced_shard_are_read_again(ds, url, versions, requests):
     begin, end = STARTS[6:]
-    for sample in range(begin, end, ROWS):
+    for sample in range(begin, end, RUN_ROWS):
         assert ds[sample]["text"] == text(sample)
     put(url, 6, body_of(versions[1], 6))
     requests.clear()
-    for sample in range(begin + 1, end, ROWS):
+    for sample in range(begin + 1, end, RUN_ROWS):
         assert ds[sample] == {"id": sample, "text": text(sample, 1)}
-    assert sum(map(is_offsets, requests)) == -(-SHARDS[6] // ROWS)
+    assert sum(map(is_offsets, requests)) == -(-SHARDS[6] // RUN_ROWS)
     requests.clear()
-    check(ds, list(range(begin + 2, end, ROWS)), version=1)
+    check(ds, list(range(begin + 2, end, RUN_ROWS)), version=1)
     assert not any(map(is_offsets, requests))
 
 
@@ -380,7 +382,7 @@ def test_damaged_offsets_raise_and_are_not_cached(word, ds, url, versions):
 
 
 def test_offsets_that_are_not_ascending_raise(ds, url, versions):
-    """Without that check, the bytes between moved offsets would be another row's."""
+    """Without this check, a read would return the bytes of another row."""
     damaged = body_of(versions[0], 6)
     offsets = np.frombuffer(damaged, "<u4", 8, 4)
     damaged[4 + 4 * 1 : 4 + 4 * 3] = offsets[3:5].tobytes()
@@ -407,7 +409,8 @@ def test_a_damaged_sample_is_located_again_once_for_each_read(ds, url, versions,
         requests.clear()
         with pytest.raises(FormatError, match="do not add up"):
             ds[first + 1]
-        # A read of index.json finds out if the dataset was replaced.
+        # The sample, its offsets and the sample again. A read of index.json finds out if the
+        # dataset was replaced.
         assert len([span for span in requests if span[0] != "index.json"]) <= 3
 
 
