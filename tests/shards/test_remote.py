@@ -96,15 +96,15 @@ def test_reads_in_any_order_equal_those_of_a_local_dataset(
     caches = iter(range(1000))
 
     @given(st.lists(indices, min_size=1, max_size=8))
-    def reads(drawn_indices):
+    def read_all(index_list):
         ds = npstream.open(url, cache=tmp_path / f"cache{next(caches)}")
-        for index in drawn_indices:
+        for index in index_list:
             if isinstance(index, int):
                 np.testing.assert_equal(ds[index], local[index])
             else:
                 check(ds[index].load(), data)
 
-    reads()
+    read_all()
 
 
 @pytest.mark.parametrize("variable", [False, True], ids=["fixed", "variable"])
@@ -117,11 +117,11 @@ def test_iteration_with_read_ahead_yields_each_sample_once(
     ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache")
     batches = ds.iter(0, 1, batch_size=17, shuffle=True, last="short")
     for _ in range(2):
-        seen = []
+        ids = []
         for batch in batches:
             check(batch, data)
-            seen += batch.ids.tolist()
-        assert sorted(seen) == list(range(600))
+            ids += batch.ids.tolist()
+        assert sorted(ids) == list(range(600))
     assert [sample["id"] for sample in ds[::-1]] == list(range(600))[::-1]
 
 
@@ -181,9 +181,9 @@ def test_the_third_sparse_read_fetches_the_chunk(tmp_path, upload, requests, sma
     ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache")
     requests.clear()
     for row in (0, 2, 4):
-        cost, seen = ds[[row]].explain(), len(requests)
+        cost, start = ds[[row]].explain(), len(requests)
         assert ds[row]["id"] == row
-        sizes = [nbytes for *_, nbytes in requests[seen:]]
+        sizes = [nbytes for *_, nbytes in requests[start:]]
         assert (cost.requests, cost.nbytes) == (len(sizes), sum(sizes))
     assert len(requests) == 3  # two samples, then the chunk together with the header
     for row in range(6):
@@ -192,7 +192,7 @@ def test_the_third_sparse_read_fetches_the_chunk(tmp_path, upload, requests, sma
 
 
 @pytest.mark.parametrize("case", ["many", "fewer", "cheap requests", "small cache"])
-def test_many_samples_at_once_fetch_chunks_that_cost_less(
+def test_a_read_of_many_samples_fetches_chunks_if_they_cost_less(
     case, upload, tmp_path, requests, monkeypatch
 ):
     monkeypatch.setattr("npstream.formats.chunks.CHUNK_BYTES", 1 << 18)
@@ -212,7 +212,7 @@ def test_many_samples_at_once_fetch_chunks_that_cost_less(
         np.testing.assert_array_equal(ds[rows]["x"], values[rows])
     assert (cost.requests, cost.nbytes) == (len(requests), sum(size for _, _, size in requests))
     if case == "many":
-        assert len(requests) < 40
+        assert len(requests) < 40  # 20 chunks, and the headers of shards
         assert cost.nbytes >= values.nbytes
     else:
         assert len(requests) > count / 2
@@ -236,7 +236,7 @@ def test_explain_estimates_the_fetched_bytes(
     assert requests == []
     view.load()
     nbytes = sum(nbytes for *_, nbytes in requests)
-    if variable:  # the samples have about the average size
+    if variable:  # explain takes the average size for each sample
         assert cost.requests == pytest.approx(len(requests), abs=2)
         assert cost.nbytes == pytest.approx(nbytes, rel=0.6, abs=600)
     else:
@@ -404,7 +404,7 @@ def test_a_small_cache_keeps_about_its_limit(tmp_path, upload, small_chunks):
         for batch in ds.iter(0, 1, batch_size=50, shuffle=True):
             check(batch, data)
     # Each piece of 1 KiB takes a disk block of 4 KiB, which the limit does not count.
-    assert npstream.cache.info(tmp_path / "cache").nbytes <= 2 * 60 << 10
+    assert npstream.cache.info(tmp_path / "cache").nbytes <= 2 * (60 << 10)
 
 
 def damage(url, pattern="*.mds"):
@@ -469,11 +469,11 @@ def test_errors_wake_all_waiting_threads(tmp_path, upload, small_chunks):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_readers_do_not_wait_for_a_dead_thread(tmp_path, upload, small_chunks, monkeypatch):
     data = write(tmp_path / "data", shard_size="4KB")
-    fetch, failed = RemoteShards.fetch_chunks, []
+    fetch, failed_leases = RemoteShards.fetch_chunks, []
 
     def fetch_with_bug(self, chunks, lease=None):
         if lease is not None:
-            failed.append(lease)
+            failed_leases.append(lease)
             raise RuntimeError("a bug")
         fetch(self, chunks)
 
@@ -481,7 +481,7 @@ def test_readers_do_not_wait_for_a_dead_thread(tmp_path, upload, small_chunks, m
     ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache", timeout=1000.0)
     for batch in ds.iter(0, 1, batch_size=50, shuffle=True):
         check(batch, data)
-    assert failed
+    assert failed_leases
 
 
 @pytest.mark.timeout(HANG)
@@ -489,18 +489,18 @@ def test_readers_do_not_wait_for_a_dead_thread(tmp_path, upload, small_chunks, m
 def test_leases_of_a_failed_request_are_released(
     failure, tmp_path, upload, small_chunks, monkeypatch
 ):
-    """Otherwise all readers of this process would wait a whole timeout for each chunk."""
+    """If a lease were kept, all readers of this process would wait for its chunks."""
     write(tmp_path / "data", shard_size="4KB")
     ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache", timeout=1000.0)
     shards = ds._source.fetcher.shards
     ids = np.arange(len(ds))
     shard_of = np.searchsorted(shards.index.starts, ids, side="right") - 1
     reader = ChunkReadAhead(shards)
-    piece_key, count = shards.files.piece_key, []
+    piece_key, calls = shards.files.piece_key, []
 
     def fail_at_third_chunk(*chunk):
-        count.append(chunk)
-        if len(count) == 3:
+        calls.append(chunk)
+        if len(calls) == 3:
             if failure == "interrupted":
                 raise KeyboardInterrupt
             reader.close()
@@ -531,10 +531,10 @@ def test_a_read_ahead_looks_up_a_chunk_once_for_successive_requests(
     write(tmp_path / "data", shard_size="64KB")
     ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache")
     shards = ds._source.remote
-    is_readable, looked_up = shards.files.is_readable, []
+    is_readable, lookups = shards.files.is_readable, []
 
     def record(*chunk):
-        looked_up.append(chunk)
+        lookups.append(chunk)
         return is_readable(*chunk)
 
     monkeypatch.setattr(shards.files, "is_readable", record)
@@ -544,10 +544,10 @@ def test_a_read_ahead_looks_up_a_chunk_once_for_successive_requests(
         assert reader.request((ids[:1], shard_of[:1])) > 0
         assert reader.request((ids[1:2], shard_of[1:2])) == 0
         assert reader.request((ids[: count + 1], shard_of[: count + 1])) > 0
-        assert looked_up == [first, second]
+        assert lookups == [first, second]
         reader.request((ids[2 * count : 2 * count + 1], shard_of[:1]))
         reader.request((ids[:1], shard_of[:1]))  # it may have been evicted since its last request
-        assert looked_up == [first, second, third, first]
+        assert lookups == [first, second, third, first]
 
 
 @pytest.mark.timeout(HANG)

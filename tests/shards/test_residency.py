@@ -44,13 +44,13 @@ def write(directory, variable=True, **options):
 
 
 def check(ds, numbers):
-    """Read everything in several ways."""
+    """Read all samples in several ways."""
     np.testing.assert_array_equal(ds["x"].load(), numbers)
     np.testing.assert_array_equal(ds[::3]["x"].load(), numbers[::3])
     np.testing.assert_array_equal(ds[77]["x"], numbers[77])
     assert [sample["id"] for sample in ds] == list(range(SAMPLES))
-    seen = [batch.ids for batch in ds.iter(0, 1, batch_size=64, shuffle=True, last="short")]
-    assert sorted(np.concatenate(seen)) == list(range(SAMPLES))
+    ids = [batch.ids for batch in ds.iter(0, 1, batch_size=64, shuffle=True, last="short")]
+    assert sorted(np.concatenate(ids)) == list(range(SAMPLES))
 
 
 # The limit of the cache.
@@ -87,7 +87,7 @@ def test_a_limit_below_the_largest_chunk_raises(
     assert npstream.cache.info(tmp_path / "cache").nbytes <= 2 * min_limit
 
 
-def test_a_full_disk_as_the_limit_does_not_raise(tmp_path, upload, monkeypatch):
+def test_a_full_disk_without_a_limit_does_not_raise(tmp_path, upload, monkeypatch):
     numbers = write(tmp_path / "data")
     url = upload(tmp_path / "data")
     monkeypatch.setattr("npstream.cache.eviction.free_and_total", lambda path: (0, 1 << 40))
@@ -141,8 +141,9 @@ def full_disk(tmp_path, monkeypatch):
 
         def fill():
             with open(disk / "ballast", "wb", buffering=0) as ballast:  # noqa: SIM117
-                with pytest.raises(OSError, match="No space left"):
-                    collections.deque(map(ballast.write, itertools.repeat(bytes(4096))), 0)
+                with pytest.raises(OSError, match="No space left"):  # noqa: PT012
+                    while True:
+                        ballast.write(bytes(4096))
 
         yield disk, fill
         subprocess.run(["umount", "-l", disk], check=True)
@@ -210,10 +211,10 @@ def test_no_request_is_made_under_the_lock_of_a_fetcher(
     ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache")
     lock, load_shards = ds._source.fetcher._lock, Fetcher._load_shards
     stream = RemoteStore.stream_parts
-    evicted = []
+    evicted_bytes = []
 
     def evict(self, shards):
-        evicted.append(npstream.cache.clear(tmp_path / "cache"))
+        evicted_bytes.append(npstream.cache.clear(tmp_path / "cache"))
         return load_shards(self, shards)
 
     def request(self, spans):
@@ -224,7 +225,7 @@ def test_no_request_is_made_under_the_lock_of_a_fetcher(
     monkeypatch.setattr(RemoteStore, "stream_parts", request)
     np.testing.assert_array_equal(ds["x"].load(), numbers)
     np.testing.assert_array_equal(ds[7]["x"], numbers[7])
-    assert max(evicted) > 0
+    assert max(evicted_bytes) > 0
 
 
 def test_a_cache_directory_may_be_deleted_in_use(tmp_path, upload, small_chunks):
@@ -419,15 +420,14 @@ def test_a_side_car_apart_from_the_dataset_is_used(
         fsspec.filesystem("memory").rm("/elsewhere", recursive=True)
 
 
-def test_a_damaged_side_car_is_not_used(tmp_path, upload, monkeypatch, caplog):
+def test_a_damaged_side_car_gives_no_wrong_values(tmp_path, upload, monkeypatch, caplog):
     monkeypatch.setattr("npstream.formats.sidecar.sidecar.END_BYTES", 64)
     # So that the side-car is read instead of the index.
     monkeypatch.setattr("npstream.shards.manifest.LARGE_INDEX", 0)
     numbers = write(tmp_path / "data", variable=False)
     body = bytearray((tmp_path / "data" / "index.msgpack").read_bytes())
-    positions = [k for k in range(100, len(body), 37)]
     messages = 0
-    for k, position in enumerate(positions[::12]):
+    for k, position in enumerate(range(100, len(body), 444)):
         damaged = bytearray(body)
         damaged[position] ^= 1
         (tmp_path / "data" / "index.msgpack").write_bytes(damaged)
@@ -448,18 +448,18 @@ def test_a_damaged_side_car_is_not_used(tmp_path, upload, monkeypatch, caplog):
 
 def read_in_process(url, cache, barrier, queue):
     """Read an epoch, and send the sum of the ids and the fetched pieces."""
-    fetched = []
+    pieces = []
     transfer = downloads.Downloads._transfer
 
     def record_pieces(self, parts, *arguments):
-        fetched.extend((part.file.path, piece) for part in parts for piece in part.pieces)
+        pieces.extend((part.file.path, piece) for part in parts for piece in part.pieces)
         return transfer(self, parts, *arguments)
 
     downloads.Downloads._transfer = record_pieces
     ds = npstream.open(url, cache=cache)
     barrier.wait(HANG)
     total = sum(int(batch["id"].sum()) for batch in ds.iter(0, 1, batch_size=50, shuffle=True))
-    queue.put((total, fetched))
+    queue.put((total, pieces))
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
@@ -493,11 +493,11 @@ def test_workers_of_a_loader_read_each_sample_once(method, persistent, tmp_path)
         persistent_workers=persistent,
     )
     for _ in range(2):
-        seen = []
+        ids = []
         for batch in loader:
             np.testing.assert_array_equal(batch["x"], numbers[batch.ids])
-            seen += batch.ids.tolist()
-        assert sorted(seen) == list(range(SAMPLES))
+            ids += batch.ids.tolist()
+        assert sorted(ids) == list(range(SAMPLES))
 
 
 def remaining_ids(samples):
@@ -582,16 +582,16 @@ def test_a_shard_that_is_evicted_before_it_is_opened_is_skipped(compression, tmp
     shards = ds._source.fetcher.shards
     shards.fetch_chunks([(0, 0)])
     is_ready = shards.files.is_ready
-    evicted = []
+    answers = []
 
     def evict(shard):
-        evicted.append(is_ready(shard))
+        answers.append(is_ready(shard))
         npstream.cache.clear(tmp_path / "cache")
-        return evicted[-1]
+        return answers[-1]
 
     shards.files.is_ready = evict
     assert shards.open([0]) == {}
-    assert evicted == [True]
+    assert answers == [True]
     del shards.files.is_ready
     assert ds["x"].load().tolist() == values.tolist()
 
