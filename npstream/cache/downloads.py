@@ -181,24 +181,18 @@ class Downloads:
 
     def _fetch(self, parts: list[PieceRange], lease: Lease) -> None:
         """Download parts under file locks, wait for other processes, and download the rest."""
-        parts, reserved = self._reserve_space([part for part in parts if self.can_keep(part.file)])
-        with reserved:
-            busy = self._fetch_locked(parts, reserved, lease)
+        busy = self._fetch_locked([part for part in parts if self.can_keep(part.file)], lease)
         for part in busy:
             # Half of the timeout: if the other process was stopped, time remains to download here.
             with self.store.deadlines.track_wait(self.store.timeout / 2) as seconds:
                 part.file.wait(part.pieces, seconds)
         # An evicted file is not linked: nobody would read bytes written to it.
         linked_parts = [part for part in busy if part.file.is_linked]
-        absent, reserved = self._reserve_space(
-            [subrange for part in linked_parts for subrange in _absent_ranges(part)]
+        self._download_reserved(
+            [subrange for part in linked_parts for subrange in _absent_ranges(part)], lease
         )
-        with reserved:
-            self._download(absent, reserved, lease)
 
-    def _fetch_locked(
-        self, parts: list[PieceRange], reserved: Reservation, lease: Lease
-    ) -> list[PieceRange]:
+    def _fetch_locked(self, parts: list[PieceRange], lease: Lease) -> list[PieceRange]:
         """Download the parts that no other process is downloading; return the other parts."""
         claims: list[Claim] = []
         try:
@@ -209,11 +203,19 @@ class Downloads:
                 claimed += piece_ranges(part, claim.pieces)
                 locked = set(claim.pieces)
                 busy += piece_ranges(part, [piece for piece in part.pieces if piece not in locked])
-            self._download(claimed, reserved, lease)
+            # Space is reserved only for what this process writes: a second reservation for the same
+            # piece would evict a file for nothing.
+            self._download_reserved(claimed, lease)
         finally:
             for claim in claims:
                 claim.close()
         return busy
+
+    def _download_reserved(self, parts: list[PieceRange], lease: Lease) -> None:
+        """Reserve disk space, and download the parts that fit."""
+        parts, reserved = self._reserve_space(parts)
+        with reserved:
+            self._download(parts, reserved, lease)
 
     def _mark_unwritable(self, parts: Iterable[PieceRange]) -> None:
         """Record that the files of parts cannot be written now."""

@@ -600,22 +600,9 @@ class RemoteShards(LocalShards):
 
     def _fetch_decompressed(self, shard: int) -> None:
         """Fetch and decompress a shard, whose lease this thread has."""
-        files = self.index.files(shard)
         data, header = self.files.data_file(shard), self.files.header_file(shard)
         if data is None or header is None:
             return
-        sizes = [file.nbytes for file in (files.data, files.meta) if file is not None]
-        with self.remote_store.deadlines.track_wait(self.remote_store.timeout) as seconds:
-            reserved = self.files.cache.reserve(
-                sum(disk_bytes(0, size) for size in sizes), (data, header),
-                may_exceed=True, timeout=seconds,
-            )  # fmt: skip
-        if isinstance(reserved, Reservation):
-            with reserved:
-                self._store_decompressed(shard, data, header)
-
-    def _store_decompressed(self, shard: int, data: CachedFile, header: CachedFile) -> None:
-        files = self.index.files(shard)
         # The lock of the piece that is committed last covers both files: if there were two locks,
         # two processes could get one each.
         last_piece = [len(data.present) - 1]
@@ -625,12 +612,24 @@ class RemoteShards(LocalShards):
                 timeout = self.remote_store.timeout / 2
                 with self.remote_store.deadlines.track_wait(timeout) as seconds:
                     data.wait(last_piece, seconds)
-            if self.files.is_complete(shard):
-                return
-            if files.meta is not None:
-                content = self._fetch_file(files.meta, files.zip_meta, files.compression)
-                _store_file(header, content)
-            _store_file(data, self._fetch_file(files.data, files.zip_data, files.compression))
+            if not self.files.is_complete(shard):
+                self._store_decompressed(shard, data, header)
+
+    def _store_decompressed(self, shard: int, data: CachedFile, header: CachedFile) -> None:
+        """Reserve disk space for a shard, then fetch, decompress and store it."""
+        files = self.index.files(shard)
+        sizes = [file.nbytes for file in (files.data, files.meta) if file is not None]
+        with self.remote_store.deadlines.track_wait(self.remote_store.timeout) as seconds:
+            reserved = self.files.cache.reserve(
+                sum(disk_bytes(0, size) for size in sizes), (data, header),
+                may_exceed=True, timeout=seconds,
+            )  # fmt: skip
+        if isinstance(reserved, Reservation):
+            with reserved:
+                if files.meta is not None:
+                    content = self._fetch_file(files.meta, files.zip_meta, files.compression)
+                    _store_file(header, content)
+                _store_file(data, self._fetch_file(files.data, files.zip_data, files.compression))
 
     def _verify_whole(self, shard: int, file: CachedFile) -> IntegrityError | None:
         """Verify a whole shard once by its recorded hash, if its pieces have no hashes.

@@ -1,12 +1,13 @@
-"""Downloads of pieces by several threads."""
+"""Downloads of pieces by several threads and processes."""
 
 import threading
 from types import SimpleNamespace
 
 import pytest
 
-from npstream.cache import downloads
-from npstream.cache.downloads import Downloads
+from npstream.cache import downloads, eviction
+from npstream.cache.cache import CachedFile, ShardCache
+from npstream.cache.downloads import Downloads, PieceRange
 from npstream.cache.leases import Lease, is_leased
 from npstream.errors import StorageError
 from npstream.storage.deadlines import Deadlines
@@ -79,3 +80,43 @@ def test_present_pieces_are_not_fetched(fetcher):
     log = []
     fetcher.fetch_once(PIECES, lambda piece: piece[1] == 1, lambda pieces, _: log.append(pieces))
     assert log == [PIECES[1:2]]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_space_is_reserved_only_for_pieces_that_are_downloaded(tmp_path, monkeypatch, fails):
+    """Regression: two processes both reserved space for one piece, and so evicted two files."""
+    nbytes = 1 << 16
+    cache = ShardCache(tmp_path, 3 * nbytes + 32_768)  # with the overhead of two files
+    old, new = (cache.open(f"{k:016x}", nbytes, 1) for k in range(2))
+    with cache.reserve(nbytes):
+        assert old.put(0, bytes(nbytes))
+        assert old.commit([0])
+    with cache.reserve(2 * nbytes):
+        other = new.lock([0])  # the lock is that of another process
+        assert other.pieces == [0]
+        calls, waits = [], threading.Event()
+        store = SimpleNamespace(
+            deadlines=Deadlines(),
+            timeout=50.0,
+            stream_parts=lambda spans: (
+                (k, [bytes(span[2])]) for k, span in enumerate(spans) if not calls.append(span)
+            ),
+        )
+        wait = CachedFile.wait
+        monkeypatch.setattr(
+            CachedFile, "wait", lambda self, *args: (waits.set(), wait(self, *args))
+        )
+        part = PieceRange(new, "shard", 0, (0, nbytes), None)
+        second = threading.Thread(target=Downloads(store, cache).fetch, args=([part],))
+        second.start()
+        assert waits.wait(30)
+        assert eviction._reserved_bytes(str(tmp_path)) == 2 * nbytes
+        assert old.is_linked
+        if not fails:
+            assert new.put(0, bytes(nbytes))
+            assert new.commit([0])
+        other.close()
+        second.join()
+    assert calls == [("shard", 0, nbytes)] * fails
+    assert new.present.all()
+    assert old.is_linked != fails
