@@ -125,7 +125,7 @@ SAMPLING_CASES = [case for case in golden("orders") if "sampling0" in case.get("
 
 @pytest.mark.parametrize("case", SAMPLING_CASES, ids=[case["id"] for case in SAMPLING_CASES])
 def test_golden_picks(case, epoch_of):
-    """The units and the sample ids of each stream."""
+    """The counts, the units and the sample ids of each stream equal golden data."""
     batching = epoch_of(case["params"]).batching
     is_one_stream = case["params"]["batching_method"] == "random"
     streams = {"": batching} if is_one_stream else dict(enumerate(batching.streams))
@@ -215,7 +215,8 @@ def test_streams_that_fill_no_batch_raise(method):
 
 
 @pytest.mark.parametrize("method", BY_STREAM)
-def test_stream_blocks_that_are_rounded_to_0_raise(method):
+def test_device_per_stream_raises_if_a_block_is_rounded_to_0(method):
+    """With the other methods, blocks are not divided among streams."""
     order = StreamingOrder(
         shards=[np.array([50, 50]), np.array([10])],
         batch_size=10,
@@ -242,7 +243,7 @@ HUGE = {"shards": [np.full(1000, 10**9)], "batch_size": 512, "shuffle": True}
 
 @pytest.mark.parametrize("algorithm", SHUFFLE_ALGORITHMS)
 def test_an_epoch_draws_nothing_before_it_is_read(algorithm):
-    """Drawing for 10**12 samples would take too long and too much memory, so nothing is drawn."""
+    """To draw for 4 * 10**9 samples would take too long and too much memory."""
     order = StreamingOrder(**HUGE | {"shards": [np.full(4, 10**9)]}, shuffle_algo=algorithm)
     assert order.epoch(0, World(8, 8), 2**20).batches == -(-(4 * 10**9 - 2**20) // 2**15)
     with pytest.raises(ValueError, match="in an epoch of 4,000,000,000 samples"):
@@ -252,6 +253,7 @@ def test_an_epoch_draws_nothing_before_it_is_read(algorithm):
 def test_an_unshuffled_epoch_needs_no_memory_per_sample():
     epoch = StreamingOrder(**HUGE | {"shuffle": False}).epoch(0, World(8, 8), 10**9)
     ids = epoch.ids(3, 5, range(7, 9))
+    # Each of 8 nodes has 125 * 10**9 samples, and its 8 ranks take them in turn.
     first = (10**9 + 7 * 64 * 512) // 8 + 5 + 3 * 125 * 10**9
     assert ids.shape == (2, 512)
     assert ids[0, :2].tolist() == [first, first + 8]

@@ -16,7 +16,7 @@ def convert_state(rng):
     return np.array([*words, *spare], np.uint64)
 
 
-def assert_at(state, rng):
+def assert_same_state(state, rng):
     """Assert that a state equals that of a generator; an unused spare half is ignored."""
     np.testing.assert_array_equal(state[[0, 1, 2, 3, 5]], convert_state(rng)[[0, 1, 2, 3, 5]])
     if state[5]:
@@ -36,13 +36,14 @@ def test_kernels_shuffle_as_numpy_does(run):
     )
     for size in [0, 1, 2, 3, 4, 5, 7, 8, 9, 63, 64, 65, 1000]:
         for dtype in (np.uint32, np.int64):
+            # The shuffled values are in the middle of an array: got[2:-1].
             want, got = np.arange(size), np.arange(size + 3, dtype=dtype) - 2
             rng.shuffle(want)
             run(pcg64.draw_shuffle)(state, got[2:], 0, size)
             run(pcg64.skip_shuffle)(skip_state, size)
             np.testing.assert_array_equal(got[2:-1], want)
-            assert_at(state, rng)
-            assert_at(skip_state, rng)
+            assert_same_state(state, rng)
+            assert_same_state(skip_state, rng)
 
 
 def test_kernels_shuffle_only_the_given_range(run):
@@ -57,7 +58,7 @@ def test_kernels_draw_as_numpy_does(run, bound):
     rng, state = np.random.default_rng(bound), pcg64.state_from_seed(bound)
     for _ in range(50):
         assert run(pcg64.draw_below)(state, bound) == rng.integers(0, bound)
-    assert_at(state, rng)
+    assert_same_state(state, rng)
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 3, 100, 12345])
@@ -66,4 +67,4 @@ def test_jump_advances_like_draws_of_numpy(run, steps):
     assert run(pcg64.draw_below)(state, 10) == rng.integers(0, 10)  # leaves half a word
     run(pcg64.jump)(state, steps)
     rng.random(steps)
-    assert_at(state, rng)
+    assert_same_state(state, rng)

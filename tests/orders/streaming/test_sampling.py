@@ -24,12 +24,14 @@ def test_golden_sampling(case):
 def test_samples_are_chosen_as_numpy_does(kernel_mode, sizes):
     """For each of NumPy's algorithms, and in any state of the generator."""
     for seed in range(2 if kernel_mode == "python" else 40):
+        # NumPy chooses the algorithm by the size (up to 10,000 or not), and above it also by the
+        # count (up to size // 50 or not).
         rng, counts = np.random.default_rng(seed), []
         for size in sizes:
             candidates = {1, max(size // 50, 1), size // 50 + 1, size // 2, size - 1}
             counts.append(int(rng.choice(sorted(candidates))))
         picks = Picks([np.array(sizes)], [sum(counts)], 1, shard_seed=0, sample_seed=seed)
-        vars(picks)["counts"] = np.array(counts)
+        vars(picks)["counts"] = np.array(counts)  # the value of the cached property
         rng, first, want = np.random.default_rng(seed), 0, []
         for size, count in zip(sizes, counts, strict=True):
             want += sorted((first + rng.choice(size, count, replace=False)).tolist())
