@@ -19,7 +19,8 @@ shards = st.lists(
 )
 
 
-def tables(shards):
+def shard_arrays(shards):
+    """Return the starts of shards, their bytes, and whether each is one chunk."""
     samples, nbytes, is_chunk = map(np.array, zip(*shards, strict=True)) if shards else ([],) * 3
     starts = np.concatenate([[0], np.cumsum(samples, dtype=np.int64)])
     return starts, np.array(nbytes, np.int64), np.array(is_chunk, bool)
@@ -27,7 +28,7 @@ def tables(shards):
 
 @given(shards)
 def test_shards_are_cut_by_rows(shards):
-    starts, nbytes, is_chunk = tables(shards)
+    starts, nbytes, is_chunk = shard_arrays(shards)
     want = [0]
     for first, (samples, size, is_one_chunk) in zip(starts.tolist(), shards, strict=False):
         count = 1 if is_one_chunk else max(1, -(-size // (4 * MIB)))
@@ -38,7 +39,8 @@ def test_shards_are_cut_by_rows(shards):
 
 @pytest.mark.usefixtures("kernel_mode")
 def test_compiled_and_plain_kernels_cut_shards_alike():
-    starts, nbytes, is_chunk = tables([(7, 11 * MIB, False), (0, 5, False), (9, 30 * MIB, True)])
+    shards = [(7, 11 * MIB, False), (0, 5, False), (9, 30 * MIB, True)]
+    starts, nbytes, is_chunk = shard_arrays(shards)
     assert shard_chunks(starts, nbytes, is_chunk, 4 * MIB).tolist() == [0, 2, 4, 7, 16]
 
 

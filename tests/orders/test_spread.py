@@ -32,7 +32,10 @@ def chunk_counts(rows, chunks, batch_size):
 
 
 def chunk_variance(rows, chunks, batch_size):
-    """Return the variance over chunk effects of the mean of a batch, for batches of an epoch."""
+    """Return the variance of batch means if each chunk has one random value, of variance 1.
+
+    It is the variance of the difference from the mean of all rows, averaged over the batches.
+    """
     fractions = np.diff(chunks) / chunks[-1]
     return np.mean(
         np.sum((chunk_counts(rows, chunks, batch_size) / batch_size - fractions) ** 2, axis=1)
@@ -42,7 +45,7 @@ def chunk_variance(rows, chunks, batch_size):
 @pytest.mark.parametrize("kind", CHUNKS)
 @pytest.mark.parametrize(("block", "lanes"), [(1, 1), (7, 1), (64, 1), (150, 3), (40, 7), (300, 1)])
 @pytest.mark.parametrize("batch_size", [1, 16, 100])
-def test_variances_of_chunk_effects_equal_those_of_simulated_epochs(kind, block, lanes, batch_size):
+def test_chunk_variances_equal_those_of_simulated_epochs(kind, block, lanes, batch_size):
     chunks = CHUNKS[kind]
     n = int(chunks[-1])
     full = np.mean(
@@ -51,13 +54,13 @@ def test_variances_of_chunk_effects_equal_those_of_simulated_epochs(kind, block,
     orders = [Order(n, chunks, seed, block=block, lanes=lanes) for seed in range(25)]
     simulated = [chunk_variance(order[:], chunks, batch_size) for order in orders]
     computed = [order.pieces().chunk_variance(batch_size, chunks) for order in orders]
-    error = 4 * np.std(simulated) / np.sqrt(len(simulated)) / full
+    error = 4 * np.std(simulated) / np.sqrt(len(simulated)) / full  # four standard errors
     assert np.mean(computed) == pytest.approx(np.mean(simulated) / full, rel=0.03, abs=error)
 
 
 @pytest.mark.parametrize(("block", "lanes"), [(1, 1), (64, 1), (150, 3), (40, 7)])
 @pytest.mark.parametrize("batch_size", [1, 16, 100])
-def test_variances_of_values_equal_those_of_simulated_epochs(block, lanes, batch_size):
+def test_value_variances_equal_those_of_simulated_epochs(block, lanes, batch_size):
     chunks = CHUNKS["uneven"]
     n = int(chunks[-1])
     values = np.sort(np.random.default_rng(0).standard_normal(n)) ** 3 + 100
@@ -72,13 +75,13 @@ def test_variances_of_values_equal_those_of_simulated_epochs(block, lanes, batch
     assert np.mean(computed) == pytest.approx(np.mean(simulated), rel=0.01, abs=error)
 
 
-def test_a_full_shuffle_has_the_variance_of_a_full_shuffle():
+def test_one_block_of_all_rows_has_the_variance_of_a_full_shuffle():
     chunks = CHUNKS["uneven"]
     pieces = sequential_pieces(chunks, int(chunks[-1]))
     for batch_size in (1, 50):
         assert pieces.chunk_variance(batch_size, chunks) == pytest.approx(1, abs=1e-12)
         assert pieces.value_variance(batch_size, np.arange(chunks[-1]) ** 2.0) == pytest.approx(1)
-    # As a random permutation of all rows, with the formula of Cochran's Theorem 2.2:
+    # The formula of `perfect` above is Cochran's Theorem 2.2. It holds for all permutations.
     n, values = 6, np.array([0, 0, 1, 4, 9, 9.5])
     means = [np.mean(rows) for rows in itertools.permutations(values, 2)]
     assert np.mean((means - values.mean()) ** 2) == pytest.approx(
@@ -87,7 +90,7 @@ def test_a_full_shuffle_has_the_variance_of_a_full_shuffle():
 
 
 def test_the_variance_follows_the_number_of_chunks_in_flight():
-    """For many chunks it is 1 + (batch - 1) / m, the design effect of L. Kish for clusters."""
+    """For many chunks, m of them in flight, it is L. Kish's design effect: 1 + (batch - 1) / m."""
     chunks, batch_size = bounds([100] * 4000), 65
     order = Order(int(chunks[-1]), chunks, 0, block=1600, lanes=4)
     in_flight = 4 * 1600 / 100
@@ -98,7 +101,7 @@ def test_the_variance_follows_the_number_of_chunks_in_flight():
 def test_degenerate_data_have_a_ratio_of_one():
     chunks = np.array([0, 5])
     pieces = sequential_pieces(chunks, 1)
-    assert pieces.chunk_variance(2, chunks) == 1  # one chunk: no effect differs
+    assert pieces.chunk_variance(2, chunks) == 1  # one chunk has no other to differ from
     assert pieces.value_variance(2, np.ones(5)) == 1
     assert pieces.chunk_variance(5, chunks) == pieces.value_variance(7, np.arange(5.0)) == 1
     empty = sequential_pieces(np.array([0]), 1)
@@ -109,27 +112,25 @@ def test_degenerate_data_have_a_ratio_of_one():
 
 @pytest.mark.parametrize(("block", "lanes"), [(1, 1), (64, 1), (150, 3), (40, 7), (5000, 1)])
 @pytest.mark.parametrize("kind", CHUNKS)
-def test_peaks_are_those_of_the_chunks_between_first_and_last_use(kind, block, lanes):
+def test_peaks_are_a_close_bound_of_the_chunks_between_first_and_last_use(kind, block, lanes):
     chunks = CHUNKS[kind]
     n = int(chunks[-1])
     order = Order(n, chunks, 1, block=block, lanes=lanes)
     pieces = order.pieces()
     sizes = np.random.default_rng(0).integers(1, 100, len(chunks) - 1)
     piece_bytes = sizes[np.searchsorted(chunks, pieces.rows, side="right") - 1]
-    rows = order[:]
-    # The place of each row tells its piece.
     piece_of_row = np.empty(n, int)
     for piece, row in enumerate(pieces.rows):
         stop = row + pieces.places[piece + 1] - pieces.places[piece]
         piece_of_row[row:stop] = piece
-    sequence = piece_of_row[rows]
-    in_use, peak = np.zeros(n + 1, int), 0
+    sequence = piece_of_row[order[:]]
+    in_use = np.zeros(n + 1, int)
     for piece, nbytes in enumerate(piece_bytes):
         (used,) = np.nonzero(sequence == piece)
         in_use[used[0] : used[-1] + 1] += nbytes
     peak = in_use.max()
     computed = pieces.peak_bytes(piece_bytes)
-    # A chunk counts from the beginning to the end of its blocks.
+    # The computed peak is larger: a piece counts from the beginning to the end of its blocks.
     assert peak <= computed <= 1.25 * peak + 2 * sizes.max() * lanes
 
 
@@ -140,4 +141,4 @@ def test_pieces_have_all_rows_once():
     sizes = np.diff(pieces.places)
     rows = [np.arange(row, row + size) for row, size in zip(pieces.rows, sizes, strict=True)]
     assert np.array_equal(np.sort(np.concatenate(rows)), np.arange(n))
-    assert len(rows) <= len(chunks) - 1 + 5
+    assert len(rows) <= len(chunks) - 1 + 5  # the ends of 6 lanes cut at most 5 chunks

@@ -1,4 +1,4 @@
-"""An order of valid rows is the order of all rows without the others."""
+"""An order of valid rows is the order of all rows, without the invalid ones."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ def test_windows_without_valid_rows():
 
 
 def test_a_lookup_near_the_beginning_computes_one_window():
-    computed = []
+    ranges = []
 
-    class Counted(SequentialOrder):
+    class RecordingOrder(SequentialOrder):
         def rows(self, start=None, stop=None):
-            computed.append((start, stop))
+            ranges.append((start, stop))
             return super().rows(start, stop)
 
-    order = ValidOrder(Counted(N), RowMask.pack(np.ones(N, bool)))
+    order = ValidOrder(RecordingOrder(N), RowMask.pack(np.ones(N, bool)))
     order.at(np.arange(100))
-    assert computed == [(0, WINDOW)]
+    assert ranges == [(0, WINDOW)]
 
 
 def test_masks():

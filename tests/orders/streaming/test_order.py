@@ -216,7 +216,7 @@ def test_streams_that_fill_no_batch_raise(method):
 
 @pytest.mark.parametrize("method", BY_STREAM)
 def test_device_per_stream_raises_if_a_block_is_rounded_to_0(method):
-    """With the other methods, blocks are not divided among streams."""
+    """Streaming has this rule only for device_per_stream."""
     order = StreamingOrder(
         shards=[np.array([50, 50]), np.array([10])],
         batch_size=10,
