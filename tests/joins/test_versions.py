@@ -104,7 +104,7 @@ def test_a_dataset_of_no_samples_is_refreshed(path):
     assert ds.refresh()["x"].load().tolist() == [0, 1, 2]
 
 
-def test_views_and_mixtures_are_not_refreshed(path):
+def test_invalid_refreshes_raise(path):
     append(path, 0, 50)
     ds = npstream.open(path)
     for view in (ds[::2], ds[:49], ds[::-1], ds[np.arange(50)], ds.shuffle(0)):

@@ -104,12 +104,13 @@ def test_attributes_describe_the_rows():
     assert ragged[2:].lengths.tolist() == [3, 1]
     assert ragged.nbytes == 48
     assert ragged[2:].nbytes == 32
-    assert ragged != Ragged.from_list(ROWS)
+    assert ragged != Ragged.from_list(ROWS)  # only the same object is equal
     assert len({ragged, ragged}) == 1
 
 
 def test_gathering_many_rows_compiles_the_loop(monkeypatch):
-    # Without these rows, the loop would be compiled only if its code is on disk.
+    monkeypatch.setattr(copy_spans, "_compiled", None)
+    # After this number of rows in Python, the loop is compiled even if no code is on disk.
     monkeypatch.setattr(jit, "_rows_in_python", jit.COMPILE_THRESHOLD)
     index = np.arange(4000) % 4
     assert_rows(Ragged.from_list(ROWS)[index], [ROWS[i] for i in index])
@@ -243,18 +244,22 @@ def test_asarray_converts_text_and_bytes_and_otherwise_only_to_objects():
         np.asarray(Ragged.from_list(TEXT), copy=False)
 
 
-@pytest.mark.parametrize("bodies", [[b"ok", b"\xff"], [b"ok", b"\xc3", b"\xbc"]])
+# In the second case, rows 1 and 2 are UTF-8 only together: an "ü".
+NOT_UTF8 = [[b"ok", b"\xff"], [b"ok", b"\xc3", b"\xbc"]]
+
+
+@pytest.mark.parametrize("bodies", NOT_UTF8)
 def test_conversions_of_text_that_is_not_utf8_raise(bodies):
     ragged = Ragged.from_list(bodies, "str")
     for conversion in (lambda: ragged[1], ragged.to_list, lambda: np.asarray(ragged)):
         with pytest.raises(FormatError, match="row 1 is not UTF-8"):
             conversion()
     assert ragged[:1].to_list() == ["ok"]
-    repr(ragged)
+    repr(ragged)  # does not raise
 
 
 @pytest.mark.usefixtures("pyarrow", "awkward")
-@pytest.mark.parametrize("bodies", [[b"ok", b"\xff"], [b"ok", b"\xc3", b"\xbc"]])
+@pytest.mark.parametrize("bodies", NOT_UTF8)
 def test_arrow_and_awkward_raise_for_text_that_is_not_utf8(bodies):
     ragged = Ragged.from_list(bodies, "str")
     for conversion in (ragged.to_arrow, ragged.to_awkward, lambda: ragged[:2].to_arrow()):
@@ -515,14 +520,14 @@ def test_the_repr_of_a_batch_is_short():
 
 
 def test_html_of_a_batch_and_of_its_columns():
-    html = Batch({"x": np.arange(40), "t": Ragged.from_list(["<b>"] * 40)}, range(100, 140))
-    page = html._repr_html_()
-    assert page.count("<tr>") == 1 + 10
-    assert '<th class="npstream-n">0</th><th class="npstream-n">100</th>' in page
-    assert "... 40 rows" in page
-    assert "&lt;b&gt;" in page
-    assert "<b>" not in page + html["t"]._repr_html_()
-    assert html["t"]._repr_html_().count("<tr>") == 1 + 10
+    columns = {"x": np.arange(40), "t": Ragged.from_list(["<b>"] * 40)}
+    html, column_html = Batch(columns, range(100, 140))._repr_html_(), columns["t"]._repr_html_()
+    assert html.count("<tr>") == 1 + 10
+    assert '<th class="npstream-n">0</th><th class="npstream-n">100</th>' in html
+    assert "... 40 rows" in html
+    assert "&lt;b&gt;" in html
+    assert "<b>" not in html + column_html
+    assert column_html.count("<tr>") == 1 + 10
     repeated = Batch({"x": np.arange(2)}, [0, 1], [False, True])._repr_html_()
     assert "1 row repeated to fill the batch" in repeated
     for odd in ({}, {"x": 7}, {"x": [1, None], 3: "ab"}, {"x": np.zeros(())}):

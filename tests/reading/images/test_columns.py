@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 import threading
 
 import numpy as np
@@ -198,8 +199,9 @@ def test_a_draft_decodes_fewer_pixels(monkeypatch):
     for side in (400, 201, 100, 50, 25, 10):
         decode_one(body, resize=side)
     decode_one(body, resize=25, resample="nearest")
-    halved = [(201, 302), (101, 151), (51, 76), (51, 76)]
-    assert sizes == [(401, 603), (401, 603), *halved, (401, 603)]
+    # From a side of 100 on, at a half, a quarter, an eighth, which is the least; but not "nearest".
+    smaller = [(201, 302), (101, 151), (51, 76), (51, 76)]
+    assert sizes == [(401, 603), (401, 603), *smaller, (401, 603)]
 
 
 def test_16_bit_gray_keeps_the_high_byte(tmp_path):
@@ -211,7 +213,7 @@ def test_16_bit_gray_keeps_the_high_byte(tmp_path):
     np.testing.assert_array_equal(column.decode(mode=None)[0, ..., 0], values)
 
 
-def test_numbers_of_32_bits_have_no_color(tmp_path):
+def test_images_of_float32_have_no_color(tmp_path):
     body = encode(Image.fromarray(np.ones((3, 4), np.float32)), "TIFF")
     column = write(tmp_path / "ds", [body], "bytes")["image"]
     with pytest.raises(FormatError, match=r"column 'image'.*mode 'F'.*give mode=None"):
@@ -239,7 +241,7 @@ def test_raw_pixels_and_bytes_are_decoded(tmp_path):
 
 def test_the_orientation_of_exif_is_left_as_pillow_leaves_it(decoder):
     exif = Image.Exif()
-    exif[0x0112] = 6
+    exif[0x0112] = 6  # the orientation: rotated by 90 degrees
     body = encode(picture(20, 30), exif=exif)
     assert decode_one(body).shape == (20, 30, 3)
 
@@ -254,15 +256,15 @@ def test_no_images(tmp_path):
 def test_a_transform_takes_and_returns_arrays(tmp_path, decoder):
     bodies = [encode(picture(24, 32, seed=k)) for k in range(5)]
     column = write(tmp_path / "ds", bodies)["image"]
-    seen = set()
+    runs_in_main_thread = set()
 
     def to_floats(image):
-        seen.add(threading.current_thread() is threading.main_thread())
+        runs_in_main_thread.add(threading.current_thread() is threading.main_thread())
         return image.transpose(2, 0, 1).astype(np.float32) / 255
 
     images = column.decode(transform=to_floats)
     assert images.dtype == np.float32
-    assert seen == {False}
+    assert runs_in_main_thread == {False}
     np.testing.assert_array_equal(images, column.decode().transpose(0, 3, 1, 2).astype("f4") / 255)
     numbers = iter(range(5))
     uneven = column.decode(transform=lambda image: image[: 1 + next(numbers)])
@@ -348,7 +350,7 @@ def test_plugins_of_pillow_are_imported_before_threads_start(tmp_path, monkeypat
     column = write(tmp_path / "ds", [encode(picture(4, 4), "WEBP")], "bytes")["image"]
     monkeypatch.setattr(Image, "_initialized", 0)
     initialized = column.decode(mode="L", transform=lambda image: np.int64(Image._initialized))
-    assert initialized.tolist() == [2]
+    assert initialized.tolist() == [2]  # after Image.init()
 
 
 def test_threads_end_with_the_read(tmp_path):
@@ -377,8 +379,8 @@ def test_the_first_damaged_row_is_named_for_any_number_of_threads():
 
 def test_without_pillow_the_error_names_the_extra(tmp_path, monkeypatch):
     ds = write(tmp_path / "ds", [encode(picture(4, 4))])
-    monkeypatch.setitem(__import__("sys").modules, "PIL", None)
-    monkeypatch.setitem(__import__("sys").modules, "PIL.Image", None)
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
     with pytest.raises(npstream.errors.MissingDependencyError, match=r"npstream\[images\]"):
         ds.load(decode=True)
 
@@ -387,17 +389,18 @@ def test_without_pillow_the_error_names_the_extra(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def noise(tmp_path):
-    """Images of 48 KB, of which each has another value."""
+def flat_images(tmp_path):
+    """Return a dataset of 200 images of 48,000 bytes; all pixels of image k have the value k."""
     samples = ({"image": Image.new("L", (240, 200), k)} for k in range(200))
     npstream.write(tmp_path / "ds", samples, columns={"image": "png"})
     return npstream.open(tmp_path / "ds")
 
 
-def test_batches_that_are_kept_do_not_change(noise):
-    # 32 images of 48,000 bytes: every batch has memory of the pool.
+def test_batches_that_are_kept_do_not_change(flat_images):
     kept = []
-    for step, batch in enumerate(noise.iter(0, 1, batch_size=32, decode={"image": {"mode": "L"}})):
+    # A batch of 32 images is large enough for memory of the pool.
+    batches = flat_images.iter(0, 1, batch_size=32, decode={"image": {"mode": "L"}})
+    for step, batch in enumerate(batches):
         if step % 2 == 0:
             kept.append(batch)
         for old in kept:
@@ -405,10 +408,8 @@ def test_batches_that_are_kept_do_not_change(noise):
     assert len(kept) == 4
 
 
-def test_a_loop_uses_few_buffers(noise):
-    options = {"image": {"mode": "L"}}
-    addresses = [
-        address_of(batch["image"]) for batch in noise.iter(0, 1, batch_size=32, decode=options)
-    ]
+def test_a_loop_uses_few_buffers(flat_images):
+    batches = flat_images.iter(0, 1, batch_size=32, decode={"image": {"mode": "L"}})
+    addresses = [address_of(batch["image"]) for batch in batches]
     assert len(addresses) == 7
     assert len(set(addresses)) <= 3

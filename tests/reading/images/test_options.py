@@ -26,7 +26,7 @@ def test_one_number_resizes_the_shorter_side_as_torchvision_does(height, width, 
 
 
 @given(SIDES, SIDES, SIDES, SIDES, FRACTIONS, st.sampled_from(["center", "random"]))
-def test_a_crop_covers_the_size_of_resize(height, width, rows, columns, fractions, crop):
+def test_the_resized_image_covers_the_crop(height, width, rows, columns, fractions, crop):
     options = ImageOptions(resize=(rows, columns), crop=crop)
     geometry = options.geometry(height, width, fractions)
     assert (geometry.height, geometry.width) == (rows, columns) == options.fixed_size
