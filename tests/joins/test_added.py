@@ -39,7 +39,7 @@ def append(path, first, stop):
 
 
 def add_all(path, rows=slice(None), *, fill=False):
-    """Add "emb", and "word" and "tag" as a second group; shards differ from the base's in size.
+    """Add two groups of columns: "emb", then "word" and "tag". Each has its own shard size.
 
     With `fill`, both groups have values for samples that are appended later.
     """

@@ -287,7 +287,7 @@ def test_a_run_says_that_it_stays_on_its_version(target, caplog):
     (message,) = take_warnings(caplog)
     assert f"has version {newest!r} with 30 samples now. This run goes on with" in message
     assert f"version {ds.version!r} and 20 samples, which it opened" in message
-    # The run warns once. These do not warn: a named version, a rank other than 0, the newest one.
+    # The run warns once. A named version, a rank other than 0, and the newest version do not warn.
     rank_1, refreshed = ds.iter(1, 2, batch_size=4), ds.refresh().iter(0, 1, batch_size=8)
     consume(run, pinned, pinned, rank_1, rank_1, refreshed, refreshed)
     assert take_warnings(caplog) == []

@@ -92,8 +92,8 @@ def test_compiled_and_plain_kernels_agree(length, monkeypatch):
     assert all(np.array_equal(a, b) for a, b in zip(*results, strict=True))
 
 
-# Counts of a block, and lanes: these divide the block in the first row, and are coprime to it in
-# the second.
+# Counts of a block, and lanes. The lanes divide the blocks of the first row, and are coprime to
+# those of the second.
 CASES = [
     ([3, 4, 5], 1), ([3, 4, 5], 4), ([2, 9, 1], 6), ([1, 1], 2), ([5, 0, 3, 4], 12), ([8], 4),
     ([3, 5, 5], 4), ([1, 2], 8), ([2, 8, 1], 6), ([5, 0, 4, 4], 12), ([5], 4), ([1], 6),

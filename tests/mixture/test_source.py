@@ -225,7 +225,10 @@ def test_a_cache_can_be_cleared_in_use(remote, tmp_path):
 
 
 def test_finished_shards_can_be_evicted(remote, monkeypatch):
-    """Readers in stored or reverse order mark shards as finished, but not readers in both."""
+    """A reader in stored order, or in reverse order, marks shards as finished.
+
+    A reader whose sources have different orders does not.
+    """
     seen = []
 
     def record_finished(self, shards):

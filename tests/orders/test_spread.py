@@ -112,7 +112,7 @@ def test_degenerate_data_have_a_ratio_of_one():
 
 @pytest.mark.parametrize(("block", "lanes"), [(1, 1), (64, 1), (150, 3), (40, 7), (5000, 1)])
 @pytest.mark.parametrize("kind", CHUNKS)
-def test_peaks_are_a_close_bound_of_the_chunks_between_first_and_last_use(kind, block, lanes):
+def test_peaks_are_close_upper_bounds_of_simulated_peaks(kind, block, lanes):
     chunks = CHUNKS[kind]
     n = int(chunks[-1])
     order = Order(n, chunks, 1, block=block, lanes=lanes)
@@ -124,7 +124,7 @@ def test_peaks_are_a_close_bound_of_the_chunks_between_first_and_last_use(kind, 
         stop = row + pieces.places[piece + 1] - pieces.places[piece]
         piece_of_row[row:stop] = piece
     sequence = piece_of_row[order[:]]
-    in_use = np.zeros(n + 1, int)
+    in_use = np.zeros(n + 1, int)  # bytes of the pieces between their first and last use
     for piece, nbytes in enumerate(piece_bytes):
         (used,) = np.nonzero(sequence == piece)
         in_use[used[0] : used[-1] + 1] += nbytes

@@ -254,7 +254,7 @@ def test_duckdb_reads_views(ds):
 
 
 def test_writing_a_view_copies_its_stored_form(ds, tmp_path):
-    """`write` does not read the view as Arrow data, as it does with Arrow's own columns."""
+    """`write` does not take the view as Arrow data, although it has that interface."""
     npstream.write(tmp_path / "copy", ds[::2])
     copy = npstream.open(tmp_path / "copy")
     assert [sample["json"] for sample in copy] == JSON[::2]

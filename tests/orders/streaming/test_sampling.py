@@ -24,8 +24,8 @@ def test_golden_sampling(case):
 def test_samples_are_chosen_as_numpy_does(kernel_mode, sizes):
     """For each of NumPy's algorithms, and in any state of the generator."""
     for seed in range(2 if kernel_mode == "python" else 40):
-        # NumPy chooses the algorithm by the size (up to 10,000 or not), and above it also by the
-        # count (up to size // 50 or not).
+        # NumPy chooses one algorithm up to a size of 10,000. Above, it chooses another one for
+        # counts above size // 50.
         rng, counts = np.random.default_rng(seed), []
         for size in sizes:
             candidates = {1, max(size // 50, 1), size // 50 + 1, size // 2, size - 1}

@@ -66,7 +66,7 @@ def test_any_part_of_a_shuffle_equals_the_reference(units, parameters, data):
 @pytest.mark.parametrize("algorithm", SHUFFLE_ALGORITHMS)
 @pytest.mark.parametrize("units", [[1000] * 700, [700_000], [300_000, 17, 399_983], [7] * 100_000])
 def test_large_shuffles_equal_the_reference(algorithm, units):
-    """A lane has more samples than there are between snapshots, and in a bucket of py1e."""
+    """A lane has more samples than a bucket of py1e, and more than the spacing of snapshots."""
     shuffle = EpochShuffle(algorithm, 3, 1, 2, 40_000)
     units = np.array(units)
     if algorithm == "py2s" and len(units) > 1000:

@@ -199,7 +199,8 @@ def test_a_draft_decodes_fewer_pixels(monkeypatch):
     for side in (400, 201, 100, 50, 25, 10):
         decode_one(body, resize=side)
     decode_one(body, resize=25, resample="nearest")
-    # From a side of 100 on, at a half, a quarter, an eighth, which is the least; but not "nearest".
+    # Sides of 100, 50 and 25 are decoded at a half, a quarter and an eighth. An eighth is the
+    # smallest scale, and "nearest" decodes all pixels.
     smaller = [(201, 302), (101, 151), (51, 76), (51, 76)]
     assert sizes == [(401, 603), (401, 603), *smaller, (401, 603)]
 
