@@ -25,6 +25,8 @@ from npstream.storage.versions import Version, version_of
 
 N = 2000
 HANG = 120
+"""Seconds after which a process is regarded as hanging."""
+
 REPLACED = "the dataset was replaced since it was opened: open it anew"
 
 
@@ -35,7 +37,7 @@ def write(directory: Path, first: int = 0, n: int = N, **settings: Any) -> np.nd
     return values
 
 
-class Published:
+class PublishedDataset:
     """A dataset at one path or URL, which can be replaced."""
 
     def __init__(self, tmp_path: Path, kind: str) -> None:
@@ -81,7 +83,7 @@ class Published:
 
 @pytest.fixture(params=["local", "memory"])
 def published(request: pytest.FixtureRequest, tmp_path: Path):
-    dataset = Published(tmp_path, request.param)
+    dataset = PublishedDataset(tmp_path, request.param)
     yield dataset
     dataset.remove()
 
@@ -109,8 +111,8 @@ CASES = [*LOCAL, *(("memory", read) for read in READS)]
 @pytest.mark.parametrize("sidecar", [True, False])
 @pytest.mark.parametrize(("published", "read"), CASES, indirect=["published"])
 @pytest.mark.parametrize("verify", ["auto", True])
-def test_a_smaller_dataset_in_its_place_is_reported(
-    published: Published, read: str, sidecar: bool, verify: Any
+def test_a_smaller_dataset_at_the_same_path_is_reported(
+    published: PublishedDataset, read: str, sidecar: bool, verify: Any
 ):
     published.put(sidecar=sidecar)
     with published.open(verify=verify) as ds:
@@ -126,7 +128,7 @@ def test_a_smaller_dataset_in_its_place_is_reported(
         assert ds[0]["id"] == 1
 
 
-def test_another_dataset_of_the_same_size_is_reported(published: Published):
+def test_another_dataset_of_the_same_size_is_reported(published: PublishedDataset):
     published.put()
     with published.open(verify=True) as ds:
         assert ds[0]["id"] == 0
@@ -138,7 +140,7 @@ def test_another_dataset_of_the_same_size_is_reported(published: Published):
 
 
 @pytest.mark.parametrize("published", ["memory"], indirect=True)
-def test_another_column_in_the_side_car_is_reported(published: Published):
+def test_a_replaced_column_of_the_side_car_is_reported(published: PublishedDataset):
     published.put()
     with published.open() as ds:
         published.put(first=7)
@@ -148,7 +150,7 @@ def test_another_column_in_the_side_car_is_reported(published: Published):
     assert REPLACED in str(error)
 
 
-def test_a_removed_dataset_is_reported(published: Published):
+def test_a_removed_dataset_is_reported(published: PublishedDataset):
     published.put()
     with published.open() as ds:
         assert ds[0]["id"] == 0
@@ -166,7 +168,7 @@ def error_in_worker(ds: npstream.Dataset, queue: Any) -> None:
 
 @pytest.mark.parametrize("published", ["memory"], indirect=True)
 def test_data_in_memory_are_reported_as_absent_from_a_spawned_process(
-    published: Published, tmp_path: Path
+    published: PublishedDataset, tmp_path: Path
 ):
     published.put(sidecar=False)
     context = multiprocessing.get_context("spawn")
@@ -183,7 +185,7 @@ def test_data_in_memory_are_reported_as_absent_from_a_spawned_process(
         npstream.open("memory://snapshot/absent", cache=tmp_path / "cache")
 
 
-def test_a_damaged_file_is_not_reported_as_replaced(published: Published):
+def test_a_damaged_file_is_not_reported_as_replaced(published: PublishedDataset):
     published.put()
     with published.open(verify=True) as ds:
         published.change(lambda body: body[:-9] + bytes(9))
@@ -198,7 +200,7 @@ def test_a_damaged_file_is_not_reported_as_replaced(published: Published):
         assert "replaced" not in str(error)
 
 
-def test_an_equal_index_with_another_version_is_reported(published: Published):
+def test_an_equal_index_with_another_version_is_reported(published: PublishedDataset):
     published.put(hashes=[], sidecar=False)
     with published.open() as ds:
         published.put(hashes=[], sidecar=False)
@@ -207,7 +209,7 @@ def test_an_equal_index_with_another_version_is_reported(published: Published):
 
 
 def test_the_version_of_the_index_is_requested_once_for_each_error(
-    published: Published, monkeypatch: pytest.MonkeyPatch
+    published: PublishedDataset, monkeypatch: pytest.MonkeyPatch
 ):
     published.put()
     names: list[str] = []
@@ -229,7 +231,7 @@ def test_the_version_of_the_index_is_requested_once_for_each_error(
 
 
 def test_an_unreachable_store_leaves_the_error_unchanged(
-    published: Published, monkeypatch: pytest.MonkeyPatch
+    published: PublishedDataset, monkeypatch: pytest.MonkeyPatch
 ):
     published.put()
     with published.open() as ds:
@@ -244,14 +246,14 @@ def test_an_unreachable_store_leaves_the_error_unchanged(
     assert "no answer" not in str(error)
 
 
-def test_a_pickled_dataset_reports_the_replacement(published: Published):
+def test_a_pickled_dataset_reports_the_replacement(published: PublishedDataset):
     published.put()
     ds = pickle.loads(pickle.dumps(published.open()))
     published.put(first=1, n=N // 2, shard_size="40KiB")
     assert REPLACED in str(error_of(lambda: ds["value"].load()))
 
 
-def test_a_mixture_reports_the_replacement_of_a_source(published: Published, tmp_path: Path):
+def test_a_mixture_reports_the_replacement_of_a_source(published: PublishedDataset, tmp_path: Path):
     write(tmp_path / "other")
     published.put()
     with published.open() as ds:
@@ -265,6 +267,7 @@ def test_a_mixture_reports_the_replacement_of_a_source(published: Published, tmp
 NOW = 1_800_000_000.0
 RECENT = NOW - 60
 DATE = "Fri, 15 Jan 2027 07:59:00 GMT"
+"""The time RECENT, as a header of HTTP."""
 
 
 @pytest.mark.parametrize(
@@ -274,6 +277,7 @@ DATE = "Fri, 15 Jan 2027 07:59:00 GMT"
         ({"size": 3, "generation": "17", "updated": "2027-01-15T07:59:00Z"}, None, True),
         ({"size": 3, "blob_id": "ab"}, "3:ab", True),
         ({"size": 3, "ETag": 'W/"1f"', "Last-Modified": DATE}, f'3:W/"1f":{DATE}', False),
+        # Some servers make the ETag from the time and the size.
         ({"size": 3, "ETag": f'"{int(RECENT):x}-3"', "Last-Modified": DATE}, None, False),
         ({"size": 3, "ETag": f'"{int(RECENT) + 1:x}-3"', "Last-Modified": DATE}, None, True),
         ({"size": 3, "Last-Modified": DATE}, f"3:{DATE}", False),
@@ -308,7 +312,7 @@ def test_versions_are_exact_if_they_change_with_every_write(
 
 @pytest.fixture(params=["plain", "noetag", "sftp"])
 def publisher(request: pytest.FixtureRequest, servers: Servers, tmp_path: Path):
-    """Return a function that publishes datasets with one mtime, their server and directory."""
+    """Return a function that publishes datasets with the same mtime, their URL, and their path."""
     if request.param == "sftp":
         server = servers["sftp"]
         remote = server.new_directory()
@@ -342,7 +346,7 @@ def test_datasets_with_the_same_mtime_do_not_share_cached_files(
         expected = publish(first, **settings)
         if kind == "hashes":
             (root / "index.msgpack").unlink()
-        sizes.append([(root / name).stat().st_size for name in ("index.json",)])
+        sizes.append((root / "index.json").stat().st_size)
         with npstream.open(
             remote.url, storage_options=remote.storage_options, cache=tmp_path / "cache"
         ) as ds:
@@ -380,7 +384,7 @@ def test_an_index_with_an_old_mtime_is_read_once(
         return sorted(names)
 
     assert open_and_list_reads() == open_and_list_reads() == ["index.json", "index.msgpack"]
-    for path in root.rglob("*"):
+    for path in root.rglob("*"):  # more than a day ago
         os.utime(path, (time.time() - 100_000,) * 2)
     assert open_and_list_reads() == ["index.json", "index.msgpack"]
     assert open_and_list_reads() == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import pickle
 import subprocess
@@ -27,8 +28,15 @@ from npstream.shards import kernels
 from npstream.shards import table as shard_table
 from npstream.storage.local import LocalStore
 
-MAPPED = ["mds_tokens", "mds_ragged", "mds_scalars", "jsonl_shards", "csv_shards", "xsv_bar"]
-COMPRESSED = ["mds_c_zstd", "mds_c_gz", "mds_c_br", "jsonl_zstd", "tsv_br"]
+WITH_MAPPED_FILES = [
+    "mds_tokens",
+    "mds_ragged",
+    "mds_scalars",
+    "jsonl_shards",
+    "csv_shards",
+    "xsv_bar",
+]
+WITH_COMPRESSED_FILES = ["mds_c_zstd", "mds_c_gz", "mds_c_br", "jsonl_zstd", "tsv_br"]
 
 
 def open_case(name, **options):
@@ -82,9 +90,9 @@ def test_maps_keep_no_descriptors(tmp_path):
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, env=environment)
 
 
-@pytest.mark.parametrize("name", MAPPED + COMPRESSED)
+@pytest.mark.parametrize("name", WITH_MAPPED_FILES + WITH_COMPRESSED_FILES)
 def test_shards_beyond_the_map_budget_are_read_by_range(monkeypatch, name):
-    """They are opened once, to be checked, and then closed again."""
+    """Each shard is opened once, to check it, and then closed."""
     monkeypatch.setattr(memory, "map_budget", lambda: 1)
     names = []
     ranges = LocalStore.ranges
@@ -97,7 +105,7 @@ def test_shards_beyond_the_map_budget_are_read_by_range(monkeypatch, name):
     monkeypatch.setattr(LocalStore, "ranges", record_ranges)
     ds = open_case(name)
     check(name, ds)
-    if name in COMPRESSED:
+    if name in WITH_COMPRESSED_FILES:
         assert names == []
         return
     assert loaded_shards(ds) == {}
@@ -106,7 +114,7 @@ def test_shards_beyond_the_map_budget_are_read_by_range(monkeypatch, name):
 
 def test_maps_are_used_up_to_the_budget(monkeypatch, tmp_path):
     ds = write_shards(tmp_path, {"x": np.arange(12), "s": list("abcdefghijkl")}, [3, 3, 3, 3])
-    budgets = iter([4, *[0] * 100])
+    budgets = iter([4, *[0] * 100])  # a shard may take two maps
     monkeypatch.setattr(memory, "map_budget", lambda: next(budgets))
     batch = ds[::-1].load()
     assert sorted(loaded_shards(ds)) == [0, 1]
@@ -114,7 +122,7 @@ def test_maps_are_used_up_to_the_budget(monkeypatch, tmp_path):
     assert "".join(batch["s"]) == "lkjihgfedcba"
 
 
-@pytest.mark.parametrize("name", MAPPED)
+@pytest.mark.parametrize("name", WITH_MAPPED_FILES)
 def test_files_that_are_not_mapped_are_checked(monkeypatch, tmp_path, name):
     monkeypatch.setattr(memory, "map_budget", lambda: 0)
     for path in golden.directory(golden.case(name)).iterdir():
@@ -154,7 +162,7 @@ def test_hashes_of_files_that_are_not_mapped_are_checked(monkeypatch, tmp_path):
             npstream.open(tmp_path, verify=True)[[0]].load()
 
 
-@pytest.mark.parametrize("name", COMPRESSED)
+@pytest.mark.parametrize("name", WITH_COMPRESSED_FILES)
 @pytest.mark.parametrize("shards", [0, 1, 2])
 def test_buffers_stay_within_their_limit(monkeypatch, name, shards):
     """The oldest buffers are evicted, or samples are copied without keeping a buffer."""
@@ -212,15 +220,15 @@ def test_a_shard_that_cannot_be_opened_is_not_in_the_table(monkeypatch, tmp_path
 def test_closing_releases_maps_at_once():
     gc.collect()
     budget_before = memory.map_budget()
-    for name in MAPPED:
+    for name in WITH_MAPPED_FILES:
         ds = open_case(name)
         list(ds)
         ds.load()
-        kept = [ds[0], ds[ds.columns[0]][0]], iter(ds)
+        results = [ds[0], ds[ds.columns[0]][0]], iter(ds)
         assert memory.map_budget() < budget_before
         ds.close()
         assert memory.map_budget() == budget_before
-        assert kept  # results and iterators that are still alive keep no maps
+        assert results  # results and iterators that are still alive keep no maps
         ds.close()
 
 
@@ -268,7 +276,7 @@ def until_closed(samples):
 
 
 class ClosingKernel:
-    """The kernel `read`, but it closes the dataset before certain steps."""
+    """The kernel `read`, but it closes the dataset before it runs the given steps."""
 
     def __init__(self, steps, ds):
         self.steps, self.ds = steps, ds
@@ -283,13 +291,18 @@ class ClosingKernel:
         return run
 
 
-@pytest.mark.parametrize("name", ["mds_tokens", "mds_ragged", "mds_c_zstd", "csv_shards"])
+STEPS = {
+    "locate": kernels.LOCATE,
+    "split": kernels.SPLIT,
+    "locate and split": kernels.LOCATE | kernels.SPLIT,
+}
+
+
 @pytest.mark.parametrize(
-    "steps",
+    ("name", "steps"),
     [
-        pytest.param(kernels.LOCATE, id="locate"),
-        pytest.param(kernels.SPLIT, id="split"),
-        pytest.param(kernels.LOCATE | kernels.SPLIT, id="read"),
+        *itertools.product(["mds_tokens", "mds_ragged", "mds_c_zstd"], STEPS),
+        ("csv_shards", "locate"),
     ],
 )
 def test_a_read_in_progress_keeps_its_shards(monkeypatch, name, steps):
@@ -297,10 +310,15 @@ def test_a_read_in_progress_keeps_its_shards(monkeypatch, name, steps):
     expected = expected_of(name)
     list(ds)
     ds.load()
-    kernel = ClosingKernel(steps, ds)
+    # While pages are in memory, a read calls the kernel once, otherwise once for each step.
+    ds._source.fetcher._pages.is_resident = steps == "locate and split"
+    kernel = ClosingKernel(STEPS[steps], ds)
     fake = SimpleNamespace(LOCATE=kernels.LOCATE, SPLIT=kernels.SPLIT, read=kernel)
     monkeypatch.setattr(shard_table, "kernels", fake)
-    for i, sample in enumerate(until_closed(ds[::-1])):
+    samples = list(until_closed(ds[::-1]))
+    assert samples
+    assert ds._source.fetcher.table is None  # the kernel closed the dataset
+    for i, sample in enumerate(samples):
         golden.assert_same_sample(sample, expected[-1 - i])
 
 
@@ -323,7 +341,7 @@ def test_a_dataset_may_be_closed_while_threads_read(name):
         for round_ in range(8):
             ds = open_case(name)
             readers = [pool.submit(read, ds, 10 * round_ + k) for k in range(4)]
-            time.sleep(0.01 * (round_ % 4))  # close before, during or after the first reads
+            time.sleep(0.01 * (round_ % 4))  # closes before, during or after the first reads
             ds.close()
             for reader in readers:
                 reader.result()
