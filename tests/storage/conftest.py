@@ -20,6 +20,7 @@ from npstream.storage.remote import RemoteStore
 
 @pytest.fixture
 def fake():
+    """Register an asynchronous driver for the scheme "fake", and return its class."""
     AsyncFileSystem.active = AsyncFileSystem.max_active = AsyncFileSystem.calls = 0
     AsyncFileSystem.respond = staticmethod(lambda path, start, end: DATA[start:end])
     fsspec.register_implementation("fake", AsyncFileSystem, clobber=True)
@@ -28,6 +29,7 @@ def fake():
 
 @pytest.fixture
 def blocking():
+    """Register a driver without async methods for the scheme "blocking", and return its class."""
     BlockingFileSystem.instances = 0
     BlockingFileSystem.respond = staticmethod(lambda path, start, end: DATA[start:end])
     fsspec.register_implementation("blocking", BlockingFileSystem, clobber=True)
@@ -43,17 +45,21 @@ def writable(request, servers, monkeypatch):
 
 @pytest.fixture
 def memory(request):
+    """Return an empty store in memory."""
     url = f"memory://{request.node.name}"
     yield RemoteStore(url)
     fsspec.filesystem("memory").store.clear()
 
 
 @pytest.fixture(scope="module")
-def connected(servers: Servers) -> Callable[[str], FaultyStore]:
-    """Return a function that makes stores, and reuses them, because connecting is slow."""
+def connect(servers: Servers) -> Callable[[str], FaultyStore]:
+    """Return a function that connects to a server, or returns its store of an earlier test.
+
+    Connecting is slow.
+    """
     stores: dict[str, FaultyStore] = {}
 
-    def connect(name: str) -> FaultyStore:
+    def connect_or_reuse(name: str) -> FaultyStore:
         proxy = servers.proxy(name)
         # SFTP keeps one session, which faults break, so each test has its own store.
         if name not in stores or name == "sftp":
@@ -64,18 +70,18 @@ def connected(servers: Servers) -> Callable[[str], FaultyStore]:
             proxy.clear()
         return stores[name]
 
-    return connect
+    return connect_or_reuse
 
 
 @pytest.fixture
 def faulty(
     request: pytest.FixtureRequest,
-    connected: Callable[[str], FaultyStore],
+    connect: Callable[[str], FaultyStore],
     monkeypatch: pytest.MonkeyPatch,
 ) -> FaultyStore:
     """Return a store behind a faulty proxy of the server in the test's parameter."""
     choose_engine(request.param, monkeypatch)
-    store = connected(request.param)
+    store = connect(request.param)
     store.remote_dir.put(NAME, faulty_stores.DATA)
     if request.param in ENGINE_KINDS:
         store.remote_store.ranges([SPAN])
@@ -96,12 +102,12 @@ def short_first_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
 
     A test of a stall is then fast, and the other attempts have time on a slow machine.
     """
-    first_answer, requests_seen = requests.first_answer, weakref.WeakSet()
+    first_answer, started_requests = requests.first_answer, weakref.WeakSet()
 
     async def shortened(perform: object, seconds: float, *hedging: object) -> object:
         task = asyncio.current_task()
-        if task not in requests_seen:
-            requests_seen.add(task)
+        if task not in started_requests:
+            started_requests.add(task)
             seconds = min(seconds, 1.0)
         return await first_answer(perform, seconds, *hedging)
 

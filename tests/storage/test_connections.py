@@ -35,7 +35,7 @@ def ask(case):
     (url, options), name = case
     store = RemoteStore(url, options, 8.0, 0)
     calls = {
-        "look": lambda: store.version("a file"),
+        "version": lambda: store.version("a file"),
         "read": lambda: store.read("a file"),
         "range": lambda: store.ranges([("a file", 0, 3)]),
     }
@@ -50,7 +50,11 @@ with ThreadPoolExecutor(16) as pool:
 
 
 def ask(cases: list[RemoteDirectory], calls: tuple[str, ...], **env: str) -> Iterator[Any]:
-    """Call stores in another process, which must print nothing else; yield errno and message."""
+    """Call stores in another process, which must print no warning or error.
+
+    Yields, for each case and call, the case, and a list of the errno and the message. For a call
+    that succeeds, the list has 0 and the repr of the result.
+    """
     arguments = [((case.url, case.storage_options), call) for case in cases for call in calls]
     process = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", ASK],
@@ -129,7 +133,7 @@ def test_connection_errors_name_the_cause(servers: Servers, nginx: Any, banner: 
             expected += [(case, code, message)] * 2
             cases.append(misdirect(remote_dir, case, closed_port, banner, nginx))
     for (case, code, message), (remote_dir, (number, text)) in zip(
-        expected, ask(cases, ("look", "range")), strict=True
+        expected, ask(cases, ("version", "range")), strict=True
     ):
         driver = remote_dir.server.name
         assert number == code, f"{driver}, {case}: {text}"
@@ -161,9 +165,11 @@ def test_a_certificate_is_trusted_as_the_error_says(servers: Servers, nginx: Any
             "http": {"ssl": str(files[0])},
         }
         with_option = [
-            dataclasses.replace(p, storage_options=p.storage_options | by_option[p.server.name])
-            for p in cases
-            if p.server.name in by_option
+            dataclasses.replace(
+                case, storage_options=case.storage_options | by_option[case.server.name]
+            )
+            for case in cases
+            if case.server.name in by_option
         ]
         for remote_dir, answer in ask(with_option, ("read",)):
             assert answer == [0, repr(DATA[:9])], remote_dir.server.name
@@ -177,10 +183,8 @@ def test_certificate_files_and_contexts_in_options(nginx: Any, tmp_path: Path):
         store = pickle.loads(pickle.dumps(RemoteStore(remote_dir.url, {"ssl": path}, 60.0, 0)))
         assert store.ranges([SPAN]) == [PART]
     store = RemoteStore(remote_dir.url, {"ssl": str(tmp_path / "none.pem")}, 60.0, 0)
-    for call in (
-        store.exists,
-        store.read,
-    ):  # the certificate file is missing, not a file of the dataset
+    # The file of certificates is missing, not a file of the dataset. So `exists` raises, too.
+    for call in (store.exists, store.read):
         with pytest.raises(
             StorageError, match=r"none\.pem.*expected a file of certificates"
         ) as caught:
@@ -208,14 +212,14 @@ def test_a_range_is_retried_if_the_connection_closes_between_its_requests(
     client, file = paramiko.SFTPClient, paramiko.SFTPFile
     send, senders = client._async_request, []
 
-    def send_once(self, *request):
+    def send_until_closed(self, *request):
         if isinstance(request[0], file):
             senders.append(threading.current_thread().name)
             if len(senders) == 2:
                 self.get_channel().get_transport().close()
         return send(self, *request)
 
-    monkeypatch.setattr(client, "_async_request", send_once)
+    monkeypatch.setattr(client, "_async_request", send_until_closed)
     assert store.ranges([SPAN]) == [PART]  # through another connection
     assert len(set(senders)) == 2  # two threads: the first had sent two of eight requests
 
@@ -235,8 +239,8 @@ def test_a_range_is_retried_if_a_response_is_too_long(
     def send_more(self, fileobj, kind, *request):
         if isinstance(fileobj, file) and len(request) == 3:  # a handle, an offset and a length
             lengths.append(request[2])
-            more = (1 if len(lengths) > 2 else 2) * request[2]
-            request = (*request[:2], more)
+            if len(lengths) <= 2:  # the server then sends twice as many bytes as the driver expects
+                request = (*request[:2], 2 * request[2])
         return send(self, fileobj, kind, *request)
 
     monkeypatch.setattr(client, "_async_request", send_more)

@@ -31,6 +31,8 @@ from npstream.storage.requests import Request
 from npstream.storage.traffic.record import Traffic
 
 DEADLINE = 1.2
+"""Seconds of the timeout of reads from silent stores."""
+
 HANG = 60.0
 """Seconds after which a wait can only be a hang, on the slowest machine."""
 
@@ -139,8 +141,8 @@ def test_arrivals_from_one_store_do_not_extend_the_deadline_of_another(clock: Cl
     with shared_deadline():
         works = [inherit_deadline(read_silent_store), inherit_deadline(read_healthy_store)]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        for reading in [pool.submit(work) for work in works]:
-            reading.result()
+        for future in [pool.submit(work) for work in works]:
+            future.result()
     assert remaining_times == [60, 0]
 
 
@@ -200,6 +202,7 @@ class WatchedEvent(threading.Event):
 
 @pytest.fixture
 def failing_prefetch() -> Iterator[tuple[FailingShards, SampleReadAhead]]:
+    """Return shards, and a read-ahead whose requests fail once the shards' `may_fail` is set."""
     shards = FailingShards()
     part = SimpleNamespace(shards=shards, first_shard=0, first_sample=0)
     parts = [(part, slice(None))]
@@ -303,8 +306,8 @@ def test_queued_requests_fail_at_the_deadline(silent: SimpleNamespace):
     silent.answer = never_answer
     store = RemoteStore("silent://a", timeout=DEADLINE, retries=0)
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
-        readings = [pool.submit(failure, lambda: store.ranges([("x", 0, 1)])) for _ in range(6)]
-        texts = [str(reading.result()) for reading in readings]
+        futures = [pool.submit(failure, lambda: store.ranges([("x", 0, 1)])) for _ in range(6)]
+        texts = [str(future.result()) for future in futures]
     # A reader that starts later than the others may get the slot for a moment.
     queued = [text for text in texts if re.search(r"after 0 attempts .*: nothing arrived", text)]
     assert len(queued) == 6 - silent.calls
@@ -312,14 +315,14 @@ def test_queued_requests_fail_at_the_deadline(silent: SimpleNamespace):
 
 def test_an_arrival_moves_the_deadline_of_a_queued_request():
     async def acquire() -> tuple[bool, bool]:
-        slots, time_of = asyncio.Semaphore(1), asyncio.get_running_loop().time
+        slots, now = asyncio.Semaphore(1), asyncio.get_running_loop().time
         await slots.acquire()
-        start = time_of()
+        start = now()
         timed_out_acquisition = await requests._acquire_slot(slots, lambda: start)
         calls = []
 
         def deadline() -> float:
-            calls.append(time_of())
+            calls.append(now())
             if len(calls) == 1:
                 return calls[0] + 0.1
             if len(calls) == 2:  # something has arrived, and the slot becomes free
@@ -335,12 +338,12 @@ def test_a_stopped_reader_in_the_queue_keeps_no_slot(silent: SimpleNamespace):
     silent.answer = never_answer
     store = RemoteStore("silent://a", timeout=10 * HANG, retries=0)
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        readings = [pool.submit(store.ranges, [("x", 0, 1)]) for _ in range(2)]
+        futures = [pool.submit(store.ranges, [("x", 0, 1)]) for _ in range(2)]
         assert silent.requested.wait(HANG)
         store.stop(list(pool._threads))
-        for reading in readings:
+        for future in futures:
             with pytest.raises(StorageError, match="was stopped"):
-                reading.result(HANG)
+                future.result(HANG)
     silent.answer = answer_at_once
     assert store.ranges([("x", 0, 1)]) == [b"\0"]
 
@@ -383,12 +386,12 @@ def open_silenced(proxy: Proxy, dataset_location: RemoteDirectory, cache: Path) 
 
 
 @pytest.fixture
-def exhausted(monkeypatch: pytest.MonkeyPatch) -> set[object]:
+def exhausted_reads(monkeypatch: pytest.MonkeyPatch) -> set[object]:
     """Return the reads of this thread that waited for a whole deadline without an arrival.
 
     They are counted, because the elapsed time also contains the time to compile kernels.
     """
-    exhausted: set[object] = set()
+    exhausted_reads: set[object] = set()
     caller, track_wait = threading.get_ident(), Deadlines.track_wait
 
     class Read(deadlines._Read):
@@ -406,11 +409,11 @@ def exhausted(monkeypatch: pytest.MonkeyPatch) -> set[object]:
             waited = time.monotonic() - max(start, self.last_arrival)
             thread = threading.get_ident() if read is None else read.thread
             if thread == caller and waited > 0.9 * DEADLINE:
-                exhausted.add(read or object())
+                exhausted_reads.add(read or object())  # a wait outside of a read counts by itself
 
     monkeypatch.setattr(deadlines, "_Read", Read)
     monkeypatch.setattr(Deadlines, "track_wait", track)
-    return exhausted
+    return exhausted_reads
 
 
 @pytest.mark.parametrize(
@@ -425,9 +428,9 @@ def exhausted(monkeypatch: pytest.MonkeyPatch) -> set[object]:
     ],
     ids=["sample", "few", "all", "samples", "batches", "column"],
 )
-def test_one_read_has_one_deadline(dataset: npstream.Dataset, exhausted: set[object], read):
+def test_one_read_has_one_deadline(dataset: npstream.Dataset, exhausted_reads: set[object], read):
     failure(lambda: read(dataset))
-    assert len(exhausted) == 1
+    assert len(exhausted_reads) == 1
 
 
 def test_prefetch_fails_at_the_deadline(dataset: npstream.Dataset):
@@ -437,30 +440,30 @@ def test_prefetch_fails_at_the_deadline(dataset: npstream.Dataset):
 def test_concurrent_readers_fail_at_the_deadline(dataset: npstream.Dataset):
     ids = range(0, SAMPLES, SAMPLES // 7)
     with concurrent.futures.ThreadPoolExecutor(len(ids)) as pool:
-        for reading in [pool.submit(failure, lambda i=i: dataset[i]) for i in ids]:
-            reading.result()
+        for future in [pool.submit(failure, lambda i=i: dataset[i]) for i in ids]:
+            future.result()
 
 
 def test_a_read_of_a_mixture_has_one_deadline(
     servers: Servers,
     dataset_location: RemoteDirectory,
     dataset: npstream.Dataset,
-    exhausted: set[object],
+    exhausted_reads: set[object],
     tmp_path: Path,
 ):
     with open_silenced(servers.proxy("http"), dataset_location, tmp_path / "other") as other:
         mixed = npstream.mix({"one": dataset, "other": other})
         failure(lambda: mixed[:1000].load())
-        assert len(exhausted) == 1
+        assert len(exhausted_reads) == 1
         failure(lambda: next(iter(mixed.iter(0, 1, batch_size=50, threads=0))))
-        assert len(exhausted) == 2
+        assert len(exhausted_reads) == 2
 
 
 def test_an_iteration_fails_when_its_server_falls_silent(
     servers: Servers,
     dataset_location: RemoteDirectory,
     dataset: npstream.Dataset,
-    exhausted: set[object],
+    exhausted_reads: set[object],
     monkeypatch: pytest.MonkeyPatch,
 ):
     proxy = servers.proxy("http")  # clears the faults of `dataset`: the first batch arrives
@@ -471,4 +474,4 @@ def test_an_iteration_fails_when_its_server_falls_silent(
     with pytest.raises(StorageError):
         for _ in batches:
             pass
-    assert len(exhausted) == 1
+    assert len(exhausted_reads) == 1

@@ -1,4 +1,4 @@
-"""The translation of adlfs's options: obstore supports them, or adlfs reads."""
+"""Tests of the translation of adlfs's options to obstore's. adlfs reads if it is impossible."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ def clean_environment(monkeypatch):
             monkeypatch.delenv(name)
 
 
-def adlfs_url(options):
-    """Return the URL of adlfs's account, and its key."""
+def adlfs_account(options):
+    """Return the URL and the key of the account that adlfs reads with."""
     client = adlfs.AzureBlobFileSystem(**options, skip_instance_cache=True).service_client
     url = client.url.partition("?")[0].rstrip("/")
     return url, getattr(client.credential, "account_key", None)
 
 
-def obstore_url(options):
+def obstore_account(options):
+    """Return the URL and the key of the account that obstore reads with."""
     target = azure_target("box", options)
     credentials = target.make_credentials()() if target.make_credentials else {}
     return target.config["endpoint"], credentials.get("access_key")
@@ -57,16 +58,18 @@ CASES = [
 
 
 @pytest.mark.parametrize("number", range(len(CASES)))
-def test_options_are_those_of_adlfs(number):
-    assert obstore_url(CASES[number]) == adlfs_url(CASES[number])
+def test_options_select_the_account_of_adlfs(number):
+    assert obstore_account(CASES[number]) == adlfs_account(CASES[number])
 
 
-def test_variables_are_those_of_adlfs(monkeypatch):
+def test_variables_select_the_account_of_adlfs(monkeypatch):
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "fromenv")
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", KEY)
-    assert obstore_url({}) == adlfs_url({}) == ("https://fromenv.blob.core.windows.net", KEY)
+    assert (
+        obstore_account({}) == adlfs_account({}) == ("https://fromenv.blob.core.windows.net", KEY)
+    )
     monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", f"AccountName=conn;AccountKey={KEY}")
-    assert obstore_url({}) == adlfs_url({}) == ("https://conn.blob.core.windows.net", KEY)
+    assert obstore_account({}) == adlfs_account({}) == ("https://conn.blob.core.windows.net", KEY)
 
 
 def test_a_signature_is_used_without_a_question_mark():

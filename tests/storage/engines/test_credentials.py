@@ -40,12 +40,12 @@ class Handler(BaseHTTPRequestHandler):
         self.respond()
 
     def respond(self):
-        if self.path == "/container":  # where AWS's containers get credentials
+        if self.path == "/container":  # where containers of AWS get credentials
             expiration = (datetime.now(UTC) + timedelta(seconds=LIFETIME)).isoformat()
             keys = {"AccessKeyId": "AK", "SecretAccessKey": "secret"}
             token = {"Token": self.server.issue(), "Expiration": expiration}
             self.send(200, {}, json.dumps(keys | token).encode())
-        elif self.path == "/token":  # Google's
+        elif self.path == "/token":  # Google's server of tokens
             token = {"access_token": self.server.issue(), "expires_in": LIFETIME}
             self.send(200, {"Content-Type": "application/json"}, json.dumps(token).encode())
         else:
@@ -54,7 +54,7 @@ class Handler(BaseHTTPRequestHandler):
             if self.server.is_valid(token):
                 self.send_file()
             else:
-                self.server.refused.append(token)
+                self.server.refused_tokens.append(token)
                 body = b"<Error><Code>ExpiredToken</Code><Message>expired</Message></Error>"
                 self.send(401, {}, body)
 
@@ -83,20 +83,20 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__((HOST, 0), Handler)
-        self.issued = {}
-        self.refused = []
+        self.issue_times = {}  # token -> time
+        self.refused_tokens = []
 
     @property
     def url(self):
         return f"http://{HOST}:{self.server_port}"
 
     def issue(self):
-        token = f"token-{len(self.issued)}"
-        self.issued[token] = time.monotonic()
+        token = f"token-{len(self.issue_times)}"
+        self.issue_times[token] = time.monotonic()
         return token
 
     def is_valid(self, token):
-        return time.monotonic() < self.issued.get(token, -LIFETIME) + LIFETIME
+        return time.monotonic() < self.issue_times.get(token, -LIFETIME) + LIFETIME
 
 
 @pytest.fixture
@@ -147,11 +147,11 @@ def test_credentials_that_expire_are_renewed(servers, server, kind, monkeypatch,
     choose_engine(kind, monkeypatch)
     store = MAKE_STORE[kind.removesuffix(ENGINE_SUFFIX)](server, monkeypatch, tmp_path)
     reads = 0
-    while not server.issued or server.is_valid("token-0") or reads < 3:
+    while not server.issue_times or server.is_valid("token-0") or reads < 3:
         assert store.ranges([("file", reads % 100, 50)]) == [DATA[reads % 100 :][:50]]
         reads += 1
     assert store.ranges([("file", 0, 1)]) == [DATA[:1]]
-    assert len(server.issued) > 1
-    assert server.refused == []
+    assert len(server.issue_times) > 1
+    assert server.refused_tokens == []
     engine = store._connect()._engine
     assert (engine.state if engine else "none") == ("proven" if kind in ENGINE_KINDS else "none")

@@ -1,4 +1,4 @@
-"""Reads through obstore: they equal those of the drivers, or the drivers do them."""
+"""Tests of reads through obstore: they return what the drivers return, or the drivers read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import time
 
 import pytest
 from children import fork_child, run_in_child, wait_for_child
-from faults import FOR_EVER, nameless, stall, status
+from faults import FOR_EVER, nameless, slow, stall, status
 from servers import ENGINE_KINDS, ENGINE_SUFFIX, choose_engine
 
 from npstream.errors import StorageError
@@ -76,6 +76,7 @@ def proven_store(remote_dir, **options):
 
 
 def failure(store, timeout=60.0):
+    """Return the error of a read."""
     store.timeout, store.retries = timeout, 1
     with pytest.raises(StorageError) as caught:
         read(store)
@@ -127,7 +128,8 @@ def test_both_engines_raise_the_same_errors(servers, kind, monkeypatch):
         store = store_at(remote_dir)
         read(store)
         codes = []
-        for name, start, nbytes in (("none", 0, 10), ("file", len(DATA), 10), ("file", 10200, 99)):
+        end = len(DATA)
+        for name, start, nbytes in (("none", 0, 10), ("file", end, 10), ("file", end - 40, 99)):
             with pytest.raises(StorageError) as caught:
                 store.ranges([(name, start, nbytes)])
             codes.append((type(caught.value), caught.value.errno))
@@ -188,18 +190,32 @@ def test_an_engine_has_more_requests_at_once(remote_dir, monkeypatch, engine, th
     assert store_at(remote_dir)._connect().width == width
 
 
-def test_large_ranges_are_joined_from_parts(remote_dir, monkeypatch):
-    monkeypatch.setattr(engines, "_PART_BYTES", 100)
-    store = proven_store(remote_dir)
-    assert store.read("file") == DATA
-    assert store.ranges([("file", 1, 350), ("file", 7, 3)]) == [DATA[1:351], DATA[7:10]]
+LARGE = DATA * 20
 
 
-def test_parts_of_large_ranges_are_not_joined(remote_dir, monkeypatch):
+@pytest.fixture
+def large_file_store(servers, monkeypatch):
+    """Return a store whose file "large" arrives in several parts."""
     monkeypatch.setattr(engines, "_PART_BYTES", 100)
+    proxy = servers.proxy(S3)
+    remote_dir = new_directory(servers, S3, proxy)
+    remote_dir.put("large", LARGE)
     store = proven_store(remote_dir)
-    parts = dict(store.stream_parts([("file", 1, 350), ("file", 7, 3)]))
-    assert [b"".join(parts[0]), *parts[1]] == [DATA[1:351], DATA[7:10]]
+    proxy.faults = [slow(0.02, times=FOR_EVER)]  # pauses between blocks of 64 KiB
+    yield store
+    proxy.clear()
+
+
+def test_ranges_joins_the_parts_of_large_ranges(large_file_store):
+    assert large_file_store.read("large") == LARGE
+    spans = [("large", 1, 150_000), ("file", 7, 3)]
+    assert large_file_store.ranges(spans) == [LARGE[1:150_001], DATA[7:10]]
+
+
+def test_stream_parts_does_not_join_the_parts_of_large_ranges(large_file_store):
+    parts = dict(large_file_store.stream_parts([("large", 1, 150_000), ("file", 7, 3)]))
+    assert len(parts[0]) > 1
+    assert [b"".join(parts[0]), *parts[1]] == [LARGE[1:150_001], DATA[7:10]]
 
 
 def test_the_driver_reads_a_store_with_an_option_that_obstore_lacks(remote_dir, log_messages):
@@ -317,25 +333,25 @@ def test_a_child_forked_during_the_import_of_obstore_reads(remote_dir, monkeypat
     has_begun_import, has_forked = threading.Event(), threading.Event()
     load = library.import_module
 
-    def slowly(name):
+    def import_slowly(name):
         has_begun_import.set()
         assert has_forked.wait(60)
         return load(name)
 
     def in_child():
-        imported = []
-        monkeypatch.setattr(library, "import_module", imported.append)
+        names = []
+        monkeypatch.setattr(library, "import_module", names.append)
         read(store, 3)
         assert state(store) == "proven"
-        assert not imported
+        assert not names
 
-    monkeypatch.setattr(library, "import_module", slowly)
-    reading = threading.Thread(target=read, args=(store,))
-    reading.start()
+    monkeypatch.setattr(library, "import_module", import_slowly)
+    reader = threading.Thread(target=read, args=(store,))
+    reader.start()
     assert has_begun_import.wait(60)
     child = fork_child(in_child)
     has_forked.set()
-    reading.join()
+    reader.join()
     assert wait_for_child(child) == 0
     read(store, 3)
     assert state(store) == "proven"

@@ -1,4 +1,4 @@
-"""The translation of s3fs's options: obstore sends what s3fs would send, or s3fs sends it."""
+"""Tests of the translation of s3fs's options to obstore's. s3fs reads if it is impossible."""
 
 from __future__ import annotations
 
@@ -31,7 +31,11 @@ def clean_environment(monkeypatch, tmp_path):
 
 
 def s3fs_request(bucket, options):
-    """Return what s3fs sends for an object: the URL without the key, key, region, token, payer."""
+    """Return what s3fs sends to read an object.
+
+    Returns the URL of the bucket, the access key, the region, the session token, and True if the
+    requester pays.
+    """
     requests = []
 
     def record(request, **_):
@@ -63,7 +67,7 @@ def s3fs_request(bucket, options):
 
 
 def obstore_request(bucket, options):
-    """Return the same of obstore."""
+    """Return what obstore sends to read an object, as `s3fs_request` does."""
     target = s3_target(bucket, options)
     provider = target.make_credentials() if target.make_credentials else None
     credentials = provider() if provider else None
@@ -127,7 +131,7 @@ def test_options_are_those_of_s3fs(name):
         assert obstore_request(bucket, CASES[name])[-1]  # s3fs adds it to each call itself
     elif name != "upload":
         assert obstore_request(bucket, CASES[name]) == s3fs_request(bucket, CASES[name])
-    else:
+    else:  # these options do not change reads
         assert obstore_request(bucket, CASES[name]) == obstore_request(bucket, KEYS)
 
 
@@ -197,7 +201,7 @@ aws_secret_access_key = secret
 def test_profiles_are_those_of_s3fs(monkeypatch, tmp_path, profile, has_keys):
     (tmp_path / "config").write_text(PROFILES)
     (tmp_path / "credentials").write_text(CREDENTIALS)
-    if has_keys:  # an option for the profile takes precedence over them, a variable does not
+    if has_keys:  # a profile in the options takes precedence over them; AWS_PROFILE does not
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "EK")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     options = {} if profile is None else {"profile": profile}
