@@ -54,8 +54,11 @@ on_every_server = pytest.mark.parametrize("faulty", READERS, indirect=True)
 on_web_servers = pytest.mark.parametrize("faulty", WEB, indirect=True)
 
 
-def failure(store: RemoteStore, read: Callable[[], Any], deadline: float) -> StorageError:
-    """Return the error of a read; check that its message is complete, and that it did not hang."""
+def failure(store: RemoteStore, read: Callable[[], Any], deadline: float = 0.0) -> StorageError:
+    """Return the error of a read; check that its message is complete, and that it did not hang.
+
+    `deadline` is in seconds. A read that fails by its number of attempts needs none.
+    """
     start = time.monotonic()
     with pytest.raises(StorageError) as caught:
         read()

@@ -120,26 +120,25 @@ def test_a_missing_file_after_a_lost_connection_is_transient(connection_error):
 
 
 @pytest.mark.parametrize("errors", [[{"reason": "x"}], lambda: [], None])
-def test_errors_of_an_exception_that_are_no_mapping_are_ignored(errors):
+def test_an_attribute_errors_that_is_no_mapping_is_ignored(errors):
     error = ConnectionResetError()
     error.errors = errors
     assert failures.classify(error) == (errno.EIO, True)
 
 
 def test_a_lost_connection_that_a_driver_reports_as_a_missing_file_is_retried(fake):
-    failures_left = [1, 1]
+    lost_connections = [ConnectionResetError()] * 2
 
     async def info(self, path, **kwargs):
-        if failures_left:
-            failures_left.pop()
-            raise FileNotFoundError(path) from ConnectionResetError()
+        if lost_connections:
+            raise FileNotFoundError(path) from lost_connections.pop()
         return {"name": path, "size": 3, "type": "file"}
 
     fake._info = info
     try:
         assert RemoteStore("fake://x").exists("a")
-        assert not failures_left
-        failures_left[:] = [1] * 9
+        assert not lost_connections
+        lost_connections[:] = [ConnectionResetError()] * 9  # more than the attempts
         with pytest.raises(StorageError, match="after 2 attempts") as caught:
             RemoteStore("fake://x", retries=1).exists("a")
         assert caught.value.errno == errno.EIO

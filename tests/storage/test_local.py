@@ -164,7 +164,7 @@ def test_unknown_schemes_are_not_opened_as_paths(url):
     assert "secret" not in str(caught.value)
 
 
-def test_storage_options_for_a_path_raise():
+def test_storage_options_for_a_path_and_a_path_of_bytes_raise():
     with pytest.raises(ValueError, match="storage_options are for remote stores; '/a' is local"):
         open_store("/a", {"key": "x"})
     with pytest.raises(TypeError):
@@ -191,7 +191,7 @@ def test_options_are_shared_only_within_one_service(url, other, is_shared):
 
 
 class FullDisk:
-    """A file on a disk that has no space for some of the writes, and takes a few bytes at once."""
+    """A file whose writes store at most 4 bytes. After 4 bytes, some writes raise an error."""
 
     def __init__(self, failures, code=errno.ENOSPC):
         self.content, self.failures, self.code = b"", failures, code
@@ -218,21 +218,21 @@ def test_a_write_to_a_full_disk_is_tried_again(monkeypatch):
 
 
 @pytest.mark.parametrize("is_freed", [False, True])
-def test_a_small_disk(is_freed, tmp_path, monkeypatch):
-    """A file of a small tmpfs is removed while a write waits for space."""
+def test_a_write_to_a_small_disk_waits_for_space_or_is_resumed(is_freed, tmp_path, monkeypatch):
+    """Another file of a full tmpfs is removed: while the write waits, or after the write failed."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk]
     if not shutil.which("mount") or subprocess.run(mount, stderr=subprocess.DEVNULL).returncode:
         pytest.skip("only root can mount a small disk")
     try:
-        (disk / "ballast").write_bytes(bytes(600_000))
+        (disk / "filler").write_bytes(bytes(600_000))
         monkeypatch.setattr(local, "_FULL_DISK_BACKOFF", 0.001)
         wait = threading.Event.wait
 
         def free(event, timeout=None):
             if is_freed:
-                (disk / "ballast").unlink(missing_ok=True)
+                (disk / "filler").unlink(missing_ok=True)
             return wait(event, timeout)
 
         monkeypatch.setattr(threading.Event, "wait", free)
@@ -244,7 +244,7 @@ def test_a_small_disk(is_freed, tmp_path, monkeypatch):
             with pytest.raises(StorageError, match="No space left on device") as caught:
                 npstream.write(disk / "ds", data, resume=True, **settings)
             assert caught.value.errno == errno.ENOSPC
-            (disk / "ballast").unlink()
+            (disk / "filler").unlink()
             npstream.write(disk / "ds", data, resume=True, **settings)
         npstream.write(tmp_path / "whole", data, **settings)
         for name in (tmp_path / "whole").rglob("*.*"):

@@ -17,7 +17,7 @@ import pytest
 
 import npstream
 from npstream.errors import IntegrityError, StorageError
-from npstream.storage import connection, remote, requests
+from npstream.storage import connection, remote
 from npstream.storage.failures import classify
 from npstream.storage.remote import RemoteStore
 from npstream.storage.responses import (
@@ -34,7 +34,7 @@ DATA = bytes(range(256)) * 40
 # Unit tests
 
 
-def part(
+def range_headers(
     first: int, last: int, total: object, length: int | None = None, **extra_headers: str
 ) -> dict:
     headers = {"Content-Range": f"bytes {first}-{last}/{total}", **extra_headers}
@@ -44,15 +44,15 @@ def part(
 @pytest.mark.parametrize(
     ("status", "headers", "span", "expected"),
     [
-        (206, part(2, 5, 9, 4), (2, 6), 4),
-        (206, part(2, 5, "*", 4), (2, 6), 4),
-        (206, part(2, 5, 9), (2, 6), None),
+        (206, range_headers(2, 5, 9, 4), (2, 6), 4),
+        (206, range_headers(2, 5, "*", 4), (2, 6), 4),
+        (206, range_headers(2, 5, 9), (2, 6), None),
         (206, {"content-range": "BYTES 0-0/1"}, (0, 1), None),
         (200, {"Content-Length": "6"}, (0, 6), 6),
         (200, {}, (0, 6), None),  # the body shows its length
         (206, {"Content-Length": "4"}, (2, 6), 4),
-        (206, part(2, 5, 9, 4, **{"Content-Encoding": "identity"}), (2, 6), 4),
-        (206, part(2, 5, 9, 4, **{"Content-Encoding": "aws-chunked"}), (2, 6), 4),
+        (206, range_headers(2, 5, 9, 4, **{"Content-Encoding": "identity"}), (2, 6), 4),
+        (206, range_headers(2, 5, 9, 4, **{"Content-Encoding": "aws-chunked"}), (2, 6), 4),
     ],
 )
 def test_matching_responses_are_accepted(status, headers, span, expected):
@@ -62,11 +62,11 @@ def test_matching_responses_are_accepted(status, headers, span, expected):
 @pytest.mark.parametrize(
     ("status", "headers", "transient", "message"),
     [
-        (206, part(1, 4, 9, 4), True, "bytes 1 to 5 came; expected 2 to 6"),
-        (206, part(2, 6, 9, 5), True, "bytes 2 to 7 came"),
-        (206, part(2, 4, 9, 3), True, "bytes 2 to 5 came"),
-        (206, part(2, 4, 5, 3), True, "3 of 4 bytes came, and the file ends"),
-        (206, part(5, 2, 9, 4), True, "bytes 5 to 3 came"),
+        (206, range_headers(1, 4, 9, 4), True, "bytes 1 to 5 came; expected 2 to 6"),
+        (206, range_headers(2, 6, 9, 5), True, "bytes 2 to 7 came"),
+        (206, range_headers(2, 4, 9, 3), True, "bytes 2 to 5 came"),
+        (206, range_headers(2, 4, 5, 3), True, "3 of 4 bytes came, and the file ends"),
+        (206, range_headers(5, 2, 9, 4), True, "bytes 5 to 3 came"),
         (206, {}, True, "Content-Range is None"),
         (206, {"Content-Length": "3"}, True, "Content-Range is None"),
         (206, {"Content-Range": "bytes */9"}, True, "the response does not name its range"),
@@ -84,14 +84,19 @@ def test_matching_responses_are_accepted(status, headers, span, expected):
             True,
             "does not name its range",
         ),
-        (206, part(2, 5, 9, 3), True, "3 of 4 bytes came"),
-        (206, part(2, 5, 9, 5), False, "5 of 4 bytes came"),
+        (206, range_headers(2, 5, 9, 3), True, "3 of 4 bytes came"),
+        (206, range_headers(2, 5, 9, 5), False, "5 of 4 bytes came"),
         (200, {"Content-Length": "4"}, False, "the server ignores Range requests"),
         (200, {}, False, "a whole file came"),
-        (203, part(2, 5, 9, 4), True, "status 203"),
-        (304, part(2, 5, 9, 4), True, "status 304"),
-        (206, part(2, 5, 9, 4, **{"Content-Encoding": "gzip"}), False, "encoded as 'gzip'"),
-        (206, part(2, 5, 9, 4, **{"Content-Encoding": "br, gzip"}), False, "encoded as"),
+        (203, range_headers(2, 5, 9, 4), True, "status 203"),
+        (304, range_headers(2, 5, 9, 4), True, "status 304"),
+        (
+            206,
+            range_headers(2, 5, 9, 4, **{"Content-Encoding": "gzip"}),
+            False,
+            "encoded as 'gzip'",
+        ),
+        (206, range_headers(2, 5, 9, 4, **{"Content-Encoding": "br, gzip"}), False, "encoded as"),
     ],
 )
 def test_responses_that_do_not_match_raise(status, headers, transient, message):
@@ -124,8 +129,8 @@ def test_content_encoding_is_accepted_only_for_compressed_files(name, encoding):
 def test_file_size_from_response_headers():
     assert file_size(200, {"content-length": "0"}, "x") == 0
     assert file_size(200, {}, "x") is None
-    assert file_size(206, part(0, 0, 9, 1), "x") == 9
-    assert file_size(206, part(0, 0, "*", 1), "x") is None
+    assert file_size(206, range_headers(0, 0, 9, 1), "x") == 9
+    assert file_size(206, range_headers(0, 0, "*", 1), "x") is None
     assert file_size(416, {"Content-Range": "bytes */0"}, "x") == 0
     assert file_size(200, {"Content-Length": "-3"}, "x") is None
 
@@ -143,7 +148,7 @@ def test_a_body_is_read_up_to_its_maximum_length():
 
     read, sizes = body(b"abc", b"d")
     assert asyncio.run(read_body(read, 4)) == b"abcd"
-    assert sizes == [5, 2, 1]
+    assert sizes == [5, 2, 1]  # one byte more than may remain, to detect a longer body
     read, sizes = body(b"abc", b"de", b"never")
     with pytest.raises(ResponseError, match="more than 4 bytes came"):
         asyncio.run(read_body(read, 4))
@@ -161,8 +166,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     files: dict[str, bytes]
     head = 200  # the status of the response to HEAD for an existing file
-    ranges = sized = True
-    drops = 0
+    ranges = True  # whether range requests get a range
+    sized = True  # whether responses have a Content-Length
+    drops = 0  # the number of requests for the side-car that get no response
     tag = '"x"'
     log: list[str]
 
@@ -207,19 +213,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(body)
 
 
-@pytest.fixture
-def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requests, "_BACKOFF", 0.01)
-
-
 @contextmanager
 def serve_files(files: dict[str, bytes], **behavior: Any) -> Iterator[tuple[str, type[Handler]]]:
     """Serve files, and yield the server's URL and its handler class, which sets the faults."""
-    kind = type("Kind", (Handler,), {"files": files, "log": [], **behavior})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), kind) as server:
+    handler = type("FaultyHandler", (Handler,), {"files": files, "log": [], **behavior})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}", kind
+        yield f"http://127.0.0.1:{server.server_port}", handler
         server.shutdown()
 
 
@@ -237,31 +238,31 @@ def dataset(directory: Path, root: str = "") -> dict[str, bytes]:
 
 @pytest.mark.parametrize("status", [400, 403, 404, 405, 501])
 def test_a_server_without_head_is_asked_by_get(status):
-    with serve_files({"/a": DATA, "/empty": b""}, head=status) as (url, kind):
+    with serve_files({"/a": DATA, "/empty": b""}, head=status) as (url, handler):
         store = RemoteStore(url)
         assert store.exist_many(["a", "b"]) == [True, False]
         assert store.size("a") == len(DATA)
         assert store.size("empty") == 0
         assert store.read("a") == DATA
         assert store.version("a") == f'{len(DATA)}:"x"'
-    assert {line for line in kind.log if "GET /empty" in line} == {"GET /empty bytes=0-0"}
+    assert {line for line in handler.log if "GET /empty" in line} == {"GET /empty bytes=0-0"}
 
 
 @pytest.mark.parametrize("status", [500, 503, 429])
 def test_a_failed_head_request_is_retried(status, short_pauses):
-    with serve_files({"/a": DATA}, head=status) as (url, kind):
+    with serve_files({"/a": DATA}, head=status) as (url, handler):
         with pytest.raises(StorageError, match="after 3 attempts") as caught:
             RemoteStore(url, retries=2).exists("a")
         assert caught.value.errno != errno.ENOENT
-    assert kind.log == ["HEAD /a"] * 3
+    assert handler.log == ["HEAD /a"] * 3
 
 
 def test_a_head_request_without_a_password_is_not_repeated_as_get():
-    with serve_files({"/a": DATA}, head=401) as (url, kind):
+    with serve_files({"/a": DATA}, head=401) as (url, handler):
         with pytest.raises(StorageError, match="after 1 attempt in") as caught:
             RemoteStore(url).exists("a")
         assert caught.value.errno == errno.EACCES
-    assert kind.log == ["HEAD /a"]
+    assert handler.log == ["HEAD /a"]
 
 
 def test_a_server_without_ranges_serves_small_files():
@@ -304,14 +305,14 @@ def test_a_lost_connection_does_not_hide_the_side_car(tmp_path, short_pauses):
         name: data[:-8] + bytes(8) if name.endswith(".mds") else data
         for name, data in files.items()
     }
-    with serve_files(damaged) as (url, kind):
+    with serve_files(damaged) as (url, handler):
         for drops in (1, 4, 7):
-            kind.drops = drops
+            handler.drops = drops
             with npstream.open(url, cache=tmp_path / f"{drops}", verify=True) as ds:
-                assert kind.drops == 0
+                assert handler.drops == 0
                 with pytest.raises(IntegrityError, match=r"shard\.\d+\.mds"):
                     ds[999]
-        kind.drops = 1 << 30
+        handler.drops = 1 << 30
         with pytest.raises(StorageError, match=r"index\.msgpack") as caught:
             npstream.open(url, cache=tmp_path / "more", retries=1)
         assert caught.value.errno != errno.ENOENT

@@ -14,10 +14,11 @@ from npstream.storage.remote import RemoteStore
 
 
 def test_each_thread_of_a_blocking_driver_has_its_own_filesystem(blocking):
+    # The driver checks that each thread uses its own filesystem.
     spans = [("x", i, 10) for i in range(300)]
     store = RemoteStore("blocking://a")
     assert store.ranges(spans) == [DATA[i : i + 10] for i in range(300)]
-    assert 1 <= blocking.instances <= 32
+    assert 1 <= blocking.instances <= 32  # the default number of threads
     instances = blocking.instances
     assert store.ranges(spans[:1]) == [DATA[:10]]
     assert blocking.instances == instances
@@ -38,8 +39,8 @@ def test_invalid_options_of_a_driver_raise(blocking, monkeypatch):
         raise TypeError(f"no option {list(options)}")
 
     monkeypatch.setattr(blocking, "__init__", refuse)
-    with pytest.raises(StorageError, match=r"after 1 attempt.*TypeError: no option \['colour'\]"):
-        RemoteStore("blocking://a", {"colour": "red"}).read("x")
+    with pytest.raises(StorageError, match=r"after 1 attempt.*TypeError: no option \['color'\]"):
+        RemoteStore("blocking://a", {"color": "red"}).read("x")
 
 
 def test_threads_end_with_their_store(blocking):

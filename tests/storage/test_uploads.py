@@ -55,7 +55,7 @@ def test_a_file_is_replaced_only_if_it_is_unchanged(conditional_store):
 
 
 def test_no_replacement_is_lost(conditional_store):
-    """Threads that count up one file: each replaces the number that it has read."""
+    """Each thread increments the number in one file: it reads the number, and replaces it."""
     conditional_store.put("n", b"0")
     rounds, errors = 6, []
 
@@ -92,7 +92,7 @@ def test_a_store_without_replacements(servers):
 
 
 def test_a_file_that_is_replaced_while_it_is_read(monkeypatch):
-    """The size is that of a former version: the content is read again."""
+    """If the size that was asked for is out of date, the content is read again."""
     store, sizes = RemoteStore("memory://uploads"), []
     read = RemoteStore.read
 
@@ -137,25 +137,31 @@ def test_a_killed_process_leaves_no_lock(tmp_path):
     assert store.read("a") == b"2"
 
 
-def test_a_waiter_for_a_replaced_file_locks_the_new_one(tmp_path):
+def test_a_waiter_for_a_replaced_file_locks_the_new_one(tmp_path, monkeypatch):
     path = str(tmp_path / "a")
     (tmp_path / "a").write_bytes(b"1")
     (tmp_path / "b").write_bytes(b"2")
-    contents = []
+    contents, has_opened, flock = [], threading.Event(), fcntl.flock
 
     def wait():
         with lock_file(path) as file:
             contents.append(file.read())
 
+    def lock(descriptor, operation):
+        has_opened.set()
+        flock(descriptor, operation)
+
     with lock_file(path):
+        monkeypatch.setattr(fcntl, "flock", lock)
         thread = threading.Thread(target=wait)
         thread.start()
+        assert has_opened.wait(60)
         os.replace(tmp_path / "b", path)
     thread.join()
     assert contents == [b"2"]
 
 
-def test_a_file_without_the_right_to_write(tmp_path):
+def test_a_read_only_file_is_replaced(tmp_path):
     (tmp_path / "a").write_bytes(b"1")
     (tmp_path / "a").chmod(0o444)
     store = LocalStore(str(tmp_path))
@@ -164,7 +170,7 @@ def test_a_file_without_the_right_to_write(tmp_path):
     assert store.read("a") == b"2"
 
 
-def test_a_file_system_without_locks(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_replaces_no_file(tmp_path, monkeypatch):
     def refuse(descriptor, operation):
         raise OSError(errno.ENOLCK, "no locks")
 

@@ -19,7 +19,7 @@ from npstream.storage.urls import join_url, local_path, location_str, scheme_of
 
 
 class ForeignPath(os.PathLike):
-    """A path object of another library, with its str and its os.fspath."""
+    """A path object of another library, whose `str` and `os.fspath` differ."""
 
     def __init__(self, text, path):
         self.text, self.path = text, path
@@ -112,7 +112,7 @@ def test_an_existing_directory_named_like_a_scheme_is_accepted(tmp_path, monkeyp
         local_path("s3:/x/y")
 
 
-def test_objects_whose_str_is_a_url_are_that_url(tmp_path):
+def test_an_object_whose_str_is_a_url_stands_for_that_url(tmp_path):
     url = ForeignPath("memory://shown/data", "shown/data")
     assert npstream.write(url, {"x": [1]}).path == "memory://shown/data"
     assert npstream.open(url, cache=tmp_path / "cache")[0] == {"x": 1}

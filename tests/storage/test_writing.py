@@ -11,7 +11,7 @@ import npstream
 from npstream.errors import StorageError
 from npstream.storage import drivers, requests
 from npstream.storage.remote import RemoteStore
-from npstream.writing import shard as mds_encode
+from npstream.writing import shard
 
 
 def table(n=1000):
@@ -42,7 +42,7 @@ def test_a_dataset_is_written_to_each_server(writable):
 
 
 def test_columns_written_in_several_pieces(memory, tmp_path, monkeypatch):
-    monkeypatch.setattr(mds_encode, "_PIECE_BYTES", 1 << 10)
+    monkeypatch.setattr(shard, "_PIECE_BYTES", 1 << 10)
     columns = {"x": np.arange(4000).reshape(-1, 4), "id": np.arange(1000)}
     for url in (memory.root, tmp_path):
         npstream.write(url, columns)
