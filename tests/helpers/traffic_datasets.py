@@ -12,6 +12,7 @@ from servers import RemoteDirectory, Servers
 import npstream
 
 SAMPLES = 20_000
+SAMPLE_BYTES = 64 * 8
 
 
 def serve_numbers(

@@ -7,11 +7,10 @@ import os
 import threading
 import time
 
-import fsspec
 import numpy as np
 import pytest
-from fake_drivers import DATA, AsyncFileSystem
-from traffic_datasets import open_numbers, serve_numbers
+from fake_drivers import DATA
+from traffic_datasets import SAMPLE_BYTES, open_numbers, serve_numbers
 
 import npstream
 from npstream.storage.remote import RemoteStore
@@ -20,73 +19,77 @@ from npstream.storage.traffic.events import Event
 
 
 @pytest.fixture
-def seen():
+def event_list():
     """Return the list of the events of the test."""
     recorded: list[Event] = []
     with npstream.on_event(recorded.append):
         yield recorded
 
 
-def of_kind(seen: list[Event], kind: str) -> list[Event]:
-    return [event for event in seen if event.kind == kind]
+def filter_kind(event_list: list[Event], kind: str) -> list[Event]:
+    return [event for event in event_list if event.kind == kind]
 
 
-def check_times(seen: list[Event], start: float, stop: float) -> None:
-    for event in seen:
+def check_times(event_list: list[Event], start: float, stop: float) -> None:
+    """Check that all events are between two times of `time.time`.
+
+    The start of an event is computed from a duration on another clock, hence the tolerance.
+    """
+    for event in event_list:
         assert start - 0.001 <= event.start <= event.start + event.seconds <= stop + 0.001
         assert event.seconds >= 0
 
 
 @pytest.mark.parametrize("name", ["http", "s3"])
-def test_events_of_a_remote_read(servers, tmp_path, seen, name):
+def test_events_of_a_remote_read(servers, tmp_path, event_list, name):
     directory, proxy = serve_numbers(servers, name, tmp_path)
-    seen.clear()
+    event_list.clear()
     start = time.time()
     with open_numbers(directory, tmp_path) as ds:
-        (opened,) = of_kind(seen, "open")
-        assert opened.url.rstrip("/") == ds._source.remote.remote_store.root.rstrip("/")
-        seen.clear()
+        (open_event,) = filter_kind(event_list, "open")
+        assert open_event.url.rstrip("/") == ds._source.remote.remote_store.root.rstrip("/")
+        event_list.clear()
         proxy.clear()
         rows = np.arange(0, 20_000, 1000)
         np.testing.assert_array_equal(ds[rows]["value"].load()[:, 0], rows)
-        check_times([opened, *seen], start, time.time())
+        check_times([open_event, *event_list], start, time.time())
         bodies = [request.nbytes for request in proxy.log if request.status == 206]
-        fetched = of_kind(seen, "fetch")
-        assert sorted(event.nbytes for event in fetched) == sorted(bodies)
-        assert {event.url for event in fetched} <= {
-            f"{opened.url.rstrip('/')}/{ds._source.index.files(k).data.name}" for k in range(3)
+        fetches = filter_kind(event_list, "fetch")
+        assert sorted(event.nbytes for event in fetches) == sorted(bodies)
+        assert {event.url for event in fetches} <= {
+            f"{open_event.url.rstrip('/')}/{ds._source.index.files(k).data.name}" for k in range(3)
         }
-        (wait,), (gather,) = of_kind(seen, "wait"), of_kind(seen, "gather")
-        assert gather.nbytes == 20 * 512
+        (wait,), (gather,) = filter_kind(event_list, "wait"), filter_kind(event_list, "gather")
+        assert gather.nbytes == len(rows) * SAMPLE_BYTES
         assert gather.start <= wait.start
         assert wait.seconds <= gather.seconds
         assert wait.seconds == pytest.approx(ds.stats.wait_seconds)
-        seen.clear()
+        event_list.clear()
         ds[rows]["value"].load()  # from memory
-        assert of_kind(seen, "fetch") == []
-        assert len(of_kind(seen, "gather")) == 1
+        assert filter_kind(event_list, "fetch") == []
+        assert len(filter_kind(event_list, "gather")) == 1
 
 
-def test_events_have_no_secrets(seen):
-    AsyncFileSystem.respond = staticmethod(lambda path, start, end: DATA[start:end])
-    fsspec.register_implementation("fake", AsyncFileSystem, clobber=True)
+def test_events_have_no_secrets(fake, event_list):
     store = RemoteStore("fake://user:sesame@host/a?token=sesame")
     assert store.ranges([("x", 0, 7)]) == [DATA[:7]]
-    (event,) = seen
+    (event,) = event_list
     assert (event.kind, event.nbytes) == ("fetch", 7)
     assert "sesame" not in repr(event)
 
 
-def test_local_reads_report_open_and_gather(tmp_path, seen):
+def test_local_reads_report_open_and_gather(tmp_path, event_list):
     npstream.write(tmp_path / "data", {"x": np.arange(1000), "s": ["ab"] * 1000})
-    seen.clear()
+    event_list.clear()
     with npstream.open(tmp_path / "data") as ds:
         ds[:10].load()
         for _ in ds.iter(0, 1, batch_size=500):
             pass
-    assert [event.kind for event in seen] == ["open", "gather", "gather", "gather"]
-    assert [event.nbytes for event in seen] == [0, 10 * 10, 500 * 10, 500 * 10]
-    assert {event.url for event in seen} == {str(tmp_path / "data")}
+    assert [event.kind for event in event_list] == ["open", "gather", "gather", "gather"]
+    sample_bytes = 8 + 2
+    expected = [count * sample_bytes for count in (0, 10, 500, 500)]
+    assert [event.nbytes for event in event_list] == expected
+    assert {event.url for event in event_list} == {str(tmp_path / "data")}
 
 
 def test_removed_callbacks_get_nothing(tmp_path):
@@ -106,7 +109,7 @@ def test_removed_callbacks_get_nothing(tmp_path):
     assert not events.is_reporting()
 
 
-def test_an_error_in_a_callback_breaks_no_read(tmp_path, caplog, seen):
+def test_an_error_in_a_callback_breaks_no_read(tmp_path, caplog, event_list):
     npstream.write(tmp_path / "data", {"x": np.arange(10)})
 
     def fail(event: Event) -> None:
@@ -118,7 +121,7 @@ def test_an_error_in_a_callback_breaks_no_read(tmp_path, caplog, seen):
             assert ds[:5].load()["x"].sum() == 10
     (record,) = [r for r in caplog.records if r.levelno == logging.WARNING]
     assert "of npstream.on_event raised KeyError: 'open'" in record.getMessage()
-    assert len(of_kind(seen, "gather")) >= 3  # the other callback gets all events
+    assert len(filter_kind(event_list, "gather")) >= 3  # the other callback gets all events
 
 
 def test_an_interruption_in_a_callback_is_raised(tmp_path):
@@ -129,8 +132,10 @@ def test_an_interruption_in_a_callback_is_raised(tmp_path):
 
     with npstream.on_event(interrupt), pytest.raises(KeyboardInterrupt):
         npstream.open(tmp_path / "data")
-    with npstream.on_event([].append):  # the thread reports again
+    later_events = []
+    with npstream.on_event(later_events.append):
         npstream.open(tmp_path / "data").close()
+    assert len(later_events) == 1  # the thread reports again
 
 
 def test_a_callback_may_read(tmp_path):
@@ -146,7 +151,7 @@ def test_a_callback_may_read(tmp_path):
     assert values == [3]
 
 
-class Counter:
+class ThreadRecorder:
     """A callback that records the thread of each call."""
 
     def __init__(self) -> None:
@@ -164,11 +169,11 @@ def test_threads_register_and_read_at_once(tmp_path):
         def work() -> None:
             own = threading.get_ident()
             for _ in range(50):
-                counter = Counter()
-                with npstream.on_event(counter):
+                recorder = ThreadRecorder()
+                with npstream.on_event(recorder):
                     ds[:5].load()
-                if counter.threads.count(own) != 1:
-                    failures.append(counter.threads)
+                if recorder.threads.count(own) != 1:
+                    failures.append(recorder.threads)
 
         threads = [threading.Thread(target=work) for _ in range(4)]
         for thread in threads:
@@ -179,18 +184,18 @@ def test_threads_register_and_read_at_once(tmp_path):
     assert not events.is_reporting()
 
 
-def test_a_forked_process_calls_its_copy(tmp_path, seen):
+def test_a_forked_process_calls_its_copy(tmp_path, event_list):
     npstream.write(tmp_path / "data", {"x": np.arange(10)})
-    seen.clear()
+    event_list.clear()
     if (pid := os.fork()) == 0:
         status = 1
         try:
             npstream.open(tmp_path / "data").close()
-            status = 0 if len(seen) == 1 else 2
+            status = 0 if len(event_list) == 1 else 2
         finally:
             os._exit(status)
     assert os.waitpid(pid, 0)[1] == 0
-    assert seen == []
+    assert event_list == []
 
 
 def test_callbacks_are_callable():

@@ -15,7 +15,7 @@ from npstream.errors import StorageError
 from npstream.storage import requests
 from npstream.storage.remote import RemoteStore
 from npstream.storage.traffic import record
-from npstream.storage.traffic.hedging import HedgeBudget
+from npstream.storage.traffic.hedging import MAX_SAVED_HEDGES, HedgeBudget
 from npstream.storage.traffic.record import Traffic
 
 FAST_REQUESTS = 40
@@ -127,6 +127,7 @@ def test_a_failed_attempt_leaves_the_other_running(attempts, failure):
 
     async def fail() -> object:
         await attempts.next_start(0).wait()
+        # By then, the failure of this attempt has been handled.
         asyncio.get_running_loop().call_later(0.01, second.set)
         if isinstance(failure, Exception):
             raise failure
@@ -160,7 +161,7 @@ def test_if_both_fail_the_request_is_retried(attempts):
 
 
 @pytest.mark.usefixtures("short_first_attempts")
-def test_without_hedges_a_slow_attempt_is_awaited(attempts):
+def test_without_hedges_a_silent_attempt_is_retried_after_its_timeout(attempts):
     store = warm_store(hedge=False)
     attempts.answers = [never, data]
     assert store.ranges([(SLOW, 0, 100)]) == [DATA[:100]]
@@ -186,8 +187,7 @@ def test_only_ranges_are_hedged(fake, attempts):
 
 
 def test_drivers_with_threads_are_not_hedged(blocking):
-    """Cancelling a request closes the session of its thread, and a new one takes long."""
-    blocking.respond = staticmethod(lambda path, start, end: DATA[start:end])
+    """Cancelling a request closes the session of its thread, and opening another takes long."""
     store = RemoteStore("blocking://a")
     store.ranges([("x", 0, 100)] * FAST_REQUESTS)
 
@@ -223,11 +223,11 @@ def test_saved_hedges_are_limited():
     budget = HedgeBudget()
     for _ in range(100_000):
         budget.add_request()
-    assert sum(budget.take() for _ in range(100)) == budget.sent == 10
+    assert sum(budget.take() for _ in range(100)) == budget.sent == MAX_SAVED_HEDGES
 
 
 def test_the_delay_is_3_medians(monkeypatch):
-    monkeypatch.undo()
+    monkeypatch.undo()  # the real factor and minimum
     traffic = Traffic()
     for _ in range(FAST_REQUESTS):
         traffic.count_attempt(1000, is_retry=False)

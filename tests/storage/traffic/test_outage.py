@@ -1,4 +1,4 @@
-"""Reads wait through an outage of the store with one warning, for as long as `outage` says."""
+"""Reads wait through an outage of the store with one warning, for at most `outage` seconds."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def errors(fake, monkeypatch) -> list[Exception]:
     return script
 
 
-def lines(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
+def messages(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
     return [r.getMessage() for r in caplog.records if r.name == "npstream" and r.levelno == level]
 
 
@@ -59,22 +59,22 @@ def test_a_read_waits_through_an_outage_with_one_warning(errors, caplog, error):
         caplog.clear()
         errors += [error] * 200
         assert store.ranges([SPAN] * 3) == [DATA[:100]] * 3
-        (warning,) = lines(caplog, logging.WARNING)
+        (warning,) = messages(caplog, logging.WARNING)
         assert warning.startswith("fake://a: the store does not answer (")
         assert warning.endswith("npstream waits for it, for up to 600 s (outage=)")
-        (end,) = [line for line in lines(caplog, logging.INFO) if "answers again" in line]
+        (end,) = [line for line in messages(caplog, logging.INFO) if "answers again" in line]
         assert end.startswith("fake://a: the store answers again, after ")
 
 
-def test_without_an_outage_the_retries_are_all(errors, caplog):
+def test_without_the_option_outage_only_the_retries_are_made(errors, caplog):
     store = RemoteStore("fake://a", retries=1)
     errors += [BUSY] * 10
     with pytest.raises(StorageError, match="after 2 attempts"):
         store.ranges([SPAN])
-    assert lines(caplog, logging.WARNING) == []
+    assert messages(caplog, logging.WARNING) == []
 
 
-def test_waiting_ends_with_the_outage(errors, caplog):
+def test_waiting_ends_at_the_limit_of_the_outage(errors, caplog):
     store = RemoteStore("fake://a", retries=1, outage=0.3)
     errors += [BUSY] * 1_000_000
     with pytest.raises(StorageError, match=r"after \d+ attempts .*busy") as caught:
@@ -82,9 +82,9 @@ def test_waiting_ends_with_the_outage(errors, caplog):
     assert caught.value.errno == errno.ETIMEDOUT
     attempts = 1_000_000 - len(errors)
     assert attempts > 4
-    with pytest.raises(StorageError, match="after 2 attempts"):  # the outage is over
+    with pytest.raises(StorageError, match="after 2 attempts"):  # in the same outage
         store.ranges([SPAN])
-    assert len(lines(caplog, logging.WARNING)) == 1
+    assert len(messages(caplog, logging.WARNING)) == 1
     errors.clear()
     assert store.ranges([SPAN]) == [DATA[:100]]
 
@@ -95,7 +95,7 @@ def test_permanent_failures_are_raised_and_end_the_outage(errors, error):
     errors += [BUSY] * 20 + [error]
     with pytest.raises(StorageError, match="after 21 attempts"):
         store.ranges([SPAN])
-    assert store.deadlines.outage.extend(1.0) == 1.0
+    assert store.deadlines.outage.extend(1.0) == 1.0  # no outage extends this deadline
 
 
 def test_a_wrong_address_is_not_waited_for(errors):
@@ -106,7 +106,7 @@ def test_a_wrong_address_is_not_waited_for(errors):
 
 
 class SilentStore:
-    """A store whose requests fail until `end`; it reports when the outage has been warned of."""
+    """A store whose requests fail while `is_silent`. `warned` is set by the warning."""
 
     def __init__(self, fake, monkeypatch, **options) -> None:
         self.is_silent, self.warned = True, threading.Event()
@@ -125,7 +125,7 @@ class SilentStore:
         self.store = RemoteStore("fake://a", retries=0, outage=600.0, **options)
 
 
-def in_thread(work: Callable[[], object]) -> tuple[threading.Thread, list[object]]:
+def run_in_thread(work: Callable[[], object]) -> tuple[threading.Thread, list[object]]:
     """Run `work` in a thread; return the thread, and a list that gets the result or the error."""
     results: list[object] = []
 
@@ -142,7 +142,7 @@ def in_thread(work: Callable[[], object]) -> tuple[threading.Thread, list[object
 
 def test_closing_ends_a_wait(fake, monkeypatch):
     silent = SilentStore(fake, monkeypatch)
-    thread, results = in_thread(lambda: silent.store.ranges([SPAN]))
+    thread, results = run_in_thread(lambda: silent.store.ranges([SPAN]))
     assert silent.warned.wait(HANG)
     silent.store.stop()
     thread.join(HANG)
@@ -152,7 +152,7 @@ def test_closing_ends_a_wait(fake, monkeypatch):
 
 @pytest.fixture
 def interruptible():
-    """Let SIGINT raise KeyboardInterrupt, as in a terminal; workers of pytest-xdist end with it."""
+    """Let SIGINT raise KeyboardInterrupt, as in a terminal. It would end a pytest-xdist worker."""
     former = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, former)
@@ -179,7 +179,7 @@ def test_requests_in_the_queue_wait_as_well(fake, monkeypatch):
     monkeypatch.setenv("NPSTREAM_THREADS", "1")
     silent = SilentStore(fake, monkeypatch, timeout=0.3)
     monkeypatch.setattr(requests, "OUTAGE_PAUSE", 0.01)
-    readers = [in_thread(lambda: silent.store.ranges([SPAN])) for _ in range(4)]
+    readers = [run_in_thread(lambda: silent.store.ranges([SPAN])) for _ in range(4)]
     assert silent.warned.wait(HANG)
     threading.Event().wait(1.0)  # more than the timeout
     assert not any(results for _, results in readers)
