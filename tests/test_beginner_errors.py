@@ -22,6 +22,9 @@ import npstream
 MAX_FRAMES = 4
 """The most lines of npstream that a traceback shows."""
 
+MAX_CHARACTERS = 600
+"""The most characters of a message. A longer one would not be read."""
+
 PACKAGE = str(Path(npstream.__file__).parent)
 
 Mistake = Callable[[npstream.Dataset, Path], Any]
@@ -159,7 +162,7 @@ MISTAKES: dict[str, tuple[Mistake, type[Exception], list[str]]] = {
     "a batch size that is a float": (
         lambda ds, root: ds.iter(0, 1, batch_size=2.5), TypeError, ["batch_size=2.5", "an integer"]
     ),
-    "a batch size of nothing": (
+    "a batch size of 0": (
         lambda ds, root: ds.iter(0, 1, batch_size=0), ValueError, ["batch_size=0", "at least 1"]
     ),
     "shuffle as text": (
@@ -328,7 +331,7 @@ def test_a_mistake_raises_a_helpful_error(name: str, root: Path) -> None:
         mistake(npstream.open(root / "data"), root)
     message = "\n".join([str(caught.value), *getattr(caught.value, "__notes__", ())])
     assert [word for word in words if word not in message] == [], message
-    assert len(message) < 600
+    assert len(message) < MAX_CHARACTERS
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
     assert len(frames := own_frames(caught.value)) <= MAX_FRAMES, frames

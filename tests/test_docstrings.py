@@ -41,7 +41,7 @@ def test_torch_is_among_the_modules():
     assert "npstream.torch" in {module.__name__ for module in MODULES}
 
 
-MADE = "Made by `"
+NOT_CONSTRUCTED = "Made by `"
 """Text in the docstring of a class that users do not construct: it describes no parameters."""
 
 INTERNAL = "For `npstream."
@@ -107,7 +107,7 @@ def documented_parameters(value: Any) -> dict[str, Parameter]:
 def parameters(value: Any) -> dict[str, inspect.Parameter]:
     """Return the parameters that a caller may pass."""
     has_init = "__init__" in vars(value) if isinstance(value, type) else True
-    if MADE in text_of(value) or (not has_init and issubclass(value, BaseException)):
+    if NOT_CONSTRUCTED in text_of(value) or (not has_init and issubclass(value, BaseException)):
         return {}
     all_parameters = inspect.signature(value).parameters
     return {
@@ -138,10 +138,14 @@ def test_defaults_are_described(name):
         if parameter.default is parameter.empty:
             assert not re.search("optional|default", kind), f"{parameter.name} is required"
         elif parameter.default is None:
-            assert re.search("optional$|default: None$", kind), f"{parameter.name} is None: {kind}"
+            assert re.search("optional$|default: None$", kind), (
+                f"the default of {parameter.name} is None, but its type is described as {kind!r}"
+            )
         else:
-            assert kind.endswith(f"default: {default_text(parameter.default)}"), (
-                f"{parameter}: {kind}"
+            default = default_text(parameter.default)
+            assert kind.endswith(f"default: {default}"), (
+                f"the default of {parameter.name} is {default}, but its type is described as "
+                f"{kind!r}"
             )
 
 

@@ -69,7 +69,7 @@ def write_index(path, sizes):
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("case", WORK, ids=[case["id"] for case in WORK])
 def test_golden_orders(case, tmp_path, set_rank, monkeypatch):
-    """The samples of each rank and worker, at any epoch and position."""
+    """Up to three ranks, with all their workers, read the samples that Streaming's read."""
     params = case["params"]
     world, workers = params["nodes"] * params["ranks_per_node"], params["workers_per_rank"]
     weights = [
@@ -97,7 +97,7 @@ def test_golden_orders(case, tmp_path, set_rank, monkeypatch):
         return
     resolved = case["resolved"]
     work = arrays(f"orders/{case['file']}")[f"{case['id']}.work"]
-    work = work.reshape(-1, *work.shape[2:])
+    work = work.reshape(-1, *work.shape[2:])  # one row for each rank, of all nodes
     replication = params["replication"] or 1
     for rank in range(0, world, max(1, world // 2)):
         for worker, slots in enumerate(work[rank // replication]):
@@ -131,7 +131,7 @@ def test_attributes(numbers):
     assert shard.get_zip_size() is None
     assert shard.get_persistent_size(keep_zip=True) == size
     assert ds.streams[0].local == numbers
-    assert ds.predownload == 32
+    assert ds.predownload == 8 * 4  # 8 batches
     assert StreamingDataset(local=numbers).predownload == 64
 
 
@@ -207,7 +207,7 @@ def test_an_index_out_of_bounds_raises(numbers, index):
 @pytest.mark.parametrize(
     "index", ["id", None, (1, 2), 1.5, np.array([0.5]), np.array([True, False]), [np.True_]]
 )
-def test_another_index_raises(numbers, index):
+def test_an_index_of_another_type_raises(numbers, index):
     with pytest.raises(ValueError, match="an index of type"):
         StreamingDataset(local=numbers)[index]
 
@@ -294,7 +294,7 @@ def test_pickled_columns_need_permission(tmp_path):
     assert StreamingDataset(local=str(tmp_path), allow_unsafe_types=True)[0] == {"x": {1}}
 
 
-def test_an_absent_dataset_is_a_file_not_found_error(tmp_path):
+def test_an_absent_dataset_raises_file_not_found_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing"):
         StreamingDataset(local=str(tmp_path / "nothing"))
 
@@ -326,8 +326,7 @@ def test_small_blocks_warn(numbers):
         assert sorted(ids(ds)) == list(range(100))
 
 
-def test_names_are_imported_without_torch(numbers):
-    """Writers and helper functions need no torch."""
+def test_writers_and_helper_functions_need_no_torch():
     program = (
         "import sys; import npstream.streaming as s; s.MDSWriter; s.base.util; s.merge_index; "
         "assert 'torch' not in sys.modules; s.StreamingDataset"
@@ -340,6 +339,9 @@ def test_unknown_names_raise():
         npstream.streaming.nothing  # noqa: B018
     with pytest.raises(AttributeError, match="no attribute 'nothing'; it has CSVWriter"):
         npstream.streaming.base.nothing  # noqa: B018
+
+
+def test_modules_of_base_have_the_same_classes():
     assert npstream.streaming.base.StreamingDataset is StreamingDataset
     for name, module in [
         ("StreamingDataset", "dataset"), ("StreamingDataLoader", "dataloader"),

@@ -25,7 +25,7 @@ def test_samples(numbers):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_torch_shuffles_it(numbers, workers):
+def test_a_torch_loader_shuffles_samples(numbers, workers):
     loader = torch.utils.data.DataLoader(
         LocalDataset(numbers), batch_size=16, shuffle=True, num_workers=workers
     )

@@ -28,14 +28,15 @@ VALUES = {
 
 
 @pytest.fixture(autouse=True)
-def _own_encodings():
+def _remove_encodings():
+    """Remove the encodings that a test has set."""
     yield
     for name in list(_encodings._set):
         del _encodings[name]
 
 
 class Raw(Encoding):
-    """As users replace "uint8": the bytes of an array of any size."""
+    """A replacement of "uint8", which stores the bytes of an array of any size."""
 
     def encode(self, obj):
         self._validate(obj, np.ndarray)
@@ -122,10 +123,10 @@ def test_a_shape_needs_a_dtype():
     ("name", "value"), [("bytes", 9), ("str", b"9"), ("int", "27"), ("jpeg", b"9"), ("pil", 2.5)]
 )
 def test_values_of_another_type_raise(name, value, kind):
-    """Npstream raises TypeError, and Streaming AttributeError."""
+    """The error is a TypeError, as npstream's, and an AttributeError, as Streaming's."""
     with pytest.raises(kind):
         _encodings[name]().encode(value)
-    if not isinstance(value, bytes):
+    if not isinstance(value, bytes):  # `mds_encode` returns bytes unchanged
         with pytest.raises(kind):
             mds.mds_encode(name, value)
 
@@ -183,12 +184,12 @@ def test_a_class_that_replaces_an_encoding(tmp_path):
 
 
 def test_a_class_reads_columns_whose_index_has_a_size(tmp_path):
-    """As in Streaming, the size in the index is valid, and not that of the class."""
+    """As in Streaming, the size in the index applies, not the size of the class."""
     npstream.write(tmp_path, {"x": np.arange(5, dtype=np.uint8), "flag": np.arange(5) % 2 == 0})
     _encodings["uint8"] = Raw
     ds = StreamingDataset(local=str(tmp_path), batch_size=5)
     np.testing.assert_equal([sample["x"] for sample in ds], np.arange(5)[:, None])
-    # npstream has stored this column, so its dtype is not in the encoding of the user
+    # The class does not read this column: npstream has stored its dtype in the index.
     assert [sample["flag"] for sample in ds] == [True, False, True, False, True]
     assert npstream.open(tmp_path)["flag"].load().dtype == bool
 
@@ -216,7 +217,7 @@ def test_text_formats_keep_their_types(tmp_path):
     assert npstream.open(tmp_path)[0] == {"x": 5, "t": "a"}
 
 
-def test_setting_the_own_class_again_resets(tmp_path):
+def test_setting_the_built_in_class_removes_the_replacement():
     _encodings["uint8"] = Raw
     _encodings["uint8"] = mds.UInt8
     assert mds.mds_decode("uint8", b"a") == np.uint8(97)
@@ -237,7 +238,7 @@ def test_invalid_classes_raise(name, cls, error, message):
     assert name not in _encodings
 
 
-def test_a_value_of_the_wrong_type_names_the_column(tmp_path):
+def test_the_error_for_a_value_of_the_wrong_type_names_the_column(tmp_path):
     _encodings["raw"] = Raw
     with MDSWriter(columns={"x": "raw"}, out=str(tmp_path / "out")) as writer:
         with pytest.raises(TypeError, match=r"column 'x' is 'raw' and cannot take this str 'text'"):

@@ -1,4 +1,4 @@
-"""`merge_index` joins datasets in both of Streaming's forms."""
+"""`merge_index` merges the datasets of a list of indexes, or those below a directory."""
 
 from __future__ import annotations
 

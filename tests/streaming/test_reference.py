@@ -42,7 +42,7 @@ def real():
     return importlib.import_module("streaming")
 
 
-WRITTEN = [
+CASES = [
     case
     for case in golden.cases()
     if case["writer"] in ("MDSWriter", "JSONWriter", "CSVWriter", "TSVWriter", "XSVWriter")
@@ -60,8 +60,8 @@ def write(package, case, out):
             writer.write({k: golden.without_palette(v, columns[k]) for k, v in sample.items()})
 
 
-@pytest.mark.parametrize("case", WRITTEN, ids=[case["name"] for case in WRITTEN])
-def test_what_streaming_writes(case, real, tmp_path):
+@pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
+def test_npstream_reads_datasets_of_streaming(case, real, tmp_path):
     write(real, case, tmp_path / "out")
     ds = npstream.streaming.StreamingDataset(
         local=str(tmp_path / "out"), allow_unsafe_types=bool(case.get("unsafe"))
@@ -70,13 +70,13 @@ def test_what_streaming_writes(case, real, tmp_path):
         golden.assert_same_sample(sample, tagged)
 
 
-def test_what_npstream_writes(real, tmp_path):
+def test_streaming_reads_datasets_of_npstream(real, tmp_path):
     """One dataset reads all cases: Streaming keeps each dataset's files open until the end."""
-    for case in WRITTEN:
+    for case in CASES:
         write(npstream.streaming, case, tmp_path / case["name"])
-    streams = [real.Stream(local=str(tmp_path / case["name"])) for case in WRITTEN]
+    streams = [real.Stream(local=str(tmp_path / case["name"])) for case in CASES]
     ds = real.StreamingDataset(streams=streams, batch_size=1, allow_unsafe_types=True)
-    expected = [tagged for case in WRITTEN for tagged in golden.expected(case)]
+    expected = [tagged for case in CASES for tagged in golden.expected(case)]
     assert ds.size == len(expected)
     for number, tagged in enumerate(expected):
         golden.assert_same_sample(ds[number], tagged, f"sample {number}")
@@ -171,10 +171,10 @@ def test_indices(index, real, tmp_path):
     assert npstream.streaming.StreamingDataset(local=str(tmp_path))[index] == want
 
 
-HELPERS = ["64kb", "1.5mb", "10b", "123", 7, "100k", "64M", "77b", "1.5k", "oops", "5x", ""]
+SIZES = ["64kb", "1.5mb", "10b", "123", 7, "100k", "64M", "77b", "1.5k", "oops", "5x", ""]
 
 
-@pytest.mark.parametrize("text", HELPERS)
+@pytest.mark.parametrize("text", SIZES)
 @pytest.mark.parametrize("name", ["bytes_to_int", "number_abbrev_to_int"])
 def test_helper_functions(name, text, real):
     results = []

@@ -90,7 +90,7 @@ PY1E = next(case for case in golden("checkpoints") if case["name"] == "py1e_w2")
     ],
 )
 def test_workers_read_the_same_epochs(options):
-    """With any number of workers, that live for one epoch or for all, and that load a state."""
+    """The number of workers and their lifetime change nothing, even after a state is loaded."""
     run = PY1E["save"]
     loader = make_loader(PY1E, run, **options)
     first, second = (expected(epoch, 0) for epoch in run["epochs"])
@@ -142,7 +142,7 @@ def test_states_count_from_the_beginning_or_from_a_loaded_state(numbers):
     assert ds.state_dict(20, from_beginning=False)["sample_in_epoch"] == 20
 
 
-def test_another_state_raises(numbers):
+def test_an_incomplete_state_raises(numbers):
     with pytest.raises(ValueError, match="not a state of Streaming: sample_in_epoch"):
         StreamingDataset(local=numbers, batch_size=10).load_state_dict({"epoch": 1})
 

@@ -195,7 +195,7 @@ class Prepared(Stream):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_methods_of_a_subclass_bring_the_data(write, tmp_path, workers):
+def test_methods_of_a_subclass_provide_the_files(write, tmp_path, workers):
     paths = [write("a", x=np.arange(10)), write("b", x=np.arange(10, 20))]
     stream = Prepared(paths[1], local=str(tmp_path / "local"))
     ds = StreamingDataset(streams=[Stream(local=paths[0]), stream], batch_size=5)
@@ -215,7 +215,7 @@ def test_methods_of_a_subclass_bring_the_data(write, tmp_path, workers):
     assert (tmp_path / "local" / "shard.00001.mds").exists()
 
 
-def test_methods_that_are_not_called_raise(write):
+def test_overrides_that_npstream_cannot_use_raise(write):
     class Fewer(Stream):
         def get_shards(self, world, allow_unsafe_types):
             return super().get_shards(world, allow_unsafe_types)[1:]

@@ -92,7 +92,8 @@ def test_iteration_yields_what_getitem_returns(tokens, workers):
 
 def test_in_place_changes_stay_in_their_sample(numbers):
     ds = Images(np.sum, local=numbers, batch_size=10)
-    want = [(float(6 * (3 * i + 1)), i) for i in range(100)]
+    # Row i of `array` is 3 * i, 3 * i + 1, 3 * i + 2.
+    want = [(float(2 * (9 * i + 3)), i) for i in range(100)]
     assert list(ds) == list(ds) == [ds[i] for i in range(100)] == want
 
 

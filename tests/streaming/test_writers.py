@@ -116,7 +116,7 @@ def test_a_failed_upload_leaves_no_local_dataset(store, tmp_path, monkeypatch):
     local = tmp_path / "local"
     writer = MDSWriter(columns={"x": "int"}, out=(str(local), store), keep_local=True)
     writer.write({"x": 1})
-    npstream.write(store, {"x": [2]})  # another write is faster
+    npstream.write(store, {"x": [2]})  # another write is published first
     with pytest.raises(FileExistsError):
         writer.finish()
     assert not local.exists()
