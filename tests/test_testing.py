@@ -313,7 +313,7 @@ KINDS = {
     "mask": lambda index: isinstance(index, np.ndarray) and index.dtype == bool,
     "mask of values": lambda i: isinstance(i, np.ndarray) and i.dtype == bool and i.ndim == 2,
     "long mask": lambda i: isinstance(i, np.ndarray) and i.dtype == bool and len(i) == 5,
-    "list of bools": lambda index: isinstance(index, list) and index[:1] == [True],
+    "list of bools": lambda index: isinstance(index, list) and bool in map(type, index),
     "empty tuple": lambda index: isinstance(index, tuple) and not index,
     "integer, array": lambda index: {int, np.ndarray} <= set(map(type, parts(index))),
     "arrays": lambda index: [*map(type, parts(index))].count(np.ndarray) == 2,
