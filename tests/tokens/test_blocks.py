@@ -26,6 +26,7 @@ IDS = [word_tokenizer().encode(text).ids for text in TEXTS]
 
 @pytest.fixture(params=[1, 1 << 21])
 def table_bytes(request, monkeypatch):
+    """Write each block as a table, or all blocks as one table."""
     monkeypatch.setattr(blocks, "_TABLE_BYTES", request.param)
 
 
@@ -45,7 +46,7 @@ def test_blocks_are_cut_across_documents(tmp_path, table_bytes, block, workers):
     np.testing.assert_array_equal(stored, expected)
 
 
-def test_functions_and_no_separator(tmp_path, table_bytes):
+def test_functions_as_tokenizers_without_a_separator(tmp_path, table_bytes):
     expected = expected_blocks(letters_of_texts(TEXTS), 50)
     _, stored = write(tmp_path / "one", TEXTS, letters, 50)
     np.testing.assert_array_equal(stored, expected)
@@ -127,7 +128,6 @@ def test_an_error_names_its_document_and_ends_the_workers(tmp_path, workers):
     with pytest.raises(RuntimeError, match="no such word") as raised:
         write(tmp_path / "out", data, fails, 8, workers=workers)
     assert any("sample 250 of data" in note for note in raised.value.__notes__)
-    del raised
     assert not started_children()
 
 
@@ -141,7 +141,7 @@ def test_workers_end_after_the_last_block(tmp_path):
 
 
 def texts_in_parts(opened=None):
-    """Return the texts in parts of 30; `opened` collects the names of those that are opened."""
+    """Return the texts in parts of 30; `opened` collects the names of the opened parts."""
 
     def open_part(name, start):
         if opened is not None:

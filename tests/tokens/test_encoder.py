@@ -52,6 +52,7 @@ def test_a_batch_is_one_call():
 
 def test_the_dtype_follows_from_the_ids_of_the_tokenizer():
     assert TokenMap(word_tokenizer()).encoding == "ndarray:uint16"
+    # The 52 ids of a tokenizer begin at the argument, and uint16 holds ids below 1 << 16.
     assert TokenMap(word_tokenizer((1 << 16) - 52)).encoding == "ndarray:uint16"
     assert TokenMap(word_tokenizer((1 << 16) - 51)).encoding == "ndarray:uint32"
     assert TokenMap(letters).encoding == "ndarray:uint32"
@@ -63,7 +64,7 @@ def test_the_dtype_follows_from_the_ids_of_the_tokenizer():
 
 
 class BatchEncoding(dict):
-    """A result of tokenizers of `transformers`."""
+    """Stands in for the result of a tokenizer of `transformers`."""
 
 
 def test_tokenizers_of_transformers_return_mappings():
@@ -79,7 +80,8 @@ def test_results_with_input_ids():
     tokenize = TokenMap(lambda text: BatchEncoding(input_ids=letters(text)))
     assert tokenize("ab")["tokens"].tolist() == [97, 98]
     tokenize = TokenMap(lambda texts: {"input_ids": letters_of_texts(texts)}, batched=True)
-    assert [tokenize.for_batch(["a", "b"])(text)["tokens"].tolist() for text in "a"] == [[97]]
+    function = tokenize.for_batch(["a", "b"])
+    assert [function(text)["tokens"].tolist() for text in ("a", "b")] == [[97], [98]]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -134,7 +136,7 @@ def test_a_text_without_tokens_is_refused_or_left_out(tmp_path, workers):
     assert rows(tmp_path / "out") == [[3], [4, 5], [6]]
 
 
-def test_arguments():
+def test_invalid_arguments_and_results_raise():
     with pytest.raises(TypeError, match="tokenizer= is of type int: expected a callable"):
         TokenMap(3)
     with pytest.raises(ValueError, match="has a column 'tokens' already: name that of the ids"):
