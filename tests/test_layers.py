@@ -43,7 +43,7 @@ SHARED_NAMES = {
     "copy": "memcpy in kernels, and the public function that copies samples",
     "parse": "parse the name of an encoding, and parse an expression",
     "read": "the kernel that reads samples, and the DataFrame of Spark that reads a dataset",
-    "write": "write a dataset: from what Python has, from Dask and from Spark",
+    "write": "write a dataset: from Python objects, from Dask and from Spark",
     "request_range": "a driver's range request, over HTTP and to Hugging Face",
 }
 """Public names that two modules define on purpose, with their common meaning."""
@@ -79,7 +79,7 @@ def test_layers_point_down(monkeypatch):
     assert lint_imports(config_filename="setup.cfg", no_cache=True) == 0
 
 
-def test_no_modules_import_each_other():
+def test_imports_have_no_cycles():
     """Imports under TYPE_CHECKING count, too."""
     graph = grimp.build_graph("npstream")
     imports = {

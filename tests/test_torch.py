@@ -149,12 +149,12 @@ UNIMPORTABLE = {
 
 @pytest.mark.filterwarnings("ignore:Got pickle error:UserWarning")  # of torch
 @pytest.mark.parametrize("kind", UNIMPORTABLE)
-def test_a_spawned_worker_refuses_a_lambda_before_it_starts(ds, kind):
+def test_a_lambda_raises_before_spawned_workers_start(ds, kind):
     data = UNIMPORTABLE[kind](ds)
     loader = DataLoader(data, batch_size=None, num_workers=1, multiprocessing_context="spawn")
     with pytest.raises(TypeError, match=r"define it at the top level of a module"):
         next(iter(loader))
-    assert len(copy.deepcopy(data)) == len(data)
+    assert len(copy.deepcopy(data)) == len(data)  # a copy in this process keeps the lambda
 
 
 @pytest.mark.filterwarnings("ignore:Got pickle error:UserWarning")  # of torch
@@ -181,13 +181,13 @@ def test_single_samples_of_workers_keep_their_order(ds):
 # Epochs and states
 
 
-def batches_of(loader):
+def batch_ids(loader):
     return [batch.ids.tolist() for batch in loader]
 
 
 def expected_epochs(ds, count, **settings):
-    """Return the batches of some epochs, without torch."""
-    return [batches_of(ds.iter(0, 1, epoch=epoch, **settings)) for epoch in range(count)]
+    """Return the ids of the batches of the first epochs, without torch."""
+    return [batch_ids(ds.iter(0, 1, epoch=epoch, **settings)) for epoch in range(count)]
 
 
 @pytest.mark.parametrize("persistent", [False, True])
@@ -197,14 +197,14 @@ def test_epochs_advance_and_can_be_set(ds, persistent, kind):
     expected = expected_epochs(ds, 6, **settings)
     iteration = ds.iter(0, 1, **settings)
     loader = kind(iteration, batch_size=None, num_workers=2, persistent_workers=persistent)
-    assert batches_of(loader) == expected[0]
+    assert batch_ids(loader) == expected[0]
     assert next(iter(loader)).ids.tolist() == expected[1][0]  # the loop is left early
-    assert batches_of(loader) == expected[2]
+    assert batch_ids(loader) == expected[2]
     iteration.set_epoch(5)
-    assert batches_of(loader) == expected[5]
+    assert batch_ids(loader) == expected[5]
     iteration.load_state_dict({**ds.iter(0, 1, **settings).state_dict(), "position": 18})
-    assert batches_of(loader) == expected[0][2:]
-    assert batches_of(loader) == expected[1]
+    assert batch_ids(loader) == expected[0][2:]
+    assert batch_ids(loader) == expected[1]
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_epochs_advance_however_workers_are_started(ds, start, kind):
         num_workers=2,
         multiprocessing_context=start,
     )
-    assert [batches_of(loader) for _ in range(2)] == expected_epochs(ds, 2, **settings)
+    assert [batch_ids(loader) for _ in range(2)] == expected_epochs(ds, 2, **settings)
 
 
 @pytest.mark.parametrize("kind", [DataLoader, npstream.torch.DataLoader], ids=["torch", "ours"])
@@ -230,7 +230,7 @@ def test_consecutive_loaders_of_one_iteration_advance_the_epoch(ds, kind):
     settings = {"batch_size": 9, "shuffle": True}
     iteration = ds.iter(0, 1, **settings)
     loaders = [kind(iteration, batch_size=None, num_workers=k) for k in (2, 0, 3, 1, 2)]
-    read = [batches_of(iteration), *map(batches_of, loaders), batches_of(iteration)]
+    read = [batch_ids(iteration), *map(batch_ids, loaders), batch_ids(iteration)]
     assert read == expected_epochs(ds, 7, **settings)
 
 
@@ -244,10 +244,10 @@ def test_an_iteration_inside_another_dataset_advances(ds):
 
     settings = {"batch_size": 9, "shuffle": True}
     loader = DataLoader(Wrapper(ds.iter(0, 1, **settings)), batch_size=None, num_workers=2)
-    assert [batches_of(loader) for _ in range(2)] == expected_epochs(ds, 2, **settings)
+    assert [batch_ids(loader) for _ in range(2)] == expected_epochs(ds, 2, **settings)
 
 
-def test_a_loader_that_does_not_count_raises(ds):
+def test_an_iteration_in_torchs_own_workers_has_no_state(ds):
     iteration = ds.iter(0, 1, batch_size=9)
     loader = DataLoader(iteration, batch_size=None, num_workers=2)
     next(iter(loader))
@@ -281,7 +281,7 @@ def test_a_loader_counts_yielded_batches(ds, workers, settings, batch_size):
         assert batch["label"].tolist() == first[done - 1]
         state = running.state_dict()
         if done in (1, 3, len(first)):
-            resumed = loader(done % 3)
+            resumed = loader(done % 3)  # also with another number of workers
             resumed.load_state_dict(state)
             assert labels(resumed) == (first[done:] or second)
     assert done == len(first) == len(running)
@@ -313,13 +313,13 @@ LOADERS = {
 }
 
 
-def label_of(batch):
+def labels_of(batch):
     return batch["label"].tolist()
 
 
 def stop_at_20(batch):
     """Transform a batch; spawned workers find it by name."""
-    if 20 in label_of(batch):
+    if 20 in labels_of(batch):
         raise StopIteration
     return batch
 
@@ -394,7 +394,7 @@ def test_stop_iteration_does_not_end_the_epoch_of_a_loader(ds, kind):
     batches = ds.iter(0, 1, batch_size=6, transform=stop_at_20)
     loader = npstream.torch.DataLoader(batches, **LOADERS[kind])
     iterator = iter(loader)
-    assert [label_of(next(iterator))[0] for _ in range(3)] == [0, 6, 12]
+    assert [labels_of(next(iterator))[0] for _ in range(3)] == [0, 6, 12]
     with pytest.raises(RuntimeError, match="transform= raised StopIteration"):
         next(iterator)
     assert loader.state_dict()["position"] == 18
@@ -406,11 +406,11 @@ def test_stop_iteration_does_not_end_the_epoch_of_a_loader(ds, kind):
 
 @pytest.mark.parametrize("name", ["collate_fn", "worker_init_fn"])
 @pytest.mark.parametrize("kind", ["alone", "two"])
-def test_stop_iteration_in_functions_of_a_loader(ds, kind, name):
+def test_stop_iteration_in_functions_of_a_loader_raises(ds, kind, name):
     batches = ds.iter(0, 1, batch_size=6, batched=False)
     loader = npstream.torch.DataLoader(batches, 6, **LOADERS[kind], **{name: stop})
     if kind == "alone" and name == "worker_init_fn":
-        assert len(list(loader)) == 11
+        assert len(list(loader)) == 11  # torch calls this function in workers only
         return
     with pytest.raises(RuntimeError, match=f"{name} raised StopIteration"):
         list(loader)
@@ -523,7 +523,7 @@ def test_a_dataset_is_a_map_style_dataset(ds, workers):
     for batch in loader:
         assert batch["tokens"].dtype == torch.uint16
         np.testing.assert_array_equal(batch["x"][:, 0], 2 * batch["label"])
-        assert [len(text) % 7 for text in batch["text"]] == (batch["label"] % 7).tolist()
+        assert [len(text) for text in batch["text"]] == (batch["label"] % 7).tolist()
         rows += batch["label"].tolist()
     assert sorted(rows) == list(range(N))
 
@@ -586,7 +586,7 @@ def test_a_batch_of_a_worker_uses_one_block_of_shared_memory(workers):
         assert np.array_equal(batch[name], column)
         if name != "s":
             assert batch[name].dtype is column.dtype
-            batch[name].zero_()
+            batch[name].zero_()  # must not change the columns that are compared next
     assert batch.ids.tolist() == [4, 5, 6]
     assert batch.repeated.tolist() == [False, False, True]
     storages = {batch[name].untyped_storage().data_ptr() for name in ("x", "y", "t")}
