@@ -219,15 +219,11 @@ def _reduce_batch(batch: Batch) -> tuple[Any, ...]:
         _view_memory(memory, *views[name]).copy_(column)
         offset += size
     columns = {name: views.get(name, column) for name, column in batch.items()}
-    return _rebuild_batch, (memory, columns, list(views), batch.__dict__)
+    return _rebuild_batch, (memory, columns, list(views)), batch.__getstate__()
 
 
-def _rebuild_batch(
-    memory: torch.Tensor, columns: dict[str, Any], shared: list[str], state: dict[str, Any]
-) -> Batch:
-    batch = Batch({**columns, **{name: _view_memory(memory, *columns[name]) for name in shared}})
-    batch.__dict__.update(state)
-    return batch
+def _rebuild_batch(memory: torch.Tensor, columns: dict[str, Any], shared: list[str]) -> Batch:
+    return Batch({**columns, **{name: _view_memory(memory, *columns[name]) for name in shared}})
 
 
 def _view_memory(
