@@ -271,24 +271,24 @@ class Selection:
 
         `key` is the index after `normalize_item`; the original `index` is for errors.
         """
+        kind = key.dtype.kind if isinstance(key, np.ndarray) else ""
+        if kind == "i" or kind == "u":
+            positions, n = key.astype(_INT64, "C"), len(self._rows)
+            if out_of_bounds(positions, n):
+                positions[positions < 0] += n
+                if out_of_bounds(positions, n):
+                    self._raise_index_error(index)
+            return Selection(self._dataset_size, _NO_ROWS, (), self._at(positions))
         if isinstance(key, tuple):
             return self._select_tuple(key)
         if key is Ellipsis:
             return self
         if isinstance(key, int):
             return self._sample(key)
-        kind = key.dtype.kind if isinstance(key, np.ndarray) else ""
-        if kind == "b" and key.shape == self.shape:
-            return self._select_mask(key)
         # NumPy lets a mask of length 0 fit an axis of any length.
-        if kind not in ("i", "u") and not (kind == "b" and key.shape == (0,)):
-            self._raise_index_error(index)
-        positions, n = key.astype(_INT64, "C"), len(self._rows)
-        if out_of_bounds(positions, n):
-            positions[positions < 0] += n
-            if out_of_bounds(positions, n):
-                self._raise_index_error(index)
-        return Selection(self._dataset_size, _NO_ROWS, (), self._at(positions))
+        if kind == "b" and key.shape in (self.shape, (0,)):
+            return self._select_mask(key)
+        self._raise_index_error(index)
 
     def _select_tuple(self, index: tuple[Any, ...]) -> int | Selection:
         self._placeholder()[index]  # raises for more than one axis, or more than one ellipsis
@@ -335,7 +335,7 @@ class Selection:
         """Return the sample ids at positions within bounds; the array may be overwritten."""
         if self._ids is not None:
             return self._ids.reshape(-1)[positions]
-        positions = _look_up(self._rows, positions)
+        positions = range_values(self._rows, positions)
         for stage in self._stages:
             positions = _look_up(stage, positions)
         return positions
