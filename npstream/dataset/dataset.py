@@ -322,7 +322,7 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], OrderMethods["Dataset"], D
         >>> ds[[2, 0]].load()["label"]
         array([2, 0])
         """
-        with short_traceback:
+        try:  # `with short_traceback` would take longer
             ids, shape = self._selection.ids(), self._selection.shape
             plan = self._source.plan(self._names)
             if decode:
@@ -335,6 +335,9 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], OrderMethods["Dataset"], D
             if len(shape) != 1:
                 ids = ids.reshape(shape)
             return Batch(columns, ids, encodings=encodings)
+        except BaseException as error:
+            shorten(error)
+            raise
 
     def take(
         self,

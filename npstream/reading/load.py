@@ -72,10 +72,10 @@ def load(
             f"out is of type {type(out).__name__}: expected a mapping from names of columns to "
             "arrays, as in out={'x': array}"
         )
-    targets = {}
-    for name in out or ():
-        assert out is not None
-        targets[name] = _target(plan, name, shape, out[name])
+    targets: dict[str, AnyArray] = {}
+    if out is not None:
+        for name in out:
+            targets[name] = _target(plan, name, shape, out[name])
     columns: dict[str, Any] = source.columns(plan, source.look_up(ids), targets)
     if len(shape) != 1:
         for name, column in columns.items():
@@ -83,10 +83,11 @@ def load(
                 columns[name] = column.reshape(shape + column.shape[1:])
     for name, target in targets.items():
         assert out is not None
+        result = out[name]
         # Only a temporary array of `_target` has no base. Other targets share the memory of `out`.
-        if target is not out[name] and target.base is None:
-            np.asarray(out[name])[...] = columns[name]
-        columns[name] = out[name]
+        if target is not result and target.base is None:
+            np.asarray(result)[...] = columns[name]
+        columns[name] = result
     return columns
 
 
@@ -150,17 +151,16 @@ def _read_blocks_ahead(
 
 def _target(plan: Plan, name: str, shape: tuple[int, ...], out: Any) -> AnyArray:
     """Return an array with one axis of rows to read a column into: `out`, or a temporary one."""
-    field = _find_field(plan, name)
-    encoding = field.encoding
-    if encoding.kind != "fixed":
+    if (value := plan.fixed_values.get(name)) is None:
+        if name not in plan.encodings:
+            raise ColumnError(name, plan.encodings)
         raise TypeError(
             f"out for column {name!r}: its values vary in size, so it is read into a new Ragged"
         )
-    value_shape = field.shape
-    assert value_shape is not None
-    array = output_array(out, name, shape + value_shape, encoding.dtype)
+    value_shape, dtype = value
+    array = output_array(out, name, shape + value_shape, dtype)
     if not array.flags.c_contiguous:
-        return np.empty((prod(shape), *value_shape), array.dtype)
+        return np.empty((prod(shape), *value_shape), dtype)
     return array if len(shape) == 1 else array.reshape(prod(shape), *value_shape)
 
 
@@ -333,14 +333,6 @@ def output_array(out: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[An
 def _is_read_only(out: Any) -> bool:
     # Datasets and columns have `_writer_input`. Their `__setitem__` only raises an error.
     return not hasattr(out, "__setitem__") or hasattr(type(out), "_writer_input")
-
-
-def _find_field(plan: Plan, name: str) -> Field:
-    """Return a field of a plan by name, or raise ColumnError."""
-    for field in plan.fields:
-        if field.name == name:
-            return field
-    raise ColumnError(name, [field.name for field in plan.fields])
 
 
 def apply_mode(indices: ArrayLike, length: int, mode: str) -> Any:

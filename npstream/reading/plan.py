@@ -276,6 +276,15 @@ class Plan:
         """The name of each column's encoding."""
         return {field.name: field.encoding.name for field in self.fields}
 
+    @cached_property
+    def fixed_values(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+        """The shape and the dtype of a value as read, of each column of numbers or arrays."""
+        return {
+            f.name: (f.shape, f.encoding.dtype)
+            for f in self.fields
+            if f.encoding.kind == "fixed" and f.shape is not None
+        }
+
     def split(self, schema: int, layout: SampleLayout) -> SampleSplit:
         """Return how to split the samples of an MDS schema."""
         split = self._splits.get(schema)
