@@ -13,8 +13,6 @@ import numpy as np
 
 from npstream._core.typing import Int64
 
-_UINT64 = np.dtype(np.uint64)  # NumPy takes a dtype in less time than a type
-
 Rows: TypeAlias = slice | Int64
 """Positions in an array of samples."""
 
@@ -50,10 +48,8 @@ def out_of_bounds(positions: Int64, n: int) -> bool:
     """Return True if a position is negative, or not less than `n`."""
     if not positions.size:
         return False
-    # Viewed as unsigned, negative positions are larger than any `n`.
-    unsigned = positions.view(_UINT64)
-    largest: int = unsigned.item(unsigned.argmax())
-    return largest >= n
+    # The methods `min` and `max` take four times as long for a few positions.
+    return positions.item(positions.argmin()) < 0 or positions.item(positions.argmax()) >= n
 
 
 def normalize_indices(indices: Any, size: int) -> Any:

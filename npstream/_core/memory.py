@@ -17,6 +17,7 @@ import sys
 import threading
 import weakref
 from bisect import bisect_left, insort
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -173,15 +174,18 @@ def address_of(array: np.ndarray[Any, Any]) -> int:
 
 def writable_address(array: np.ndarray[Any, Any]) -> int:
     """Return the address of a writable, contiguous array, in a third of `address_of`'s time."""
-    if not array.size:
-        return 0
     try:
-        # mypy does not know that an array is a buffer.
-        return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type]
+        return _addressof(_buffer_of(array))
     except ValueError:
+        if not array.size:
+            return 0
         if not array.flags.writeable:
             raise
         return address_of(array)  # the buffer protocol does not support all dtypes, such as dates
+
+
+_addressof = ctypes.addressof
+_buffer_of: Callable[[AnyArray], ctypes.c_char] = ctypes.c_char.from_buffer  # type: ignore[assignment]
 
 
 def copy_spans_in_python(address: Int64, nbytes: Int64, offsets: Int64, destination: int) -> None:

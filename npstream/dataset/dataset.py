@@ -232,7 +232,7 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], OrderMethods["Dataset"], D
                 raise_if_column_names(index)
             shorten(error)
             raise
-        return self._view(selected)
+        return Dataset(self._source, selected, self._names, self._transform)
 
     __setitem__ = refuse_assignment
     __delitem__ = refuse_deletion
@@ -322,15 +322,16 @@ class Dataset(DatasetDisplay, ViewMethods["Dataset"], OrderMethods["Dataset"], D
         >>> ds[[2, 0]].load()["label"]
         array([2, 0])
         """
+        source, selection = self._source, self._selection
         try:  # `with short_traceback` would take longer
-            ids, shape = self._selection.ids(), self._selection.shape
-            plan = self._source.plan(self._names)
+            ids, shape = selection.ids(), selection.shape
+            plan = source.plan(self._names)
             if decode:
                 from npstream.reading.images.columns import load_decoded
 
-                columns, encodings = load_decoded(self._source, plan, ids, shape, out, decode)
+                columns, encodings = load_decoded(source, plan, ids, shape, out, decode)
             else:
-                columns = reading.load(self._source, plan, ids, shape, out)
+                columns = reading.load(source, plan, ids, shape, out)
                 encodings = plan.encodings
             if len(shape) != 1:
                 ids = ids.reshape(shape)

@@ -149,9 +149,10 @@ class Selection:
                 return self._sample(index)
             if type(index) is slice:
                 return Selection(self._dataset_size, self._rows[index], self._stages)
+        key: Any = index
         if isinstance(index, tuple):
-            key: Any = tuple(normalize_item(item) for item in index)
-        else:
+            key = tuple(map(normalize_item, index))
+        elif type(index) is not np.ndarray or index.ndim == 0:
             key = normalize_item(index)
         if self._ids is None:
             return self._select(key, index)
@@ -288,7 +289,7 @@ class Selection:
         # NumPy lets a mask of length 0 fit an axis of any length.
         if kind == "b" and key.shape in (self.shape, (0,)):
             return self._select_mask(key)
-        self._raise_index_error(index)
+        return self._raise_index_error(index)
 
     def _select_tuple(self, index: tuple[Any, ...]) -> int | Selection:
         self._placeholder()[index]  # raises for more than one axis, or more than one ellipsis

@@ -154,18 +154,16 @@ class ConcatenatedSource(Source):
         step = step if self.rows.is_ascending else 0
         return super().read_ahead(items, rows_of, plan, step, is_rowwise)
 
-    def _own_columns(
+    def _sidecar_column(
         self, plan: Plan, lookup: Lookup, out: Mapping[str, AnyArray]
-    ) -> dict[str, AnyArray | Ragged]:
-        """Read columns of the shards.
+    ) -> dict[str, AnyArray | Ragged] | None:
+        """Read the only column of a plan from each dataset, if side-cars have it, otherwise None.
 
-        A single column may be in side-cars, which only the datasets can read. Then this reads the
-        column from each dataset.
+        Only the datasets can read their side-cars.
         """
         ids = lookup.samples
-        is_single = len(plan.fields) == 1 and len(ids) > 0
-        if not (is_single and any(dataset.sidecar_column_name(plan) for dataset in self.remotes)):
-            return self._batch_columns(plan, lookup, out)
+        if not len(ids) or not any(dataset.sidecar_column_name(plan) for dataset in self.remotes):
+            return None
         (field,) = plan.fields
         column = out[field.name] if field.name in out else field.allocate(len(ids))
 

@@ -68,7 +68,7 @@ class Batch(dict[str, Any]):
         *,
         encodings: Mapping[str, str] | None = None,
     ) -> None:
-        dict.__init__(self, columns)
+        dict.update(self, columns)  # `self.update` would take longer, because of `__getattr__`
         self._encodings = encodings
         self._ids = None if ids is None else np.asarray(ids, _INT64)
         self._repeated = None if repeated is None else np.asarray(repeated, np.bool_)

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from math import prod
-from typing import TYPE_CHECKING, Any, NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -57,10 +58,10 @@ _COMPLEX_PARTS = 2
 """A complex number is stored as two numbers, along a last axis."""
 
 
-class Lookup(NamedTuple):
+class Lookup:
     """Row numbers of a source, and the sample number of each row. They differ in mixtures.
 
-    Attributes
+    Parameters
     ----------
     rows : ndarray of int64, shape (n,)
         Row numbers, as users of the source see them.
@@ -68,15 +69,22 @@ class Lookup(NamedTuple):
         Sample numbers of the index. The same array as `rows` if the numbers are the same.
     is_prefetched : bool, default: False
         True if the pages of the samples were prefetched.
-    joined_lookups : mapping of int to Lookup
+    joined_lookups : mapping of int to Lookup, default: {}
         The lookups of the same rows in joined sources, by the number of the joined source. Only
         `Source.read_ahead` fills it.
     """
 
-    rows: Int64
-    samples: Int64
-    is_prefetched: bool = False
-    joined_lookups: Mapping[int, Lookup] = {}
+    __slots__ = ("is_prefetched", "joined_lookups", "rows", "samples")
+
+    def __init__(
+        self,
+        rows: Int64,
+        samples: Int64,
+        is_prefetched: bool = False,
+        joined_lookups: Mapping[int, Lookup] = MappingProxyType({}),
+    ) -> None:
+        self.rows, self.samples = rows, samples
+        self.is_prefetched, self.joined_lookups = is_prefetched, joined_lookups
 
 
 def gather(
@@ -187,33 +195,28 @@ def _gather_schema(
         return dict(read_lines(fetcher, schema, [f.name for f in plan.fields], ids))
     split = plan.split(schema, layout)
     columns: dict[str, Any] = {}
-    blocks: list[Int64] = []
-    owners: list[object] = []  # keep the memory of the spans alive
-    columns_to_read, variable = split.arguments
-    arguments = columns_to_read.copy()  # receives the addresses of the outputs
-    for number, f in enumerate(split.fixed, 1):
+    n = len(ids)
+    for f in split.fixed:
         column = out.get(f.name)
-        if column is None:
-            column = f.allocate(len(ids))
-        columns[f.name] = column
-        arguments[number, 3] = memory.writable_address(column)
-    partial_read = plan.partial_read(schema, layout) if fetcher.remotes and len(ids) else None
+        columns[f.name] = f.allocate(n) if column is None else column
+    blocks: list[tuple[Int64, int, object]] = []
+    partial_read = plan.partial_read(schema, layout) if fetcher.remotes and n else None
     # If samples can be read in parts, no column varies in size, and there are no spans to gather.
     if partial_read is None or not _copy_parts(fetcher, split, partial_read, ids, columns):
-        for start in range(0, len(ids), KERNEL_ROWS):
-            block_ids = ids[start : start + KERNEL_ROWS] if len(ids) > KERNEL_ROWS else ids
-            spans, owner = fetcher.read(block_ids, arguments, variable, is_prefetched)
-            blocks.append(spans)
-            owners.append(owner)
-            if block_ids is not ids:
-                outputs = arguments[1 : 1 + len(split.fixed)]
-                outputs[:, 3] += len(block_ids) * outputs[:, 2]
+        block_ids, variable = ids, len(split.variable)
+        outputs: Collection[AnyArray] = columns.values()
+        for start in range(0, n, KERNEL_ROWS):
+            if n > KERNEL_ROWS:
+                stop = start + KERNEL_ROWS
+                block_ids, outputs = ids[start:stop], [c[start:stop] for c in columns.values()]
+            words, owner = fetcher.read(block_ids, split.columns, variable, outputs, is_prefetched)
+            blocks.append((words, len(block_ids), owner))
     for f in split.opaque:
         columns[f.name] = _rows_of_bytes(columns[f.name])
     for number, f in enumerate(split.variable, 1):
-        values = _VariableColumn(fetcher, f, ids, [block[number] for block in blocks])
-        columns[f.name] = _gather_spans(values, out.get(f.name))
-    del owners  # the spans were in use until here
+        spans = [kernels.value_spans(words, rows, number) for words, rows, _ in blocks]
+        columns[f.name] = _gather_spans(_VariableColumn(fetcher, f, ids, spans), out.get(f.name))
+    del blocks  # their owners kept the memory of the spans alive until here
     return columns
 
 
@@ -254,11 +257,8 @@ def _copy_parts(
         missing = np.flatnonzero(is_missing)
         for start in range(0, len(missing), KERNEL_ROWS):
             positions = missing[start : start + KERNEL_ROWS]
-            arguments = split.arguments.columns.copy()
             block = {f.name: f.allocate(len(positions)) for f in split.fixed}
-            for number, f in enumerate(split.fixed, 1):
-                arguments[number, 3] = memory.writable_address(block[f.name])
-            fetcher.read(ids[positions], arguments, split.arguments.variable)
+            fetcher.read(ids[positions], split.columns, 0, block.values())
             for name, column in block.items():
                 columns[name][positions] = column
     return True
@@ -615,8 +615,8 @@ def apply_to_spans(
         block_ids = ids[start : start + KERNEL_ROWS]
         block = results[start : start + KERNEL_ROWS]
         if layout is not None:
-            spans, owner = fetcher.read(block_ids, *plan.split(0, layout).arguments)
-            address, nbytes = spans[1]
+            words, owner = fetcher.read(block_ids, plan.split(0, layout).columns, 1)
+            address, nbytes = kernels.value_spans(words, len(block_ids), 1)
             function(address, nbytes, block)
             del owner  # the addresses were in use until here
         else:

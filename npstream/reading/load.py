@@ -123,7 +123,8 @@ def load_elements(
         if not rows.step:  # read a row once, although it may occur several times
             unique, inverse = np.unique(ids, return_inverse=True)
             if len(unique) < len(ids):
-                lookup = source.look_up(unique)._replace(is_prefetched=lookup.is_prefetched)
+                is_prefetched, lookup = lookup.is_prefetched, source.look_up(unique)
+                lookup.is_prefetched = is_prefetched
                 positions = inverse
         values: Any = source.columns(plan, lookup, {})[field.name]
         values = field.take_part(values)

@@ -16,7 +16,6 @@ from npstream._core import memory
 from npstream._core.typing import AnyArray, Bools, Int64, Sample
 from npstream.formats.encodings.encodings import Encoding, view_as
 from npstream.indexing.columns import Cell, byte_runs, coalesce_runs
-from npstream.shards.table import SplitArguments
 from npstream.storage.coalesce import REQUEST_BYTES, parts_are_cheaper, transfer_cost
 
 if TYPE_CHECKING:
@@ -184,16 +183,16 @@ class SampleSplit(NamedTuple):
 
     Attributes
     ----------
-    arguments : SplitArguments
-        The arguments of the kernel.
+    columns : ndarray of int64, shape (1 + columns to read, 3)
+        The argument `columns` of the kernel `npstream.shards.kernels.read`.
     fixed, variable : list of Field
-        The columns of fixed and of variable size, in the order of the arguments. The kernel copies
+        The columns of fixed and of variable size, in the order of `columns`. The kernel copies
         fixed columns. For variable columns, it returns the address and length of each value.
     opaque : list of Field
         The columns in `fixed` whose values are bytes, for example text that always has one size.
     """
 
-    arguments: SplitArguments
+    columns: Int64
     fixed: list[Field]
     variable: list[Field]
     opaque: list[Field]
@@ -341,15 +340,12 @@ class Plan:
             column = layout.columns[f.name]
             if column.size is None:
                 variable.append(f)
-                variable_rows.append((column.variable_before, column.offset, 0, 0))
+                variable_rows.append((column.variable_before, column.offset, 0))
             else:
                 first, stop = (f.part.first, f.part.stop) if f.part else (0, column.size)
                 fixed.append(f)
-                offset = column.offset + first
-                # The 0 stands for the output's address, which each read sets.
-                fixed_rows.append((column.variable_before, offset, stop - first, 0))
-        first_row = (layout.nvariable, layout.fixed_nbytes, len(fixed), 0)
+                fixed_rows.append((column.variable_before, column.offset + first, stop - first))
+        first_row = (layout.nvariable, layout.fixed_nbytes, len(fixed))
         columns = np.array([first_row, *fixed_rows, *variable_rows], np.int64)
-        arguments = SplitArguments(columns, len(variable))
         opaque = [f for f in fixed if f.encoding.kind != "fixed"]
-        return SampleSplit(arguments, fixed, variable, opaque)
+        return SampleSplit(columns, fixed, variable, opaque)

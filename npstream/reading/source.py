@@ -285,33 +285,32 @@ class Source:
     def _own_columns(
         self, plan: Plan, lookup: Lookup, out: Mapping[str, AnyArray]
     ) -> dict[str, AnyArray | Ragged]:
-        """Read columns of the source's own shards.
-
-        If the plan has one column, it may be read from the side-car, where that is cheaper.
-        """
-        ids = lookup.samples
-        if (
-            self.fetcher.remotes
-            and (name := self.sidecar_column_name(plan)) is not None
-            and len(ids)
-        ):
-            first, last = int(ids.min()), int(ids.max())
-            if self.reads_sidecar(plan, first, last, len(ids)):
-                values = self._sidecar_values(plan.fields[0], first, last + 1)
-                if values is not None:  # all positions exist; "clip" avoids a copy of `out`
-                    return {name: np.take(values, ids - first, out=out.get(name), mode="clip")}
-        return self._batch_columns(plan, lookup, out)
-
-    def _batch_columns(
-        self, plan: Plan, lookup: Lookup, out: Mapping[str, AnyArray]
-    ) -> dict[str, AnyArray | Ragged]:
-        """Read columns from the source's own shards."""
-        fetcher, samples, columns = self.fetcher, lookup.samples, {}
+        """Read columns of the source's own shards, or a single column from side-cars."""
+        fetcher, samples = self.fetcher, lookup.samples
+        if fetcher.remotes and (column := self._sidecar_column(plan, lookup, out)) is not None:
+            return column
         stored = gather(fetcher, plan, samples, out, lookup.is_prefetched)
+        columns = {}
         for f in plan.fields:
             name = f.name
             columns[name] = batch_column(fetcher, f, stored[name], samples, out.get(name))
         return columns
+
+    def _sidecar_column(
+        self, plan: Plan, lookup: Lookup, out: Mapping[str, AnyArray]
+    ) -> dict[str, AnyArray | Ragged] | None:
+        """Read the only column of a plan from the side-car; None if that is not cheaper."""
+        ids, name = lookup.samples, self.sidecar_column_name(plan)
+        if name is None or not len(ids):
+            return None
+        first, last = int(ids.min()), int(ids.max())
+        if not self.reads_sidecar(plan, first, last, len(ids)):
+            return None
+        values = self._sidecar_values(plan.fields[0], first, last + 1)
+        if values is None:
+            return None
+        # All positions exist; "clip" avoids a copy of `out`.
+        return {name: np.take(values, ids - first, out=out.get(name), mode="clip")}
 
     def _sidecar_values(self, field: Field, first: int, stop: int) -> AnyArray | None:
         """Read a slice of a side-car column; return None, with a warning, if it cannot be read."""
@@ -425,7 +424,8 @@ class Source:
     ) -> Iterator[tuple[T, Lookup]]:
         results = self.fetcher.read_ahead(pairs, _samples_of, step, is_rowwise)
         for (item, lookup), is_prefetched in results:
-            yield item, lookup._replace(is_prefetched=is_prefetched) if is_prefetched else lookup
+            lookup.is_prefetched = is_prefetched
+            yield item, lookup
 
     def _read_joined_ahead(
         self, number: int, pairs: Iterator[tuple[T, Lookup]], step: int, is_rowwise: bool
@@ -436,8 +436,8 @@ class Source:
         for (item, lookup), joined_lookup in source.read_ahead(
             pairs, _rows_of_pair, sample_plan, step, is_rowwise
         ):
-            joined_lookups = {**lookup.joined_lookups, number: joined_lookup}
-            yield item, lookup._replace(joined_lookups=joined_lookups)
+            lookup.joined_lookups = {**lookup.joined_lookups, number: joined_lookup}
+            yield item, lookup
 
     def is_rowwise(
         self,

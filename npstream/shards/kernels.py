@@ -138,6 +138,7 @@ def split(
     nvariable: int,
     fixed_nbytes: int,
     fixed: Int64,
+    outputs: Int64,
     variable: Int64,
     spans: Int64,
 ) -> int:
@@ -150,17 +151,19 @@ def split(
     - the number of variable columns before it
     - the bytes of fixed columns before it
     - the bytes to copy from each sample
-    - the address of the output
 
-    Row c of `variable` is a column of variable size, with the first two of these numbers. Its spans
-    are written to ``spans[c, :, k]``, as address and length, for each sample k.
+    ``outputs[c]`` is the address to which the values of this column are copied.
+
+    Row c of `variable` is a column of variable size, with the first two of these numbers. The
+    addresses of its n values are written to ``spans[2 * c * n :]``, and then their n lengths.
 
     Returns 0, or -1 - k if the column sizes of sample k do not add up to its length.
     """
     header = 4 * nvariable
     if nvariable == 0 and sum_of_sizes(fixed) >= LONG_SAMPLE:
-        return copy_long_samples(address, nbytes, fixed_nbytes, fixed)
-    for k in range(address.size):
+        return copy_long_samples(address, nbytes, fixed_nbytes, fixed, outputs)
+    count = address.size
+    for k in range(count):
         prefetch_span(address, nbytes, k + PREFETCH_DISTANCE)
         source = address[k]
         if nbytes[k] < header + fixed_nbytes:
@@ -172,19 +175,18 @@ def split(
             if total != nbytes[k]:
                 return -1 - k
         for c in range(fixed.shape[0]):
-            variable_before, fixed_before = fixed[c, 0], fixed[c, 1]
-            size, output = fixed[c, 2], fixed[c, 3]
+            variable_before, fixed_before, size = fixed[c, 0], fixed[c, 1], fixed[c, 2]
             body = source + header + fixed_before
             for v in range(variable_before):
                 body += load_u32(source + 4 * v)
-            copy_short(output + k * size, body, size)
+            copy_short(outputs[c] + k * size, body, size)
         for c in range(variable.shape[0]):
             variable_before, fixed_before = variable[c, 0], variable[c, 1]
             body = source + header + fixed_before
             for v in range(variable_before):
                 body += load_u32(source + 4 * v)
-            spans[c, 0, k] = body
-            spans[c, 1, k] = load_u32(source + 4 * variable_before)
+            spans[2 * c * count + k] = body
+            spans[(2 * c + 1) * count + k] = load_u32(source + 4 * variable_before)
     return 0
 
 
@@ -198,7 +200,9 @@ def sum_of_sizes(fixed: Int64) -> int:
 
 
 @kernel
-def copy_long_samples(address: Int64, nbytes: Int64, fixed_nbytes: int, fixed: Int64) -> int:
+def copy_long_samples(
+    address: Int64, nbytes: Int64, fixed_nbytes: int, fixed: Int64, outputs: Int64
+) -> int:
     """Copy columns of samples that have only fixed columns; return as `split` does.
 
     The processor prefetches sequential cache lines, but only after the first misses in each value.
@@ -219,36 +223,51 @@ def copy_long_samples(address: Int64, nbytes: Int64, fixed_nbytes: int, fixed: I
             return -1 - k
         for c in range(fixed.shape[0]):
             size = fixed[c, 2]
-            copy_short(fixed[c, 3] + k * size, address[k] + fixed[c, 1], size)
+            copy_short(outputs[c] + k * size, address[k] + fixed[c, 1], size)
     return 0
 
 
-LOCATE, SPLIT = 1, 2
-"""Bits of the argument `steps` of `read`."""
+LOCATE, SPLIT, BOTH = 1, 2, 3
+"""Values of the argument `steps` of `read`."""
 
 
 @kernel
-def read(steps: int, ids: Int64, table: Int64, columns: Int64, spans: Int64) -> int:
+def read(steps: int, ids: Int64, table: Int64, columns: Int64, words: Int64) -> int:
     """Run `locate`, `split`, or both; return the status of the first that fails.
 
     Row 0 of `columns` has the arguments `nvariable` and `fixed_nbytes` of `split`, and the number
     of columns to copy. The rows of `fixed` follow, then those of `variable`. Each row of `variable`
-    ends with two unused numbers.
+    ends with an unused number.
 
-    ``spans[0]`` has the addresses and the lengths of the samples. `locate` fills it, and `split`
-    fills the rest: ``spans[1 + c]`` for variable column c.
+    `words` has the addresses of the n samples, their n lengths, the same for the values of each
+    variable column, and finally the outputs. `locate` fills the first part, and `split` the second.
+    The caller sets the outputs.
 
-    Python calls only this kernel, so `locate` and `split` are compiled once.
+    Python calls only this kernel, so `locate` and `split` are compiled once. It takes one array
+    besides the constant ones, because each array that Python makes takes time.
     """
     status = 0
-    address, nbytes = spans[0, 0], spans[0, 1]
+    n = ids.size
+    address, nbytes = words[:n], words[n : 2 * n]
     if steps & LOCATE:
         status = locate(ids, table, address, nbytes)
     if status == 0 and steps & SPLIT:
         stop = 1 + columns[0, 2]
         fixed, variable = columns[1:stop], columns[stop:]
-        status = split(address, nbytes, columns[0, 0], columns[0, 1], fixed, variable, spans[1:])
+        spans = words[2 * n : 2 * n * (1 + variable.shape[0])]
+        outputs = words[2 * n * (1 + variable.shape[0]) :]
+        status = split(
+            address, nbytes, columns[0, 0], columns[0, 1], fixed, outputs, variable, spans
+        )
     return status
+
+
+def value_spans(words: Int64, n: int, number: int) -> Int64:
+    """Return the addresses and lengths of variable column `number`, counted from 1, shape (2, n).
+
+    `words` is the argument of `read`, for `n` samples.
+    """
+    return words[2 * n * number : 2 * n * (number + 1)].reshape(2, n)
 
 
 @kernel

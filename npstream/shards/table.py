@@ -11,17 +11,17 @@ import threading
 import time
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 from weakref import WeakSet
 
 import numpy as np
 
 from npstream._core import memory
 from npstream._core.fork import renew_in_child
-from npstream._core.typing import Bytes, Int64
+from npstream._core.typing import AnyArray, Bytes, Int64
 from npstream.shards import kernels, paging
 from npstream.shards.local import layouts_of
 from npstream.storage.deadlines import inherit_deadline, shared_deadline
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from npstream.shards.remote import RemoteShards
 
 T = TypeVar("T")
+
+_INT64 = np.dtype(np.int64)  # NumPy takes a dtype in less time than a type
 
 MAX_WINDOW_ITEMS = 128
 """Maximum number of items that read-ahead requests. For chunks, it grows by `WINDOW_GROWTH`."""
@@ -85,22 +87,6 @@ class ShardTable:
         self.loaded, self.buffer_bytes = loaded, buffer_bytes
         starts, guide, rows = map(memory.address_of, (index.starts, index.guide, entries))
         self.addresses = np.array([starts, guide, rows, index.shift], np.int64)
-
-
-class SplitArguments(NamedTuple):
-    """How to split samples into columns.
-
-    Attributes
-    ----------
-    columns : ndarray of int64, shape (1 + columns to read, 4)
-        The argument `columns` of the kernel `read`. The addresses of outputs, which are the last
-        numbers of the rows of fixed columns, are not set.
-    variable : int
-        The number of variable columns to read.
-    """
-
-    columns: Int64
-    variable: int
 
 
 class MemoryUser(Protocol):
@@ -270,7 +256,7 @@ class Fetcher:
             The number of absent samples, or -1 - k if the offsets of sample k are damaged.
         """
         return kernels.read.for_size(len(ids))(
-            kernels.LOCATE, ids, table.addresses, _NO_COLUMNS, samples[np.newaxis]
+            kernels.LOCATE, ids, table.addresses, _NO_COLUMNS, samples.reshape(-1)
         )
 
     def use_counter(self, shard: int) -> Callable[[], None]:
@@ -289,46 +275,58 @@ class Fetcher:
         return address, nbytes, owner
 
     def read(
-        self, ids: Int64, columns: Int64, variable: int, is_prefetched: bool = False
+        self,
+        ids: Int64,
+        columns: Int64,
+        variable: int,
+        outputs: Collection[AnyArray] = (),
+        is_prefetched: bool = False,
     ) -> tuple[Int64, object]:
         """Copy the fixed columns of MDS samples, and locate the values of variable columns.
 
         Parameters
         ----------
         ids : ndarray of int64, shape (n,)
-        columns : ndarray of int64
-            A copy of `SplitArguments.columns` with the addresses of the outputs.
+        columns : ndarray of int64, shape (1 + fixed columns + variable columns, 3)
+            The argument `columns` of the kernel `read`.
         variable : int
             The number of variable columns to read.
+        outputs : collection of ndarray, default: ()
+            The C-contiguous array to fill of each fixed column.
         is_prefetched : bool, default: False
             True if `prefetch` has requested the pages of these samples.
 
         Returns
         -------
-        spans : ndarray of int64, shape (1 + variable columns, 2, n)
-            Address and length of each sample, and then of each value of the variable columns.
+        words : ndarray of int64
+            The addresses and the lengths of the samples, and then of the values of each variable
+            column; `kernels.value_spans` returns them.
         owner : object
             The owner of that memory. Keep it alive while the addresses are in use.
         """
         n = len(ids)
-        spans = np.empty((1 + variable, 2, n), np.int64)
+        size = 2 * n * (1 + variable)
+        words = np.empty(size + len(outputs), _INT64)
+        for k, output in enumerate(outputs, size):
+            words[k] = memory.writable_address(output)
         kernel = kernels.read.for_size(n)
         if is_prefetched or self._pages.is_resident:
             table = self.current_table()
-            status = kernel(kernels.LOCATE | kernels.SPLIT, ids, table.addresses, columns, spans)
+            status = kernel(kernels.BOTH, ids, table.addresses, columns, words)
             if not is_prefetched:
                 self._pages.count_rows(n)
             if status == 0:
                 if self.remotes:
-                    self.count_use(ids, spans[0, 1])
-                return spans, table
-        owner = self._locate(ids, spans[0])
-        self._pages.prefetch(spans[0, 0], spans[0, 1])
-        status = kernel(kernels.SPLIT, ids, _NO_TABLE, columns, spans)
+                    self.count_use(ids, words[n : 2 * n])
+                return words, table
+        samples = words[: 2 * n].reshape(2, n)
+        owner = self._locate(ids, samples)
+        self._pages.prefetch(samples[0], samples[1])
+        status = kernel(kernels.SPLIT, ids, _NO_TABLE, columns, words)
         if status < 0:
             sample = int(ids[-1 - status])
             self.raise_damaged(sample, "the sizes of its columns do not add up to its length")
-        return spans, owner
+        return words, owner
 
     def read_parts(self, ids: Int64, byte_ranges: Int64) -> list[tuple[Int64, Int64, Bytes]]:
         """Read parts of samples that are not in memory, if that costs less than whole samples.
@@ -689,7 +687,7 @@ def _count_nothing() -> None:
 
 _NO_SAMPLES: Int64 = np.empty(0, np.int64)
 _NO_TABLE: Int64 = np.zeros(4, np.int64)
-_NO_COLUMNS: Int64 = np.empty((0, 4), np.int64)
+_NO_COLUMNS: Int64 = np.empty((0, 3), np.int64)
 
 
 def _buffer_limit(table: ShardTable) -> int:

@@ -260,16 +260,17 @@ def test_split_copies_fixed_columns_and_finds_variable_ones(run, sizes_and_rows,
             parts.append((column, first, data.draw(st.integers(first + 1, size))))
     outputs = [canary_array(len(rows) * (stop - first)) for _, first, stop in parts]
     fixed = [
-        (columns[column][0], columns[column][1] + first, stop - first, address_of(output))
-        for (column, first, stop), (output, _) in zip(parts, outputs, strict=True)
+        (columns[column][0], columns[column][1] + first, stop - first)
+        for column, first, stop in parts
     ]
     variable = [column for column, size in enumerate(sizes) if size is None]
     spans = np.full((len(variable) + 1, 2, len(rows)), -7, np.int64)
     status = run(kernels.split)(
         address, nbytes, nvariable, fixed_nbytes,
-        np.array(fixed, np.int64).reshape(-1, 4),
+        np.array(fixed, np.int64).reshape(-1, 3),
+        np.array([address_of(output) for output, _ in outputs], np.int64),
         np.array([columns[column] for column in variable], np.int64).reshape(-1, 2),
-        spans,
+        spans.reshape(-1),
     )  # fmt: skip
     assert status == 0
     assert (spans[-1] == -7).all()
@@ -295,15 +296,14 @@ def test_split_rejects_samples_of_another_length(run, sizes_and_rows, data):
     address, nbytes, _owners = spans_of(samples)
     output, is_intact = canary_array(len(rows) * fixed_nbytes)
     fixed = [
-        (*column, size, address_of(output))
-        for column, size in zip(columns, sizes, strict=True)
-        if size is not None
+        (*column, size) for column, size in zip(columns, sizes, strict=True) if size is not None
     ]
     variable = [column for column, size in zip(columns, sizes, strict=True) if size is None]
     spans = np.zeros((nvariable, 2, len(rows)), np.int64)
     status = run(kernels.split)(
-        address, nbytes, nvariable, fixed_nbytes, np.array(fixed, np.int64).reshape(-1, 4),
-        np.array(variable, np.int64).reshape(-1, 2), spans,
+        address, nbytes, nvariable, fixed_nbytes, np.array(fixed, np.int64).reshape(-1, 3),
+        np.full(len(fixed), address_of(output), np.int64),
+        np.array(variable, np.int64).reshape(-1, 2), spans.reshape(-1),
     )  # fmt: skip
     assert status == -1 - k
     assert is_intact()
@@ -318,9 +318,10 @@ def test_split_copies_columns_of_long_samples(run, count, size):
     address, nbytes, _owners = spans_of([row.tobytes() for row in rows])
     long, is_long_intact = canary_array(count * size)
     short, is_short_intact = canary_array(count * 2)
-    fixed = np.array([(0, 3, size, address_of(long)), (0, size + 4, 2, address_of(short))])
-    no_variable, no_spans = np.empty((0, 2), np.int64), np.empty((0, 2, count), np.int64)
-    arguments = 0, size + 7, fixed, no_variable, no_spans
+    fixed = np.array([(0, 3, size), (0, size + 4, 2)])
+    outputs = np.array([address_of(long), address_of(short)])
+    no_variable, no_spans = np.empty((0, 2), np.int64), np.empty(0, np.int64)
+    arguments = 0, size + 7, fixed, outputs, no_variable, no_spans
     assert run(kernels.split)(address, nbytes, *arguments) == 0
     assert (long.reshape(count, size) == rows[:, 3 : 3 + size]).all()
     assert (short.reshape(count, 2) == rows[:, size + 4 : size + 6]).all()
@@ -335,9 +336,10 @@ def test_split_copies_columns_of_long_samples(run, count, size):
 def test_split_rejects_sizes_that_do_not_add_up(run, sizes):
     for header, expected in ((sizes, -1), ((2, 1), 0)):
         address, nbytes, _owners = spans_of([struct.pack("<2I", *header) + b"abcde"])
-        spans = np.zeros((2, 2, 1), np.int64)
-        no_fixed, variable = np.zeros((0, 4), np.int64), np.array([(0, 0), (1, 2)])
-        assert run(kernels.split)(address, nbytes, 2, 2, no_fixed, variable, spans) == expected
+        spans = np.zeros(4, np.int64)
+        no_fixed, no_outputs = np.zeros((0, 3), np.int64), np.zeros(0, np.int64)
+        columns = no_fixed, no_outputs, np.array([(0, 0), (1, 2)])
+        assert run(kernels.split)(address, nbytes, 2, 2, *columns, spans) == expected
 
 
 @given(st.lists(st.lists(st.binary(max_size=5), max_size=4), min_size=1, max_size=5).filter(any))
@@ -351,17 +353,19 @@ def test_read_in_one_call_equals_locate_and_split_in_two(run, shards):
 
     def read_in(*calls):
         output, is_intact = canary_array(2 * n)
-        columns = np.array([(1, 2, 1, 0), (1, 0, 2, address_of(output)), (0, 0, 0, 0)])
-        spans = np.zeros((2, 2, n), np.int64)
+        columns = np.array([(1, 2, 1), (1, 0, 2), (0, 0, 0)])
+        words = np.zeros(4 * n + 1, np.int64)
+        words[-1] = address_of(output)
         for steps in calls:
-            status = run(kernels.read)(steps, np.arange(n), table.addresses, columns, spans)
+            status = run(kernels.read)(steps, np.arange(n), table.addresses, columns, words)
             if status:
                 break
         assert is_intact()
-        return status, output.tobytes(), spans[1:]
+        assert words[-1] == address_of(output)
+        return status, output.tobytes(), kernels.value_spans(words, n, 1)
 
     def read():
-        one_call = read_in(kernels.LOCATE | kernels.SPLIT)
+        one_call = read_in(kernels.BOTH)
         two_calls = read_in(kernels.LOCATE, kernels.SPLIT)
         assert one_call[:2] == two_calls[:2]
         assert (one_call[2] == two_calls[2]).all()
@@ -370,7 +374,7 @@ def test_read_in_one_call_equals_locate_and_split_in_two(run, shards):
     status, fixed, spans = read()
     assert status == 0
     assert fixed == b"ab" * n
-    assert table.read(*spans[0]) == values
+    assert table.read(*spans) == values
     first = next(number for number, shard in enumerate(shards) if shard)
     table.owners[2 * first + 1][10] ^= 1  # the size of the first sample's column
     assert read()[0] == -1

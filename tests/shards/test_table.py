@@ -294,7 +294,7 @@ class ClosingKernel:
 STEPS = {
     "locate": kernels.LOCATE,
     "split": kernels.SPLIT,
-    "locate and split": kernels.LOCATE | kernels.SPLIT,
+    "locate and split": kernels.BOTH,
 }
 
 
@@ -313,7 +313,7 @@ def test_a_read_in_progress_keeps_its_shards(monkeypatch, name, steps):
     # While pages are in memory, a read calls the kernel once, otherwise once for each step.
     ds._source.fetcher._pages.is_resident = steps == "locate and split"
     kernel = ClosingKernel(STEPS[steps], ds)
-    fake = SimpleNamespace(LOCATE=kernels.LOCATE, SPLIT=kernels.SPLIT, read=kernel)
+    fake = SimpleNamespace(**{**vars(kernels), "read": kernel})
     monkeypatch.setattr(shard_table, "kernels", fake)
     samples = list(until_closed(ds[::-1]))
     assert samples
