@@ -352,6 +352,10 @@ def prefetch_cache_line(address: int) -> None:
     """Prefetch a byte's cache line, and its page table entry, without waiting."""
 
 
+def prefetch_far(address: int) -> None:
+    """Prefetch a byte's cache line into the L2 cache, which waits for more lines than L1 does."""
+
+
 def load_i64_acquire(address: int) -> int:
     """Read an aligned int64 with acquire order: later reads see the writer's earlier writes."""
     return load_i64(address)
@@ -521,12 +525,13 @@ def _memory_primitives() -> dict[Callable[..., Any], Any]:
 
         return emit
 
-    def emit_prefetch(context: Any, builder: Any, address: Any) -> None:
+    def emit_prefetch(locality: int, context: Any, builder: Any, address: Any) -> None:
         pointer, word = _pointer(builder, address), ir.IntType(32)
         signature = ir.FunctionType(ir.VoidType(), [pointer.type, word, word, word])
         function = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], signature)
-        for_reading, keep_close, data = (ir.Constant(word, code) for code in (0, 3, 1))
-        builder.call(function, [pointer, for_reading, keep_close, data])
+        # The locality is 3 for the L1 cache, and 2 for the L2 cache.
+        for_reading, close, data = (ir.Constant(word, code) for code in (0, locality, 1))
+        builder.call(function, [pointer, for_reading, close, data])
 
     load, move = nb.int64(nb.int64), nb.void(nb.int64, nb.int64)
     loads = {load_u8: 8, load_u32: 32, load_i64: 64}
@@ -539,7 +544,8 @@ def _memory_primitives() -> dict[Callable[..., Any], Any]:
         **{f: _intrinsic(load, emit_load(bits)) for f, bits in loads.items()},
         load_u8_acquire: _intrinsic(load, emit_acquire(8)),
         load_i64_acquire: _intrinsic(load, emit_acquire(64)),
-        prefetch_cache_line: _intrinsic(nb.void(nb.int64), emit_prefetch),
+        prefetch_cache_line: _intrinsic(nb.void(nb.int64), functools.partial(emit_prefetch, 3)),
+        prefetch_far: _intrinsic(nb.void(nb.int64), functools.partial(emit_prefetch, 2)),
     }
 
 
