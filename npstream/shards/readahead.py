@@ -5,6 +5,7 @@ Tested in tests/shards/test_remote.py.
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import defaultdict, deque
@@ -58,6 +59,9 @@ ORDERED_DIVISOR = 32
 Chunks that are fetched earlier than necessary take the place of chunks for the next epoch.
 """
 
+MIN_ORDERED_ITEMS = 8
+"""In such an epoch, the chunks of at least this number of items are requested ahead."""
+
 
 class ChunkReadAhead(Lease):
     """Fetches chunks in background threads, in the order of the requests.
@@ -84,11 +88,12 @@ class ChunkReadAhead(Lease):
         self._condition = threading.Condition()
         self.threads: list[threading.Thread] = []
         self._previous_chunks: set[tuple[RemoteShards, Chunk]] = set()
-        self._is_started = self._is_closed = False
+        self._is_started = self._is_closed = self._is_ordered = False
         self.max_bytes = WINDOW_BYTES
         for part in shards.remotes:
             files = part.shards.files
             if files.cache.limit is not None:
+                self._is_ordered |= bool(files.chunk_orders)
                 divisor = ORDERED_DIVISOR if files.chunk_orders else CACHE_DIVISOR
                 self.max_bytes = min(self.max_bytes, files.cache.limit // divisor)
         renew_in_child(self)
@@ -159,6 +164,16 @@ class ChunkReadAhead(Lease):
             if not is_queued:
                 self._drop(leased)
         return sum(shards.chunk_bytes(shard) for shards, (shard, _), _ in leased)
+
+    def max_items(self, done: int) -> int:
+        """Return the maximum number of items to request ahead after `done` items were read.
+
+        At the beginning of an epoch no chunk is finished. A chunk that is fetched then takes the
+        place of one that the same epoch still uses. So if the cache evicts chunks in the order of
+        their use, read-ahead begins with few items, and covers at most half of those that were
+        read.
+        """
+        return max(MIN_ORDERED_ITEMS, done // 2) if self._is_ordered else sys.maxsize
 
     def _add_threads(self, count: int) -> None:
         for _ in range(min(count, MAX_THREADS - len(self.threads))):

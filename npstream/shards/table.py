@@ -440,21 +440,24 @@ class Fetcher:
     ) -> Iterator[T]:
         """Yield items while the chunks of the next ones are being fetched."""
         window: deque[tuple[T, int]] = deque()
-        max_items, window_bytes = MAX_WINDOW_ITEMS, 0
+        max_items, window_bytes, done = MAX_WINDOW_ITEMS, 0, 0
         for item in items:
             nbytes = reader.request(self._find_absent(ids_of(item)))
             window.append((item, nbytes))
             window_bytes += nbytes
-            while len(window) > 1 and (window_bytes >= reader.max_bytes or len(window) > max_items):
+            while len(window) > 1 and (
+                window_bytes >= reader.max_bytes
+                or len(window) > min(max_items, reader.max_items(done))
+            ):
                 first, nbytes = window.popleft()
                 yield first
                 reader.start()
+                done += 1
                 window_bytes -= nbytes
                 # The window grows while its items must be fetched.
                 max_items = max_items + WINDOW_GROWTH if window_bytes else MAX_WINDOW_ITEMS
         reader.start()
-        for item, _ in window:
-            yield item
+        yield from (item for item, _ in window)
 
     def _mark_progress(
         self, items: Iterable[T], ids_of: Callable[[T], Int64], step: int

@@ -27,6 +27,7 @@ from npstream.cache.cache import ShardCache
 from npstream.shards import table
 from npstream.shards.base import RemotePart
 from npstream.shards.locality import NEVER, ChunkUses
+from npstream.shards.readahead import MIN_ORDERED_ITEMS, ChunkReadAhead
 
 SAMPLES = 6000
 VALUES = np.arange(SAMPLES * 128).reshape(SAMPLES, 128)
@@ -118,6 +119,25 @@ def test_later_epochs_fetch_what_the_cache_cannot_hold(order, tmp_path, url, req
     mean = np.mean(counts[1:])
     assert missed_bytes * 0.98 <= mean <= 1.05 * missed_bytes + max_in_use * chunk_bytes
     assert mean < 0.95 * NBYTES
+
+
+def test_read_ahead_begins_with_few_batches(tmp_path, url, monkeypatch):
+    """Regression: at the beginning, it evicted chunks that the same epoch still had to use."""
+    requests_ahead, requested, request = [], [], ChunkReadAhead.request
+    monkeypatch.setattr(
+        ChunkReadAhead,
+        "request",
+        lambda self, absent: requested.append(absent) or request(self, absent),
+    )
+    with npstream.open(url, cache=tmp_path / "cache", cache_limit=NBYTES // 2) as ds:
+        iteration = ds.iter(0, 1, batch_size=20, shuffle=False, threads=0)
+        for _ in range(2):
+            requested.clear()
+            for done, batch in enumerate(iteration):
+                check(batch)
+                requests_ahead.append((done, len(requested) - done))
+    assert all(ahead <= 1 + max(MIN_ORDERED_ITEMS, done // 2) for done, ahead in requests_ahead)
+    assert max(ahead for _, ahead in requests_ahead) > 3 * MIN_ORDERED_ITEMS
 
 
 @pytest.mark.parametrize("order", ORDERS)
