@@ -33,7 +33,7 @@ from npstream.storage.remote import RemoteStore
 
 def ask(case):
     (url, options), name = case
-    store = RemoteStore(url, options, 8.0, 0)
+    store = RemoteStore(url, options, 60.0, 0)
     calls = {
         "version": lambda: store.version("a file"),
         "read": lambda: store.read("a file"),
