@@ -410,6 +410,11 @@ def u64(number: SupportsInt) -> int:
     return int(number) & 0xFFFFFFFFFFFFFFFF
 
 
+def u32(number: SupportsInt) -> int:
+    """Reduce a number modulo 2**32; a loop over such numbers fills vectors with twice as many."""
+    return int(number) & 0xFFFFFFFF
+
+
 def popcount(word: int) -> int:
     """Count the bits that are set in a uint64."""
     return word.bit_count()
@@ -629,10 +634,11 @@ def _arithmetic_primitives() -> dict[Callable[..., Any], Any]:
 
     return {
         lowest_bit: _intrinsic(nb.int64(nb.int64), emit_lowest_bit),
-        u64: _intrinsic(nb.uint64(nb.int64), lambda context, builder, number: number),
-        popcount: _intrinsic(
-            nb.int64(nb.uint64), lambda context, builder, word: builder.ctpop(word)
+        u32: _intrinsic(
+            nb.uint32(nb.int64), lambda _, builder, n: builder.trunc(n, ir.IntType(32))
         ),
+        u64: _intrinsic(nb.uint64(nb.int64), lambda context, builder, number: number),
+        popcount: _intrinsic(nb.int64(nb.uint64), lambda _, builder, word: builder.ctpop(word)),
         multiply_high: _intrinsic(nb.int64(nb.uint64, nb.uint64), emit_high_half),
         multiply_high_short: _intrinsic(nb.int64(nb.uint64, nb.uint64), emit_short_high_half),
     }

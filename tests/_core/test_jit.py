@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from npstream._core import jit
+from npstream._core.jit import u32
 
 BEGIN = """
 import logging, os, signal, sys, threading
@@ -349,3 +350,17 @@ def test_callees_of_callees_are_linked():
     # the fourth.
     assert compiled.tolist() == python.tolist() == [0, 1, 2, 10, 40]
     assert _halvings.compiled()(numbers, compiled) == 2  # a callee can be called on its own
+
+
+@jit.kernel
+def _low_halves(numbers, halves):
+    for k in range(numbers.size):
+        halves[k] = u32(numbers[k])
+    return u32(u32(numbers[0]) + numbers[1])
+
+
+def test_u32_reduces_modulo_2_to_the_32():
+    numbers = np.array([(1 << 32) - 1, 1, -1, 5 << 40 | 7, 1 << 31])
+    compiled, python = np.zeros((2, 5), np.uint32)
+    assert _low_halves.compiled()(numbers, compiled) == _low_halves.py_func(numbers, python) == 0
+    assert compiled.tolist() == python.tolist() == (numbers % (1 << 32)).tolist()
