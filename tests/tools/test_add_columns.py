@@ -1,4 +1,4 @@
-"""add_columns: values by position and by key, all or nothing, and no two lose each other's work."""
+"""add_columns: values by position and by key; failed, concurrent and interrupted calls."""
 
 from __future__ import annotations
 
@@ -39,12 +39,14 @@ def path(tmp_path):
 
 
 def tree(path):
+    """Return the paths and contents of everything in a directory."""
     return sorted(
         (str(entry), entry.read_bytes() if entry.is_file() else b"") for entry in path.rglob("*")
     )
 
 
-def iterable():
+def new_values():
+    """Return the values of the new columns y and z, as a generator of samples."""
     return ({"y": number, "z": str(number)} for number in range(N))
 
 
@@ -61,8 +63,8 @@ def test_the_dataset_is_not_rewritten(path):
 
 INPUTS = {
     "mapping": lambda: {"y": np.arange(N), "z": [str(row) for row in range(N)]},
-    "samples": lambda: list(iterable()),
-    "generator": iterable,
+    "samples": lambda: list(new_values()),
+    "generator": new_values,
     "structured": lambda: np.array([*enumerate(map(str, range(N)))], [("y", "i8"), ("z", "U3")]),
     "pandas": lambda: pytest.importorskip("pandas").DataFrame(INPUTS["mapping"]()),
     "arrow": lambda: pytest.importorskip("pyarrow").table(INPUTS["mapping"]()),
@@ -79,7 +81,7 @@ def test_data_of_many_kinds(kind, path):
     assert list(ds["z"]) == [str(row) for row in range(N)]
 
 
-@pytest.mark.parametrize("kind", INPUTS)
+@pytest.mark.parametrize("kind", [*INPUTS, "dataset"])
 @pytest.mark.parametrize("key", ["id", "name"])
 def test_data_of_many_kinds_by_key(kind, key, path, tmp_path):
     """The rows come in another order, with the dataset's keys."""
@@ -87,15 +89,17 @@ def test_data_of_many_kinds_by_key(kind, key, path, tmp_path):
     keys = IDS[shuffled] if key == "id" else [NAMES[row] for row in shuffled]
     npstream.write(tmp_path / "other", {key: keys, "y": shuffled, "z": [str(r) for r in shuffled]})
     dataset = npstream.open(tmp_path / "other")
+    fields = [(key, "i8" if key == "id" else "U9"), ("y", "i8"), ("z", "U3")]
     data = {
         "mapping": lambda: {name: np.array(dataset[name]) for name in dataset.columns},
         "samples": lambda: list(dataset),
         "generator": lambda: iter(dataset),
-        "structured": lambda: dataset,
+        "structured": lambda: np.array([tuple(row.values()) for row in dataset], fields),
         "pandas": lambda: pytest.importorskip("pandas").DataFrame.from_arrow(dataset),
         "arrow": lambda: pytest.importorskip("pyarrow").table(dataset),
         "reader": lambda: pytest.importorskip("pyarrow").table(dataset).to_reader(7),
         "polars": lambda: pytest.importorskip("polars").DataFrame(dataset),
+        "dataset": lambda: dataset,
     }[kind]()
     npstream.add_columns(path, data, key=key)
     ds = npstream.open(path)
@@ -104,8 +108,7 @@ def test_data_of_many_kinds_by_key(kind, key, path, tmp_path):
     assert ds.columns == ("id", "name", "y", "z")
 
 
-def test_arrays_by_key_are_read_block_by_block(path, tmp_path):
-    """Rows of a memory map are looked up, and missing ones filled; values are exact."""
+def test_rows_of_a_memory_map_are_matched_by_key_and_missing_ones_filled(path, tmp_path):
     rows = np.flatnonzero(np.arange(N) % 3)
     emb = np.lib.format.open_memmap(tmp_path / "e.npy", "w+", np.float32, (len(rows), 5))
     emb[...] = rows[:, None] + np.arange(5) / 8
@@ -222,9 +225,9 @@ def test_replaced_and_removed_columns(path):
     assert ds[3] == {"id": IDS[3], "name": 3, "a": 3, "b": 6}
     assert npstream.open(path, columns=["name"])[3] == {"name": 3}
     assert len(list((path / "columns").iterdir())) == 2
-    npstream.remove_columns(path, "name")  # that of the dataset is there again
+    npstream.remove_columns(path, "name")  # the column of the dataset is visible again
     assert npstream.open(path)[3]["name"] == NAMES[3]
-    npstream.add_columns(path, {"a": Y * 5}, replace=True)  # its group has no other column
+    npstream.add_columns(path, {"a": Y * 5}, replace=True)  # no other column of its group is left
     assert len(list((path / "columns").iterdir())) == 2
     assert npstream.open(path)[3] == {"id": IDS[3], "name": NAMES[3], "b": 6, "a": 15}
     with pytest.raises(ColumnError, match="no column 'name'; columns: a, b"):
@@ -237,6 +240,7 @@ def test_replaced_and_removed_columns(path):
 def test_verification_covers_added_columns(path):
     npstream.add_columns(path, {"y": Y}, fill={"y": 0})
     assert npstream.verify_dataset(path).problems == ()
+    # The fill value is a dataset of its own, in a directory whose name ends with "-fill".
     (shard,) = path.glob("columns/*[!l]/shard.00000.mds")
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1
@@ -271,6 +275,7 @@ def url_and_options(request, tmp_path):
 
 
 def has_conditions(url):
+    """Return True if the store can replace a file on condition that nobody has changed it."""
     return not url.startswith("sftp")
 
 
@@ -323,7 +328,7 @@ def test_the_second_of_two_with_one_name_is_refused(path, monkeypatch):
 
 
 @pytest.mark.parametrize("is_stored", [False, True])
-def test_a_response_that_is_lost(is_stored, path, upload, monkeypatch, tmp_path):
+def test_a_lost_response_is_no_error(is_stored, path, upload, monkeypatch, tmp_path):
     url = upload(path)
     npstream.add_columns(url, {"x": Y})
     driver, lost_names = drivers.SCHEMES["memory"], []
@@ -341,7 +346,7 @@ def test_a_response_that_is_lost(is_stored, path, upload, monkeypatch, tmp_path)
     assert npstream.open(url, cache=tmp_path / "cache").columns == ("id", "name", "x", "y")
 
 
-def test_a_server_that_ignores_conditions_is_found_out(path, upload, monkeypatch, tmp_path):
+def test_a_server_that_ignores_conditions_is_detected(path, upload, monkeypatch, tmp_path):
     url, driver = upload(path), drivers.SCHEMES["memory"]
 
     def ignore(filesystem, name, data, tag):
@@ -364,8 +369,7 @@ KILLED_AT = ["the first shard", "the index of the part", "the list", "nothing"]
 
 
 @pytest.mark.parametrize("moment", KILLED_AT)
-def test_killed_at_any_moment(moment, path):
-    """What was there before can be read, and the columns can be added again."""
+def test_a_killed_call_changes_nothing_and_can_be_repeated(moment, path):
     npstream.add_columns(path, {"x": Y})
 
     def work():
@@ -396,8 +400,9 @@ def test_killed_at_any_moment(moment, path):
 # Interrupted calls
 
 
-def numbers(stop=None, count=N, start=0):
-    for number in range(start, count):
+def numbers(stop=None, count=N):
+    """Yield the values of new columns, and raise before number `stop`."""
+    for number in range(count):
         if number == stop:
             raise ZeroDivisionError
         yield {"y": number, "z": str(number)}
@@ -431,6 +436,7 @@ def test_a_killed_call_continues(kind, path, tmp_path):
         finally:
             os.link = link
 
+    # The second call keeps shards of the first one, and is killed after it has stored three more.
     for die_at in (6, 3):
         assert os.WIFSIGNALED(wait_for_child(fork_child(lambda die_at=die_at: add(die_at))))
         assert npstream.open(path).columns == ("id", "name")
@@ -465,8 +471,8 @@ def test_a_failed_call_keeps_its_shards_only_with_resume(path):
     assert npstream.open(path)["y"].load().tolist() == list(range(N))
 
 
-def test_a_part_that_was_not_published_is_not_taken_for_this_one(path):
-    """Another process may have stored it, and be about to publish it."""
+def test_a_complete_part_is_not_reused(path):
+    """Another process may have stored it, and may be about to publish it."""
 
     def work():
         tool.update_groups = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
@@ -480,7 +486,7 @@ def test_a_part_that_was_not_published_is_not_taken_for_this_one(path):
     assert npstream.verify_dataset(path).problems == ()
 
 
-def test_values_of_new_samples_continue(path):
+def test_an_interrupted_call_for_new_samples_is_resumed(path):
     npstream.add_columns(path, {"y": Y, "z": list(map(str, range(N)))}, resume=True)
     npstream.write(path, {"id": IDS + 1000, "name": NAMES}, mode="a")
     with pytest.raises(ZeroDivisionError):
@@ -489,7 +495,7 @@ def test_values_of_new_samples_continue(path):
     assert npstream.open(path)["z"][[0, N, 2 * N - 1]].tolist() == ["0", "0", str(N - 1)]
 
 
-def test_interrupted_after_the_publication(path, monkeypatch):
+def test_an_interrupt_after_the_publication_keeps_the_columns(path, monkeypatch):
     update = tool.update_groups
 
     def interrupt(*arguments):

@@ -41,7 +41,10 @@ def copy_golden(case, path):
 
 @pytest.fixture
 def data(tmp_path):
-    """Return a dataset without a side-car: three shards of several chunks."""
+    """Write three shards of several chunks without a side-car; return the path and the columns.
+
+    The item "bytes" of the columns is the side-car that the writer makes.
+    """
     rng = np.random.default_rng(0)
     path = tmp_path / "data"
     columns = {
@@ -221,7 +224,6 @@ def test_existence_of_uncompressed_files_is_checked_concurrently(tmp_path, uploa
 KILLED_BUILD = """
 import sys
 from npstream.tools import index_builder, scan
-groups = scan.ShardScanner.groups
 scan.ShardScanner.groups = lambda self, shards: [[shard] for shard in shards]
 index_builder._SAVE_INTERVAL = 0
 scan_shard = scan.ShardScanner._scan_shard
@@ -235,50 +237,60 @@ index_builder.build_index(sys.argv[1])
 """
 
 
-def test_a_killed_build_is_resumed(data, monkeypatch):
-    path, columns = data
-    done = subprocess.run([sys.executable, "-c", KILLED_BUILD, str(path)], timeout=300, check=False)
-    assert done.returncode == -signal.SIGKILL
+def kill_build(path):
+    """Build a side-car in a process that is killed before it scans the last of three shards."""
+    process = subprocess.run([sys.executable, "-c", KILLED_BUILD, path], timeout=300, check=False)
+    assert process.returncode == -signal.SIGKILL
     assert not (path / "index.msgpack").exists()
-    read, scan_shard = [], scan.ShardScanner._scan_shard
+
+
+@pytest.fixture
+def scanned_shards(monkeypatch):
+    """Return the list of the shards that this process scans."""
+    numbers, scan_shard = [], scan.ShardScanner._scan_shard
 
     def record_shard(self, shard, *arguments):
-        read.append(shard)
+        numbers.append(shard)
         return scan_shard(self, shard, *arguments)
 
     monkeypatch.setattr(scan.ShardScanner, "_scan_shard", record_shard)
+    return numbers
+
+
+def test_a_killed_build_is_resumed(data, scanned_shards):
+    path, columns = data
+    kill_build(path)
     npstream.build_index(path)
-    assert read == [2]
+    assert scanned_shards == [2]
     assert (path / "index.msgpack").read_bytes() == columns["bytes"]
     assert not (path / ".index.work").exists()
 
 
-def test_unfinished_work_with_other_arguments_is_not_used(data):
-    path, columns = data
-    subprocess.run([sys.executable, "-c", KILLED_BUILD, str(path)], timeout=300, check=False)
+def test_unfinished_work_with_other_arguments_is_not_used(data, scanned_shards):
+    path, _ = data
+    kill_build(path)
     npstream.build_index(path, columns=["label"])
+    assert scanned_shards == [0, 1, 2]
     assert list(sidecar_of(path).columns) == ["label"]
-    subprocess.run([sys.executable, "-c", KILLED_BUILD, str(path)], timeout=300, check=False)
+
+
+def test_damaged_unfinished_work_is_not_used(data, scanned_shards):
+    path, columns = data
+    kill_build(path)
     (path / ".index.work" / "values").write_bytes(b"")
     npstream.build_index(path)
+    assert scanned_shards == [0, 1, 2]
     assert (path / "index.msgpack").read_bytes() == columns["bytes"]
 
 
-def test_unfinished_work_of_older_shards_is_not_used(data, monkeypatch):
+def test_unfinished_work_of_older_shards_is_not_used(data, scanned_shards):
     path, columns = data
-    subprocess.run([sys.executable, "-c", KILLED_BUILD, str(path)], timeout=300, check=False)
+    kill_build(path)
     (path / "index.json").write_bytes(
         (path / "index.json").read_bytes()
     )  # a new version with equal content
-    read, scan_shard = [], scan.ShardScanner._scan_shard
-
-    def record_shard(self, shard, *arguments):
-        read.append(shard)
-        return scan_shard(self, shard, *arguments)
-
-    monkeypatch.setattr(scan.ShardScanner, "_scan_shard", record_shard)
     npstream.build_index(path)
-    assert read == [0, 1, 2]
+    assert scanned_shards == [0, 1, 2]
     assert (path / "index.msgpack").read_bytes() == columns["bytes"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -24,7 +25,7 @@ ROWS = 7
 
 
 def write(path, first=0, **settings):
-    """Write rows ``first`` to ``first + ROWS`` in several shards, and return their values."""
+    """Write rows ``first`` to ``first + ROWS`` in several shards."""
     numbers = np.arange(first, first + ROWS)
     rows = {
         "text": [f"row {k}" for k in numbers.tolist()],
@@ -33,7 +34,6 @@ def write(path, first=0, **settings):
         "tokens": np.stack([numbers] * 3, axis=1).astype("u2"),
     }
     npstream.write(path, rows, **{"shard_samples": 3, **settings})
-    return [row % 2 == 0 for row in numbers.tolist()]
 
 
 def assert_rows(url, numbers, **settings):
@@ -80,7 +80,10 @@ def test_datasets_at_any_depth_and_merged_ones_are_merged_in_order(tmp_path):
     assert len(stored) == report.shards == 7
     assert report.stored_bytes == sum(path.stat().st_size for path in stored)
     assert report.columns == {
-        **{"text": "str", "number": "int64", "seen": "bool", "tokens": "ndarray:uint16:3"}
+        "text": "str",
+        "number": "int64",
+        "seen": "bool",
+        "tokens": "ndarray:uint16:3",
     }
     index = npstream.open(tmp_path)._source.index
     assert [index.name(k) for k in range(5)] == [
@@ -90,8 +93,8 @@ def test_datasets_at_any_depth_and_merged_ones_are_merged_in_order(tmp_path):
     ]
 
 
-def test_datasets_grow_before_and_after(tmp_path):
-    """A merged dataset has what its parts had when they were merged, and can grow itself."""
+def test_datasets_grow_before_and_after_a_merge(tmp_path):
+    """A merged dataset has the samples that its parts had at the merge. It can itself grow."""
     write(tmp_path / "a", 0)
     write(tmp_path / "a", 7, mode="a", compression="zstd")
     write(tmp_path / "b", 14)
@@ -104,7 +107,7 @@ def test_datasets_grow_before_and_after(tmp_path):
     assert_rows(tmp_path, range(28))
     assert_rows(tmp_path, range(21), version=version)
     (tmp_path / "up").mkdir()
-    for name in ("a", "b", "index.json", "index.columns", *parts_of(tmp_path)):
+    for name in ("a", "b", "index.json", "index.columns", *shard_and_sidecar_names(tmp_path)):
         (tmp_path / name).rename(tmp_path / "up" / name)
     npstream.merge([tmp_path / "up"], tmp_path)
     assert_rows(tmp_path, range(28))
@@ -113,8 +116,7 @@ def test_datasets_grow_before_and_after(tmp_path):
     assert_rows(tmp_path / "up", range(28))
 
 
-def parts_of(root):
-    """Return the names of shards and side-cars in a directory."""
+def shard_and_sidecar_names(root):
     return [path.name for path in root.iterdir() if path.suffix in (".mds", ".msgpack")]
 
 
@@ -164,7 +166,7 @@ def test_the_side_car_is_the_one_that_a_scan_of_the_shards_builds(tmp_path, monk
 
 
 def test_side_cars_of_different_columns(tmp_path):
-    """Only what all side-cars have is in the merged one."""
+    """The merged side-car has the columns and the hashes that all side-cars have."""
     for name in "ab":
         write(tmp_path / name)
         (tmp_path / name / "index.msgpack").unlink()
@@ -188,7 +190,7 @@ def test_text_shards(tmp_path):
     assert list(npstream.open(tmp_path)["k"]) == [3, 4, 5, 0, 1, 2]
 
 
-def test_a_side_car_needs_one_of_each_dataset(tmp_path):
+def test_a_merged_side_car_needs_a_side_car_of_each_dataset(tmp_path):
     write(tmp_path / "a")
     write(tmp_path / "b", 7, sidecar=False)
     urls = [tmp_path / "a", tmp_path / "b"]
@@ -375,7 +377,7 @@ def test_a_failed_merge_leaves_nothing(tmp_path, monkeypatch):
 
     def fail(self, name, *arguments):
         if name == "index.json":
-            raise StorageError(28, "No space left on device", name)
+            raise StorageError(errno.ENOSPC, "No space left on device", name)
         return draft(self, name, *arguments)
 
     monkeypatch.setattr(LocalStore, "draft", fail)
