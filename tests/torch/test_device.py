@@ -1,7 +1,7 @@
 """Placers of `ds.iter(to=, device=)`: tensors over the same memory, pinned buffers, and events.
 
-A stand-in device takes the place of CUDA. Its copies take place only when a test lets them, so what
-would be a race on a device is an error here.
+A stand-in device takes the place of CUDA. Its copies take place only when something waits for them,
+so a race on a device is an error here.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from npstream.torch import device as device_module  # noqa: E402
 from npstream.torch.device import PinnedPlacer, PinnedRing, Placer, make_placer  # noqa: E402
 
 ROWS = 600
+
+WRONG = 99
+"""Value of the elements of a tensor until the stand-in has done the copy."""
 
 
 class Event:
@@ -61,7 +64,7 @@ class StandIn:
             assert not source.nbytes or any(
                 a <= begin and end <= b for a, b, _ in self.pinned_ranges
             )
-        copies = [torch.full_like(source, 99) for source in sources]
+        copies = [torch.full_like(source, WRONG) for source in sources]
         with self._lock:
             self._started += 1
             self._copies.append((self._started, copies, sources))
@@ -82,7 +85,7 @@ class StandIn:
 
 @pytest.fixture
 def stand_in(monkeypatch):
-    """Let device="cuda" mean the stand-in."""
+    """Let device="cuda" mean the stand-in; return the list of the stand-ins that loops make."""
     backends = []
 
     def make(device):
@@ -164,10 +167,10 @@ def test_device_batches_have_the_values_of_the_arrays(ds, stand_in, threads, col
 
 def test_only_threads_wait_for_copies_on_the_host(ds, stand_in):
     view = ds[["number", "vector"]]
-    for batch in view.iter(0, 1, batch_size=20, threads=2, device="cuda"):
+    for batch in view.iter(0, 1, batch_size=20, threads=2, prefetch=2, device="cuda"):
         assert batch["number"][0] == batch.ids[0]
     (backend,) = stand_in
-    assert set(backend.host_waits) <= {"npstream-batches"}
+    assert set(backend.host_waits) == {"npstream-batches"}
 
 
 def test_pinned_memory_is_reused(ds, stand_in):
@@ -178,6 +181,7 @@ def test_pinned_memory_is_reused(ds, stand_in):
     buffers = 2 * device_module.BUFFERS_PER_THREAD + 1
     # Each buffer grows at most once per doubling of the size of a group.
     assert len(backend.pinned_sizes) <= 3 * buffers
+    # A group has at most 4 batches of 20 samples, and a sample less than 64 bytes.
     assert max(backend.pinned_sizes) <= 4 * 20 * 64
 
 

@@ -26,7 +26,10 @@ ROWS = 600
 
 
 class Devices:
-    """The stand-ins that loops have made, and the registry that they share."""
+    """The stand-ins that loops have made, and the registry that they share.
+
+    Each stand-in gets the attributes in `changes`.
+    """
 
     def __init__(self, limit=1 << 30):
         self.limit, self.all, self.registry, self.changes = limit, [], None, {}
@@ -156,12 +159,13 @@ def test_a_broken_bool_is_found(ds, devices, tmp_path):
         list(loop(dataset, batch_size=5))
 
 
-def test_registered_bytes_stay_below_the_limit_in_order(ds, devices):
+def test_a_loop_in_order_registers_no_more_bytes_than_the_limit(ds, devices):
     """The stand-in raises if a shard is unregistered before the device has read it."""
     devices.limit = 4 * 8192
     assert_same_loops(loop(ds, threads=3, prefetch=2), ds, 2)
     assert 3 * 8192 <= devices.memory.max_nbytes <= devices.limit
-    assert devices.memory.registrations > 2 * len(ds._source.index) - 5
+    # Up to four shards of the first epoch are still registered in the second one.
+    assert devices.memory.registrations >= 2 * len(ds._source.index) - 4
     assert len(devices.gathered) == 2 * ROWS // 20
 
 
@@ -336,7 +340,7 @@ def test_a_registry_belongs_to_one_device(monkeypatch, ds):
     monkeypatch.setattr(device_gather, "available_memory", lambda: 1600)
     memory = GatherDevice().memory
     first = device_gather.process_registry(0, memory, 8)
-    assert first.limit == 100
+    assert first.limit == 100  # half of the memory, for 8 ranks
     assert device_gather.process_registry(0, memory, 8) is first
     assert device_gather.process_registry(1, memory, 8) is None
 
@@ -379,7 +383,8 @@ def test_a_pickled_iteration_keeps_the_setting(ds, devices):
 
 def test_a_forked_process_forgets_registered_shards(ds, devices):
     list(loop(ds))
+    assert devices.registry.nbytes
     child = os.fork()
     if not child:
-        os._exit(devices.registry.nbytes)
+        os._exit(1 if devices.registry.nbytes else 0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
