@@ -60,7 +60,7 @@ def test_columns_of_varying_size_become_nested_tensors_on_the_device(ds):
         assert batch["array"].values().device.type == "cuda"
 
 
-def test_copies_use_another_stream_than_the_loop(ds):
+def test_a_loop_on_another_stream_has_the_values_of_the_arrays(ds):
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for batch in ds[["number"]].iter(0, 1, batch_size=1000, threads=2, device="cuda"):
@@ -91,7 +91,7 @@ def registry(monkeypatch):
 
 @pytest.fixture(scope="module")
 def fixed(tmp_path_factory):
-    """Return a dataset of samples of one size, which begin at any byte."""
+    """Return the path of a dataset whose samples have one size, and begin at any byte."""
     generator = np.random.default_rng(0)
     columns = {
         "number": np.arange(ROWS),
@@ -129,7 +129,7 @@ def test_the_device_gathers_the_values_of_the_arrays(fixed, registry, threads, s
 
 
 def test_shards_are_unregistered_while_the_device_gathers(fixed, registry):
-    registry.limit = 3 * (5 << 20)
+    registry.limit = 3 * (5 << 20)  # three shards of 4 MiB
     with npstream.open(fixed) as dataset:
         assert_gathered(dataset, batch_size=1000, threads=4)
         assert 0 < registry.nbytes <= registry.limit
@@ -145,7 +145,7 @@ def test_the_pages_of_a_registered_file_are_not_copied(fixed, registry):
 
 
 def private_bytes():
-    """Return the bytes of anonymous pages in maps of files."""
+    """Return the bytes of anonymous pages in maps of shards."""
     total, is_file = 0, False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         words = line.split()

@@ -1,4 +1,4 @@
-"""The calls of the CUDA driver, with a stand-in of its library; no line of CUDA runs here."""
+"""The calls of the CUDA driver, with a stand-in for its library. The tests need no CUDA."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import importlib.util
 import pytest
 
 torch = pytest.importorskip("torch")
-from npstream.torch import cuda_gather  # noqa: E402
 from npstream.torch.cuda_gather import CudaDriver, find_cuda_obstacle  # noqa: E402
 from npstream.torch.registry import RegistrationError  # noqa: E402
 
@@ -118,11 +117,11 @@ def test_a_machine_without_the_driver_says_so(monkeypatch):
         CudaDriver(0)
 
 
-def test_obstacles(monkeypatch):
+def test_obstacles_are_named(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", None)
     assert find_cuda_obstacle() == "this build of torch has no CUDA"
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "npstream[gpu]" in find_cuda_obstacle()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    assert cuda_gather.find_cuda_obstacle() is None
+    assert find_cuda_obstacle() is None

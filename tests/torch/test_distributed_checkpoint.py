@@ -47,11 +47,11 @@ def _dataset(**settings):
 
 def _changed_mixture(sources):
     """Return an iteration over a mixture whose sources changed twice in the run."""
-    pairs = [{name: sources[name] for name in names} for names in ("ab", "bc", "abc")]
-    batches = npstream.mix(pairs[0]).iter(0, 1, batch_size=6, shuffle=True)
-    for pair in pairs[1:]:
+    first, *others = [{name: sources[name] for name in names} for names in ("ab", "bc", "abc")]
+    batches = npstream.mix(first).iter(0, 1, batch_size=6, shuffle=True)
+    for other in others:
         next(iter(batches))
-        mixture = npstream.mix(pair)
+        mixture = npstream.mix(other)
         state = mixture.continuing(batches.state_dict())
         batches = mixture.iter(0, 1, batch_size=6, shuffle=True)
         batches.load_state_dict(state)
@@ -97,7 +97,7 @@ def checkpoints(sources, _process_group, tmp_path_factory):
 
 @pytest.mark.parametrize("new", MAKERS)
 def test_a_checkpoint_is_loaded_or_refused_like_its_state(sources, checkpoints, new):
-    """With the settings of the run it goes on; with all others it is refused, as its state is."""
+    """A loader refuses the checkpoints whose states an iteration with its settings refuses."""
     for saved, (state, path) in checkpoints.items():
         plain, loader = MAKERS[new](sources), DataLoader(MAKERS[new](sources))
         try:

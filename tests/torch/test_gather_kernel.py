@@ -23,7 +23,7 @@ pytest.importorskip("torch")
 TRITON = os.environ.get("NPSTREAM_TRITON", "")
 if not TRITON and importlib.util.find_spec("triton") is None:
     pytest.skip(
-        "Triton is not installed: pip install --target DIRECTORY triton, and NPSTREAM_TRITON",
+        "Triton is not installed: pip install --target DIRECTORY triton; NPSTREAM_TRITON=DIRECTORY",
         allow_module_level=True,
     )
 
@@ -45,12 +45,12 @@ for nbytes in [1, 3, 7, 8, 9, 16, 120, 127, 129, 257, 1000]:
         gather_values(torch.from_numpy(base + begins), offset, output[1:-1])
         expected = np.stack([memory[b + offset : b + offset + nbytes] for b in begins.tolist()])
         assert np.array_equal(output[1:-1].numpy(), expected), (nbytes, offset)
-        assert (output[0] == 99).all() and (output[-1] == 99).all(), "a write beside its rows"
+        assert (output[0] == 99).all() and (output[-1] == 99).all(), "a write outside the rows"
 gather_values(torch.empty(0, dtype=torch.int64), 0, torch.empty((0, 8), dtype=torch.uint8))
 
 import ctypes, mmap
 
-# A page between two that cannot be read: a read beside a value that is at an edge would crash.
+# A page between two that cannot be read: a read outside a value at an edge crashes.
 page = mmap.PAGESIZE
 pages = mmap.mmap(-1, 3 * page)
 pages[page : 2 * page] = bytes(k % 251 for k in range(page))

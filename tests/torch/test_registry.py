@@ -42,7 +42,7 @@ class Event:
 
 @pytest.fixture
 def ds(tmp_path):
-    """Return a dataset of ten shards, each of at most three pages."""
+    """Return a dataset of at least ten shards, each of at most three pages."""
     values = np.arange(ROWS * 50).reshape(ROWS, 50)
     npstream.write(tmp_path / "data", {"x": values}, shard_size=SHARD_BYTES)
     with npstream.open(tmp_path / "data") as dataset:
@@ -66,7 +66,7 @@ def use(registry, dataset, numbers, event=None):
     return result
 
 
-def registered(registry, dataset):
+def registered_shards(registry, dataset):
     return sorted(registry.shards_of(fetcher_of(dataset)).loaded)
 
 
@@ -86,15 +86,15 @@ def test_addresses_are_those_of_the_first_samples(ds):
     assert registry.nbytes == memory.nbytes == 2 * SHARD_BYTES
 
 
-def test_the_oldest_uses_make_room(ds):
+def test_the_least_recently_used_shard_is_unregistered(ds):
     memory = RegisteredMemory()
     registry = ShardRegistry(memory, 4 * SHARD_BYTES)
     for numbers in ([0], [1], [2], [0], [3]):
         use(registry, ds, numbers)
-    assert registered(registry, ds) == [0, 1, 2, 3]
+    assert registered_shards(registry, ds) == [0, 1, 2, 3]
     use(registry, ds, [4])
-    assert 1 not in registered(registry, ds)
-    assert {0, 3, 4} <= {*registered(registry, ds)}
+    assert 1 not in registered_shards(registry, ds)
+    assert {0, 3, 4} <= {*registered_shards(registry, ds)}
     assert memory.max_nbytes <= registry.limit
 
 
@@ -114,7 +114,7 @@ def test_a_shard_in_use_is_unregistered_after_the_events_of_its_uses(ds):
     assert first.is_done
     assert pages[0] not in memory.pages
     assert other.is_done
-    assert registered(registry, ds) == [2, 3]
+    assert registered_shards(registry, ds) == [2, 3]
 
 
 def test_a_use_of_more_bytes_than_the_limit_is_refused(ds):
@@ -130,11 +130,11 @@ def test_a_use_does_not_unregister_its_own_shards(ds):
     registry = ShardRegistry(memory, 3 * SHARD_BYTES)
     for numbers in ([0, 1, 2], [2, 3, 4], [0, 4, 5]):
         assert use(registry, ds, numbers)[1]
-        assert set(numbers) <= {*registered(registry, ds)}
+        assert set(numbers) <= {*registered_shards(registry, ds)}
     assert memory.max_nbytes == 3 * SHARD_BYTES
 
 
-def test_whole_pages_count(ds):
+def test_the_limit_counts_whole_pages(ds):
     index = fetcher_of(ds).index
     registry = ShardRegistry(RegisteredMemory(), int(index.nbytes[:3].sum()))
     with pytest.raises(GatherRefusal, match="the shards of a batch have more bytes"):
@@ -189,7 +189,7 @@ def test_a_dataset_that_is_deleted_during_a_use_is_unregistered_by_the_next(tmp_
         assert memory.nbytes == SHARD_BYTES
     use(registry, ds, [1])
     assert memory.nbytes == SHARD_BYTES
-    assert registered(registry, ds) == [1]
+    assert registered_shards(registry, ds) == [1]
 
 
 def test_views_and_renamed_views_share_registrations(ds):
@@ -258,11 +258,11 @@ def test_a_forked_process_forgets_the_registrations_of_its_parent(ds):
         child = os.fork()
         if not child:
             memory.unregister = lambda address: os._exit(3)
-            is_forgotten = registry.nbytes == 0 and not registered(registry, ds)
+            is_forgotten = registry.nbytes == 0 and not registered_shards(registry, ds)
             ds.close()
             os._exit(0 if is_forgotten else 2)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert registered(registry, ds) == [0, 1]
+    assert registered_shards(registry, ds) == [0, 1]
 
 
 def test_an_error_of_the_driver_registers_nothing(ds):
