@@ -1,4 +1,4 @@
-"""From which input sample each row comes."""
+"""The input sample of each row."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ def test_positions_of_outputs():
         draw = random.Random(seed)
         max_outputs, number, outputs = draw.choice([1, 2, 4]), draw.randrange(5), draw.randrange(3)
         tracker = InputTracker(7, number, (0, 0))
+        # A reject is the input sample and the output, then the count and the bytes of rejects.
         positions, rejects = [], [((-1, 0), (0, 0))]
         while len(positions) < 50:
             for output in range(outputs, draw.randrange(max_outputs + 1)):

@@ -32,7 +32,7 @@ def scan_of_a_shard():
     scan = Scan(schema, 2, columns, compressed=False, statistics_dtypes={})
     rows = [np.float64(v).tobytes() + t for v, t in ((0.1, b"a"), (np.nan, b""))]
     rows = [np.uint32(len(row) - 8).tobytes() + row for row in rows]
-    head = 4 * 4
+    head = 4 * 4  # the number of samples, and three offsets
     ends = np.cumsum([head, *map(len, rows)]).astype("<u4")
     body = np.uint32(2).tobytes() + ends.tobytes() + b"".join(rows)
     b"".join(scan.tee([body]))
@@ -136,7 +136,7 @@ def test_a_journal_that_cannot_grow_stays_as_it_was(tmp_path, monkeypatch):
     journal.close()
 
 
-def test_one_process_has_the_journal(tmp_path):
+def test_one_process_locks_the_journal(tmp_path):
     path = str(tmp_path / "work")
     journal = Journal(path, create=True)
     with pytest.raises(FileExistsError):

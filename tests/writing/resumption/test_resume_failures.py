@@ -36,7 +36,7 @@ def write(path, data, **settings):
 
 
 def begin(path, data=None, stop=200, **settings):
-    """Write a part of the samples."""
+    """Write some of the samples and fail, so that whole shards stay."""
     with pytest.raises(ZeroDivisionError):
         write(path, numbers(stop) if data is None else data, **settings)
     assert WORK in local_files(path)
@@ -130,7 +130,8 @@ def test_a_writer_counts_samples_that_are_left_out(tmp_path):
 
     with pytest.raises(ZeroDivisionError):
         write_rows(50)
-    assert 0 < write_rows(100).input_samples <= 47  # a shard that waits for a thread is dropped
+    # The first 47 rows fill 7 shards of 5. A shard that waits for a thread is dropped.
+    assert 0 < write_rows(100).input_samples <= 47
     assert npstream.open(tmp_path / "ds")["x"].load().tolist() == [k for k in range(100) if k % 4]
     assert len((tmp_path / "rejects").read_text().splitlines()) == 25
 
@@ -291,20 +292,15 @@ def test_a_write_without_resume_cannot_be_resumed(tmp_path):
 
 
 def test_a_process_that_still_writes_is_not_disturbed(tmp_path, whole):
+    def try_to_write():
+        with pytest.raises(FileExistsError, match="another process writes here"):
+            write(tmp_path / "ds", numbers())
+
     def data():
         yield from itertools.islice(numbers(), 200)
-        for write_again in (lambda: write(tmp_path / "ds", numbers()), in_another_process):
-            with pytest.raises(FileExistsError, match="another process writes here"):
-                write_again()
+        try_to_write()
+        run_in_child(try_to_write)
         yield from itertools.islice(numbers(), 200, None)
-
-    def in_another_process():
-        def work():
-            with pytest.raises(FileExistsError, match="another process writes here"):
-                write(tmp_path / "ds", numbers())
-
-        run_in_child(work)
-        raise FileExistsError("another process writes here")
 
     write(tmp_path / "ds", data())
     assert local_files(tmp_path / "ds") == whole
@@ -335,7 +331,7 @@ def test_a_child_of_a_killed_process_does_not_keep_the_lock(tmp_path, whole):
     assert local_files(tmp_path / "ds") == whole
 
 
-def test_two_processes_that_resume_at_once(tmp_path, whole):
+def test_one_of_three_processes_that_resume_at_once_writes(tmp_path, whole):
     for run in range(4):
         path = tmp_path / f"ds{run}"
         if run % 2:
@@ -371,7 +367,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
 # Full disks
 
 
-def test_a_full_disk_keeps_the_whole_shards(tmp_path, monkeypatch):
+def test_a_full_disk_keeps_the_whole_shards(tmp_path):
     """RLIMIT_FSIZE limits the size of each file, here that of a larger shard in the middle."""
 
     def rows(large):
@@ -395,7 +391,7 @@ def test_a_full_disk_keeps_the_whole_shards(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_at_any_step(tmp_path, whole, monkeypatch):
-    """Each step that stores something fails once."""
+    """Every fourth call of `fsync` fails, each in a write of its own."""
     fsync, failures = os.fsync, 0
     for failing_call in range(1, 60, 4):
         calls = itertools.count(1)

@@ -96,8 +96,8 @@ def test_an_upload_that_is_killed_while_it_publishes(servers, tmp_path):
 # Two processes
 
 
-def failing(count):
-    """Yield fewer samples than there are, and then raise."""
+def failing_samples(count):
+    """Yield the first `count` samples, and then raise."""
     make_data, _ = CASES["samples"]
     yield from itertools.islice(make_data(), count)
     raise ZeroDivisionError
@@ -106,7 +106,9 @@ def failing(count):
 def begin(url, options, count=50):
     """Write some of the samples and fail, so that whole shards stay; return the file names."""
     with pytest.raises(ZeroDivisionError) as caught:
-        npstream.write(url, failing(count), shard_size=400, resume=True, storage_options=options)
+        npstream.write(
+            url, failing_samples(count), shard_size=400, resume=True, storage_options=options
+        )
     assert "whole shards, which readers do not see" in str(caught.value.__notes__)
     return names(url, options)
 
@@ -154,7 +156,7 @@ def test_a_writer_that_another_machine_took_over_does_not_publish(
             patch.setattr(remote, "_require_dead", lambda *args: None)
             with pytest.raises(ZeroDivisionError):
                 npstream.write(
-                    url, failing(53), shard_size=400, resume=True, storage_options=options
+                    url, failing_samples(53), shard_size=400, resume=True, storage_options=options
                 )
         yield from itertools.islice(make_data(), 55, None)
 
@@ -196,7 +198,7 @@ def test_an_upload_that_fails_is_retried_and_then_goes_on(name, servers, tmp_pat
     proxy.faults = [status(503, times=FOR_EVER, method="PUT", path=name)]
     with pytest.raises(StorageError, match=r"after 3 attempts.*SlowDown") as caught:
         write_case("samples", url, None, **settings)
-    count = 3 if "00003" in name else 10
+    count = 3 if "00003" in name else 10  # 10 are all shards
     assert f"keeps {count} whole shards" in str(caught.value.__notes__)
     assert "index.json" not in names(url, options)
     proxy.faults = [status(503, times=2, method="PUT", path="shard.0000")]
