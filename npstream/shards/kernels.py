@@ -63,15 +63,11 @@ address also finds the other columns.
 ENTRY_COLUMNS = 7
 """Number of columns of `entries`."""
 
-LONG_SAMPLE = 1 << 10
+LONG_SAMPLE = 1 << 9
 """`split` uses `copy_long_samples` where it copies this number of bytes or more of each sample."""
 
-LONG_SAMPLE_DISTANCE = 3
-"""While sample k is copied, lines of sample ``k + LONG_SAMPLE_DISTANCE`` are prefetched.
-
-The page-table lookup of that sample is done by then: `PREFETCH_DISTANCE` is larger, so
-`prefetch_span` comes earlier.
-"""
+BYTES_AHEAD = 1 << 13
+"""While a long sample is copied, the sample about this number of bytes later is prefetched."""
 
 MAX_PREFETCH_LINES = 64
 """The maximum number of cache lines, of 64 bytes each, that are prefetched of a value.
@@ -212,11 +208,13 @@ def copy_long_samples(
     loop is separate from that of `split`, because one more condition there makes copies of short
     values slower.
     """
+    distance = max(1, BYTES_AHEAD // sum_of_sizes(fixed))
     for k in range(address.size):
-        prefetch_span(address, nbytes, k + PREFETCH_DISTANCE)
-        if k + LONG_SAMPLE_DISTANCE < address.size:
+        # The page-table lookup of a sample is done before its other lines are prefetched.
+        prefetch_span(address, nbytes, k + distance + PREFETCH_DISTANCE)
+        if k + distance < address.size:
             for c in range(fixed.shape[0]):
-                begin = address[k + LONG_SAMPLE_DISTANCE] + fixed[c, 1]
+                begin = address[k + distance] + fixed[c, 1]
                 for line in range(min((fixed[c, 2] + 63) >> 6, MAX_PREFETCH_LINES)):
                     prefetch_far(begin + 64 * line)
         if nbytes[k] < fixed_nbytes:
