@@ -17,6 +17,7 @@ from npstream._core.jit import (
     copy_u16,
     copy_u32,
     copy_u64,
+    is_compiled,
     kernel,
     load_i64,
     load_u8,
@@ -38,7 +39,7 @@ Without prefetching, each read waits for a cache miss and for one or two page-ta
 @kernel
 def prefetch_span(address: Int64, nbytes: Int64, k: int) -> None:
     """Prefetch the first and last bytes of span `k`, if it exists."""
-    if k < address.size:
+    if is_compiled() and k < address.size:
         prefetch_cache_line(address[k])
         prefetch_cache_line(address[k] + nbytes[k] - 1)
 

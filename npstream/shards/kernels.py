@@ -41,6 +41,7 @@ may be read.
 from __future__ import annotations
 
 from npstream._core.jit import (
+    is_compiled,
     kernel,
     load_i64,
     load_i64_acquire,
@@ -156,7 +157,7 @@ def split(
     Returns 0, or -1 - k if the column sizes of sample k do not add up to its length.
     """
     header = 4 * nvariable
-    if nvariable == 0 and sum_of_sizes(fixed) >= LONG_SAMPLE:
+    if is_compiled() and nvariable == 0 and sum_of_sizes(fixed) >= LONG_SAMPLE:
         return copy_long_samples(address, nbytes, fixed_nbytes, fixed, outputs)
     count = address.size
     for k in range(count):

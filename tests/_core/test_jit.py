@@ -84,8 +84,8 @@ def files(cache: Path) -> list[Path]:
 def test_kernels_run_as_python_for_few_rows(run, tmp_path):
     run(
         """
-        for _ in range(1 << 5):
-            assert touch_pages.for_size(1 << 10) is touch_pages.py_func
+        for _ in range(1 << 2):
+            assert touch_pages.for_size(1 << 13) is touch_pages.py_func
         assert "numba" not in sys.modules
         """
     )
