@@ -103,6 +103,21 @@ def iterate_and_leave(batches, how):
         raise Left
 
 
+def test_a_loop_over_a_silent_store_yields_cached_batches_and_fails_in_time(ds, tmp_path):
+    """Batches that are read together are read one by one after a failure, in the same deadline."""
+    Stalling.stalls = False
+    ds[:900].prefetch()
+    Stalling.stalls = True
+    deadline, url = 4.0, f"stalling://{tmp_path / 'data'}"
+    with npstream.open(url, cache=tmp_path / "cache", timeout=deadline, retries=0) as impatient:
+        firsts, start = [], time.monotonic()
+        with pytest.raises(StorageError):
+            firsts.extend(b["id"][0] for b in impatient.iter(0, 1, batch_size=50, threads=1))
+        seconds = time.monotonic() - start
+    assert firsts[:18] == list(range(0, 900, 50))  # and those of the same chunks
+    assert seconds < 1.8 * deadline
+
+
 @pytest.mark.parametrize("how", ["break", "exception"])
 def test_leaving_an_iteration_stops_prefetching(ds, how):
     # The first batches are cached, so that only prefetches of later batches block.

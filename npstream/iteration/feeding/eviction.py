@@ -91,7 +91,7 @@ class EvictionPlan:
         list of EvictionOrder
             One for each dataset that does not fit its cache. The caller advances and ends them.
         """
-        datasets = self._large_datasets()
+        datasets = large_datasets(self._source, self._plan)
         if not datasets:
             return []
         if not self._orders:
@@ -107,12 +107,13 @@ class EvictionPlan:
             order.begin(epoch, current.size, uses[epoch][k], uses[epoch + 1][k], slack)
         return self._orders
 
-    def _large_datasets(self) -> list[tuple[Source, RemotePart[RemoteShards]]]:
-        """Return the datasets that do not fit their cache."""
-        sources = self._source.sources_of(self._plan)
-        pairs = [(source, part) for source in sources for part in source.fetcher.shards.remotes]
-        split = split_large_datasets(part for _, part in pairs)
-        return [(source, part) for source, part in pairs if part in split]
+
+def large_datasets(source: Source, plan: Plan) -> list[tuple[Source, RemotePart[RemoteShards]]]:
+    """Return the datasets that do not fit their cache."""
+    sources = source.sources_of(plan)
+    pairs = [(source, part) for source in sources for part in source.fetcher.shards.remotes]
+    split = split_large_datasets(part for _, part in pairs)
+    return [(source, part) for source, part in pairs if part in split]
 
 
 def _chunk_uses(

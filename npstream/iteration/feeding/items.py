@@ -14,6 +14,7 @@ from npstream.errors import stop_iteration_error
 from npstream.iteration.failures.record import UserError
 from npstream.iteration.feeding.threads import result_bytes
 from npstream.reading.batch import Batch, Ragged
+from npstream.storage.deadlines import shared_deadline
 
 if TYPE_CHECKING:
     from npstream._core.typing import AnyArray
@@ -170,13 +171,21 @@ class ItemMaker:
         """Make the items of a piece.
 
         If a piece of several items cannot be read, its items are read one by one, because damage
-        concerns single samples.
+        concerns single samples, and the first items may be in the cache.
         """
-        piece, lookup = read
-        items: list[Any] = []
-        error: Exception | None = None
+        with shared_deadline():
+            items, error = self._read_piece(*read)
+        if self._transform is not None:
+            items, raised_by_user = self._transform(items)
+            error = raised_by_user or error
+        if self._placer is not None and not self._reads_into_buffers:
+            items = [self._placer.place(item) for item in items]
+        return MadeItems(items, error)
+
+    def _read_piece(self, piece: Piece, lookup: Lookup) -> tuple[list[Any], Exception | None]:
+        """Return the items of a piece before the first that cannot be read, and its error."""
         try:
-            items = self._read(piece, lookup)
+            return self._read(piece, lookup), None
         except Exception as raised:
             step = self._batch_size or 1
             if len(piece[0]) <= step and self._guard is None:
@@ -184,12 +193,7 @@ class ItemMaker:
             items, error = self._read_one_by_one(piece, step)
             if error is None and self._guard is None:  # only the read of all items together fails
                 raise raised from None
-        if self._transform is not None:
-            items, raised_by_user = self._transform(items)
-            error = raised_by_user or error
-        if self._placer is not None and not self._reads_into_buffers:
-            items = [self._placer.place(item) for item in items]
-        return MadeItems(items, error)
+            return items, error
 
     def _read_one_by_one(self, piece: Piece, step: int) -> tuple[list[Any], Exception | None]:
         """Return the items before the first that cannot be read, and its error."""

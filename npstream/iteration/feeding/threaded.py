@@ -15,6 +15,7 @@ from npstream._core.optional import import_optional
 from npstream.iteration.epochs import Epochs
 from npstream.iteration.failures.record import UserError
 from npstream.iteration.feeding.caching import CachedIteration
+from npstream.iteration.feeding.eviction import large_datasets
 from npstream.iteration.feeding.feed import (
     MIN_EPOCH_BYTES,
     Feed,
@@ -89,9 +90,9 @@ class ThreadedIteration(CachedIteration):
             and (settings.on_error != "replace" or self._replaces_in_threads)
         )
         transforms_one_by_one = bool(self._transforms) and transforms_in_threads
-        is_local = not self._source.remotes
         group = 1
-        if reads_in_threads and self.yields_batches and is_local and not transforms_one_by_one:
+        may_group = reads_in_threads and self.yields_batches and not transforms_one_by_one
+        if may_group and not large_datasets(self._source, plan):
             group = limits.group(size)
             if settings.prefetch is not None:
                 group = min(group, max(1, limits.tasks // 2))

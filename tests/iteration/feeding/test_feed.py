@@ -248,6 +248,23 @@ def test_threads_request_at_most_twice_the_bytes_of_a_loop_without_threads(
     assert nbytes[1] <= 2 * nbytes[0]
 
 
+@pytest.mark.parametrize(("limit", "is_grouped"), [("1MiB", False), ("64MiB", True)])
+def test_batches_are_read_together_if_the_cache_holds_their_dataset(tmp_path, limit, is_grouped):
+    url, batches = "memory://test-feed/groups", 0
+    columns = {"x": np.arange(30_000), "payload": np.zeros((30_000, 72), np.uint8)}
+    npstream.write(url, columns, shard_size="256KiB", mode="w")
+    reads = []
+    with (
+        npstream.open(url, cache=tmp_path / "cache", cache_limit=limit) as dataset,
+        npstream.on_event(lambda event: reads.append(event.kind)),
+    ):
+        for batch in dataset.iter(0, 1, batch_size=100, threads=1):
+            assert np.array_equal(batch["x"], batch.ids)
+            batches += 1
+    assert batches == 300
+    assert (reads.count("gather") < batches / 4) == is_grouped
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
