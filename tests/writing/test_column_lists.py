@@ -13,7 +13,7 @@ from npstream.errors import ColumnError
 
 COUNT = 4
 ARRAYS = {"a": np.arange(COUNT), "b": np.arange(COUNT, dtype=np.float32), "c": list("wxyz")}
-ODD = object()  # cannot be stored: the columns that are left out are not looked at
+ODD = object()  # no encoding stores it, so a write must ignore columns that are left out
 ROWS = [{"a": k, "b": np.float32(k), "c": "wxyz"[k], "odd": ODD} for k in range(COUNT)]
 
 
@@ -28,7 +28,7 @@ def hugging_face():
     return datasets.Dataset.from_dict({name: list(column) for name, column in ARRAYS.items()})
 
 
-def stored(tmp_path):
+def written_dataset(tmp_path):
     npstream.write(tmp_path / "stored", ARRAYS)
     return npstream.open(tmp_path / "stored")
 
@@ -45,8 +45,8 @@ DATA = {
     "arrow": lambda path: arrow(),
     "a reader": lambda path: arrow().to_reader(),
     "datasets": lambda path: hugging_face(),
-    "npstream": stored,
-    "a view": lambda path: stored(path)[::2],
+    "npstream": written_dataset,
+    "a view": lambda path: written_dataset(path)[::2],
     "a structured array": lambda path: np.array(
         [(k, k, "x") for k in range(COUNT)], [("a", int), ("b", "f4"), ("c", "U1")]
     ),
@@ -70,7 +70,7 @@ def test_columns_are_selected_and_ordered(kind, names, tmp_path):
 
 @pytest.mark.parametrize("options", [{"workers": 2}, {"format": "jsonl"}, {"on_error": "skip"}])
 @pytest.mark.parametrize("kind", ["samples", "pandas"])
-def test_columns_are_selected_with(options, kind, tmp_path):
+def test_columns_are_selected_with_other_options(options, kind, tmp_path):
     report = npstream.write(tmp_path / "1", DATA[kind](tmp_path), columns=["c", "a"], **options)
     assert list(report.columns) == ["c", "a"]
     assert report.samples == COUNT
@@ -108,7 +108,11 @@ def test_a_writer_selects_columns(tmp_path):
 
 @pytest.mark.parametrize("kind", ["frame", "batch"])
 def test_a_writer_selects_columns_of_a_first_table(kind, tmp_path):
-    data = pd.DataFrame(ARRAYS) if kind == "frame" else stored(tmp_path).take(np.arange(COUNT))
+    data = (
+        pd.DataFrame(ARRAYS)
+        if kind == "frame"
+        else written_dataset(tmp_path).take(np.arange(COUNT))
+    )
     with npstream.Writer(tmp_path / "1", ["c", "a"]) as writer:
         writer.write(data)
     assert list(npstream.open(tmp_path / "1").columns) == ["c", "a"]
@@ -145,6 +149,6 @@ def test_an_append_selects_columns(kind, tmp_path):
     assert len(npstream.open(tmp_path / "out")) == len(ds)
 
 
-def test_an_append_to_nothing_selects_columns(tmp_path):
+def test_an_append_that_creates_the_dataset_selects_columns(tmp_path):
     npstream.write(tmp_path / "out", iter(ROWS), columns=["c", "a"], mode="a")
     assert list(npstream.open(tmp_path / "out").columns) == ["c", "a"]

@@ -138,7 +138,7 @@ def test_a_batch_that_was_edited(source, tmp_path):
     assert ds[2]["new"] == 2j
 
 
-def test_rows_that_only_fill_a_batch_up_are_not_written(source, tmp_path):
+def test_batches_with_repeated_rows_are_refused(source, tmp_path):
     ds = npstream.open(source[0], columns=["number"])[:5]
     with pytest.raises(ValueError, match=r"repeats 1 row to be full.*last='short'"):
         npstream.write(tmp_path / "out", ds.iter(0, 1, batch_size=2))
@@ -163,6 +163,8 @@ def test_parts_of_columns(source, tmp_path):
         "matrix": "ndarray:int32:2",
     }
     assert_same(copy["cut"].load(), tokens[::2, 1:3])
+    assert_same(copy["one"].load(), tokens[::2, 0])
+    assert_same(copy["matrix"].load(), np.arange(20, dtype="i4").reshape(10, 2))
     assert_same(copy["picked"].load(), tokens[::2, [0, 3]])
     with pytest.raises(ValueError, match="column 'x': column 'text' has 2 axes"):
         npstream.write(tmp_path / "b", {"x": ds["text"][np.arange(20).reshape(10, 2)]})
@@ -207,7 +209,7 @@ def test_columns_with_declared_types(source, tmp_path):
         npstream.write(tmp_path / "odd", odd)
 
 
-def test_bytes_that_hold_no_elements(tmp_path):
+def test_empty_bytes_that_are_opened_as_arrays_are_refused(tmp_path):
     npstream.write(tmp_path / "a", {"x": [b"\1\2", b""]})
     ds = npstream.open(tmp_path / "a", columns={"x": "uint16"})
     with pytest.raises(
@@ -241,7 +243,7 @@ def test_shards_of_text_become_mds(name, tmp_path):
         assert np.array_equal(copy[column], ds[column], equal_nan=report.columns[column] != "str")
 
 
-def test_merged_shards_that_differ(tmp_path):
+def test_merged_shards_whose_columns_have_another_order(tmp_path):
     """Columns are copied by name, although their order in the samples differs."""
     npstream.write(tmp_path / "a", {"x": np.arange(5), "t": list("abcde")})
     npstream.write(tmp_path / "b", [{"x": k, "t": "z", "more": 1} for k in range(3)])
@@ -257,11 +259,11 @@ def test_merged_shards_that_differ(tmp_path):
     assert list(copy) == [{"t": t, "x": x} for t, x in zip("zazb", (2, 0, 1, 1), strict=True)]
 
 
-def test_a_damaged_sample_is_not_copied(source, tmp_path):
+def test_a_damaged_sample_is_not_copied(tmp_path):
     npstream.write(tmp_path / "a", {"text": ["a", "bb", "ccc"], "n": [1, 2, 3]})
     (shard,) = (tmp_path / "a").glob("*.mds")
     data = bytearray(shard.read_bytes())
-    offset = data.rindex(b"bb") - 12
+    offset = data.rindex(b"bb") - 12  # the size of the text, which 8 bytes of `n` follow
     assert data[offset] == 2
     data[offset] = 9
     shard.write_bytes(data)

@@ -17,11 +17,13 @@ import npstream
 from npstream.errors import StorageError
 from npstream.formats import chunks
 from npstream.storage.local import LocalStore
-from npstream.writing import pipeline, shard
+from npstream.writing import destination, pipeline, shard
 from npstream.writing.destination import LocalDestination
 
 ROWS = 64
 SHARD = 2000
+ROW_BYTES = 96
+"""Bytes of a row in a shard: 8 of `x`, 80 of `text`, 4 of its size, and 4 of an offset."""
 
 
 def rows(count=ROWS):
@@ -58,54 +60,55 @@ def test_shards_are_compressed_while_samples_are_written(tmp_path, replace_compr
 
     replace_compression(compress)
     with npstream.Writer(tmp_path, shard_size=SHARD, compression="zstd") as writer:
-        for sample in rows(2 * SHARD // 96):
+        for sample in rows(2 * SHARD // ROW_BYTES):
             writer.write(sample)
         assert names(str(tmp_path)) == []
         last.set()
-    assert len(npstream.open(tmp_path)) == 2 * SHARD // 96
+    assert len(npstream.open(tmp_path)) == 2 * SHARD // ROW_BYTES
 
 
 def test_a_shard_that_takes_long_does_not_change_the_order(tmp_path, replace_compression):
     order, second = [], threading.Event()
 
     def compress(original, data, spec):
-        number = int(np.frombuffer(data, np.uint32, 1, data.index(b"text") - 12)[0])
-        if number == 0:
+        begin = int.from_bytes(data[4:8], "little")  # the offset of the first sample
+        first_x = int.from_bytes(data[begin + 84 : begin + 92], "little")  # 84: `text`, its size
+        if first_x == 0:
             assert second.wait(60)
-        order.append(number)
+        order.append(first_x)
         second.set()
         return original(data, spec)
 
     replace_compression(compress)
     npstream.write(tmp_path, rows(), shard_size=SHARD, compression="zstd")
-    assert order[0] != 0
+    assert sorted(order)[0] == 0 != order[0]
     assert npstream.open(tmp_path)["x"].load().tolist() == list(range(ROWS))
 
 
 def test_a_few_shards_are_in_memory(tmp_path, replace_compression, monkeypatch):
     """The source is not read further while the threads have the maximum number of shards."""
-    read, blocked = [], threading.Semaphore(0)
+    read, counts = [], []
 
     def compress(original, data, spec):
-        blocked.acquire()
-        written.append(len(read))
-        blocked.release()
+        count = -1
+        while count != len(read):  # until the source was not read for a while
+            count = len(read)
+            threading.Event().wait(0.05)
+        counts.append(count)
         return original(data, spec)
 
     def source():
         for sample in rows(1000):
             read.append(sample)
-            if len(read) == 120:
-                blocked.release()
             yield sample
 
-    written = []
-    monkeypatch.setattr(npstream.writing.destination, "_MAX_COMPRESSED_SHARDS", 2)
+    monkeypatch.setattr(destination, "_MAX_COMPRESSED_SHARDS", 2)
     replace_compression(compress)
     npstream.write(tmp_path, source(), shard_size=5000, compression="zstd")
     per_shard = 1000 / len(npstream.open(tmp_path).shards)
-    for number, count in enumerate(written):
-        assert count <= max(120, (number + 5) * per_shard)
+    for number, count in enumerate(counts):
+        # Two shards are in threads, one is filled, and a row of the next may have been read.
+        assert count <= (number + 3) * per_shard + 5
 
 
 class Failure(Exception):
@@ -195,25 +198,24 @@ def test_a_writer_that_is_garbage_collected_while_threads_store(tmp_path, replac
 
 def test_the_first_shard_is_stored_first(tmp_path, replace_compression):
     """The first shard claims the directory, so that one of two concurrent writers succeeds."""
-    seen, second = [], threading.Event()
+    calls, second = itertools.count(1), threading.Event()
 
     def compress(original, data, spec):
-        seen.append(names(str(tmp_path)))
-        if len(seen) == 1:
+        if next(calls) == 1:
             assert second.wait(60)
         second.set()
         return original(data, spec)
 
     replace_compression(compress)
     stored = []
-    link = npstream.writing.destination.LocalDestination._link
+    link = LocalDestination._link
 
-    def recording(self, name, draft):
+    def record(self, name, draft):
         stored.append(name)
         link(self, name, draft)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(npstream.writing.destination.LocalDestination, "_link", recording)
+        patch.setattr(LocalDestination, "_link", record)
         npstream.write(tmp_path, rows(), shard_size=SHARD, compression="zstd")
     assert stored[0] == "shard.00000.mds.zstd"
     assert len(stored) > 3
@@ -221,7 +223,7 @@ def test_the_first_shard_is_stored_first(tmp_path, replace_compression):
 
 def test_rows_larger_than_the_blocks_that_are_written(tmp_path):
     """The buffer of a row is reused while a thread scans the chunk before it."""
-    for number in range(3):
+    for number in range(3):  # one write may not show a race
         rows = np.random.default_rng(number).integers(0, 256, (6, 3 << 20), np.uint8)
         npstream.write(tmp_path / str(number), {"x": rows})
         assert npstream.verify_dataset(tmp_path / str(number)).problems == ()
@@ -267,10 +269,8 @@ def test_arrays_are_stored_as_their_rows_are(columns, compression, sidecar, tmp_
     ],
     ids=["contiguous", "strided", "big-endian", "dates"],
 )
-def test_a_single_array_is_stored_without_a_copy_of_its_chunks(
-    array, is_aligned, tmp_path, monkeypatch
-):
-    """The blocks are the chunks of the scan, or blocks of other sizes."""
+def test_a_single_array_is_stored_as_its_rows_are(array, is_aligned, tmp_path, monkeypatch):
+    """The scan reads whole blocks of the array, or chunks of another size than the blocks."""
     monkeypatch.setattr(chunks, "CHUNK_BYTES", 500)
     if is_aligned:
         monkeypatch.setattr(pipeline, "CHUNK_BYTES", 500)
@@ -348,17 +348,17 @@ def test_a_shard_is_scanned_while_it_is_stored(tmp_path, monkeypatch):
 
 def test_every_thread_that_stores_can_wait_for_a_scan(tmp_path):
     """As many jobs as there are threads wait for scans, which start after all of them."""
-    destination = LocalDestination(LocalStore(str(tmp_path)))
-    count = destination.max_parallel(compressed=True)
+    local = LocalDestination(LocalStore(str(tmp_path)))
+    count = local.max_parallel(compressed=True)
     barrier = threading.Barrier(count)
 
     def store(number):
         barrier.wait(60)
-        return destination.submit_scan(lambda: number).result(60)
+        return local.submit_scan(lambda: number).result(60)
 
-    jobs = [destination.submit(store, number) for number in range(count)]
+    jobs = [local.submit(store, number) for number in range(count)]
     assert [job.result(60) for job in jobs] == list(range(count))
-    destination.remove()
+    local.remove()
 
 
 @pytest.mark.parametrize("failing", [0, 2])

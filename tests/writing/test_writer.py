@@ -1,3 +1,5 @@
+"""Writers and `write`: columns, errors, published files and reports."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -111,9 +113,6 @@ def test_a_name_that_is_no_encoding_names_the_column(tmp_path):
         Writer(tmp_path, {"a": "strr"})
 
 
-# Sizes
-
-
 def test_types_and_dtypes_stand_for_encodings(tmp_path):
     columns = {"a": int, "b": np.float32, "c": np.dtype("M8[s]"), "d": str, "e": list, "f": bool}
     sample = {"a": 1, "b": 0.5, "c": np.datetime64("2020", "s"), "d": "x", "e": [1], "f": True}
@@ -156,9 +155,9 @@ def test_names_are_checked_before_anything_is_stored(tmp_path):
 
 
 @pytest.mark.parametrize("kind_of_data", ["samples", "a batch"])
-def test_an_error_that_a_loop_survives_loses_no_sample(kind_of_data, tmp_path, monkeypatch):
+def test_a_writer_that_cannot_store_a_shard_is_closed(kind_of_data, tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
-        raise OSError(24, "Too many open files")
+        raise OSError(errno.EMFILE, "Too many open files")
 
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)  # for the side-car, at the first shard
     writer = Writer(tmp_path / "a", {"x": "str"}, shard_size=300)
@@ -198,7 +197,7 @@ def test_a_full_directory_of_temporary_files(kind_of_data, tmp_path, monkeypatch
 
 def test_an_error_at_the_end_removes_everything(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
-        raise OSError(24, "Too many open files")
+        raise OSError(errno.EMFILE, "Too many open files")
 
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     writer = Writer(tmp_path / "a")
@@ -260,16 +259,16 @@ def test_an_exception_after_close_keeps_the_dataset(tmp_path):
         writer.write({"x": 3})
 
 
-@pytest.mark.parametrize("call", [1, 2, 3, 4, 5])
-def test_a_disk_that_fails_at_any_moment(call, tmp_path, monkeypatch):
-    """A write of two shards syncs each shard, the directory, the index, and the directory again."""
+@pytest.mark.parametrize("call", range(1, 9))
+def test_a_disk_that_fails_at_any_sync(call, tmp_path, monkeypatch):
+    """Before it publishes two shards, a write syncs them, 3 other files and 3 directories."""
     calls = []
     sync = os.fsync
 
     def fail(descriptor):
         calls.append(descriptor)
         if len(calls) == call:
-            raise OSError(28, "No space left on device")
+            raise OSError(errno.ENOSPC, "No space left on device")
         sync(descriptor)
 
     monkeypatch.setattr(os, "fsync", fail)
@@ -318,7 +317,7 @@ def test_an_index_is_never_replaced(tmp_path):
 
 def test_a_file_system_without_hard_links(tmp_path, monkeypatch):
     def refuse(source, target):
-        raise PermissionError(1, "Operation not permitted")
+        raise PermissionError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", refuse)
     first, second = Writer(tmp_path), Writer(tmp_path)
