@@ -256,17 +256,17 @@ def test_a_writer_refuses_the_sample_and_goes_on(case, tmp_path):
     assert len(npstream.open(tmp_path / "ds")) == max(len(data) - 1, 1)
 
 
-def test_arguments_that_cannot_work_are_refused_before_data_is_read(tmp_path):
+def test_a_map_that_is_not_callable_is_refused_before_data_is_read(tmp_path):
     data = iter([{"x": 1}, {"x": 2}])
     with pytest.raises(TypeError, match="map=5: expected a function of a sample"):
         npstream.write(tmp_path / "ds", data, map=5)
-    with pytest.raises(ValueError, match=r"path: 'a\\x00b' has a null character"):
-        npstream.write("a\0b", data)
     assert next(data) == {"x": 1}
     assert not (tmp_path / "ds").exists()
 
 
-def test_a_link_to_a_missing_directory_is_refused(tmp_path):
+def test_paths_that_cannot_be_written_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"path: 'a\\x00b' has a null character"):
+        npstream.write("a\0b", [{"x": 1}])
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     with pytest.raises(
         FileNotFoundError, match="the link leads to a directory that does not exist"
