@@ -1,4 +1,4 @@
-"""Concurrent, failed and killed writes: published files stay, and all other files are removed."""
+"""Concurrent and failed writes: published files stay, and all other files are removed."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def race(writes):
     return results
 
 
-def contender(url, options, value, compression=None, delays=None):
-    """Return a write for `race`; with `delays`, it pauses for a random time at each sample."""
+def contender(url, options, value, compression=None, rng=None):
+    """Return a write for `race`; with `rng`, it pauses for up to 2 ms after each sample."""
 
     def work(wait):
         settings = {"shard_size": SHARD, "compression": compression, "storage_options": options}
@@ -68,8 +68,8 @@ def contender(url, options, value, compression=None, delays=None):
             wait()
             for _ in range(SAMPLES):
                 writing.write({"v": np.int64(value), "text": str(value)})
-                if delays is not None:
-                    threading.Event().wait(delays.random() / 500)
+                if rng is not None:
+                    threading.Event().wait(rng.random() / 500)
         return writing.close()
 
     return work
@@ -176,7 +176,7 @@ def test_a_write_that_fails_leaves_nothing(target):
 
 @pytest.mark.parametrize("kind", ["s3", "azure", "oci"])
 def test_requests_of_a_write(kind, servers):
-    """Every file is stored once; only the lock file is stored twice, refused once, and deleted."""
+    """One request stores each file. A second one of the lock file fails, and a third deletes it."""
     proxy = servers.proxy(kind)
     fresh = servers[kind].new_directory().with_proxy(proxy)
     report = write(fresh.url, fresh.storage_options, 7)
@@ -186,7 +186,7 @@ def test_requests_of_a_write(kind, servers):
     paths = names(fresh.url, fresh.storage_options)
     assert sorted(name for name, _ in stored[2:]) == sorted(map(file_of, paths))
     assert stored[-1][0] == INDEX
-    assert len(stored) == 2 + report.shards + 3
+    assert len(stored) == 2 + report.shards + 3  # a column, the side-car and the index
     assert [file_of(r.path) for r in proxy.log if r.method == "DELETE"] == [LOCK]
 
 
@@ -208,18 +208,18 @@ def test_a_user_who_may_only_read(servers, tmp_path):
 # Stores that do not create files in one step
 
 
-def ignoring(create, filesystem, path, data):
+def ignore_condition(create, filesystem, path, data):
     """Store the file, like a server that ignores the condition of a request."""
     filesystem.pipe_file(path, data)
 
 
-def unsupported(create, filesystem, path, data):
+def refuse_condition(create, filesystem, path, data):
     """Raise, like a server that does not implement conditions."""
     raise OSError(errno.EOPNOTSUPP, "not implemented")
 
 
 WITHOUT_EXCLUSIVE_CREATION = pytest.mark.parametrize(
-    "create_file", [ignoring, unsupported, None], ids=["ignores", "refuses", "none"]
+    "create_file", [ignore_condition, refuse_condition, None], ids=["ignores", "refuses", "none"]
 )
 
 
@@ -390,7 +390,7 @@ def test_files_of_a_published_index_are_never_removed(memory, tmp_path):
     assert set(npstream.open(memory, cache=tmp_path / "cache")["text"]) == {"8"}
 
 
-def test_an_index_that_cannot_be_read_keeps_all(memory):
+def test_an_index_that_cannot_be_read_keeps_all_files(memory):
     writing = npstream.Writer(memory, shard_size=SHARD)
     add(writing, 7)
     RemoteStore(memory).put(INDEX, b"something else")
@@ -417,11 +417,11 @@ def test_a_file_server_that_repeats_a_request(tmp_path, monkeypatch):
     """The response to a link was lost. Its repetition fails, because the first one succeeded."""
     link = os.link
 
-    def repeated(old, new):
+    def link_and_raise(old, new):
         link(old, new)
         raise FileExistsError(new)
 
-    monkeypatch.setattr(os, "link", repeated)
+    monkeypatch.setattr(os, "link", link_and_raise)
     write(tmp_path / "out", None, 7)
     monkeypatch.undo()
     assert_published(str(tmp_path / "out"), None, 7, tmp_path / "cache")
@@ -452,7 +452,7 @@ def test_a_failed_write_removes_the_directories_that_it_created(path, tmp_path):
 
 
 def test_a_directory_that_is_removed_is_created_again(tmp_path):
-    """Such as a directory that a failed write had created, and removes."""
+    """The first writer removes the directory that it created, and the second writer needs it."""
     first, second = (npstream.Writer(tmp_path / "a" / "out", shard_size=SHARD) for _ in range(2))
     second.write({"v": np.int64(7), "text": "7"})
     del first
@@ -468,6 +468,9 @@ def test_a_path_that_is_not_a_directory(path, tmp_path):
     with pytest.raises(StorageError, match="Not a directory"):
         npstream.Writer(tmp_path / path)
     assert (tmp_path / "file").read_text() == "mine"
+
+
+COLUMNS = {f"c{number}": np.arange(20) for number in range(40)}
 
 
 def test_files_get_their_names_once_all_are_on_the_disk(tmp_path, monkeypatch):
@@ -489,18 +492,16 @@ def test_files_get_their_names_once_all_are_on_the_disk(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", record_sync)
     monkeypatch.setattr(os, "link", record_link)
-    columns = {f"c{number}": np.arange(20) for number in range(40)}
-    npstream.write(tmp_path / "new", columns)
+    npstream.write(tmp_path / "new", COLUMNS)
     steps = [(call, len(list(group))) for call, group in itertools.groupby(calls)]
-    files = 41  # columns and the side-car; before them a shard; then directories, the index
-    assert steps[:4] == [("sync", 1), ("link", 1), ("sync", files + 1), ("link", files)]
-    assert steps[4:] == [("sync", 3), ("link", 1), ("sync", 1)]
+    files = 41  # 40 columns and the side-car
+    assert steps[:2] == [("sync", 1), ("link", 1)]  # the shard
+    assert steps[2:4] == [("sync", files + 1), ("link", files)]  # the index is synced, too
+    assert steps[4:] == [("sync", 3), ("link", 1), ("sync", 1)]  # directories; the index; its own
     assert npstream.open(tmp_path / "new")["c39"][-1] == 19
 
 
-COLUMNS = {f"c{number}": np.arange(20) for number in range(40)}
-
-
+# The first call syncs the shard. The next 42 sync the columns, the side-car and the index.
 @pytest.mark.parametrize("failing_call", [2, 20, 42])
 def test_a_full_disk_at_one_of_many_files(failing_call, tmp_path, monkeypatch):
     count, sync = itertools.count(1), os.fsync
@@ -517,7 +518,7 @@ def test_a_full_disk_at_one_of_many_files(failing_call, tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_full_disk_at_the_close_of_a_file(tmp_path, monkeypatch):
+def test_a_quota_that_is_exceeded_at_the_close_of_a_file(tmp_path, monkeypatch):
     def fail(self) -> None:
         if self.closed:
             return

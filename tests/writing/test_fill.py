@@ -38,6 +38,7 @@ ARROW = {
     "rows": (pa.list_(pa.int16(), 2), [[1, 2], None, [3, 4]], np.array([9, 9], np.int16)),
     "structs": (pa.struct({"a": pa.int8()}), [{"a": 1}, None, {"a": None}], {"a": 0}),
 }
+"""Arrow types, the values of a column, and the value that fills its null."""
 
 
 @pytest.mark.parametrize("name", ARROW)
@@ -47,14 +48,14 @@ def test_nulls_of_arrow_are_filled(name, tmp_path):
     if name == "categories":
         array = array.dictionary_encode()
     table = pa.table({"n": [1, 2, 3], "x": array})
-    for number, data in enumerate((table, table[1:], table.to_reader(max_chunksize=1))):
+    cases = ((table, 0), (table[1:], 1), (table.to_reader(max_chunksize=1), 0))
+    for number, (data, first) in enumerate(cases):
         ds = write_filled(tmp_path / str(number), data, {"x": value})
-        filled_row = 0 if number == 1 else 1
+        filled_row = 1 - first
         actual = ds["x"][filled_row]
         assert actual == value if np.ndim(value) == 0 else np.array_equal(actual, value)
         others = [sample for row, sample in enumerate(ds) if row != filled_row]
-        expected = [row["n"] for row in table.to_pylist()[number == 1 :] if row["n"] != 2]
-        assert [sample["n"] for sample in others] == expected
+        assert [sample["n"] for sample in others] == [1, 3][first:]
         plain = npstream.write(tmp_path / f"{number}p", pa.table({"n": [3], "x": array[2:]}))
         last_value = npstream.open(plain.path)["x"][0]
         assert np.array_equal(others[-1]["x"], last_value, equal_nan=name == "float32")
@@ -92,7 +93,7 @@ def test_missing_values_of_pandas_are_filled(name, tmp_path):
         assert ds["x"][2] == values[2]
 
 
-def test_nan_is_missing_where_the_encoding_has_none(tmp_path):
+def test_nan_is_missing_where_the_encoding_cannot_store_it(tmp_path):
     frame = pd.DataFrame({"x": [1, None, 3], "t": pd.to_datetime(["2020", None, "2021"])})
     fill = {"x": -1, "t": np.datetime64("1970", "us")}
     ds = write_filled(tmp_path / "a", frame, fill)
@@ -144,7 +145,7 @@ def test_values_that_do_not_fit_their_column(tmp_path):
     assert check_fill(None) == {}
 
 
-def test_samples():
+def test_fill_sample():
     fill, columns = (
         check_fill({"a": 0, "s": ""}),
         {"a": column_type("int"), "s": column_type("str")},
@@ -157,7 +158,7 @@ def test_samples():
     assert not Fill(is_given=False)
 
 
-LEFT_OUT = {
+REFUSED_ROWS = {
     "Arrow numbers": pa.array([1, None, 3, None, 5]),
     "Arrow text": pa.array(["a", None, "c", None, "e"]),
     "Arrow lists": pa.array([[1], [], [3], None, [5]]),
@@ -167,12 +168,13 @@ LEFT_OUT = {
     "pandas objects": pd.Series([{"a": 1}, {1: 2}, {}, b"x", []], dtype=object),
     "NumPy objects": np.array(["a", None, "c", 4, "e"], object),
 }
+"""Columns whose rows 1 and 3 are refused."""
 
 
-@pytest.mark.parametrize("name", LEFT_OUT)
-def test_rows_with_missing_values_are_left_out(name, tmp_path):
+@pytest.mark.parametrize("name", REFUSED_ROWS)
+def test_rows_that_are_refused_are_left_out(name, tmp_path):
     library = name.partition(" ")[0]
-    columns = {"n": np.arange(5), "x": LEFT_OUT[name]}
+    columns = {"n": np.arange(5), "x": REFUSED_ROWS[name]}
     data = {"Arrow": pa.table, "pandas": pd.DataFrame, "NumPy": dict}[library](columns)
     tables = [data]
     if library == "Arrow":
@@ -188,8 +190,8 @@ def test_rows_with_missing_values_are_left_out(name, tmp_path):
         assert all("column 'x'" in line["reason"] for line in lines)
 
 
-def mapped(tmp_path, data, **arguments):
-    """Return the samples that `map` gets."""
+def samples_given_to_map(tmp_path, data, **arguments):
+    """Write data with `map`, and return the samples that `map` is called with."""
     samples = []
 
     def record(sample):
@@ -208,11 +210,11 @@ def test_map_gets_none_for_nulls_of_arrow(name, tmp_path):
     if name == "categories":
         array = array.dictionary_encode()
     table = pa.table({"n": [1, 2, 3], "x": array})
-    present = mapped(
+    present = samples_given_to_map(
         tmp_path, pa.table({"n": [1, 3], "x": pa.concat_arrays([array[:1], array[2:]])})
     )
     for data in (table, table.to_reader(max_chunksize=1)):
-        first, second, third = mapped(tmp_path, data)
+        first, second, third = samples_given_to_map(tmp_path, data)
         assert second == {"n": 2, "x": None}
         for sample, expected in ((first, present[0]), (third, present[1])):
             assert sample["n"] == expected["n"]
@@ -223,17 +225,17 @@ def test_map_gets_none_for_nulls_of_arrow(name, tmp_path):
 @pytest.mark.parametrize("name", PANDAS)
 def test_map_gets_none_for_missing_values_of_pandas(name, tmp_path):
     values, _ = PANDAS[name]
-    samples = mapped(tmp_path, pd.DataFrame({"n": [1, 2, 3], "x": values}))
+    samples = samples_given_to_map(tmp_path, pd.DataFrame({"n": [1, 2, 3], "x": values}))
     assert [sample["n"] for sample in samples] == [1, 2, 3]
-    assert samples[1]["x"] is None or np.isnan(samples[1]["x"])  # a float in a column of objects
+    assert samples[1]["x"] is None or np.isnan(samples[1]["x"])  # a column of objects keeps its NaN
     if name not in ("category of nothing", "all missing"):
         assert samples[0]["x"] == values[0]
 
 
 def test_map_gets_none_where_a_column_has_only_nulls(tmp_path):
     for values in (pa.nulls(2), pa.nulls(2, pa.string()), pa.nulls(2, pa.int8())):
-        assert mapped(tmp_path, pa.table({"x": values})) == [{"x": None}] * 2
-    assert mapped(tmp_path, {"x": [None, None], "y": ["a", None]}) == [
+        assert samples_given_to_map(tmp_path, pa.table({"x": values})) == [{"x": None}] * 2
+    assert samples_given_to_map(tmp_path, {"x": [None, None], "y": ["a", None]}) == [
         {"x": None, "y": "a"},
         {"x": None, "y": None},
     ]
