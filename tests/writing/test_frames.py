@@ -1,4 +1,4 @@
-"""DataFrames of pandas and polars, and relations of DuckDB."""
+"""DataFrames of pandas and polars, and relations of DuckDB, keep their types."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_range_index_is_not_a_column(tmp_path):
         assert ds["i"].load().tolist() == data["i"].tolist()
 
 
-def test_columns_leave_out_an_index_and_names(tmp_path):
+def test_columns_leave_out_an_index_and_a_name_that_is_not_text(tmp_path):
     data = frame().set_index(pd.Index(list("abc")))
     data[0] = 1
     _, ds = write_and_open(tmp_path, data, columns={"i": "int8", "s": "str"})
@@ -106,7 +106,7 @@ def test_frames_that_are_refused(make, words, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
-def test_nan_in_a_column_of_integers(tmp_path):
+def test_values_that_a_column_of_integers_cannot_hold(tmp_path):
     data = pd.DataFrame({"x": [1, None, 3]})  # a column of float64
     with pytest.raises(ValueError, match=r"sample 1: column 'x' is 'int64' and cannot take .* nan"):
         npstream.write(tmp_path / "a", data, columns={"x": "int64"})

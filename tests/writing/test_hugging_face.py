@@ -1,4 +1,4 @@
-"""Datasets of Hugging Face."""
+"""Datasets of Hugging Face keep the types of their features."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 def sound():
+    """Return the bytes of a WAV file."""
     file = io.BytesIO()
     with wave.open(file, "wb") as out:
         out.setnchannels(1)
@@ -79,7 +80,7 @@ ENCODINGS = {
 )
 def test_datasets_keep_their_features(change, rows, tmp_path):
     report, ds = write_and_open(tmp_path / "a", change(dataset()))
-    if not rows:
+    if not rows:  # no file tells that the images are JPEG
         assert report.columns == {**ENCODINGS, "image": "png"}
         return
     assert report.columns == ENCODINGS

@@ -64,7 +64,7 @@ def test_a_file_that_was_replaced_is_not_the_image(tmp_path):
     assert bytes(ds["image"].load()[0]) == jpeg(0)
 
 
-def test_a_later_image_of_a_file_is_not_the_file(tmp_path):
+def test_a_later_frame_of_a_file_is_not_stored_as_the_file(tmp_path):
     images = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
     images[0].save(tmp_path / "a.mpo", save_all=True, append_images=images[1:])
     with Image.open(tmp_path / "a.mpo") as file:
@@ -89,7 +89,7 @@ def test_ragged_images_of_unknown_encoding(tmp_path):
     "kind", [bytes, bytearray, memoryview, lambda file: Image.open(io.BytesIO(file))]
 )
 @pytest.mark.parametrize("outer", [list, tuple])
-def test_a_jpeg_array_takes_any_bytes(kind, outer, tmp_path):
+def test_a_jpeg_array_takes_any_bytes_and_images(kind, outer, tmp_path):
     files = [jpeg(0), jpeg(1)]
     npstream.write(tmp_path / "a", [{"x": files}], columns={"x": "jpeg_array"})
     npstream.write(tmp_path / "b", [{"x": outer(map(kind, files))}], columns={"x": "jpeg_array"})

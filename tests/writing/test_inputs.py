@@ -63,7 +63,7 @@ def test_datasets_of_torch(tmp_path):
     assert ds["b"][2].tolist() == [2, 2]
 
 
-def test_columns_names_values_without_names(tmp_path):
+def test_names_of_values_come_from_the_columns_argument(tmp_path):
     columns = {"x": "ndarray:int64:2", "y": "int"}
     for number, data in enumerate(
         [
@@ -99,8 +99,8 @@ def test_a_writer_names_values(tmp_path):
     report = npstream.write(tmp_path / "b", rows, columns=columns, on_error="skip")
     assert report.rejected == 2
     assert list(npstream.open(tmp_path / "b")["y"]) == ["a", "c"]
-    loader = Map(lambda k: (str(k), k), 50)
-    report = npstream.write(tmp_path / "c", loader, columns=columns, workers=2)
+    pairs = Map(lambda k: (str(k), k), 50)
+    npstream.write(tmp_path / "c", pairs, columns=columns, workers=2)
     assert npstream.open(tmp_path / "c")["x"].load().tolist() == list(range(50))
 
 
@@ -192,7 +192,7 @@ def test_structured_arrays(tmp_path):
             array,
             np.rec.array(array),
             np.memmap(tmp_path / "file", array.dtype, "r"),
-            array[::-1][::-1],
+            np.repeat(array, 2)[::2],  # not contiguous
         ]
     ):
         report, ds = write_and_open(tmp_path / str(number), data)
@@ -225,7 +225,7 @@ def test_a_structured_array_of_another_library_is_read_once(tmp_path):
 
     _, ds = write_and_open(tmp_path / "a", Stored())
     assert ds["b"].load().tolist() == array["b"].tolist()
-    assert reads == [(None, 1), (0, 10)]
+    assert reads == [(None, 1), (0, 10)]  # the first read infers the encodings
 
 
 def test_a_single_array_is_the_column_that_is_named(tmp_path):
@@ -235,7 +235,7 @@ def test_a_single_array_is_the_column_that_is_named(tmp_path):
         assert np.array_equal(ds["tokens"].load(), rows)
 
 
-# Columns of lists
+# Values and names that are refused
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_a_single_array_is_the_column_that_is_named(tmp_path):
         ([{"a": 1}, {"a": None}], "sample 1: column 'a' .* NoneType: .*fill it in"),
         ([{"a": 1}, {}], "sample 1: no column 'a'"),
         ([{"a": 1}, {"a": 1, "b": 2}], "sample 1 has 'b', which the first sample lacks"),
-        ([{"a": 1}, {"a": 2**63}], "sample 1: column 'a' .* 9223372036854775808: .* str_int"),
+        ([{"a": 1}, {"a": 2**63}], "sample 1: column 'a' .* 9223372036854775808: .* 'str_int'"),
         ([{1: "a"}], "sample 0 has the key 1, of type int: the name of a column is a str"),
         ({"a": [1, None]}, "sample 1: column 'a' .*fill it in"),
         ({"a": [1, "x"]}, "sample 1: column 'a' is 'int' and cannot take this str 'x'"),
@@ -260,8 +260,7 @@ def test_a_single_array_is_the_column_that_is_named(tmp_path):
         ({1: [1, 2]}, "columns maps names to encodings, such as 'int32', or types; got 1: 'int'"),
     ],
 )
-def test_columns_that_change_between_samples(data, words, tmp_path):
-    words = words.replace("str_int", "'str_int'")
+def test_values_and_names_that_are_refused(data, words, tmp_path):
     with pytest.raises((TypeError, ValueError, KeyError), match=words):
         npstream.write(tmp_path / "a", data)
     assert not (tmp_path / "a").exists()
