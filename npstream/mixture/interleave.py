@@ -23,8 +23,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from npstream._core.jit import draw, kernel
+from npstream._core.jit import kernel
 from npstream._core.typing import AnyArray, Int64
+from npstream.orders.draws import draw
 
 PATTERN_VERSION = 1
 """Version of the patterns. It must change if this module computes other patterns for any input."""

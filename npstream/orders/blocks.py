@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from npstream._core.jit import draw, kernel, u64
+from npstream._core.jit import kernel, u64
 from npstream._core.typing import AnyArray, Int64
+from npstream.orders.draws import draw
 from npstream.orders.layout import (
     Layout,
     find_slot,

@@ -30,9 +30,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from npstream._core.jit import draw, kernel
+from npstream._core.jit import kernel
 from npstream._core.memory import huge_empty
 from npstream._core.typing import AnyArray
+from npstream.orders.draws import draw
 from npstream.orders.permutation import shuffle
 
 MARK_STRIDE = 8

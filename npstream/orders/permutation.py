@@ -24,8 +24,9 @@ import numpy as np
 
 from npstream._core.arguments import integer, quantity
 from npstream._core.arrays import out_of_bounds
-from npstream._core.jit import Kernel, draw, draw_short, kernel
+from npstream._core.jit import Kernel, kernel
 from npstream._core.typing import AnyArray, Int64
+from npstream.orders.draws import draw, draw_short
 
 Cipher: TypeAlias = Kernel[[int, int, int, int, Int64], None]
 """Enciphers or deciphers numbers in place. Parameters: n, a, b, key, and the numbers."""

@@ -22,9 +22,9 @@ import pytest
 from hypothesis import given
 
 from npstream._core import jit as _jit
-from npstream._core.jit import draw as draw_number
-from npstream._core.jit import draw_short
 from npstream.orders import permutation
+from npstream.orders.draws import draw as draw_number
+from npstream.orders.draws import draw_short
 from npstream.orders.permutation import MAX_LENGTH, MAX_TABLE_LENGTH, Permutation, make_key
 
 GOLDEN_KEYS = [
