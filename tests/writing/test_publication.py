@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 import shutil
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("short_pauses")
 # Appends
 
 
-def test_versions(target, tmp_path):
+def test_every_version_can_be_opened(target, tmp_path):
     url, options = target
     settings = {"exclusive": lacks_conditional_uploads(url)}
     cache = tmp_path / "cache"
@@ -80,7 +81,7 @@ def test_an_append_of_no_samples_has_the_columns_of_the_dataset(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_replace(target, tmp_path):
+def test_replacing_a_dataset_removes_its_files(target, tmp_path):
     url, options = target
     cache = tmp_path / "cache"
     npstream.write(
@@ -123,13 +124,13 @@ def test_columns_added_to_a_replaced_dataset_are_not_in_the_new_one(tmp_path):
     npstream.add_columns(path, {"score": np.arange(10.0)})
     version = npstream.open(path).version
     npstream.write(path, {"x": np.arange(10) * 2}, mode="w")
-    assert npstream.open(path).version == version  # no hashes: the same shapes
+    assert npstream.open(path).version == version  # without hashes, equal sizes give equal versions
     assert npstream.open(path)[3] == {"x": 6}
     npstream.write(path, {"x": np.arange(5)}, mode="a")
     assert npstream.open(path)[3] == {"x": 6}
 
 
-def test_replacing_keeps_what_kept_versions_name(target, tmp_path):
+def test_replacing_keeps_the_files_of_kept_versions(target, tmp_path):
     url, options = target
     cache, settings = tmp_path / "cache", {"exclusive": lacks_conditional_uploads(url)}
     append(url, options, range(10), **settings)
@@ -146,7 +147,7 @@ def test_replacing_keeps_what_kept_versions_name(target, tmp_path):
 
 
 @pytest.mark.parametrize("format", ["mds", "jsonl", "csv", "tsv", "xsv"])
-def test_formats(format, tmp_path):
+def test_an_append_keeps_the_format_and_its_settings(format, tmp_path):
     settings = {"separator": "|", "newline": "\r\n"} if format == "xsv" else {}
     path = tmp_path / "out"
     first = [{"b": 1, "a": "x", "c": 0.5}, {"b": 2, "a": "y", "c": 1.5}]
@@ -223,8 +224,6 @@ def test_an_empty_dataset_grows(tmp_path):
 
 
 def test_an_index_with_other_keys_keeps_them(tmp_path):
-    import json
-
     append(tmp_path / "out", None, [1, 2])
     document = json.loads((tmp_path / "out" / INDEX).read_text())
     document |= {"mine": [1], "npstream": {"comment": "of another program"}}
@@ -285,7 +284,7 @@ def test_python_values_become_the_columns_of_the_dataset(tmp_path):
         ([{"x": 1, "t": "a", "z": 1}], {}, "sample 0 has 'z', which the dataset lacks"),
     ],
 )  # fmt: skip
-def test_other_columns(data, settings, message, tmp_path):
+def test_an_append_of_other_columns_is_refused(data, settings, message, tmp_path):
     npstream.write(tmp_path / "out", {"x": np.arange(3), "t": list("abc")})
     before = sorted(os.listdir(tmp_path / "out"))
     with pytest.raises((ValueError, TypeError, KeyError), match=message):
@@ -326,21 +325,19 @@ for number in range(rounds):
 
 def run_appenders(url, options, writers, rounds):
     """Run processes that append at the same time; return the standard error of failed ones."""
-    import json
-
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     command = [sys.executable, "-c", SCRIPT, str(url), json.dumps(options)]
-    running = [
+    processes = [
         subprocess.Popen([*command, str(writer), str(rounds)], text=True, **pipes)
         for writer in range(1, writers + 1)
     ]
-    for process in running:
+    for process in processes:
         assert process.stdout.readline() == "ready\n"
-    for process in running:
+    for process in processes:
         process.stdin.write("\n")
         process.stdin.flush()
-    errors = [process.communicate()[1] for process in running]
-    return [text for text, process in zip(errors, running, strict=True) if process.returncode]
+    errors = [process.communicate()[1] for process in processes]
+    return [text for text, process in zip(errors, processes, strict=True) if process.returncode]
 
 
 CONDITIONAL = ["directory", "s3", "gcs", "azure", "oci", "hf"]
@@ -406,7 +403,7 @@ def test_threads_that_append_and_replace_at_once(kind, tmp_path, memory):
         assert_sound(url, None)
 
 
-def test_the_loser_keeps_its_shards(tmp_path, monkeypatch):
+def test_an_append_that_another_one_overtakes_keeps_its_shards(tmp_path, monkeypatch):
     """Another append is published between the shards and the index of the first one."""
     append(tmp_path / "out", None, [1])
     replace = LocalStore.replace
@@ -422,7 +419,7 @@ def test_the_loser_keeps_its_shards(tmp_path, monkeypatch):
     assert_sound(tmp_path / "out", None)
 
 
-def test_the_loser_whose_columns_do_not_fit_any_more(tmp_path, monkeypatch):
+def test_an_append_whose_columns_no_longer_fit_is_refused(tmp_path, monkeypatch):
     append(tmp_path / "out", None, [1])
     replace = LocalStore.replace
 
@@ -488,22 +485,24 @@ def test_a_store_without_conditions(kind, servers, tmp_path, memory, monkeypatch
     assert contents(url, options, tmp_path / "cache") == [1, 2]
 
 
-def ignoring(filesystem, path, data, tag):
+def ignore_condition(filesystem, path, data, tag):
     filesystem.pipe_file(path, data)
 
 
-def unsupported(filesystem, path, data, tag):
+def refuse_condition(filesystem, path, data, tag):
     raise OSError(errno.EOPNOTSUPP, "not implemented")
 
 
-@pytest.mark.parametrize("replace_file", [ignoring, unsupported])
-def test_a_server_that_ignores_conditions(replace_file, memory, replace_in_memory, tmp_path):
+@pytest.mark.parametrize("replace_file", [ignore_condition, refuse_condition])
+def test_a_server_that_ignores_or_refuses_conditions(
+    replace_file, memory, replace_in_memory, tmp_path
+):
     npstream.write(memory, {"v": [1], "text": ["1"]})
     replace_in_memory(replace_file, checks_conditions=False)
     with pytest.raises(StorageError, match="pass exclusive=True"):
         append(memory, None, [2])
     assert not [name for name in names(memory) if name.endswith(".lock")]
-    if replace_file is ignoring:
+    if replace_file is ignore_condition:
         append(memory, None, [2], exclusive=True)
         assert contents(memory, None, tmp_path / "cache") == [1, 2]
 
@@ -519,15 +518,15 @@ def test_a_large_index_is_read_from_the_sidecar_that_it_names(memory, tmp_path, 
         part = {name: values[start : start + 350] for name, values in data.items()}
         npstream.write(memory, part, mode="a", shard_samples=1)
     assert RemoteStore(memory).size(INDEX) > 1 << 17
-    read, whole = RemoteStore.read, []
+    read, names_read = RemoteStore.read, []
 
     def record(self, name, nbytes=None):
-        whole.append(name)
+        names_read.append(name)
         return read(self, name, nbytes)
 
     monkeypatch.setattr(RemoteStore, "read", record)
     with npstream.open(memory, cache=tmp_path / "cache") as ds:
-        assert INDEX not in whole
+        assert INDEX not in names_read
         assert ds["v"].load().tolist() == list(range(700))
 
 

@@ -146,8 +146,9 @@ def test_a_connection_that_breaks(kind, servers, tmp_path):
     proxied = fresh.with_proxy(proxy)
     append(url, options, [0])
     for number, fault in enumerate(FAULTS, 1):
-        proxy.faults = [fault]
+        proxy.faults, logged = [fault], len(proxy.log)
         append(proxied.url, proxied.storage_options, [number])
+        assert any(fault.matches(r.method, r.path) for r in proxy.log[logged:])
     assert contents(url, options, tmp_path / "cache") == list(range(len(FAULTS) + 1))
     assert_sound(url, options)
 
@@ -171,11 +172,11 @@ def test_an_exception_of_the_input(mode, target, tmp_path):
 
 
 STEPS = ("link", "replace", "unlink", "fsync")
-"""The system calls that change a directory."""
+"""The system calls by which files are published and removed."""
 
 
 def kill_at(step):
-    """Kill this process before one of its calls that change files."""
+    """Kill this process before its call number `step`, from 0, of `STEPS`."""
     remaining = step
 
     def patch(name):
@@ -195,7 +196,7 @@ def kill_at(step):
 
 
 @pytest.mark.parametrize("mode", ["a", "w"])
-def test_killed_at_any_moment(mode, tmp_path):
+def test_killed_before_any_call(mode, tmp_path):
     """Readers see the old dataset or the new one, and later appends work."""
     old, new = [1, 2, 3], [1, 2, 3, 8, 9] if mode == "a" else [8, 9]
     outcomes = set()
@@ -225,12 +226,14 @@ def test_killed_at_any_moment(mode, tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["a", "w"])
-def test_interrupted_at_any_step(mode, tmp_path, monkeypatch):
+def test_interrupted_after_any_call(mode, tmp_path, monkeypatch):
     """After an exception at any call, the old dataset or the new one is complete."""
     data = {"v": np.array([8, 9]), "text": ["8", "9"]}
+    old, new = [1], [1, 8, 9] if mode == "a" else [8, 9]
+    outcomes = set()
     for step in range(200):
         path = tmp_path / f"{step}"
-        append(path, None, [1])
+        append(path, None, old)
         with monkeypatch.context() as patched:
             remaining = step
 
@@ -251,7 +254,10 @@ def test_interrupted_at_any_step(mode, tmp_path, monkeypatch):
                 npstream.write(path, data, mode=mode, shard_samples=1)
             if remaining >= 0:
                 break
-        assert contents(path, None, None) in ([1], [1, 8, 9] if mode == "a" else [8, 9])
+        values = contents(path, None, None)
+        assert values in (old, new)
+        outcomes.add(tuple(values))
         assert_sound(path, None)
     else:
         pytest.fail("more steps than expected")
+    assert outcomes == {tuple(old), tuple(new)}
