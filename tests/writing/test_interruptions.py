@@ -1,4 +1,7 @@
-"""Interrupted, killed and garbage-collected writers publish a whole dataset or leave nothing."""
+"""Interrupted and garbage-collected writers publish a whole dataset or leave nothing.
+
+Killed writers, and those whose server is killed, publish no index.
+"""
 
 from __future__ import annotations
 
@@ -32,17 +35,16 @@ from servers import SERVER_KINDS
 import npstream
 from npstream.errors import StorageError
 from npstream.formats.index import INDEX
-from npstream.storage import local as store
+from npstream.storage import local
 from npstream.storage.local import open_store
-from npstream.writing import destination as publish
-from npstream.writing import engine, pipeline, writer
+from npstream.writing import destination, engine, pipeline, writer
 
 pytestmark = pytest.mark.usefixtures("short_pauses")
 
 # Interruptions
 
 
-MODULES = {module.__file__ for module in (publish, store, engine, pipeline, writer)}
+MODULES = {module.__file__ for module in (destination, local, engine, pipeline, writer)}
 
 # If `open` is interrupted, no code can close its file, and Python warns about it.
 interruptions = pytest.mark.filterwarnings(
@@ -140,7 +142,7 @@ def test_an_interruption_at_any_line_leaves_all_or_nothing(kind, tmp_path, memor
             assert npstream.verify_dataset(url).problems == ()
         else:
             assert_no_files(url)
-    assert len(steps) > 150
+    assert len(steps) > 150  # the modules were traced
     assert 1 <= published < len(steps) / 2
 
 
@@ -174,7 +176,7 @@ def test_an_interruption_that_a_loop_survives_loses_no_sample(kind_of_data, size
             assert set(written) <= set(stored)
         else:
             assert_no_files(url)
-    assert len(steps) > 100
+    assert len(steps) > 100  # the modules were traced
     assert published
 
 
@@ -187,13 +189,13 @@ def test_an_interruption_while_a_failed_write_is_removed(kind, tmp_path, memory)
         with contextlib.suppress(ZeroDivisionError):
             npstream.write(f"{where}/{number}", failing_samples(), shard_size=SHARD)
 
-    remove = publish.Destination.remove.__code__
+    remove = destination.Destination.remove.__code__
     steps = interruption_steps(lambda: work("traced"), remove)
     for number in steps:
         interrupt(number, partial(work, number), remove)
         gc.collect()
         assert_no_files(f"{tmp_path}/{number}" if kind == "directory" else f"{memory}/{number}")
-    assert len(steps) > 20
+    assert len(steps) > 20  # the removal was traced
 
 
 @pytest.mark.parametrize("thread", ["main", "other"])
@@ -319,7 +321,7 @@ def test_hidden_files_of_a_writer_that_was_killed(tmp_path):
 
 
 def kill(process):
-    """Kill a process and those that it started, which may have sessions of their own."""
+    """Kill a process and its descendants, which may be in other sessions."""
     parents = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):

@@ -25,7 +25,8 @@ def no_display_delay(monkeypatch):
 
 
 @pytest.fixture
-def no_tqdm(monkeypatch):
+def no_tqdm_auto(monkeypatch):
+    """Make the import of tqdm.auto fail. That of tqdm.std, whose bar is text, still works."""
     monkeypatch.setitem(sys.modules, "tqdm.auto", None)
 
 
@@ -42,7 +43,7 @@ class Source:
             threading.Event().wait(0.001)
 
 
-@pytest.mark.usefixtures("no_display_delay", "no_tqdm")
+@pytest.mark.usefixtures("no_display_delay", "no_tqdm_auto")
 @pytest.mark.parametrize("progress_argument", [True, None])
 def test_a_line_of_text(progress_argument, tmp_path, monkeypatch):
     stderr = Terminal() if progress_argument is None else io.StringIO()
@@ -68,7 +69,7 @@ def test_tqdm_is_used_where_it_is_installed(tmp_path, monkeypatch):
     assert "KiB" in last
 
 
-@pytest.mark.usefixtures("no_display_delay", "no_tqdm")
+@pytest.mark.usefixtures("no_display_delay", "no_tqdm_auto")
 def test_a_notebook_without_widgets_shows_a_bar_of_text(tmp_path, monkeypatch):
     pytest.importorskip("tqdm")
     stderr = io.StringIO()
@@ -96,7 +97,7 @@ def test_a_short_write_shows_nothing(tmp_path, monkeypatch):
     assert stderr.getvalue() == ""
 
 
-@pytest.mark.usefixtures("no_display_delay", "no_tqdm")
+@pytest.mark.usefixtures("no_display_delay", "no_tqdm_auto")
 def test_an_exception_ends_the_display(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
 

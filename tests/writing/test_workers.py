@@ -18,7 +18,7 @@ from started import started_children
 
 import npstream
 from npstream.errors import ColumnError
-from npstream.writing import workers as module
+from npstream.writing import workers as workers_module
 from npstream.writing.inputs.recognition import table_of
 from npstream.writing.mapping import table_rows
 
@@ -320,7 +320,7 @@ def test_the_source_is_not_read_far_ahead(tmp_path):
             yield {"x": bytes(1 << 20), "n": number}
 
     counts = []  # of samples that are read, at each result
-    run = module.WorkerPool.run
+    run = workers_module.WorkerPool.run
 
     def run_and_count(self, *arguments):
         for result in run(self, *arguments):
@@ -328,8 +328,9 @@ def test_the_source_is_not_read_far_ahead(tmp_path):
             yield result
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module.WorkerPool, "run", run_and_count)
+        patch.setattr(workers_module.WorkerPool, "run", run_and_count)
         npstream.write(tmp_path, source(), workers=2, columns={"x": "bytes", "n": "int"})
+    # 6 batches of one sample are pending. This result and the next sample are read, too.
     assert all(count <= number + 8 for number, count in enumerate(counts))
 
 
