@@ -29,11 +29,12 @@ from written_shards import assert_same_dataset, load_index, read, shard_bytes, w
 import npstream
 from npstream.formats.encodings import encodings
 from npstream.formats.encodings.encodings import parse, register_encoding
-from npstream.writing import shard as mds_encode
+from npstream.writing import shard as shard_module
 from npstream.writing.writer import Writer, write
 
 
 def arguments(args):
+    """Return the arguments of Streaming under the names that `write` gives them."""
     renamed = dict(args)
     if "size_limit" in renamed:
         renamed["shard_size"] = renamed.pop("size_limit")
@@ -77,7 +78,7 @@ def test_bytes_equal_those_of_streaming(args, samples, golden, exactness, tmp_pa
 
 
 def test_all_golden_datasets_are_covered():
-    assert len(EXACT_CASES) >= 69
+    assert len(EXACT_CASES) >= 69  # a filter of `exact_cases` may leave out too many
 
 
 @pytest.mark.parametrize("name", ["mds_png", "mds_jpeg_pil", "mds_list_png"])
@@ -97,7 +98,7 @@ def test_pickles(tmp_path):
     golden_case = case("mds_pkl")
     golden_inputs = inputs(golden_case)
     write(tmp_path, map(sample, golden_inputs["samples"]), **arguments(golden_inputs["args"]))
-    if pickle.DEFAULT_PROTOCOL == 4:
+    if pickle.DEFAULT_PROTOCOL == 4:  # that of the golden files
         assert_same_dataset(tmp_path, directory(golden_case), "files")
     for ours, theirs in zip(read(tmp_path), expected(golden_case), strict=True):
         assert_same_sample(ours, theirs)
@@ -169,6 +170,7 @@ def test_a_writer_without_samples(tmp_path):
     ids=lambda case: case["what"],
 )
 def test_what_streaming_refuses(case, tmp_path):
+    # The cases in which npstream accepts what Streaming refuses, or raises another type.
     ours = {"unsorted hashes": None, "unknown keyword": TypeError, "mds no columns": ValueError}
     refusal = ours.get(case["what"], (ValueError, KeyError) if case["raises"] else None)
 
@@ -242,8 +244,8 @@ def test_an_array_of_another_dtype_is_converted_as_its_values_are(dtype, encodin
     assert_same_dataset(tmp_path / "columns", tmp_path / "samples", "files")
 
 
-def test_columns_longer_than_a_piece(tmp_path, monkeypatch):
-    monkeypatch.setattr(mds_encode, "_PIECE_BYTES", 64)
+def test_columns_larger_than_a_piece(tmp_path, monkeypatch):
+    monkeypatch.setattr(shard_module, "_PIECE_BYTES", 64)
     array = np.arange(3000, dtype=np.uint16).reshape(-1, 3)
     options = {"shard_size": "4kb", "hashes": ["md5"], "compression": "zstd"}
     write(tmp_path / "one", {"x": array, "n": np.arange(1000)}, **options)
@@ -283,9 +285,9 @@ def test_shard_size_out_of_range(shard_size, tmp_path):
 def test_a_shard_is_limited_by_its_offsets(data, tmp_path, monkeypatch):
     write(tmp_path / "whole", data, shard_size=None)
     nbytes = (tmp_path / "whole" / "shard.00000.mds").stat().st_size
-    monkeypatch.setattr(mds_encode, "MAX_SHARD_BYTES", nbytes)
+    monkeypatch.setattr(shard_module, "MAX_SHARD_BYTES", nbytes)
     write(tmp_path / "limit", data, shard_size=None)
-    monkeypatch.setattr(mds_encode, "MAX_SHARD_BYTES", nbytes - 1)
+    monkeypatch.setattr(shard_module, "MAX_SHARD_BYTES", nbytes - 1)
     with pytest.raises(ValueError, match=rf"sample 19 .*{nbytes:,} bytes.*set shard_size"):
         write(tmp_path / "beyond", data, shard_size=None)
     assert not (tmp_path / "beyond").exists()
@@ -295,9 +297,9 @@ def test_a_shard_is_limited_by_its_offsets(data, tmp_path, monkeypatch):
 
 
 def test_offsets_up_to_the_last_byte():
-    shards = mds_encode.MdsFormat({"x": parse("uint8")}, mds_encode.ShardOptions())
+    shards = shard_module.MdsFormat({"x": parse("uint8")}, shard_module.ShardOptions())
     begin = shards.empty_bytes + 8
-    head = shards.head(np.array([2**31, mds_encode.MAX_SHARD_BYTES - begin]))
+    head = shards.head(np.array([2**31, shard_module.MAX_SHARD_BYTES - begin]))
     assert struct.unpack_from("<4I", head) == (2, begin, begin + 2**31, 2**32 - 1)
 
 
@@ -314,7 +316,7 @@ def test_a_sample_beyond_4_gib_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_batch_beyond_4_gib_is_refused_as_a_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(mds_encode, "MAX_SHARD_BYTES", 1000)
+    monkeypatch.setattr(shard_module, "MAX_SHARD_BYTES", 1000)
     with Writer(tmp_path, {"x": "str"}, shard_size=None) as writer:
         writer.write({"x": "a"})
         with pytest.raises(ValueError, match=r"with sample 3 a shard would have 1.* bytes"):
@@ -324,7 +326,7 @@ def test_a_batch_beyond_4_gib_is_refused_as_a_whole(tmp_path, monkeypatch):
 
 
 def test_a_row_of_a_batch_that_no_shard_holds(tmp_path, monkeypatch):
-    monkeypatch.setattr(mds_encode, "MAX_SHARD_BYTES", 1000)
+    monkeypatch.setattr(shard_module, "MAX_SHARD_BYTES", 1000)
     with Writer(tmp_path, {"x": "str"}, shard_size=300) as writer:
         with pytest.raises(ValueError, match=r"with sample 2 a shard would have .* split the"):
             writer.write(npstream.Batch({"x": ["b", "c", "d" * 900]}))

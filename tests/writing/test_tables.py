@@ -120,7 +120,7 @@ def test_ragged_rows_that_are_refused(tmp_path):
         )
 
 
-# Shards of blocks are those of samples
+# Blocks
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["python", "compiled"])
@@ -146,7 +146,7 @@ def test_shards_of_blocks_are_those_of_samples(shard_size, block, compiled, tmp_
     ).read_bytes()
 
 
-def test_numba_is_imported_once_it_pays(tmp_path):
+def test_numba_is_imported_only_for_many_ragged_rows(tmp_path):
     """Tables of lists and arrays do not need Numba. Ragged rows need it only if there are many."""
     script = """
 import sys

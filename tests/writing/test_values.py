@@ -134,17 +134,7 @@ def test_values_that_an_encoding_holds(encoding, values, tmp_path):
     assert_same(rows["x"].load(), expected)
 
 
-INFERRED = [
-    (["a", b"\xff"], "sample 1: column 'x' is 'str' and cannot take this bytes: 'utf-8'"),
-    ([1, b"12345678"], "sample 1: column 'x' is 'int' and cannot take this bytes: expected an int"),
-    ([1.5, b"12345678"], "expected one float64, got bytes"),
-    ([True, b"1"], "expected one bool, got bytes"),
-    ([[1], b"[2]"], "not JSON serializable"),
-    ([np.zeros(1), b"12345678"], "expected an array, got bytes"),
-]
-
-
-def test_durations_that_numpy_takes_modulo(tmp_path):
+def test_durations_that_overflow_in_microseconds(tmp_path):
     durations = [datetime.timedelta.min, datetime.timedelta(1), datetime.timedelta(-1)]
     for unit, per_day in (("D", 1), ("s", 86400)):
         _, ds = write_and_open(
@@ -153,6 +143,16 @@ def test_durations_that_numpy_takes_modulo(tmp_path):
         assert ds["x"].load().astype(np.int64).tolist() == [d.days * per_day for d in durations]
     with pytest.raises(ValueError, match=r"column 'x': 999999999 days.* is more than 2.*63 micro"):
         npstream.write(tmp_path / "inferred", [{"x": datetime.timedelta.max}])
+
+
+INFERRED = [
+    (["a", b"\xff"], "sample 1: column 'x' is 'str' and cannot take this bytes: 'utf-8'"),
+    ([1, b"12345678"], "sample 1: column 'x' is 'int' and cannot take this bytes: expected an int"),
+    ([1.5, b"12345678"], "expected one float64, got bytes"),
+    ([True, b"1"], "expected one bool, got bytes"),
+    ([[1], b"[2]"], "not JSON serializable"),
+    ([np.zeros(1), b"12345678"], "expected an array, got bytes"),
+]
 
 
 @pytest.mark.parametrize(("values", "words"), INFERRED, ids=[str(k) for k in range(len(INFERRED))])
