@@ -83,9 +83,8 @@ def test_a_notebook_without_widgets_shows_a_bar_of_text(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("no_display_delay")
 @pytest.mark.parametrize("progress_argument", [False, None])
 def test_nothing_is_shown(progress_argument, tmp_path, capsys):
-    npstream.write(
-        tmp_path, ({"x": number} for number in range(100_000)), progress=progress_argument
-    )
+    samples = ({"x": number} for number in range(100_000))  # for longer than the delay of 1 ms
+    npstream.write(tmp_path, samples, progress=progress_argument)
     assert capsys.readouterr() == ("", "")
 
 

@@ -29,8 +29,8 @@ def write(request):
     return {"write": npstream.write, "writer": with_writer, "workers": with_workers}[request.param]
 
 
-def column(path, name="x"):
-    return npstream.open(path)[name].load().tolist()
+def stored_x(path):
+    return npstream.open(path)["x"].load().tolist()
 
 
 # Fill
@@ -44,7 +44,7 @@ def test_missing_values_are_filled(missing, first, write, tmp_path):
         sample = {"x": number, "lang": "en"}
         if number >= first and number % 3 == 0:
             sample["lang"] = missing
-            if isinstance(missing, str):
+            if isinstance(missing, str):  # "no key"
                 del sample["lang"]
         samples.append(sample)
     original_samples = [dict(sample) for sample in samples]
@@ -52,7 +52,7 @@ def test_missing_values_are_filled(missing, first, write, tmp_path):
     ds = npstream.open(tmp_path)
     expected = ["none" if k >= first and k % 3 == 0 else "en" for k in range(60)]
     assert list(ds["lang"]) == expected
-    assert column(tmp_path) == list(range(60))
+    assert stored_x(tmp_path) == list(range(60))
     assert samples == original_samples  # a write must not change the user's mappings
 
 
@@ -72,7 +72,7 @@ def test_nan_and_nat_are_values(write, tmp_path):
 
 def test_a_table_is_filled(tmp_path):
     npstream.write(tmp_path, {"x": [1, None, 3], "y": ["a", "b", None]}, fill={"x": 0, "y": ""})
-    assert column(tmp_path) == [1, 0, 3]
+    assert stored_x(tmp_path) == [1, 0, 3]
     assert list(npstream.open(tmp_path)["y"]) == ["a", "b", ""]
 
 
@@ -101,7 +101,7 @@ def test_samples_that_are_refused_are_left_out(write, tmp_path):
         rejects=tmp_path / "rejects.jsonl",
     )  # fmt: skip
     assert (report.rejected, report.samples) == (5, 95)
-    assert column(tmp_path / "out") == GOOD
+    assert stored_x(tmp_path / "out") == GOOD
     lines = [json.loads(line) for line in (tmp_path / "rejects.jsonl").read_text().splitlines()]
     assert [line["sample"] for line in lines] == list(BAD)
     assert [line["value"] for line in lines] == [repr(value)[:1000] for value in BAD.values()]
@@ -123,7 +123,7 @@ def test_a_refused_sample_raises_by_default(write, tmp_path):
 def test_bad_first_samples_are_left_out(write, tmp_path):
     report = write(tmp_path, [{"x": None}, 5, {}, {"x": 1}, {"x": 2, "y": 3}], on_error="skip")
     assert report.rejected == 4
-    assert column(tmp_path) == [1]
+    assert stored_x(tmp_path) == [1]
 
 
 @pytest.mark.parametrize(("max_errors", "is_refused"), [(5, False), (4, True), (0, True)])
@@ -157,7 +157,7 @@ def test_fill_comes_before_errors(write, tmp_path):
         tmp_path, SAMPLES, columns={"x": "int"}, on_error="skip", fill={"x": -1}, max_errors=3
     )
     assert report.rejected == 3
-    assert column(tmp_path).count(-1) == 2
+    assert stored_x(tmp_path).count(-1) == 2
 
 
 def test_rows_of_tables_are_left_out(tmp_path):
@@ -183,7 +183,7 @@ def test_large_samples_and_values_without_a_repr(tmp_path):
     assert all(len(line["value"]) <= 1000 for line in lines)
 
 
-def test_the_file_of_rejects(tmp_path):
+def test_the_file_of_rejects_is_replaced_and_must_be_writable(tmp_path):
     rejects = tmp_path / "rejects"
     rejects.write_text("of another run")
     npstream.write(tmp_path / "out", [{"x": 1}], on_error="skip", rejects=rejects)
@@ -220,7 +220,7 @@ def test_a_shard_has_at_most_shard_samples(count, write, tmp_path):
     assert shards[:-1] == [count] * (len(shards) - 1)
     assert sum(shards) == 100
     assert report.shards == -(-100 // count)
-    assert column(tmp_path) == list(range(100))
+    assert stored_x(tmp_path) == list(range(100))
 
 
 @pytest.mark.parametrize("columns", [{"x": np.arange(100)}, {"x": [str(k) for k in range(100)]}])
@@ -242,7 +242,7 @@ def test_whichever_limit_is_reached_first(write, tmp_path):
 
 
 @pytest.mark.parametrize("count", [0, -1, 1.5, True, "7"])
-def test_numbers_of_samples_that_make_no_sense(count, tmp_path):
+def test_values_of_shard_samples_that_make_no_sense(count, tmp_path):
     with pytest.raises(ValueError, match="shard_samples="):
         npstream.write(tmp_path / "out", [{"x": 1}], shard_samples=count)
     assert_no_files(str(tmp_path / "out"))
