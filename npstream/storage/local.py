@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from npstream.storage.remote import RemoteStore
     from npstream.storage.uploads import Tag
 
-__all__ = ["LocalStore", "Store", "open_store", "options_for", "write_fully"]
+__all__ = ["LocalStore", "Store", "check_location", "open_store", "options_for", "write_fully"]
 
 _COPY_BYTES = 1 << 20
 
@@ -104,22 +104,52 @@ def open_store(
     >>> open_store("memory://shelf").where("a")
     'memory://shelf/a'
     """
-    text = location_str(url, argument)
-    scheme = scheme_of(text)
+    text = check_location(url, argument)
     require_limits(timeout, retries)
     if storage_options is not None and not isinstance(storage_options, Mapping):
         raise TypeError(
             f"storage_options of type {type(storage_options).__name__}: expected a mapping from "
             "the names of options to values"
         )
-    if scheme in ("", "file"):
+    if scheme_of(text) in ("", "file"):
         if storage_options:
             from npstream._core.redaction import redact_url
 
             redacted = redact_url(text)
             raise ValueError(f"storage_options are for remote stores; {redacted!r} is local")
         return LocalStore(local_path(text, argument))
-    from npstream.storage.remote import RemoteStore, known_schemes
+    from npstream.storage.remote import RemoteStore
+
+    return RemoteStore(text, storage_options, timeout, retries, hedge, outage)
+
+
+def check_location(location: Location, argument: str = "path") -> str:
+    """Return a path or URL as a str, if `open_store` can open it, without making a store.
+
+    Parameters
+    ----------
+    location : str or os.PathLike
+    argument : str
+        The argument's name, for messages.
+
+    Raises
+    ------
+    TypeError
+        If `location` has another type.
+    ValueError
+        If the path or URL cannot exist, the scheme is unknown, or the URL has nothing after it.
+
+    Examples
+    --------
+    >>> check_location("s3://bucket/corpus")
+    's3://bucket/corpus'
+    """
+    text = location_str(location, argument)
+    scheme = scheme_of(text)
+    if scheme in ("", "file"):
+        local_path(text, argument)
+        return text
+    from npstream.storage.remote import known_schemes
 
     if scheme not in known_schemes():
         import difflib
@@ -137,7 +167,7 @@ def open_store(
         raise ValueError(
             f"{argument}: {text!r} names no bucket or host: give a URL such as {scheme}://name/path"
         )
-    return RemoteStore(text, storage_options, timeout, retries, hedge, outage)
+    return text
 
 
 class LocalStore:

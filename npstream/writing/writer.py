@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from npstream._core.progress import show_progress
 from npstream.errors import short_repr, short_traceback, shorten
+from npstream.storage.local import check_location
 from npstream.writing.engine import WriterEngine
 from npstream.writing.formats import check_settings
 from npstream.writing.inputs.fill import KEEP_MISSING, check_fill
@@ -214,6 +215,7 @@ def write(
         if map is not None and not callable(map):
             raise TypeError(f"map={short_repr(map)}: expected a function of a sample")
         selection = check_column_list(columns)
+        check_location(path)  # before an iterator loses its first sample
         names = columns if map is None else None
         read = partial(
             open_input, data, names, check_fill(fill) if map is None else KEEP_MISSING,

@@ -272,3 +272,11 @@ def test_paths_that_cannot_be_written_are_refused(tmp_path):
         FileNotFoundError, match="the link leads to a directory that does not exist"
     ):
         npstream.write(tmp_path / "link", [{"x": 1}])
+
+
+@pytest.mark.parametrize("path", [5, "", "a\0b", "foo://data", "s3://", "s3:/bucket/data"])
+def test_a_bad_path_is_refused_before_a_sample_is_taken(path):
+    samples = iter([{"a": 1}, {"a": 2}])
+    with pytest.raises((TypeError, ValueError)):
+        npstream.write(path, samples)
+    assert list(samples) == [{"a": 1}, {"a": 2}]
