@@ -46,7 +46,7 @@ MAX_UNSIZED = 1 << 30
 _DEFAULT_REQUESTS = 32
 
 _ENGINE_REQUESTS = 128
-"""With obstore, a request takes a quarter of the CPU time, so more requests can wait."""
+"""More than with a driver, because a request through obstore takes a quarter of the CPU time."""
 
 _PATH_PLACEHOLDER = "path"
 """Replaces the path in the URLs that drivers parse; see `_parse_url`."""
@@ -79,7 +79,7 @@ class StoreConnection:
             filesystem_class = self._call_driver(lambda: _filesystem_class(self.route))
             self._blocking = not getattr(filesystem_class, "async_impl", False)
             if not _has_known_class(self.driver, filesystem_class):
-                self.driver = Driver(self.driver.protocol)
+                self.driver = Driver(self.driver.protocol)  # use only fsspec's own methods
             parse_url = partial(_parse_url, filesystem_class, self.route.url)
             self._base, _ = self._call_driver(parse_url)
         self._threads = DriverThreads(
@@ -160,8 +160,8 @@ class StoreConnection:
     def start_request(self, where: str, name: str, nbytes: int) -> Request:
         """Return a request for the info of a file, with an engine also for its first bytes.
 
-        With an engine, the result is a tuple: the info, and up to `nbytes` bytes. There are no
-        bytes if the driver answered.
+        With an engine, the result is a tuple: the info, and up to `nbytes` bytes. The bytes are
+        empty if the engine leaves the request to the driver.
         """
         path = self.path(name)
         info_call = self.info_call(path)
@@ -229,7 +229,7 @@ class StoreConnection:
         )
 
     async def perform(self, call: Callable[[Any], Any]) -> Any:
-        """Return the result of a call of the filesystem, or of the engine if it can do the call."""
+        """Return the result of `call`, from the engine if possible, else from the driver."""
         if self._engine is None or not isinstance(call, _EngineCall):
             return await self._perform_by_driver(call)
         if not self._engine_tasks:
@@ -275,12 +275,12 @@ class StoreConnection:
 
 @dataclass(frozen=True, slots=True)
 class _EngineCall:
-    """A function for `Request.call` that an engine can do in place of the filesystem.
+    """A function for `Request.call`, with an equivalent function for an engine.
 
     Attributes
     ----------
     engine_call : callable
-        Does the call, given the engine, and a function that does it by the driver.
+        Does the call, given the engine and a function that does the call by the driver.
     driver_call : callable
         Does the call, given the filesystem.
     """
@@ -312,7 +312,7 @@ def _find_engine(route: Route, redact: Callable[[str], str]) -> tuple[Engine | N
         known = known_implementations.get(driver.protocol, {"class": ""})["class"]
         loaded = registry.get(driver.protocol)
         package = (known if loaded is None else loaded.__module__).partition(".")[0]
-        if package != driver.package:
+        if package != driver.package:  # another package has registered its own class
             return None, ""
     if not driver.package or find_spec(driver.package) is None:
         return None, ""

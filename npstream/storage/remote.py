@@ -1,4 +1,4 @@
-"""Stores of remote files: object stores and other machines, reached through fsspec.
+"""Stores of remote files: object stores and other machines, reached through fsspec or obstore.
 
 All requests of a process start in fsspec's event loop. Drivers with coroutines run in the loop
 itself. Drivers that block run in threads. Every wait has a deadline, and a request is retried only
@@ -74,7 +74,7 @@ class RemoteStore:
     identity : str
         A hash of the URL and the options, which identifies the store.
     traffic : Traffic
-        Counts and times the requests, also those of `folder`'s stores.
+        Counts the requests and measures their times, also for the stores that `folder` returns.
 
     Raises
     ------
@@ -118,7 +118,7 @@ class RemoteStore:
         self.deadlines = Deadlines(service, Outage(outage, self.root))
         self.traffic = Traffic(hedge)
         self._connections: dict[int, StoreConnection] = {}  # by process id
-        self._parent: tuple[RemoteStore, str] | None = None  # and the name below it
+        self._parent: tuple[RemoteStore, str] | None = None  # and this store's name in it
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.root!r})"
@@ -222,7 +222,10 @@ class RemoteStore:
         return version_of(dict(info)), start
 
     def read(self, name: str, nbytes: int | None = None) -> bytes:
-        """Return a whole file, with concurrent requests unless its size is unknown."""
+        """Return a whole file, with concurrent requests unless its size is unknown.
+
+        `nbytes` is the file's size, if the caller knows it.
+        """
         connection = self._connect()
         if nbytes is None:
             request = self._info_request(connection, name, "read this file")
@@ -236,7 +239,7 @@ class RemoteStore:
         return b"".join(self.ranges(spans))
 
     def map(self, name: str, nbytes: int | None = None) -> Bytes:
-        """Return a copy of a whole file as a read-only array."""
+        """Return a copy of a whole file as a read-only array; `nbytes` is as in `read`."""
         return np.frombuffer(self.read(name, nbytes), np.uint8)
 
     def ranges(self, spans: Iterable[Span]) -> list[bytes]:
@@ -277,6 +280,7 @@ class RemoteStore:
         folder = connection.path(prefix.rpartition("/")[0]).rstrip("/")
         call = connection.method("find", folder, detail=True, **connection.find_options)
         where, action = self.where(prefix), "list the files"
+        # A long listing takes many requests, one after another.
         request = Request(where, action, call, timeout_factor=10.0, is_optional=True)
         infos = self._run_one(connection, request) or {}
         for path, info in sorted(infos.items()):
@@ -299,7 +303,9 @@ class RemoteStore:
     def put(self, name: str, data: bytes | str | os.PathLike[str]) -> None:
         """Store a file atomically, given as bytes or as the path of a local file."""
         connection = self._connect()
-        nbytes = len(data) if isinstance(data, bytes | bytearray | memoryview) else _size(data)
+        nbytes = (
+            len(data) if isinstance(data, bytes | bytearray | memoryview) else _local_size(data)
+        )
         call = connection.uploader(connection.path(name), connection.writer(data))
         action = f"store {quantity(nbytes, 'byte')} as this file"
         self._run_one(connection, Request(self.where(name), action, call, nbytes))
@@ -357,9 +363,10 @@ class RemoteStore:
         Raises
         ------
         StorageError
-            With ``errno.EEXIST`` or ``errno.ENOENT`` if the file has changed; ``errno.EIO`` if a
-            retry finds this, because the first attempt may have replaced the file;
-            ``errno.EOPNOTSUPP`` if this store cannot replace a file conditionally.
+            With ``errno.EEXIST`` if the file has changed or is gone; some servers report
+            ``errno.ENOENT`` if it is gone. With ``errno.EIO`` if a retry gets ``errno.EEXIST``,
+            because the first attempt may have replaced the file. With ``errno.EOPNOTSUPP`` if this
+            store cannot replace a file conditionally.
         """
         connection, attempts = self._connect(), 0
         path, replace = connection.path(name), connection.driver.replace
@@ -387,7 +394,7 @@ class RemoteStore:
         Object stores have no directories, so nothing is made there.
         """
         connection = self._connect()
-        if connection.driver.rename is not None:
+        if connection.driver.rename is not None:  # then the store has directories
             call = partial(make_folders, folder=connection.path(name).rstrip("/"))
             request = Request(self.where(name), "make this directory", call)
             folders += self._run_one(connection, request)
@@ -397,12 +404,12 @@ class RemoteStore:
         connection = self._connect()
         while connection.leftovers:
             call = connection.remover(connection.leftovers[-1])
-            action = "remove a file that is left"
+            action = "remove a temporary file"
             self._run_one(connection, Request(self.root, action, call, is_optional=True))
             connection.leftovers.pop()
 
     def remove_folder(self, folder: str) -> None:
-        """Remove a directory unless it has files."""
+        """Remove a directory, given as a path from `make_folders`, unless it has files."""
         connection = self._connect()
         call = partial(remove_folder, folder=folder)
         request = Request(self.root, f"remove the directory {folder}", call, is_optional=True)
@@ -415,8 +422,8 @@ class RemoteStore:
     def remove_all(self, names: Iterable[str]) -> None:
         """Remove the files that exist.
 
-        The requests are concurrent, unless the driver allows only one upload at a time: then each
-        removal is a commit, too.
+        The requests are concurrent, unless the driver allows only one upload at a time. Uploads and
+        removals of such a driver are commits, each on top of the one before.
         """
         connection = self._connect()
 
@@ -528,7 +535,7 @@ def _size_of(info: Mapping[str, Any] | None) -> int | None:
         return UNKNOWN_SIZE
 
 
-def _size(file: str | os.PathLike[str]) -> int:
+def _local_size(file: str | os.PathLike[str]) -> int:
     """Return the size of a local file that is to be uploaded."""
     try:
         return os.stat(file).st_size

@@ -21,7 +21,7 @@ _Job = tuple[Callable[[Any], Any], "asyncio.Future[Any]"]
 class DriverThreads:
     """Runs blocking calls for an event loop, with one thread for each call in progress.
 
-    A call that is cancelled may block for ever. It keeps its thread and the thread's filesystem,
+    A call that is cancelled may block forever. It keeps its thread and the thread's filesystem,
     and later calls get another thread. The threads are daemons, which do not keep the process
     alive.
 
@@ -40,7 +40,7 @@ class DriverThreads:
         weakref.finalize(self, _stop_threads, self._idle)
 
     async def run(self, call: Callable[[Any], Any]) -> Any:
-        """Return the result of `call` for a thread's filesystem. Await it in one loop only."""
+        """Return the result of `call`, given a thread's filesystem. Await it in one loop only."""
         loop = asyncio.get_running_loop()
         thread = self._idle.pop() if self._idle else _Thread(self._make, self._close, loop)
         future: asyncio.Future[Any] = loop.create_future()
@@ -82,7 +82,10 @@ class _Thread:
         _start(self._work)
 
     def abandon(self) -> None:
-        """End the thread when its call returns; close its filesystem, so that the call returns."""
+        """End the thread when its call returns.
+
+        Close its filesystem, because this may make a blocked call return.
+        """
         self.jobs.put(None)
         if (filesystem := self._filesystem) is not None:
             _start(lambda: self._close(filesystem))
