@@ -1,4 +1,7 @@
-"""Validation of arguments that are numbers: integers, counts of samples, sizes, durations."""
+"""Validation of arguments: integers, counts of samples, sizes, durations, lists of names.
+
+Also the text of counts and sizes for messages.
+"""
 
 from __future__ import annotations
 
@@ -95,7 +98,7 @@ def _parse(text: str, where: str) -> int:
 
 
 def parse_seconds(name: str, duration: Any) -> float:
-    """Return the parameter `name`, a duration, in seconds.
+    """Return a duration in seconds, the value of the parameter `name`.
 
     Parameters
     ----------
@@ -162,7 +165,7 @@ def quantity(count: int, noun: str) -> str:
 
 
 def integer(name: str, number: Any, minimum: int | None = None) -> int:
-    """Return the parameter `name` as an int.
+    """Return `number`, the value of the parameter `name`, as an int.
 
     Raises
     ------
@@ -193,7 +196,7 @@ def name_list(columns: Any) -> list[str]:
 
 
 def parse_count(name: str, number: Any) -> int | None:
-    """Return the parameter `name`, a number of samples, as an int; None for None.
+    """Return a number of samples, the value of the parameter `name`, as an int; None for None.
 
     The number may be a float, as in configuration files, or text, as in MosaicML Streaming. The
     text is digits, or a number that ``float`` accepts and a unit (k, M, B or T). Fractions of a
@@ -230,6 +233,6 @@ def _count_from_text(name: str, text: str) -> int:
         except (ValueError, OverflowError):  # OverflowError: the number is infinite
             pass
     raise ValueError(
-        f"{name}={text!r}: expected a number, or one of thousands (k), millions (M), "
+        f"{name}={text!r}: expected a number, alone or with a unit: thousands (k), millions (M), "
         "billions (B) or trillions (T), as in '100k'"
     )

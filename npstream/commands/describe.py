@@ -37,7 +37,8 @@ def add_describe(commands: Commands) -> None:
         "show statistics of the columns of datasets",
         _run_describe,
         "Show statistics of the columns of datasets: missing and distinct values, bounds, mean, "
-        "quantiles, lengths, the most frequent value. The last lines say which rows they describe.",
+        "quantiles, lengths, the most frequent value. The last lines say which rows the "
+        "statistics cover.",
     )
     add = describe.add_argument
     add("urls", nargs="+", metavar="url", help="the datasets' directories or URLs")

@@ -178,7 +178,7 @@ class FrequentValues:
 
 
 def largest_runs(values: AnyArray) -> tuple[Int64, Int64, int]:
-    """Return the runs of equal values to keep in sorted values: the most frequent values.
+    """Find the most frequent values of sorted values, as runs of equal values.
 
     At most `COUNTERS` runs are kept, as in `FrequentValues.merge`.
 
@@ -187,7 +187,7 @@ def largest_runs(values: AnyArray) -> tuple[Int64, Int64, int]:
     begins, counts : ndarray of int64
         Where each kept run begins, and the number of its values minus `cut`.
     cut : int
-        The number to subtract from all counts.
+        The number that was subtracted from all counts. It is the maximum error of a count.
 
     Examples
     --------

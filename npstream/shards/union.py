@@ -72,6 +72,7 @@ class ShardUnion:
         self.root = f"mixture of {quantity(len(parts), 'dataset')}"
         self.index = union_index(indexes, _UnionCatalog(self.parts, self.first_shards))
         self._bounds = np.array(self.first_shards)
+        # Each part is one dataset, so it has at most one entry in `remotes`: itself.
         self._remotes = {
             number: RemotePart(remote.shards, self.first_shards[number], self.first_samples[number])
             for number, part in enumerate(self.parts)
@@ -158,10 +159,10 @@ class ShardUnion:
     def open(self, shards: Iterable[int]) -> dict[int, LoadedShard]:
         """Open and check shards; skip those whose opening takes a request to a store."""
         loaded: dict[int, LoadedShard] = {}
-        numbers = np.array([*shards], np.int64)
-        for part, rows in self._groups(numbers):
-            first = self.first_shards[part]
-            opened = self.parts[part].open((numbers[rows] - first).tolist())
+        shard_numbers = np.array([*shards], np.int64)
+        for number, rows in self._groups(shard_numbers):
+            first = self.first_shards[number]
+            opened = self.parts[number].open((shard_numbers[rows] - first).tolist())
             loaded |= {first + shard: value for shard, value in opened.items()}
         return loaded
 

@@ -105,7 +105,8 @@ class WriterEngine:
             "format": format, "separator": separator, "newline": newline, "shard_size": shard_size,
             "compression": compression, "hashes": hash_names(hashes),
         }  # fmt: skip
-        # An append has the format of its dataset, which `_adopt` sets later, in place of "mds".
+        # The format of an append is that of its dataset, which is not read yet. The settings are
+        # therefore checked here with "mds", and `_adopt` replaces them.
         is_format_known = mode != "a"
         self._settings = parse_settings(
             **{**self._arguments, "format": format or "mds"}
@@ -184,7 +185,7 @@ class WriterEngine:
     def _adopt(self, base: Base | None, saved: Mapping[str, Any]) -> None:
         """Use the dataset's columns and format; `saved` has an interrupted append's settings."""
         self._settings = parse_settings(**arguments_for_append(self._arguments, base, saved))
-        if base is None:
+        if base is None:  # the append makes a new dataset
             if isinstance(self._columns, Mapping):
                 layout = self._settings.new_format(self._columns)
                 self._encoder = SampleEncoder(layout, False, self._fill)
@@ -259,7 +260,7 @@ class WriterEngine:
         shards.nbytes = nbytes
 
     def _reserve(self, nbytes: int) -> int:
-        """Store the shard if a sample of `nbytes` does not fit, and return the new shard size."""
+        """Store the shard if `nbytes` more do not fit; return the size of the shard with them."""
         with self._discard_on_error():
             self._shards.reserve(nbytes)
         end = self._shards.nbytes + nbytes
@@ -404,9 +405,13 @@ class WriterEngine:
     def _start_workers(
         self, count: int, function: MapFunction | None, tracks: bool = False
     ) -> WorkerPool:
-        """Start worker processes. If `tracks` is True, they return the input sample of each row."""
+        """Start worker processes.
+
+        If `tracks` is True, they return for each row the number of its input sample.
+        """
         from npstream.writing.workers import Task, WorkerPool
 
+        # The encoder exists already only if `columns=` has encodings. Other keys then do not raise.
         encoding = None if self._encoder is None else (self._encoder.layout, False)
         task = Task(function, self._fill, self._rejects is not None, encoding, tracks)
         return WorkerPool(count, task)
@@ -489,7 +494,7 @@ class WriterEngine:
     def _write_foreign(self, data: Any, number: int) -> bool:
         """Write `data` if it is a table of another library; return False if it is not a table.
 
-        If a row cannot be encoded, no row is written.
+        If a row cannot be encoded, no row is written, unless such rows are left out (`on_error`).
         """
         with sample_numbers(number):
             table = foreign_table(data, self._user_columns(), self._fill)
@@ -595,7 +600,8 @@ class WriterEngine:
         with self._discard_on_error():
             self._shards.flush()
         layout, samples = self._shards.layout, table.length
-        # The scan of a shard can read the array of a single column later, without a copy.
+        # If the only column is an array that stays unchanged, the scan for the side-car reads it
+        # later, without a copy.
         is_stable = len(layout.columns) == 1 and getattr(table, "has_stable_blocks", False)
         sample_bytes = layout.sample_bytes + sum(e.size or 0 for e in layout.columns.values())
         per_shard = samples

@@ -79,8 +79,8 @@ class FormatSettings:
         Parameters
         ----------
         columns : mapping of str to (str or Encoding)
-            For each column, the name of an encoding or a type that a caller chose, or an Encoding
-            that was inferred from values.
+            For each column, the caller's choice, which is a type or the name of an encoding, or an
+            Encoding that was inferred from values.
         inferred : bool, default: False
             Whether the names in `columns` are those of inferred encodings. If `columns` has an
             Encoding, all encodings count as inferred.
@@ -114,7 +114,7 @@ class FormatSettings:
         return MdsFormat(parsed, self.shards, inferred=inferred)
 
     def describe(self) -> dict[str, Any]:
-        """Return the settings by the names of their arguments, as JSON can store them."""
+        """Return the settings as a JSON object; the keys are the names of `write`'s arguments."""
         text = self.text
         return {
             "format": "mds" if text is None else text.format,
@@ -171,7 +171,7 @@ def parse_settings(
 
 
 def check_settings(arguments: Mapping[str, Any]) -> None:
-    """Check the arguments of `npstream.write` that need no data, before any data are read.
+    """Check those arguments of `npstream.write` that can be checked before any data are read.
 
     Parameters
     ----------

@@ -43,12 +43,13 @@ def get_list_arg(text: str) -> list[str]:
 
 
 def bytes_to_int(bytes_str: int | float | str) -> int:
-    """Return a number of bytes that may be text, such as "64mb". A kb has 1,024 bytes.
+    """Return the int for a number of bytes or for text such as "64mb". A kb has 1,024 bytes.
 
     Parameters
     ----------
     bytes_str : int, float or str
-        The number, or text: a number and one of b, kb, mb, gb, tb, pb, eb, zb and yb.
+        The number, or text: digits, with or without b, or a number and one of kb, mb, gb, tb, pb,
+        eb, zb and yb.
 
     Returns
     -------
@@ -76,12 +77,12 @@ def bytes_to_int(bytes_str: int | float | str) -> int:
 
 
 def number_abbrev_to_int(abbrev_str: int | float | str) -> int:
-    """Return a number that may be text, such as "64M".
+    """Return the int for a number or for text such as "64M".
 
     Parameters
     ----------
     abbrev_str : int, float or str
-        The number, or text: a number and one of k, m, b (a billion) and t (a trillion).
+        The number, or text: digits, or a number and one of k, m, b (a billion) and t (a trillion).
 
     Returns
     -------
@@ -112,15 +113,15 @@ def _number(text: str, whole_text: str, suffixes: str) -> float:
         return float(text)
     except ValueError:
         raise ValueError(
-            f"{whole_text!r}: expected a number, with one of the suffixes {suffixes}"
+            f"{whole_text!r}: expected a number, with one of the suffixes {suffixes}, or digits"
         ) from None
 
 
 def clean_stale_shared_memory() -> None:
-    """Do nothing: npstream leaves no shared memory with names behind.
+    """Do nothing: npstream creates no named shared memory, so none can be stale.
 
     Examples
     --------
     >>> clean_stale_shared_memory()
     """
-    log("clean_stale_shared_memory has nothing to clean: npstream names no shared memory")
+    log("clean_stale_shared_memory has nothing to clean: npstream creates no named shared memory")
