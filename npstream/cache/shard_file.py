@@ -33,10 +33,10 @@ class CachedFile:
     data : ndarray of uint8
         The shard's bytes, read-only. The bytes of absent pieces must not be read.
     present : ndarray of uint8
-        Nonzero for each piece that is in the file, read-only. Other threads and processes change
-        it.
+        The residency bytes, read-only: nonzero for each piece that is in the file. Other threads
+        and processes change them.
     resident : ndarray of uint8
-        Nonzero for each piece that may be read. It is `present` itself, unless
+        Nonzero for each piece that this process may read. It is `present` itself, unless
         `require_verification` was called.
     touched : float
         The time of the last recorded use, on the clock of `time.monotonic`.
@@ -175,10 +175,10 @@ class Claim:
                 locked_pieces = [
                     p for p in absent if locks.try_lock(descriptor, file._residency_offset(p), 1)
                 ]
-                # Before the lock was acquired, a piece may have arrived, or the file was evicted.
+                # A piece may have arrived before it was locked.
                 self.pieces = [piece for piece in locked_pieces if not file.present[piece]]
         finally:
-            if not (self.pieces and file.is_linked):
+            if not (self.pieces and file.is_linked):  # the file may have been evicted meanwhile
                 self.close()
 
     def close(self) -> None:
@@ -199,7 +199,8 @@ def open_shard_file(
 ) -> CachedFile | None:
     """Open a shard's file; return None if the file at `path` is not the cache's.
 
-    If another process is verifying the file, wait for it for up to `timeout` seconds.
+    If another process is verifying the file, wait for it for up to `timeout` seconds. Return None
+    if it has not finished by then.
     """
     with sparse.open_descriptor(path) as descriptor:
         stored = sparse.read_footer(descriptor, footer)
@@ -217,7 +218,10 @@ def open_shard_file(
 def _reverify(
     file: CachedFile, footer: sparse.Footer, check: FileCheck | None, timeout: float
 ) -> bool:
-    """Verify the pieces that were written before the last boot. Only one process does this."""
+    """Verify the pieces that were written before the last boot. Only one process does this.
+
+    Return False if another process still verifies at the timeout, or if the file was evicted.
+    """
     try:
         lock = locks.LockFile(file.path)
     except FileNotFoundError:
@@ -239,7 +243,7 @@ def _reverify(
 
 
 def _verified_residency(file: CachedFile, check: FileCheck | None) -> Bytes:
-    """Return the residency bytes of a file after a check of its pieces."""
+    """Return the residency bytes after a check of the pieces. Without `check`, all are absent."""
     residency = [
         check is not None and bool(present) and check(file, piece)
         for piece, present in enumerate(file.present)

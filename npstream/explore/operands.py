@@ -84,7 +84,7 @@ class Operand:
         return operand_of(self.data.load(), self.name) if self.is_lazy else self
 
     def values(self) -> Any:
-        """Return the values as an array or a scalar; text is of StringDType."""
+        """Return the values as an array, a scalar, or a Ragged of arrays or images."""
         data = self.load().data
         if isinstance(data, Ragged) and self.kind in ("text", "bytes"):
             return np.asarray(data)
@@ -150,10 +150,10 @@ def _kind(data: Any) -> str:
 
 
 def _has_scalars(column: Any) -> bool:
-    """Return True if the values of a Column of numbers, with one axis, are scalars.
+    """Return True if the values of a one-dimensional Column are scalars, and not arrays.
 
-    The other columns have arrays. Both can vary in size, which `nbytes` raises as a TypeError:
-    numbers may be stored as text.
+    `nbytes` raises TypeError if values vary in size. Such values are arrays of variable shape, or
+    numbers that are stored as text.
     """
     try:
         return bool(column.nbytes >= 0)
@@ -180,7 +180,7 @@ def operand_of(values: Any, name: str = "") -> Operand:
     Parameters
     ----------
     values : ndarray, Ragged, Column, Arrow array, or list
-        None, masked values, Arrow's nulls and pandas's NA are missing.
+        None, masked values, Arrow's nulls, pandas's NA and, among Python objects, NaN are missing.
     name : str
         A description for messages.
     """
@@ -212,8 +212,9 @@ def _is_plain_scalar(value: object) -> bool:
 def _from_objects(array: AnyArray, name: str) -> Operand:
     """Return an object array as an operand.
 
-    If all present values are text, all are bools, or all are int or float, the operand has an array
-    of their dtype.
+    If all present values are text, all are bools, or all are int or float with absolute values
+    below 2**63, the operand has an array of their dtype. Otherwise, its kind is ``"array"`` if one
+    of them is an array, and ``"object"`` if not.
     """
     objects = array.tolist()
     present = [value for value in objects if not _is_missing(value)]
@@ -227,7 +228,7 @@ def _from_objects(array: AnyArray, name: str) -> Operand:
         converted = np.array(present, _TEXT)
     elif types and types <= {bool, np.bool_}:
         converted = np.array(present, bool)
-    elif types and types <= {int, float} and all(abs(v) < 2**63 for v in present if v == v):
+    elif types and types <= {int, float} and all(abs(v) < 2**63 for v in present):
         converted = np.array(present)
     else:
         return Operand(array, missing, "object", name)
@@ -268,7 +269,7 @@ def _from_arrow(array: Any, name: str) -> Operand:
             texts[missing] = ""
         return Operand(np.asarray(texts, _TEXT), missing, name=name)
     is_plain = pa.types.is_primitive(arrow_type) and not pa.types.is_time(arrow_type)
-    if is_plain:  # times with a time zone become times in UTC
+    if is_plain:  # to_numpy converts timestamps with a time zone to UTC
         values = array
         if missing is not None:
             values = array.drop_null()

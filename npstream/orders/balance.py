@@ -27,7 +27,7 @@ _BUCKETS_LEVEL = 5
 """The `level` in `make_key` for the order of buckets."""
 
 MAX_SWAPS = 4
-"""Maximum number of swaps in a global batch, divided by the number of ranks."""
+"""Maximum swaps in a global batch: this number times the number of ranks."""
 
 GAP_DIVISOR = 1 << 9
 """Samples are swapped only while the gap exceeds the largest load divided by this number.
@@ -120,8 +120,8 @@ def assign_ranks(costs: AnyArray, capacities: Int64) -> Int64:
     """Assign the samples of a global batch to ranks, so that their total costs are nearly equal.
 
     Samples are assigned from the most expensive to the cheapest. Each goes to the rank with the
-    smallest total so far, among the ranks that have not all their samples yet. Then samples are
-    swapped between the ranks with the largest and the smallest total, as long as that helps.
+    smallest total so far, among the ranks that are not full yet. Then samples are swapped between
+    the ranks with the largest and the smallest total, as long as that helps.
 
     Parameters
     ----------
@@ -149,8 +149,8 @@ def assign_ranks(costs: AnyArray, capacities: Int64) -> Int64:
     owners = np.empty(len(costs), np.int64)
     order = np.argsort(-costs, kind="stable")
     loads, heap = np.zeros(len(capacities)), np.arange(len(capacities))
-    # `for_size` expects the amount of work in rows. The swaps examine about 16 times more numbers
-    # than the assignment.
+    # `for_size` measures work in rows. The swaps examine about 16 times more numbers than the
+    # assignment, so each sample counts as 16 rows.
     size = len(costs) << 4
     _assign.for_size(size)(order, costs, capacities.copy(), loads, heap, owners)
     if len(capacities) > 1:

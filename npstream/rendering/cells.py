@@ -52,7 +52,7 @@ MAX_ITEMS = 20
 """Maximum items that are shown of a nested value."""
 
 MAX_NODES = 200
-"""Maximum nested values that are shown of a cell."""
+"""Maximum items that are shown of a cell, in all its nested values together."""
 
 MAX_LINE = 48
 """Maximum characters of a value on one line. Longer nested values are collapsed."""
@@ -137,7 +137,7 @@ class CellRenderer:
             image = thumbnail(value, THUMBNAIL_SIDE)
         except ImportError:
             return Markup(
-                element("span", note) + element("small", "pip install pillow shows images")
+                element("span", note) + element("small", "to show images: pip install pillow")
             )
         except Exception as error:  # a damaged image may raise anything
             return Markup(_error_cell(error) + element("small", note))
@@ -169,7 +169,7 @@ class CellRenderer:
 
 
 class _TreeRenderer:
-    """Renders a nested value as collapsed HTML elements, with at most `nodes` nodes."""
+    """Renders a nested value as collapsed HTML elements, with at most `nodes` items in total."""
 
     def __init__(self, nodes: int) -> None:
         self._nodes = nodes

@@ -43,7 +43,7 @@ The variance depends on the chunks that come together in a block, so it varies f
 """
 
 _MAX_LOOKUPS = 1 << 26
-"""Maximum number of values that are looked up in all these epochs together."""
+"""Maximum number of values that are looked up for the variance, in all epochs together."""
 
 _HEADERS = [
     "block", "lanes", "reads", "requests", "bytes", "memory", "first batch", "variance"
@@ -268,7 +268,7 @@ def _estimate_cost(
     # several pieces.
     fetched = np.unique(piece_chunks) if is_kept else piece_chunks
     requests, nbytes = data.epoch_requests(fetched, is_sequential=setting.block == 0)
-    # A request for a single sample costs as much as `REQUEST_BYTES` bytes.
+    # `refetched` is in bytes per sample. A request for a sample costs as much as `REQUEST_BYTES`.
     if refetched > REQUEST_BYTES:
         reads = "samples" if data.has_sample_reads else "nothing"
         samples = len(order) if data.has_sample_reads else 0
@@ -325,7 +325,7 @@ class _StoredView:
         chunk = np.flatnonzero(sizes)
         self.chunks = np.append(cuts[chunk], selection.size)
         if selection.step < 0 or _descends(selection):
-            chunk = len(starts) - 2 - chunk
+            chunk = len(starts) - 2 - chunk  # the view reads the stored chunks from the last one
         index = source.index
         self.shards = np.searchsorted(index.starts, starts[chunk], side="right") - 1
         self._chunks_of_shard = np.bincount(
@@ -398,9 +398,9 @@ class _StoredView:
         is_text = np.array([s.format != "mds" for s in index.schemas], bool)[schemas]
         is_alone = self._chunks_of_shard[shards] == 1
         # Without a side-car, one more request finds out where the samples begin.
-        offsets = 1 if remote is None or remote.files.sidecar is not None else 2
-        fixed = np.where(is_alone | is_sequential, 0, 1)
-        return np.where(is_text, 1, np.where(is_fixed, fixed, offsets))
+        variable_requests = 1 if remote is None or remote.files.sidecar is not None else 2
+        fixed_requests = np.where(is_alone | is_sequential, 0, 1)
+        return np.where(is_text, 1, np.where(is_fixed, fixed_requests, variable_requests))
 
 
 def _descends(selection: Selection) -> bool:

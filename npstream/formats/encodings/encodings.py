@@ -5,8 +5,9 @@ format lacks some dtypes, such as bool. The encoding of a column of such a dtype
 name in the index, such as ``"uint8"``, and the name of the dtype, such as ``"bool"``. `column_type`
 accepts both. The index records the dtype in its annotations; `with_dtype` combines the two names.
 
-Bodies are untrusted input. A decoder accepts any bytes. It returns a value or raises ValueError,
-and allocates at most a small multiple of the body's size.
+A *body* is an encoded value. Bodies are untrusted input. A decoder of npstream accepts any bytes.
+It returns a value or raises ValueError, and allocates at most a small multiple of the body's size.
+The exception is pickle: see `is_unsafe`.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ class Encoding:
 
     @property
     def _key(self) -> tuple[Any, ...]:
-        """The attributes that are compared: not the functions, as `parse` returns new ones."""
+        """The attributes that are compared: not the functions, as `own_encoding` makes new ones."""
         return (
             *(self.name, self.stored_name, self.size, self.kind, self.dtype, self.shape),
             self.headless,
@@ -374,9 +375,10 @@ def set_encoding(
 ) -> None:
     r"""Register an encoding as `register_encoding`, or replace one of npstream's own.
 
-    The new encoding is valid in this process. It reads and writes the columns whose encoding has
-    the name. If their index records a size, this size is valid, and not `size`. Columns with a
-    dtype that only npstream records, such as ``"bool"``, keep npstream's encoding.
+    The new encoding applies only in this process. It reads and writes the columns whose encoding
+    has the name. If it replaces one of npstream's own, reading uses the size that the index of a
+    column records, and not `size`; see `with_size`. Columns with a dtype that only npstream
+    records, such as ``"bool"``, keep npstream's encoding.
 
     Examples
     --------
@@ -399,7 +401,7 @@ def set_encoding(
 
 
 def reset_encoding(name: str) -> None:
-    """Remove an encoding of the user; one that it has replaced is valid again."""
+    """Remove a user's encoding. If it replaced one of npstream's own, restore that one."""
     if name in _BUILT_IN:
         _ENCODINGS[name] = _BUILT_IN[name]
     else:
@@ -407,7 +409,7 @@ def reset_encoding(name: str) -> None:
 
 
 def with_size(encoding: Encoding, size: int | None) -> Encoding:
-    """Return an encoding with the size that an index records, if a user has replaced it."""
+    """Return an encoding; if it replaces one of npstream's own, with the size in an index."""
     if encoding.size == size or encoding is _BUILT_IN.get(encoding.name, encoding):
         return encoding
     result = copy(encoding)
@@ -657,7 +659,7 @@ _TYPES: dict[type, str] = {
     **{bool: "bool", int: "int", float: "float64", complex: "complex128"},
     **{str: "str", bytes: "bytes", list: "json", dict: "json"},
 }
-"""Python types -> the encodings that `infer` gives their values."""
+"""Python types in ``columns=`` -> their encodings, the same as `infer` gives their values."""
 
 _ALIASES = {
     **dict.fromkeys(("string", "text", "unicode", "utf8", "utf-8", "varchar"), ("str",)),

@@ -43,7 +43,7 @@ class AnyPlacer(Protocol):
     def gather(
         self, source: Source, plan: Plan, lookup: Lookup, batch_size: int
     ) -> list[dict[str, Any]]:
-        """Return the columns of each batch that a device gathers; nothing if it gathers none."""
+        """Return, for each batch, the columns that a device gathers; [] if it gathers none."""
 
     def outputs(self, fields: Iterable[Field], rows: int) -> tuple[dict[str, AnyArray], Any]:
         """Return arrays for reading columns of fixed size, and the buffer that holds the arrays."""
@@ -118,7 +118,7 @@ class MadeItems:
         self._items = items
 
     def take(self) -> Iterator[Any]:
-        """Yield the items, which this object then no longer keeps in memory; raise the error."""
+        """Yield the items, and drop each from memory. Then raise the error, if there is one."""
         while self._items:
             yield self._items.pop()
         if self.error is not None:
@@ -170,8 +170,9 @@ class ItemMaker:
     def __call__(self, read: tuple[Piece, Lookup]) -> MadeItems:
         """Make the items of a piece.
 
-        If a piece of several items cannot be read, its items are read one by one, because damage
-        concerns single samples, and the first items may be in the cache.
+        If a piece cannot be read, its items are read one by one, because damage concerns single
+        samples, and the first items may be in the cache. A piece of one item is read again only by
+        the guard.
         """
         with shared_deadline():
             items, error = self._read_piece(*read)

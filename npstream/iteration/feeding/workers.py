@@ -39,11 +39,11 @@ _ALIGNMENT = 64
 _NUMBER = struct.Struct("<q")
 
 _STOP_SECONDS = 0.3
-"""Seconds that a process has to end by itself, before it is killed."""
+"""Seconds to wait for a process to end by itself, before it is killed."""
 
 
 class TransformProcesses:
-    """Processes that apply transforms. Each thread that calls it uses one process at a time.
+    """A pool of processes that apply transforms. Each call uses one process exclusively.
 
     Processes are started with the method "spawn", as threads of this process may hold locks.
 
@@ -67,7 +67,7 @@ class TransformProcesses:
         if multiprocessing.current_process().daemon:
             raise RuntimeError(
                 f"transform_workers={count} in a worker of a DataLoader, which cannot start "
-                "processes: leave one of both out"
+                "processes: leave out one of the two"
             )
         self._idle: SimpleQueue[_Process] = SimpleQueue()
         self._processes: list[_Process] = []
@@ -130,8 +130,8 @@ class _Process:
             self._process.join(_STOP_SECONDS)
             raise RuntimeError(
                 "a process of transform_workers= has ended, with the exit code "
-                f"{self._process.exitcode}: it may have been killed for its memory; give fewer "
-                "workers or smaller batches"
+                f"{self._process.exitcode}: it may have been killed because memory ran "
+                "out; give fewer workers or smaller batches"
             ) from None
 
     def disconnect(self) -> None:
@@ -149,7 +149,7 @@ class _Process:
 
 
 class _ImportableTransforms:
-    """Transforms whose pickle raises TypeError if a new process could not import one of them."""
+    """Transforms whose pickling raises TypeError if a new process could not import one of them."""
 
     def __init__(self, transforms: Transforms) -> None:
         self.transforms = list(transforms)
@@ -162,7 +162,7 @@ class _ImportableTransforms:
 
 def _serve(connection: socket.socket, importable: _ImportableTransforms) -> None:
     """Transform items until the other end of the connection is closed."""
-    # Ctrl-C reaches all processes of a terminal; the process with the loop ends this one.
+    # Ctrl-C reaches all processes of a terminal. The parent process ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with suppress(EOFError, BrokenPipeError, ConnectionError):
         while True:

@@ -46,10 +46,10 @@ from npstream.orders.streaming.runs import (
 SHUFFLE_ALGORITHMS = ("naive", "py1br", "py1e", "py1s", "py2s")
 
 UNIT_SPACING = 1 << 10
-"""Samples between snapshots of the generator, for the shuffle of units in py2s.
+"""Samples between snapshots of the generator, for py2s's shuffle of the samples within units.
 
-It is smaller than `npstream.orders.streaming.runs.SPACING`, because samples of these units are read
-in random order.
+It is smaller than `npstream.orders.streaming.runs.SPACING`, because these samples are looked up in
+random order.
 """
 
 
