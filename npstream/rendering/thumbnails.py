@@ -188,8 +188,10 @@ def reduce_image(value: Any, side: int) -> tuple[Image, tuple[int, int]]:
     """Return an image in mode L, RGB or RGBA with sides of at most `side`, and its full size."""
     image = open_image(value)
     size = image.size
-    if image.format == "JPEG":
-        image.draft(None, (side, side))  # decodes at a lower resolution
+    # `draft` makes Pillow decode at a lower resolution. It changes the image, so an image of the
+    # caller is decoded in full.
+    if image.format == "JPEG" and image is not value:
+        image.draft(None, (side, side))
     image = _convert_mode(image)
     image.thumbnail((side, side))
     return image, size

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 
@@ -31,6 +33,15 @@ def test_the_image_is_not_changed():
     pillow = pytest.importorskip("PIL.Image")
     image = pillow.new("RGB", (500, 500))
     thumbnail(image, 96)
+    assert image.size == (500, 500)
+
+
+def test_an_opened_jpeg_file_is_not_changed():
+    pillow = pytest.importorskip("PIL.Image")
+    file = io.BytesIO()
+    pillow.new("RGB", (500, 500)).save(file, "JPEG")
+    image = pillow.open(file)  # not decoded yet, so its resolution could still be reduced
+    thumbnail(image, 48)
     assert image.size == (500, 500)
 
 
