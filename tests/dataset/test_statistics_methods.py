@@ -44,7 +44,7 @@ def test_value_counts_and_unique_are_those_of_numpy(ds, name):
     np.testing.assert_array_equal(part.unique(), np.unique(values[::-3]))
 
 
-def test_bytes_and_texts_of_nd_views_are_counted(ds):
+def test_unique_of_bytes_and_of_texts_in_nd_views(ds):
     assert ds["body"].unique().tolist() == sorted(set(COLUMNS["body"]))
     assert ds["body"].value_counts()[b"b3"] == COLUMNS["body"].count(b"b3")
     grid = ds[np.arange(12).reshape(3, 4)]["text"]
@@ -76,6 +76,7 @@ def test_quantiles_of_times_are_those_of_pandas(ds):
     pandas = pytest.importorskip("pandas")
     expected = pandas.Series(COLUMNS["day"].astype("M8[s]")).quantile([0, 0.5, 1]).to_numpy()
     assert ds["day"].quantile([0, 0.5, 1]).tolist() == expected.astype("M8[D]").tolist()
+    # Without values:
     assert np.isnat(ds["day"][:0].quantile())
     assert np.isnan(ds["label"][:0].quantile())
 
@@ -103,7 +104,7 @@ def test_isin_is_that_of_numpy(ds, name):
     np.testing.assert_array_equal(ds[::2][name].isin(chosen), np.isin(values[::2], chosen))
 
 
-def test_isin_refuses_a_single_text_and_other_columns(ds):
+def test_isin_refuses_a_single_text_and_columns_of_json(ds):
     with pytest.raises(TypeError, match="isin takes several values"):
         ds["text"].isin("t1")
     with pytest.raises(TypeError, match="column 'meta' holds json"):

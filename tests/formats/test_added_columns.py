@@ -45,7 +45,7 @@ def test_a_group_applies_to_its_version_and_to_those_that_begin_with_it(index, g
     assert groups[0].applies_to(index)
     x = np.arange(100)
     for name, rows, applies in [
-        ("longer", [*x[:90], *x[90:], *x], False),  # the last shard has more samples
+        ("longer", [*x, *x], False),  # the last shard of the base has more samples
         ("same", x, True),
         ("other", x[::-1], False),
         ("shorter", x[:90], False),

@@ -1,7 +1,8 @@
 """Programs like those in Streaming's documentation run with npstream.
 
-Their imports are changed by the `sed` command of the migration page. The programs are rewritten:
-they have less data, and use a store in memory instead of a cloud.
+The pattern of the `sed` command on the migration page changes their imports. The programs have
+less data than those of the documentation. They use local directories or a store in memory instead
+of a cloud.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import pytest
 
 PAGE = Path(__file__).parents[2] / "docs" / "streaming.md"
 
+# The comment above each program names the pages of Streaming's documentation that it follows.
 PROGRAMS = {
     # README, quick start
     "images": """
@@ -84,6 +86,7 @@ PROGRAMS = {
             dataset = StreamingDataset(
                 streams=streams(), batch_size=10, batching_method=method, shuffle=True
             )
+            # "stratified" leaves out samples that fill no batch with both streams.
             assert 250 <= len(list(dataset)) <= 300
     """,
     # README, random access; no divisibility; disk usage limits
@@ -141,7 +144,7 @@ PROGRAMS = {
                 out.write(sample)
         assert [sample["words"] for sample in LocalDataset("mds")] == [s["words"] for s in samples]
     """,
-    # Basic dataset conversion: an encoding of the user
+    # Basic dataset conversion: a user-defined encoding
     "encoding": """
         from typing import Any
         import numpy as np

@@ -22,7 +22,7 @@ RUNS = [
 
 
 def collate(samples):
-    """Return a batch as Streaming's loader counts it: a list of columns."""
+    """Return a batch of one column. Streaming's loader counts samples in the first column."""
     return [[int(sample["id"]) for sample in samples]]
 
 
@@ -50,7 +50,7 @@ def read(loader, batches=None):
 
 
 def expected(epoch, rank):
-    """Return the batches that Streaming read, without -1, which fills up the last ones."""
+    """Return the batches that Streaming read, without the -1 that pad short batches."""
     want = arrays("checkpoints/ids.npz")[epoch["ids"][rank]].tolist()
     batches = [[number for number in ids if number >= 0] for ids in want]
     return [batch for batch in batches if batch]
@@ -59,7 +59,7 @@ def expected(epoch, rank):
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(("case", "run"), RUNS)
 def test_runs_of_streaming(case, run, set_rank):
-    """Each rank reads the same batches, and its state is the same after them."""
+    """Each rank reads the batches that it read with Streaming, and then has the same state."""
     world = run["nodes"] * run["ranks_per_node"]
     states = run.get("state_after_per_rank", [run["state_after"]] * world)
     for rank in range(world):
@@ -102,9 +102,10 @@ def test_workers_read_the_same_epochs(options):
     assert loader.dataset.next_epoch == 3
     loader.load_state_dict(state)
     assert loader.state_dict() == state
-    rest = PY1E["resume"][0]["epochs"]
-    assert read(loader) == expected(rest[0], 0)
-    assert read(loader, 2) == expected(rest[1], 0)[:2] == third
+    resumed_epochs = PY1E["resume"][0]["epochs"]
+    assert read(loader) == expected(resumed_epochs[0], 0)
+    # The epoch after the resumed one is the third, which was also read before the state was loaded.
+    assert read(loader, 2) == expected(resumed_epochs[1], 0)[:2] == third
 
 
 def test_settings_of_a_loaded_state_win():
@@ -118,7 +119,7 @@ def test_settings_of_a_loaded_state_win():
 
 
 def test_an_earlier_state_can_be_loaded(numbers):
-    """Streaming ignores a state of an epoch before the next one."""
+    """Streaming ignores a state whose epoch is earlier than the dataset's next epoch."""
     ds = StreamingDataset(local=numbers, batch_size=10, shuffle=True)
     first = [int(sample["id"]) for sample in ds]
     state = ds.state_dict(40, from_beginning=True) | {"epoch": 0}
@@ -175,7 +176,7 @@ def test_ranks(set_rank, per_node, replication, world, rank):
     ],
 )
 def test_samples_of_batches_are_counted(batch, count, numbers):
-    """As in Streaming, by the first value of a mapping and the first column of a sequence."""
+    """As in Streaming: by a tensor, by a mapping's first value, or by a sequence's first item."""
     loader = StreamingDataLoader(
         StreamingDataset(local=numbers, batch_size=10), batch_size=10, collate_fn=lambda _: batch
     )
@@ -192,7 +193,7 @@ def test_a_batch_without_values_raises(numbers):
         next(iter(loader))
 
 
-def test_a_loader_of_another_dataset_has_no_state():
+def test_a_loader_of_another_kind_of_dataset_has_no_state():
     loader = StreamingDataLoader([1, 2, 3])
     assert loader.state_dict() is None
     loader.load_state_dict({})

@@ -18,7 +18,11 @@ WRITERS = {
 FORMATS = {"JSONWriter": "jsonl", "CSVWriter": "csv", "TSVWriter": "tsv", "XSVWriter": "xsv"}
 
 EMPTY_FIRST_SHARD = {"mds_first_too_big", "mds_one_per_shard", "mds_zstd_empty_first"}
-"""Streaming writes an empty shard before a first sample that exceeds the size limit."""
+"""Golden cases that are not tested here.
+
+Streaming writes an empty shard before a first sample that exceeds the size limit; npstream does
+not.
+"""
 
 
 def exact_cases():
@@ -47,13 +51,13 @@ def test_golden_bytes(writer, args, samples, directory, tmp_path):
         exactness = "raw" if args.get("compression") else "files"
         assert_same_dataset(tmp_path / "out", directory, exactness)
         return
-    # `npstream.write` is tested with these cases of text formats in tests/writing/test_text.py.
+    # tests/writing/test_text.py compares `npstream.write` with the golden data of text formats.
     args = {{"size_limit": "shard_size"}.get(name, name): value for name, value in args.items()}
     other = tmp_path / "other"
     npstream.write(other, map(golden.sample, samples), format=FORMATS[writer], **args)
     names = sorted(path.name for path in other.iterdir())
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
-    for name in {*names} - {"index.msgpack"}:
+    for name in names:
         assert (tmp_path / "out" / name).read_bytes() == (other / name).read_bytes()
 
 
@@ -71,7 +75,7 @@ def write(out, **arguments):
     writer = MDSWriter(columns={"x": "int"}, out=out, **arguments)
     with writer:
         for number in range(10):
-            writer.write({"x": number, "other": 0})
+            writer.write({"x": number, "other": 0})  # a key without a column is ignored
     return writer
 
 
@@ -112,7 +116,7 @@ def test_a_failure_leaves_nothing_anywhere(store, tmp_path):
             npstream.open(url)
 
 
-def test_a_failed_upload_leaves_no_local_dataset(store, tmp_path, monkeypatch):
+def test_a_failed_upload_leaves_no_local_dataset(store, tmp_path):
     local = tmp_path / "local"
     writer = MDSWriter(columns={"x": "int"}, out=(str(local), store), keep_local=True)
     writer.write({"x": 1})

@@ -133,20 +133,20 @@ def test_missing_rows_of_other_columns_are_filled(path):
 def test_keys_are_matched_as_by_a_dict(data):
     kind = data.draw(st.sampled_from([st.integers(-(2**63), 2**63 - 1), st.integers(0, 20),
                                       st.integers(0, 2**64 - 1), st.text(max_size=3)]))  # fmt: skip
-    samples = data.draw(st.lists(kind, max_size=12))
-    rows = data.draw(st.permutations(samples))[: data.draw(st.integers(0, 12))]
-    rows += data.draw(st.lists(kind, max_size=2))
-    start = data.draw(st.integers(0, len(samples)))
+    keys = data.draw(st.lists(kind, max_size=12))
+    data_keys = data.draw(st.permutations(keys))[: data.draw(st.integers(0, 12))]
+    data_keys += data.draw(st.lists(kind, max_size=2))
+    start = data.draw(st.integers(0, len(keys)))
     has_fill = data.draw(st.booleans())
-    row_of = {value: row for row, value in enumerate(rows)}
-    expected = [row_of.get(value, -1) for value in samples[start:]]
+    row_of = {key: row for row, key in enumerate(data_keys)}
+    expected = [row_of.get(key, -1) for key in keys[start:]]
     is_valid = (
-        len(set(samples)) == len(samples)
-        and len(row_of) == len(rows)
+        len(set(keys)) == len(keys)
+        and len(row_of) == len(data_keys)
         and (has_fill or -1 not in expected)
-        and len(rows) == sum(row >= 0 for row in expected)
+        and len(data_keys) == sum(row >= 0 for row in expected)  # all rows of the data are used
     )
-    arguments = "k", as_array(samples), start, as_array(rows), has_fill
+    arguments = "k", as_array(keys), start, as_array(data_keys), has_fill
     if is_valid:
         assert match_keys(*arguments).tolist() == expected
     else:
@@ -227,7 +227,8 @@ def test_replaced_and_removed_columns(path):
     assert len(list((path / "columns").iterdir())) == 2
     npstream.remove_columns(path, "name")  # the column of the dataset is visible again
     assert npstream.open(path)[3]["name"] == NAMES[3]
-    npstream.add_columns(path, {"a": Y * 5}, replace=True)  # no other column of its group is left
+    # "a" was the last column of the first call, so the files of that call are removed.
+    npstream.add_columns(path, {"a": Y * 5}, replace=True)
     assert len(list((path / "columns").iterdir())) == 2
     assert npstream.open(path)[3] == {"id": IDS[3], "name": NAMES[3], "b": 6, "a": 15}
     with pytest.raises(ColumnError, match="no column 'name'; columns: a, b"):
@@ -261,7 +262,7 @@ def add(url, options, number, **extra):
 
 @pytest.fixture(params=["directory", "memory", *WRITABLE])
 def url_and_options(request, tmp_path):
-    """Return a URL that holds the dataset, and its options: of each kind of store."""
+    """Return the URL and the options of a dataset in each kind of store."""
     if request.param == "directory":
         url, options = str(tmp_path / "data"), None
     elif request.param == "memory":
@@ -323,12 +324,13 @@ def test_the_second_of_two_with_one_name_is_refused(path, monkeypatch):
         results = list(pool.map(try_to_add, (1, 2)))
     assert sorted(map(bool, results)) == [False, True]
     assert "'y' was added before" in "".join(results)
-    np.testing.assert_array_equal(npstream.open(path)["y"].load(), Y * (1 + bool(results[0])))
+    winner = 2 if results[0] else 1  # the number whose call had no error
+    np.testing.assert_array_equal(npstream.open(path)["y"].load(), Y * winner)
     assert len(list((path / "columns").iterdir())) == 1
 
 
 @pytest.mark.parametrize("is_stored", [False, True])
-def test_a_lost_response_is_no_error(is_stored, path, upload, monkeypatch, tmp_path):
+def test_a_lost_request_or_response_is_no_error(is_stored, path, upload, monkeypatch, tmp_path):
     url = upload(path)
     npstream.add_columns(url, {"x": Y})
     driver, lost_names = drivers.SCHEMES["memory"], []
@@ -362,10 +364,11 @@ def test_a_server_that_ignores_conditions_is_detected(path, upload, monkeypatch,
     npstream.add_columns(url, {"z": Y})
     ds = npstream.open(url, cache=tmp_path / "cache")
     assert ds.columns == ("id", "name", "y", "z")
+    # The files with which `add_columns` tested the server are removed.
     assert not [name for name, _ in open_store(url).names() if "lock" in name]
 
 
-KILLED_AT = ["the first shard", "the index of the part", "the list", "nothing"]
+KILLED_AT = ["the first shard", "the index of the part", "the list of columns", "never"]
 
 
 @pytest.mark.parametrize("moment", KILLED_AT)
@@ -374,7 +377,7 @@ def test_a_killed_call_changes_nothing_and_can_be_repeated(moment, path):
 
     def work():
         names = {"the first shard": "shard.00000.mds", "the index of the part": "index.json",
-                 "the list": COLUMNS_FILE}  # fmt: skip
+                 "the list of columns": COLUMNS_FILE}  # fmt: skip
         rename, link = os.replace, os.link
 
         def die(function, source, target):
@@ -387,11 +390,11 @@ def test_a_killed_call_changes_nothing_and_can_be_repeated(moment, path):
         npstream.add_columns(path, {"y": Y})
 
     status = wait_for_child(fork_child(work))
-    assert os.WIFSIGNALED(status) == (moment != "nothing")
+    assert os.WIFSIGNALED(status) == (moment != "never")
     ds = npstream.open(path)
-    assert ds.columns == (("id", "name", "x") if moment != "nothing" else ("id", "name", "x", "y"))
+    assert ds.columns == (("id", "name", "x") if moment != "never" else ("id", "name", "x", "y"))
     assert ds[9]["x"] == 9
-    if moment != "nothing":
+    if moment != "never":
         npstream.add_columns(path, {"y": Y * 2})
         np.testing.assert_array_equal(npstream.open(path)["y"].load(), Y * 2)
     assert npstream.verify_dataset(path).problems == ()
@@ -436,7 +439,8 @@ def test_a_killed_call_continues(kind, path, tmp_path):
         finally:
             os.link = link
 
-    # The second call keeps shards of the first one, and is killed after it has stored three more.
+    # Each call is killed when it has stored this number of shards. The shard of the fill value
+    # counts if it is stored first. The next call stores shards again that were not yet recorded.
     for die_at in (6, 3):
         assert os.WIFSIGNALED(wait_for_child(fork_child(lambda die_at=die_at: add(die_at))))
         assert npstream.open(path).columns == ("id", "name")
@@ -445,7 +449,7 @@ def test_a_killed_call_continues(kind, path, tmp_path):
     times = {shard: shard.stat().st_mtime_ns for shard in shards}
     add()
     kept = [shard for shard in shards if shard.stat().st_mtime_ns == times[shard]]
-    assert len(kept) >= 2
+    assert len(kept) >= 2  # the others were not recorded
     expected = Y if kind != "by key" else Y[IDS // 3]
     np.testing.assert_array_equal(npstream.open(path)["y"].load(), expected)
     assert npstream.verify_dataset(path).problems == ()
@@ -466,7 +470,8 @@ def test_a_failed_call_keeps_its_shards_only_with_resume(path):
         npstream.add_columns(path, numbers(), resume=True, shard_samples=8)
     with pytest.raises(ValueError, match="data has 90 values of each column"):
         npstream.add_columns(path, numbers(count=90), resume=True, **options)
-    assert tree(path) == before  # a part that is complete cannot be continued
+    # That call completed a part of 90 samples. It cannot be continued, so it was removed.
+    assert tree(path) == before
     npstream.add_columns(path, numbers(), resume=True, **options)
     assert npstream.open(path)["y"].load().tolist() == list(range(N))
 
@@ -520,7 +525,7 @@ def raise_disk_full(store, data):
     raise StorageError(errno.ENOSPC, "the disk is full", store.where(COLUMNS_FILE))
 
 
-def test_the_list_is_json(path):
+def test_the_list_of_columns_is_json(path):
     npstream.add_columns(path, {"y": Y}, fill={"y": 3})
     document = json.loads(Path(path, COLUMNS_FILE).read_text())
     (group,) = document["groups"]

@@ -1,4 +1,4 @@
-"""`npstream.streaming.dataframe_to_mds` writes what Streaming's function writes."""
+"""`npstream.streaming.dataframe_to_mds` writes a DataFrame; it takes Streaming's arguments."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def test_a_function_of_batches_makes_the_samples(spark, tmp_path):
 @pytest.mark.parametrize("function", [None, sums])
 def test_each_partition_is_a_dataset_without_merge_index(spark, tmp_path, function):
     out = tmp_path / "out"
-    settings = {"out": str(out), "columns": {"sum": "int64"}} if function else {"out": str(out)}
-    settings = {
-        "mds_kwargs": settings, "udf_iterable": function,
+    mds_kwargs = {"out": str(out), "columns": {"sum": "int64"}} if function else {"out": str(out)}
+    arguments = {
+        "mds_kwargs": mds_kwargs, "udf_iterable": function,
         "udf_kwargs": function and {"step": 1}, "merge_index": False,
     }  # fmt: skip
-    assert dataframe_to_mds(frame(spark), **settings) == (str(out), "")
+    assert dataframe_to_mds(frame(spark), **arguments) == (str(out), "")
     assert not (out / "index.json").exists()
     assert not (out / "partitions.work").exists()
     parts = sorted(out.iterdir())
