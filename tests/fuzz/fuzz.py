@@ -1,11 +1,12 @@
 """Fuzzer: damage datasets, and read them in every way.
 
-``PYTHONPATH=tests/helpers python tests/fuzz/fuzz.py --mutations 20000`` runs 20,000 mutations.
+``PYTHONPATH=tests/helpers python tests/fuzz/fuzz.py --mutations 20000`` runs 20,000 mutations of
+each kind of target.
 
-Worker processes apply mutations (`fuzz_mutations`) to golden datasets and read these. If a worker
-crashes, hangs or exceeds the memory limit, the run reports this and continues. `fuzz_oracle`
-defines which values may be read. The seed and the number identify a mutation; ``--only`` runs
-single mutations.
+Worker processes apply mutations (`fuzz_mutations`) to targets (`fuzz_kinds`), and read these
+targets. If a worker crashes, hangs or exceeds the memory limit, the run reports this and continues.
+`fuzz_oracle` defines which values may be read. The kind, the seed and the number identify a
+mutation; ``--only`` runs single mutations.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def _run(target: Kind, seed: int, number: int) -> None:
 def fuzz(
     kind: str, seed: int, numbers: list[int], report: Report, python: bool = False
 ) -> Counter[str]:
-    """Run mutations in a worker, and in a new one after each crash; report violations."""
+    """Run mutations in a worker, and in a new one after each crash; report all findings."""
     totals = Counter[str]()
     remaining = list(numbers)
     while remaining:

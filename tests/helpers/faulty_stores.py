@@ -22,9 +22,9 @@ DATA = random.Random(0).randbytes(300_000)
 SPAN = (NAME, 1000, 250_000)  # name, offset and number of bytes
 PART = DATA[1000:251_000]
 
-HANG = 60.0  # a read this many seconds after its deadline hangs, even on the slowest machine
-MIDDLE = 100_000  # an offset in the body; the body of SFTP includes the bytes of the login
-READERS = [*SERVER_KINDS, *ENGINE_KINDS]
+HANG = 60.0  # seconds after the deadline at which a read counts as hanging, on any machine
+MIDDLE = 100_000  # an offset in the body; for SFTP, in all bytes that the server sends
+READERS = [*SERVER_KINDS, *ENGINE_KINDS]  # all servers by fsspec's drivers, three by obstore
 
 WEB = [name for name in READERS if name != "sftp"]
 
@@ -38,6 +38,7 @@ class FaultyStore:
     remote_store: RemoteStore
 
     def store(self, timeout: float = 60.0, retries: int = 2) -> RemoteStore:
+        """Return the store, with a new timeout and number of retries."""
         self.remote_store.timeout, self.remote_store.retries = timeout, retries
         return self.remote_store
 
@@ -57,7 +58,7 @@ on_web_servers = pytest.mark.parametrize("faulty", WEB, indirect=True)
 def failure(store: RemoteStore, read: Callable[[], Any], deadline: float = 0.0) -> StorageError:
     """Return the error of a read; check that its message is complete, and that it did not hang.
 
-    `deadline` is in seconds. A read that fails by its number of attempts needs none.
+    `deadline` is in seconds. It may be 0 if the read fails without waiting for its timeout.
     """
     start = time.monotonic()
     with pytest.raises(StorageError) as caught:

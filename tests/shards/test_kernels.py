@@ -49,7 +49,7 @@ def run(request):
 
 
 def canary_array(n):
-    """Return an array of `n` bytes, and a function that checks the canary bytes around it."""
+    """Return an array of `n` canary bytes, and a function that checks those around the array."""
     memory = np.full(n + 64, CANARY, np.uint8)
     return memory[32 : 32 + n], lambda: (np.delete(memory, np.s_[32 : 32 + n]) == CANARY).all()
 
@@ -62,9 +62,9 @@ def spans_of(parts):
 
 
 def page_spans(parts, filler):
-    """Return spans as `spans_of` does. Each begins at a page, which `filler` fills after the part.
+    """Return spans as `spans_of` does, but at the start of a page; `filler` fills the rest of it.
 
-    `spans_of` returns spans that end at the end of a page.
+    `spans_of` returns spans at the end of a page.
     """
     address, _, owners = spans_of(
         [part + (filler * mmap.PAGESIZE)[: mmap.PAGESIZE - len(part)] for part in parts]
@@ -116,7 +116,7 @@ class Shards:
             self.copies.append(shard_copy)
         slots[np.equal(resident, 0) & (np.arange(len(resident)) % 3 == 0)] = 0  # never opened
         self.entries[shard, 5:] = address_of(slots), len(resident)
-        self.copies += [flags, slots]
+        self.copies += [flags, slots]  # to keep them alive
 
     def locate(self, run, ids):
         ids = np.asarray(ids, np.int64)
@@ -291,7 +291,7 @@ def test_split_rejects_samples_of_another_length(run, sizes_and_rows, data):
     k = data.draw(st.integers(0, len(rows) - 1))
     length = data.draw(st.integers(0, len(samples[k]) + 3))
     if length == len(samples[k]) or (nvariable == 0 and length > fixed_nbytes):
-        return  # without variable columns, `locate` gives every sample the right length
+        return  # without variable columns, `split` accepts longer samples; `locate` returns none
     samples[k] = (samples[k] + bytes(3))[:length]
     address, nbytes, _owners = spans_of(samples)
     output, is_intact = canary_array(len(rows) * fixed_nbytes)
@@ -310,7 +310,7 @@ def test_split_rejects_samples_of_another_length(run, sizes_and_rows, data):
     assert (spans[:, :, k:] == 0).all()  # no span of a damaged sample
 
 
-# `size` + 2 bytes of each sample are copied: fewer than LONG_SAMPLE, as many, and more.
+# `size` + 2 bytes of each sample are copied: LONG_SAMPLE - 1, LONG_SAMPLE, and more.
 @pytest.mark.parametrize("size", [kernels.LONG_SAMPLE - 3, kernels.LONG_SAMPLE - 2, 2048])
 @pytest.mark.parametrize("count", [0, 1, 2, 9, 20])
 def test_split_copies_columns_of_long_samples(run, count, size):
@@ -390,7 +390,6 @@ def test_copy_spans_copies_to_the_offsets_only(run, parts, gap):
     address, nbytes, _owners = spans_of(parts)
     offsets = np.cumsum(nbytes + gap) - nbytes - gap
     output, is_intact = canary_array(int((nbytes + gap).sum()))
-    output[:] = CANARY
     assert run(copy_spans)(address, nbytes, offsets, address_of(output)) is None
     assert is_intact()
     assert output.tobytes() == b"".join(part + bytes([CANARY] * gap) for part in parts)
@@ -465,7 +464,7 @@ def test_search_and_match_ends_equal_methods_of_bytes(run, parts, value):
 @pytest.mark.parametrize("prefix", [b"", b"a" * 5, b"ab" * 20, b"b" * 31, b"\xff" * 100])
 @pytest.mark.parametrize("value", [b"a", b"ab", b"aab", b"ab" * 40, b"a" + b"b" * 32 + b"a"])
 def test_search_finds_values_at_each_position(run, prefix, value):
-    """A value that ends after its span is not found, even if the span ends within a page."""
+    """A value that ends after its span is not found, even if it follows in the same page."""
     pattern = guarded_array(value)
     parts = [prefix + value + b"c" * n for n in (0, 1, 30, 31, 32, 33, 70)]
     parts += [prefix + value[:-1] + b"c" * n for n in (0, 1, 30, 31, 32, 33, 70)]
@@ -477,7 +476,10 @@ def test_search_finds_values_at_each_position(run, prefix, value):
 
 @pytest.mark.parametrize("begin", [0, 1, 4050, 4064, 4065, 4090])
 def test_search_reads_no_other_page(run, begin):
-    """Groups of 32 bytes are read only within a page. The span is the page from byte `begin`."""
+    """A group of 32 bytes extends beyond the span only within its page.
+
+    Here the span begins at byte `begin` of a page, and ends with the page.
+    """
     page = guarded_array(bytes(4090 - begin) + b"abcabx")
     address, nbytes = np.array([address_of(page)]), np.array([len(page)])
     for value in (b"abx", b"bcabx", b"abe"):
@@ -490,7 +492,7 @@ def test_search_reads_no_other_page(run, begin):
 @given(st.lists(st.text(max_size=40), max_size=8))
 def test_count_characters_is_the_length_of_text(run, parts):
     bodies = [part.encode() for part in parts]
-    # Another byte 0x80 would continue a character.
+    # In UTF-8, a byte 0x80 after a span would continue its last character.
     for address, nbytes, _owners in (spans_of(bodies), page_spans(bodies, filler=b"\x80")):
         lengths = np.full(len(parts) + 2, -1)
         run(count_characters)(address, nbytes, lengths[1:-1])
@@ -636,7 +638,7 @@ def test_prefetch_changes_no_bytes(run, tmp_path):
     (tmp_path / "file").write_bytes(content)
     mapped = map_file(str(tmp_path / "file"))
     private = np.frombuffer(bytearray(content), np.uint8)
-    for array in (mapped, private):  # samples may lie in memory that is not mapped
+    for array in (mapped, private):  # samples may lie in memory that maps no file
         nbytes = np.array([0, 1, 5000, 50_000, 1, 0])
         address = address_of(array) + np.array([0, 3, 9, 20_000, 99_999, 100_000])
         run(kernels.will_need_spans)(address, nbytes, 4096, 1 << 14)
