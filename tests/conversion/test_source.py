@@ -18,7 +18,7 @@ from npstream.conversion.source import (
 )
 
 
-def test_every_kind_has_a_class_of_its_name():
+def test_every_kind_has_a_class():
     for name in SOURCE_KINDS:
         assert kind_class(name).kind == name
     with pytest.raises(ValueError, match=r"kind='excel': expected one of .*'parquet'"):
@@ -63,7 +63,7 @@ def test_options_of_another_kind_raise(tmp_path):
         kind_class("csv")(files, SourceRequest(options={"sep": ";"}))
 
 
-def test_a_thread_reads_ahead_and_stops_when_the_reader_does():
+def test_a_thread_reads_in_order_and_stops_when_the_iterator_is_closed():
     closed = threading.Event()
 
     def numbers():
@@ -73,14 +73,14 @@ def test_a_thread_reads_ahead_and_stops_when_the_reader_does():
             closed.set()
 
     assert list(read_in_thread(range(100))) == list(range(100))
-    reader = read_in_thread(numbers())
-    assert next(reader) == 0
-    reader.close()
+    iterator = read_in_thread(numbers())
+    assert next(iterator) == 0
+    iterator.close()
     assert closed.wait(60)
     assert not started_threads("npstream-source")
 
 
-def test_an_exception_of_the_thread_is_raised_in_its_place():
+def test_an_exception_in_the_thread_is_raised_after_the_items_before_it():
     def failing():
         yield 1
         raise RuntimeError("broken")

@@ -27,7 +27,7 @@ TAGS = [np.arange(1 + number % 5, dtype=np.uint16) for number in range(N)]
 
 
 def write_base(path, n=N):
-    """Write a dataset whose first shards do not depend on `n`."""
+    """Write a dataset of `n` samples, in shards of 60 samples."""
     x = np.arange(n * 12, dtype=np.float64).reshape(n, 12)
     npstream.write(path, {"id": np.arange(n), "x": x}, shard_samples=60)
 
@@ -70,8 +70,8 @@ def ds(request, path, tmp_path, upload, small_chunks):
 INDICES = [slice(None), slice(200, 10, -3), [5, 299, 5, 0], np.arange(N) % 7 == 3, slice(0, 0)]
 
 
-def assert_rows(batch, rows):
-    rows = np.arange(N)[rows]
+def assert_rows(batch, index):
+    rows = np.arange(N)[index]
     np.testing.assert_array_equal(batch["id"], rows)
     np.testing.assert_array_equal(batch["x"][:, 1], rows * 12 + 1)
     np.testing.assert_array_equal(batch["emb"], EMB[rows])
@@ -144,13 +144,13 @@ def test_iteration(batched, ds):
 
 def test_prefetch_and_explain(path, tmp_path, upload, small_chunks, requests):
     ds = npstream.open(upload(path), cache=tmp_path / "cache")
-    fixed = ds[["id", "x", "emb"]]
-    cost = fixed.explain()
+    fixed_size = ds[["id", "x", "emb"]]  # without the columns of variable size
+    cost = fixed_size.explain()
     assert cost.samples == N
     assert cost.nbytes >= EMB.nbytes + N * 12 * 8  # x has 12 float64
     assert ds["emb"].explain().nbytes < cost.nbytes < ds.explain().nbytes
     requests.clear()
-    fixed.load()
+    fixed_size.load()
     assert (cost.requests, cost.nbytes) == (len(requests), sum(size for *_, size in requests))
     fresh = npstream.open(upload(path), cache=tmp_path / "fresh")
     requests.clear()
@@ -174,7 +174,7 @@ def test_implicit_reads_are_limited_together(path, tmp_path, upload, small_chunk
     np.asarray(limited[["emb"]])
 
 
-def test_pickled_to_other_processes(ds):
+def test_pickled_views_and_forked_processes(ds):
     view = pickle.loads(pickle.dumps(ds[::-1]))
     assert_rows(view.load(), slice(None, None, -1))
     column = pickle.loads(pickle.dumps(ds["emb"]))
@@ -271,7 +271,7 @@ def test_any_table_split_into_groups(data):
             testing.assert_same_as_numpy(view, values, index)
 
 
-# Growth
+# Appended samples, and other changes of the base
 
 
 def test_appended_samples_need_values(tmp_path):
@@ -321,7 +321,8 @@ def test_appended_samples_are_filled(is_remote, tmp_path, upload, small_chunks):
     assert [sample["word"] for sample in mixed] == list(mixed["word"])
 
 
-def test_columns_of_another_dataset_are_not_joined(tmp_path):
+def test_columns_that_were_added_to_another_dataset_are_left_out(tmp_path):
+    """The new dataset gets `COLUMNS_FILE` and the added columns of a removed dataset."""
     path = tmp_path / "data"
     write_base(path, 120)
     add_all(path, slice(120))

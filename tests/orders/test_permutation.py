@@ -1,9 +1,9 @@
 """Permutations follow their description, are invertible, and look random.
 
-The statistical tests count events that are equally likely in random permutations, and do a
-chi-square test. `z_score` returns chi-square as its distance from the mean in standard deviations.
-For a good permutation it is about normally distributed. All keys are fixed, so a test passes always
-or never.
+Most statistical tests count events that are equally likely in random permutations, and do a
+chi-square test. `z_score` returns the distance of chi-square from its mean, in standard deviations.
+For a good permutation it is about normally distributed. All keys of the statistical tests are
+fixed, so each of these tests passes always or never.
 """
 
 from __future__ import annotations
@@ -22,10 +22,15 @@ import pytest
 from hypothesis import given
 
 from npstream._core import jit as _jit
-from npstream.orders import permutation
-from npstream.orders.draws import draw as draw_number
-from npstream.orders.draws import draw_short
-from npstream.orders.permutation import MAX_LENGTH, MAX_TABLE_LENGTH, Permutation, make_key
+from npstream.orders.draws import draw, draw_short
+from npstream.orders.permutation import (
+    MAX_LENGTH,
+    MAX_TABLE_LENGTH,
+    PERMUTATION_VERSION,
+    Permutation,
+    make_key,
+    shuffle,
+)
 
 GOLDEN_KEYS = [
     2235979303852607087,
@@ -74,10 +79,10 @@ def elements(n, key=1):
     return Permutation(n, key).at(np.arange(n))
 
 
-# A reference, which implements the description in `npstream.orders.permutation` independently.
+# A reference, which implements docs/specification/orders.md independently of npstream.
 
 
-def draw(counter, bound):
+def reference_draw(counter, bound):
     x = counter % 2**64
     x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
     x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
@@ -91,7 +96,7 @@ def reference_element(n, key, position):
     digits = list(divmod(position, b))
     for r in range(6):
         target, source, radix = (0, 1, a) if r % 2 == 0 else (1, 0, b)
-        digits[target] += draw(key ^ (r << 32) ^ digits[source], radix)
+        digits[target] += reference_draw(key ^ (r << 32) ^ digits[source], radix)
         digits[target] %= radix
     element = digits[0] * b + digits[1]
     return element if element < n else reference_element(n, key, element)
@@ -101,7 +106,7 @@ def reference_table(n, key):
     """Return the elements of a permutation that is a Fisher-Yates shuffle."""
     table = []
     for i in range(n):
-        j = draw(key ^ i, i + 1)
+        j = reference_draw(key ^ i, i + 1)
         table.append(i)
         table[i], table[j] = table[j], table[i]
     return table
@@ -131,7 +136,7 @@ def test_compiled_and_plain_draws_are_equal():
     @_jit.kernel
     def draws(counters, bounds, out):
         for k in range(counters.size):
-            out[k] = draw_number(int(counters[k]), int(bounds[k]))
+            out[k] = draw(int(counters[k]), int(bounds[k]))
 
     rng = np.random.default_rng(0)
     counters = rng.integers(-(2**63), 2**63 - 1, 1000, endpoint=True)
@@ -141,7 +146,7 @@ def test_compiled_and_plain_draws_are_equal():
     draws.py_func(counters, bounds, python)
     assert np.array_equal(compiled, python)
     assert python.tolist() == [
-        draw(*pair) for pair in zip(counters.tolist(), bounds.tolist(), strict=True)
+        reference_draw(*pair) for pair in zip(counters.tolist(), bounds.tolist(), strict=True)
     ]
 
 
@@ -167,7 +172,7 @@ def test_find_inverts_at_for_any_length_and_key(n, key, data):
 
 
 @pytest.mark.parametrize("n", [100, 10**6])
-def test_shapes_and_memory_layouts_are_kept_and_arguments_are_not_changed(n):
+def test_shapes_are_kept_in_any_memory_layout_and_arguments_are_not_changed(n):
     permutation = Permutation(n, 1)
     positions = np.arange(12, dtype=np.int32).reshape(3, 4).T
     ids = permutation.at(positions)
@@ -257,7 +262,7 @@ def test_keys_of_other_types_raise(name, value):
 
 
 def test_the_version_is_unchanged():
-    assert permutation.PERMUTATION_VERSION == 1
+    assert PERMUTATION_VERSION == 1
 
 
 def test_keys_equal_recorded_values():
@@ -273,9 +278,10 @@ def test_permutations_equal_recorded_values(n):
 
 
 def z_score(counts):
-    """Compare counts with uniform ones: return chi-square in standard deviations.
+    """Compare counts with uniform ones: return chi-square's distance from its mean.
 
-    The sums along each axis are given, so an axis of length n has n - 1 degrees of freedom.
+    The unit is a standard deviation. The sums along each axis are fixed, so an axis of length n has
+    n - 1 degrees of freedom.
     """
     expected = counts.sum() / counts.size
     freedom = math.prod(length - 1 for length in counts.shape)
@@ -285,7 +291,7 @@ def z_score(counts):
 @pytest.mark.parametrize("n", [2, 3, 4, 5, 6])
 def test_tiny_permutations_are_uniform(n):
     """Each of the n! permutations is equally frequent; a Feistel network fails this clearly."""
-    permutation.shuffle.compiled()  # thousands of tables take too long in plain Python
+    shuffle.compiled()  # thousands of tables take too long in plain Python
     counts = {each: 0 for each in itertools.permutations(range(n))}
     for seed in range(20 * len(counts) + 1000):
         counts[tuple(elements(n, make_key(seed)).tolist())] += 1
@@ -312,7 +318,7 @@ def test_elements_are_spread_evenly_over_positions(n):
         assert abs(z_score(counts)) < 3
 
 
-def test_counts_of_each_range_of_elements_in_each_window_are_random():
+def test_each_window_has_a_random_number_of_elements_of_each_range():
     """For instance, the number of samples of each shard in a batch is random."""
     for n in (MAX_TABLE_LENGTH, 1 << 20):
         ids = elements(n, make_key(7))
@@ -381,6 +387,6 @@ print("numba" in sys.modules)
 
 @given(st.integers(0, 2**63 - 1), st.integers(1, 2**32 - 1) | st.just(2**32 - 1))
 def test_short_draws_equal_draws(counter, bound):
-    expected = draw(counter, bound)
+    expected = reference_draw(counter, bound)
     assert draw_short.compiled()(counter, bound) == expected
     assert draw_short.py_func(counter, bound) == expected

@@ -1,4 +1,4 @@
-"""Remote stores: all operations on every server, errors, pickles, forks and threads."""
+"""Remote stores: basic operations on every server, errors, pickles, forks and threads."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from npstream.storage.urls import join_url
 
 
 def check_operations(store):
-    """Call every operation of a store, and check the results."""
+    """Call the basic operations of a store, and check the results."""
     name = "part/file 1+ä%.bin"
     assert not store.exists(name)
     assert list(store.names()) == []
@@ -67,16 +67,16 @@ def check_operations(store):
     assert store.is_local is False
 
 
-def test_every_operation_of_a_memory_store(memory):
+def test_basic_operations_of_a_memory_store(memory):
     check_operations(memory)
 
 
-def test_every_operation_of_a_file_store(tmp_path):
+def test_basic_operations_of_a_file_store(tmp_path):
     check_operations(RemoteStore(f"file://{tmp_path}/new"))
     assert not [name for name in os.listdir(tmp_path / "new") if name.endswith(".tmp")]
 
 
-def test_every_operation_on_each_server(writable):
+def test_basic_operations_on_each_server(writable):
     check_operations(RemoteStore(writable.url, writable.storage_options))
 
 
@@ -128,7 +128,7 @@ def test_special_characters_in_a_path(writable):
         assert store.ranges([(SPECIAL_FILE, size - 1, 1)]) == [DATA[size - 1 : size]]
         assert store.read(SPECIAL_FILE) == DATA[:size]
         assert list(store.names()) == [(SPECIAL_FILE, size)]
-    store.remove(SPECIAL_FILE)
+    store.remove(SPECIAL_FILE)  # in the directory of the last name
     assert len(list(parent_store.names())) == len(names) - 1
 
 
@@ -223,11 +223,11 @@ def test_a_pickled_store_contains_only_its_arguments(tmp_path):
     (tmp_path / "x").write_bytes(DATA)
     store = RemoteStore(f"file://{tmp_path}", {"auto_mkdir": False}, timeout=7.0, retries=2)
     assert store.read("x") == DATA
-    text = pickle.dumps(store)
-    assert len(text) < 300
-    copy = pickle.loads(text)
+    pickled = pickle.dumps(store)
+    assert len(pickled) < 300
+    copy = pickle.loads(pickled)
     assert (copy.timeout, copy.retries, copy.root) == (7.0, 2, store.root)
-    code = f"import pickle; print(len(pickle.loads({text!r}).read('x')))"
+    code = f"import pickle; print(len(pickle.loads({pickled!r}).read('x')))"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     output = subprocess.check_output([sys.executable, "-c", code], env=environment)
     assert int(output) == len(DATA)
