@@ -72,7 +72,7 @@ by_name = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """Run all notebooks; return the directory of the run notebooks and of their HTML pages."""
+    """Run all notebooks. Return a directory with the notebooks, their outputs and HTML pages."""
     for name in NEEDED_PACKAGES:
         if importlib.util.find_spec(name) is None:
             pytest.skip(f"could not import '{name}': pip install 'npstream[notebooks]'")
@@ -181,7 +181,8 @@ def test_the_images_notebook_shows_each_valid_image(pages):
     assert sorted(counts) == ["'blue'", "'green'", "'red'"]
     assert sum(counts.values()) == 600
     assert output(pages, "images", "hist", "image/png")
-    assert all(row[6].startswith("4") for row in table_rows(shown("query"))[1:])
+    radii = [int(row[6]) for row in table_rows(shown("query"))[1:]]
+    assert all(radius >= 40 for radius in radii)
     assert shown("query-grid").count("<img") == 12
     assert shown("random").count("<img") == 4
     assert "sample 3" in output(pages, "images", "damaged", "stream")
@@ -294,8 +295,9 @@ INSPECT = """
                          || element.tagName === "FIGURE"
                             && element.scrollHeight > element.clientHeight + 1)
       .map(element => [element.tagName, element.textContent]),
-    numbers: all("td.npstream-n").map(cell => getComputedStyle(cell).textAlign),
-    others: all(".npstream td:not(.npstream-n)").map(cell => getComputedStyle(cell).textAlign),
+    number_alignments: all("td.npstream-n").map(cell => getComputedStyle(cell).textAlign),
+    other_alignments: all(".npstream td:not(.npstream-n)")
+      .map(cell => getComputedStyle(cell).textAlign),
     outputs: all(".npstream").map(box),
     backgrounds: all(".npstream").map(behind),
     size: [document.documentElement.scrollWidth, document.documentElement.scrollHeight],
@@ -331,8 +333,8 @@ def test_outputs_are_readable_in_each_theme(pages, browser, notebook, theme, pre
     assert page["broken_words"] == []
     assert len(page["texts"]) > 100
     assert [text for text in page["texts"] if text[1] < MIN_CONTRAST] == []
-    assert set(page["numbers"]) == {"right"}
-    assert set(page["others"]) == {"left"}
+    assert set(page["number_alignments"]) == {"right"}
+    assert set(page["other_alignments"]) == {"left"}
     assert set(page["schemes"]) == {expected}
     brightness = np.mean(page["backgrounds"], 1)
     assert (brightness < 40).all() if expected == "dark" else (brightness > 240).all()
@@ -348,7 +350,7 @@ def test_a_browser_shows_images_and_players(pages, browser, kind):
     assert len(page["durations"]) >= 5
     assert len(page["images"]) >= 40
     whole = pixels(browser, 0, 0, *page["size"])
-    for loaded, *box in page["images"]:
+    for natural_width, *box in page["images"]:
         x, y, width, height = map(round, box)
-        assert loaded > 0
+        assert natural_width > 0  # 0 if the image cannot be decoded
         assert whole[y : y + height, x : x + width].std((0, 1)).max() > 10  # not of one color

@@ -25,19 +25,19 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def distributions(tmp_path_factory):
-    """Build an sdist of a copy without ignored files, and a wheel of that sdist."""
+    """Copy the repository without ignored files. Build an sdist of it, and a wheel of the sdist."""
     pytest.importorskip("build")
     pytest.importorskip("twine")
-    clone, out = tmp_path_factory.mktemp("clone"), tmp_path_factory.mktemp("dist")
+    copy, out = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("dist")
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT, check=True, capture_output=True, text=True,
     )  # fmt: skip
     for name in filter(None, listed.stdout.split("\0")):
         if (ROOT / name).is_file():
-            (clone / name).parent.mkdir(parents=True, exist_ok=True)
-            (clone / name).write_bytes((ROOT / name).read_bytes())
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", out, clone]
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            (copy / name).write_bytes((ROOT / name).read_bytes())
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", out, copy]
     subprocess.run(command, check=True, capture_output=True)
     (sdist,) = out.glob("*.tar.gz")
     (wheel,) = out.glob("*.whl")
@@ -73,8 +73,8 @@ def test_the_sdist_has_what_the_wheel_needs(distributions):
 
 def test_the_version_is_written_in_one_file(metadata):
     assert metadata["Version"] == npstream.__version__
-    tracked = [ROOT / "setup.cfg", ROOT / "pyproject.toml", *(ROOT / "npstream").rglob("*.py")]
-    assert [path.name for path in tracked if f'"{npstream.__version__}"' in path.read_text()] == [
+    files = [ROOT / "setup.cfg", ROOT / "pyproject.toml", *(ROOT / "npstream").rglob("*.py")]
+    assert [path.name for path in files if f'"{npstream.__version__}"' in path.read_text()] == [
         "__init__.py"
     ]
 

@@ -46,7 +46,9 @@ def find_browser() -> str | None:
 
 
 class Browser:
-    """A page of Chromium. As a context manager, it ends the browser at the end of the block.
+    """A Chromium process with one page.
+
+    Use it in a ``with`` statement, which opens the page and ends the process.
 
     Parameters
     ----------
@@ -66,7 +68,9 @@ class Browser:
         self._answers, answers = os.pipe()
         # The browser uses the descriptors 3 and 4, and DUP2 closes any files with these numbers.
         # So the ends of the pipes are first copied to numbers from 10 on.
-        source, target = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (commands, answers))
+        commands_copy, answers_copy = (
+            fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (commands, answers)
+        )
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         try:
             self._process = os.posix_spawn(
@@ -76,13 +80,13 @@ class Browser:
                 file_actions=[
                     (os.POSIX_SPAWN_OPEN, 1, str(self._log), flags, 0o600),
                     (os.POSIX_SPAWN_OPEN, 2, str(self._log), flags, 0o600),
-                    (os.POSIX_SPAWN_DUP2, source, 3),
-                    (os.POSIX_SPAWN_DUP2, target, 4),
+                    (os.POSIX_SPAWN_DUP2, commands_copy, 3),
+                    (os.POSIX_SPAWN_DUP2, answers_copy, 4),
                 ],
                 setpgroup=0,
             )
         finally:
-            for fd in (commands, answers, source, target):
+            for fd in (commands, answers, commands_copy, answers_copy):
                 os.close(fd)
 
     def __enter__(self) -> Browser:
@@ -145,13 +149,13 @@ class Browser:
         Parameters
         ----------
         path : Path
-            A page of HTML.
+            An HTML file.
         dark : bool, default: False
             Whether the browser prefers dark colors.
         width : int, default: 1100
-            Width of the page, in pixels of CSS.
+            Width of the page, in CSS pixels.
         scale : float, default: 1
-            Pixels of a screenshot for each pixel of CSS.
+            Screenshot pixels per CSS pixel.
         """
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
@@ -174,7 +178,7 @@ class Browser:
         return answer["result"].get("value")
 
     def screenshot(self, x: float, y: float, width: float, height: float) -> bytes:
-        """Return a part of the page as a PNG file; the parameters are in pixels of CSS."""
+        """Return a part of the page as a PNG file; the parameters are in CSS pixels."""
         clip = {"x": x, "y": y, "width": width, "height": height, "scale": 1}
         answer = self.call(
             "Page.captureScreenshot", format="png", clip=clip, captureBeyondViewport=True

@@ -16,7 +16,7 @@ from npstream.formats.encodings.encodings import parse
 @pytest.mark.parametrize("size", [(9, 2), (1, 1), (0, 3)])
 def test_raw_pixels_round_trip(mode, size):
     encoding = parse("pil")
-    image = random_image(mode, size)
+    image = random_image(mode, size)  # in mode "P", it has no palette
     decoded = encoding.decode(encoding.encode(image))
     assert (decoded.mode, decoded.size) == (mode, size)
     assert decoded.tobytes() == image.tobytes()
@@ -51,7 +51,7 @@ def test_a_jpeg_file_is_stored_verbatim(jpeg):
 
 
 def test_an_edited_image_is_encoded_anew(jpeg):
-    """Streaming would store the original file instead of the edited image."""
+    """The package Streaming would store the original file instead of the edited image."""
     smaller, edited = open_image(jpeg), open_image(jpeg)
     smaller.thumbnail((20, 20))
     edited.paste((255, 0, 0), (0, 0, 40, 30))
@@ -78,7 +78,7 @@ def test_a_mode_that_a_format_cannot_store_raises(name, mode):
         parse(name).encode(random_image(mode))
 
 
-def test_lists_of_images_and_of_jpeg_files_suggest_each_other():
+def test_the_errors_of_list_jpeg_and_jpeg_array_suggest_the_other_encoding():
     with pytest.raises(TypeError, match="got bytes; jpeg_array takes"):
         parse("list[jpeg]").encode([b"x"])
     with pytest.raises(TypeError, match=r"list\[jpeg\]"):
