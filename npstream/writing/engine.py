@@ -105,8 +105,7 @@ class WriterEngine:
             "format": format, "separator": separator, "newline": newline, "shard_size": shard_size,
             "compression": compression, "hashes": hash_names(hashes),
         }  # fmt: skip
-        # The format of an append is that of its dataset, which is not read yet. The settings are
-        # therefore checked here with "mds", and `_adopt` replaces them.
+        # An append's format is not known yet: "mds" stands for it until `_adopt` reads the dataset.
         is_format_known = mode != "a"
         self._settings = parse_settings(
             **{**self._arguments, "format": format or "mds"}
@@ -405,13 +404,9 @@ class WriterEngine:
     def _start_workers(
         self, count: int, function: MapFunction | None, tracks: bool = False
     ) -> WorkerPool:
-        """Start worker processes.
-
-        If `tracks` is True, they return for each row the number of its input sample.
-        """
+        """Start worker processes, which return each row's sample number if `tracks` is True."""
         from npstream.writing.workers import Task, WorkerPool
 
-        # The encoder exists already only if `columns=` has encodings. Other keys then do not raise.
         encoding = None if self._encoder is None else (self._encoder.layout, False)
         task = Task(function, self._fill, self._rejects is not None, encoding, tracks)
         return WorkerPool(count, task)
@@ -600,8 +595,7 @@ class WriterEngine:
         with self._discard_on_error():
             self._shards.flush()
         layout, samples = self._shards.layout, table.length
-        # If the only column is an array that stays unchanged, the scan for the side-car reads it
-        # later, without a copy.
+        # The scan reads an only column whose array stays unchanged later, without a copy.
         is_stable = len(layout.columns) == 1 and getattr(table, "has_stable_blocks", False)
         sample_bytes = layout.sample_bytes + sum(e.size or 0 for e in layout.columns.values())
         per_shard = samples
