@@ -101,7 +101,9 @@ def temporary_file(directory: str) -> Iterator[tuple[int, str]]:
     path = os.path.join(directory, f".{os.urandom(8).hex()}.tmp")
     with locks.LockFile(path, os.O_RDWR | os.O_CREAT | os.O_EXCL) as descriptor:
         try:
-            locks.try_lock(descriptor)
+            # Only the first byte: a process that opens the file under its final name, before this
+            # lock is released, can then lock pieces. `sweep` needs a lock on the whole file.
+            locks.try_lock(descriptor, 0, 1)
             yield descriptor, path
         finally:
             with suppress(FileNotFoundError):

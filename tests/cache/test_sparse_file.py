@@ -117,6 +117,21 @@ def test_a_file_is_created_without_hard_links(cache, monkeypatch):
     assert sorted(os.listdir(cache.directory)) == [".lock", f"{KEY}.shard"]
 
 
+def test_pieces_can_be_locked_while_the_creator_has_its_lock(cache, monkeypatch):
+    """Otherwise two processes could fail to lock the same piece, and both would download it."""
+    link, locked_pieces = sparse._link, []
+
+    def link_and_lock(source: str, target: str) -> None:
+        link(source, target)
+        monkeypatch.undo()
+        with open_file(cache).lock(range(PIECES)) as claim:
+            locked_pieces.extend(claim.pieces)
+
+    monkeypatch.setattr(sparse, "_link", link_and_lock)
+    open_file(cache)
+    assert locked_pieces == list(range(PIECES))
+
+
 # After a boot
 
 
