@@ -124,23 +124,8 @@ def open_store(
 
 
 def check_location(location: Location, argument: str = "path") -> str:
-    """Return a path or URL as a str, if `open_store` can open it, without making a store.
+    """Return a path or URL as a str. Raise if `open_store` would refuse it; make no store.
 
-    Parameters
-    ----------
-    location : str or os.PathLike
-    argument : str
-        The argument's name, for messages.
-
-    Raises
-    ------
-    TypeError
-        If `location` has another type.
-    ValueError
-        If the path or URL cannot exist, the scheme is unknown, or the URL has nothing after it.
-
-    Examples
-    --------
     >>> check_location("s3://bucket/corpus")
     's3://bucket/corpus'
     """
