@@ -38,6 +38,7 @@ def run_notebook(path: Path, directory: Path) -> None:
         notebook,
         timeout=TIMEOUT,
         allow_errors=True,
+        coalesce_streams=True,  # how many messages carry a printed text depends on time
         kernel_name="python3",
         shutdown_kernel="immediate",
         record_timing=False,
