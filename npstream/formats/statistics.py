@@ -21,7 +21,7 @@ import numpy as np
 
 from npstream._core.jit import Kernel, kernel
 from npstream._core.typing import AnyArray, Bytes, Int64
-from npstream.formats.sketches import CAPACITY, FrequentValues, QuantileSketch, largest_runs
+from npstream.formats.sketches import FrequentValues, QuantileSketch, largest_runs, sort_numbers
 
 __all__ = [
     "ColumnStatistics",
@@ -300,12 +300,7 @@ def _add_numbers(
     numbers = _drop_missing(statistics.dtype, numbers)
     if not len(numbers):
         return
-    # Some columns are sorted already, such as ids. The sketch keeps an array that is short. So this
-    # is a copy, because the chunk's memory is reused.
-    if (numbers[1:] < numbers[:-1]).any():
-        numbers = np.sort(numbers)
-    elif len(numbers) <= CAPACITY:
-        numbers = numbers.copy()
+    numbers = sort_numbers(numbers)
     statistics.examined += len(numbers)
     quantiles = QuantileSketch()
     quantiles.add(numbers, level)

@@ -15,6 +15,7 @@ from npstream._core import jit as _jit
 from npstream._core.spans import join_columns
 from npstream.dataset.opening import open_dataset
 from npstream.formats.scan import find_columns
+from npstream.formats.sketches import sort_keys
 from npstream.formats.statistics import sum_integers, sum_small
 from npstream.indexing.selection import Selection
 from npstream.orders.order import full_order
@@ -78,6 +79,8 @@ def _precompile_scans() -> None:
     empty, output = np.zeros((0, 0), np.int64), np.zeros(5, np.int64)
     find_columns(0, output[:1], np.zeros((0, 3), np.int64), 0, empty, empty)
     sum_integers(np.zeros(1, np.int64), output)
+    for name in ("uint32", "uint64"):
+        sort_keys(np.zeros(1, name), np.zeros(1, name))
     for dtype in (np.uint8, np.int8, np.uint16, np.int16):
         sum_small(np.zeros(1, dtype), 0, 0, 1, 1, output)
 

@@ -13,11 +13,18 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import npstream
-from npstream.formats import chunks, collector
+from npstream.formats import chunks, collector, sketches
 from npstream.formats import statistics as statistics_module
 from npstream.formats.encodings import encodings
 from npstream.formats.sidecar.sidecar import Sidecar
-from npstream.formats.sketches import CAPACITY, COUNTERS, FrequentValues, QuantileSketch
+from npstream.formats.sketches import (
+    CAPACITY,
+    COUNTERS,
+    FrequentValues,
+    QuantileSketch,
+    largest_runs,
+    sort_numbers,
+)
 from npstream.formats.statistics import (
     ColumnStatistics,
     add_elements,
@@ -40,6 +47,56 @@ def rank_errors(sketch, values):
     # If a value is kept several times, compare only its last, highest rank.
     is_last = np.append(kept_values[1:] != kept_values[:-1], True)[: len(kept_values)]
     return np.abs(ranks - true_ranks)[is_last]
+
+
+# Sorting
+
+
+SORTED_DTYPES = ["f4", "f8", "i4", "i8", "u4", "u8", ">f4", ">i8", "f2", "i2", "u1", "m8[s]"]
+
+
+def numbers_of(dtype):
+    """Return 10,000 numbers with random bits, without NaN and NaT, with the extremes."""
+    dtype = np.dtype(dtype)
+    numbers = np.frombuffer(np.random.default_rng(0).bytes(10_000 * dtype.itemsize), dtype).copy()
+    if dtype.kind == "f":
+        numbers[:3] = -np.inf, np.inf, 0
+    elif dtype.kind in "iu":
+        numbers[:2] = np.iinfo(dtype).min, np.iinfo(dtype).max
+    return numbers[numbers == numbers]
+
+
+@pytest.mark.parametrize("dtype", SORTED_DTYPES)
+@pytest.mark.parametrize("method", ["numpy", "kernel"])
+def test_numbers_are_sorted(monkeypatch, dtype, method):
+    monkeypatch.setattr(sketches, "_MIN_RADIX_SORT", 0 if method == "kernel" else 1 << 30)
+    monkeypatch.setattr(sketches, "_MAX_NUMPY_SORTED", -1)
+    numbers = numbers_of(dtype)
+    # The second one has equal digits, and the third one many equal numbers.
+    for values in (numbers, numbers[:1].repeat(2000), numbers[:8].repeat(900), numbers[5:2:-1]):
+        values = np.random.default_rng(1).permutation(values)
+        before = values.copy()
+        result = sort_numbers(values)
+        assert np.array_equal(result, np.sort(before))
+        assert result.dtype.kind == before.dtype.kind
+        assert np.array_equal(values, before)
+
+
+def test_sorted_numbers_are_copied_only_if_a_sketch_would_keep_them():
+    long, short = np.arange(CAPACITY + 1), np.arange(CAPACITY)
+    assert sort_numbers(long) is long
+    assert not np.shares_memory(sort_numbers(short), short)
+
+
+@given(st.lists(st.integers(0, 200), max_size=2000), st.integers(1, 9))
+def test_largest_runs_are_the_most_frequent_numbers(numbers, repeats):
+    values = np.sort(np.repeat(np.array(numbers, np.int64), repeats))
+    begins, counts, cut = largest_runs(values)
+    true_counts = sorted(collections.Counter(values.tolist()).items())
+    largest = sorted((count for _, count in true_counts), reverse=True)
+    assert cut == (largest[COUNTERS] if len(largest) > COUNTERS else 0)
+    want = [(value, count - cut) for value, count in true_counts if count > cut]
+    assert list(zip(values[begins].tolist(), counts.tolist(), strict=True)) == want
 
 
 # Sketches
