@@ -43,7 +43,13 @@ class OrderMethods(Generic[View]):
         def __getitem__(self, index: Any) -> Any: ...
 
     def order(
-        self, seed: int, epoch: int = 0, *, block: BlockSize = "auto", lanes: int | None = None
+        self,
+        seed: int,
+        epoch: int = 0,
+        *,
+        block: BlockSize = "auto",
+        lanes: int | None = None,
+        stratified: bool = False,
     ) -> RowOrder:
         """Return the order of a training epoch: a lazy array of row numbers.
 
@@ -59,6 +65,8 @@ class OrderMethods(Generic[View]):
         lanes : int, optional
             Number of random sequences of chunks, from which samples are drawn in turn; see
             `npstream.Shuffle`.
+        stratified : bool, default: False
+            Whether the chunks come evenly from all parts of the view; see `npstream.Shuffle`.
 
         Returns
         -------
@@ -68,7 +76,7 @@ class OrderMethods(Generic[View]):
         Raises
         ------
         ValueError
-            If `block` or `lanes` is invalid.
+            If `block` or `lanes` is invalid, or if `stratified` is True without blocks.
 
         Examples
         --------
@@ -78,10 +86,17 @@ class OrderMethods(Generic[View]):
         """
         from npstream.orders.order import Shuffle
 
-        return view_order(self._source, self._selection, Shuffle(block, lanes), seed, epoch)
+        settings = Shuffle(block, lanes, stratified)
+        return view_order(self._source, self._selection, settings, seed, epoch)
 
     def shuffle(
-        self, seed: int, epoch: int = 0, *, block: BlockSize = "auto", lanes: int | None = None
+        self,
+        seed: int,
+        epoch: int = 0,
+        *,
+        block: BlockSize = "auto",
+        lanes: int | None = None,
+        stratified: bool = False,
     ) -> View:
         """Return a view of all samples in the order of a training epoch, as `order` returns it.
 
@@ -97,6 +112,8 @@ class OrderMethods(Generic[View]):
         lanes : int, optional
             Number of random sequences of chunks, from which samples are drawn in turn; see
             `npstream.Shuffle`.
+        stratified : bool, default: False
+            Whether the chunks come evenly from all parts of the view; see `npstream.Shuffle`.
 
         Returns
         -------
@@ -105,7 +122,7 @@ class OrderMethods(Generic[View]):
         Raises
         ------
         ValueError
-            If `block` or `lanes` is invalid.
+            If `block` or `lanes` is invalid, or if `stratified` is True without blocks.
 
         Examples
         --------
@@ -115,7 +132,7 @@ class OrderMethods(Generic[View]):
         """
         from npstream.orders.order import SequentialOrder
 
-        order = self.order(seed, epoch, block=block, lanes=lanes)
+        order = self.order(seed, epoch, block=block, lanes=lanes, stratified=stratified)
         if isinstance(order, SequentialOrder):
             view: View = self.ravel()
         else:

@@ -24,7 +24,13 @@ from npstream.iteration.state import (
     require_within_epoch,
 )
 from npstream.orders.balance import BucketOrder
-from npstream.orders.order import ORDER_VERSION, RowOrder, SequentialOrder, Shuffle
+from npstream.orders.order import (
+    ORDER_VERSION,
+    RowOrder,
+    SequentialOrder,
+    Shuffle,
+    shuffle_with_block,
+)
 from npstream.orders.valid import ValidOrder
 from npstream.reading.source import view_order
 
@@ -136,6 +142,8 @@ class Epochs:
         order = None
         if self.shuffle is not None:
             order = {"order": "native", "version": ORDER_VERSION, **asdict(self.shuffle)}
+            if not self.shuffle.stratified:
+                del order["stratified"]  # earlier releases have no such setting
         settings = {
             "samples": self._selection.size, "fingerprint": self._fingerprint(version),
             "seed": self._seed, "shuffle": order, "epoch_size": self._epoch_size,
@@ -215,8 +223,9 @@ class Epochs:
         if self.shuffle is None:
             return None
         other = copy(self)
-        other.shuffle = Shuffle(nbytes).resolve(self._source.estimate_bytes(self._selection.size))
-        return other, f"shuffle=npstream.Shuffle(block={nbytes})"
+        shuffle, text = shuffle_with_block(nbytes, self.shuffle.stratified)
+        other.shuffle = shuffle.resolve(self._source.estimate_bytes(self._selection.size))
+        return other, text
 
     def state(self, cursor: EpochCursor, ranks: Ranks) -> dict[str, Any]:
         """Return the state of an iteration at `cursor`; only buckets depend on `ranks`."""

@@ -401,7 +401,8 @@ def settings_of_run(state: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(shuffle, Mapping):
         return {**settings, "seed": state.get("seed", 0)}
     if shuffle.get("order") in ("native", "mixture"):
-        native = Shuffle(block=shuffle.get("block"), lanes=shuffle.get("lanes"))
+        stratified = shuffle.get("stratified", False)
+        native = Shuffle(shuffle.get("block"), shuffle.get("lanes"), stratified)
         return {**settings, "seed": state.get("seed", 0), "shuffle": native}
     return {**settings, "shuffle": _streaming_shuffle(state, shuffle)}
 

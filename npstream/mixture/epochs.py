@@ -37,7 +37,7 @@ from npstream.mixture.run import (
     with_fingerprints,
 )
 from npstream.mixture.stream import EpochOrder, MixtureOrder
-from npstream.orders.order import Shuffle
+from npstream.orders.order import Shuffle, shuffle_with_block
 
 if TYPE_CHECKING:
     from npstream._core.typing import AnyArray, Int64
@@ -155,8 +155,8 @@ class MixtureEpochs:
         if self._shuffle is None:
             return None
         other = copy(self)
-        other._shuffle = Shuffle(nbytes)
-        return other, f"shuffle=npstream.Shuffle(block={nbytes})"
+        other._shuffle, text = shuffle_with_block(nbytes, self._shuffle.stratified)
+        return other, text
 
     def part(self, cursor: EpochCursor, ranks: Ranks, batch_size: int, last: str) -> Partition:
         """Return the part of this rank in the epoch, from the cursor on."""
@@ -235,6 +235,8 @@ class MixtureEpochs:
         if self._shuffle is not None:
             block, lanes = self._shuffle.block, self._shuffle.lanes
             shuffle = {"order": "mixture", "block": block, "lanes": lanes}
+            if self._shuffle.stratified:
+                shuffle["stratified"] = True
         settings = {"seed": self._seed, "shuffle": shuffle, "epoch_size": self._epoch_size}
         return settings if self._costs is None else settings | {"balance": self._cost_identity}
 
@@ -266,6 +268,7 @@ class MixtureEpochs:
                 run.course(self._seed),
                 [chunks_of.get(source.name) for source in run.sources],
                 [start_of.get(source.name, 0) for source in run.sources],
+                self._shuffle is not None and self._shuffle.stratified,
             )
             self._last_order = cached = key, run, stream
         return cached[1:]

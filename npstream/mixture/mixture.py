@@ -141,6 +141,7 @@ class Mixture(Dataset):
         *,
         block: BlockSize = "auto",
         lanes: int | None = None,
+        stratified: bool = False,
         batching: str = "random",
         batch_size: int | None = None,
         global_batch_size: int | None = None,
@@ -160,6 +161,9 @@ class Mixture(Dataset):
             together; see `npstream.Shuffle`.
         lanes : int, optional
             Number of chunk sequences that the order interleaves; see `npstream.Shuffle`.
+        stratified : bool, default: False
+            Whether the chunks of each source come evenly from all its parts; see
+            `npstream.Shuffle`.
         batching : {"random", "stratified", "per_stream", "device_per_stream"}, default: "random"
             How sources are drawn; see `iter`.
         batch_size, global_batch_size : int, optional
@@ -185,8 +189,8 @@ class Mixture(Dataset):
         from npstream.mixture.epochs import MixtureEpochs, mixture_settings
 
         settings = mixture_settings(
-            self.names, batching, batch_size, global_batch_size, shuffle=Shuffle(block, lanes),
-            seed=seed,
+            self.names, batching, batch_size, global_batch_size,
+            shuffle=Shuffle(block, lanes, stratified), seed=seed,
         )  # fmt: skip
         return MixtureEpochs(self._spec, settings).order(integer("epoch", epoch, 0))
 
@@ -197,6 +201,7 @@ class Mixture(Dataset):
         *,
         block: BlockSize = "auto",
         lanes: int | None = None,
+        stratified: bool = False,
         batching: str = "random",
         batch_size: int | None = None,
         global_batch_size: int | None = None,
@@ -214,6 +219,9 @@ class Mixture(Dataset):
             together; see `npstream.Shuffle`.
         lanes : int, optional
             Number of chunk sequences that the order interleaves; see `npstream.Shuffle`.
+        stratified : bool, default: False
+            Whether the chunks of each source come evenly from all its parts; see
+            `npstream.Shuffle`.
         batching : {"random", "stratified", "per_stream", "device_per_stream"}, default: "random"
             How sources are drawn; see `iter`.
         batch_size, global_batch_size : int, optional
@@ -235,7 +243,7 @@ class Mixture(Dataset):
         [np.int64(0), np.int64(1), np.int64(2)]
         """
         order = self.order(
-            seed, epoch, block=block, lanes=lanes, batching=batching,
+            seed, epoch, block=block, lanes=lanes, stratified=stratified, batching=batching,
             batch_size=batch_size, global_batch_size=global_batch_size,
         )  # fmt: skip
         return self._view(Selection(self._selection.dataset_size, range(len(order)), (order,)))

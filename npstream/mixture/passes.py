@@ -55,6 +55,8 @@ class Passes:
     sources : sequence of Stored
     chunks : sequence of callable or None
         Each returns the bounds of a source's chunks; None for sources that were removed.
+    stratified : bool
+        Whether the passes are stratified; see `npstream.orders.order.Shuffle`.
     """
 
     def __init__(
@@ -62,8 +64,10 @@ class Passes:
         seed: int,
         sources: Sequence[Stored],
         chunks: Sequence[Callable[[], AnyArray] | None],
+        stratified: bool,
     ) -> None:
         self._seed, self._sources, self._chunks = seed, sources, chunks
+        self._stratified = stratified
         self._samples = np.array([source.samples for source in sources], np.int64)
         self._lanes = np.array([source.lanes for source in sources], np.int64)
         self._orders: dict[tuple[int, int], tuple[Order, int]] = {}
@@ -135,8 +139,9 @@ class Passes:
             self._scratch[dtype] = new_cache(_SCRATCH_BLOCKS, dtype)
         seed = source_seed(self._seed, name)
         order = Order(
-            samples, chunks, seed, number, block=block, lanes=lanes, scratch=self._scratch[dtype]
-        )
+            samples, chunks, seed, number, block=block, lanes=lanes, stratified=self._stratified,
+            scratch=self._scratch[dtype],
+        )  # fmt: skip
         self._orders[source, number] = order, 0
         return order
 

@@ -554,7 +554,11 @@ def continue_run(spec: MixtureSpec, state: Mapping[str, Any]) -> dict[str, Any]:
         )
     shuffle: Shuffle | None = None
     if (state_shuffle := state["shuffle"]) is not None:
-        shuffle = Shuffle(state_shuffle["block"], state_shuffle["lanes"])
+        shuffle = Shuffle(
+            state_shuffle["block"],
+            state_shuffle["lanes"],
+            state_shuffle.get("stratified", False),
+        )
     run_sources = {source.name: source for source in run.sources}
     for number, name in enumerate(spec.names):
         if name in run_sources:

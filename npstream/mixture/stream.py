@@ -107,7 +107,8 @@ class _Buffers:
     def __init__(self, order: MixtureOrder) -> None:
         self.patterns: dict[tuple[int, int], Pattern] = {}
         self.counts: dict[int, _DrawCounts] = {}
-        self.passes = Passes(order.course.seed, order.course.sources, order.chunks)
+        course = order.course
+        self.passes = Passes(course.seed, course.sources, order.chunks, order.stratified)
 
 
 class MixtureOrder:
@@ -120,6 +121,8 @@ class MixtureOrder:
         Each returns the bounds of a source's chunks; None for sources that were removed.
     firsts : sequence of int
         The first row of each source in the concatenation; any number for removed sources.
+    stratified : bool, default: False
+        Whether the passes through the sources are stratified; see `npstream.orders.order.Shuffle`.
 
     Examples
     --------
@@ -138,12 +141,14 @@ class MixtureOrder:
         course: Course,
         chunks: Sequence[Callable[[], AnyArray] | None],
         firsts: Sequence[int],
+        stratified: bool = False,
     ) -> None:
         self.course, self.chunks, self._firsts = course, tuple(chunks), tuple(firsts)
+        self.stratified = stratified
         self._free_buffers: deque[_Buffers] = deque(maxlen=1)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return MixtureOrder, (self.course, self.chunks, self._firsts)
+        return MixtureOrder, (self.course, self.chunks, self._firsts, self.stratified)
 
     def __repr__(self) -> str:
         return f"<MixtureOrder: {quantity(len(self.chunks), 'source')}, {self._digest()}>"
@@ -153,7 +158,7 @@ class MixtureOrder:
         return _STREAM_IDENTITY.format(len(self.chunks), self._digest())
 
     def _digest(self) -> str:
-        text = repr((STREAM_VERSION, self.course))
+        text = repr((STREAM_VERSION, self.course)) + (", stratified" if self.stratified else "")
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     @property

@@ -2,10 +2,12 @@
 
 A *lane* is a random sequence of chunks. Permuted chunks fill one lane after the other. A chunk that
 crosses the end of a lane is cut there. The resulting *pieces* of each lane are permuted once more.
-This happens when the lane is first used, because a batch may use only a few of many lanes. The
+This happens when the lane is first used, because a batch may use only a few of many lanes. In a
+stratified layout, both permutations are those of `npstream.orders.stratified`. The pieces of all
+lanes are then permuted at once; before this, those of a lane are in the order of their rows. The
 layout is the sequence of the pieces of lane 0, then of lane 1, and so on. A piece's index in it is
-its *slot*. A row's index in it is its *place*. The functions find the row of a place, and the
-place of a row.
+its *slot*. A row's index in it is its *place*. The functions find the row of a place, and the place
+of a row.
 
 Arrays of a layout; row numbers are int32 if there are fewer than 2**31 rows, else int64:
 
@@ -35,6 +37,7 @@ from npstream._core.memory import huge_empty
 from npstream._core.typing import AnyArray
 from npstream.orders.draws import draw
 from npstream.orders.permutation import shuffle
+from npstream.orders.stratified import stratify
 
 MARK_STRIDE = 8
 """Slots per mark: the maximum number of slots that a look-up reads."""
@@ -64,8 +67,10 @@ class Layout(NamedTuple):
         return sum(array.nbytes for array in self[2:])
 
 
-def make_layout(chunks: AnyArray, lanes: int, chunks_key: int, epoch_key: int) -> Layout:
-    """Assign chunks to lanes, whose pieces are not permuted yet.
+def make_layout(
+    chunks: AnyArray, lanes: int, chunks_key: int, epoch_key: int, is_stratified: bool = False
+) -> Layout:
+    """Assign chunks to lanes. Their pieces are not permuted yet, unless the layout is stratified.
 
     Parameters
     ----------
@@ -76,6 +81,7 @@ def make_layout(chunks: AnyArray, lanes: int, chunks_key: int, epoch_key: int) -
         The key for the assignment of chunks to lanes, the same in all epochs.
     epoch_key : int
         The key for the permutation of pieces.
+    is_stratified : bool, default: False
 
     Examples
     --------
@@ -90,11 +96,20 @@ def make_layout(chunks: AnyArray, lanes: int, chunks_key: int, epoch_key: int) -
     parts = np.full(3 * cuts, n, chunks.dtype)
     pieces = huge_empty(len(chunks) - 1 + cuts, np.int32)
     firsts = np.empty(cuts + 1, np.int32)
+    if is_stratified:
+        order = pieces[cuts:]  # where `_assign_chunks` reads the permuted chunks
+        stratify.for_size(order.size)(chunks_key, order)
     assign = _assign_chunks.for_size(pieces.size)
-    count = assign(chunks_key, lanes, chunks, parts, pieces, firsts)
+    count = assign(chunks_key, lanes, is_stratified, chunks, parts, pieces, firsts)
+    pieces = pieces[:count]
     marks = np.empty(count // MARK_STRIDE + cuts, chunks.dtype)
     is_permuted = np.zeros(cuts, np.uint8)
-    return Layout(lanes, epoch_key, chunks, parts, pieces[:count], firsts, is_permuted, marks)
+    layout = Layout(lanes, epoch_key, chunks, parts, pieces, firsts, is_permuted, marks)
+    if is_stratified:
+        lane = np.repeat(np.arange(cuts), np.diff(firsts))
+        pieces[:] = pieces[np.lexsort((np.concatenate([chunks[:-1], parts])[pieces], lane))]
+        _stratify_lanes.for_size(count)(layout)
+    return layout
 
 
 def piece_slots(layout: Layout) -> AnyArray:
@@ -124,6 +139,7 @@ def subkey(key: int, lane: int, level: int) -> int:
 def _assign_chunks(
     chunks_key: int,
     lanes: int,
+    is_stratified: bool,
     chunks: AnyArray,
     parts: AnyArray,
     pieces: AnyArray,
@@ -135,7 +151,8 @@ def _assign_chunks(
     # The permuted chunks are at the end of `pieces`, behind one entry for each possible cut. So
     # writing a piece never overwrites a chunk that is still to be read.
     order = pieces[pieces.size - count :]
-    shuffle(chunks_key, order)
+    if not is_stratified:
+        shuffle(chunks_key, order)
     batch = np.empty(SIZE_BATCH, order.dtype)
     batch_sizes = np.empty(SIZE_BATCH, chunks.dtype)
     batch_length = 0
@@ -196,6 +213,28 @@ def permute_lane(layout: Layout, lane: int) -> None:
         piece_i = pieces[i]
         pieces[i] = pieces[j]
         pieces[j] = piece_i
+    _write_marks(layout, lane)
+
+
+@kernel
+def _stratify_lanes(layout: Layout) -> None:
+    """Permute the pieces of all lanes by `stratify`, in place, and write the marks."""
+    for lane in range(layout.is_permuted.size):
+        pieces = layout.pieces[layout.firsts[lane] : layout.firsts[lane + 1]]
+        table = np.empty(pieces.size, np.int32)
+        stratify(subkey(layout.key, lane, 0), table)
+        for i in range(table.size):
+            table[i] = pieces[table[i]]
+        for i in range(table.size):
+            pieces[i] = table[i]
+        _write_marks(layout, lane)
+
+
+@kernel
+def _write_marks(layout: Layout, lane: int) -> None:
+    """Write the marks of a lane whose pieces are permuted, and set its `is_permuted`."""
+    first = int(layout.firsts[lane])
+    pieces = layout.pieces[first : layout.firsts[lane + 1]]
     chunks = layout.chunks
     count = len(chunks) - 1
     marks = layout.marks[_first_mark(layout, lane) :]

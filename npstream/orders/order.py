@@ -4,7 +4,9 @@ A chunk is a range of samples that are stored together (see `npstream.orders.chu
 random sequence of chunks (see `npstream.orders.layout`). Position p of the order is element
 ``p // lanes`` of lane ``p % lanes``. Each lane is cut into blocks, and the samples of each block
 are permuted (see `npstream.orders.blocks`). The first blocks of lanes differ in length. So lanes
-reach their next blocks, and need new chunks, at different times.
+reach their next blocks, and need new chunks, at different times. In a stratified order, the
+sequence of a lane's chunks is one in which neighbors come evenly from all parts of the view (see
+`npstream.orders.stratified`).
 
 The chunks of a lane depend only on the seed. So a node that reads certain lanes needs the same
 chunks in every epoch. An order depends only on its arguments, and must stay reproducible: saved
@@ -16,7 +18,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -84,15 +86,20 @@ class Shuffle:
         lane may be read by two nodes. The default is 1 if all data fit into a block. Otherwise, the
         default is the largest of 1, 2, 4, 8, 24, 48, 96, 192, 480 and 960 for which each lane has
         at least 16 MiB of the block.
+    stratified : bool, default: False
+        If True, chunks that are read one after the other come evenly from all parts of the data, as
+        in stratified sampling. If False, they come at random. It is for data that are sorted, for
+        instance by label: all labels then have nearly their right shares at any time.
 
     Examples
     --------
     >>> Shuffle().resolve(10**12)
-    Shuffle(block=15625000000, lanes=480)
+    Shuffle(block=15625000000, lanes=480, stratified=False)
     """
 
     block: BlockSize = "auto"
     lanes: int | None = None
+    stratified: bool = False
 
     def __post_init__(self) -> None:
         if self.block is not None and self.block != "auto":
@@ -113,6 +120,13 @@ class Shuffle:
                     f"lanes={self.lanes} and block=0: samples in the order of the view have one "
                     "lane"
                 )
+        if not isinstance(self.stratified, bool):
+            raise TypeError(f"stratified={self.stratified!r}: expected True or False")
+        if self.stratified and (self.block is None or self.block == 0):
+            raise ValueError(
+                f"stratified=True and block={self.block}: only blocks of some of the data can be "
+                "stratified"
+            )
 
     def resolve(self, nbytes: int) -> Shuffle:
         """Return the settings for data of a given size, with values instead of defaults.
@@ -130,17 +144,24 @@ class Shuffle:
         Examples
         --------
         >>> Shuffle("2GiB").resolve(1 << 34)
-        Shuffle(block=2147483648, lanes=96)
+        Shuffle(block=2147483648, lanes=96, stratified=False)
         """
         if self.block is None or self.block == 0:
-            return Shuffle(self.block, 1)
+            return replace(self, lanes=1)
         block = min(max(nbytes >> 6, 1 << 30), 1 << 36) if self.block == "auto" else self.block
         assert isinstance(block, int)
-        if self.lanes is not None:
-            return Shuffle(block, self.lanes)
-        if nbytes <= block:
-            return Shuffle(block, 1)
-        return Shuffle(block, max(c for c in LANES if c == 1 or block >= c * MIN_LANE_BLOCK_BYTES))
+        lanes = self.lanes
+        if lanes is None and nbytes <= block:
+            lanes = 1
+        elif lanes is None:
+            lanes = max(c for c in LANES if c == 1 or block >= c * MIN_LANE_BLOCK_BYTES)
+        return replace(self, block=block, lanes=lanes)
+
+
+def shuffle_with_block(nbytes: int, stratified: bool) -> tuple[Shuffle, str]:
+    """Return settings with blocks of `nbytes`, and the argument that sets them, for a message."""
+    option = ", stratified=True" if stratified else ""
+    return Shuffle(nbytes, None, stratified), f"shuffle=npstream.Shuffle(block={nbytes}{option})"
 
 
 class RowOrder(ABC):
@@ -201,6 +222,8 @@ class Order(RowOrder):
         Number of samples of a block in one lane. (`Shuffle.block` is in bytes, over all lanes.)
     lanes : int, default: 1
         Number of lanes.
+    stratified : bool, default: False
+        Whether the chunks of a lane come evenly from all parts of the view; see `Shuffle`.
     scratch : Cache, optional
         A cache whose buffers this order shares. By default, the order has its own buffers. Cached
         rows must have the dtype of `chunks`. Orders that share buffers must not be used at the same
@@ -226,9 +249,11 @@ class Order(RowOrder):
         *,
         block: int,
         lanes: int = 1,
+        stratified: bool = False,
         scratch: Cache | None = None,
     ) -> None:
         self._n, self._chunks, self._scratch = n, chunks, scratch
+        self._stratified = stratified
         self._seed, self._epoch = seed, epoch
         block, lanes = _positive_integer("block", block), _positive_integer("lanes", lanes)
         if n * lanes >= 1 << 62:
@@ -251,16 +276,22 @@ class Order(RowOrder):
         _, lanes, block, _ = self._blocks
         return (
             f"<Order: {quantity(self._n, 'row')}, seed {self._seed}, epoch {self._epoch}, "
-            f"{quantity(lanes, 'lane')}, blocks of {block}>"
+            f"{quantity(lanes, 'lane')}, blocks of {block}{self._stratified_text}>"
         )
 
     def identity(self) -> str:
         """Return the str that identifies this order in saved states; it must never change."""
         _, lanes, block, _ = self._blocks
-        return _IDENTITY.format(self._n, self._seed, self._epoch, lanes, block)
+        block_text = f"{block}{self._stratified_text}"
+        return _IDENTITY.format(self._n, self._seed, self._epoch, lanes, block_text)
+
+    @property
+    def _stratified_text(self) -> str:
+        return ", stratified" if self._stratified else ""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        make = partial(Order, block=self._blocks.block, lanes=self._blocks.lanes)
+        _, lanes, block, _ = self._blocks
+        make = partial(Order, block=block, lanes=lanes, stratified=self._stratified)
         return make, (self._n, self._chunks, self._seed, self._epoch)
 
     @property
@@ -337,7 +368,7 @@ class Order(RowOrder):
             chunks = self._chunks() if callable(self._chunks) else self._chunks
         blocks, chunks_key = self._blocks, make_key(self._seed, 0, 0, _CHUNKS_LEVEL)
         nonempty = _nonempty_chunks(chunks, self._n)
-        layout = make_layout(nonempty, blocks.lanes, chunks_key, blocks.key)
+        layout = make_layout(nonempty, blocks.lanes, chunks_key, blocks.key, self._stratified)
         return layout, new_cache(blocks, layout.chunks.dtype, self._scratch)
 
 

@@ -691,9 +691,9 @@ def view_order(
         make_key(seed, epoch)  # raises for a seed or an epoch that is no integer
         return SequentialOrder(n)
     lanes = settings.lanes or 1
-    block = -(-int(settings.block) * n // max(nbytes * lanes, 1))
-    chunks = partial(_chunks_of, source, selection)
-    return Order(n, chunks, seed, epoch, block=max(block, 1), lanes=lanes)
+    block = max(-(-int(settings.block) * n // max(nbytes * lanes, 1)), 1)
+    chunks, stratified = partial(_chunks_of, source, selection), settings.stratified
+    return Order(n, chunks, seed, epoch, block=block, lanes=lanes, stratified=stratified)
 
 
 def _chunks_of(source: Source, selection: Selection) -> AnyArray:

@@ -52,6 +52,9 @@ def _views() -> dict[str, IterationFactory]:
         "in order": lambda sources: sources["a"].iter(0, 1, **batches),
         "shuffled": lambda sources: sources["a"].iter(0, 1, shuffle=True, seed=5, **batches),
         "lanes": lambda sources: sources["a"].iter(0, 1, shuffle=lanes, seed=1 << 40, **batches),
+        "stratified blocks": lambda sources: sources["a"].iter(
+            0, 1, shuffle=Shuffle("500B", 3, stratified=True), seed=4, **batches
+        ),
         "permuted": lambda sources: sources["a"].iter(0, 1, shuffle=Shuffle(block=None), **batches),
         "one of two ranks": lambda sources: sources["a"].iter(
             1, 2, shuffle=Shuffle("500B", 2), global_batch_size=10, last="drop"
@@ -107,6 +110,7 @@ def _mixtures() -> dict[str, IterationFactory]:
         "not shuffled": mixed(shuffle=False),
         "schedule": mixed(schedule),
         "stratified": mixed(batching="stratified"),
+        "stratified passes": mixed(shuffle=Shuffle("500B", 4, stratified=True)),
         "per stream": mixed(batching="per_stream", epoch_size=240),
         "device per stream": mixed(batching="device_per_stream"),
         "own sizes": mixed(batching="per_stream", batch_size={"a": 8, "b": 4, "c": 2}),

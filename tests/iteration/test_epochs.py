@@ -19,6 +19,7 @@ ORDERS = {
     "view": False,
     "all": npstream.Shuffle(block=None),
     "lanes": npstream.Shuffle(block="2KiB", lanes=3),
+    "stratified": npstream.Shuffle(block="2KiB", lanes=3, stratified=True),
 }
 
 

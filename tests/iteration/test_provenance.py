@@ -17,6 +17,7 @@ ORDERS = {
     "stored": {},
     "shuffled": {"shuffle": True, "seed": 5},
     "blocks": {"shuffle": Shuffle(block=400, lanes=2), "seed": 1},
+    "stratified": {"shuffle": Shuffle(block=400, lanes=2, stratified=True), "seed": 1},
     "epoch_size": {"shuffle": True, "epoch_size": 70},
     "py1e": {"shuffle": "py1e"},
     "py1s": {"shuffle": StreamingShuffle("py1s", num_canonical_nodes=2, shuffle_seed=3)},

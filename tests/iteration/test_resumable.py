@@ -35,6 +35,7 @@ ORDERS = {
     "no shuffle": {},
     "shuffle": {"shuffle": True, "seed": 5},
     "lanes": {"shuffle": Shuffle(block="500B", lanes=3)},
+    "stratified": {"shuffle": Shuffle(block="500B", lanes=3, stratified=True)},
     "permutation": {"shuffle": Shuffle(block=None)},
     "long epochs": {"shuffle": Shuffle(block="500B", lanes=2), "epoch_size": 150},
     "short epochs": {"shuffle": True, "epoch_size": 40},

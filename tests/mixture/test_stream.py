@@ -38,14 +38,17 @@ def chunk_bounds(n):
     return np.append(np.arange(0, n, CHUNK), n)
 
 
-def stream(phases, lanes=1, source_lanes=(1, 1, 1), sizes=SIZES, block=3, seed=1, **settings):
+def stream(
+    phases, lanes=1, source_lanes=(1, 1, 1), sizes=SIZES, block=3, seed=1, stratified=False,
+    **settings,
+):  # fmt: skip
     """Return a stream of sources named "0", "1", ..."""
     sources = tuple(
         Stored(str(number), size, source_lanes[number], block) for number, size in enumerate(sizes)
     )
     course = Course(seed, lanes, sources, tuple(itertools.starmap(Phase, phases)), **settings)
     chunks = [functools.partial(chunk_bounds, n) for n in sizes]
-    return MixtureOrder(course, chunks, np.cumsum([0, *sizes])[:-1].tolist())
+    return MixtureOrder(course, chunks, np.cumsum([0, *sizes])[:-1].tolist(), stratified)
 
 
 def sources_of(order, rows):
@@ -88,7 +91,7 @@ def draw_one_by_one(order, stop):
             if (source, pass_number) not in orders:
                 orders[source, pass_number] = Order(
                     samples, chunk_bounds(samples), source_seed(seed, name), pass_number,
-                    block=rows, lanes=source_lanes,
+                    block=rows, lanes=source_lanes, stratified=order.stratified,
                 )[:]  # fmt: skip
             first = sum(other.samples for other in sources[:source])
             row = orders[source, pass_number][element * source_lanes + source_lane]
@@ -101,6 +104,13 @@ CASES = {
     "one lane": ({"phases": ONE}, 300),
     "lanes": ({"phases": [(0, (3, 5, 5))], "lanes": 4, "source_lanes": (4, 2, 1)}, 500),
     "lanes that divide blocks": ({"phases": ONE, "lanes": 4, "source_lanes": (4, 2, 1)}, 500),
+    "stratified": (
+        {
+            "phases": [(0, (3, 5, 5))], "lanes": 4, "source_lanes": (4, 2, 1), "block": 12,
+            "stratified": True,
+        },
+        500,
+    ),
     "phases": (
         {
             "phases": [(0, (4, 5, 4)), (48, (0, 5, 6)), (96, (10, 1, 1))], "lanes": 6,
@@ -323,6 +333,11 @@ def test_memory_of_orders_is_bounded(monkeypatch):
 def test_streams_equal_recorded_digests():
     """A release that changes the draws of a run must change the version."""
     digest = hashlib.blake2b(digest_size=8)
-    for case, stop in CASES.values():
-        digest.update(stream(**case).at(np.arange(stop)).astype("<i8").tobytes())
-    assert (STREAM_VERSION, digest.hexdigest()) == ((1, 1, 1), "055729f8fbb70a14")
+    cases = [*(case for case in CASES if case != "stratified"), "stratified"]
+    digests = []
+    for case in cases:
+        arguments, stop = CASES[case]
+        digest.update(stream(**arguments).at(np.arange(stop)).astype("<i8").tobytes())
+        digests.append(digest.hexdigest())
+    assert STREAM_VERSION == (1, 1, 1)
+    assert digests[-2:] == ["055729f8fbb70a14", "8a3fbd5b22d30c20"]

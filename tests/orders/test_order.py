@@ -12,12 +12,13 @@ import subprocess
 import sys
 import threading
 import tracemalloc
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given
+from stratification import stratified as stratify
 
 from npstream._core import jit as _jit
 from npstream.iteration.partition import Partition
@@ -63,13 +64,18 @@ def permute(items, key):
     return items
 
 
-def reference_lanes(chunks, seed, lanes):
+def permute_chunks(items, key, stratified):
+    """Permute the chunks of a view, or the pieces of a lane."""
+    return [items[k] for k in stratify(len(items), key)] if stratified else permute(items, key)
+
+
+def reference_lanes(chunks, seed, lanes, stratified):
     """Fill the lanes with permuted chunks, one after the other; return lists of pieces."""
     n = int(chunks[-1])
     runs = [
         range(first, stop) for first, stop in itertools.pairwise(chunks.tolist()) if first < stop
     ]
-    queue = permute(runs, make_key(seed, 0, 0, 2))
+    queue = permute_chunks(runs, make_key(seed, 0, 0, 2), stratified)
     result = []
     for lane in range(lanes):
         free_rows = n // lanes + (lane < n % lanes)
@@ -81,15 +87,18 @@ def reference_lanes(chunks, seed, lanes):
                 piece = piece[:free_rows]
             result[-1].append(piece)
             free_rows -= len(piece)
+        if stratified:
+            result[-1].sort(key=lambda piece: piece.start)
     return result
 
 
-def reference_order(chunks, seed, epoch, block, lanes):
+def reference_order(chunks, seed, epoch, block, lanes, stratified=False):
     """Compute an order by its description."""
     epoch_key = make_key(seed, epoch, 0, 3)
     sequences = []
-    for lane, pieces in enumerate(reference_lanes(chunks, seed, lanes)):
-        elements = [row for piece in permute(pieces, subkey(epoch_key, lane, 0)) for row in piece]
+    for lane, pieces in enumerate(reference_lanes(chunks, seed, lanes, stratified)):
+        sequence_of_pieces = permute_chunks(pieces, subkey(epoch_key, lane, 0), stratified)
+        elements = [row for piece in sequence_of_pieces for row in piece]
         sequence = []
         length = math.ceil(block * (lane + 1) / lanes)
         for number in itertools.count():
@@ -135,11 +144,12 @@ LARGE_CASES = {
 
 
 @pytest.mark.usefixtures("kernel_mode")
+@pytest.mark.parametrize("stratified", [False, True])
 @pytest.mark.parametrize("case", CASES)
-def test_orders_follow_their_description(case):
+def test_orders_follow_their_description(case, stratified):
     chunks, block, lanes = CASES[case]
-    order = Order(int(chunks[-1]), chunks, 5, 2, block=block, lanes=lanes)
-    want = reference_order(chunks, 5, 2, block, lanes)
+    order = Order(int(chunks[-1]), chunks, 5, 2, block=block, lanes=lanes, stratified=stratified)
+    want = reference_order(chunks, 5, 2, block, lanes, stratified)
     assert len(order) == len(want)
     assert order[:].tolist() == want
     assert order.at(np.arange(len(want))).tolist() == want
@@ -179,20 +189,25 @@ def test_compiled_and_plain_kernels_agree_on_large_blocks(monkeypatch):
 sizes = st.lists(st.integers(0, 40), max_size=30)
 
 
-@given(sizes, st.integers(0, 9), st.integers(0, 9), st.integers(1, 50), st.integers(1, 40))
-def test_every_row_occurs_once_and_is_found(sizes, seed, number, block, lanes):
+@given(
+    sizes, st.integers(0, 9), st.integers(0, 9), st.integers(1, 50), st.integers(1, 40),
+    st.booleans(),
+)  # fmt: skip
+def test_every_row_occurs_once_and_is_found(sizes, seed, number, block, lanes, stratified):
     n = sum(sizes)
-    order = Order(n, bounds(sizes), seed, number, block=block, lanes=lanes)
+    settings = {"block": block, "lanes": lanes, "stratified": stratified}
+    order = Order(n, bounds(sizes), seed, number, **settings)
     rows = order[:]
     assert rows.dtype == np.int64
     assert np.array_equal(np.sort(rows), np.arange(n))
     assert np.array_equal(order.find(rows), np.arange(n))
 
 
-@given(sizes, st.integers(1, 50), st.integers(1, 12), st.data())
-def test_every_way_of_indexing_gives_the_same_rows(sizes, block, lanes, data):
+@given(sizes, st.integers(1, 50), st.integers(1, 12), st.booleans(), st.data())
+def test_every_way_of_indexing_gives_the_same_rows(sizes, block, lanes, stratified, data):
     n = sum(sizes)
-    make = functools.partial(Order, n, bounds(sizes), 3, block=block, lanes=lanes)
+    settings = {"block": block, "lanes": lanes, "stratified": stratified}
+    make = functools.partial(Order, n, bounds(sizes), 3, **settings)
     whole, order = make()[:], make()
     for _ in range(4):
         start = data.draw(st.integers(0, n))
@@ -370,11 +385,22 @@ def test_the_version_is_unchanged():
     assert order_module.ORDER_VERSION == 1
 
 
-@pytest.mark.parametrize("case", GOLDEN)
-def test_orders_equal_recorded_values(case):
-    (chunks, block, lanes), first, digits = GOLDEN[case]
+STRATIFIED_GOLDEN = {
+    "uneven": ([8, 105, 194, 283], "9491285c554de9d6"),
+    "many lanes": ([394470, 924680, 617450, 260080], "e736bb183da49b0f"),
+}
+"""The same of stratified orders."""
+
+
+@pytest.mark.parametrize(
+    ("case", "stratified"),
+    [*((case, False) for case in GOLDEN), *((case, True) for case in STRATIFIED_GOLDEN)],
+)
+def test_orders_equal_recorded_values(case, stratified):
+    (chunks, block, lanes), *recorded = GOLDEN[case]
+    first, digits = STRATIFIED_GOLDEN[case] if stratified else recorded
     n = int(chunks[-1])
-    order = Order(n, chunks, 1, 2, block=block, lanes=lanes)
+    order = Order(n, chunks, 1, 2, block=block, lanes=lanes, stratified=stratified)
     rows = np.concatenate([order[:1000], order[n // 2 : n // 2 + 1000]])
     digest = hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
     assert (rows[:4].tolist(), digest[:16]) == (first, digits)
@@ -479,6 +505,29 @@ def test_batch_means_have_the_predicted_spread(block):
     assert np.mean(spreads) == pytest.approx(math.sqrt(1 + (batch - 1) / in_flight), rel=0.1)
 
 
+@pytest.mark.parametrize("lanes", [1, 8])
+def test_stratified_batches_have_nearly_their_share_of_sorted_labels(lanes):
+    """Shares of labels in batches of many blocks vary less than half as much as in other orders."""
+    n, size, batch = 1 << 18, 64, 1 << 14
+    labels = np.arange(n) * 10 // n
+
+    def spread_of_shares(stratified):
+        order = Order(n, even(n, size), 3, block=2048, lanes=lanes, stratified=stratified)
+        counts = [np.bincount(labels[rows], minlength=10) for rows in order[:].reshape(-1, batch)]
+        return np.std(np.array(counts) / batch)
+
+    assert 2 * spread_of_shares(stratified=True) < spread_of_shares(stratified=False)
+
+
+def test_stratified_orders_differ_by_seed_and_epoch():
+    make = functools.partial(Order, 6400, even(6400, 16), block=320, lanes=4, stratified=True)
+    orders = [make(seed, number)[:] for seed, number in ((0, 0), (0, 1), (1, 0))]
+    for one, other in itertools.combinations(orders, 2):
+        assert (one == other).mean() < 0.01
+    # The lanes depend on the seed alone, as in other orders.
+    assert lanes_of(make(0, 0), 4) == lanes_of(make(0, 1), 4) != lanes_of(make(1, 0), 4)
+
+
 @pytest.mark.parametrize("settings", [Shuffle("64MiB", 4), Shuffle("256MiB", 16)])
 def test_fetched_and_cached_chunks_of_a_node_are_bounded(settings):
     """In the simulator that computes the table in docs/orders.md, with a small dataset."""
@@ -528,10 +577,15 @@ def test_default_settings_depend_only_on_bytes(nbytes, block, lanes):
 )
 def test_given_settings_are_kept(settings, resolved):
     assert settings.resolve(TIB) == Shuffle(*resolved)
+    if settings.block:
+        stratified = replace(settings, stratified=True)
+        assert stratified.resolve(TIB) == Shuffle(*resolved, stratified=True)
 
 
 def test_settings_are_plain_and_equal_by_value():
-    for settings in (Shuffle(), Shuffle("4GiB", np.int64(8)), Shuffle(None), Shuffle(0)):
+    stratified = Shuffle("1GiB", stratified=True)
+    sizes = Shuffle(), Shuffle("4GiB", np.int64(8)), Shuffle(None), Shuffle(0)
+    for settings in (*sizes, stratified):
         assert Shuffle(**json.loads(json.dumps(asdict(settings)))) == settings
         assert hash(pickle.loads(pickle.dumps(settings))) == hash(settings)
 
@@ -550,6 +604,9 @@ def test_settings_are_plain_and_equal_by_value():
         ({"lanes": True}, TypeError, "lanes=True: expected an integer"),
         ({"lanes": "8"}, TypeError, "lanes='8': expected an integer"),
         ({"block": None, "lanes": 2}, ValueError, "a shuffle of all samples has one lane"),
+        ({"block": None, "stratified": True}, ValueError, "stratified=True and block=None: only"),
+        ({"block": 0, "stratified": True}, ValueError, "stratified=True and block=0: only blocks"),
+        ({"stratified": 1}, TypeError, "stratified=1: expected True or False"),
     ],
 )
 def test_invalid_shuffle_settings_raise(settings, error, match):

@@ -60,6 +60,8 @@ class ShuffleCost:
         Bytes that are shuffled together. 0 is the order of the view, and None is a full shuffle.
     lanes : int
         Number of lanes of the order; see `npstream.Shuffle`.
+    stratified : bool
+        Whether the order is stratified; see `npstream.Shuffle`.
     reads : str
         ``"chunks"`` if whole chunks are fetched. ``"samples"`` if samples are fetched one by one,
         because the cache cannot hold the chunks. ``"nothing"`` if the iteration would raise an
@@ -79,6 +81,7 @@ class ShuffleCost:
 
     block: int | None
     lanes: int
+    stratified: bool
     reads: str
     requests: int
     nbytes: int
@@ -89,6 +92,7 @@ class ShuffleCost:
     def to_texts(self) -> list[str]:
         """Return the attributes as texts, under the headers of `ShuffleCosts`."""
         block = "all" if self.block is None else size_text(self.block) if self.block else "0"
+        block += ", stratified" if self.stratified else ""
         sizes = self.nbytes, self.memory, self.first_batch
         return [
             block, f"{self.lanes:,}", self.reads, f"{self.requests:,}", *map(size_text, sizes),
@@ -282,8 +286,9 @@ def _estimate_cost(
     assert block != "auto"
     assert not isinstance(block, str)
     return ShuffleCost(
-        block, setting.lanes or 1, reads, requests, nbytes, memory, first_batch, variance
-    )
+        block, setting.lanes or 1, setting.stratified, reads, requests, nbytes, memory, first_batch,
+        variance,
+    )  # fmt: skip
 
 
 def _pieces_of(order: RowOrder, setting: Shuffle, chunks: AnyArray) -> OrderPieces:

@@ -18,7 +18,7 @@ KINDS = {
     "zstd": (TEXT, {"compression": "zstd"}),
     "jsonl": (LINES, {"format": "jsonl"}),
 }
-BLOCKS = [0, "20KiB", Shuffle("40KiB", lanes=4), None]
+BLOCKS = [0, "20KiB", Shuffle("40KiB", lanes=4), Shuffle("40KiB", stratified=True), None]
 
 
 @pytest.fixture
