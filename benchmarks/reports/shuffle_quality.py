@@ -43,8 +43,8 @@ CACHE_DIVISOR = 8
 """The size of the cache is the bytes of the data, divided by this number."""
 
 HEAD = """\
-| stored | block | requests | memory MiB | variance | logistic regression | network |
-|---|---|---|---|---|---|---|
+| stored | block | requests | memory MiB | variance | of labels | logistic regression | network |
+|---|---|---|---|---|---|---|---|
 """
 
 
@@ -152,33 +152,47 @@ def open_index(directory: Path) -> npstream.Dataset:
 def lines(ds: npstream.Dataset) -> Iterator[str]:
     """Yield the lines of the table."""
     task, nbytes = Task(), int(ds.shards["bytes"].sum())
-    blocks = [None, *(nbytes // divisor for divisor in BLOCK_DIVISORS), 0]
-    costs = ds.shuffle_costs(BATCH, blocks, cache_limit=nbytes // CACHE_DIVISOR)
+    settings = [
+        npstream.Shuffle(None),
+        *(
+            npstream.Shuffle(nbytes // divisor, stratified=stratified)
+            for stratified in (False, True)
+            for divisor in BLOCK_DIVISORS
+        ),
+        npstream.Shuffle(0),
+    ]
+    costs = ds.shuffle_costs(BATCH, settings, cache_limit=nbytes // CACHE_DIVISOR)
     for by in ("label", "cluster"):
         x, y = task.samples(SAMPLES, 5, by)
         held_out = task.samples(HELD_OUT, 6, by)
         full: list[NDArray[np.float64]] = []
-        for number, (block, cost) in enumerate(zip(blocks, costs, strict=True)):
+        for number, (setting, cost) in enumerate(zip(settings, costs, strict=True)):
             cells = []
             for has_hidden in (False, True):
                 models = Models(has_hidden)
-                train(models, x, y, lambda epoch: _orders(ds, epoch, block))  # noqa: B023
+                train(models, x, y, lambda epoch: _orders(ds, epoch, setting))  # noqa: B023
                 losses = models.losses(*held_out)
                 if number == 0:
                     full.append(losses)
                 low, high = full[has_hidden].min(), full[has_hidden].max()
                 mark = "inside" if low <= losses.mean() <= high else "outside"
                 cells.append(f"{losses.mean():.4f} ± {losses.std(ddof=1):.4f}, {mark}")
-            name = "all" if block is None else f"1/{nbytes // block}" if block else "0"
+            variance = ds.shuffle_costs(BATCH, [setting], by=y)[0].variance
+            name = (
+                "all" if cost.block is None else f"1/{nbytes // cost.block}" if cost.block else "0"
+            )
+            name += ", stratified" if cost.stratified else ""
             yield (
                 f"| by {by} | {name} | {cost.requests:,} | {cost.memory >> 20:,} | "
-                f"{cost.variance:.1f} | {cells[0]} | {cells[1]} |\n"
+                f"{cost.variance:.1f} | {variance:.1f} | {cells[0]} | {cells[1]} |\n"
             )
 
 
-def _orders(ds: npstream.Dataset, epoch: int, block: int | None) -> Int64:
+def _orders(ds: npstream.Dataset, epoch: int, setting: npstream.Shuffle) -> Int64:
     """Return the rows of an epoch for each seed."""
-    return np.stack([np.asarray(ds.order(seed, epoch, block=block)) for seed in range(SEEDS)])
+    block, stratified = setting.block, setting.stratified
+    orders = [ds.order(seed, epoch, block=block, stratified=stratified) for seed in range(SEEDS)]
+    return np.stack([np.asarray(order) for order in orders])
 
 
 def main() -> None:
