@@ -1,9 +1,10 @@
 """How each package writes and reads the samples, in the way of its own documentation.
 
 Packages are imported when they are used, because each is in an environment of its own. All
-packages return the same batches: arrays of numbers, and lists of `str`. All run in one process,
-without workers, and keep their own defaults for threads. Shards, chunks and files are of about
-64 MiB where a package has such a setting, and are not compressed.
+packages return the same batches: arrays of numbers, and lists of `str`. All read in one process,
+without workers, and keep their own defaults for threads. Shards of npstream, Streaming, LitData and
+WebDataset have at most about 64 MiB. No adapter asks for compression. Lance compresses text by
+default.
 """
 
 from __future__ import annotations

@@ -29,7 +29,11 @@ def add_add_columns(commands: Commands) -> None:
     add("url", help="the dataset's directory or URL")
     add("source", nargs="+", help="files, directories, globs or URLs with the values")
     add("--kind", help="the kind of the files, such as npy; by default it is recognized")
-    add("--key", metavar="NAME", help="the column that matches rows and samples; by position else")
+    add(
+        "--key",
+        metavar="NAME",
+        help="the column that matches rows to samples; by default their positions match",
+    )
     add(
         "--columns",
         nargs="+",
@@ -49,10 +53,10 @@ def add_add_columns(commands: Commands) -> None:
     add("--resume", action="store_true", help="continue a call that was interrupted")
     add("--compression", help="the codec of shards, such as zstd or zstd:7")
     add("--shard-size", metavar="SIZE", help="maximum size of a shard before compression: 64MiB")
-    add("--hashes", nargs="+", metavar="HASH", help="hashes of files to store in the index")
+    add("--hashes", nargs="+", metavar="HASH", help="hashes of files to store, such as xxh3_64")
     add("--no-sidecar", action="store_true", help="write no side-car")
     add_json_option(command, "print the report as JSON")
-    add_pairs_option(command, "--reader-options", "options of the kind of files")
+    add_pairs_option(command, "--reader-options", "options for reading this kind of files")
     add_pairs_option(command, "--source-options", "driver options of the source")
     add_pairs_option(command, "--storage-options", "driver options of the dataset")
 

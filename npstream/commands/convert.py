@@ -56,7 +56,7 @@ def add_convert(commands: Commands) -> None:
     add("--format", help="the format of shards: mds, jsonl, csv or tsv")
     add("--compression", help="the codec of shards, such as zstd or zstd:7")
     add("--shard-size", metavar="SIZE", help="maximum size of a shard before compression: 64MiB")
-    add("--hashes", nargs="+", metavar="HASH", help="hashes of files to store in the index")
+    add("--hashes", nargs="+", metavar="HASH", help="hashes of files to store, such as xxh3_64")
     add("--no-sidecar", action="store_true", help="write no side-car")
     add("--skip-errors", action="store_true", help="leave out samples that cannot be encoded")
     add(
@@ -76,7 +76,7 @@ def add_convert(commands: Commands) -> None:
     )
     add("--separator", metavar="TOKEN", help="the token, or its id, after each text in blocks")
     add_pairs_option(command, "--token-options", "name, dtype, remainder or pad")
-    add_pairs_option(command, "--reader-options", "options of the kind of files")
+    add_pairs_option(command, "--reader-options", "options for reading this kind of files")
     add_pairs_option(command, "--source-options", "driver options of the source")
     add_pairs_option(command, "--storage-options", "driver options of the dataset")
 

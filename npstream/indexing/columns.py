@@ -20,7 +20,7 @@ from npstream.errors import short_repr
 from npstream.indexing.selection import normalize_item
 
 Items: TypeAlias = tuple[Any, ...]
-"""Items of an index. After `split_index`, each item is an int, a slice or an array."""
+"""Items of an index. `split_index` returns ints, slices and arrays, and a leading Ellipsis."""
 
 
 def raise_if_column_names(index: Any) -> None:
@@ -69,9 +69,9 @@ def split_index(index: Any, row_axes: int, shape: Shape) -> tuple[Items, Items, 
     Returns
     -------
     row_items, value_items : tuple
-        Ints, slices and arrays. `row_items` has one item for each row axis. `value_items` has items
-        for the first axes of a value. If `row_items` begins with an Ellipsis, indexing must return
-        an array, even an array without axes.
+        Ints, slices and arrays. `row_items` has at most one item for each row axis. `value_items`
+        has items for the first axes of a value. If `row_items` begins with an Ellipsis, indexing
+        must return an array, even an array without axes.
     separable : bool
         True if NumPy's result equals ``array[row_items][(slice(None),) * k + value_items]``, where
         k is the number of row axes that ``array[row_items]`` still has.
@@ -105,8 +105,8 @@ def split_index(index: Any, row_axes: int, shape: Shape) -> tuple[Items, Items, 
     if np.ndarray in value_kinds or (int in value_kinds and {np.ndarray, slice} <= row_kinds):
         return row_items, value_items, False
     # If all items are ints, NumPy returns an array only if there is an Ellipsis. Without row axes,
-    # `row_items` is empty, and indexing with it would return an element. With an Ellipsis, the
-    # result is an array without axes, from which `value_items` can select.
+    # `row_items` is empty, and indexing the rows with it would return a single row. With an
+    # Ellipsis, the result is an array without row axes, from which `value_items` can select.
     one_element = row_kinds | value_kinds <= {int}
     is_array = any(item is Ellipsis for item in index_items) if one_element else not row_items
     return ((..., *row_items) if is_array else row_items), value_items, True
@@ -149,7 +149,7 @@ def indexed_shape(shape: Shape, index: Items) -> Shape:
 
 
 def _expand_index(items: Items, index: Any, shape: Shape) -> Items:
-    """Return one item for each axis: expand the ellipsis, and masks over several axes."""
+    """Expand the ellipsis, and masks over several axes, into one item for each axis."""
     masks = [isinstance(item, np.ndarray) and item.dtype == bool for item in items]
     ellipses = sum(item is Ellipsis for item in items)
     widths = [item.ndim if mask else 1 for item, mask in zip(items, masks, strict=True)]

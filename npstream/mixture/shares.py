@@ -22,14 +22,14 @@ Schedule: TypeAlias = "tuple[tuple[int, tuple[float, ...]], ...]"
 Positions are sorted, and begin with 0."""
 
 _MIN_BLOCK, _MAX_DEFAULT_BLOCK = 1 << 12, 1 << 20
-"""Bounds of the default number of units in a block."""
+"""Bounds of the default `MixtureSpec.block`, in units."""
 
 MAX_BLOCK = 1 << 22
-"""Maximum number of units in a block."""
+"""Maximum of `MixtureSpec.block`, in units."""
 
 _RAREST_UNITS = 32
-"""Units of the rarest source in a default block. Counts are rounded to whole units, so the source's
-share is exact to half a unit, which is 1/64 of the share."""
+"""Units of the rarest source in a default block, unless a bound changes the block. A count is off
+by less than one unit, so the source's share is off by less than 1/32 of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,8 @@ class MixtureSpec:
         Each returns the bounds of a source's chunks: the first row of each, then the number of
         rows.
     fingerprints : tuple of callable
-        Each takes a version of states, and returns a source's fingerprint in this version; see
-        `npstream.iteration.state.ViewFingerprint`.
+        Each takes the format version of a saved state, and returns a source's fingerprint in it;
+        see `npstream.iteration.state.ViewFingerprint`.
     schedule : tuple
         See `make_schedule`.
     block : int, optional
@@ -210,7 +210,7 @@ def block_counts(names: Sequence[str], shares: Sequence[float], block: int | Non
 
 
 def min_block_length(shares: Sequence[float]) -> int:
-    """Return a block length in which each source with a positive share has a unit.
+    """Return the smallest length for which each positive share times the length is at least 1.
 
     >>> min_block_length([0.75, 0.25])
     4

@@ -57,7 +57,7 @@ _SEQUENTIAL_IDENTITY = "<SequentialOrder: {} rows>"
 """Text of `SequentialOrder.identity`, which must never change."""
 
 MIN_LANE_BLOCK_BYTES = 1 << 24
-"""Minimum bytes of a lane's share of a block, when the number of lanes is chosen by default.
+"""Minimum bytes of a lane's share of `Shuffle.block`, when the number of lanes is the default.
 
 It is the size of four chunks; see `npstream.formats.chunks.CHUNK_BYTES`.
 """
@@ -225,9 +225,9 @@ class Order(RowOrder):
     stratified : bool, default: False
         Whether the chunks of a lane come evenly from all parts of the view; see `Shuffle`.
     scratch : Cache, optional
-        A cache whose buffers this order shares. By default, the order has its own buffers. Cached
-        rows must have the dtype of `chunks`. Orders that share buffers must not be used at the same
-        time.
+        A cache whose buffers this order shares. By default, the order has its own buffers. The
+        shared ones must be of int32 if `n` is below 2**31, else of int64. Orders that share buffers
+        must not be used at the same time.
 
     Examples
     --------
@@ -355,8 +355,8 @@ class Order(RowOrder):
 
     def _estimate_work(self, rows: int, blocks: int) -> int:
         """Estimate the work of looking up `rows` rows in `blocks` blocks, for `Kernel.for_size`."""
-        # A small block is shuffled as a whole. In plain Python, this takes at most 30 ms: less than
-        # loading Numba. So the largest small block counts as 1 << 10 rows, as in `Permutation`.
+        # A small block is shuffled as a whole. For the largest one, plain Python takes about 30 ms:
+        # less than loading Numba. So this block counts as 1 << 10 rows, as in `Permutation`.
         block = self._blocks.block
         return rows + (blocks * block >> 5 if block <= MAX_TABLE_LENGTH else 0)
 

@@ -28,7 +28,7 @@ __all__ = ["LocalStore", "Store", "check_location", "open_store", "options_for",
 _COPY_BYTES = 1 << 20
 
 _ATTEMPTS = 5
-"""How often a directory may vanish while a file is being created in it."""
+"""Attempts to create a file in a directory that other processes may remove."""
 
 _SYNC_THREADS = 32
 """The maximum number of files that are synced to disk concurrently."""
@@ -88,7 +88,8 @@ def open_store(
     hedge : bool
         Whether slow range requests to a remote store are sent a second time.
     outage : float
-        Seconds that requests wait for a remote store that does not answer.
+        Seconds that requests wait for a remote store that does not answer, in addition to
+        `timeout`.
     argument : str
         The argument's name, for messages.
 

@@ -72,8 +72,14 @@ def test_an_index_with_names_is_columns(tmp_path):
     [
         (lambda: frame().iloc[[0, 2, 1]], r"has no name: call reset_index\(drop=True\)"),
         (lambda: frame().set_index(pd.Index(list("abc"))), r"or reset_index\(\) to keep it"),
-        (lambda: frame().set_index(frame()["i"]), "column 'i': the index and a column have this"),
-        (lambda: pd.concat([frame(), frame()], axis=1), "column 'i': 2 columns have this name"),
+        (
+            lambda: frame().set_index(frame()["i"]),
+            r"'i': the index and a column have this name: .* as with frame\.drop\(columns='i'\)",
+        ),
+        (
+            lambda: pd.concat([frame(), frame()], axis=1),
+            r"'i': 2 columns have this name: .* as with frame\.loc\[:, ~frame\.columns\.duplicated",
+        ),
         (lambda: pd.DataFrame(np.zeros((2, 2))), "column 0: column names must be str"),
         (lambda: pd.DataFrame({("a", "b"): [1]}), r"column \('a', 'b'\): column names must be str"),
         (lambda: pd.DataFrame({"x": pd.period_range("2020", periods=2)}), "'x': pandas's period"),

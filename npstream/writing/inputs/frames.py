@@ -35,7 +35,8 @@ def frame_columns(frame: Any, names: Collection[str] | None = None) -> dict[str,
     Raises
     ------
     TypeError, ValueError
-        If the index has values but no name, a name is not a str, or a name occurs twice.
+        If an index other than a RangeIndex has no name, a name is not a str, or a name occurs
+        twice.
     """
     index = frame.index
     levels = list(index.names)
@@ -61,10 +62,12 @@ def frame_columns(frame: Any, names: Collection[str] | None = None) -> dict[str,
             )
     for name, count in Counter(name for name, _ in values).items():
         if count > 1:
-            holders = "the index and a column have" if name in levels else f"{count} columns have"
+            holders, remedy = f"{count} columns have", "loc[:, ~frame.columns.duplicated()]"
+            if name in levels:
+                holders, remedy = "the index and a column have", f"drop(columns={name!r})"
             raise ValueError(
                 f"column {name!r}: {holders} this name: rename one, as with frame.columns = [...], "
-                "or drop it, as with frame.loc[:, ~frame.columns.duplicated()]"
+                f"or drop it, as with frame.{remedy}"
             )
     return dict(values)
 
