@@ -237,6 +237,11 @@ class LocalStore:
                     name, descriptor = span_name, -1
                     descriptor = open_file(self.where(name))
                 body = os.pread(descriptor, nbytes, begin)
+                # A single call returns less than 2 GiB on Linux.
+                while len(body) < nbytes and (
+                    part := os.pread(descriptor, nbytes - len(body), begin + len(body))
+                ):
+                    body += part
                 if len(body) != nbytes:
                     raise StorageError(
                         f"{self.where(name)}: {len(body):,} of {quantity(nbytes, 'byte')} at "

@@ -101,6 +101,12 @@ def test_a_range_beyond_the_end_of_a_file_raises(store, span):
     assert os.listdir("/dev/fd") == descriptors
 
 
+def test_a_range_that_one_call_cannot_read_is_read_in_parts(store, monkeypatch):
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda file, nbytes, at: pread(file, min(nbytes, 4), at))
+    assert store.ranges([("part/file", 1, 9), ("part/file", 0, 2)]) == [b"123456789", b"01"]
+
+
 def test_a_file_larger_than_memory_is_not_read(store, monkeypatch):
     with open(store.where("hole"), "wb") as file:
         file.truncate(1 << 30)
