@@ -29,10 +29,9 @@ __all__ = ["OrderPieces", "pieces_of_layout", "sequential_pieces"]
 Float64: TypeAlias = NDArray[np.float64]
 
 _MAX_PARTS = 1 << 21
-"""Approximate maximum of the parts that are examined, over all sampled batches.
+"""Maximum number of parts that are examined, over all sampled batches.
 
-A part has the rows of one piece in one block from which a batch is drawn. At least four batches are
-examined, even if they have more parts.
+A part is a piece of a block from which a batch is drawn.
 """
 
 _MAX_BATCHES = 256
@@ -45,7 +44,7 @@ class _Draws(NamedTuple):
     Attributes
     ----------
     batch : ndarray of int64
-        The index of the batch among the sampled ones.
+        The number of the sampled batch.
     start, stop : ndarray of int64
         The first place of the block, and the one after its last.
     drawn : ndarray of int64
