@@ -195,11 +195,11 @@ COPIES = {
 
 
 @pytest.mark.parametrize("name", COPIES)
-@pytest.mark.parametrize("shards", [0, 1, 300])
-def test_copies_of_an_index_are_equal(tmp_path, shards, name):
-    npstream.write(tmp_path / "x", {"x": np.arange(13 * shards)}, shard_size="220B")
+@pytest.mark.parametrize("samples", [0, 13, 3900])
+def test_copies_of_an_index_are_equal(tmp_path, samples, name):
+    npstream.write(tmp_path / "x", {"x": np.arange(samples)}, shard_size="220B")
     index = parse_index((tmp_path / "x" / "index.json").read_bytes(), "index.json")
-    if not shards:
+    if not samples:
         index = parse_index(b'{"version": 2, "shards": []}', "index.json")
         assert COPIES[name](index).fingerprint() == index.fingerprint()
         return

@@ -2,8 +2,9 @@
 
 Usage: frameworks.py NAME DATASET DIRECTORY
 
-Each function trains for two epochs, saves a checkpoint in the second epoch, and resumes from it
-with new objects. Every rank writes the samples that it received to the directory.
+The function of a framework trains for two epochs, saves a checkpoint in the second epoch, and
+resumes from it with new objects. `mesh` only reads batches. Every rank writes its results to the
+directory.
 """
 
 from __future__ import annotations

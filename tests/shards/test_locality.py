@@ -237,8 +237,8 @@ def test_an_order_that_needs_single_samples_raises_if_chunks_are_verified_or_com
         else npstream.Shuffle(block=number)
     )
     loop(open_dataset(LIMIT), smaller)
-    # How many chunks are evicted before their last sample depends on the threads that fetch. With
-    # the order above, nearly every sample would fetch its chunk.
+    # How many chunks are evicted before their last sample depends on the threads that fetch. In the
+    # order that was refused, nearly every sample would fetch its chunk.
     assert fetched_bytes(requests) < 2.5 * nbytes
 
 
@@ -294,7 +294,7 @@ def test_an_iteration_that_is_closed_releases_its_memory(tmp_path, upload, cheap
         batches = iter(ds.iter(0, 1, batch_size=32, shuffle=True))
         next(batches)
         point_reader = ds._source.remote.point_reader
-        assert point_reader.is_extended
+        assert point_reader.is_extended  # a read-ahead may keep more samples in memory
         batches.close()
         assert not point_reader.is_extended
 

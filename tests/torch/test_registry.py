@@ -1,4 +1,4 @@
-"""`ShardRegistry`: the limit, the oldest uses, and when shards are unregistered."""
+"""`ShardRegistry`: its limit, and which shards it unregisters, and when."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def cached(tmp_path):
         yield dataset
 
 
-def test_a_mixture_and_its_source_register_a_cached_file_once(cached, tmp_path):
+def test_a_concatenation_and_its_part_register_a_cached_file_once(cached, tmp_path):
     memory = RegisteredMemory()
     registry = ShardRegistry(memory, 1 << 30)
     npstream.write(tmp_path / "other", {"x": np.zeros((5, 50), np.int64)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -49,6 +50,7 @@ def numbers(npartitions=5):
 
 
 def folders(path):
+    """Return the partitions' directories, and the work file, which exists during a write."""
     return sorted(name for name in os.listdir(path) if name.startswith("partition"))
 
 
@@ -124,6 +126,8 @@ def test_arguments_of_write_apply_to_each_partition(tmp_path):
     )
     ds = npstream.open(tmp_path / "out")
     assert report.stored_bytes != report.raw_bytes
+    shards = json.loads((tmp_path / "out" / "index.json").read_text())["shards"]
+    assert all(list(shard["zip_data"]["hashes"]) == ["xxh3_64"] for shard in shards)
     assert ds["n"].dtype == np.int16
     assert ds["text"][:3].load().to_list() == ["even", "1", "even"]
     report = write(

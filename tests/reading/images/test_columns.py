@@ -155,7 +155,7 @@ def test_a_crop_has_the_pixels_of_the_resized_image(size, resize, crop):
     whole = open_image(body).resize(resize[::-1], Image.Resampling.BILINEAR)
     box = (place.left, place.top, place.left + 4, place.top + 3)
     decoded = decode_one(body, **options).astype(int)
-    # The place of a pixel is rounded once more.
+    # Pillow rounds the edges of a crop to 32-bit floats.
     assert np.abs(decoded - pixels(whole.crop(box))).max() <= 1
 
 
@@ -332,7 +332,7 @@ def test_images_too_large_together_are_refused(monkeypatch):
     stack.decode()
     _, error = stack.first_error()
     assert isinstance(error, MemoryError)
-    # If only the first image is known to be large, images are kept one by one.
+    # If other images may be smaller than the first one, each becomes an array of its own.
     single_images = ImageStack(100, lambda row, stack: np.zeros((1,)), shape, False)
     assert single_images.slot(0, shape, np.dtype("u1")) is None
 
