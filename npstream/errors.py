@@ -3,9 +3,9 @@
 Each exception subclasses a matching builtin, so ``except ValueError`` and ``except OSError`` work.
 A message states the value, the rule that it breaks, the location, and the fix.
 
-Public functions shorten the traceback of an exception that they raise: of this package's frames,
-only the first and the last remain. The traceback is changed in place, so that every tool that
-shows or logs the exception shows the same frames.
+Public functions shorten the traceback of an exception that they raise: of consecutive frames of
+this package, only the first and the last remain. The traceback is changed in place, so that every
+tool that shows or logs the exception shows the same frames.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ class FormatError(NpstreamError, ValueError):
 class StorageError(NpstreamError, OSError):
     """A dataset's bytes could not be read or written.
 
-    An error with an ``errno`` is also an instance of the builtin that ``OSError`` chooses for it.
-    So ``except FileNotFoundError`` catches a missing dataset, local or remote.
+    An error whose ``errno`` concerns a path, a permission, a timeout or a connection is also an
+    instance of the matching builtin. So ``except FileNotFoundError`` catches a missing dataset,
+    local or remote.
 
     Examples
     --------
@@ -284,15 +285,19 @@ def shorten(error: BaseException) -> None:
 
     Of consecutive frames of this package, the first and the last remain. At the start of a cause's
     traceback, only the last remains. Frames of other code, such as a user's transform, all remain.
-    A cause is removed if only this package raised it, and the next exception repeats the cause's
+    A cause is removed if only this package raised it, and the exception that it caused repeats its
     message. Call this function in an ``except`` clause that then raises.
 
     Examples
     --------
-    >>> error = ValueError("x")
-    >>> shorten(error)
-    >>> error.__traceback__ is None
-    True
+    >>> import traceback
+    >>> from npstream.indexing.selection import Selection
+    >>> try:
+    ...     Selection.all(3).select(9)
+    ... except IndexError as error:
+    ...     shorten(error)  # removes the frame of `Selection._sample`
+    ...     [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+    ['<module>', 'select', '_raise_index_error']
     """
     if os.environ.get(_VARIABLE) == "full":
         return

@@ -3,7 +3,7 @@
 A selection can be indexed like an `np.ndarray` of its shape, and raises the same exceptions. It
 reads no data, as it only computes sample ids. It has one of two forms:
 
-- Slices, masks and shuffles give a range of positions and a tuple of stages. Each stage maps
+- Slices, large masks and shuffles give a range of positions and a tuple of stages. Each stage maps
   positions to positions in the next stage, and the last stage maps them to sample ids.
 - Any other index gives an array of sample ids, which NumPy indexes further.
 """
@@ -46,7 +46,7 @@ Stage: TypeAlias = range | Mask | PositionMap | Int64
 
 
 class Selection:
-    """The sample ids of a view. `Selection.all` creates the first one, `select` all others.
+    """The sample ids of a view. `Selection.all` creates the first one, and its methods all others.
 
     Examples
     --------
@@ -141,8 +141,8 @@ class Selection:
     def select(self, index: Any) -> int | Selection:
         """Return the sample id that an index selects, or a selection of several samples.
 
-        The result is that of an `np.ndarray`, with these exceptions: single bools, None and floats
-        raise, also in a tuple. A list that mixes bools and integers raises, too.
+        The result is that of an `np.ndarray`, with these exceptions: single bools and None raise,
+        also in a tuple. A list that mixes bools and integers raises, too.
         """
         if self._ids is None:
             if type(index) is int:
@@ -230,7 +230,7 @@ class Selection:
 
         >>> from npstream.orders.permutation import Permutation
         >>> Selection.all(5).permute(Permutation(5, key=1)).ids()
-        array([...])
+        array([2, 0, 1, 4, 3])
         """
         if len(permutation) != self.size:
             raise ValueError(
@@ -364,7 +364,8 @@ def normalize_item(item: Any) -> Any:
     """Return an index of one axis as an int, a slice, an ellipsis or an array.
 
     Raise IndexError for an item that NumPy accepts but that is likely an error here, such as None.
-    Return other invalid items unchanged, so that NumPy raises.
+    Raise IndexError also for floats and complex numbers, to advise how to convert them. Return
+    other invalid items unchanged, so that NumPy raises.
     """
     if type(item) is np.ndarray and item.ndim:
         return item
@@ -396,7 +397,7 @@ def normalize_item(item: Any) -> Any:
     if isinstance(item, np.ndarray):
         return array
     if array.size == 0:
-        return array.astype(np.int64)  # np.asarray([]) has float64, but is a valid index
+        return array.astype(np.int64)  # [] is a valid index, but np.asarray([]) has float64
     if kind in "iu" and isinstance(item, list | tuple) and _holds_bool(item):
         raise IndexError(
             "a list of bools and integers is neither a mask nor row numbers: "

@@ -6,8 +6,8 @@ source s begins with slot ``floor(i * L / n_s)``, and ends before slot ``ceil((i
 the unit's *deadline*.
 
 Slots are filled one after the other, each by a random unit whose window is open. The chance of a
-unit is 1 / (slots left in its window). With these chances, and without other sources, each slot of
-a window would be equally likely.
+unit is 1 / (slots left in its window). If sources did not compete for slots, these chances would
+make each slot of a window equally likely.
 
 A unit may be drawn only if all other units can still meet their deadlines. They can if, for every
 D, the number of unplaced units with deadlines up to D is at most the number of free slots before D.
@@ -34,7 +34,7 @@ _CLASSES = 24
 """Number of classes of sources with similar chances.
 
 Class k has the sources with a chance above ``2**-(k + 1)``, up to ``2**-k``. A draw chooses a class
-first, so it need not go through all sources. Windows must have fewer than ``2**_CLASSES`` slots.
+first, so it need not go through all sources. Patterns must have fewer than ``2**_CLASSES`` slots.
 """
 
 _MAX_DRAWS = 16
@@ -190,7 +190,7 @@ def _make_slack_tree(counts: Int64, length: int) -> tuple[AnyArray, AnyArray]:
 
 @kernel
 def _first_tight_deadline(slot: int, sums: AnyArray, min_sums: AnyArray) -> int:
-    """Return the first tight deadline at or after a slot."""
+    """Return the first tight deadline after a slot."""
     size = sums.size // 2
     node = size + slot
     slack = 0

@@ -29,9 +29,10 @@ __all__ = ["OrderPieces", "pieces_of_layout", "sequential_pieces"]
 Float64: TypeAlias = NDArray[np.float64]
 
 _MAX_PARTS = 1 << 21
-"""Maximum number of parts that are examined, over all sampled batches.
+"""Approximate maximum of the parts that are examined, over all sampled batches.
 
-A part is a piece of a block from which a batch is drawn.
+A part has the rows of one piece in one block from which a batch is drawn. At least four batches are
+examined, even if they have more parts.
 """
 
 _MAX_BATCHES = 256
@@ -44,7 +45,7 @@ class _Draws(NamedTuple):
     Attributes
     ----------
     batch : ndarray of int64
-        The number of the sampled batch.
+        The index of the batch among the sampled ones.
     start, stop : ndarray of int64
         The first place of the block, and the one after its last.
     drawn : ndarray of int64

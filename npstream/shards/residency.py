@@ -199,8 +199,8 @@ class RemoteFiles:
     def splits_shards(self) -> bool:
         """True if chunks have files of their own, because the cache cannot hold all shards.
 
-        This needs the hashes of chunks, or shards without hashes: the hash of a shard can only be
-        compared with that of a whole file.
+        Either each chunk must have a hash, or no shard may have one: the hash of a shard can only
+        be compared with that of a whole file.
         """
         if self._splits is None:
             limit, total = self.cache.limit, self.disk_bytes()
@@ -283,7 +283,10 @@ class RemoteFiles:
         self._release_evicted(self._open_chunks, lambda chunk: 1 + chunk[1])
 
     def _release_evicted(self, files: dict[T, CachedFile], piece_of: Callable[[T], int]) -> None:
-        """Release the evicted ones of some files, by the residency byte of one of their pieces."""
+        """Release those of `files` that are evicted.
+
+        `piece_of` returns a piece of a file. Eviction clears its residency byte.
+        """
         self._opened_since_sweep = 0
         for key in list(files):
             file = files.get(key)  # another thread may have removed it
@@ -330,7 +333,7 @@ class RemoteFiles:
     def chunk_slots(self, shard: int, data: CachedFile) -> tuple[Int64, dict[int, CachedFile]]:
         """Return `slots` and `chunk_files` of a `LoadedShard`, for the files that are open.
 
-        The slot of a chunk has two addresses: of the bytes of its file, and of its residency byte.
+        The slot of a chunk has two addresses: of its file's bytes, and of its byte in `resident`.
         """
         count = int(self.chunks[shard])
         slots = np.empty((count, 2), np.int64)
@@ -367,7 +370,7 @@ class RemoteFiles:
         return files.meta if meta and files.meta is not None else files.data
 
     def _key(self, shard: int, meta: bool) -> str:
-        """Return the cache key of a file: a hash of its name, size and content hashes."""
+        """Return the cache key of a file: a hash of its location, name, size and content."""
         key = self._keys.get((shard, meta))
         if key is None:
             entry = self._index_entry(shard, meta)

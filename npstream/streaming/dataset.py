@@ -56,7 +56,7 @@ class StreamingDataset(Array, TorchIterableDataset[Any]):
         Name of a hash to check in each read, such as "sha1", as for ``npstream.open(verify=...)``.
         By default, the recorded hashes of fetched chunks are checked.
     keep_zip : bool, default: False
-        Not used: npstream keeps compressed shards compressed in the cache.
+        Not used: compressed shards are decompressed to the cache.
     epoch_size : int or str, optional
         Samples in an epoch, such as "100k". By default the streams and their weights give it.
     predownload : int, optional
@@ -450,7 +450,7 @@ def _make_streams(
     for stream in streams:
         stream.apply_default(default)
     if default["keep_zip"]:
-        warn("keep_zip is not used: npstream keeps compressed shards compressed in the cache")
+        warn("keep_zip is not used: compressed shards are decompressed to the cache")
     return list(streams)
 
 

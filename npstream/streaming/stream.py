@@ -78,7 +78,7 @@ class Stream:
     validate_hash : str, optional
         Name of a hash to check; by default as for the `StreamingDataset`.
     keep_zip : bool, optional
-        Not used: npstream keeps compressed shards compressed in the cache.
+        Not used: compressed shards are decompressed to the cache.
 
     Raises
     ------

@@ -77,7 +77,7 @@ class TokenEncoder:
         Parameters
         ----------
         argument : str
-            The argument of the user, for messages.
+            The name of the user's argument, for messages.
         token : int or str
 
         Raises
@@ -178,7 +178,7 @@ def _input_ids(result: Any) -> Any:
 class TokenMap:
     """Replaces the text of a sample by its token ids: a function for ``map=`` of `npstream.write`.
 
-    In worker processes, a batch of samples is encoded by one call of the tokenizer.
+    In worker processes, one call encodes a batch of samples, if the tokenizer takes several texts.
 
     Parameters
     ----------
@@ -264,7 +264,7 @@ class TokenMap:
                 replaced[self.name] = ids
             elif key == self.name:
                 raise ValueError(
-                    f"the sample has a column {key!r} already: name that of the ids with name="
+                    f"the sample has a column {key!r} already: name another for the ids with name="
                 )
             else:
                 replaced[key] = value
@@ -282,8 +282,8 @@ def text_of(sample: Any, column: str) -> Any:
         )
     if column not in sample:
         if not sample:
-            raise ColumnError.saying(f"no column {column!r}: name that of the text with column=")
-        raise ColumnError(column, sample, "column= names that of the text: ")
+            raise ColumnError.saying(f"no column {column!r}: name the text's column with column=")
+        raise ColumnError(column, sample, "column= names the column of the text: ")
     return sample[column]
 
 

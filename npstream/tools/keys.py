@@ -242,18 +242,19 @@ def match_keys(key: str, column: Column, start: int, data_keys: Any, has_fill: b
         _require_unique(_repeated_values(rows), key, "data")
         positions = {value: row for row, value in enumerate(rows)}
         order = np.array([positions.get(value, -1) for value in samples], np.int64)
-    is_used = np.zeros(len(rows), bool)
-    is_used[order[start:][order[start:] >= 0]] = True
-    if not is_used.all():
-        unused = [rows[row] for row in np.flatnonzero(~is_used)[:_MAX_LISTED_KEYS]]
-        # `is_old` is True if all unused keys are of samples before `start`, which have values.
-        has_sample = np.zeros(len(rows), bool)
-        has_sample[order[order >= 0]] = True
-        is_old = has_sample[~is_used].all()
-        reason = "only samples with values have" if is_old else "no sample has"
+    is_unused = np.ones(len(rows), bool)
+    is_unused[order[start:][order[start:] >= 0]] = False
+    if is_unused.any():
+        # Samples before `start` have values. Their keys are listed only if there are no others.
+        is_unknown = np.ones(len(rows), bool)
+        is_unknown[order[order >= 0]] = False
+        is_listed = is_unknown if is_unknown.any() else is_unused
+        reason = "that no sample has" if is_unknown.any() else "of samples that already have values"
+        count = int(is_listed.sum())
+        unused = [rows[row] for row in np.flatnonzero(is_listed)[:_MAX_LISTED_KEYS]]
         raise ValueError(
-            f"key={key!r}: data has {quantity(int((~is_used).sum()), 'key')} that {reason}: "
-            f"{_list_keys(unused, int((~is_used).sum()))}: leave these rows out"
+            f"key={key!r}: data has {quantity(count, 'key')} {reason}: "
+            f"{_list_keys(unused, count)}: leave these rows out"
         )
     order = order[start:]
     missing = np.flatnonzero(order < 0)

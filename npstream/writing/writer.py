@@ -91,7 +91,7 @@ def write(
         ``"bool"`` or ``"datetime64[s]"``. It can also be a type such as ``int``, or a dtype.
         A list names columns whose encodings are inferred. Other columns are left out. By default
         all columns are written. Encodings are inferred from the first sample or from the types
-        of the table.
+        of the table. An append encodes samples as the dataset does; a table must have its types.
     map : callable, optional
         A function that is called with each sample or row of a table. It returns a sample, an
         iterable of samples, or None to leave the sample out. With `map`, the samples of `data`
@@ -116,9 +116,11 @@ def write(
         encodings of text formats are ``"str"``, ``"int"`` and ``"float"``. By default ``"mds"``,
         and for an append the format of the dataset.
     separator : str, optional
-        The text between two fields of ``"xsv"``. That format requires it.
+        The text between two fields of ``"xsv"``. That format requires it, but an append can take
+        it from the dataset.
     newline : str, optional
-        The text after each line of a text format; a line feed by default.
+        The text after each line of a text format; a line feed by default, and for an append
+        that of the dataset.
     sidecar : bool, default: True
         Whether to also write the side-car.
     shard_size : int, str or None, default: "64MiB"
@@ -303,9 +305,11 @@ class Writer(WriterEngine):
         ``"mds"``, or a text format: ``"jsonl"``, ``"csv"``, ``"tsv"`` or ``"xsv"``. By default
         ``"mds"``, and for an append the format of the dataset.
     separator : str, optional
-        The text between two fields of ``"xsv"``. That format requires it.
+        The text between two fields of ``"xsv"``. That format requires it, but an append can take
+        it from the dataset.
     newline : str, optional
-        The text after each line of a text format; a line feed by default.
+        The text after each line of a text format; a line feed by default, and for an append
+        that of the dataset.
     sidecar : bool, default: True
         Whether to also write the side-car.
     shard_size : int, str or None, default: "64MiB"
@@ -423,15 +427,18 @@ class Writer(WriterEngine):
         """Add a sample, or the rows of a Batch, Dataset or table.
 
         After a TypeError, ValueError or ColumnError, none of `sample` is written, and the Writer
-        stays usable. If a shard cannot be stored, or storing it is interrupted, the Writer is
-        closed and publishes nothing. Shards are stored in the background. The error can
+        stays usable. There are two exceptions. The first rows of a Dataset, a Column, a stream of
+        tables, or a Batch with `fill` may be written. If more than `max_errors` samples are left
+        out, the Writer is closed. If a shard cannot be stored, or storing it is interrupted, the
+        Writer is closed and publishes nothing. Shards are stored in the background. The error can
         therefore come from a later call.
 
         Parameters
         ----------
         sample : mapping of str to object, Batch, Dataset, Column or table
             A value for each column. If the Writer has the argument `columns`, other keys are
-            ignored. Otherwise the columns are the keys of the first sample, and other keys raise.
+            ignored. Otherwise the columns are those of the first sample, or of the dataset for an
+            append, and other keys raise.
 
         Raises
         ------

@@ -139,7 +139,7 @@ def test_a_text_without_tokens_is_refused_or_left_out(tmp_path, workers):
 def test_invalid_arguments_and_results_raise():
     with pytest.raises(TypeError, match="tokenizer= is of type int: expected a callable"):
         TokenMap(3)
-    with pytest.raises(ValueError, match="has a column 'tokens' already: name that of the ids"):
+    with pytest.raises(ValueError, match="has a column 'tokens' already: name another for the ids"):
         TokenMap(letters)({"text": "a", "tokens": [1]})
     assert TokenMap(letters, "body", name="ids")({"body": "a"})["ids"].tolist() == [97]
     with pytest.raises(ValueError, match="for a list of 2 texts: expected a list of ids for each"):

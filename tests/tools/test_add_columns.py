@@ -164,6 +164,17 @@ def as_array(values):
 
 # Errors
 
+
+@pytest.mark.parametrize(
+    ("data_keys", "message"),
+    [([1, 9, 3], "1 key that no sample has: 9: leave"),
+     ([3, 1], "1 key of samples that already have values: 1: leave")],
+)  # fmt: skip
+def test_unused_keys_are_named(data_keys, message):
+    with pytest.raises(ValueError, match=message):
+        match_keys("k", np.array([1, 2, 3]), 2, np.array(data_keys), True)
+
+
 Y = np.arange(N)
 REFUSALS = [
     ({"y": Y[:-1]}, {}, ValueError, "data has 99 values of each column, .* has 100 samples"),

@@ -1,4 +1,4 @@
-"""Datasets that `litdata.optimize` wrote as a source, read without litdata.
+"""Provide `LitDataSource`, which reads datasets that `litdata.optimize` wrote, without litdata.
 
 A directory has ``index.json`` and chunks. The index says how samples are made of values, and which
 serializer stored each value. The format follows https://github.com/Lightning-AI/litData, version

@@ -1,8 +1,8 @@
 """Provide `decode_image`, which decodes one image with simplejpeg or Pillow.
 
 If simplejpeg is installed, it decodes gray and color JPEG files. Pillow decodes all other images.
-Both give the same pixels, because both use libjpeg-turbo with the same settings. Pillow resizes, or
-a kernel that gives the same pixels.
+Both give the same pixels, because both use libjpeg-turbo with the same settings. Images are
+resized by Pillow, or by a kernel that gives the same pixels.
 
 Tested in tests/reading/images/test_columns.py.
 """
@@ -187,7 +187,7 @@ def _finish(image: Image, geometry: Geometry, options: ImageOptions, slot: Slot)
 
 
 def _box(size: tuple[int, int], geometry: Geometry) -> Box:
-    """Return the crop in the pixels of the image of this size, before the resize."""
+    """Return where the crop is in an image of this size, which is not resized yet."""
     y_scale, x_scale = size[0] / geometry.size[0], size[1] / geometry.size[1]
     left, top = geometry.left, geometry.top
     right, bottom = left + geometry.width, top + geometry.height
