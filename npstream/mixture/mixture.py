@@ -280,9 +280,9 @@ class Mixture(Dataset):
     ) -> Iteration:
         """Return an iterable over this rank's part of the drawn samples, epoch after epoch.
 
-        A pass through a source reads all its samples before any is read again. Each pass has its
-        own order if `shuffle` is set. Parameters that `npstream.Dataset.iter` has, too, are
-        explained there in full.
+        A pass through a source reads all its samples. Each lane of the source begins the next pass
+        only after its last sample of this one. Each pass has its own order if `shuffle` is set.
+        Parameters that `npstream.Dataset.iter` has, too, are explained there in full.
 
         Parameters
         ----------
@@ -483,7 +483,7 @@ def mix(
         Number of consecutive samples in which all sources have their exact shares. If each batch is
         of one source, `block` is a number of batches. A number that is not coprime to the number of
         lanes is raised to the next coprime number. By default at least 4,096, and enough for 32
-        samples of the rarest source.
+        samples of the rarest source, up to about 2**20.
 
     Returns
     -------

@@ -284,7 +284,7 @@ class TokenBlocks(PartedInput):
         if isinstance(samples, TableStream):
             if column not in samples.head.names():
                 raise ColumnError.saying(
-                    f"the tables of data have no column {column!r}: name that of the text with "
+                    f"the tables of data have no column {column!r}: name the text's column with "
                     "column="
                 )
             samples = table_rows(samples)
