@@ -39,7 +39,7 @@ _MAX_BITS = 1024
 """Maximum bits of the result of ``a ** b`` if both are integer literals."""
 
 _MAX_COMPARISONS = 8
-"""A longer list after ``in`` is compared with `numpy.isin`."""
+"""A longer list of texts or integers after ``in`` is compared with `numpy.isin`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ def parse(text: str) -> Expression:
         - ``in`` and ``not in`` with a list or a text, ``is None`` and ``is not None``
         - ``and``, ``or`` and ``not``
         - ``+ - * / // % **``
-        - ``len(column)``, numbers, texts, True, False and None
+        - ``len(column)``, parentheses, numbers, texts, True, False and None
 
         A name that is not an identifier is written in backquotes.
 
@@ -480,7 +480,7 @@ def _compute_numbers(symbol: str, left: Any, right: Any) -> Any:
         left, right = _as_int64(left), _as_int64(right)
         if symbol in ("//", "%") and np.any(right == 0):
             raise ZeroDivisionError(
-                f"{symbol} divides an integer by zero: test the divisor before, as with x != 0 and"
+                f"{symbol} divides an integer by zero: test the divisor first, as in x != 0 and ..."
             )
         if symbol == "**" and np.any(right < 0):
             return compute(left.astype(np.float64), right)

@@ -105,8 +105,9 @@ def samples_per_stream(
         missing_samples = epoch_size - int(counts.sum())
         rng = np.random.default_rng(seed)
         counts[rng.choice(len(counts), missing_samples, replace=False)] += 1
-    if counts[sizes == 0].any():
-        raise ValueError(f"an epoch takes samples of stream {sizes.argmin()}, which has none")
+    if (is_impossible := (sizes == 0) & (counts > 0)).any():
+        stream = is_impossible.argmax()
+        raise ValueError(f"an epoch takes samples of stream {stream}, which has none")
     return counts, proportions
 
 

@@ -71,3 +71,5 @@ def test_an_empty_epoch_raises():
             samples_per_stream(weights, np.array([5]), None, 0)
     with pytest.raises(ValueError, match="samples of stream 1, which has none"):
         samples_per_stream([Weight(), Weight(choose=3)], np.array([5, 0]), None, 0)
+    with pytest.raises(ValueError, match="samples of stream 1, which has none"):
+        samples_per_stream([Weight(choose=0), Weight(choose=3)], np.array([0, 0]), None, 0)
