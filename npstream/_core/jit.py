@@ -1,6 +1,6 @@
 """Lazy compilation of kernels; the only module that imports Numba.
 
-Importing Numba takes half a second, and compiling a kernel takes about as long. So this module
+Importing Numba takes half a second, and compiling a kernel takes up to four seconds. So this module
 imports and compiles only when the work is large enough. Until then, a kernel runs as an ordinary
 Python function over arrays and addresses.
 
@@ -30,7 +30,7 @@ R = TypeVar("R")
 SMALL_CALL_ROWS = 1 << 13
 """Up to this number of rows, a call runs as plain Python while Numba is not imported.
 
-Plain Python takes about 10 us a row. So such a call takes at most an eighth of the import's time.
+Plain Python takes about 10 us a row. So such a call takes at most a sixth of the import's time.
 """
 
 IMPORT_THRESHOLD = 1 << 15
@@ -39,7 +39,7 @@ IMPORT_THRESHOLD = 1 << 15
 COMPILE_THRESHOLD = 1 << 17
 """After this number of rows in plain Python, kernels without compiled code on disk are compiled.
 
-Compiling one takes up to two seconds.
+Compiling one takes up to four seconds.
 """
 
 NOTICE_SECONDS = 2.0
@@ -304,8 +304,8 @@ class _ForkGuard:
 _fork_guard = _ForkGuard()
 
 
-# The primitives that kernels use. Each is a Python function. In compiled kernels, the machine
-# instruction from `_primitives` replaces it.
+# The primitives that kernels use. Each is a Python function. In compiled kernels, the intrinsic
+# from `_primitives` replaces it.
 
 
 def copy(destination: int, source: int, nbytes: int) -> None:
@@ -349,7 +349,7 @@ def load_i64(address: int) -> int:
 
 
 def is_compiled() -> bool:
-    """Return True in compiled code, and False in plain Python, which has no use for prefetching."""
+    """Return True in compiled code. Plain Python gets False, and skips the prefetches."""
     return False
 
 
@@ -358,7 +358,7 @@ def prefetch_cache_line(address: int) -> None:
 
 
 def prefetch_far(address: int) -> None:
-    """Prefetch a byte's cache line into the L2 cache, which waits for more lines than L1 does."""
+    """Prefetch a byte's cache line into the L2 cache, which allows more misses at once than L1."""
 
 
 def load_i64_acquire(address: int) -> int:

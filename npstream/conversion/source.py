@@ -1,9 +1,9 @@
 """The base of all sources, and the kinds of sources by name.
 
 Each kind of files has a class of sources. A source has parts. It also has columns, if they are
-known before all samples are read. A part, such as a file, is opened once and read from its start to
-its end. Opening a part returns data that `npstream.write` takes: Arrow record batches, arrays, or
-an iterable of samples.
+known before all samples are read. A part, such as a file, can be opened several times, and is read
+in order from its start. Opening a part returns data that `npstream.write` takes: Arrow record
+batches, arrays, or an iterable of samples.
 
 Tested in tests/conversion/test_source.py.
 """
@@ -70,8 +70,8 @@ class SourceRequest:
     options : dict of str to object
         The options of the kind, such as the delimiter of CSV.
     is_mapped : bool
-        Whether the samples are passed to a function of the user. They may then have different
-        columns.
+        Whether the samples are passed to a function of the user. Then one sample of the source may
+        have other columns than the next.
     """
 
     columns: tuple[str, ...] | None = None

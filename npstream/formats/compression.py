@@ -162,7 +162,7 @@ def decompress(data: Body, spec: str, size: int) -> bytes:
     ------
     FormatError
         If the data are damaged or truncated, if other bytes follow them, or if the decompressed
-        size is not `size`.
+        size is not `size`. Only zeros may follow gzip data.
 
     Examples
     --------
@@ -201,8 +201,8 @@ def _decoder_errors(name: str) -> tuple[type[Exception], ...]:
 
 # Each decoder yields the decompressed data in blocks of bounded size. `size` is the expected size
 # of all blocks; only snappy uses it. A decoder raises if the data are damaged, end early, or are
-# followed by other bytes. Data of all codecs except brotli and snappy may consist of several
-# concatenated streams.
+# followed by other bytes (gzip ignores zeros). Data of all codecs except brotli and snappy may
+# consist of several concatenated streams.
 
 
 def _decode_br(data: Body, size: int) -> Iterator[bytes]:
@@ -226,7 +226,7 @@ def _decode_gz(data: Body, size: int) -> Iterator[bytes]:
 def _decode_snappy(data: Body, size: int) -> Iterator[bytes]:
     snappy = _cramjam().snappy
     # cramjam allocates the claimed length at once. Three bytes of snappy data hold at most 64
-    # bytes, so a claim of more than 64 times the input is false.
+    # bytes, so the result is at most about 21 times the input. The limit of 64 times is generous.
     claimed = snappy.decompress_raw_len(data)
     if claimed != size or claimed > 64 * len(data):
         raise ValueError(

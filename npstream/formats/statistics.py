@@ -53,7 +53,7 @@ SUM_BLOCK_BYTES = 1 << 18
 """Bytes of numbers that are copied and summed together, so that they stay in the L2 cache."""
 
 _BLOCK = 1 << 13
-"""Numbers that are summed in one call: few enough for the L1 cache, and for exact sums."""
+"""Numbers that are summed in one call: few enough for the L2 cache, and for exact sums."""
 
 _MAX_NUMPY_INTEGERS = 1 << 28
 """Number of integers that a process sums with NumPy before it loads a kernel.
@@ -387,8 +387,8 @@ def sum_small(
 def sum_integers(values: Int64, results: Int64) -> None:
     """Write minimum, maximum, sum and the sum of squares of integers to `results`.
 
-    The sum of squares is ``results[3] + (results[4] << 32)``. The sums overflow if an integer has
-    more than 32 bits.
+    The sum of squares is ``results[3] + (results[4] << 32)``. The sums may overflow if a magnitude
+    exceeds `_LARGEST_SUMMED`.
     """
     minimum = values[0]
     maximum = values[0]

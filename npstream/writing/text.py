@@ -62,6 +62,8 @@ class TextOptions:
     ------
     ValueError
         If the format does not allow the separator or newline.
+    TypeError
+        If a separator or newline is not a str.
     """
 
     format: str
@@ -150,7 +152,7 @@ class TextFormat(ShardFormat):
         self._is_json = text.format == "jsonl"
         self._separator, self._newline = text.separator, text.newline
         super().__init__(TEXT_FORMATS[text.format], columns, options, self._field_of)
-        # The index itself names these encodings, so the annotations need no dtypes.
+        # The index itself names these encodings, so its `Annotations` need no dtypes.
         self.annotations = self.annotations._replace(dtypes={})
         names = tuple(self.columns)
         encodings = tuple(encoding.name for encoding in self.columns.values())

@@ -89,6 +89,7 @@ class Samples:
     @property
     def lookup_size(self) -> int:
         """Number of slots to compute together."""
+        # Without a shuffle, any number is efficient.
         return (self.order.lookup_size if self.order else SPACING) * self.partition.lanes
 
     @functools.cached_property

@@ -14,7 +14,7 @@ __all__ = ["Stream", "streams_registry"]
 
 
 class StreamsRegistry:
-    """Subclasses of `Stream`, or functions that return one, by name."""
+    """Subclasses of `Stream`, or functions that return a `Stream`, by name."""
 
     def __init__(self) -> None:
         self._classes: dict[str, Callable[..., Stream]] = {}

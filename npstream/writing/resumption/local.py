@@ -68,8 +68,11 @@ class ResumableDirectory(LocalDestination):
         Raises
         ------
         FileExistsError
-            If there is a dataset, or a part of one without a journal, or another process writes
-            there.
+            If there is a dataset, or a part of one without a journal, or a file that is not of the
+            interrupted write, or if another process writes there.
+        FileNotFoundError
+            If the interrupted write had stored all samples, and one of its files is missing or
+            truncated.
         """
         journal = self._open_journal()
         if journal is None:
@@ -134,7 +137,10 @@ class ResumableDirectory(LocalDestination):
             log("%s was published, but its work file could not be removed: %s", self.path, error)
 
     def remove(self) -> str:
-        """Keep the whole shards and the journal; remove everything if there is no whole shard."""
+        """Keep the whole shards and the journal; remove everything if there is no whole shard.
+
+        After an error in `prepare`, the files of an interrupted write stay.
+        """
         if os.getpid() != self._process:
             return ""
         with suppress(StorageError):
@@ -183,7 +189,7 @@ class ResumableDirectory(LocalDestination):
             reason = "this file of a complete write is missing or truncated: remove all its files"
             raise StorageError(errno.ENOENT, reason, self._store.where(missing))
         self._remove_partial_files(content, set(self._files()) - whole_files - {WORK})
-        journal.append("cut", count)  # the files of later shards are removed
+        journal.append("cut", count)  # the files of later shards were removed above
         if content.settings is not None and count:
             self._recorded_shards = set(range(count))
             locations = [content.shards[number] for number in range(count)]
