@@ -25,7 +25,7 @@ Levels: TypeAlias = "list[int | Int64]"
 
 
 def import_npstream_torch() -> Any:
-    """Return `npstream.torch`, the only module that imports torch."""
+    """Return `npstream.torch`, the only package that imports torch."""
     return import_optional("npstream.torch", "torch", "torch")
 
 

@@ -31,7 +31,7 @@ def add_cache(commands: Commands) -> None:
     _add_directory(info)
     add_json_option(info, "print one line of JSON")
     clear = add_command(
-        actions, "clear", "remove its files; running programs are not affected", _run_cache_clear
+        actions, "clear", "remove its files; running programs download them again", _run_cache_clear
     )
     _add_directory(clear)
 
@@ -75,7 +75,7 @@ def _run_cache_clear(options: argparse.Namespace) -> None:
 
 
 def _run_cache_fetch(options: argparse.Namespace) -> None:
-    from npstream.cache.cache import info
+    from npstream.cache.cache import ShardCache
     from npstream.dataset.opening import open_dataset
 
     with open_dataset(
@@ -89,4 +89,4 @@ def _run_cache_fetch(options: argparse.Namespace) -> None:
     ) as dataset:
         print(dataset.explain())
         dataset.prefetch()
-    print(info(options.cache))
+    print(ShardCache(options.cache, options.limit).info())

@@ -1,8 +1,9 @@
-"""Provide the DataLoader for iterations, and all other code that imports torch.
+"""Provide the DataLoader for iterations, and functions that need torch.
 
-No other module imports torch. Lower modules import this one by name, with
-`npstream._core.optional`. They use it to make tensors. If torch is already imported, they also use
-it to find the rank, the worker and the mode of Accelerate.
+Only modules of this package import torch. Lower modules import them by name, with
+`npstream._core.optional`. They use this one to convert between tensors and arrays. If torch is
+already imported, they also use it to find the rank, the worker and the mode of Accelerate, and to
+register `Iteration`.
 """
 
 from __future__ import annotations
@@ -69,8 +70,10 @@ def has_dtype(dtype: np.dtype[Any]) -> bool:
 def to_array(tensor: torch.Tensor) -> AnyArray:
     """Return an array of a tensor's values, which shares its memory if NumPy can access it."""
     if tensor.layout is not torch.strided or tensor.is_quantized:
-        kind = "quantized" if tensor.is_quantized else str(tensor.layout)
-        raise TypeError(f"cannot convert a {kind} tensor to an array: call .to_dense() first")
+        kind, method = str(tensor.layout), "to_dense"
+        if tensor.is_quantized:
+            kind, method = "quantized", "dequantize"
+        raise TypeError(f"cannot convert a {kind} tensor to an array: call .{method}() first")
     tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
     name = str(tensor.dtype).removeprefix("torch.")
     if (bits := ML_DTYPES.get(name)) is not None:
@@ -195,7 +198,7 @@ _ALIGNMENT = 64
 
 
 def _reduce_batch(batch: Batch) -> tuple[Any, ...]:
-    """Pickle a batch for another process, with all its tensors in one block of shared memory.
+    """Pickle a batch for another process, with its dense CPU tensors in one block of shared memory.
 
     Each block of shared memory costs both processes more than copying most tensors.
     """

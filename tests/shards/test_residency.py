@@ -571,6 +571,8 @@ def test_the_command_line_fetches_a_dataset_into_the_cache(tmp_path, upload, req
     assert "raise cache_limit" in capsys.readouterr().err
     assert main([*arguments, "30KB"]) == 1
     assert "raise cache_limit" in capsys.readouterr().err
+    assert main([*arguments, "50MB"]) == 0
+    assert "of 52,428,800 that it may take" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("compression", [None, "zstd"])

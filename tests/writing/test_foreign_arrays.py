@@ -275,6 +275,15 @@ def test_arrays_that_are_refused(name, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+def test_the_message_about_a_quantized_tensor_names_the_method_that_converts_it(tmp_path):
+    tensor = torch.quantize_per_tensor(torch.ones(2), 0.5, 0, torch.qint8)
+    with pytest.raises(TypeError, match=r"a quantized tensor .* call \.dequantize\(\) first"):
+        npstream.write(tmp_path / "out", {"x": tensor})
+    npstream.write(tmp_path / "out", {"x": tensor.dequantize()})
+    assert npstream.open(tmp_path / "out")["x"].tolist() == [1, 1]
+
+
 def test_samples_of_other_libraries(tmp_path):
     rows = [
         {
