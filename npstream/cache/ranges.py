@@ -96,13 +96,13 @@ class CachedRanges:
             self._downloads.fetch([part for span in spans for part in self._absent_parts(*span)[1]])
 
     def request_bytes(self, spans: Iterable[Span]) -> list[int]:
-        """Return the size in bytes of each request that `ranges` would make, without making any."""
+        """Estimate the bytes of each request that `ranges` would make, without making any."""
         requests = []
         for name, begin, nbytes in spans:
             if name in self._in_memory:
                 continue
             # Without the size or the cached file, `_absent_parts` would send a request, or create
-            # the file. All bytes of the span count as absent then.
+            # the file. Then exactly the bytes of the span count as absent, not whole pieces.
             has_size = name in self._sizes or self._cache.load(self._key(name, "size")) is not None
             if has_size and self._cache.has_file(self._key(name)):
                 file, parts = self._absent_parts(name, begin, nbytes)

@@ -254,13 +254,13 @@ class ConcatenatedSource(Source):
 
 
 class RowReader:
-    """Reads one sample, given its row.
+    """Reads one sample, or one of its values, given its row.
 
     Parameters
     ----------
     source : ConcatenatedSource
     read : callable
-        Reads the sample with a union id.
+        Reads the sample with a union id, or its value.
     complete : callable, optional
         Adds joined and computed columns to the sample of a row.
     """
@@ -279,7 +279,7 @@ class RowReader:
         self._complete = complete
 
     def __call__(self, row: int) -> Any:
-        """Return the sample of a row."""
+        """Return the sample of a row, or its value."""
         number = bisect_right(self.bounds, row) - 1
         sample_id: Any = self._selections[number].select(row - self.bounds[number])
         sample = self._read(sample_id + self._firsts[number])
@@ -294,8 +294,8 @@ class PartsSource(ConcatenatedSource):
     Parameters
     ----------
     members : sequence of Member
-        The parts in the order of their rows. The last one may repeat a sample for the rows that no
-        part stores.
+        The parts in the order of their rows. If no part stores the last rows, the last member
+        repeats the sample of the fill values for them.
     fields : mapping of str to Field
         The columns of the group, which all parts have.
     """

@@ -124,7 +124,7 @@ class MixtureEpochs:
         return True
 
     def needs_state(self, ranks: Ranks) -> bool:
-        """Return False: any ranks are valid."""
+        """Return False: all ranks are valid, also before a state is loaded."""
         return False
 
     def nodes_per_chunk(self, nodes: int) -> int:
@@ -285,8 +285,11 @@ def _lookup_rows(order: EpochOrder) -> int:
 
 
 def batches_of_run(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the batching and the batch sizes of a state's run, as `Mixture.iter` takes them."""
-    if "mixture" not in state:  # an order of Streaming
+    """Return the batching of a state's run, and the batch sizes that `settings_of_run` lacks.
+
+    The names are those of the parameters of `Mixture.iter`.
+    """
+    if "mixture" not in state:  # orders of MosaicML Streaming have no run
         return {}
     run = load_run(state)
     if run.sizes is None:
@@ -357,7 +360,7 @@ def mixture_settings(
 def refuse_settings(
     batching: str, on_error: str, valid: Any, balance: Any, buckets: Any, sizes: list[BatchSizes]
 ) -> None:
-    """Raise ValueError for settings of `npstream.Dataset.iter` that a mixture does not have.
+    """Raise ValueError for settings that no mixture has, or that do not fit the batches.
 
     Parameters
     ----------

@@ -32,9 +32,9 @@ def parts_are_cheaper(parts_cost: Any, whole_cost: Any) -> Any:
 
 
 MAX_MERGED = 4
-"""Maximum size of a request that is merged by `Merging.measured_gap`, in measured gaps.
+"""Maximum distance of ranges that `Merging.measured_gap` merges into a request, in measured gaps.
 
-The transfer of such a request takes at most 4 times the latency of the store.
+It is counted from begin to begin. The store sends that many bytes in 4 times its latency.
 """
 
 
@@ -105,7 +105,7 @@ def read_coalesced(
     ends: Int64,
     merging: Merging,
 ) -> list[bytes]:
-    """Read byte ranges by coalesced requests; the ranges must be sorted by file and begin."""
+    """Read byte ranges by coalesced requests; they must be sorted as for `coalesce_ranges`."""
     first_ranges, request_of, starts, lengths = coalesce_ranges(file_of, begins, ends, merging)
     names = map(name_of, file_of[first_ranges].tolist())
     bodies = store.ranges(zip(names, starts.tolist(), lengths.tolist(), strict=True))

@@ -109,7 +109,8 @@ def verify_dataset(
         Options of the store's driver.
     client : distributed.Client, optional
         A client of a Dask cluster, whose workers then read the shards. The workers must reach the
-        path or URL. By default this process reads the shards.
+        path or URL. By default this process reads the shards. It always reads those of added
+        columns.
 
     Returns
     -------

@@ -46,7 +46,9 @@ _active_writers: set[str] = set()
 
 
 class ResumableUrl(RemoteDestination):
-    """A URL of a store. Lock files claim it, and stay with a record of each shard.
+    """A URL of a store. Lock files claim it, and each stored shard has a record.
+
+    An interrupted write leaves its lock files, shards and records.
 
     Attributes
     ----------
@@ -281,7 +283,8 @@ class ResumableUrl(RemoteDestination):
 
     def _restore_naming(self, settings: dict[str, Any]) -> None:
         """Take the unique parts of file names from the recorded settings."""
-        # Only a Revision records this. In mode "x", `ResumeSession.start` then refuses to resume.
+        # Only a Revision records `write_id`. A write of mode "x" cannot resume one:
+        # `ResumeSession.start` raises, because the modes differ.
         settings.pop("write_id", None)
 
     def _own_names(self, names: Iterable[str]) -> Iterator[str]:
@@ -289,7 +292,10 @@ class ResumableUrl(RemoteDestination):
         return (n for n in names if is_dataset_file(n) and not n.startswith(LOCK))
 
     def _load_published(self, sizes: dict[str, int], publication: dict[str, Any] | None) -> bool:
-        """Set `saved` if the interrupted write has published its index; otherwise return False."""
+        """Set `saved` if the interrupted write has published its index.
+
+        Return False if there is no index; raise FileExistsError if another write published it.
+        """
         if INDEX not in sizes:
             return False
         index = self._store.read(INDEX)

@@ -307,7 +307,7 @@ def check_columns(base: Base, layout: ShardFormat) -> None:
                 f"column {name!r} of {where} is {encoding.name!r}, and what is appended has no "
                 "such column: add it to every sample, or give its value in fill="
             )
-        # In an index without shards, a dataset of a text format has MDS encodings.
+        # An index without shards records MDS encodings, also for a text format.
         if columns[name].name != encoding.name and layout.empty_schema != base.schema:
             raise ValueError(
                 f"column {name!r} of {where} is {encoding.name!r}, and in what is appended it is "
@@ -335,11 +335,13 @@ def _describe(schema: Schema) -> str:
 
 
 def files_in_use(store: Store) -> set[str]:
-    """Return the files that the index of a dataset, or a kept index, names.
+    """Return the files of the shards and side-cars of a dataset and of its kept versions.
 
     Raises
     ------
-    FormatError, StorageError
+    FormatError
+        If an index is invalid. A side-car that is invalid is ignored.
+    StorageError
         If an index or side-car cannot be read.
     """
     versions = [name for name in store.entries() if version_of_name(name) is not None]
@@ -352,7 +354,7 @@ def files_in_use(store: Store) -> set[str]:
 
 
 def former_files(store: Store, base: Base) -> list[str]:
-    """Return the files of a replaced dataset that no published version of the dataset names.
+    """Return the files of a replaced dataset that `files_in_use` does not return.
 
     Shards in other directories are left out: they belong to datasets that were merged.
 
@@ -364,7 +366,9 @@ def former_files(store: Store, base: Base) -> list[str]:
 
     Raises
     ------
-    FormatError, StorageError
+    FormatError
+        If an index is invalid.
+    StorageError
         If an index or side-car cannot be read.
     """
     in_use = files_in_use(store)
