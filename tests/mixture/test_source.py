@@ -1,4 +1,4 @@
-"""A mixture of several stores reads each store like its own dataset does."""
+"""A mixture reads each of its stores as a dataset of that store alone reads it."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ def test_a_cache_can_be_cleared_in_use(remote, tmp_path):
         npstream.cache.clear(tmp_path / "cache")
 
 
-def test_finished_shards_can_be_evicted(remote, monkeypatch):
+def test_finished_shards_are_marked(remote, monkeypatch):
     """A reader in stored order, or in reverse order, marks shards as finished.
 
     A reader whose sources have different orders does not.

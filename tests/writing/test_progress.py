@@ -1,4 +1,4 @@
-"""The progress of a write is shown with ``progress=True``, and by default in a terminal."""
+"""A write shows its progress with ``progress=True``, and by default on a terminal or notebook."""
 
 from __future__ import annotations
 
