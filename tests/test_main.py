@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import configparser
 import fcntl
 import json
 import os
 import pty
+import re
 import signal
 import struct
 import subprocess
 import sys
 import termios
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ import pytest
 import npstream
 from npstream.__main__ import main
 from npstream.commands.table import display_width
+from npstream.tools.selftest import EXTRAS
 
 NPSTREAM = f"{sys.executable} -m npstream"
 
@@ -106,6 +110,13 @@ def test_info_of_a_missing_path_fails_with_a_message(tmp_path, capsys):
 
 def test_precompile_succeeds(capsys):
     assert main(["precompile"]) == 0
+
+
+def test_selftest_knows_the_extras_of_all():
+    setup = configparser.ConfigParser()
+    setup.read(Path(__file__).parents[1] / "setup.cfg")
+    (extras,) = re.findall(r"npstream\[(.*)\]", setup["options.extras_require"]["all"])
+    assert sorted(EXTRAS) == sorted(extras.split(","))
 
 
 def test_selftest_lists_the_checks_that_pass(capsys):

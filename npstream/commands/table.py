@@ -1,7 +1,7 @@
 """Tables of text that fit a terminal, also with wide characters.
 
 No value can reach the terminal as an escape sequence: characters that are not printable are
-shown as Python would write them.
+shown as Python would write them. Spaces and joiners stay.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def table_width(rows: Sequence[Sequence[Any]]) -> int:
 
 
 def _limits(widths: list[int], total: int) -> list[int]:
-    """Return the widths of the columns that fit; the widest ones are truncated to one width."""
+    """Return the widths of the columns that fit; the widest are truncated to the same width."""
     count = len(widths)
     while count > 2 and sum(min(w, MIN_WIDTH) for w in widths[:count]) > _available(total, count):
         count -= 1
@@ -113,7 +113,7 @@ def _limits(widths: list[int], total: int) -> list[int]:
     while limit > MIN_WIDTH and sum(min(w, limit) for w in widths) > available:
         limit -= 1
     limits = [min(w, limit) for w in widths]
-    # The cells that rounding leaves go to the first truncated columns.
+    # The width that rounding leaves goes to the first truncated columns.
     for number, full_width in enumerate(widths):
         extra = min(full_width - limits[number], max(available - sum(limits), 0))
         limits[number] += extra

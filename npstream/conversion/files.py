@@ -285,7 +285,8 @@ def find_files(source: SourcePath, options: Mapping[str, Any] | None = None) -> 
     """Find the files of a source.
 
     The files of a directory or glob are in the natural order of their names: ``part-9`` comes
-    before ``part-10``. Files and directories whose names start with a dot are left out.
+    before ``part-10``. Files and directories whose names start with a dot are left out, unless a
+    local glob has the dot.
 
     Parameters
     ----------

@@ -78,7 +78,7 @@ class TextMethods:
         from npstream.explore import text
 
         with short_traceback:
-            (body,) = self._as_bytes(pattern)
+            (body,) = self._as_bytes((pattern,))  # a tuple raises
             return self._apply(text.has_part(body), bool, "contains")
 
     def startswith(self, prefix: str | bytes | tuple[str | bytes, ...]) -> AnyArray:
@@ -224,7 +224,8 @@ class StatisticsMethods:
         Parameters
         ----------
         dropna : bool, default: True
-            Whether to leave out NaN and NaT. Otherwise they count as one value.
+            Whether to leave out NaN and NaT of numbers and times. Otherwise they count as one
+            value.
 
         Returns
         -------
@@ -286,8 +287,8 @@ class StatisticsMethods:
         Returns
         -------
         ndarray
-            NaN occurs once, at the end. Values other than numbers and text are objects. They are
-            not sorted if Python cannot compare them.
+            NaN occurs once, at the end. Values other than numbers, times, bools and text are
+            objects. They are not sorted if Python cannot compare them.
 
         Raises
         ------
@@ -447,8 +448,8 @@ class StatisticsMethods:
         """Return statistics of the values: counts, bounds, mean, quantiles, lengths.
 
         The statistics of a whole remote column are those of the dataset's side-car. Otherwise,
-        all rows are read if the dataset is local and the values are scalars. For other values, a
-        sample of rows is read.
+        all rows are read if the dataset is local and the values are single numbers, times or bools.
+        In all other cases, a sample of rows is read.
 
         Parameters
         ----------
@@ -550,8 +551,9 @@ class DescriptionMethods:
         """Return statistics of all columns: counts, bounds, mean, quantiles, lengths.
 
         The statistics of a whole remote dataset are those of its side-car: one request reads them.
-        Otherwise, all rows of a column are read if the dataset is local and the values are scalars.
-        For other columns, a sample of rows is read. Transforms of the view are not applied.
+        Otherwise, all rows of a column are read if the dataset is local and the values are single
+        numbers, times or bools. For other columns, a sample of rows is read. Transforms of the
+        view are not applied.
 
         Parameters
         ----------

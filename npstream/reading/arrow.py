@@ -39,7 +39,7 @@ def no_arrow_type(name: str, values_text: str) -> TypeError:
     """Return the error for a column of values for which Arrow has no type."""
     return TypeError(
         f"column {name!r} holds {values_text}, for which Arrow has no type: leave the column out, "
-        "as in ds[['other', 'columns']], or give Arrow numbers, as of values.view(float)"
+        "as in ds[['other', 'columns']], or give Arrow numbers, such as values.view(float)"
     )
 
 

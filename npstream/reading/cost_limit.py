@@ -35,8 +35,8 @@ def check_cost(
     plan : Plan, optional
         The columns to read; by default all.
     sample_plan : Plan, optional
-        The columns of the samples to read, if `plan` is not given. The whole samples count, but
-        only those of the sources that store these columns.
+        The columns of the samples to read, if `plan` is not given. The bytes of whole samples are
+        counted, but only in the sources that store these columns.
 
     Raises
     ------

@@ -51,10 +51,10 @@ Reader: TypeAlias = Callable[[int], Sample]
 """Reads a sample, given its row."""
 
 MAX_PART_ROWS = 1 << 8
-"""The maximum number of rows in one read of parts of samples."""
+"""Reads of parts of samples are enlarged up to this number of rows."""
 
 MAX_SIDECAR_SPREAD = 16
-"""A read may read up to this many values of a side-car column for each value that it needs."""
+"""Beyond a chunk, a read may read this number of side-car values for each value that it needs."""
 
 
 class Member(NamedTuple):
@@ -326,7 +326,7 @@ class Source:
                 raise
             warnings.warn(
                 f"column {field.name!r} is read from the shards, as its file in the side-car "
-                f"cannot be: {error}",
+                f"cannot be read: {error}",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -403,9 +403,9 @@ class Source:
     ) -> Iterator[tuple[T, Lookup]]:
         """Yield items and the lookups of their rows, while the next items are fetched.
 
-        `plan` has the columns that are read later. The other parameters are those of
-        `npstream.shards.table.Fetcher.read_ahead`. Reads of an item take its lookup, so that its
-        rows are looked up once.
+        `plan` has the columns that are read later. `rows_of` returns the rows of an item. The other
+        parameters are those of `npstream.shards.table.Fetcher.read_ahead`. Reads of an item take
+        its lookup, so that its rows are looked up once.
         """
         pairs: Iterator[tuple[T, Lookup]]
         pairs = ((item, self.look_up(rows_of(item))) for item in items)

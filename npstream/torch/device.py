@@ -40,7 +40,7 @@ ALIGNMENT = 256
 """Alignment, in bytes, of arrays in a pinned buffer."""
 
 BUFFERS_PER_THREAD = 2
-"""A thread may hold two buffers: one that it reads into, and one for values of varying size."""
+"""A thread may hold two buffers: one that it reads into, and one for all other tensors."""
 
 
 class Backend(Protocol):
@@ -322,7 +322,7 @@ class PinnedPlacer(Placer):
         try:
             copies, event = self._backend.send(staged.sources)
         finally:
-            # If `send` raises, its copies are dropped, so nothing reads the buffer.
+            # If `send` raises, its copies are dropped, so the buffer may be overwritten.
             if staged.buffer is not None:
                 self.ring.give_back(staged.buffer, event)
         remaining = iter(copies)
@@ -374,7 +374,7 @@ def make_placer(device: Any, threads: int) -> Placer:
     Raises
     ------
     RuntimeError
-        If torch cannot use the device in this process.
+        If torch knows no such device, or cannot use CUDA in this process.
     """
     if device is None:
         return Placer()
@@ -385,7 +385,7 @@ def make_placer(device: Any, threads: int) -> Placer:
 
 
 def cpu_leaf(leaf: Any) -> Any:
-    """Return a CPU tensor over the memory of an array; a nested one for a Ragged.
+    """Return a CPU tensor of an array, a copy if it is read-only; a nested one for a Ragged.
 
     Values for which torch has no type, such as text, stay unchanged.
     """

@@ -43,6 +43,8 @@ def test_columns_of_bytes_take_bytes(tmp_path):
     assert column.isin([b"", "\xff"]).tolist() == [False, True, False]
     with pytest.raises(TypeError, match=r"column 'b' holds bytes, .* is 'x' .str."):
         column.str.contains("x")
+    with pytest.raises(TypeError, match="pass bytes"):
+        column.str.contains((b"x", b"y"))
 
 
 def test_views_keep_their_shape_and_order(tmp_path):

@@ -91,7 +91,7 @@ CASES = {
     "a tuple that is too short": (
         [(1, "a"), (2,)],
         {"columns": {"x": "int", "t": "str"}},
-        ["sample 1", "1 value", "columns= names 2"],
+        ["sample 1", "1 value", "columns= has 2 names"],
     ),
     "no mapping": ([*GOOD, 7], {}, ["sample 2", "int"]),
     # None

@@ -134,17 +134,17 @@ def test_samples_that_name_their_values(tmp_path):
         (
             [(1, 2), (1,)],
             {"a": "int", "b": "int"},
-            "sample 1 is a tuple of 1 value without names, and columns= names 2",
+            "sample 1 is a tuple of 1 value without names, and columns= has 2 names",
         ),
         (Map(lambda k: k), None, "sample 0 is of type int; expected a mapping"),
         (TensorDataset(torch.zeros(2)), None, "is a TensorDataset of 1 tensor without names: name"),
         (
             TensorDataset(torch.zeros(2)),
             {"a": "float32", "b": "float32"},
-            "TensorDataset of 1 tensor without names, and columns= names 2",
+            "TensorDataset of 1 tensor without names, and columns= has 2 names",
         ),
         (np.zeros((5, 4), "u2"), None, r"of shape \(5, 4\), .*: write {'x': data}, .*:uint16:4'}"),
-        (np.zeros((5, 4)), {"a": "int", "b": "int"}, "and columns= names 2: write {'x': data}"),
+        (np.zeros((5, 4)), {"a": "int", "b": "int"}, "and columns= has 2 names: write {'x': data}"),
         (torch.zeros(5), None, r"is a Tensor of shape \(5,\), .*columns={'x': 'float32'}"),
         (np.zeros(2, [("a", [("b", "i4")])]), None, "column 'a': its values have fields of their"),
         (

@@ -38,7 +38,7 @@ NOT_OF_A_SAMPLE = (MissingDependencyError, MemoryError)
 NEIGHBORHOOD = 1 << 12
 """Replacements are taken from a block of this number of consecutive epoch positions.
 
-The block contains the failed position. The chunks of the block are needed anyway.
+The block contains the failed position. On one node, the chunks of the block are needed anyway.
 """
 
 MAX_ATTEMPTS = 64
@@ -242,6 +242,7 @@ class GuardedPiece:
         single = GuardedPiece(self._guard, (ids[span], repeated[span], positions[span]))
         single._attempts[0] = self._attempts[row]
         (sample,) = make(single)
+        ids[row] = single.piece[0][0]  # `make` may have replaced the sample again
         self._attempts[row] = single._attempts[0]
         return sample
 

@@ -1,4 +1,4 @@
-"""Convert the objects that users write to tables, columns or samples.
+"""Make tables, columns or samples of the objects that users pass for writing.
 
 Objects of other libraries are recognized by a protocol, or by the names of their class and
 package. No library is imported for this.
@@ -70,7 +70,7 @@ def table_of(
     names : collection of str, optional
         The columns to write; by default all.
     fill : mapping of str to Fill, optional
-        Replaces missing values, by column.
+        Replaces missing values, by column. A column that `data` lacks has only this value.
     check : bool, default: True
         Whether to raise for missing values now, instead of when their rows are written.
 
@@ -163,7 +163,7 @@ def columns_of(
     names : collection of str, optional
         The columns to return; by default all.
     fill : mapping of str to Fill, optional
-        Replaces missing values, by column.
+        Replaces missing values, by column. A column that `data` lacks has only this value.
     """
     columns = {}
     for name, values in data.items():
@@ -355,7 +355,7 @@ def _one_column(data: Any, names: Collection[str] | None, fill: Mapping[str, Fil
     with suppress(TypeError, ValueError, LookupError, RuntimeError, ImportError):
         dtype = array_like.as_array(data[:1]).dtype
         encoding = type_of_array(dtype, shape[1:]).name
-    count = f", and columns= names {len(names)}" if names else ""
+    count = f", and columns= has {quantity(len(names), 'name')}" if names else ""
     raise TypeError(
         f"data is {description}, one column without a name{count}: write {{'x': data}}, or name it "
         f"with columns={{'x': {encoding!r}}}"
@@ -378,7 +378,7 @@ def _tensors(
 ) -> Columns:
     """Return the tensors of torch's TensorDataset as the columns that the user named."""
     if names is None or len(names) != len(tensors):
-        count = "" if names is None else f", and columns= names {len(names)}"
+        count = "" if names is None else f", and columns= has {quantity(len(names), 'name')}"
         raise TypeError(
             f"data is a TensorDataset of {quantity(len(tensors), 'tensor')} without names{count}: "
             "name each with columns=, or write a mapping, "
@@ -482,8 +482,10 @@ def samples_of(
 
     Raises
     ------
-    TypeError, ValueError
-        If there are no samples, and `names` is None.
+    TypeError
+        If `data` cannot be read as samples or tables.
+    ValueError
+        If there are no samples, `names` is None, and `may_be_empty` is False.
     """
     samples = iterate(data)
     for first in samples:
@@ -599,7 +601,7 @@ def as_mapping(sample: Any, names: Collection[str] | None, number: int) -> Any:
         return {name: sample[name] for name in sample.dtype.names}
     if isinstance(sample, tuple | list):
         if names is None or len(names) != len(sample):
-            count = "" if names is None else f", and columns= names {len(names)}"
+            count = "" if names is None else f", and columns= has {quantity(len(names), 'name')}"
             raise TypeError(
                 f"sample {number} is a {type(sample).__name__} of "
                 f"{quantity(len(sample), 'value')} without names{count}: name each with columns=, "

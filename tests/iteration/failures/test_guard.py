@@ -10,8 +10,13 @@ from broken_samples import break_samples
 
 import npstream
 from npstream.errors import FormatError
-from npstream.iteration.failures.guard import MAX_ATTEMPTS, NEIGHBORHOOD, SampleGuard
-from npstream.iteration.failures.record import FailureRecord
+from npstream.iteration.failures.guard import (
+    MAX_ATTEMPTS,
+    NEIGHBORHOOD,
+    GuardedPiece,
+    SampleGuard,
+)
+from npstream.iteration.failures.record import FailureRecord, UserError
 from npstream.iteration.partition import Partition
 
 N = 2400
@@ -283,6 +288,27 @@ def test_a_replacement_depends_only_on_seed_epoch_position_and_attempt():
     for other in (guard(seed=1), guard(epoch=1)):
         assert first != [other.replacement(p, 0) for p in positions]
     assert first != [guard().replacement(p, 1) for p in positions]
+
+
+def test_a_sample_that_is_replaced_twice_is_recorded_by_its_last_replacement():
+    record = FailureRecord()
+    guard = SampleGuard(True, 0, 0, Partition(N, 0, 1, 1), lambda rows: None, record)
+    damaged, refused = guard.replacement(5, 0), guard.replacement(5, 1)
+
+    def read(piece, lookup):
+        if damaged in piece[0]:
+            raise FormatError("damaged")
+        return piece[0].tolist()
+
+    def transform(sample):
+        if sample in (5, refused):
+            raise UserError("transform=", KeyError("a bug"))
+        return sample
+
+    piece = GuardedPiece(guard, (np.array([5]), np.array([False]), np.array([5])))
+    (last,) = piece.transformed(lambda part: part.read(read), transform)
+    failures = [(failure.id, failure.replacement) for failure in record.list()]
+    assert failures == [(5, damaged), (damaged, refused), (refused, last)]
 
 
 class FailingAhead:
