@@ -26,7 +26,7 @@ def repeat_epochs(ds: npstream.Dataset) -> Iterator[npstream.Batch]:
 
 
 def mix_slices(datasets: list[npstream.Dataset]) -> npstream.Mixture:
-    """Mix another eighth of each dataset: each one is T, so the mixture has T's samples."""
+    """Mix a different eighth of each dataset. Each dataset is T, so the mixture has T's samples."""
     n = len(datasets[0])
     return npstream.mix(
         {
@@ -65,7 +65,7 @@ def views(data: Data) -> Pair:
 
 
 @figure(
-    "shuffled batches of 256 from a mixture of 8 datasets, each an eighth of T",
+    "shuffled batches of 256 from a mixture of 8 views of T, each opened on its own",
     "the same from T alone",
     factor=1.3,
 )

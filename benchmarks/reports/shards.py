@@ -3,8 +3,9 @@
 python benchmarks/reports/shards.py [--shards N]
 
 The shards themselves do not exist: opening reads only the index. Each opening runs in a process of
-its own, whose time counts after its imports. The wall time depends on the load of the machine, the
-CPU time hardly does. The memory is the growth of the process's peak.
+its own. Its clock starts after the imports, except those of the side-car's modules. The wall time
+depends on the load of the machine, the CPU time hardly does. The memory is the growth of the
+process's peak.
 """
 
 from __future__ import annotations

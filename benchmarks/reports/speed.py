@@ -1,4 +1,4 @@
-"""Measure every figure at full size and write the tables of docs/benchmarks.md.
+"""Measure the figures at full size and write a table of docs/benchmarks.md: local or remote.
 
 python benchmarks/reports/speed.py [--data DIRECTORY] [--only WORD] [--rounds N] [--no-cold]
     [--remote]
@@ -84,9 +84,9 @@ def main() -> None:
         "--data",
         type=Path,
         default=Path(tempfile.gettempdir()) / "npstream-bench",
-        help="directory of the data (about 3 GB, and 9 GB for the cold rows)",
+        help="directory of the data (about 6 GB, and 9 GB for the cold rows)",
     )
-    parser.add_argument("--only", default="", help="figures whose names contain this; print only")
+    parser.add_argument("--only", default="", help="figures whose titles contain this; print only")
     parser.add_argument("--rounds", type=int, help="rounds of each figure")
     parser.add_argument("--no-cold", action="store_true", help="skip the cold rows")
     parser.add_argument(

@@ -78,7 +78,7 @@ class StepRange(NamedTuple):
         return self._replace(epoch=epoch, step=0, position=0, gaps=(), restart=0)
 
     def steps_to(self, cursor: EpochCursor) -> tuple[int, bool]:
-        """Return the step at a later cursor of the epoch, and True if a batch begins there."""
+        """Return the first step from a later cursor on, and True if its batch begins there."""
         start, stop = (
             to_unskipped_position(position, self.gaps)
             for position in (self.position, cursor.position)
@@ -203,7 +203,8 @@ _MAX_REPR_ROWS = 10
 class Provenance:
     """The samples that steps of a run read: a table with a row for each sample of each rank.
 
-    Its rows are sorted by step, then by rank, then in the order of the rank's batch.
+    The steps are in the order of the request. The rows of a step are sorted by rank, and those of a
+    rank are in the order of its batch.
 
     Attributes
     ----------
@@ -221,9 +222,10 @@ class Provenance:
     rows : ndarray of int64, shape (n,)
         The sample's position in its shard.
     files : ndarray of str, shape (n,)
-        The name of the shard's file in the dataset's directory. In a mixture, its path or URL.
+        The name of the shard's file in the dataset's directory. If there are several datasets, its
+        path or URL.
     sources : ndarray of str, shape (n,)
-        The name of the source in a mixture; empty for a single dataset.
+        The name of the source in a mixture or concatenation; empty for a single dataset.
 
     Examples
     --------
@@ -377,7 +379,7 @@ def settings_of_run(state: Mapping[str, Any]) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        If the state does not hold the steps of its run.
+        If the state does not hold the steps of its run, or the values of all its settings.
     """
     history = read_history(state) if isinstance(state, Mapping) else StepHistory()
     if not history.ranges:
@@ -408,7 +410,7 @@ def settings_of_run(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _streaming_shuffle(state: Mapping[str, Any], shuffle: Mapping[str, Any]) -> Any:
-    """Return the StreamingShuffle of a state in an order of Streaming."""
+    """Return the StreamingShuffle of a run whose samples are in an order of Streaming."""
     from npstream.orders.streaming.settings import StreamingShuffle
 
     names = {field.name for field in fields(StreamingShuffle)}

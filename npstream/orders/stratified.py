@@ -1,12 +1,12 @@
-"""Provide `stratify`: a random permutation whose neighbors come evenly from all positions.
+"""Provide `stratify`: a random permutation whose stretches are spread evenly over all positions.
 
 The first ``2**k`` elements have one element of each of ``2**k`` equal ranges of positions, and so
 have the next ``2**k``; this holds for all k at once. Such a sequence is a (0, 1)-sequence in base
 2: the van der Corput sequence, with random nested permutations of its binary digits. See A. B.
 Owen, Randomly permuted (t, m, s)-nets and (t, s)-sequences, in Monte Carlo and Quasi-Monte Carlo
 Methods in Scientific Computing, Springer 1995. For a number of elements that is no power of two,
-the elements of the next power of two that are too large are left out. Then the ranges have one
-element, or none.
+the elements of the next power of two that are too large are left out. So a stretch of the rest may
+have several elements of one range.
 
 Tested in tests/orders/test_stratified.py.
 """

@@ -54,7 +54,8 @@ LARGE_SIDECAR = 1 << 26
 class Manifest:
     """An index, its identity, its side-car if there is one, and its snapshot.
 
-    The identity differs between index files, and between the versions of an index file.
+    The identity differs between index files, and between the versions of an index file. It may be
+    empty if there is no cache.
     """
 
     __slots__ = ("identity", "index", "sidecar", "snapshot")
@@ -304,7 +305,8 @@ def _version(store: Store, cache: ShardCache | None, name: str, is_index: bool =
     Raises
     ------
     StorageError
-        If there is no such file, or if the store is unreachable and no version is cached.
+        If there is no such file, if access is denied, or if the store is unreachable and no version
+        is cached.
     """
     if cache is None:
         return store.version(name)
@@ -367,8 +369,8 @@ def _read_cached(
 ) -> bytes:
     """Return a file, or the part of it that `read` returns, from the cache or from the store.
 
-    Cached bytes are returned only if the file's version is exact, see `Version.is_exact`. Otherwise
-    the file may have been replaced by one with the same version.
+    Cached bytes are not returned if `Version.is_exact` is False: the file may have been replaced by
+    one with the same version.
     """
     nbytes = size_in_version(version)
     if cache is None:
@@ -387,7 +389,10 @@ def _read_cached(
 
 
 def _key(store: Store, name: str, entry: str) -> str:
-    """Return a file's cache key; `entry` is "version", or a version for the file's content."""
+    """Return a file's cache key.
+
+    `entry` is "version"; or for the content, a version; or for the ends, a version and " ends".
+    """
     return _hash(repr((store.identity, name, entry)).encode())
 
 

@@ -42,7 +42,7 @@ def arguments(args):
 
 
 def exact_cases():
-    """Yield Streaming's arguments, samples and directory, and which files must be identical."""
+    """Yield Streaming's arguments, samples and directory, and `exactness` for the comparison."""
     for golden_case in cases():
         if golden_case["writer"] != "MDSWriter" or golden_case["byte_exact"] not in (
             "files",
@@ -77,7 +77,7 @@ def test_bytes_equal_those_of_streaming(args, samples, golden, exactness, tmp_pa
     assert report.columns == dict(sorted(args["columns"].items()))
 
 
-def test_all_golden_datasets_are_covered():
+def test_no_exact_case_is_missing():
     assert len(EXACT_CASES) >= 69  # a filter of `exact_cases` may leave out too many
 
 
@@ -145,7 +145,7 @@ def test_no_samples(args, data, tmp_path):
 
 
 @pytest.mark.parametrize("data", [[], iter([]), {}, {"a": []}, {"a": np.zeros(0, object)}])
-def test_data_without_columns_is_refused(data, tmp_path):
+def test_empty_data_without_encodings_is_refused(data, tmp_path):
     with pytest.raises(ValueError, match=r"columns=|at least one column"):
         write(tmp_path / "out", data)
     assert not (tmp_path / "out").exists()
@@ -170,7 +170,8 @@ def test_a_writer_without_samples(tmp_path):
     ids=lambda case: case["what"],
 )
 def test_what_streaming_refuses(case, tmp_path):
-    # The cases in which npstream accepts what Streaming refuses, or raises another type.
+    # npstream accepts the first, raises another type for the second, and only npstream refuses the
+    # third.
     ours = {"unsorted hashes": None, "unknown keyword": TypeError, "mds no columns": ValueError}
     refusal = ours.get(case["what"], (ValueError, KeyError) if case["raises"] else None)
 
@@ -244,7 +245,7 @@ def test_an_array_of_another_dtype_is_converted_as_its_values_are(dtype, encodin
     assert_same_dataset(tmp_path / "columns", tmp_path / "samples", "files")
 
 
-def test_columns_larger_than_a_piece(tmp_path, monkeypatch):
+def test_columns_larger_than_the_record_buffer(tmp_path, monkeypatch):
     monkeypatch.setattr(shard_module, "_PIECE_BYTES", 64)
     array = np.arange(3000, dtype=np.uint16).reshape(-1, 3)
     options = {"shard_size": "4kb", "hashes": ["md5"], "compression": "zstd"}

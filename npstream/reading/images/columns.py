@@ -200,7 +200,7 @@ def _decode(
 
 
 def _check_result(result: Any) -> AnyArray:
-    """Return the result of the user's function as an array; raise TypeError if it is no array."""
+    """Return the result of the user's function; raise TypeError if it is no array of numbers."""
     if not is_array(result):
         raise TypeError(f"it returned a {type(result).__name__}: expected an array")
     array = as_array(result)
