@@ -368,8 +368,8 @@ def indices(shape: int | tuple[int, ...], *, allow_invalid: bool = True) -> Sear
 
     Notes
     -----
-    The strategy does not draw ``None``, single booleans and floats: npstream rejects these, but
-    NumPy accepts them. In a tuple, it draws no integers or index arrays for axes of length 0,
+    The strategy draws no floats. It draws no ``None`` and no single booleans, which NumPy accepts
+    and npstream rejects. In a tuple, it draws no integers or index arrays for axes of length 0,
     because NumPy does not check these next to an empty mask. Masks have up to 1,048,576 elements.
 
     Examples
