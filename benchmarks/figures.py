@@ -156,7 +156,7 @@ def compare_and_time(figure: Figure, side: str, benchmark: Any, data: Data) -> N
 
 
 def format_seconds(value: float) -> str:
-    """Format a time in format_seconds, milliseconds or microseconds.
+    """Format a time in seconds, milliseconds or microseconds.
 
     >>> format_seconds(4e-06), format_seconds(0.06), format_seconds(1.2)
     ('4 us', '60 ms', '1.2 s')

@@ -526,7 +526,7 @@ class ObjectSource(InputSource):
     kind = "object"
 
     def __init__(self, data: Any, request: SourceRequest) -> None:
-        self._data = data
+        self.data = data
         super().__init__(FileList(f"a {type(data).__name__}", ()), request)
         # The length of a mapping is the number of columns, so count the rows of one column.
         rows = next(iter(data.values()), ()) if isinstance(data, Mapping) else data
@@ -534,7 +534,7 @@ class ObjectSource(InputSource):
 
     def parts(self) -> Sequence[Part]:
         """Return the object as a part."""
-        return [Part("data", lambda: self._data)]
+        return [Part("data", lambda: self.data)]
 
 
 class _Parts(PartedInput):
@@ -555,8 +555,7 @@ class _Parts(PartedInput):
 
     def __init__(self, source: InputSource, choice: Choice) -> None:
         self._source, self._transform, self._choice = source, choice.transform(), choice
-        # An iterator of the user may change a value and yield it again.
-        self._transform.may_reuse = isinstance(source, ObjectSource)
+        self._transform.may_reuse = isinstance(source, ObjectSource)  # iterators reuse values
         # Without `map` and `tokenizer`, `write` selects the columns and names those that exist.
         self._transform.keeps_incomplete = not choice.as_samples
         keeps_count = choice.where is None and not choice.maps_parts
@@ -621,8 +620,9 @@ def _plan(source: InputSource, choice: Choice) -> ConvertPlan:
 
     Samples are read only if the metadata of the source do not have the encodings or the counts.
     """
-    transform = choice.transform()
-    column_types = choice.encodings(source.columns)
+    if isinstance(source, ObjectSource) and isinstance(source.data, Iterator):
+        raise ValueError("dry_run=True would use up the iterator: give a list of its samples")
+    transform, column_types = choice.transform(), choice.encodings(source.columns)
     parts = _Parts(source, choice).parts
     counts = [part.samples for part in parts]
     for name, value in parse_times(choice.fill, column_types).items():

@@ -73,6 +73,13 @@ def test_a_dry_run_counts_the_rows_of_columns():
     assert npstream.convert(columns, "x", dry_run=True, where="a > 0").samples == 2
 
 
+def test_a_dry_run_does_not_use_up_an_iterator():
+    samples = ({"a": k} for k in range(10))
+    with pytest.raises(ValueError, match="would use up the iterator: give a list"):
+        npstream.convert(samples, "x", dry_run=True)
+    assert next(samples) == {"a": 0}
+
+
 def test_a_dry_run_writes_nothing_and_says_what_would_be_written(source, tmp_path):
     plan = npstream.convert(source, tmp_path / "out", dry_run=True)
     assert not (tmp_path / "out").exists()

@@ -289,7 +289,10 @@ class LitDataSource(InputSource):
         return read_in_thread(self._read_batches(chunk))
 
     def _rows(self, chunk: _Chunk) -> Iterator[dict[str, Any]]:
-        """Yield the rows of a chunk as litdata does: lists stay lists, and nulls are None."""
+        """Yield the rows of a chunk as dicts: lists stay lists, and nulls are None.
+
+        Unlike litdata, which leaves out a column that is null in all rows of a chunk.
+        """
         for batch in self._batches(chunk):
             yield from batch.to_pylist()
 

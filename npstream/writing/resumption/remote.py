@@ -178,7 +178,10 @@ class ResumableUrl(RemoteDestination):
             log("%s was published, but its lock files could not be removed: %s", self.path, error)
 
     def remove(self) -> str:
-        """Keep the whole shards and their records; remove everything if there is no whole shard."""
+        """Keep the whole shards and their records; remove everything if there is no whole shard.
+
+        After an error in `prepare`, the files of an interrupted write stay.
+        """
         if os.getpid() != self._process:
             return ""
         if self._lock_number < 0:
