@@ -149,7 +149,7 @@ def _is_cheap(cost: Cost, max_requests: int) -> bool:
 
 def _read_columns(source: Source, plan: Plan, part: Selection, ids: Int64) -> dict[str, list[Any]]:
     """Return the values of columns, with an exception for each value that cannot be read."""
-    columns = _large_values(source, plan, ids)
+    columns = _large_values(source, plan, part, ids)
     small = Plan([field for field in plan.fields if field.name not in columns])
     try:
         stored = source.columns(small, source.look_up(ids), {}) if small.fields else {}
@@ -160,12 +160,14 @@ def _read_columns(source: Source, plan: Plan, part: Selection, ids: Int64) -> di
     return {field.name: columns[field.name] for field in plan.fields}
 
 
-def _large_values(source: Source, plan: Plan, ids: Int64) -> dict[str, list[Any]]:
-    """Return the sizes of local columns whose values are too large to read."""
+def _large_values(source: Source, plan: Plan, part: Selection, ids: Int64) -> dict[str, list[Any]]:
+    """Return the sizes of local or cached columns whose values are too large to read."""
     # The first rows may be larger than average ones: the factor 4 is a margin.
-    if is_remote(source) or source.estimate_bytes(len(ids)) <= MAX_READ // 4:
+    if source.estimate_bytes(len(ids)) <= MAX_READ // 4:
         return {}
     try:
+        if is_remote(source) and _cost(source, part, plan).requests:
+            return {}  # what is downloaded has a limit of its own
         bodies = source.bodies(plan, source.look_up(ids))
     except Exception:  # the read raises it again, for the damaged values only
         return {}
@@ -233,7 +235,7 @@ def preview_column(
             cost = _cost(source, part, plan)
             if not _is_cheap(cost, max_requests):
                 return [], cost
-        if large := _large_values(source, plan, ids):
+        if large := _large_values(source, plan, part, ids):
             return next(iter(large.values())), None
     except Exception as error:
         return [error] * len(ids), None

@@ -146,6 +146,16 @@ def test_large_values_are_not_read(ds, monkeypatch):
     assert "49, 50, 51" in repr(ds[49:])
 
 
+def test_large_values_in_the_cache_are_not_read(tmp_path, upload, monkeypatch):
+    write(tmp_path / "data")
+    ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache")
+    ds.prefetch()
+    monkeypatch.setattr(preview, "MAX_READ", 50)  # bytes of a column; text 49 is longer
+    assert "not read" in repr(ds[49:])
+    assert "not read" in repr(ds["text"][49:])
+    assert "49, 50, 51" in repr(ds[49:])
+
+
 def test_damaged_values_show_their_error_in_their_cell(tmp_path):
     write(tmp_path / "data", sidecar=False)
     path = tmp_path / "data" / "shard.00000.mds"
