@@ -82,7 +82,7 @@ def add_read_limit_option(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         type=_size_or_none,
         default=DEFAULT_READ_LIMIT,
-        help=f"the most bytes to fetch of a remote dataset, or none; default {DEFAULT_READ_LIMIT}",
+        help=f"the most bytes to fetch for one column, or none; default {DEFAULT_READ_LIMIT}",
     )
 
 
