@@ -9,8 +9,8 @@ The network permutes range(a * b), and a * b may be above n. Results outside of 
 enciphered again until they are inside (cycle walking). This is rare: a is about sqrt(n), and fewer
 than a of the a * b positions are outside.
 
-Orders must stay reproducible: saved states contain `PERMUTATION_VERSION`, and tests compare
-permutations with recorded values.
+Orders must stay reproducible: tests compare permutations with recorded values. A release that
+changes them must change `PERMUTATION_VERSION`, and the versions that saved states contain.
 """
 
 from __future__ import annotations
