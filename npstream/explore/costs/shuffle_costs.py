@@ -72,7 +72,7 @@ class ShuffleCost:
         Bytes that an epoch fetches.
     memory : int
         The most bytes of chunks that are between their first and their last use. With a cache of
-        this size, each chunk is fetched once.
+        about 1.5 times this size, each chunk is fetched about once.
     first_batch : int
         Bytes to fetch for the first batch.
     variance : float
