@@ -178,7 +178,7 @@ class CsvSource(InputSource):
         return {name: types.get(name, pa.null()) for name in names}
 
     def _refuse_large_integers(self, file: SourceFile, header: list[str], batch: Any) -> None:
-        """Raise ValueError for integers that do not fit int64, which pyarrow reads as floats."""
+        """Raise ValueError for integers that pyarrow reads as floats and rounds."""
         pa = import_optional("pyarrow", "pyarrow", "arrow")
         floats = [
             name
@@ -196,9 +196,10 @@ class CsvSource(InputSource):
             for row, text in enumerate(texts.column(name).to_pylist(), self._first_row):
                 if text and _LONG_INTEGER.fullmatch(text) and int(float(text)) != int(text):
                     raise ValueError(
-                        f"{file.where}: row {row}: column {name!r}: {text} exceeds int64, and "
-                        f"a float64 would round it: give the type, as in columns={{{name!r}: "
-                        "'str_int', ...}, or 'str' to keep the text"
+                        f"{file.where}: row {row}: column {name!r}: a float64 would round {text}, "
+                        "which exceeds int64 or is among floats: give the type, as in "
+                        f"columns={{{name!r}: 'str_int', ...}}, 'float64' to round it, or 'str' to "
+                        "keep the text"
                     )
 
     def _read_header(self, file: SourceFile) -> list[str]:

@@ -98,9 +98,18 @@ def test_empty_values_are_missing_except_in_text(convert):
 
 def test_integers_that_floats_would_round_are_refused(convert):
     text = "id\n1\n12345678901234567891\n"
-    with pytest.raises(ValueError, match=r"row 3: column 'id': 12345678901234567891 exceeds"):
+    with pytest.raises(
+        ValueError, match=r"row 3: column 'id': .*round 12345678901234567891, .*exc"
+    ):
         convert(text)
     assert convert(text, columns={"id": "uint64"})["id"][1] == 12345678901234567891
+
+
+def test_an_integer_among_floats_is_rounded_only_for_a_named_type(convert):
+    text = "x\n1.5\n12345678901234567\n"
+    with pytest.raises(ValueError, match=r"round 12345678901234567, .*among floats.*'float64' to"):
+        convert(text)
+    assert convert(text, columns={"x": "float64"})["x"][1] == 12345678901234568.0
 
 
 @pytest.mark.parametrize(
