@@ -218,9 +218,9 @@ def _require_values(group: ColumnGroup, names: Sequence[str], index: Index) -> N
     if samples < total and unfilled:
         raise ColumnError.saying(
             f"{index.where}: the added column {unfilled[0]!r} has values for {samples:,} of "
-            f"{quantity(total, 'sample')}; the rest came to the dataset later: add the values of "
-            f"the rest with npstream.add_columns(url, {{{unfilled[0]!r}: values}}), or open "
-            "without the column, with columns="
+            f"{quantity(total, 'sample')}; {quantity(total - samples, 'sample')} came later: add "
+            f"their values with npstream.add_columns(url, {{{unfilled[0]!r}: values of the new "
+            "samples}), or open without the column, with columns="
         )
 
 

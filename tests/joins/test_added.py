@@ -280,7 +280,7 @@ def test_appended_samples_need_values(tmp_path):
     add_all(path, slice(120))
     old = npstream.open(path)
     append(path, 120, N)
-    with pytest.raises(ColumnError, match=r"'emb' has values for 120 of 300 .* 180 were appended"):
+    with pytest.raises(ColumnError, match=r"'emb' has values for 120 of 300 .* 180 samples came"):
         npstream.open(path)
     assert npstream.open(path, columns=["id"])["id"].sum() == N * (N - 1) // 2
     npstream.add_columns(path, {"emb": EMB[120:]})
