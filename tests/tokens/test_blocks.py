@@ -87,7 +87,7 @@ def test_all_kinds_of_data(tmp_path):
 
 def test_errors_name_the_problem(tmp_path):
     tokenizer = word_tokenizer()
-    with pytest.raises(ColumnError, match="tables of data have no column 'bodies': name that"):
+    with pytest.raises(ColumnError, match="have no column 'bodies': name the text's column"):
         write(tmp_path / "out", {"body": TEXTS}, tokenizer, 8, column="bodies")
     with pytest.raises(ColumnError, match="no column 'bodies'; did you mean 'body'"):
         write(tmp_path / "out", [{"body": text} for text in TEXTS], tokenizer, 8, column="bodies")
