@@ -175,12 +175,12 @@ def write_partition(started: PartitionedWrite, number: int, data: Any) -> Partit
         report = write(url, rest, progress=False, **started.options, **started.connection)
     except OSError as error:
         error.add_note(f"raised while partition {number} was written")
+        _remove_if_ended(started, directory)
         raise
     except Exception as error:
+        _remove_if_ended(started, directory)
         raise PartitionError(number, _describe(error, data)) from error
-    if _work_content(started) != started.write_id:
-        _remove_directories(started, [directory])
-        _remove_created_folders(started)
+    if _remove_if_ended(started, directory):
         raise PartitionError(number, f"{started.url}: the write has ended without this partition")
     if not report.samples:
         _remove_directories(started, [directory])
@@ -286,6 +286,21 @@ def _check_columns(results: Sequence[PartitionResult]) -> None:
                 f"its columns are {result.columns}, but those of partition {first.number} are "
                 f"{first.columns}: pass columns= with the encoding of each column",
             )
+
+
+def _remove_if_ended(started: PartitionedWrite, directory: str) -> bool:
+    """Remove a partition, and the directory of the write, if the driver has ended the write.
+
+    Returns
+    -------
+    bool
+        Whether the driver has ended the write.
+    """
+    if _work_content(started) == started.write_id:
+        return False
+    _remove_directories(started, [directory])
+    _remove_created_folders(started)
+    return True
 
 
 def _work_content(started: PartitionedWrite) -> str:

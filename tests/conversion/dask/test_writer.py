@@ -261,6 +261,23 @@ def test_a_task_that_ends_after_the_write_removes_its_files(tmp_path):
     assert npstream.open(tmp_path / "out")["n"].load().tolist() == list(range(10))
 
 
+@pytest.mark.parametrize(
+    ("error", "raised"), [(ZeroDivisionError(), PartitionError), (OSError(28, "full"), OSError)]
+)
+def test_a_task_that_fails_after_the_write_leaves_no_directory(tmp_path, error, raised):
+    """The driver ends because of another task, and does not see the directory of this one yet."""
+    started = partitioned.begin_write(tmp_path / "out", {}, {"shard_samples": 2})
+
+    def failing_rows():
+        yield from ({"n": n} for n in range(5))
+        started.store().remove(partitioned._WORK)
+        raise error
+
+    with pytest.raises(raised):
+        partitioned.write_partition(started, 0, failing_rows())
+    assert not (tmp_path / "out").exists()
+
+
 def test_repeated_tasks_leave_no_duplicates(tmp_path):
     started = partitioned.begin_write(tmp_path / "out", {}, {"shard_samples": 2})
     results = [
