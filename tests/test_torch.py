@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
+import multiprocessing
 import subprocess
 import sys
+import threading
 
 import dask.array
 import numpy as np
@@ -387,6 +390,53 @@ def test_epoch_property_of_a_loader_in_a_loop(ds, kind):
     loader.load_state_dict(state)
     remaining, _ = train(loader)
     assert first + remaining == whole
+
+
+def large_tensor(_):
+    return torch.empty(4_000_000)
+
+
+LOADER_CLASSES = {"npstream": npstream.torch.DataLoader, "torch": DataLoader}
+
+
+@pytest.mark.parametrize("loader_class", LOADER_CLASSES.values(), ids=LOADER_CLASSES)
+def test_a_spawned_worker_does_not_abort_when_a_loop_is_left(ds, loader_class):
+    loader = loader_class(
+        ds.iter(0, 1, batch_size=1), batch_size=None, num_workers=1, prefetch_factor=30,
+        multiprocessing_context="spawn", collate_fn=large_tensor,
+    )  # fmt: skip
+    running = set(multiprocessing.active_children())
+    batches = iter(loader)
+    next(batches)
+    (worker,) = set(multiprocessing.active_children()) - running
+    del batches  # the worker is pickling other batches
+    worker.join()
+    assert worker.exitcode == 0
+
+
+class WriteAtExit:
+    """Write two files when the worker exits: in an exit handler, and in a thread."""
+
+    def __init__(self, directory):
+        self.directory = directory
+
+    def __call__(self, worker):
+        atexit.register((self.directory / "handler").write_text, "called")
+        threading.Thread(target=self.write_after_main_thread).start()
+
+    def write_after_main_thread(self):
+        threading.main_thread().join()
+        (self.directory / "thread").write_text("ended")
+
+
+def test_a_spawned_worker_calls_exit_handlers_and_waits_for_threads(ds, tmp_path):
+    loader = npstream.torch.DataLoader(
+        ds.iter(0, 1, batch_size=6), num_workers=1, multiprocessing_context="spawn",
+        worker_init_fn=WriteAtExit(tmp_path),
+    )  # fmt: skip
+    assert len(list(loader)) == 11
+    assert (tmp_path / "handler").read_text() == "called"
+    assert (tmp_path / "thread").read_text() == "ended"
 
 
 @pytest.mark.parametrize("kind", ["alone", "two"])

@@ -33,7 +33,7 @@ from npstream.iteration.partition import LOOKUP_SAMPLES, to_unskipped_position
 from npstream.iteration.pickling import require_importable
 from npstream.iteration.provenance import StepHistory
 from npstream.iteration.rank_epochs import FORMER_VERSION
-from npstream.iteration.ranks import decoding_threads, this_worker
+from npstream.iteration.ranks import begin_loop, decoding_threads, this_worker
 from npstream.iteration.settings import VIEW_TRANSFORM
 from npstream.joins.versions import warn_of_newer_versions
 from npstream.reading.batch import Batch
@@ -140,7 +140,7 @@ class Iteration(ThreadedIteration):
         return part.batches if self.yields_batches else part.samples
 
     def __iter__(self) -> Iterator[Any]:
-        worker, workers = this_worker()
+        worker, workers = begin_loop()
         make = partial(self._items, worker, workers)
         if self._is_coordinated:
             return make(self._progress_from(self._counter.current_cursor()))

@@ -122,6 +122,14 @@ def this_worker() -> tuple[int, int]:
     return worker
 
 
+def begin_loop() -> tuple[int, int]:
+    """Return `this_worker()` when a loop begins, and prepare the exit of a spawned worker."""
+    worker, workers = this_worker()
+    if workers:
+        import_npstream_torch().exit_before_finalizing()
+    return worker, workers
+
+
 def decoding_threads(per_node: int | None) -> int:
     """Return the number of threads that decode images in this process.
 

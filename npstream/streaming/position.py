@@ -10,7 +10,7 @@ from typing import Any
 
 from npstream._core.fork import is_spawning
 from npstream.iteration.counter import EpochCounter, EpochCursor
-from npstream.iteration.ranks import detect_ranks, this_worker
+from npstream.iteration.ranks import begin_loop, detect_ranks
 from npstream.orders.streaming.partition import World
 from npstream.orders.streaming.settings import RUN_BYTES
 
@@ -30,7 +30,7 @@ class RunPosition:
 
     def begin(self) -> EpochCursor:
         """Begin a loop, in this process or in a worker; return where it begins."""
-        worker, workers = this_worker()
+        worker, workers = begin_loop()
         self._has_begun = True
         return self._counter.advance_worker(worker, workers) if workers else self._counter.advance()
 

@@ -36,6 +36,7 @@ from npstream.iteration.iteration import Iteration
 from npstream.iteration.iterator import EpochIterator
 from npstream.iteration.pickling import require_importable
 from npstream.reading.batch import Batch, Ragged
+from npstream.torch.worker_exit import exit_before_finalizing as exit_before_finalizing
 
 if TYPE_CHECKING:
     from npstream.iteration.iterator import EpochProgress
