@@ -99,11 +99,12 @@ class ResumableUrl(RemoteDestination):
         """Become the owner of an interrupted write, given the numbers of its lock files."""
         writers = {number: self._read_writer(number) for number in locks}
         publication = next((w["publication"] for w in writers.values() if "publication" in w), None)
+        # A process that has published may still be removing its lock files.
+        _require_dead(writers[locks[-1]], self._store.where(lock_name(locks[-1])))
         if self._load_published(sizes, publication):
             return
         if not all(writer.get("resume") for writer in writers.values()):
             raise self._occupied_error(LOCK)
-        _require_dead(writers[locks[-1]], self._store.where(lock_name(locks[-1])))
         self._claim(locks[-1] + 1)
         self._is_loading = True
         self._load_claimed(publication)

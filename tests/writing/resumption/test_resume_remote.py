@@ -142,6 +142,25 @@ def test_two_processes_that_resume_at_once(interrupted_write, tmp_path):
     assert stored(url, options) == local_files(tmp_path / "whole")
 
 
+def test_a_process_that_has_published_and_removes_its_locks_is_not_resumed(
+    interrupted_write, monkeypatch
+):
+    url, options = interrupted_write
+    release, attempts = remote.ResumableUrl._release, []
+
+    def resume_and_release(destination):
+        if not attempts:
+            attempts.append(url)
+            assert "index.json" in names(url, options)
+            with pytest.raises(FileExistsError, match="writes here since"):
+                write_case("samples", url, None, resume=True, options=options)
+        release(destination)
+
+    monkeypatch.setattr(remote.ResumableUrl, "_release", resume_and_release)
+    write_case("samples", url, None, resume=True, options=options)
+    assert attempts == [url]
+
+
 def test_a_writer_that_another_machine_took_over_does_not_publish(
     interrupted_write, tmp_path, monkeypatch
 ):
