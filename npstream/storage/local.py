@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -267,8 +268,14 @@ class LocalStore:
             for file in sorted(files):
                 path = os.path.join(folder, file)
                 name = os.path.relpath(path, self.root).replace(os.sep, "/")
-                if name.startswith(prefix) and os.path.isfile(path):
-                    yield name, self.size(name)
+                if not name.startswith(prefix):
+                    continue
+                try:
+                    status = os.stat(path)
+                except OSError:  # another process has removed it, or it is a broken link
+                    continue
+                if stat.S_ISREG(status.st_mode):
+                    yield name, status.st_size
 
     def entries(self) -> list[str]:
         """Return the names in this directory; names of directories end with a slash."""

@@ -148,6 +148,27 @@ def test_a_failed_put_names_the_file_and_stores_nothing(store, name, data):
     assert list(store.names()) == names
 
 
+def test_names_are_listed_while_another_process_removes_files(tmp_path, monkeypatch):
+    for name in "abc":
+        (tmp_path / name).write_bytes(name.encode())
+    (tmp_path / "link").symlink_to("nothing")
+    (tmp_path / "directory").mkdir()
+    stat = os.stat
+
+    def stat_and_remove(path, **options):
+        status = stat(path, **options)
+        if str(path).endswith("b") and not options:
+            os.remove(path)
+        return status
+
+    monkeypatch.setattr(os, "stat", stat_and_remove)
+    names = LocalStore(str(tmp_path)).names()
+    assert next(names) == ("a", 1)
+    os.remove(tmp_path / "c")
+    assert list(names) == [("b", 1)]
+    assert not (tmp_path / "b").exists()
+
+
 def test_a_failed_removal_names_the_file(store):
     with pytest.raises(StorageError, match=r"cannot remove this file.*part"):
         store.remove("part")
