@@ -11,6 +11,7 @@ import os
 import pickle
 import subprocess
 import sys
+from contextlib import suppress
 from multiprocessing.context import set_spawning_popen
 from multiprocessing.reduction import ForkingPickler
 
@@ -254,11 +255,11 @@ def test_the_file_is_closed_with_the_arrays():
     shared = SharedArrays({"a": np.zeros(10_000)})
     dumps(shared)
     file = shared._file
-    os.fstat(file)
+    status = os.fstat(file)
     del shared
     gc.collect()
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(file)
+    with suppress(OSError):  # another thread may have opened a file, which has the same number
+        assert not os.path.samestat(os.fstat(file), status)
 
 
 def test_shared_entries_and_bytes_are_read_like_lists_and_bytes():
