@@ -1,7 +1,7 @@
 """Provide `exit_before_finalizing`, for DataLoader workers that were started with "spawn".
 
 If a loop over a DataLoader is left, a thread of each worker may still pickle tensors while the
-worker exits. Until Python 3.13, Python ends such a thread when it asks for the GIL after the
+worker exits. Python 3.13 and earlier end such a thread when it asks for the GIL after the
 interpreter began to finalize. If the thread is in a destructor of a tensor, that aborts the
 process, and torch reports that its worker was killed. multiprocessing does not finalize the
 interpreter of forked workers. This module does the same for spawned workers.
