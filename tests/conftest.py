@@ -103,12 +103,12 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 def requests(monkeypatch: pytest.MonkeyPatch) -> list[Span]:
     """Return a list to which all later range requests are appended."""
     recorded: list[Span] = []
-    stream = RemoteStore.stream_parts
+    stream = RemoteStore.stream_bodies
 
     def record(self, spans):
         spans = list(spans)
         recorded.extend(spans)
         return stream(self, spans)
 
-    monkeypatch.setattr(RemoteStore, "stream_parts", record)
+    monkeypatch.setattr(RemoteStore, "stream_bodies", record)
     return recorded

@@ -270,11 +270,11 @@ class Downloads:
         for part in parts:
             if not remaining[id(part)]:  # pieces without bytes
                 yield from _commit_sound(part, lease)
-        stream = self.store.stream_parts(span for _, span in spans)
+        stream = self.store.stream_bodies(span for _, span in spans)
         try:
-            for number, parts_of_body in stream:
+            for number, body in stream:
                 part, (_, begin, _) = spans[number]
-                if not part.file.put(begin, *parts_of_body):
+                if not part.file.put(begin, body):
                     if part.file.is_linked:
                         self._mark_unwritable([part])
                     remaining[id(part)] = -1  # never 0 again, so the part is never committed

@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from itertools import accumulate
 
 import numpy as np
 
@@ -95,20 +94,15 @@ class CachedFile:
             for piece in pieces
         )
 
-    def put(self, offset: int, *parts: Body) -> bool:
-        """Write successive parts of the shard, the first at `offset`.
-
-        Return False if that failed, for example on a full disk.
-        """
-        sizes = [memoryview(part).nbytes for part in parts]
-        nbytes = sum(sizes)
+    def put(self, offset: int, data: Body) -> bool:
+        """Write bytes of the shard; return False if that failed, for example on a full disk."""
+        nbytes = memoryview(data).nbytes
         if not 0 <= offset <= offset + nbytes <= len(self.data):
             raise ValueError(
                 f"{self.path}: {quantity(nbytes, 'byte')} at {offset:,} of a shard of "
                 f"{len(self.data):,}"
             )
-        offsets = accumulate(sizes, initial=offset)  # the last one is the end
-        return self._write(list(zip(offsets, parts, strict=False)))
+        return self._write([(offset, data)])
 
     def commit(self, pieces: Sequence[int]) -> bool:
         """Mark pieces, whose bytes were all written, as present; return False if that failed."""

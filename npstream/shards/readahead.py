@@ -41,7 +41,7 @@ MAX_THREADS = 8
 """Maximum number of threads that fetch chunks. Each fetches one group of chunks at a time."""
 
 GROUP_BYTES = 1 << 23
-"""About how many bytes of chunks one thread fetches together."""
+"""One thread fetches at most this many bytes of chunks together, or one larger chunk."""
 
 MAX_SAMPLE_THREADS = 4
 """Maximum number of threads that fetch samples. Each fetches one request at a time."""
@@ -237,11 +237,12 @@ class ChunkReadAhead(Lease):
         with self._condition:
             self._condition.wait_for(lambda: self._queue or self._is_closed)
             nbytes = 0
-            while self._queue and nbytes < GROUP_BYTES:
-                shards, chunk, piece = self._queue.popleft()
-                group.append((shards, chunk, piece))
-                shard, _ = chunk
+            while self._queue:
+                shards, (shard, _), _ = self._queue[0]
                 nbytes += shards.chunk_bytes(shard)
+                if group and nbytes > GROUP_BYTES:
+                    break
+                group.append(self._queue.popleft())
         return group
 
 

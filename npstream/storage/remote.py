@@ -20,13 +20,12 @@ import numpy as np
 from npstream._core.arguments import quantity
 from npstream._core.memory import ensure_fits
 from npstream._core.redaction import location_hash, redact_url
-from npstream._core.typing import Bytes, Span
+from npstream._core.typing import Body, Bytes, Span
 from npstream.errors import StorageError
 from npstream.storage.connection import StoreConnection
 from npstream.storage.deadlines import Deadlines, require_limits
 from npstream.storage.drivers import SCHEMES
 from npstream.storage.requests import Cancellation, Request, run_requests, run_with_retries
-from npstream.storage.responses import BodyParts
 from npstream.storage.traffic.outage import Outage
 from npstream.storage.traffic.record import Traffic
 from npstream.storage.uploads import Tag, make_folders, remove_folder
@@ -251,23 +250,18 @@ class RemoteStore:
         """No-op: a store without a cache keeps no damaged copies."""
 
     def stream(self, spans: Iterable[Span]) -> Generator[tuple[int, bytes]]:
+        """Yield the bytes of ranges as they arrive; the bounds are those of `stream_bodies`."""
+        return _as_bytes(self.stream_bodies(spans))
+
+    def stream_bodies(self, spans: Iterable[Span]) -> Generator[tuple[int, Body]]:
         """Yield byte ranges of files as they arrive, each with its number among `spans`.
-
-        The bounds are those of `stream_parts`.
-        """
-        return _join_parts(self.stream_parts(spans))
-
-    def stream_parts(self, spans: Iterable[Span]) -> Generator[tuple[int, list[bytes]]]:
-        """Yield byte ranges of files as they arrive, each with its number among `spans`.
-
-        A range is a list of its successive parts. A small range has one part.
 
         The number of concurrent requests and their bytes are bounded; ranges that were yielded do
         not count. Closing the generator cancels the other requests.
         """
         connection = self._connect()
         requests = (connection.range_request(self.where(span[0]), *span) for span in spans)
-        return _list_parts(self._run(connection, requests))
+        return self._run(connection, requests)
 
     @property
     def can_list(self) -> bool:
@@ -498,23 +492,11 @@ def known_schemes() -> list[str]:
     return sorted({*available_protocols(), *registry, *SCHEMES})
 
 
-def _list_parts(
-    bodies: Generator[tuple[int, bytes | BodyParts]],
-) -> Generator[tuple[int, list[bytes]]]:
-    """Yield the parts of each body."""
+def _as_bytes(bodies: Generator[tuple[int, Body]]) -> Generator[tuple[int, bytes]]:
+    """Yield copies of the bodies that are views."""
     with closing(bodies):
         for number, body in bodies:
-            yield number, body.parts if isinstance(body, BodyParts) else [body]
-            del body  # not kept in memory while the next one arrives
-
-
-def _join_parts(bodies: Generator[tuple[int, list[bytes]]]) -> Generator[tuple[int, bytes]]:
-    """Yield the concatenation of the parts of each body."""
-    with closing(bodies):
-        for number, parts in bodies:
-            body = parts[0] if len(parts) == 1 else b"".join(parts)
-            del parts
-            yield number, body
+            yield number, body if isinstance(body, bytes) else bytes(body)
             del body  # not kept in memory while the next one arrives
 
 

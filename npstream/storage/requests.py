@@ -20,7 +20,7 @@ from npstream._core.arguments import quantity
 from npstream._core.log import log, warn
 from npstream.errors import StorageError
 from npstream.storage.failures import Cause, diagnose
-from npstream.storage.responses import NO_RANGES, BodyParts
+from npstream.storage.responses import NO_RANGES
 from npstream.storage.traffic.events import is_reporting, report
 from npstream.storage.traffic.hedging import Hedging, first_answer
 from npstream.storage.traffic.outage import OUTAGE_PAUSE
@@ -81,7 +81,7 @@ _ERRNO_TEXTS = {
 _MIN_LOOP_CHECK = 2.0
 """The shortest time after which an event loop that has not run counts as blocked, in seconds."""
 
-_BODY = (bytes, bytearray, memoryview, BodyParts)
+_BODY = (bytes, bytearray, memoryview)
 """The types of the results of range requests."""
 
 _Completion = tuple[int, Any, BaseException | None]

@@ -15,7 +15,6 @@ from npstream._core.arguments import quantity
 
 __all__ = [
     "NO_RANGES",
-    "BodyParts",
     "RangeRequest",
     "Response",
     "ResponseError",
@@ -87,36 +86,6 @@ RangeRequest = Callable[[Any, str, int, int | None], AbstractAsyncContextManager
 
 If the end is None, the request is for the whole file. Not all drivers support that.
 """
-
-
-class BodyParts:
-    """A body in the parts in which it arrived. Its length is in bytes, as that of a bytes object.
-
-    Joining the parts of a large body takes longer than all else that is done with it in Python.
-
-    Parameters
-    ----------
-    parts : list of bytes
-        The parts in order, none empty.
-
-    Examples
-    --------
-    >>> body = BodyParts([b"01", b"234"])
-    >>> len(body), body.join()
-    (5, b'01234')
-    """
-
-    __slots__ = ("parts",)
-
-    def __init__(self, parts: list[bytes]) -> None:
-        self.parts = parts
-
-    def __len__(self) -> int:
-        return sum(map(len, self.parts))
-
-    def join(self) -> bytes:
-        """Return the body as one bytes object."""
-        return b"".join(self.parts)
 
 
 class ResponseError(Exception):

@@ -9,7 +9,7 @@ import os
 from collections.abc import Generator, Iterable
 from typing import Any
 
-from npstream._core.typing import Span
+from npstream._core.typing import Body, Span
 from npstream.storage.remote import RemoteStore
 
 
@@ -32,7 +32,7 @@ class PartialCopyStore(RemoteStore):
         _, arguments, state = super().__reduce__()
         return type(self), (self._directory, *arguments), state
 
-    def stream_parts(self, spans: Iterable[Span]) -> Generator[tuple[int, list[bytes]]]:
+    def stream_bodies(self, spans: Iterable[Span]) -> Generator[tuple[int, Body]]:
         """Yield byte ranges of files, each with its number among `spans`; local ones first."""
         remote: list[tuple[int, Span]] = []
         for number, span in enumerate(spans):
@@ -40,9 +40,9 @@ class PartialCopyStore(RemoteStore):
             if body is None:
                 remote.append((number, span))
             else:
-                yield number, [body]
-        for position, parts in super().stream_parts(span for _, span in remote):
-            yield remote[position][0], parts
+                yield number, body
+        for position, body in super().stream_bodies(span for _, span in remote):
+            yield remote[position][0], body
 
     def _read_local(self, span: Span) -> bytes | None:
         """Return a range of a local file; None if the file is absent or too short."""

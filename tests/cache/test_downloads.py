@@ -98,8 +98,8 @@ def test_space_is_reserved_only_for_pieces_that_are_downloaded(tmp_path, monkeyp
         store = SimpleNamespace(
             deadlines=Deadlines(),
             timeout=50.0,
-            stream_parts=lambda spans: (
-                (k, [bytes(span[2])]) for k, span in enumerate(spans) if not calls.append(span)
+            stream_bodies=lambda spans: (
+                (k, bytes(span[2])) for k, span in enumerate(spans) if not calls.append(span)
             ),
         )
         wait = CachedFile.wait

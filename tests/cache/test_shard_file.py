@@ -66,15 +66,15 @@ def test_cached_files_keep_no_descriptor(cache):
     assert not [target for target in targets if target.startswith(str(cache.directory))]
 
 
-def test_bytes_are_written_in_parts(cache):
+def test_bytes_are_written_at_an_offset(cache):
     file = cache.open(KEY, 10_000, 1)
     body = np.random.default_rng(0).bytes(9_000)
-    assert file.put(1_000, body[:4_097], memoryview(body)[4_097:4_098], b"", body[4_098:])
+    assert file.put(1_000, memoryview(body))
     assert file.put(0, bytes(1_000))
-    assert file.put(5)
+    assert file.put(5, b"")
     assert file.data.tobytes() == bytes(1_000) + body
     with pytest.raises(ValueError, match="9,000 bytes at 1,001 of a shard of 10,000"):
-        file.put(1_001, body[:1], body[1:])
+        file.put(1_001, body)
 
 
 def test_a_shard_without_bytes(cache):

@@ -247,7 +247,7 @@ def test_errors_of_the_store_are_shown(tmp_path, upload, small_chunks, monkeypat
     def fail(self, spans):
         raise npstream.errors.StorageError("<no> network")
 
-    monkeypatch.setattr(RemoteStore, "stream_parts", fail)
+    monkeypatch.setattr(RemoteStore, "stream_bodies", fail)
     assert "StorageError: &lt;no&gt; network" in ds._repr_html_()
     check_page(ds["text"]._repr_html_())
 

@@ -141,6 +141,11 @@ def flood(**match: object) -> Fault:
     return Fault("flood", **match)
 
 
+def oversized(at: int, **match: object) -> Fault:
+    """Respond with `at` more bytes than were requested, and with a matching Content-Length."""
+    return Fault("oversized", at=at, **match)
+
+
 def unsized(**match: object) -> Fault:
     """Respond without Content-Length: the body ends with the connection."""
     return Fault("unsized", **match)
@@ -488,7 +493,16 @@ async def _whole(answer: bytes, reader, entry: list[object], writer) -> None:
     await writer.drain()
 
 
-_REWRITES = ("shift", "unranged", "nameless", "multipart", "encoded", "flood", "unsized")
+_REWRITES = (
+    "shift",
+    "unranged",
+    "nameless",
+    "multipart",
+    "encoded",
+    "flood",
+    "oversized",
+    "unsized",
+)
 
 
 async def _rewrite(fault: Fault, answer: bytes, reader, entry: list[object], writer) -> None:
@@ -515,6 +529,8 @@ async def _rewrite(fault: Fault, answer: bytes, reader, entry: list[object], wri
         headers["content-encoding"] = "gzip"
     elif fault.kind == "flood":
         headers["transfer-encoding"] = "chunked"
+    elif fault.kind == "oversized":
+        body += bytes(fault.at)
     if fault.kind in ("flood", "unsized"):
         headers["connection"] = "close"
     else:
@@ -526,9 +542,11 @@ async def _rewrite(fault: Fault, answer: bytes, reader, entry: list[object], wri
             entry[4] += BLOCK
             writer.write(b"%x\r\n%s\r\n" % (BLOCK, bytes(BLOCK)))
             await writer.drain()
-    entry[4] += len(body)
-    writer.write(body)
-    await writer.drain()
+    for start in range(0, len(body), BLOCK):  # until the client closes the connection
+        block = body[start : start + BLOCK]
+        entry[4] += len(block)
+        writer.write(block)
+        await writer.drain()
 
 
 if __name__ == "__main__":

@@ -20,14 +20,14 @@ from npstream.storage.remote import RemoteStore
 def requests(monkeypatch):
     """Return a list to which all later range requests are appended, with their stores."""
     spans_read = []
-    stream = RemoteStore.stream_parts
+    stream = RemoteStore.stream_bodies
 
     def record_spans(self, spans):
         spans = list(spans)
         spans_read.extend((self.root, *span) for span in spans)
         return stream(self, spans)
 
-    monkeypatch.setattr(RemoteStore, "stream_parts", record_spans)
+    monkeypatch.setattr(RemoteStore, "stream_bodies", record_spans)
     return spans_read
 
 
@@ -195,13 +195,13 @@ def test_sources_stay_open_when_a_mixture_is_closed(remote):
 def test_stores_are_read_concurrently(remote, monkeypatch):
     mixed = npstream.mix(dict(zip("abcd", remote, strict=True)))
     barrier = threading.Barrier(2, timeout=60)
-    stream = RemoteStore.stream_parts
+    stream = RemoteStore.stream_bodies
 
     def wait_for_other(self, spans):
         barrier.wait()
         return stream(self, spans)
 
-    monkeypatch.setattr(RemoteStore, "stream_parts", wait_for_other)
+    monkeypatch.setattr(RemoteStore, "stream_bodies", wait_for_other)
     batch = mixed[[1100, 700, 5]].load()  # one request to each of two stores; 1100 is local
     assert batch["id"].tolist() == [1100, 700, 5]
 

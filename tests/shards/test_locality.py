@@ -245,7 +245,7 @@ def test_an_order_that_needs_single_samples_raises_if_chunks_are_verified_or_com
 def test_errors_of_read_ahead_reach_the_reader(tmp_path, upload, cheap_requests, monkeypatch):
     write(tmp_path / "data")
     url = upload(tmp_path / "data")
-    stream = RemoteStore.stream_parts
+    stream = RemoteStore.stream_bodies
     with npstream.open(url, cache=tmp_path / "cache", cache_limit=LIMIT, retries=0) as ds:
         batches = iter(ds.iter(0, 1, batch_size=32, shuffle=True))
         next(batches)
@@ -256,7 +256,7 @@ def test_errors_of_read_ahead_reach_the_reader(tmp_path, upload, cheap_requests,
                 raise StorageError(5, "the store fails", self.root)
             return stream(self, spans)
 
-        monkeypatch.setattr(RemoteStore, "stream_parts", stream_or_fail)
+        monkeypatch.setattr(RemoteStore, "stream_bodies", stream_or_fail)
         with pytest.raises(StorageError, match="the store fails"):
             for _ in batches:
                 pass

@@ -210,7 +210,7 @@ def test_no_request_is_made_under_the_lock_of_a_fetcher(
     numbers = write(tmp_path / "data", variable=False, compression=compression)
     ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache")
     lock, load_shards = ds._source.fetcher._lock, Fetcher._load_shards
-    stream = RemoteStore.stream_parts
+    stream = RemoteStore.stream_bodies
     evicted_bytes = []
 
     def evict(self, shards):
@@ -222,7 +222,7 @@ def test_no_request_is_made_under_the_lock_of_a_fetcher(
         return stream(self, spans)
 
     monkeypatch.setattr(Fetcher, "_load_shards", evict)
-    monkeypatch.setattr(RemoteStore, "stream_parts", request)
+    monkeypatch.setattr(RemoteStore, "stream_bodies", request)
     np.testing.assert_array_equal(ds["x"].load(), numbers)
     np.testing.assert_array_equal(ds[7]["x"], numbers[7])
     assert max(evicted_bytes) > 0
@@ -244,18 +244,18 @@ def test_a_cache_directory_may_be_deleted_in_use(tmp_path, upload, small_chunks)
 def flips(monkeypatch):
     """Return a list with one number: how many of the next responses have a flipped bit."""
     remaining = [0]
-    stream = RemoteStore.stream_parts
+    stream = RemoteStore.stream_bodies
 
     def stream_flipped(self, spans):
         spans = list(spans)
-        for number, parts in stream(self, spans):
-            data = b"".join(parts)
+        for number, body in stream(self, spans):
+            data = bytes(body)
             if remaining[0] and spans[number][0].endswith(".mds") and len(data) > 100:
                 remaining[0] -= 1
                 data = data[:-9] + bytes([data[-9] ^ 1]) + data[-8:]
-            yield number, [data]
+            yield number, data
 
-    monkeypatch.setattr(RemoteStore, "stream_parts", stream_flipped)
+    monkeypatch.setattr(RemoteStore, "stream_bodies", stream_flipped)
     return remaining
 
 

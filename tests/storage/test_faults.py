@@ -28,6 +28,7 @@ from faults import (
     ignore_range,
     multipart,
     other_range,
+    oversized,
     reset,
     slow,
     stall,
@@ -195,7 +196,15 @@ def test_a_server_that_ignores_ranges_raises(faulty: FaultyStore):
 @on_web_servers
 @pytest.mark.parametrize(
     "fault",
-    [other_range(1000), other_range(-1000), unranged(), multipart(), encoded(), flood()],
+    [
+        other_range(1000),
+        other_range(-1000),
+        unranged(),
+        multipart(),
+        encoded(),
+        flood(),
+        oversized(64 << 20),
+    ],
     ids=lambda fault: f"{fault.kind}{fault.at or ''}",
 )
 def test_responses_that_do_not_match_the_range_are_rejected(faulty: FaultyStore, fault: Fault):

@@ -30,21 +30,26 @@ from npstream.storage.engines.library import (
 from npstream.storage.engines.options import Target, UnsupportedOptionError
 from npstream.storage.engines.s3 import s3_target
 from npstream.storage.failures import classify
-from npstream.storage.responses import BodyParts, ResponseError, SurplusError, check_encoding
+from npstream.storage.responses import ResponseError, SurplusError, check_encoding
 
 __all__ = ["Engine", "find_engine"]
 
 DriverCall = Callable[[], Awaitable[Any]]
 """Sends the same request through the driver."""
 
-_PART_BYTES = 1 << 20
-"""The size of the parts in which a larger body arrives."""
+_MAX_STREAM_BYTES = 1 << 20
+"""Bodies of at most this size are read as streams.
 
-_KEPT_BYTES = 1 << 23
+A stream ends as soon as more bytes come than were requested, so it finds a server that sends a
+wrong Content-Length. obstore reads a larger body to its end. A stream would copy it once more, into
+memory that is set to zero first.
+"""
+
+_KEPT_BYTES = 1 << 24
 """Blocks of memory up to this size stay in the process when they are freed.
 
 glibc returns freed memory to the kernel unless the process has freed a block of at least this size
-before. Without such a block, most parts would be in new pages, whose page faults take a tenth of
+before. Without such a block, most bodies would be in new pages, whose page faults take a tenth of
 the processor time of reading a dataset.
 """
 
@@ -194,7 +199,7 @@ class Engine:
         where = f"{self._target.store} {self._target.container}"
         log("%s is read by fsspec, not obstore: %s", where, self._redact(reason)[:300])
 
-    async def _read(self, key: str, start: int, end: int) -> bytes | BodyParts:
+    async def _read(self, key: str, start: int, end: int) -> memoryview:
         """Return a byte range. No check of Content-Range is needed: obstore checks it."""
         return await _read_body(await self._get(key, start, end), key, end - start)
 
@@ -207,8 +212,7 @@ class Engine:
             return await self._info(key), b""  # the file is empty
         info = _file_info(key, response.meta, _INFO_KEYS[self._target.store])
         _, end = response.range
-        body = await _read_body(response, key, end)
-        return info, body.join() if isinstance(body, BodyParts) else body
+        return info, bytes(await _read_body(response, key, end))
 
     async def _get(self, key: str, start: int, end: int) -> Any:
         options = {"range": (start, end)}
@@ -219,24 +223,23 @@ class Engine:
         return _file_info(key, metadata, _INFO_KEYS[self._target.store])
 
 
-async def _read_body(response: Any, key: str, nbytes: int) -> bytes | BodyParts:
+async def _read_body(response: Any, key: str, nbytes: int) -> memoryview:
     """Read the body of a response, which must have `nbytes` bytes.
 
-    Parts are not joined here, because the event loop would do nothing else meanwhile.
+    The result is a view of obstore's memory. To copy a large body here would block the event loop.
     """
     check_encoding({"content-encoding": response.attributes.get("Content-Encoding")}, key)
-    body = aiter(response.stream(min_chunk_size=min(nbytes, _PART_BYTES)))
-    parts, remaining = [], nbytes
-    # The end of the stream is not read: waiting for it would double the time of a small range.
-    while remaining > 0:
-        part = await anext(body, b"")
-        if not part:
-            raise ResponseError(f"{nbytes - remaining:,} of {quantity(nbytes, 'byte')} came")
-        parts.append(part)
-        remaining -= len(part)
-    if remaining:
+    if nbytes > _MAX_STREAM_BYTES:
+        part = await response.bytes_async()
+    else:
+        # The end of the stream is not read.
+        part = await anext(aiter(response.stream(min_chunk_size=nbytes)), b"")
+    body = memoryview(part)
+    if len(body) < nbytes:
+        raise ResponseError(f"{len(body):,} of {quantity(nbytes, 'byte')} came")
+    if len(body) > nbytes:
         raise SurplusError(nbytes)
-    return bytes(parts[0]) if len(parts) == 1 else BodyParts(parts)
+    return body
 
 
 class _ServerError(Exception):

@@ -14,7 +14,7 @@ import time
 
 import pytest
 from children import fork_child, run_in_child, wait_for_child
-from faults import FOR_EVER, nameless, slow, stall, status
+from faults import FOR_EVER, nameless, oversized, slow, stall, status, truncate, wrong_length
 from servers import ENGINE_KINDS, ENGINE_SUFFIX, choose_engine
 
 from npstream.errors import StorageError
@@ -195,8 +195,8 @@ LARGE = DATA * 20
 
 @pytest.fixture
 def large_file_store(servers, monkeypatch):
-    """Return a store whose file "large" arrives in several parts."""
-    monkeypatch.setattr(engines, "_PART_BYTES", 100)
+    """Return a store whose file "large" arrives in several parts, and counts as large."""
+    monkeypatch.setattr(engines, "_MAX_STREAM_BYTES", 100)
     proxy = servers.proxy(S3)
     remote_dir = new_directory(servers, S3, proxy)
     remote_dir.put("large", LARGE)
@@ -206,16 +206,32 @@ def large_file_store(servers, monkeypatch):
     proxy.clear()
 
 
-def test_ranges_joins_the_parts_of_large_ranges(large_file_store):
+def test_ranges_are_bytes(large_file_store):
     assert large_file_store.read("large") == LARGE
     spans = [("large", 1, 150_000), ("file", 7, 3)]
     assert large_file_store.ranges(spans) == [LARGE[1:150_001], DATA[7:10]]
 
 
-def test_stream_parts_does_not_join_the_parts_of_large_ranges(large_file_store):
-    parts = dict(large_file_store.stream_parts([("large", 1, 150_000), ("file", 7, 3)]))
-    assert len(parts[0]) > 1
-    assert [b"".join(parts[0]), *parts[1]] == [LARGE[1:150_001], DATA[7:10]]
+def test_streamed_bodies_are_not_copied(large_file_store):
+    bodies = dict(large_file_store.stream_bodies([("large", 1, 150_000), ("file", 7, 3)]))
+    assert [type(bodies[number]) for number in (0, 1)] == [memoryview, memoryview]
+    assert [bodies[number].tobytes() for number in (0, 1)] == [LARGE[1:150_001], DATA[7:10]]
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (oversized(1, times=FOR_EVER), "more than 150,000 bytes came"),
+        (wrong_length(149_999, times=FOR_EVER), "149,999 of 150,000 bytes came"),
+        (truncate(149_999, times=FOR_EVER), "after 2 attempts"),
+    ],
+    ids=["oversized", "wrong_length", "truncated"],
+)
+def test_a_large_body_of_another_length_raises(large_file_store, servers, fault, message):
+    servers.proxy(S3).faults = [fault]
+    large_file_store.retries = 1
+    with pytest.raises(StorageError, match=message):
+        large_file_store.ranges([("large", 1, 150_000)])
 
 
 def test_the_driver_reads_a_store_with_an_option_that_obstore_lacks(remote_dir, log_messages):
