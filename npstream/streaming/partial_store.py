@@ -36,11 +36,11 @@ class PartialCopyStore(RemoteStore):
         """Yield byte ranges of files, each with its number among `spans`; local ones first."""
         remote: list[tuple[int, Span]] = []
         for number, span in enumerate(spans):
-            body = self._read_local(span)
-            if body is None:
+            copied = self._read_local(span)
+            if copied is None:
                 remote.append((number, span))
             else:
-                yield number, body
+                yield number, copied
         for position, body in super().stream_bodies(span for _, span in remote):
             yield remote[position][0], body
 
