@@ -258,7 +258,7 @@ def block(ds: npstream.Dataset) -> Picture:
 
 
 def cache() -> Picture:
-    picture = Picture("cache", "All processes of a machine share the chunks on its disk", 260)
+    picture = Picture("cache", "All processes of a user share the chunks on a local disk", 260)
     picture.box(20, 40, 180, 60, "#f6f8fa", "object store: all chunks")
     picture.text(300, 30, "the cache: one sparse file for each shard", color=MUTED)
     present = [{0, 1, 5, 6}, {2}, {0, 3, 4, 7}]
