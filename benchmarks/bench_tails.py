@@ -105,6 +105,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=100)
     arguments = parser.parse_args()
     remote_shards.SPARSE_READS = 1 << 30  # so that batches never fetch whole chunks
+    npstream.precompile()  # no batch includes the import of Numba
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as directory:
         runs = compare(Path(directory), arguments.batches, SAMPLES)
     for hedge, run in runs.items():

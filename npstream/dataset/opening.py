@@ -86,8 +86,8 @@ def open_dataset(
     retries : int, default: 4
         Maximum retries of a request.
     hedge : bool, default: True
-        Whether a range request that takes more than 3 times the recent median is sent a second
-        time. The first answer is used. This adds at most 3 % of the requests.
+        Whether a range request that takes more than 3 times the recent median is sent again, at
+        most twice. The first answer is used. This adds at most 3 % of the requests.
     outage : float or str, default: 0
         How long reads wait for a store that does not answer any more, after `timeout` and
         `retries`: a number of seconds, or text such as "10min", "90s" or "1h".

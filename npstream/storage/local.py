@@ -87,7 +87,7 @@ def open_store(
     retries : int
         How often such a request is retried.
     hedge : bool
-        Whether slow range requests to a remote store are sent a second time.
+        Whether slow range requests to a remote store are sent again.
     outage : float
         Seconds that requests wait for a remote store that does not answer, in addition to
         `timeout`.

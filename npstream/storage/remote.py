@@ -62,7 +62,7 @@ class RemoteStore:
     retries : int
         How often a request is retried after a transient failure.
     hedge : bool
-        Whether slow range requests are sent a second time.
+        Whether slow range requests are sent again.
     outage : float
         Seconds that requests wait for a store that does not answer, in addition to `timeout`.
 

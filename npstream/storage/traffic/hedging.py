@@ -1,4 +1,4 @@
-"""Hedged requests: a slow request is sent a second time, and the first valid answer is used."""
+"""Hedged requests: a slow request is sent again, and the first valid answer is used."""
 
 from __future__ import annotations
 
@@ -9,16 +9,23 @@ from typing import Any, NamedTuple
 __all__ = ["HedgeBudget", "Hedging", "first_answer"]
 
 HEDGE_FACTOR = 3.0
-"""A request is slow once it has taken this many times the recent median."""
+"""An attempt is slow once it has taken this many times the recent median."""
 
 MIN_HEDGE_DELAY = 0.02
-"""No request is slow before this number of seconds, however fast the store is.
+"""No attempt is slow before this number of seconds, however fast the store is.
 
 A busy processor delays answers by milliseconds, which a second request does not change.
 """
 
 HEDGE_FRACTION = 0.03
 """Each range request allows this fraction of a hedge, so hedges add at most 3 % more requests."""
+
+MAX_HEDGES = 2
+"""Maximum number of hedges of one request.
+
+If 1 % of the answers are slow, so are 1 % of the hedges. With one hedge for each request, one in 40
+batches that wait for 256 requests would wait for a slow hedge.
+"""
 
 MAX_SAVED_HEDGES = 10.0
 """The maximum number of allowed hedges that are saved for later.
@@ -69,14 +76,14 @@ class HedgeBudget:
 
 
 class Hedging(NamedTuple):
-    """The conditions for a second attempt of a request.
+    """The conditions for further attempts of a request.
 
     Attributes
     ----------
     delay : float
-        Seconds after which the first attempt is slow.
+        Seconds after which an attempt is slow.
     start : callable
-        Returns True if the second attempt may be sent now, and counts it as sent.
+        Returns True if a further attempt may be sent now, and counts it as sent.
     is_valid : callable
         Returns True if a result is a correct answer to the request.
     """
@@ -95,7 +102,7 @@ class Answer(NamedTuple):
     start : float
         The time, on the loop's clock, when the attempt began that returned the result.
     is_hedge : bool
-        True if this was the second attempt.
+        True if this was not the first attempt.
     """
 
     result: Any
@@ -106,20 +113,20 @@ class Answer(NamedTuple):
 async def first_answer(
     perform: Callable[[], Awaitable[Any]], timeout: float, hedging: Hedging | None = None
 ) -> Answer:
-    """Perform a request within `timeout` seconds; if it is slow, perform it a second time.
+    """Perform a request within `timeout` seconds; if an attempt is slow, begin another one.
 
-    The first valid result is returned, and the other attempt is cancelled. An attempt that fails
-    leaves the other one running. If there is no valid result, the outcome of the first attempt
-    counts: its invalid result is returned, or its exception is raised.
+    The first valid result is returned, and the other attempts are cancelled. An attempt that fails
+    leaves the others running. If there is no valid result, the outcome of the first attempt counts:
+    its invalid result is returned, or its exception is raised.
 
     Parameters
     ----------
     perform : callable
         Returns an awaitable of the result of a new attempt, which may ignore cancellation.
     timeout : float
-        Seconds for both attempts together.
+        Seconds for all attempts together.
     hedging : Hedging, optional
-        By default, there is no second attempt.
+        By default, there is only one attempt.
 
     Returns
     -------
@@ -135,17 +142,23 @@ async def first_answer(
     loop = asyncio.get_running_loop()
     starts = [loop.time()]
     tasks = [_start(perform())]
+    end = starts[0] + timeout
     try:
-        delay = timeout if hedging is None else min(hedging.delay, timeout)
-        await asyncio.wait(tasks, timeout=delay)
-        if hedging is not None and not tasks[0].done() and delay < timeout:
-            if hedging.start():
+        is_valid = _is_any if hedging is None else hedging.is_valid
+        while True:
+            until = end
+            if hedging is not None and len(tasks) <= MAX_HEDGES:
+                until = min(starts[-1] + hedging.delay, end)
+            winner = await _first_valid(tasks, until, is_valid)
+            if winner is not None or until == end:
+                break
+            if hedging is not None and hedging.start():
                 starts.append(loop.time())
                 tasks.append(_start(perform()))
-            end = starts[0] + timeout
-            winner = await _wait_for_valid(tasks, end, hedging.is_valid)
-            if winner > 0:
-                return Answer(tasks[winner].result(), starts[winner], True)
+            else:
+                hedging = None
+        if winner:
+            return Answer(tasks[winner].result(), starts[winner], True)
         if not tasks[0].done():
             raise TimeoutError(f"no answer within {timeout:.1f} s")
         if tasks[0].cancelled():
@@ -156,14 +169,18 @@ async def first_answer(
             task.cancel()
 
 
-async def _wait_for_valid(
+async def _first_valid(
     tasks: list[asyncio.Future[Any]], end: float, is_valid: Callable[[Any], bool]
-) -> int:
-    """Return the index of the first task with a valid result; 0 if none has one at `end`.
+) -> int | None:
+    """Wait for a valid result until `end`, a time on the loop's clock.
 
-    `end` is a time on the loop's clock.
+    Returns
+    -------
+    int or None
+        The index of the first task with a valid result. 0 if all tasks have ended without one. None
+        if a task is still running at `end`.
     """
-    loop, pending = asyncio.get_running_loop(), set(tasks)
+    loop, pending = asyncio.get_running_loop(), {task for task in tasks if not task.done()}
     while pending and (remaining := end - loop.time()) > 0:
         done, pending = await asyncio.wait(
             pending, timeout=remaining, return_when=asyncio.FIRST_COMPLETED
@@ -171,7 +188,11 @@ async def _wait_for_valid(
         for number, task in enumerate(tasks):
             if task in done and not _failed(task) and is_valid(task.result()):
                 return number
-    return 0
+    return None if pending else 0
+
+
+def _is_any(result: Any) -> bool:
+    return True
 
 
 def _start(work: Awaitable[Any]) -> asyncio.Future[Any]:

@@ -40,9 +40,9 @@ class ReadStats:
     retries : int
         Attempts after failures.
     hedges : int
-        Second attempts that were sent because the first was slow.
+        Further attempts that were sent because the previous one was slow.
     hedges_won : int
-        Hedges that answered before the first attempt.
+        Hedges that answered before the other attempts.
     bytes_requested : int
         Bytes of all range requests, including retries and hedges.
     bytes_used : int
@@ -194,7 +194,7 @@ class Traffic:
     Parameters
     ----------
     hedge : bool, default: True
-        Whether slow range requests are sent a second time.
+        Whether slow range requests are sent again.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""A slow range is requested a second time, the first answer is used, and hedges are few."""
+"""A slow range is requested again, the first answer is used, and hedges are few."""
 
 from __future__ import annotations
 
@@ -67,10 +67,10 @@ def attempts(fake) -> Attempts:
     return attempts
 
 
-def warm_store(**options) -> RemoteStore:
-    """Return a store with a recent median, which may send one hedge."""
+def warm_store(hedges: int = 1, **options) -> RemoteStore:
+    """Return a store with a recent median, which may send `hedges` hedges."""
     store = RemoteStore("fake://a", **options)
-    store.ranges([("fast", 0, 100)] * FAST_REQUESTS)
+    store.ranges([("fast", 0, 100)] * (FAST_REQUESTS * hedges))
     assert store.traffic.stats().hedges == 0
     return store
 
@@ -106,6 +106,31 @@ def test_a_second_attempt_answers_for_a_silent_one(attempts):
     assert stats.bytes_requested == 200
     wait_for_event_loop()
     assert attempts.cancelled == [0]
+
+
+def test_a_slow_hedge_is_hedged(attempts):
+    store = warm_store(hedges=2)
+    attempts.answers = [never, never, data]
+    before = store.traffic.stats()
+    assert store.ranges([(SLOW, 0, 100)]) == [DATA[:100]]
+    stats = store.traffic.stats() - before
+    assert (stats.requests, stats.retries) == (1, 0)
+    assert (stats.hedges, stats.hedges_won) == (2, 1)
+    assert stats.bytes_requested == 300
+    wait_for_event_loop()
+    assert attempts.cancelled == [0, 1]
+
+
+def test_a_request_has_at_most_two_hedges(attempts):
+    store = warm_store(hedges=4)
+
+    async def answer_late() -> object:
+        await asyncio.wait((asyncio.get_running_loop().create_future(),), timeout=0.02)
+        return DATA[:100]
+
+    attempts.answers = [never, never, answer_late]
+    assert store.ranges([(SLOW, 0, 100)]) == [DATA[:100]]
+    assert store.traffic.stats().hedges == len(attempts.started) - 1 == 2
 
 
 def test_the_first_attempt_may_still_win(attempts):
