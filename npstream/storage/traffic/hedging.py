@@ -61,14 +61,9 @@ class HedgeBudget:
         """Count a range request."""
         self._saved = min(self._saved + HEDGE_FRACTION, MAX_SAVED_HEDGES)
 
-    @property
-    def is_empty(self) -> bool:
-        """True if no hedge may be sent now."""
-        return self._saved < 1
-
     def take(self) -> bool:
         """Return True if a hedge may be sent now, and count it as sent."""
-        if self.is_empty:
+        if self._saved < 1:
             return False
         self._saved -= 1
         self.sent += 1

@@ -245,9 +245,10 @@ class Traffic:
     def hedge_delay(self, nbytes: int) -> float | None:
         """Return the seconds after which a range request is slow.
 
-        None if no hedge may be sent, or if there are too few latencies of similar requests.
+        None if hedges are turned off, or if there are too few latencies of similar requests. The
+        budget of hedges does not matter yet: it may grow until the request is slow.
         """
-        if not nbytes or not self._hedge or self.budget.is_empty:
+        if not nbytes or not self._hedge:
             return None
         median = self.recent.median(nbytes)
         return None if median is None else max(HEDGE_FACTOR * median, MIN_HEDGE_DELAY)
